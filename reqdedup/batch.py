@@ -1,0 +1,129 @@
+"""RequestBatch: R requests once, B rows pointing at them.
+
+    request 0: user 7, history [a b c]        rows: 0 1 2 3      row_offsets_R1     = [0, 4, 6]
+    request 1: user 9, history [d]            rows: 4 5          history_offsets_R1 = [0, 3, 4]
+
+    history["item_id"] = [a b c d]            T = 4, packed      request_of_row_B   = [0 0 0 0 1 1]
+
+Request-level tensors have first axis R (or T, packed over R, with offsets), row-level tensors first axis B. A request
+is never split over two batches. Nothing here copies a request-level value to its rows; `expand` does, on the device,
+when a model asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from reqdedup.ops.expand import expand
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestBatch:
+    """One deduplicated batch.
+
+    request: request-level values, [R, ...] each (scalars [R], vectors [R, width]).
+    row: item-level values and labels, [B] each; labels are float32, NaN where the log has none.
+    history: sequence columns, packed, [T] each, in timeline order (oldest first).
+    history_offsets_R1, row_offsets_R1: [R + 1] int64, first 0, last T (B).
+    user_id_R: [R] int64.  item_id_B: [B] int64.  request_of_row_B: [B] int64.
+
+    Invariants, checked by `validate`:
+    - row_offsets_R1 and history_offsets_R1 start at 0, never fall, and end at B and T
+    - request_of_row_B[b] == r  exactly for  row_offsets_R1[r] <= b < row_offsets_R1[r + 1]
+    - every tensor has the first axis its dict says
+    """
+
+    user_id_R: torch.Tensor
+    item_id_B: torch.Tensor
+    request_of_row_B: torch.Tensor
+    row_offsets_R1: torch.Tensor
+    history_offsets_R1: torch.Tensor
+    request: dict[str, torch.Tensor] = field(default_factory=dict)
+    row: dict[str, torch.Tensor] = field(default_factory=dict)
+    history: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.user_id_R)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.item_id_B)
+
+    @property
+    def num_history_tokens(self) -> int:
+        """T: history tokens packed over the R requests."""
+        return len(next(iter(self.history.values()))) if self.history else 0
+
+    @property
+    def fan_out(self) -> float:
+        """Rows per request; 0 for an empty batch."""
+        return self.num_rows / self.num_requests if self.num_requests else 0.0
+
+    def expand(self, x_R: torch.Tensor) -> torch.Tensor:
+        """The value of each row's request: [R, ...] -> [B, ...]."""
+        return expand(x_R, self.row_offsets_R1, num_rows=self.num_rows)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor under a flat name, `history/item_id` for example."""
+        flat: dict[str, torch.Tensor] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, dict):
+                flat.update({f"{f.name}/{name}": tensor for name, tensor in value.items()})
+            else:
+                flat[f.name] = value
+        return flat
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors: what moves to the device."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RequestBatch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> RequestBatch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> RequestBatch:
+        moved: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            moved[f.name] = {k: move(v) for k, v in value.items()} if isinstance(value, dict) else move(value)
+        return replace(self, **moved)
+
+    def validate(self) -> RequestBatch:
+        """Check every invariant, values included; raises ValueError naming the first that fails, else returns self."""
+        num_requests, num_rows = self.num_requests, self.num_rows
+        for name, count, end in (
+            ("row_offsets_R1", num_rows, "rows"),
+            ("history_offsets_R1", self.num_history_tokens, "history tokens"),
+        ):
+            offsets = getattr(self, name)
+            if offsets.shape != (num_requests + 1,) or offsets.dtype != torch.int64:
+                raise ValueError(
+                    f"{name}: [{num_requests + 1}] int64 required, found {tuple(offsets.shape)} {offsets.dtype}"
+                )
+            if offsets[0] != 0 or offsets[-1] != count or bool((offsets.diff() < 0).any()):
+                raise ValueError(f"{name}: must rise from 0 to {count} {end}, found {offsets.tolist()[:8]}...")
+        wanted = torch.repeat_interleave(
+            torch.arange(num_requests, device=self.row_offsets_R1.device), self.row_offsets_R1.diff()
+        )
+        if not torch.equal(self.request_of_row_B, wanted):
+            raise ValueError("request_of_row_B: must be the request of each row as row_offsets_R1 says, found another")
+        for group, axis, length in (
+            ("request", "R", num_requests),
+            ("row", "B", num_rows),
+            ("history", "T", self.num_history_tokens),
+        ):
+            for name, tensor in getattr(self, group).items():
+                if tensor.ndim == 0 or len(tensor) != length:
+                    raise ValueError(
+                        f"{group}[{name!r}]: first axis {axis} = {length} required, found {tuple(tensor.shape)}"
+                    )
+        return self

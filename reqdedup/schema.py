@@ -1,0 +1,168 @@
+"""Which column is request-level, item-level or a label.
+
+One `EngagementSchema` describes a log from the first Parquet page to the model: the writer reads from it what may be
+stored once per request, the loader what belongs on axis R and what on axis B. Pure Python on purpose: storage maps the
+type names to Arrow and Iceberg, the loader maps them to torch.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+SCALAR_TYPES = ("bool", "int32", "int64", "float32", "float64", "string", "timestamp")
+"""Type names of scalars; `timestamp` is microseconds, UTC."""
+
+NUMBER_WIDTH_BYTES = {"int32": 4, "int64": 8, "float32": 4, "float64": 8}
+"""Bytes of one element of a sequence or vector column."""
+
+USER_ID, REQUEST_ID, ITEM_ID, REQUEST_TS = "user_id", "request_id", "item_id", "request_ts"
+KEYS = (USER_ID, REQUEST_ID, ITEM_ID)
+HISTORY_END, TIMELINE_VERSION = "history_end", "timeline_version"
+HISTORY_ITEM_ID, HISTORY_TS = "history_item_id", "history_ts"
+
+
+class Level(enum.Enum):
+    """Where a column's value is decided: `KEY` identifies, `REQUEST` is one value per request, the others per row."""
+
+    KEY = "key"
+    REQUEST = "request"
+    ITEM = "item"
+    LABEL = "label"
+
+
+class Kind(enum.Enum):
+    """Shape of one value: `SCALAR`; `SEQUENCE`, ragged, one element per history event; `VECTOR`, of fixed `width`."""
+
+    SCALAR = "scalar"
+    SEQUENCE = "sequence"
+    VECTOR = "vector"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of an engagement log.
+
+    dtype: a name of SCALAR_TYPES; for sequences and vectors the element type, a number.
+    width: elements per value of a VECTOR, else 0.
+    doc: what the column means, with its unit; it becomes the column doc of the Iceberg tables.
+    """
+
+    name: str
+    dtype: str
+    level: Level
+    doc: str = ""
+    kind: Kind = Kind.SCALAR
+    width: int = 0
+    nullable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in SCALAR_TYPES:
+            raise ValueError(f"column {self.name}: dtype must be one of {SCALAR_TYPES}, found {self.dtype!r}")
+        if self.kind is not Kind.SCALAR:
+            if self.level is not Level.REQUEST:
+                raise ValueError(
+                    f"column {self.name}: a {self.kind.value} must be request-level, found {self.level.value}"
+                )
+            if self.dtype not in NUMBER_WIDTH_BYTES:
+                raise ValueError(f"column {self.name}: a {self.kind.value} holds numbers, found {self.dtype!r}")
+            if self.nullable:
+                raise ValueError(f"column {self.name}: a {self.kind.value} cannot be null; store an empty one")
+        if (self.kind is Kind.VECTOR) != (self.width > 0):
+            raise ValueError(f"column {self.name}: width is for vectors and must be positive there, found {self.width}")
+
+    @property
+    def is_blob(self) -> bool:
+        """True where one value is many numbers, stored as one binary value in the deduplicated form."""
+        return self.kind is not Kind.SCALAR
+
+
+@dataclass(frozen=True)
+class EngagementSchema:
+    """The columns of one engagement log, in table order.
+
+    - the three int64 keys user_id, request_id, item_id are there, none null
+    - `request_ts` is there, request-level
+    - all sequence columns of a request have the same length
+    """
+
+    columns: tuple[Column, ...]
+
+    def __post_init__(self) -> None:
+        names = [column.name for column in self.columns]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"engagement schema: every column once, found twice: {', '.join(twice)}")
+        by_name = {column.name: column for column in self.columns}
+        for key in KEYS:
+            column = by_name.get(key)
+            if column is None or column.level is not Level.KEY or column.dtype != "int64" or column.nullable:
+                raise ValueError(f"engagement schema: {key} must be a non-null int64 at Level.KEY, found {column}")
+        extra = [column.name for column in self.columns if column.level is Level.KEY and column.name not in KEYS]
+        if extra:
+            raise ValueError(f"engagement schema: the keys are {KEYS}, found also {extra}")
+        request_ts = by_name.get(REQUEST_TS)
+        if request_ts is None or request_ts.level is not Level.REQUEST or request_ts.dtype != "timestamp":
+            raise ValueError(f"engagement schema: {REQUEST_TS} must be a request-level timestamp, found {request_ts}")
+
+    def __getitem__(self, name: str) -> Column:
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(f"no column {name!r}; there are {', '.join(self.names)}")
+
+    def __contains__(self, name: object) -> bool:
+        return any(column.name == name for column in self.columns)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    def at(self, *levels: Level) -> tuple[Column, ...]:
+        """The columns of these levels, in table order."""
+        return tuple(column for column in self.columns if column.level in levels)
+
+    @property
+    def request_columns(self) -> tuple[Column, ...]:
+        return self.at(Level.REQUEST)
+
+    @property
+    def row_columns(self) -> tuple[Column, ...]:
+        """Item-level columns and labels: what differs per row, the item key left out."""
+        return self.at(Level.ITEM, Level.LABEL)
+
+    @property
+    def labels(self) -> tuple[Column, ...]:
+        return self.at(Level.LABEL)
+
+    @property
+    def blobs(self) -> tuple[Column, ...]:
+        """Sequences and vectors: the columns that deduplication is about."""
+        return tuple(column for column in self.columns if column.is_blob)
+
+    @property
+    def sequences(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.kind is Kind.SEQUENCE)
+
+    def select(self, names: Iterable[str]) -> EngagementSchema:
+        """The same schema with only these columns (the keys and request_ts must be among them)."""
+        wanted = set(names)
+        unknown = wanted - set(self.names)
+        if unknown:
+            raise ValueError(f"no such columns: {sorted(unknown)}; there are {', '.join(self.names)}")
+        return EngagementSchema(tuple(column for column in self.columns if column.name in wanted))
+
+    def with_columns(self, *columns: Column) -> EngagementSchema:
+        return EngagementSchema(self.columns + columns)
+
+    def to_json(self) -> str:
+        """A stable text form; tables carry it in the property `reqdedup.schema`, so that they describe themselves."""
+        rows = [{**asdict(column), "level": column.level.value, "kind": column.kind.value} for column in self.columns]
+        return json.dumps(rows, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> EngagementSchema:
+        rows = json.loads(text)
+        return cls(tuple(Column(**{**row, "level": Level(row["level"]), "kind": Kind(row["kind"])}) for row in rows))
