@@ -1,0 +1,93 @@
+# Needs make, bash and Python 3.11 to 3.13, nothing else: every target sets up what it needs. Start with `make help`.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+EXTRAS := train,dagster,notebooks,dev
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PORT ?= 3000
+RECIPE ?= laptop
+# Two processes share two cores: one thread each is faster than four threads fighting.
+TEST_WORKERS ?= 2
+
+# Dagster keeps its run history here; without it every command forgets the one before.
+export DAGSTER_HOME := $(CURDIR)/.dagster
+ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help setup run ui test check format notebooks clean distclean
+
+help: ## list the targets
+	@echo "reqdedup: request-level data stored, moved and computed once per request"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
+	@echo "  make run LOGS=ml-100k/u.data PRESET=movielens   your own log: movielens, mind or kuairand"
+	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
+	@echo "  make ui PORT=3001                            another port"
+	@echo "  export DAGSTER_HOME=$(DAGSTER_HOME); $(BIN)/dg launch --assets '*'"
+	@echo "                                               the same graph from Dagster's command line, or a selection of it"
+
+setup: $(INSTALLED) .dagster/dagster.yaml ## make .venv with the pinned dependencies (a second call is instant)
+
+run: setup ## materialize the whole asset graph and print a summary
+	@$(ACTIVATED) python -m pipelines.run --recipe '$(RECIPE)' $(if $(LOGS),--logs '$(LOGS)') $(if $(PRESET),--preset '$(PRESET)') $(if $(MAPPING),--mapping '$(MAPPING)')
+
+ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph
+	@$(ACTIVATED) dg dev --host 127.0.0.1 --port $(PORT)
+
+test: check ## check, then run the tests
+	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile --durations 10
+
+check: setup ## lint, format, types and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: setup ## format the code and fix what ruff can fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+notebooks: setup ## run the notebooks against the embedded warehouse, into notebooks/*.ipynb
+	@for script in notebooks/*.py; do $(ACTIVATED) jupytext --quiet --to ipynb --execute "$$script"; echo "$${script%.py}.ipynb"; done
+
+clean: ## remove caches and build output
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis notebooks/*.ipynb
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv, Dagster's history and the tables under warehouse/data too
+	@rm -rf .venv .dagster warehouse/data
+
+.dagster/dagster.yaml: dagster.yaml
+	@mkdir -p .dagster && ln -sf ../dagster.yaml $@ && touch -h $@
+
+# The stamp is as old as the last complete installation, so an interrupted one is repeated.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  rm -rf .venv; \
+	  python=; \
+	  for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+	      then python=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "setup: Python 3.11, 3.12 or 3.13 with its venv module is required;" \
+	      "found $$(python3 --version 2>/dev/null || echo 'no python3') without a fitting one beside it." >&2; \
+	    echo "       Install one (Debian: apt-get install python3 python3-venv) or name it: make setup PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "setup: .venv with $$("$$python" --version) ($$python)"; \
+	  "$$python" -m venv .venv; \
+	fi
+	@echo "setup: installing the pinned dependencies, one to five minutes the first time"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+	  -c constraints.txt -e '.[$(EXTRAS)]' 2>&1 | awk ' \
+	    /^Collecting / { if (++collected % 20 == 0) { print "setup: " collected " packages collected"; fflush() } } \
+	    /^Installing collected/ { print "setup: installing them"; fflush() } \
+	    /^Successfully installed/ { print "setup: done" } \
+	    /^(ERROR|WARNING|error)|^ +(error|note):|Error/ { print; fflush() }'
+	@touch $@

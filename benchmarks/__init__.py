@@ -1,0 +1,1 @@
+"""Measured claims: a correctness gate, then time; one result row per variant in `benchmarks/results/`."""
