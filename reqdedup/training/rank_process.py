@@ -1,0 +1,82 @@
+"""The program of one rank that `run_ranks` starts; not meant to be called by hand.
+
+Reads its module search path, its settings and the target from stdin, joins the process group, runs the target, and
+sends events, the result or the error through the file descriptor named on its command line.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import sys
+import traceback
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+from reqdedup.training.launch import RankMessage, RankSettings
+
+
+def main() -> None:
+    connection = Connection(int(sys.argv[1]), readable=False)
+    try:
+        sys.path[:] = list(dict.fromkeys([*sys.path, *pickle.load(sys.stdin.buffer)]))
+        settings: RankSettings = pickle.load(sys.stdin.buffer)
+        result = _run(settings, connection)
+        send(connection, RankMessage(kind="result", value=result))
+    except BaseException as error:
+        message = RankMessage(kind="error", value=_text(error), is_symptom=_is_symptom(error))
+        try:
+            send(connection, message)
+        except OSError:
+            raise error from None
+        sys.stdout.flush()
+        os._exit(1)  # not sys.exit: leaving a broken process group can wait for its peers
+    sys.stdout.flush()
+
+
+def send(connection: Connection, message: RankMessage) -> None:
+    """Plain pickle: the connection's own would share tensors through sockets that die with this process."""
+    connection.send_bytes(pickle.dumps(message))
+
+
+def _run(settings: RankSettings, connection: Connection) -> Any:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(settings.threads)
+    loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    if loopback:
+        os.putenv("GLOO_SOCKET_IFNAME", loopback[0])
+    store = dist.FileStore(settings.store_path, settings.world_size)
+    dist.init_process_group(
+        "gloo",
+        store=store,
+        rank=settings.rank,
+        world_size=settings.world_size,
+        timeout=timedelta(seconds=settings.collective_timeout_s),
+    )
+    target, args = pickle.load(sys.stdin.buffer)
+    result = target(lambda event: send(connection, RankMessage(kind="event", value=event)), *args)
+    dist.barrier()  # a rank that leaves early would look lost to one that still works
+    dist.destroy_process_group()
+    return result
+
+
+def _text(error: BaseException) -> str:
+    """One line for what a user can act on, the whole traceback otherwise."""
+    if isinstance(error, (ValueError, FloatingPointError, OSError)):
+        return f"{type(error).__name__}: {error}"
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _is_symptom(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("connection closed by peer", "connection reset", "timed out", "timeout", "gloo")
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What the tests run on real gloo ranks; importable by the rank processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from reqdedup.training.norm import convert_sync_batchnorm
+
+
+def normalise(report: Any, cases: list[dict[str, Any]]) -> list[Any]:
+    """This rank's outputs, gradients and buffers of each case's layer on its shard of each batch; last, one row's."""
+    rank = dist.get_rank()
+    results = []
+    for case in cases:
+        layer = case["layer"]
+        if case["convert"]:
+            layer = convert_sync_batchnorm(layer)
+        outputs, gradients = [], []
+        for batch, weights in zip(case["batches"], case["output_weights"]):
+            start, end = sum(case["sizes"][:rank]), sum(case["sizes"][: rank + 1])
+            x = batch[start:end].clone().requires_grad_()
+            y = layer(x)
+            (y * weights[start:end]).sum().backward()
+            outputs.append(y.detach())
+            gradients.append(x.grad)
+        parameters = {name: p.grad for name, p in layer.named_parameters()}
+        buffers = {name: b.clone() for name, b in layer.named_buffers()}
+        layer.eval()
+        evaluated = layer(case["batches"][0]).detach()
+        results.append(
+            {
+                "outputs": outputs,
+                "gradients": gradients,
+                "parameters": parameters,
+                "buffers": buffers,
+                "eval": evaluated,
+            }
+        )
+    return [*results, one_row_in_total()]
+
+
+def one_row_in_total() -> str:
+    layer = convert_sync_batchnorm(nn.BatchNorm1d(3))
+    x = torch.zeros(1 if dist.get_rank() == 0 else 0, 3)
+    try:
+        layer(x)
+    except ValueError as error:
+        return str(error)
+    return "nothing raised"
+
+
+def fail_on_rank(report: Any, failing_rank: int, how: str) -> int:
+    report({"rank": dist.get_rank(), "how": how})
+    if dist.get_rank() == failing_rank:
+        if how == "raise":
+            raise KeyError("the shelf is empty")
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            time.sleep(600)
+    dist.all_reduce(torch.zeros(1))
+    return dist.get_rank()
