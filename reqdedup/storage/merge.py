@@ -1,0 +1,168 @@
+"""Merge join of two sorted streams of deduplicated batches, one bucket's worth each.
+
+    left   | 7,70 7,70 7,71 | 9,90 ...          right  | 7,70 7,71 9,90 | ...
+    piece 1: left rows up to the smaller of both last requests, right rows up to it; then the next
+
+Both sides are read once, in order, and hold one batch each: memory follows the row group, not the bucket. Blobs of
+neither side are copied or compared; a right dictionary column is gathered by its indices. Not done here: finding the
+files of a bucket (`buckets`), several buckets at once (`join`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.encoding import element_type
+from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, Kind
+from reqdedup.storage.keys import match_keys, run_starts, unmatched
+from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, Cursor, key_columns
+
+INNER, LEFT = "inner", "left"
+DUPLICATES_ERROR, DUPLICATES_FIRST = "error", "first"
+
+
+@dataclass
+class JoinCounts:
+    """What a join met; complete once its batches have been read to the end.
+
+    left_rows: rows of the left side.  matched_rows: those whose key the right side has.
+    missing_rows: those whose key it lacks (dropped by an inner join, null after a left join).
+    right_rows: rows of the right side.  unused_right_keys: distinct right keys that no left row has.
+    duplicate_right_keys: right rows whose key an earlier right row has; they are not joined.
+    """
+
+    left_rows: int = 0
+    matched_rows: int = 0
+    missing_rows: int = 0
+    right_rows: int = 0
+    unused_right_keys: int = 0
+    duplicate_right_keys: int = 0
+
+    def add(self, other: JoinCounts) -> None:
+        for name in vars(other):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeJoin:
+    """How two sorted streams are joined.
+
+    on: (user_id, request_id) or these and item_id.  how: inner or left.
+    right_columns: what the right side adds, nullable as it is to be in the result.
+    duplicates: "error" raises on a right key that is there twice, "first" takes its first row in the order of the table.
+    left_name, right_name: the tables, for errors.
+    """
+
+    on: tuple[str, ...]
+    how: str
+    right_columns: tuple[Column, ...]
+    duplicates: str = DUPLICATES_ERROR
+    left_name: str = "left"
+    right_name: str = "right"
+
+    def run(
+        self, left: Iterable[pa.RecordBatch], right: Iterable[pa.RecordBatch], counts: JoinCounts
+    ) -> Iterator[pa.RecordBatch]:
+        """Left rows in their order with the right columns behind them; adds what it met to `counts`.
+
+        A batch comes out for every stretch in which both sides stay within one batch of theirs; requests stay whole.
+        Raises ValueError for a side that is not in order, and for duplicate right keys unless they are allowed.
+        """
+        left_rows = Cursor(left, REQUEST_KEY, self.left_name)
+        right_rows = Cursor(right, self.on, self.right_name)
+        while left_rows.fill():
+            if right_rows.fill():
+                last = min(left_rows.last_request, right_rows.last_request)
+                joined = self._join_piece(left_rows.take_up_to(last), right_rows.take_up_to(last), counts)
+            else:
+                joined = self._join_piece(left_rows.take(), None, counts)
+            if joined.num_rows:
+                yield joined
+        while right_rows.fill():  # no left row is left: what comes is unused, but counted and checked like the rest
+            rest = right_rows.take()
+            counts.right_rows += rest.num_rows
+            counts.unused_right_keys += len(self._distinct_keys(rest, counts)[0][0])
+
+    def _join_piece(self, left: pa.RecordBatch, right: pa.RecordBatch | None, counts: JoinCounts) -> pa.RecordBatch:
+        position = np.full(left.num_rows, -1, np.int64)
+        if right is not None:
+            keys, rows = self._distinct_keys(right, counts)
+            position = match_keys(key_columns(left, self.on), keys)
+            counts.right_rows += right.num_rows
+            counts.unused_right_keys += unmatched(position, len(keys[0]))
+            if rows is not None:
+                position[position >= 0] = rows[position[position >= 0]]
+        found = position >= 0
+        num_found = int(found.sum())
+        counts.left_rows += left.num_rows
+        counts.matched_rows += num_found
+        counts.missing_rows += left.num_rows - num_found
+        if self.how == INNER and num_found < left.num_rows:
+            left, position = left.filter(pa.array(found)), position[found]
+        added = [
+            _gather(None if right is None else right.column(column.name), position, column)
+            for column in self.right_columns
+        ]
+        fields = [
+            pa.field(column.name, array.type, nullable=column.nullable)
+            for column, array in zip(self.right_columns, added)
+        ]
+        return pa.RecordBatch.from_arrays([*left.columns, *added], schema=pa.schema([*left.schema, *fields]))
+
+    def _distinct_keys(self, right: pa.RecordBatch, counts: JoinCounts) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """Every key once, and the first row of each (None where every row has its own)."""
+        keys = key_columns(right, self.on)
+        starts = run_starts(keys)
+        if len(starts) == right.num_rows:
+            return keys, None
+        if self.duplicates == DUPLICATES_ERROR:
+            row = int(starts[np.argmax(np.diff(starts, append=right.num_rows) > 1)])
+            raise ValueError(
+                f"{self.right_name}: every ({', '.join(self.on)}) must be there once, "
+                f"found {tuple(int(column[row]) for column in keys)} more than once; join on a longer key, "
+                "remove the duplicates, or pass duplicates='first' to take the first row of each"
+            )
+        counts.duplicate_right_keys += right.num_rows - len(starts)
+        return [column[starts] for column in keys], starts
+
+
+def missing_blob(column: Column) -> bytes:
+    """What a row without a right row gets in a blob column: an empty sequence, or a vector of zeros of its width.
+
+    Blobs cannot be null, and a vector of any other width would break every reader of the column.
+    """
+    return b"" if column.kind is Kind.SEQUENCE else bytes(column.width * NUMBER_WIDTH_BYTES[column.dtype])
+
+
+def _gather(array: pa.Array | None, position: np.ndarray, column: Column) -> pa.Array:
+    """`array[position]`, with the column's missing value where position is -1."""
+    missing = position < 0
+    if array is None or len(array) == 0:
+        if not column.is_blob:
+            return pa.nulls(len(position), element_type(column))
+        values = pa.array([missing_blob(column)] if len(position) else [], pa.binary())
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(position), np.int32)), values)
+    if not missing.any():
+        if len(position) and position[-1] - position[0] == len(position) - 1 and np.all(np.diff(position) == 1):
+            return array.slice(int(position[0]), len(position))
+        return array.take(pa.array(position))
+    if not column.is_blob:
+        return array.take(pa.array(position, mask=missing))
+    indices = array.indices.to_numpy(zero_copy_only=False)[position]
+    indices[missing] = len(array.dictionary)
+    values = pa.concat_arrays([array.dictionary, pa.array([missing_blob(column)], pa.binary())])
+    return pa.DictionaryArray.from_arrays(pa.array(indices), values)
+
+
+def join_order(on: Sequence[str]) -> tuple[str, ...]:
+    """`on` in the order of the tables. Raises ValueError for anything but the request key, with or without item_id."""
+    ordered = tuple(name for name in ROW_KEY if name in on)
+    if ordered not in (REQUEST_KEY, ROW_KEY) or sorted(on) != sorted(ordered):
+        raise ValueError(
+            f"on must be {REQUEST_KEY} or {ROW_KEY}, the order in which the tables are sorted, found {tuple(on)}"
+        )
+    return ordered
