@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -40,15 +42,15 @@ def right_batch(keys: list[tuple[int, int, int]]) -> pa.RecordBatch:
     columns = {name: pa.array([key[i] for key in keys], pa.int64()) for i, name in enumerate(ROW_KEY)}
     columns["count"] = pa.array([None if i % 5 == 3 else i for i in range(len(keys))], pa.int32())
     columns["name"] = pa.array([f"r{i}" for i in range(len(keys))], pa.string())
-    columns["sequence"] = blob_column([(i // 3).to_bytes(8, "little") for i in range(len(keys))], pa.string())
-    columns["vector"] = blob_column([i.to_bytes(8, "little") for i in range(len(keys))], pa.string())
+    columns["sequence"] = blob_column([(i // 3).to_bytes(8, "little") for i in range(len(keys))])
+    columns["vector"] = blob_column([i.to_bytes(8, "little") for i in range(len(keys))])
     return pa.RecordBatch.from_pydict(columns)
 
 
 def split(batch: pa.RecordBatch, cuts: list[int]) -> list[pa.RecordBatch]:
     """The batch in pieces, cut anywhere: inside requests and at the same place twice too."""
     edges = [0, *sorted(min(cut, batch.num_rows) for cut in cuts), batch.num_rows]
-    return [batch.slice(start, end - start) for start, end in zip(edges, edges[1:])]
+    return [batch.slice(start, end - start) for start, end in itertools.pairwise(edges)]
 
 
 def decoded(table: pa.Table) -> pa.Table:
