@@ -1,0 +1,188 @@
+"""What a model reads and how large it is: frozen configurations, built by hand or from a log's schema.
+
+`from_schema` takes every column that it can use, so a log with only user, item, time and a label gives a working model
+and a full log one with context, embeddings and item features. `columns` says which of them a loader must read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from reqdedup.schema import (
+    HISTORY_END,
+    HISTORY_ITEM_ID,
+    HISTORY_TS,
+    REQUEST_TS,
+    TIMELINE_VERSION,
+    Column,
+    EngagementSchema,
+    Kind,
+)
+
+POSITIONS = ("learned", "rope")
+_HISTORY_PREFIX = "history_"
+_NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
+_CATEGORY_TYPES = ("bool", "int32", "int64")
+_NUMBER_TYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Inputs, by the names that they have in a RequestBatch, and the sizes that both models share.
+
+    history_categories: sequence columns besides item_id, each hashed into a table of its own and added to the token.
+    request_categories, request_numbers: scalar request columns; numbers enter as sign(x) log(1 + |x|), NaN as 0.
+    request_vectors: (name, width) of the request's vector columns.
+    item_categories: integer item-level columns of the candidate.
+    item_table_rows: rows of the hashed item table, which histories and candidates share.
+    category_table_rows: rows of each hashed table of a category.
+    width: D of the transformer.  num_heads: H, a divisor of D.  feature_width: of each request category and vector.
+    num_layers: layers of the history transformer.  ffn_width: its hidden width.
+    positions: learned (a table, counted from the history's start) or rope (rotary).
+    max_history: S, the longest history [events] of a table of learned positions; longer ones are refused.
+    hidden_widths: hidden layers of the MLP, each Linear, BatchNorm1d, ReLU.
+    """
+
+    history_categories: tuple[str, ...] = ()
+    request_categories: tuple[str, ...] = ()
+    request_vectors: tuple[tuple[str, int], ...] = ()
+    request_numbers: tuple[str, ...] = ()
+    item_categories: tuple[str, ...] = ()
+    item_table_rows: int = 65_536
+    category_table_rows: int = 256
+    width: int = 64
+    num_heads: int = 2
+    num_layers: int = 2
+    ffn_width: int = 128
+    feature_width: int = 16
+    max_history: int = 512
+    positions: str = "learned"
+    hidden_widths: tuple[int, ...] = (128, 64)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # lists of a JSON file become tuples, so that equal configurations compare equal
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                frozen = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
+                object.__setattr__(self, field.name, frozen)
+        name = type(self).__name__
+        for field_name in ("item_table_rows", "category_table_rows", "width", "num_heads", "num_layers", "ffn_width"):
+            if getattr(self, field_name) < 1:
+                raise ValueError(f"{name}: {field_name} of at least 1 required, found {getattr(self, field_name)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"{name}: num_heads must divide width, found {self.num_heads} heads of {self.width}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"{name}: positions one of {POSITIONS} required, found {self.positions!r}")
+        if self.positions == "rope" and self.head_width % 2:
+            raise ValueError(f"{name}: rope turns pairs, so width / num_heads must be even, found {self.head_width}")
+        if not self.hidden_widths or min(self.hidden_widths) < 1:
+            raise ValueError(f"{name}: hidden_widths, at least one, required, found {self.hidden_widths}")
+
+    @property
+    def head_width(self) -> int:
+        """K."""
+        return self.width // self.num_heads
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names in the log's schema of the feature columns that the model reads; keys and labels come on top."""
+        history = (HISTORY_ITEM_ID, *(_HISTORY_PREFIX + name for name in self.history_categories))
+        vectors = tuple(name for name, _ in self.request_vectors)
+        return (*history, *self.request_categories, *vectors, *self.request_numbers, *self.item_categories)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCATConfig(ModelConfig):
+    """A ranking model. labels: names of the logits, one for each, in this order."""
+
+    labels: tuple[str, ...] = ("click",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.labels:
+            raise ValueError("DCATConfig: at least one label required, found none")
+
+    @classmethod
+    def from_schema(
+        cls,
+        schema: EngagementSchema,
+        *,
+        labels: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+        numbers: Iterable[str] = (),
+        **sizes: Any,
+    ) -> Self:
+        """A ranking model of everything in the log that it can use.
+
+        labels: those to learn; all of the schema's unless named.  exclude: columns to leave out.
+        numbers: integer request columns that count something, so that they are no categories.
+        sizes: any other field of the configuration.
+        """
+        chosen = tuple(labels) if labels is not None else tuple(column.name for column in schema.labels)
+        unknown = sorted(set(chosen) - {column.name for column in schema.labels})
+        if unknown:
+            raise ValueError(f"labels {unknown} are not in the log; it has {[column.name for column in schema.labels]}")
+        return cls(labels=chosen, **{**_inputs(schema, exclude=exclude, numbers=numbers), **sizes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowerConfig(ModelConfig):
+    """A retrieval model. output_width: of the two L2-normalised vectors whose product is the score."""
+
+    output_width: int = 64
+
+    @classmethod
+    def from_schema(
+        cls,
+        schema: EngagementSchema,
+        *,
+        exclude: Iterable[str] = ("position",),
+        numbers: Iterable[str] = (),
+        **sizes: Any,
+    ) -> Self:
+        """A retrieval model of everything in the log that it can use; see `DCATConfig.from_schema`.
+
+        exclude: columns to leave out, by default `position`: it belongs to an impression, and an item that waits in
+        an index has none.
+        """
+        return cls(**{**_inputs(schema, exclude=exclude, numbers=numbers), **sizes})
+
+
+def _inputs(schema: EngagementSchema, *, exclude: Iterable[str], numbers: Iterable[str]) -> dict[str, Any]:
+    """The input fields of a ModelConfig from the columns of a log."""
+    if HISTORY_ITEM_ID not in schema:
+        raise ValueError(f"a model needs the sequence column {HISTORY_ITEM_ID}; the log has {', '.join(schema.names)}")
+    left_out, counts = {*exclude, *_NO_FEATURE}, set(numbers)
+    request = [column for column in schema.request_columns if column.name not in left_out]
+    scalars = [column for column in request if column.kind is Kind.SCALAR]
+
+    def is_category(column: Column) -> bool:
+        return column.dtype in _CATEGORY_TYPES and column.name not in counts
+
+    return {
+        "history_categories": tuple(
+            column.name.removeprefix(_HISTORY_PREFIX)
+            for column in request
+            if column.kind is Kind.SEQUENCE and column.dtype in _CATEGORY_TYPES
+        ),
+        "request_vectors": tuple((column.name, column.width) for column in request if column.kind is Kind.VECTOR),
+        "request_categories": tuple(column.name for column in scalars if is_category(column)),
+        "request_numbers": tuple(
+            column.name for column in scalars if column.dtype in _NUMBER_TYPES or column.name in counts
+        ),
+        "item_categories": tuple(
+            column.name
+            for column in schema.row_columns
+            if column not in schema.labels and column.name not in left_out and column.dtype in _CATEGORY_TYPES
+        ),
+    }

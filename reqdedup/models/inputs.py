@@ -1,0 +1,104 @@
+"""From the named columns of a RequestBatch to vectors: hashed embedding tables and request features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from reqdedup.batch import RequestBatch
+from reqdedup.models.config import ModelConfig
+
+_MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signed 64-bit integer
+
+
+def hashed_row(ids: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """The table row of each id, 0 <= row < num_rows: a multiplicative hash, the same in every process and on any device.
+
+    row = floor(h * num_rows / 2^31) with h the top 31 bits of id * floor(2^64 / golden ratio) mod 2^64. Neighbouring ids
+    land far apart and evenly, so small vocabularies collide less than chance would have them.
+    ids: any integer or bool type, negative ids included.
+    Source: Knuth, The Art of Computer Programming, volume 3, section 6.4 (Fibonacci hashing).
+    """
+    top = (ids.long() * _MULTIPLIER) >> 33 & 0x7FFF_FFFF
+    return (top * num_rows) >> 31
+
+
+class HashedEmbedding(nn.Embedding):
+    """An embedding table for ids of any size: `hashed_row` chooses the row, collisions share one."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(hashed_row(ids, self.num_embeddings))
+
+
+def column(values: Mapping[str, torch.Tensor], name: str, group: str) -> torch.Tensor:
+    """`values[name]`, or a ValueError that says which column a loader left out."""
+    try:
+        return values[name]
+    except KeyError:
+        raise ValueError(
+            f"the model reads {group}[{name!r}], the batch has {sorted(values)}; read all of config.columns"
+        ) from None
+
+
+class ItemEmbedding(nn.Module):
+    """Items as vectors: one hashed table shared by histories and candidates, plus a table per category."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.item_categories = config.item_categories
+        self.history_categories = config.history_categories
+        self.item = HashedEmbedding(config.item_table_rows, config.width)
+        self.of_item = nn.ModuleList(
+            HashedEmbedding(config.category_table_rows, config.width) for _ in config.item_categories
+        )
+        self.of_event = nn.ModuleList(
+            HashedEmbedding(config.category_table_rows, config.width) for _ in config.history_categories
+        )
+
+    def events(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """History tokens: the item and its event's categories, [T, D]."""
+        x_TD = self.item(column(history, "item_id", "history"))
+        for name, table in zip(self.history_categories, self.of_event, strict=True):
+            x_TD = x_TD + table(column(history, name, "history"))
+        return x_TD
+
+    def candidates(self, item_id_B: torch.Tensor, row: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Candidates: the item and its own categories, [B, D]."""
+        x_BD = self.item(item_id_B)
+        for name, table in zip(self.item_categories, self.of_item, strict=True):
+            x_BD = x_BD + table(column(row, name, "row"))
+        return x_BD
+
+
+class RequestFeatures(nn.Module):
+    """The request's own features, side by side, once per request: [R, F]; `width` is F, 0 where there are none."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.categories, self.vectors, self.numbers = (
+            config.request_categories,
+            config.request_vectors,
+            config.request_numbers,
+        )
+        self.of_category = nn.ModuleList(
+            HashedEmbedding(config.category_table_rows, config.feature_width) for _ in self.categories
+        )
+        self.of_vector = nn.ModuleList(nn.Linear(width, config.feature_width) for _, width in self.vectors)
+        self.width = config.feature_width * (len(self.categories) + len(self.vectors)) + len(self.numbers)
+
+    def forward(self, batch: RequestBatch, dtype: torch.dtype) -> torch.Tensor:
+        parts = [
+            table(column(batch.request, name, "request"))
+            for name, table in zip(self.categories, self.of_category, strict=True)
+        ]
+        for (name, _), project in zip(self.vectors, self.of_vector, strict=True):
+            parts.append(project(column(batch.request, name, "request").to(dtype)))
+        for name in self.numbers:
+            number_R = column(batch.request, name, "request").to(dtype)
+            parts.append((number_R.sign() * number_R.abs().log1p()).nan_to_num()[:, None])
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,134 @@
+"""The pre-norm transformer over histories: layers, positions, and the causal pass whose K/V the crossing reads.
+
+No BatchNorm in here: a context that depends on the other requests of a batch could not be kept or shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reqdedup.models.config import ModelConfig
+from reqdedup.ops.causal_attention import causal_attention
+from reqdedup.ops.ragged import Padding
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+class Layer(nn.Module):
+    """One pre-norm layer, in the parts from which the context pass, the crossing and the naive twin are built.
+
+    x = c + a Wo,  c' = x + FFN(LN(x)),  where a is the attention of q = LN(c) Wq over k, v = LN(.) Wk, LN(.) Wv.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
+        self.output = nn.Linear(config.width, config.width)
+        self.ffn_norm = nn.LayerNorm(config.width)
+        self.ffn_in = nn.Linear(config.width, config.ffn_width)
+        self.ffn_out = nn.Linear(config.ffn_width, config.width)
+
+    def keys_values(self, normed: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, D] -> [N, H, K] twice."""
+        key, value = self.key_value(normed).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
+        return rotate(key, rotation), value
+
+    def queries(self, normed: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
+        return rotate(self.query(normed).unflatten(-1, (self.num_heads, -1)), rotation)
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer's output from its input [N, D] and what attention read [N, H, K]."""
+        x = x + self.output(attended.flatten(-2))
+        return x + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x))))
+
+
+def rotate(x: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
+    """Each pair (x_i, x_{i + K/2}) turned by its position's angle; computed in float32 at least."""
+    if rotation is None:
+        return x
+    cos, sin = rotation
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+class Positions(nn.Module):
+    """Where in its history a token stands, counted from the history's start; a candidate stands at position L_r."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.max_history = config.max_history
+        self.head_width = config.head_width
+        self.table = nn.Embedding(config.max_history + 1, config.width) if config.positions == "learned" else None
+        if self.table is not None:
+            nn.init.normal_(self.table.weight, std=config.width**-0.5)
+
+    def add(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """x plus the learned position, [N, D]; x itself under rope."""
+        return x if self.table is None else x + self.table(position)
+
+    def rotation(self, position: torch.Tensor, dtype: torch.dtype) -> Rotation | None:
+        """(cos, sin) of the angles, [N, 1, K / 2] each, in float32 at least; None with learned positions.
+
+        Source: RoFormer (arXiv 2104.09864), section 3.2.2, base 10,000.
+        """
+        if self.table is not None:
+            return None
+        wide = torch.promote_types(dtype, torch.float32)
+        exponent = torch.arange(0, self.head_width, 2, device=position.device, dtype=wide) / self.head_width
+        angle = position.to(wide)[..., None] * 10_000.0**-exponent
+        return angle.cos()[..., None, :], angle.sin()[..., None, :]
+
+
+class HistoryTransformer(nn.Module):
+    """Causal layers over packed histories; iterating gives the layers."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.max_history = config.max_history
+        self.positions = Positions(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+
+    def __iter__(self) -> Iterator[Layer]:
+        return cast(Iterator[Layer], iter(self.layers))
+
+    def forward(
+        self, x_TD: torch.Tensor, history_offsets_R1: torch.Tensor, *, keys_values_only: bool = False
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """The last layer's output [T, D] and every layer's keys and values, [T, H, K] each.
+
+        keys_values_only: leave out what nobody reads then: the last layer's attention and FFN (the output returned is
+        that layer's input).
+        """
+        padding = Padding.of(history_offsets_R1)
+        if self.positions.table is not None and padding.longest > self.max_history:
+            raise ValueError(
+                f"learned positions: histories of at most max_history = {self.max_history} events required, found {padding.longest}; "
+                f"cut them in the loader or configure more, or rope"
+            )
+        position_T = token_positions(history_offsets_R1, num_tokens=len(x_TD))
+        x_TD = self.positions.add(x_TD, position_T)
+        rotation = self.positions.rotation(position_T, x_TD.dtype)
+        keys_values = []
+        for number, layer in enumerate(self, start=1):
+            normed = layer.attention_norm(x_TD)
+            key, value = layer.keys_values(normed, rotation)
+            keys_values.append((key, value))
+            if keys_values_only and number == len(self.layers):
+                break
+            query = layer.queries(normed, rotation)
+            x_TD = layer.finish(x_TD, causal_attention(query, key, value, history_offsets_R1, padding=padding))
+        return x_TD, keys_values
+
+
+def token_positions(history_offsets_R1: torch.Tensor, *, num_tokens: int) -> torch.Tensor:
+    """Position of each history token from its history's start, [T] int64."""
+    start_T = torch.repeat_interleave(history_offsets_R1[:-1], history_offsets_R1.diff(), output_size=num_tokens)
+    return torch.arange(num_tokens, device=history_offsets_R1.device) - start_T

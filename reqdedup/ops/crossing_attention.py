@@ -1,0 +1,155 @@
+"""Crossing attention: each candidate attends to its own request's context and to itself, never to another candidate.
+
+    out_b = softmax([q_b K_r^T ; q_b k_b] / sqrt(K)) [V_r ; v_b]          r: the request of row b
+
+K_r and V_r exist once per request and are never copied to its rows. Every backend computes the same thing:
+
+| backend | where | how |
+|---|---|---|
+| naive  | anywhere | a loop over the rows: the definition |
+| sdpa   | anywhere | padded (request, heads, candidates), the self term as a diagonal mask |
+| flash  | CPU | torch's own flash kernel on the shared context, the self term merged by log-sum-exp |
+
+Source: PinFM (arXiv 2507.12704), the crossing component of the deduplicated cross-attention transformer (DCAT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from reqdedup.ops.crossing_attention_flash import crossing_attention_flash
+from reqdedup.ops.ragged import length_bucket, pad_tokens
+
+Backend = Callable[..., torch.Tensor]
+
+
+def crossing_attention(
+    query_BHK: torch.Tensor,
+    self_key_BHK: torch.Tensor,
+    self_value_BHK: torch.Tensor,
+    key_THK: torch.Tensor,
+    value_THK: torch.Tensor,
+    history_offsets_R1: torch.Tensor,
+    row_offsets_R1: torch.Tensor,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """What each candidate reads from its request's context and from itself: [B, H, K].
+
+    query, self_key, self_value: [B, H, K] of the rows; key, value: [T, H, K] of the histories, packed.
+    history_offsets_R1, row_offsets_R1: [R + 1] int64, rising from 0 to T and to B; a request may have no history (its
+    candidates then read themselves alone) or no rows. Scores are scaled by 1 / sqrt(K).
+    backend: naive, sdpa, flash, or auto: the fastest for the tensors' device and type.
+    Raises ValueError for shapes that do not fit together and for a backend that cannot run here.
+    """
+    tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)
+    check_shapes(*tensors, history_offsets_R1, row_offsets_R1)
+    if backend == "auto":
+        backend = "flash" if query_BHK.device.type == "cpu" else "sdpa"
+    if backend not in BACKENDS:
+        raise ValueError(f"crossing_attention: backend one of auto, {', '.join(BACKENDS)} required, found {backend!r}")
+    if not query_BHK.numel():  # no rows: nothing to compute, but every input keeps a (zero) gradient, as DDP wants
+        return query_BHK + self_key_BHK + self_value_BHK + 0 * (key_THK.sum() + value_THK.sum())
+    return BACKENDS[backend](*tensors, history_offsets_R1, row_offsets_R1)
+
+
+def check_shapes(
+    query_BHK: torch.Tensor,
+    self_key_BHK: torch.Tensor,
+    self_value_BHK: torch.Tensor,
+    key_THK: torch.Tensor,
+    value_THK: torch.Tensor,
+    history_offsets_R1: torch.Tensor,
+    row_offsets_R1: torch.Tensor,
+) -> None:
+    """Raise ValueError where the arguments do not fit together; looks at shapes and types, never at values."""
+    if query_BHK.ndim != 3 or self_key_BHK.shape != query_BHK.shape or self_value_BHK.shape != query_BHK.shape:
+        found = [tuple(x.shape) for x in (query_BHK, self_key_BHK, self_value_BHK)]
+        raise ValueError(
+            f"crossing_attention: query, self_key, self_value of one shape [B, H, K] required, found {found}"
+        )
+    if key_THK.ndim != 3 or key_THK.shape != value_THK.shape or key_THK.shape[1:] != query_BHK.shape[1:]:
+        raise ValueError(
+            f"crossing_attention: key and value [T, {query_BHK.shape[1]}, {query_BHK.shape[2]}] required, "
+            f"found {tuple(key_THK.shape)} and {tuple(value_THK.shape)}"
+        )
+    if history_offsets_R1.ndim != 1 or history_offsets_R1.shape != row_offsets_R1.shape or not len(row_offsets_R1):
+        raise ValueError(
+            f"crossing_attention: history and row offsets, both [R + 1], required, "
+            f"found {tuple(history_offsets_R1.shape)} and {tuple(row_offsets_R1.shape)}"
+        )
+    dtypes = {x.dtype for x in (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)}
+    if len(dtypes) > 1:
+        raise ValueError(f"crossing_attention: one dtype required, found {sorted(map(str, dtypes))}")
+
+
+def crossing_attention_naive(
+    query_BHK: torch.Tensor,
+    self_key_BHK: torch.Tensor,
+    self_value_BHK: torch.Tensor,
+    key_THK: torch.Tensor,
+    value_THK: torch.Tensor,
+    history_offsets_R1: torch.Tensor,
+    row_offsets_R1: torch.Tensor,
+) -> torch.Tensor:
+    """The definition: one row at a time, its request's context and itself laid out as one sequence."""
+    scale = query_BHK.shape[-1] ** -0.5
+    history, rows = history_offsets_R1.tolist(), row_offsets_R1.tolist()
+    attended = []
+    for r in range(len(rows) - 1):
+        for b in range(rows[r], rows[r + 1]):
+            key_LHK = torch.cat([key_THK[history[r] : history[r + 1]], self_key_BHK[b : b + 1]])
+            value_LHK = torch.cat([value_THK[history[r] : history[r + 1]], self_value_BHK[b : b + 1]])
+            weight_HL = torch.softmax(torch.einsum("hk,lhk->hl", query_BHK[b], key_LHK) * scale, dim=-1)
+            attended.append(torch.einsum("hl,lhk->hk", weight_HL, value_LHK))
+    return torch.stack(attended)
+
+
+def crossing_attention_sdpa(
+    query_BHK: torch.Tensor,
+    self_key_BHK: torch.Tensor,
+    self_value_BHK: torch.Tensor,
+    key_THK: torch.Tensor,
+    value_THK: torch.Tensor,
+    history_offsets_R1: torch.Tensor,
+    row_offsets_R1: torch.Tensor,
+) -> torch.Tensor:
+    """Portable form: one call per group of requests of similar history and number of rows, [context ; candidates] as
+    keys under a mask that shows each candidate its context and, of the candidates, only itself."""
+    history, rows = history_offsets_R1.tolist(), row_offsets_R1.tolist()
+    device = query_BHK.device
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for r in range(len(rows) - 1):
+        length, count = history[r + 1] - history[r], rows[r + 1] - rows[r]
+        if count:
+            length_key = length_bucket(length, steps_per_octave=2) if length else -1
+            buckets.setdefault((length_key, length_bucket(count, steps_per_octave=2)), []).append(r)
+    attended, row_of_attended = [], []
+    for (length_key, _), requests in sorted(buckets.items()):
+        row = pad_tokens(requests, rows, device)
+        row_NC, row_valid_NC = row.token_NS, row.valid()
+        num_candidates = row_NC.shape[1]
+        sees = torch.eye(num_candidates, dtype=torch.bool, device=device).expand(len(requests), -1, -1)
+        key, value = self_key_BHK[row_NC], self_value_BHK[row_NC]
+        if length_key >= 0:
+            token = pad_tokens(requests, history, device)
+            sees_context = token.valid()[:, None, :].expand(-1, num_candidates, -1)
+            sees = torch.cat([sees_context, sees], dim=2)
+            key = torch.cat([key_THK[token.token_NS], key], dim=1)
+            value = torch.cat([value_THK[token.token_NS], value], dim=1)
+        out_NCHK = F.scaled_dot_product_attention(
+            query_BHK[row_NC].transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=sees[:, None]
+        ).transpose(1, 2)
+        attended.append(out_NCHK[row_valid_NC])
+        row_of_attended.append(row_NC[row_valid_NC])
+    return torch.cat(attended)[torch.cat(row_of_attended).argsort()]
+
+
+BACKENDS: dict[str, Backend] = {
+    "naive": crossing_attention_naive,
+    "sdpa": crossing_attention_sdpa,
+    "flash": crossing_attention_flash,
+}

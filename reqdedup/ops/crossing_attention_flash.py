@@ -1,0 +1,172 @@
+"""Crossing attention on a CPU: torch's flash kernel over the shared context, the self term merged by log-sum-exp.
+
+Flash returns the attention over the context and its log-sum-exp. With s = q k / sqrt(K) of the self term,
+
+    lse = log(exp(lse_context) + exp(s)),  out = exp(lse_context - lse) out_context + exp(s - lse) v
+
+and the gradient is exact: flash's own backward needs only the final output and log-sum-exp, since it recomputes the
+probabilities as exp(score - lse) and the row term as sum(grad * out). The candidates of a request are one block of
+queries, so its keys and values are read once for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reqdedup.ops.ragged import PaddedGroup, length_bucket, pad_tokens
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+_PADDED_CONTEXT_AT_MOST = 256
+"""History length up to which requests of different length share one masked call: above it a call of its own costs
+less than the padding."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the kernel: some requests, their rows and their context, all rectangles."""
+
+    row: PaddedGroup
+    token: PaddedGroup
+
+    def context_mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """[N, 1, 1, S]: minus infinity on padded keys, None where there are none."""
+        if self.token.is_full:
+            return None
+        mask = torch.zeros(self.token.token_NS.shape, dtype=dtype)
+        return mask.masked_fill_(~self.token.valid(), -torch.inf)[:, None, None, :]
+
+
+def _calls(history: list[int], rows: list[int]) -> list[_Call]:
+    """The calls that together cover every request that has both a history and rows."""
+    device = torch.device("cpu")
+    buckets: dict[tuple[bool, int, int], list[int]] = {}
+    for r in range(len(rows) - 1):
+        length, count = history[r + 1] - history[r], rows[r + 1] - rows[r]
+        if length and count:
+            shared = length <= _PADDED_CONTEXT_AT_MOST
+            length_key = length_bucket(length, steps_per_octave=2) if shared else length
+            buckets.setdefault((shared, length_key, length_bucket(count, steps_per_octave=2)), []).append(r)
+    return [
+        _Call(pad_tokens(requests, rows, device), pad_tokens(requests, history, device))
+        for _, requests in sorted(buckets.items())
+    ]
+
+
+def _rectangle(x: torch.Tensor, group: PaddedGroup) -> torch.Tensor:
+    """[N, H, S, K] of packed [T, H, K]: a view where one request or equal neighbours allow it."""
+    if group.is_full and _is_contiguous(group):
+        start = int(group.token_NS[0, 0])
+        cells = x[start : start + group.token_NS.numel()].view(*group.token_NS.shape, *x.shape[1:])
+    else:
+        cells = x.index_select(0, group.token_NS.flatten()).view(*group.token_NS.shape, *x.shape[1:])
+    return cells.transpose(1, 2)
+
+
+def _is_contiguous(group: PaddedGroup) -> bool:
+    start = int(group.token_NS[0, 0])
+    return int(group.token_NS[-1, -1]) == start + group.token_NS.numel() - 1
+
+
+def _place(packed: torch.Tensor, group: PaddedGroup, rectangle_NHSK: torch.Tensor) -> None:
+    """Write a rectangle's cells to their packed places; padding is dropped."""
+    cells = rectangle_NHSK.transpose(1, 2)
+    if group.is_full and _is_contiguous(group):
+        start = int(group.token_NS[0, 0])
+        packed[start : start + group.token_NS.numel()] = cells.flatten(0, 1)
+    else:
+        valid_NS = group.valid()
+        packed[group.token_NS[valid_NS]] = cells[valid_NS]
+
+
+class _CrossingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        self_key: torch.Tensor,
+        self_value: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        history_offsets_R1: torch.Tensor,
+        row_offsets_R1: torch.Tensor,
+    ) -> torch.Tensor:
+        calls = _calls(history_offsets_R1.tolist(), row_offsets_R1.tolist())
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scale = query.shape[-1] ** -0.5
+        self_score_BH = (query.to(wide) * self_key.to(wide)).sum(-1) * scale
+        context_out_BHK = torch.zeros_like(query)
+        context_lse_BH = torch.full_like(self_score_BH, -torch.inf)
+        for call in calls:
+            out, lse = _flash(
+                _rectangle(query, call.row),
+                _rectangle(key, call.token),
+                _rectangle(value, call.token),
+                attn_mask=call.context_mask(query.dtype),
+            )
+            _place(context_out_BHK, call.row, out)
+            _place(context_lse_BH, call.row, lse)
+        lse_BH = torch.logaddexp(context_lse_BH, self_score_BH)
+        out_BHK = context_out_BHK.to(wide) * (context_lse_BH - lse_BH).exp()[..., None]
+        out_BHK += self_value.to(wide) * (self_score_BH - lse_BH).exp()[..., None]
+        out_BHK = out_BHK.to(query.dtype)
+        ctx.calls, ctx.scale = calls, scale
+        ctx.save_for_backward(query, self_key, self_value, key, value, out_BHK, self_score_BH, lse_BH)
+        return out_BHK
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, self_key, self_value, key, value, out, self_score_BH, lse_BH = ctx.saved_tensors
+        grad_out = grads[0].contiguous()
+        wide = self_score_BH.dtype
+        self_weight_BH1 = (self_score_BH - lse_BH).exp()[..., None]
+        grad_wide = grad_out.to(wide)
+        row_term_BH1 = (grad_wide * out.to(wide)).sum(-1, keepdim=True)
+        self_grad_BH1 = (grad_wide * self_value.to(wide)).sum(-1, keepdim=True) - row_term_BH1
+        self_grad_BH1 = self_grad_BH1 * self_weight_BH1 * ctx.scale
+
+        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for call in ctx.calls:
+            # padded rows repeat a real row with a zero gradient, so they add nothing to the keys and values
+            grad_rectangle = _rectangle(grad_out, call.row)
+            if not call.row.is_full:
+                grad_rectangle = grad_rectangle * call.row.valid()[:, None, :, None]
+            grad_q, grad_k, grad_v = _flash_backward(
+                grad_rectangle,
+                _rectangle(query, call.row),
+                _rectangle(key, call.token),
+                _rectangle(value, call.token),
+                _rectangle(out, call.row),
+                _rectangle(lse_BH, call.row).contiguous(),
+                0.0,
+                False,
+                attn_mask=call.context_mask(query.dtype),
+            )
+            _place(grad_query, call.row, grad_q)
+            _place(grad_key, call.token, grad_k)
+            _place(grad_value, call.token, grad_v)
+        grad_query = (grad_query.to(wide) + self_grad_BH1 * self_key.to(wide)).to(query.dtype)
+        grad_self_key = (self_grad_BH1 * query.to(wide)).to(query.dtype)
+        grad_self_value = (self_weight_BH1 * grad_wide).to(query.dtype)
+        return grad_query, grad_self_key, grad_self_value, grad_key, grad_value, None, None
+
+
+def crossing_attention_flash(
+    query_BHK: torch.Tensor,
+    self_key_BHK: torch.Tensor,
+    self_value_BHK: torch.Tensor,
+    key_THK: torch.Tensor,
+    value_THK: torch.Tensor,
+    history_offsets_R1: torch.Tensor,
+    row_offsets_R1: torch.Tensor,
+) -> torch.Tensor:
+    """`crossing_attention` on CPU tensors; see the module. Raises ValueError for tensors elsewhere."""
+    if query_BHK.device.type != "cpu":
+        raise ValueError(f"backend 'flash' needs CPU tensors, found {query_BHK.device}; use sdpa there")
+    return _CrossingAttention.apply(
+        query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK, history_offsets_R1, row_offsets_R1
+    )
