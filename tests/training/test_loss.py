@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reqdedup.training.loss import info_nce, info_nce_naive, scale_for_mean_over_ranks
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def _batch(num_requests=7, num_users=4, num_items=9, width=5, largest_fan_out=6, seed=0, scale=1.0, log_q_scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    fan_out_R = torch.randint(0, largest_fan_out + 1, (num_requests,), generator=generator)
+    fan_out_R[0] = max(int(fan_out_R[0]), 1)
+    num_rows = int(fan_out_R.sum())
+    return {
+        "user_RD": scale * torch.randn(num_requests, width, generator=generator, dtype=torch.float64),
+        "item_BD": torch.randn(num_rows, width, generator=generator, dtype=torch.float64),
+        "request_of_row_B": torch.repeat_interleave(torch.arange(num_requests), fan_out_R),
+        "user_id_R": torch.randint(-3, num_users - 3, (num_requests,), generator=generator),
+        "item_id_B": torch.randint(0, num_items, (num_rows,), generator=generator),
+        "log_q_B": -log_q_scale * torch.rand(num_rows, generator=generator, dtype=torch.float64) * 10,
+    }
+
+
+def _value_and_gradients(function, batch, **options):
+    leaves = {name: batch[name].clone().requires_grad_() for name in ("user_RD", "item_BD", "log_q_B")}
+    loss = function(**{**batch, **leaves}, **options)
+    return loss.detach(), torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True, allow_unused=True)
+
+
+def _assert_equals_the_double_loop(batch, tolerance=TOLERANCE, **options):
+    found, found_gradients = _value_and_gradients(info_nce, batch, **options)
+    wanted, wanted_gradients = _value_and_gradients(info_nce_naive, batch, **options)
+    torch.testing.assert_close(found, wanted, **tolerance)
+    for gradient, wanted_gradient in zip(found_gradients, wanted_gradients):
+        assert torch.isfinite(gradient).all()
+        torch.testing.assert_close(gradient, wanted_gradient, **tolerance)
+    return found
+
+
+@pytest.mark.parametrize("mask_same_user", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"num_users": 1},
+        {"num_users": 2, "num_items": 3},
+        {"num_items": 1},
+        {"num_items": 2, "num_requests": 20},
+        {"num_requests": 1},
+        {"num_requests": 1, "largest_fan_out": 1},
+        {"num_requests": 63, "num_users": 40, "num_items": 1000, "largest_fan_out": 3},
+        {"scale": 30.0},
+        {"scale": 1e4},
+        {"log_q_scale": 1e3},
+    ],
+    ids=str,
+)
+def test_it_equals_the_double_loop(sizes, seed, mask_same_user):
+    _assert_equals_the_double_loop(_batch(**sizes, seed=seed), mask_same_user=mask_same_user, temperature=0.7)
+
+
+def test_an_excluded_item_that_dwarfs_every_negative_costs_no_digit():
+    # Subtracting its exponential from the shared sum would leave nothing of the others: they are 1e-26 of it.
+    batch = _batch(num_requests=12, num_users=5, num_items=30, largest_fan_out=5, seed=1)
+    favourite = batch["item_BD"][0] / batch["item_BD"][0].norm()
+    batch["item_id_B"][::3] = 99
+    batch["item_BD"][::3] = favourite * 60
+    batch["user_RD"] = favourite + 0.1 * batch["user_RD"]
+    for mask_same_user in (True, False):
+        loss = _assert_equals_the_double_loop(batch, mask_same_user=mask_same_user)
+        assert 0 < loss < 100
+
+
+def test_a_user_is_never_their_own_negative():
+    batch = _batch(num_requests=6, num_users=3, num_items=1000)
+    batch["item_BD"].requires_grad_()
+    own = batch["user_id_R"][batch["request_of_row_B"]] == batch["user_id_R"][0]
+    rows = torch.nonzero(batch["request_of_row_B"] == 0).squeeze(1)
+    others = torch.nonzero(own & (batch["request_of_row_B"] != 0)).squeeze(1)
+    moved = {**batch, "item_BD": batch["item_BD"].detach().clone()}
+    moved["item_BD"][others] += 100.0
+    from reqdedup.training.loss import Columns, row_losses
+
+    def losses(b):
+        columns = Columns(
+            item_ND=b["item_BD"],
+            item_id_N=b["item_id_B"],
+            user_id_N=b["user_id_R"][b["request_of_row_B"]],
+            log_q_N=b["log_q_B"],
+        )
+        keys = {name: b[name] for name in ("request_of_row_B", "user_id_R", "item_id_B")}
+        return row_losses(b["user_RD"], columns, **keys).loss_B[rows]
+
+    assert torch.equal(losses(batch), losses(moved))
+
+
+def test_without_a_legal_negative_the_loss_is_zero_with_a_gradient():
+    batch = _batch(num_users=1)
+    loss, gradients = _value_and_gradients(info_nce, batch)
+    assert loss == 0
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+
+
+def test_an_empty_batch_has_a_loss_of_zero_with_a_gradient():
+    for num_requests in (0, 2):
+        user_RD = torch.zeros(num_requests, 3, requires_grad=True)
+        item_BD = torch.zeros(0, 3, requires_grad=True)
+        none = torch.zeros(0, dtype=torch.int64)
+        loss = info_nce(
+            user_RD,
+            item_BD,
+            request_of_row_B=none,
+            user_id_R=torch.arange(num_requests),
+            item_id_B=none,
+            log_q_B=torch.zeros(0),
+        )
+        loss.backward()
+        assert loss == 0
+        assert torch.equal(user_RD.grad, torch.zeros_like(user_RD))
+        assert torch.equal(item_BD.grad, torch.zeros_like(item_BD))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_float32_and_bfloat16_stay_near_the_double_loop(scale):
+    batch = _batch(num_requests=20, num_users=10, num_items=30, seed=2, scale=scale)
+    wanted = info_nce_naive(**batch)
+    narrow = {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+    torch.testing.assert_close(info_nce(**narrow).double(), wanted, rtol=1e-4, atol=1e-4)
+    half = {**narrow, "user_RD": narrow["user_RD"].bfloat16(), "item_BD": narrow["item_BD"].bfloat16()}
+    loss = info_nce(**half)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), wanted, rtol=0.05, atol=0.05)
+
+
+def test_gradients_pass_gradcheck():
+    batch = _batch(num_requests=5, num_users=3, num_items=4, seed=5)
+    fixed = {name: batch.pop(name) for name in ("request_of_row_B", "user_id_R", "item_id_B")}
+    names = list(batch)
+    inputs = [batch[name].requires_grad_() for name in names]
+    for mask_same_user in (True, False):
+        assert torch.autograd.gradcheck(
+            lambda *values, mask=mask_same_user: info_nce(**dict(zip(names, values)), **fixed, mask_same_user=mask), inputs
+        )
+
+
+def test_scaled_losses_of_uneven_ranks_average_to_the_gradient_of_the_global_mean():
+    weight = torch.tensor(2.0, requires_grad=True)
+    rows = torch.tensor([1.0, 2.0, 3.0, 4.0, 50.0])
+    wanted = torch.autograd.grad((weight * rows).square().mean(), weight)[0]
+    shards = [rows[:4], rows[4:], rows[:0]]
+    gradients = [
+        torch.autograd.grad(scale_for_mean_over_ranks((weight * shard).square().sum(), 5, 3), weight)[0]
+        for shard in shards
+    ]
+    torch.testing.assert_close(sum(gradients) / 3, wanted)
