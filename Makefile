@@ -9,7 +9,6 @@ EXTRAS := train,dagster,notebooks,dev
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PORT ?= 3000
-RECIPE ?= laptop
 # Two processes share two cores: one thread each is faster than four threads fighting.
 TEST_WORKERS ?= 2
 
@@ -27,6 +26,7 @@ help: ## list the targets
 	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
 	@echo "  make run LOGS=ml-100k/u.data PRESET=movielens   your own log: movielens, mind or kuairand"
 	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
+	@echo "                                               (STRICT=1: a rejected row fails the run; NAMESPACE=name: where to)"
 	@echo "  make ui PORT=3001                            another port"
 	@echo "  export DAGSTER_HOME=$(DAGSTER_HOME); $(BIN)/dg launch --assets '*'"
 	@echo "                                               the same graph from Dagster's command line, or a selection of it"
@@ -34,7 +34,9 @@ help: ## list the targets
 setup: $(INSTALLED) .dagster/dagster.yaml ## make .venv with the pinned dependencies (a second call is instant)
 
 run: setup ## materialize the whole asset graph and print a summary
-	@$(ACTIVATED) python -m pipelines.run --recipe '$(RECIPE)' $(if $(LOGS),--logs '$(LOGS)') $(if $(PRESET),--preset '$(PRESET)') $(if $(MAPPING),--mapping '$(MAPPING)')
+	@$(ACTIVATED) python -m pipelines.run $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '$(LOGS)') \
+	  $(if $(PRESET),--preset '$(PRESET)') $(if $(MAPPING),--mapping '$(MAPPING)') \
+	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(STRICT),--strict)
 
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph
 	@$(ACTIVATED) dg dev --host 127.0.0.1 --port $(PORT)
@@ -85,9 +87,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@echo "setup: installing the pinned dependencies, one to five minutes the first time"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  -c constraints.txt -e '.[$(EXTRAS)]' 2>&1 | awk ' \
+	  -c constraints.txt -e '.[$(EXTRAS)]' 2>&1 | tee .venv/install.log | awk ' \
 	    /^Collecting / { if (++collected % 20 == 0) { print "setup: " collected " packages collected"; fflush() } } \
 	    /^Installing collected/ { print "setup: installing them"; fflush() } \
-	    /^Successfully installed/ { print "setup: done" } \
-	    /^(ERROR|WARNING|error)|^ +(error|note):|Error/ { print; fflush() }'
+	    /^Successfully installed/ { print "setup: done" }' \
+	  || { tail -n 15 .venv/install.log; echo "setup: pip failed; the whole log is .venv/install.log"; exit 1; } >&2
 	@touch $@

@@ -1,0 +1,78 @@
+"""What `pip install reqdedup` brings: the library alone, with the promised dependencies and the console script."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = {"pyiceberg", "pyarrow", "duckdb", "polars", "numpy"}
+EXTRAS = {"train", "dagster", "serve", "notebooks", "dev"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built without network from a copy of the sources, so that no old build folder leaks into it."""
+    source = tmp_path_factory.mktemp("source")
+    for path in [ROOT / "pyproject.toml", *ROOT.glob("README.md"), *ROOT.glob("*/**/*.py")]:
+        relative = path.relative_to(ROOT)
+        if not relative.parts[0].startswith(".") and "data" not in relative.parts:
+            (source / relative).parent.mkdir(parents=True, exist_ok=True)
+            (source / relative).write_bytes(path.read_bytes())
+    (source / "README.md").touch()
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    built = subprocess.run([*command, "--wheel-dir", out, source], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(wheel):
+    names = wheel.namelist()
+    roots = {name.split("/")[0] for name in names}
+    assert {root for root in roots if not root.endswith(".dist-info")} == {"reqdedup"}
+    assert len(roots) == 2
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "reqdedup").rglob("*.py")}
+    assert {name for name in names if name.startswith("reqdedup/")} == modules
+
+
+def test_the_core_needs_neither_torch_nor_dagster(metadata):
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+    core = {requirement.name: requirement for requirement in requirements if requirement.marker is None}
+    assert set(core) == CORE
+    assert core["pyiceberg"].extras == {"sql-sqlite", "pyarrow", "pyiceberg-core"}
+    assert str(core["pyiceberg"].specifier) == "==0.12.*"
+
+
+def test_torch_is_bounded_wherever_it_is_asked_for(metadata):
+    assert set(metadata.get_all("Provides-Extra")) >= EXTRAS
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+    asked = {extra: set() for extra in EXTRAS}
+    for requirement in requirements:
+        for extra in EXTRAS:
+            if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
+                asked[extra].add(requirement.name)
+        if requirement.name == "torch":
+            assert set(str(requirement.specifier).split(",")) == {">=2.5", "<2.14"}
+    assert {extra for extra, names in asked.items() if "torch" in names} == {"train", "serve"}
+    assert {extra for extra, names in asked.items() if "dagster" in names} == {"dagster"}
+
+
+def test_the_wheel_runs_on_python_3_11_to_3_13_and_brings_the_command(wheel, metadata):
+    assert set(metadata["Requires-Python"].split(",")) == {">=3.11", "<3.14"}
+    (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    assert "reqdedup = reqdedup.cli:main" in wheel.read(name).decode()
