@@ -12,6 +12,11 @@ PORT ?= 3000
 # Two processes share two cores: one thread each is faster than four threads fighting.
 TEST_WORKERS ?= 2
 
+FITTING_PYTHON := 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '$(LOGS)') \
+	$(if $(PRESET),--preset '$(PRESET)') $(if $(MAPPING),--mapping '$(MAPPING)') \
+	$(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(STRICT),--strict))
+
 # Dagster keeps its run history here; without it every command forgets the one before.
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -34,9 +39,7 @@ help: ## list the targets
 setup: $(INSTALLED) .dagster/dagster.yaml ## make .venv with the pinned dependencies (a second call is instant)
 
 run: setup ## materialize the whole asset graph and print a summary
-	@$(ACTIVATED) python -m pipelines.run $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '$(LOGS)') \
-	  $(if $(PRESET),--preset '$(PRESET)') $(if $(MAPPING),--mapping '$(MAPPING)') \
-	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(STRICT),--strict)
+	@$(ACTIVATED) python -m pipelines.run $(RUN_OPTIONS)
 
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph
 	@$(ACTIVATED) dg dev --host 127.0.0.1 --port $(PORT)
@@ -65,16 +68,15 @@ distclean: clean ## remove .venv, Dagster's history and the tables under warehou
 	@rm -rf .venv .dagster warehouse/data
 
 .dagster/dagster.yaml: dagster.yaml
-	@mkdir -p .dagster && ln -sf ../dagster.yaml $@ && touch -h $@
+	@mkdir -p .dagster && ln -sf ../dagster.yaml $@
 
 # The stamp is as old as the last complete installation, so an interrupted one is repeated.
 $(INSTALLED): pyproject.toml constraints.txt
-	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	@if ! { $(BIN)/python -c $(FITTING_PYTHON) && $(BIN)/python -m pip --version; } >/dev/null 2>&1; then \
 	  rm -rf .venv; \
 	  python=; \
 	  for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
-	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
-	      then python=$$candidate; break; fi; \
+	    if "$$candidate" -c $(FITTING_PYTHON) 2>/dev/null; then python=$$candidate; break; fi; \
 	  done; \
 	  if [ -z "$$python" ]; then \
 	    echo "setup: Python 3.11, 3.12 or 3.13 with its venv module is required;" \
