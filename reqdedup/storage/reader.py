@@ -1,0 +1,318 @@
+"""Reading a table as deduplicated batches, one per row group; blobs arrive as DictionaryArrays, zero copy.
+
+`TableSource` reads the files of one Iceberg snapshot through the table's FileIO, `FileSource` files whose paths the
+caller has (a training rank, which opens no catalog). Files come from `scan.plan_files()`, never from a directory
+listing. Tables of plain lists are read too, for control: their lists are deduplicated by value, which costs what the
+lists weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.io import FileIO
+from pyiceberg.table import Table
+
+from reqdedup.encoding import BLOB_TYPE, blobs_from_lists, element_type
+from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
+from reqdedup.storage.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
+from reqdedup.storage.source import compact_blobs, take_rows
+
+LIST_CHUNK_BYTES = 64 * 2**20
+"""Plain lists are read and deduplicated in pieces of about this many uncompressed bytes."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a data file; bucket is its file's partition, None where the table has no buckets."""
+
+    path: str
+    index: int
+    num_rows: int
+    bucket: int | None = None
+
+
+class FileSource:
+    """Parquet files of one engagement table as deduplicated batches, in the order of the paths given.
+
+    paths: local paths, file:// URIs, or any URI that `io` opens.  schema: of the batches; every column must be in the
+    files unless it is nullable.  io: a pyiceberg FileIO; needed for anything but local files.
+    merge_pieces: give one batch per row group for plain lists too; off where requests are not contiguous anyway.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str],
+        schema: EngagementSchema,
+        *,
+        io: FileIO | None = None,
+        buckets: Sequence[int | None] | None = None,
+        num_buckets: int | None = None,
+        merge_pieces: bool = True,
+    ) -> None:
+        self._paths = list(paths)
+        self._schema = schema
+        self._io = io
+        self._bucket_of_path = dict(zip(self._paths, buckets)) if buckets is not None else {}
+        self._num_buckets = num_buckets
+        self._merge_pieces = merge_pieces
+        self._footers: dict[str, pq.FileMetaData] = {}
+
+    @property
+    def schema(self) -> EngagementSchema:
+        return self._schema
+
+    @property
+    def paths(self) -> list[str]:
+        """The data files, in reading order."""
+        return list(self._paths)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.footer(path).num_rows for path in self._paths)
+
+    def footer(self, path: str) -> pq.FileMetaData:
+        """The Parquet footer of one file, read once."""
+        if path not in self._footers:
+            with self._open(path, []) as file:
+                self._footers[path] = file.metadata
+        return self._footers[path]
+
+    def row_groups(self, users: np.ndarray | pa.Array | None = None) -> list[RowGroup]:
+        """All row groups in reading order; with `users` only those that may hold one of these user ids."""
+        wanted = None if users is None else _user_array(users)
+        buckets = None
+        if wanted is not None and self._num_buckets:
+            buckets = set(buckets_of(wanted, self._num_buckets).tolist()) if len(wanted) else set()
+        groups = []
+        for path in self._paths:
+            bucket = self._bucket_of_path.get(path)
+            if buckets is not None and bucket is not None and bucket not in buckets:
+                continue
+            footer = self.footer(path)
+            for index in range(footer.num_row_groups):
+                group = footer.row_group(index)
+                if group.num_rows and (wanted is None or _may_hold(group, wanted)):
+                    groups.append(RowGroup(path, index, group.num_rows, bucket))
+        return groups
+
+    def batches(
+        self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Deduplicated batches, one per row group (of a shuffled list table: one per piece of a row group).
+
+        columns: exactly these, in schema order; None means all.  users: only rows of these user ids; files of other
+        buckets and row groups outside the ids' range are not read.
+        """
+        wanted = None if users is None else _user_array(users)
+        with _OpenFiles(self) as files:
+            for group in self.row_groups(wanted):
+                yield from self._read(files, group, self._columns(columns), wanted)
+
+    def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """One row group as one deduplicated batch."""
+        with _OpenFiles(self) as files:
+            batches = list(self._read(files, group, self._columns(columns), None))
+        return _concat(batches)
+
+    def _columns(self, names: Sequence[str] | None) -> list[Column]:
+        if names is None:
+            return list(self._schema.columns)
+        unknown = sorted(set(names) - set(self._schema.names))
+        if unknown:
+            raise ValueError(f"no such columns: {', '.join(unknown)}; there are {', '.join(self._schema.names)}")
+        return [column for column in self._schema.columns if column.name in set(names)]
+
+    def _open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
+        """`blobs` that are binary in the file come as dictionaries, their pages decoded no further than that."""
+        try:
+            local = _local_path(path)
+            if local is not None:
+                return pq.ParquetFile(local, memory_map=True, read_dictionary=blobs, metadata=self._footers.get(path))
+            if self._io is None:
+                raise ValueError(f"{path}: not a local file; give FileSource the table's FileIO as io=table.io")
+            stream = self._io.new_input(path).open()
+            return pq.ParquetFile(stream, read_dictionary=blobs, pre_buffer=True, metadata=self._footers.get(path))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}: data file of the snapshot required, found nothing there; was it swept away or moved?"
+            ) from error
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{path}: not a readable Parquet file ({error}); restore it or roll the table back"
+            ) from error
+
+    def _read(
+        self, files: _OpenFiles, group: RowGroup, columns: list[Column], users: np.ndarray | None
+    ) -> Iterator[pa.RecordBatch]:
+        names = {column.name for column in columns}
+        read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
+        file = files.open(group.path, [column.name for column in read if column.is_blob])
+        pieces = self._pieces(file, group, read)
+        if self._merge_pieces:
+            pieces = iter([_concat(list(pieces))])
+        for batch in pieces:
+            if users is not None:
+                batch = take_rows(batch, np.isin(batch.column(USER_ID).to_numpy(), users))
+                if batch.num_rows == 0:
+                    continue
+                batch = batch.select([column.name for column in columns])
+            yield batch
+
+    def _pieces(self, file: pq.ParquetFile, group: RowGroup, columns: list[Column]) -> Iterator[pa.RecordBatch]:
+        present = [column for column in columns if column.name in file.schema_arrow.names]
+        for column in columns:
+            if column not in present and not column.nullable:
+                raise ValueError(f"{group.path}: column {column.name} required, found {file.schema_arrow.names}")
+        names = [column.name for column in present]
+        lists = [c for c in present if c.is_blob and not pa.types.is_dictionary(file.schema_arrow.field(c.name).type)]
+        if not lists:
+            yield _deduplicated(file.read_row_group(group.index, columns=names), columns, group.num_rows)
+            return
+        prefixes = tuple(f"{column.name}." for column in lists)
+        footer = file.metadata.row_group(group.index)
+        leaves = [footer.column(i) for i in range(footer.num_columns)]
+        row_bytes = (
+            sum(8 * leaf.num_values for leaf in leaves if leaf.path_in_schema.startswith(prefixes)) / group.num_rows
+        )
+        rows = int(np.clip(LIST_CHUNK_BYTES / max(row_bytes, 1), 1, 65536))
+        for piece in file.iter_batches(batch_size=rows, row_groups=[group.index], columns=names):
+            yield _deduplicated(pa.Table.from_batches([piece]), columns, piece.num_rows)
+
+
+class TableSource(FileSource):
+    """One snapshot of an engagement table as deduplicated batches.
+
+    columns: what to read; the keys and request_ts always come along in `schema`. None means all.
+    snapshot_id: which snapshot; None means the newest of the table as it was loaded (`table.refresh()` sees later ones).
+    Raises ValueError for a table that carries no engagement schema, and for one with delete files, which a reader of
+    whole row groups cannot apply.
+    """
+
+    def __init__(self, table: Table, *, columns: Sequence[str] | None = None, snapshot_id: int | None = None) -> None:
+        schema = table_schema(table)
+        if columns is not None:
+            schema = schema.select({*columns, *KEYS, REQUEST_TS})
+        self.table, self.layout = table, table_layout(table)
+        self.snapshot_id = snapshot_id
+        if snapshot_id is None and table.current_snapshot() is not None:
+            self.snapshot_id = table.current_snapshot().snapshot_id  # type: ignore[union-attr]
+        tasks = list(table.scan(snapshot_id=self.snapshot_id).plan_files()) if self.snapshot_id is not None else []
+        for task in tasks:
+            if task.delete_files:
+                raise ValueError(
+                    f"{'.'.join(table.name())}: {task.file.file_path} has {len(task.delete_files)} delete files, which "
+                    "request-sorted row groups cannot carry; rewrite the table (compaction, or `reqdedup convert`)"
+                )
+        num_buckets = table_buckets(table)
+        placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]
+        if num_buckets is not None:  # in bucket order, and inside a bucket in the order of the keys
+            lowest = {task.file.file_path: _lower_user(table, task.file.lower_bounds) for task in tasks}
+            placed.sort(key=lambda item: (item[0], lowest[item[1]], item[1]))
+        super().__init__(
+            [path for _, path in placed],
+            schema,
+            io=table.io,
+            buckets=[bucket for bucket, _ in placed],
+            num_buckets=num_buckets,
+            merge_pieces=self.layout is not Layout.SHUFFLED,
+        )
+
+
+class _OpenFiles:
+    """Keeps the file of the last row group open, since the next one usually is in it."""
+
+    def __init__(self, source: FileSource) -> None:
+        self._source = source
+        self._key: tuple[str, tuple[str, ...]] | None = None
+        self._file: pq.ParquetFile | None = None
+
+    def __enter__(self) -> _OpenFiles:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
+        key = (path, tuple(blobs))
+        if self._file is None or self._key != key:
+            if self._file is not None:
+                self._file.close()
+            self._file = self._source._open(path, blobs)
+            self._source._footers.setdefault(path, self._file.metadata)
+            self._key = key
+        return self._file
+
+
+def _deduplicated(table: pa.Table, columns: list[Column], num_rows: int) -> pa.RecordBatch:
+    """One batch of what a file gave: lists to blobs, columns that the file does not have yet to nulls."""
+    arrays, fields = [], []
+    for column in columns:
+        wanted = BLOB_TYPE if column.is_blob else element_type(column)
+        if column.name not in table.column_names:
+            array = pa.nulls(num_rows, wanted)
+        else:
+            array = _one_array(table.column(column.name), column)
+        if array.type != wanted:
+            array = array.cast(wanted)
+        arrays.append(array)
+        fields.append(pa.field(column.name, wanted, nullable=column.nullable))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _one_array(chunked: pa.ChunkedArray, column: Column) -> pa.Array:
+    if not column.is_blob:
+        return chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
+    if not pa.types.is_dictionary(chunked.type):
+        lists = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
+        return blobs_from_lists(lists, column).dictionary_encode()
+    if chunked.num_chunks != 1:  # a chunk of pages without a dictionary: some other writer made the file
+        chunked = chunked.unify_dictionaries()
+        return compact_blobs(chunked.combine_chunks())
+    return chunked.chunk(0)
+
+
+def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+    return table.to_batches()[0]
+
+
+def _user_array(users: np.ndarray | pa.Array) -> np.ndarray:
+    return np.unique(np.asarray(users, dtype=np.int64))
+
+
+def _may_hold(group: pq.RowGroupMetaData, users: np.ndarray) -> bool:
+    """Whether one of the sorted `users` lies in the row group's range of user_id."""
+    for index in range(group.num_columns):
+        leaf = group.column(index)
+        if leaf.path_in_schema == USER_ID:
+            statistics = leaf.statistics
+            if statistics is None or not statistics.has_min_max:
+                return True
+            at = int(np.searchsorted(users, statistics.min))
+            return at < len(users) and bool(users[at] <= statistics.max)
+    return True
+
+
+def _bucket(partition: object, num_buckets: int | None) -> int | None:
+    return partition[0] if num_buckets is not None else None  # type: ignore[index]
+
+
+def _lower_user(table: Table, lower_bounds: dict[int, bytes] | None) -> int:
+    bound = (lower_bounds or {}).get(table.schema().find_field(USER_ID).field_id)
+    return int.from_bytes(bound, "little", signed=True) if bound else -(2**63)
+
+
+def _local_path(path: str) -> str | None:
+    scheme = urlparse(path).scheme
+    if scheme == "file":
+        return unquote(urlparse(path).path)
+    return path if scheme == "" else None
