@@ -94,14 +94,19 @@ def test_the_storage_half_imports_without_torch_and_dagster():
 def test_models_and_operations_import_without_the_storage_stack():
     pytest.importorskip("torch")
     import_in_child(
-        "reqdedup.ops", "reqdedup.batch", "reqdedup.models", blocked=["pyarrow", "pyiceberg", "duckdb", "polars", "dagster"]
+        "reqdedup.ops",
+        "reqdedup.batch",
+        "reqdedup.models",
+        blocked=["pyarrow", "pyiceberg", "duckdb", "polars", "dagster"],
     )
 
 
 def test_importing_does_no_work():
     third_party = ["numpy", "pyarrow.compute", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "polars"]
     third_party += ["pyiceberg.catalog.sql", "pyiceberg.table", "pyiceberg.io.pyarrow"]
-    loaded = import_in_child("reqdedup.logs", "reqdedup.storage", "reqdedup.cli", "warehouse", blocked=[], first=third_party)
+    loaded = import_in_child(
+        "reqdedup.logs", "reqdedup.storage", "reqdedup.cli", "warehouse", blocked=[], first=third_party
+    )
     assert loaded["effects"] == []
     assert loaded["threads"] == 1
 
