@@ -1,0 +1,278 @@
+"""The command `reqdedup`: a log into tables, and what the tables save.
+
+    reqdedup ingest ratings.csv --preset movielens --table movies.engagements_by_request
+    reqdedup report --table movies.engagements_by_request --json
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an unexpected error,
+2 something the caller can put right (one line says what), 130 interrupted. Everything heavy is imported inside the
+functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyiceberg.catalog import Catalog
+
+CATALOG_NAME = "reqdedup"
+DEFAULT_DATA_DIR = Path("warehouse/data")
+LAYOUTS = ("arrival", "by_request", "shuffled", "sorted", "sorted_large_pages")
+PRESETS = ("kuairand", "mind", "movielens")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand and return the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("reqdedup: interrupted; tables are as before the last commit", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `reqdedup report | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if not _is_for_the_caller(error):
+            raise
+        print(f"reqdedup {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; a subcommand is a function of the parsed arguments in `run`."""
+    from reqdedup import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="reqdedup",
+        description="Request-level data stored, moved and computed once per request.",
+    )
+    parser.add_argument("--version", action="version", version=f"reqdedup {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    ingest = commands.add_parser(
+        "ingest",
+        help="read your own log into an Iceberg table",
+        description="Read a log (Parquet, CSV/TSV, JSON Lines) into an Iceberg table, sorted and deduplicated by "
+        "request. Rejected rows go to the table rejected_engagements of the same namespace, with reason, file and line.",
+    )
+    ingest.add_argument("log", type=Path, help="file or folder of the log")
+    how = ingest.add_mutually_exclusive_group(required=True)
+    how.add_argument("--preset", choices=PRESETS, help="a known log format")
+    how.add_argument("--mapping", type=Path, metavar="FILE", help="TOML file that names the log's columns")
+    ingest.add_argument("--table", required=True, metavar="NAMESPACE.NAME", help="table to replace")
+    ingest.add_argument("--layout", choices=LAYOUTS, default="by_request", help="physical form (default: by_request)")
+    ingest.add_argument("--buckets", type=_positive, default=16, metavar="N", help="partitions by user (default: 16)")
+    ingest.add_argument(
+        "--session-gap", type=_positive, metavar="SECONDS", help="for logs without request ids: a longer gap starts one"
+    )
+    ingest.add_argument("--max-history", type=_positive, metavar="EVENTS", help="cut longer user histories")
+    ingest.add_argument("--strict", action="store_true", help="write nothing and fail if a row is rejected")
+    ingest.set_defaults(run=run_ingest)
+
+    report = commands.add_parser(
+        "report",
+        help="bytes of tables per column, against the control and the limit",
+        description="Compare the physical forms of the same log, per column: bytes, ratio to the shuffled control, "
+        "and the part of the store-once limit that is reached. Read from the footers of each snapshot's own files.",
+    )
+    report.add_argument(
+        "--table", action="append", required=True, metavar="NAMESPACE.NAME", help="a table; repeat it for more"
+    )
+    report.set_defaults(run=run_report)
+
+    for command in (ingest, report):
+        command.add_argument("--json", action="store_true", help="print JSON instead of text")
+        catalog = command.add_argument_group("catalog", "Default: SQLite and local files under warehouse/data.")
+        catalog.add_argument("--catalog-uri", metavar="URI", help="for example sqlite:///path/catalog.db")
+        catalog.add_argument("--warehouse", metavar="DIR", help="folder or s3:// location of the tables' files")
+        catalog.add_argument("--catalog", metavar="NAME", help="a catalog of your pyiceberg configuration instead")
+    return parser
+
+
+def run_ingest(arguments: argparse.Namespace) -> int:
+    """Read, write, commit, then say what was taken and what was not."""
+    from reqdedup.logs import read_log
+    from reqdedup.storage import Layout, create_table, write
+    from reqdedup.storage.rejects import rejects_identifier, write_rejects
+
+    rejects_name = rejects_identifier(arguments.table)
+    options = {"session_gap_s": arguments.session_gap, "max_history": arguments.max_history}
+    log = read_log(
+        arguments.log,
+        preset=arguments.preset,
+        mapping=arguments.mapping,
+        strict=arguments.strict,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    catalog = open_catalog(arguments)
+    layout = Layout(arguments.layout)
+    table = create_table(catalog, arguments.table, log.schema, layout, num_buckets=arguments.buckets)
+    progress = _ProgressLine()
+    written = write(table, log, layout, mode="replace", progress=progress)
+    progress.close()
+    rejects = log.rejects
+    write_rejects(catalog, rejects_name, rejects)
+    summary = {
+        "table": arguments.table,
+        "layout": layout.value,
+        "rows": written.rows,
+        "requests": written.requests,
+        "users": written.users,
+        "bytes": written.bytes,
+        "rejected_rows": rejects.num_rows,
+        "rejected_by_reason": _count_by_reason(rejects),
+        "rejects_table": rejects_name,
+    }
+    if arguments.json:
+        print(json.dumps(summary, indent=2))
+        return 0
+    print(
+        f"{arguments.table} ({layout.value}): {written.rows:,} rows of {written.requests:,} requests "
+        f"by {written.users:,} users, {format_bytes(written.bytes)}"
+    )
+    for reason, count in summary["rejected_by_reason"].items():
+        print(f"rejected {count:,}: {reason}")
+    print(f"{rejects.num_rows:,} rejected rows in {rejects_name}")
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Print the compression report of the named tables."""
+    from pyiceberg.exceptions import NoSuchTableError
+
+    from reqdedup.storage import compression_report
+
+    catalog = open_catalog(arguments)
+    tables = {}
+    for name in arguments.table:
+        try:
+            tables[name] = catalog.load_table(name)
+        except NoSuchTableError as error:
+            raise ValueError(f"table {name} is not in the catalog; {_tables_there(catalog)}") from error
+    report = compression_report(tables)
+    print(json.dumps(report.to_pylist(), indent=2, default=str) if arguments.json else format_report(report))
+    return 0
+
+
+def open_catalog(arguments: argparse.Namespace) -> Catalog:
+    """The catalog of --catalog, or of --catalog-uri and --warehouse; by default the embedded one."""
+    from pyiceberg.catalog import load_catalog
+
+    if arguments.catalog:
+        if arguments.catalog_uri or arguments.warehouse:
+            raise ValueError("--catalog names a configured catalog: leave --catalog-uri and --warehouse out beside it")
+        return load_catalog(arguments.catalog)
+    uri = arguments.catalog_uri or f"sqlite:///{DEFAULT_DATA_DIR.absolute() / 'catalog.db'}"
+    warehouse = arguments.warehouse
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///")).absolute()
+        database.parent.mkdir(parents=True, exist_ok=True)
+        warehouse = warehouse or str(database.parent / "tables")
+    if not warehouse:
+        raise ValueError(
+            "--catalog-uri of a server needs --warehouse, the folder or s3:// location of the tables' files"
+        )
+    if "://" not in warehouse:
+        warehouse = f"file://{Path(warehouse).absolute()}"
+    kind = "rest" if uri.startswith(("http://", "https://")) else "sql"
+    return load_catalog(CATALOG_NAME, type=kind, uri=uri, warehouse=warehouse)
+
+
+def format_report(report: pa.Table) -> str:
+    """The compression report as text: one block per table, its columns by size."""
+    lines = []
+    for name in dict.fromkeys(report.column("table").to_pylist()):
+        rows = [row for row in report.to_pylist() if row["table"] == name]
+        lines += [
+            f"{name}: {rows[0]['rows']:,} rows, {rows[0]['requests']:,} requests, "
+            f"{rows[0]['fan_out']:.1f} rows per request",
+            f"  {'column':<24} {'level':<8} {'stored':>9} {'plain':>9} {'to control':>10} {'limit':>9} {'of limit':>8}",
+        ]
+        for row in sorted(rows, key=lambda row: -(row["compressed_bytes"] or 0)):
+            lines.append(
+                f"  {row['column']:<24} {row['level']:<8} {format_bytes(row['compressed_bytes']):>9} "
+                f"{format_bytes(row['uncompressed_bytes']):>9} {_format(row['ratio_to_control'], '.1f', 'x'):>10} "
+                f"{format_bytes(row['store_once_bytes']):>9} {_format(row['fraction_of_limit'], '.0%'):>8}"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def format_bytes(count: float | None) -> str:
+    """1536 -> '1.5 kB' (decimal units); '-' where there is no figure."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _format(value: float | None, spec: str, suffix: str = "") -> str:
+    return "-" if value is None else f"{value:{spec}}{suffix}"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a positive number required, found {text}")
+    return value
+
+
+def _count_by_reason(rejects: pa.Table) -> dict[str, int]:
+    counts = rejects.group_by("reason").aggregate([("reason", "count")]).to_pylist()
+    return {row["reason"]: row["reason_count"] for row in sorted(counts, key=lambda row: -row["reason_count"])}
+
+
+def _tables_there(catalog: Catalog) -> str:
+    names = [".".join(name) for namespace in catalog.list_namespaces() for name in catalog.list_tables(namespace)]
+    return f"there are: {', '.join(sorted(names)[:20])}" if names else "there are none: run `reqdedup ingest` first"
+
+
+def _is_for_the_caller(error: Exception) -> bool:
+    """True for errors about input, tables or the catalog; anything else is a defect and keeps its traceback."""
+    if isinstance(error, (ValueError, OSError)):
+        return True
+    return type(error).__module__.partition(".")[0] in ("pyiceberg", "sqlalchemy", "botocore", "requests")
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+class _ProgressLine:
+    """One line on standard error: rewritten on a terminal, printed every few seconds otherwise."""
+
+    def __init__(self) -> None:
+        self.started = self.printed = time.monotonic()
+        self.is_terminal = sys.stderr.isatty()
+        self.width = 0
+
+    def __call__(self, progress: Any) -> None:
+        now = time.monotonic()
+        if now - self.printed < (0.2 if self.is_terminal else 5.0):
+            return
+        self.printed = now
+        text = f"{now - self.started:6.1f} s  {progress}"
+        if self.is_terminal:
+            print(f"\r{text:<{self.width}}", end="", file=sys.stderr, flush=True)
+            self.width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.width:
+            print(file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
