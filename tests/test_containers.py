@@ -1,0 +1,61 @@
+"""The container files: valid, closed to the outside, without a credential of their own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.environment import CATALOG_PREFIX, Environment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def test_every_service_is_watched_and_bound_to_loopback(compose):
+    assert set(compose["services"]) == {"postgres", "seaweedfs", "dagster"}
+    assert "name" not in compose  # docker-compose 1.29 refuses it
+    for name, service in compose["services"].items():
+        assert service["healthcheck"]["test"][0] == "CMD", name
+        for port in service["ports"]:
+            assert port.startswith("127.0.0.1:"), f"{name} opens {port} to the network"
+
+
+def test_credentials_come_from_the_environment(compose):
+    text = (ROOT / "docker-compose.yml").read_text()
+    for service in compose["services"].values():
+        for variable, value in service["environment"].items():
+            if re.search("PASSWORD|KEY", variable):
+                assert re.fullmatch(r"\$\{\w+(:\?.*)?\}", value), variable
+    named = set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\$\{(\w+)", text)) == named
+
+
+def test_the_graph_understands_the_variables_it_is_given(compose):
+    variables = compose["services"]["dagster"]["environment"]
+    environment = Environment.from_os(variables)
+    assert set(environment.catalog_properties) == {
+        "type",
+        "uri",
+        "warehouse",
+        "s3.endpoint",
+        "s3.access-key-id",
+        "s3.secret-access-key",
+        "s3.region",
+    }
+    known = set(re.findall(r"REQDEDUP_[A-Z_]+", (ROOT / "pipelines" / "environment.py").read_text()))
+    assert {name for name in variables if not name.startswith(CATALOG_PREFIX)} <= known
+
+
+def test_the_image_is_built_from_files_that_exist():
+    copied = re.findall(r"^COPY (?:--\S+ )?(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    for path in " ".join(copied).split():
+        assert (ROOT / path).exists(), path
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".env", ".git", "warehouse/data"} <= set(ignored)
