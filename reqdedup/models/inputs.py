@@ -99,6 +99,6 @@ class RequestFeatures(nn.Module):
         for (name, _), project in zip(self.vectors, self.of_vector, strict=True):
             parts.append(project(column(batch.request, name, "request").to(dtype)))
         for name in self.numbers:
-            number_R = column(batch.request, name, "request").to(dtype)
-            parts.append((number_R.sign() * number_R.abs().log1p()).nan_to_num()[:, None])
+            number_R = column(batch.request, name, "request").to(torch.promote_types(dtype, torch.float32))
+            parts.append((number_R.sign() * number_R.abs().log1p()).nan_to_num()[:, None].to(dtype))
         return torch.cat(parts, dim=1)

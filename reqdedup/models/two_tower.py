@@ -63,4 +63,7 @@ class TwoTower(nn.Module):
 
 def mean_over_history(x_TD: torch.Tensor, history_offsets_R1: torch.Tensor) -> torch.Tensor:
     """The mean token of each history, zero for an empty one: [T, D] -> [R, D]."""
-    return torch.segment_reduce(x_TD, "mean", offsets=history_offsets_R1, initial=0, axis=0, unsafe=True)
+    length_R = history_offsets_R1.diff()
+    request_of_token_T = torch.repeat_interleave(length_R, output_size=len(x_TD))
+    sum_RD = x_TD.new_zeros(len(length_R), x_TD.shape[1]).index_add(0, request_of_token_T, x_TD)
+    return sum_RD / length_R.clamp(min=1)[:, None]

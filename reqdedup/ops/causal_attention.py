@@ -26,7 +26,7 @@ def causal_attention(
     """
     if padding is None:
         padding = Padding.of(history_offsets_R1)
-    if not padding.groups:  # no tokens: nothing to compute, but every input keeps a gradient, as DDP wants
+    if not padding.rectangles:  # no tokens: nothing to compute, but every input keeps a gradient, as DDP wants
         return query_THK + key_THK + value_THK
     rectangles = [
         F.scaled_dot_product_attention(

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from reqdedup.ops.crossing_attention_flash import crossing_attention_flash
-from reqdedup.ops.ragged import length_bucket, pad_tokens
+from reqdedup.ops.ragged import Rectangle, length_bucket
 
 Backend = Callable[..., torch.Tensor]
 
@@ -129,22 +129,20 @@ def crossing_attention_sdpa(
             buckets.setdefault((length_key, length_bucket(count, steps_per_octave=2)), []).append(r)
     attended, row_of_attended = [], []
     for (length_key, _), requests in sorted(buckets.items()):
-        row = pad_tokens(requests, rows, device)
-        row_NC, row_valid_NC = row.token_NS, row.valid()
-        num_candidates = row_NC.shape[1]
+        row = Rectangle.of(requests, rows, device)
+        num_candidates = row.shape[1]
         sees = torch.eye(num_candidates, dtype=torch.bool, device=device).expand(len(requests), -1, -1)
-        key, value = self_key_BHK[row_NC], self_value_BHK[row_NC]
+        key, value = row.take(self_key_BHK), row.take(self_value_BHK)
         if length_key >= 0:
-            token = pad_tokens(requests, history, device)
-            sees_context = token.valid()[:, None, :].expand(-1, num_candidates, -1)
-            sees = torch.cat([sees_context, sees], dim=2)
-            key = torch.cat([key_THK[token.token_NS], key], dim=1)
-            value = torch.cat([value_THK[token.token_NS], value], dim=1)
+            token = Rectangle.of(requests, history, device)
+            sees = torch.cat([token.valid[:, None, :].expand(-1, num_candidates, -1), sees], dim=2)
+            key = torch.cat([token.take(key_THK), key], dim=1)
+            value = torch.cat([token.take(value_THK), value], dim=1)
         out_NCHK = F.scaled_dot_product_attention(
-            query_BHK[row_NC].transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=sees[:, None]
+            row.take(query_BHK).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=sees[:, None]
         ).transpose(1, 2)
-        attended.append(out_NCHK[row_valid_NC])
-        row_of_attended.append(row_NC[row_valid_NC])
+        attended.append(out_NCHK[row.valid])
+        row_of_attended.append(row.token[row.valid])
     return torch.cat(attended)[torch.cat(row_of_attended).argsort()]
 
 

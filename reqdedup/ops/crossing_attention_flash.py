@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from reqdedup.ops.ragged import PaddedGroup, length_bucket, pad_tokens
+from reqdedup.ops.ragged import Rectangle, length_bucket
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -28,17 +28,17 @@ less than the padding."""
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of the kernel: some requests, their rows and their context, all rectangles."""
+    """One call of the kernel: some requests, their rows and their context."""
 
-    row: PaddedGroup
-    token: PaddedGroup
+    row: Rectangle
+    token: Rectangle
 
     def context_mask(self, dtype: torch.dtype) -> torch.Tensor | None:
-        """[N, 1, 1, S]: minus infinity on padded keys, None where there are none."""
+        """[N, 1, 1, S]: minus infinity on padded keys; None where there are none."""
         if self.token.is_full:
             return None
-        mask = torch.zeros(self.token.token_NS.shape, dtype=dtype)
-        return mask.masked_fill_(~self.token.valid(), -torch.inf)[:, None, None, :]
+        mask = torch.zeros(self.token.shape, dtype=dtype)
+        return mask.masked_fill_(~self.token.valid, -torch.inf)[:, None, None, :]
 
 
 def _calls(history: list[int], rows: list[int]) -> list[_Call]:
@@ -52,35 +52,14 @@ def _calls(history: list[int], rows: list[int]) -> list[_Call]:
             length_key = length_bucket(length, steps_per_octave=2) if shared else length
             buckets.setdefault((shared, length_key, length_bucket(count, steps_per_octave=2)), []).append(r)
     return [
-        _Call(pad_tokens(requests, rows, device), pad_tokens(requests, history, device))
+        _Call(Rectangle.of(requests, rows, device), Rectangle.of(requests, history, device))
         for _, requests in sorted(buckets.items())
     ]
 
 
-def _rectangle(x: torch.Tensor, group: PaddedGroup) -> torch.Tensor:
-    """[N, H, S, K] of packed [T, H, K]: a view where one request or equal neighbours allow it."""
-    if group.is_full and _is_contiguous(group):
-        start = int(group.token_NS[0, 0])
-        cells = x[start : start + group.token_NS.numel()].view(*group.token_NS.shape, *x.shape[1:])
-    else:
-        cells = x.index_select(0, group.token_NS.flatten()).view(*group.token_NS.shape, *x.shape[1:])
-    return cells.transpose(1, 2)
-
-
-def _is_contiguous(group: PaddedGroup) -> bool:
-    start = int(group.token_NS[0, 0])
-    return int(group.token_NS[-1, -1]) == start + group.token_NS.numel() - 1
-
-
-def _place(packed: torch.Tensor, group: PaddedGroup, rectangle_NHSK: torch.Tensor) -> None:
-    """Write a rectangle's cells to their packed places; padding is dropped."""
-    cells = rectangle_NHSK.transpose(1, 2)
-    if group.is_full and _is_contiguous(group):
-        start = int(group.token_NS[0, 0])
-        packed[start : start + group.token_NS.numel()] = cells.flatten(0, 1)
-    else:
-        valid_NS = group.valid()
-        packed[group.token_NS[valid_NS]] = cells[valid_NS]
+def _heads_first(x: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
+    """[N, H, S, ...] of packed [T, H, ...]."""
+    return rectangle.take(x).transpose(1, 2)
 
 
 class _CrossingAttention(torch.autograd.Function):
@@ -103,13 +82,13 @@ class _CrossingAttention(torch.autograd.Function):
         context_lse_BH = torch.full_like(self_score_BH, -torch.inf)
         for call in calls:
             out, lse = _flash(
-                _rectangle(query, call.row),
-                _rectangle(key, call.token),
-                _rectangle(value, call.token),
+                _heads_first(query, call.row),
+                _heads_first(key, call.token),
+                _heads_first(value, call.token),
                 attn_mask=call.context_mask(query.dtype),
             )
-            _place(context_out_BHK, call.row, out)
-            _place(context_lse_BH, call.row, lse)
+            call.row.put(context_out_BHK, out.transpose(1, 2))
+            call.row.put(context_lse_BH, lse.transpose(1, 2))
         lse_BH = torch.logaddexp(context_lse_BH, self_score_BH)
         out_BHK = context_out_BHK.to(wide) * (context_lse_BH - lse_BH).exp()[..., None]
         out_BHK += self_value.to(wide) * (self_score_BH - lse_BH).exp()[..., None]
@@ -132,23 +111,23 @@ class _CrossingAttention(torch.autograd.Function):
         grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for call in ctx.calls:
             # padded rows repeat a real row with a zero gradient, so they add nothing to the keys and values
-            grad_rectangle = _rectangle(grad_out, call.row)
+            grad_rectangle = _heads_first(grad_out, call.row)
             if not call.row.is_full:
-                grad_rectangle = grad_rectangle * call.row.valid()[:, None, :, None]
+                grad_rectangle = grad_rectangle * call.row.valid[:, None, :, None]
             grad_q, grad_k, grad_v = _flash_backward(
                 grad_rectangle,
-                _rectangle(query, call.row),
-                _rectangle(key, call.token),
-                _rectangle(value, call.token),
-                _rectangle(out, call.row),
-                _rectangle(lse_BH, call.row).contiguous(),
+                _heads_first(query, call.row),
+                _heads_first(key, call.token),
+                _heads_first(value, call.token),
+                _heads_first(out, call.row),
+                _heads_first(lse_BH, call.row).contiguous(),
                 0.0,
                 False,
                 attn_mask=call.context_mask(query.dtype),
             )
-            _place(grad_query, call.row, grad_q)
-            _place(grad_key, call.token, grad_k)
-            _place(grad_value, call.token, grad_v)
+            call.row.put(grad_query, grad_q.transpose(1, 2))
+            call.token.put(grad_key, grad_k.transpose(1, 2))
+            call.token.put(grad_value, grad_v.transpose(1, 2))
         grad_query = (grad_query.to(wide) + self_grad_BH1 * self_key.to(wide)).to(query.dtype)
         grad_self_key = (self_grad_BH1 * query.to(wide)).to(query.dtype)
         grad_self_value = (self_weight_BH1 * grad_wide).to(query.dtype)

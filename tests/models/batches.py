@@ -44,7 +44,7 @@ def two_tower_config(**changes: object) -> TwoTowerConfig:
 
 
 def offsets(lengths: Sequence[int]) -> torch.Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0)
+    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
 
 
 def random_batch(history_lengths: Sequence[int], rows_of_request: Sequence[int], *, seed: int = 0) -> RequestBatch:
@@ -57,7 +57,9 @@ def random_batch(history_lengths: Sequence[int], rows_of_request: Sequence[int],
     return RequestBatch(
         user_id_R=torch.arange(num_requests),
         item_id_B=integers(10**12, num_rows),
-        request_of_row_B=torch.repeat_interleave(torch.arange(num_requests), torch.tensor(rows_of_request)),
+        request_of_row_B=torch.repeat_interleave(
+            torch.arange(num_requests), torch.tensor(rows_of_request, dtype=torch.int64)
+        ),
         row_offsets_R1=offsets(rows_of_request),
         history_offsets_R1=offsets(history_lengths),
         request={
