@@ -1,0 +1,145 @@
+"""The commands that README.md and CONTRIBUTING.md print exist, and every claimed figure names the file it came from."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+BIN = Path(sys.executable).parent
+
+
+def commands(document: str) -> list[str]:
+    """Shell commands of the document: lines of sh blocks, and code spans that begin with a command of ours."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += [span.replace("\n", " ") for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
+    found = []
+    for line in lines:
+        for part in re.split(r"&&|;|\|", line):
+            words = part.split("#")[0].removeprefix("$ ").strip()
+            if re.match(r"(\S*/)?(make|reqdedup|dg|dagster)\s+\S|\S*python\S* -m ", words):
+                found.append(words)
+    return found
+
+
+def cases(pattern: str) -> list[str]:
+    every = [command for document in DOCUMENTS for command in commands(document)]
+    return sorted({command for command in every if re.match(pattern, command)})
+
+
+@cache
+def help_text(*command: str) -> str:
+    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+def options(words: list[str]) -> list[str]:
+    return [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+
+
+def test_the_readme_names_the_two_commands_first():
+    first = commands("README.md")[:2]
+    assert [command.split()[:2] for command in first] == [["make", "run"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("command", cases(r"make\s"))
+def test_make_targets_exist(command):
+    targets = [word for word in shlex.split(command)[1:] if "=" not in word]
+    dry = subprocess.run(
+        ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert dry.returncode == 0, dry.stderr
+    described = help_text_of_make()
+    assert set(targets) <= described, f"`make help` does not list {set(targets) - described}"
+
+
+@cache
+def help_text_of_make() -> set[str]:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^  make ([a-z-]+)", shown, re.MULTILINE))
+
+
+@pytest.mark.parametrize("variable", sorted(set(re.findall(r"\b[A-Z]{3,}(?==)", " ".join(cases(r"make\s"))))))
+def test_make_variables_are_used(variable):
+    assert (
+        f"$({variable})" in (ROOT / "Makefile").read_text() or f"$(if $({variable})" in (ROOT / "Makefile").read_text()
+    )
+
+
+@pytest.mark.parametrize("command", cases(r"(\S*/)?reqdedup\s"))
+def test_subcommands_and_options_of_reqdedup_exist(command):
+    from reqdedup.cli import build_parser
+
+    words = shlex.split(command)[1:]
+    if any(re.search(r"[\[\]<>…]|\.\.\.", word) for word in words) or len(words) == 1:
+        shown = help_text(sys.executable, "-m", "reqdedup.cli", *[word for word in words[:1] if word[0] != "-"])
+        assert all(option in shown for option in options(words))
+    else:
+        build_parser().parse_args(words)  # exits where it does not parse
+
+
+@pytest.mark.parametrize("command", cases(r"\S*python\S* -m "))
+def test_modules_run_from_the_repository_know_their_options(command):
+    words = shlex.split(command.replace("[", "").replace("]", ""))
+    module = words[words.index("-m") + 1]
+    if module.split(".")[0] in ("pip", "venv"):
+        return
+    shown = help_text(sys.executable, "-m", module)
+    missing = [option for option in options(words[words.index("-m") + 2 :]) if option not in shown]
+    assert not missing, f"python -m {module} does not know {missing}"
+
+
+@pytest.mark.parametrize("command", cases(r"(\S*/)?(dg|dagster)\s"))
+def test_dagster_commands_know_their_options(command):
+    words = shlex.split(command)
+    program = Path(words[0]).name
+    subcommand = []
+    for word in words[1:]:
+        if not re.fullmatch(r"[a-z-]+", word) or word.startswith("-"):
+            break
+        subcommand.append(word)
+    shown = help_text(str(BIN / program), *subcommand)
+    missing = [option for option in options(words[1:]) if option not in shown]
+    assert not missing, f"{program} {' '.join(subcommand)} does not know {missing}"
+
+
+def test_every_claim_names_the_result_it_came_from():
+    text = (ROOT / "README.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|") and "benchmarks/" in line]
+    for row in rows:
+        for path in re.findall(r"benchmarks/[\w./-]+", row):
+            assert (ROOT / path).exists(), f"{path} is named in the README's table and does not exist:\n{row}"
+    claims = claims_table(text)
+    assert not [row for row in claims if "benchmarks/results/" not in row], "a claim without its result file"
+
+
+def claims_table(text: str) -> list[str]:
+    """Body rows of every table whose head has a column `claim`."""
+    body, inside = [], False
+    for line in text.splitlines():
+        cells = [cell.strip().lower() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            inside = False
+        elif "claim" in cells:
+            inside = True
+        elif inside and not set(line) <= set("|-: "):
+            body.append(line)
+    return body
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / document).read_text())
+    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    assert not missing
