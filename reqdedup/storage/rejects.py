@@ -18,10 +18,13 @@ REJECTS_TABLE = "rejected_engagements"
 """Name of the table beside the engagement tables of a namespace."""
 
 _SCHEMA = Schema(
-    NestedField(1, "reason", StringType(), required=True, doc="why the row was rejected"),
-    NestedField(2, "file", StringType(), required=True, doc="file of the log that holds the row"),
-    NestedField(3, "line", LongType(), required=False, doc="line or row number in that file, the first is 1"),
-    NestedField(4, "raw", StringType(), required=False, doc="the row as it stands in the file, cut where it is long"),
+    NestedField(
+        1, "reason", StringType(), required=True, doc="why the row was rejected, one of reqdedup.logs' reasons"
+    ),
+    NestedField(2, "detail", StringType(), required=False, doc="what was found there"),
+    NestedField(3, "file", StringType(), required=True, doc="file of the log that holds the row"),
+    NestedField(4, "line", LongType(), required=False, doc="line or row number in that file, the first is 1"),
+    NestedField(5, "raw", StringType(), required=False, doc="the row as it stands in the file, cut where it is long"),
 )
 
 
@@ -36,7 +39,7 @@ def rejects_identifier(identifier: str) -> str:
 def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterable[pa.RecordBatch]) -> Table:
     """Replace the table `identifier` by these rejected rows, in one commit, and return it.
 
-    rejects: columns reason, file (strings), line (integer), raw (string); others are left out. May be empty.
+    rejects: columns reason, detail, file, raw (strings) and line (integer); others are left out. May be empty.
     The namespace must exist. A table of another schema is dropped and made anew.
     Raises ValueError where a column is missing or a reason or file is null.
     """

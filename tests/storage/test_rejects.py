@@ -23,6 +23,7 @@ def rejects(*rows: tuple[str, str, int | None, str | None]) -> pa.Table:
     return pa.table(
         {
             "reason": pa.array(reason, pa.string()),
+            "detail": pa.array(["found something else"] * len(reason), pa.string()),
             "file": pa.array(file, pa.string()),
             "line": pa.array(line, pa.int64()),
             "raw": pa.array(raw, pa.string()),
@@ -52,7 +53,8 @@ def test_a_clean_ingest_leaves_an_empty_table(catalog):
 
 
 def test_batches_and_narrower_types_are_taken(catalog):
-    batch = pa.record_batch({"line": pa.array([1], pa.int32()), "reason": ["r"], "file": ["f"], "raw": ["é"], "x": [0]})
+    constant = {name: [name] for name in ("reason", "detail", "file")}
+    batch = pa.record_batch(constant | {"line": pa.array([1], pa.int32()), "raw": ["é"], "x": [0]})
     table = write_rejects(catalog, "shop.rejected_engagements", [batch, batch])
     assert table.scan().to_arrow().num_rows == 2
 
