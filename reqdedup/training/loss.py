@@ -191,7 +191,9 @@ def _log_sum_of_negatives(
     return log_sum_B
 
 
-def scale_for_mean_over_ranks(loss_sum: torch.Tensor, num_global: torch.Tensor | float, world_size: int) -> torch.Tensor:
+def scale_for_mean_over_ranks(
+    loss_sum: torch.Tensor, num_global: torch.Tensor | float, world_size: int
+) -> torch.Tensor:
     """A rank's loss such that DDP's average of gradients is the gradient of the mean over all ranks' rows.
 
     loss_sum: this rank's sum of row losses; num_global: rows that count, over all ranks. DDP divides by W whatever each

@@ -142,7 +142,8 @@ def test_gradients_pass_gradcheck():
     inputs = [batch[name].requires_grad_() for name in names]
     for mask_same_user in (True, False):
         assert torch.autograd.gradcheck(
-            lambda *values, mask=mask_same_user: info_nce(**dict(zip(names, values)), **fixed, mask_same_user=mask), inputs
+            lambda *values, mask=mask_same_user: info_nce(**dict(zip(names, values)), **fixed, mask_same_user=mask),
+            inputs,
         )
 
 

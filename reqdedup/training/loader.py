@@ -1,0 +1,259 @@
+"""From tables to RequestBatches: the only bridge between storage and torch.
+
+A request stays whole: request-level values are read once, move once, and are never expanded here. Shuffling mixes whole
+requests: row groups come in a random order, as many as `buffer_requests` asks for are held at once (a *window*), and their
+requests are drawn at random. Deduplication is kept and the users per batch rise; the more the larger the window.
+
+Everything follows from (seed, epoch, rank, world size) and the files, so a position is three numbers and resuming is
+exact. Memory: one window, the queue of ready batches, and while a window is made one more copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from reqdedup.batch import RequestBatch
+from reqdedup.schema import HISTORY_END, KEYS, REQUEST_TS, EngagementSchema
+from reqdedup.storage.source import BatchSource
+from reqdedup.training.blocks import HistoryCut, RequestBlock, concatenate_batches, empty_batch
+from reqdedup.training.plan import (
+    RowGroupSource,
+    UserSplit,
+    epoch_order,
+    generator,
+    read_dealt,
+    read_shares,
+    shares_of_rank,
+)
+from reqdedup.training.prefetch import prefetched
+
+SHUFFLES = ("requests", "none")
+DEFAULT_BUFFER_REQUESTS = 2048
+DEFAULT_BUFFER_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where an epoch stands: the next request is number `request` of the window that starts at block `block`.
+
+    window: how many windows came before, the window's seed.
+    """
+
+    epoch: int = 0
+    block: int = 0
+    window: int = 0
+    request: int = 0
+
+
+class RequestLoader:
+    """Iterating yields one epoch of this rank's RequestBatches; the next iteration is the next epoch.
+
+    source: a table or files (`TableSource`, `FileSource`): each rank reads its own row groups; any other BatchSource
+        (a join, a sample) is read in full by every rank.
+    requests_per_batch, rows_per_batch: one of them; rows_per_batch is an upper bound that only a single larger request
+        may pass. The last batch of an epoch is smaller.
+    shuffle: `requests` or `none`, the order of the table.  seed: of the shuffle.
+    buffer_requests: a window takes row groups until it holds so many requests.  buffer_bytes: or until the next row group
+        would not fit (one always does).
+    rank, world_size: this process's share; every request belongs to exactly one rank, and ranks may get unequal numbers
+        of batches (`in_lockstep` keeps their collectives matched).
+    columns: names in the log's schema to read; keys and request_ts always come. None means all that is not a string.
+    positive_label: keep only rows whose label is positive (and requests that keep a row): what retrieval learns from.
+    users: keep one side of a split of the users.  cut: the longest history.
+    prefetch_batches: ready batches that a background thread holds; 0 means no thread.
+    pin_memory: page-locked tensors, for asynchronous copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        source: RowGroupSource | BatchSource,
+        *,
+        requests_per_batch: int | None = None,
+        rows_per_batch: int | None = None,
+        shuffle: str = "requests",
+        seed: int = 0,
+        buffer_requests: int = DEFAULT_BUFFER_REQUESTS,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        rank: int = 0,
+        world_size: int = 1,
+        columns: Sequence[str] | None = None,
+        positive_label: str | None = None,
+        users: UserSplit | None = None,
+        cut: HistoryCut | None = None,
+        prefetch_batches: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        if (requests_per_batch is None) == (rows_per_batch is None):
+            raise ValueError("exactly one of requests_per_batch and rows_per_batch required")
+        if (requests_per_batch or rows_per_batch or 0) < 1:
+            raise ValueError(f"a batch of at least 1 required, found {requests_per_batch or rows_per_batch}")
+        if shuffle not in SHUFFLES:
+            raise ValueError(f"shuffle: one of {SHUFFLES} required, found {shuffle!r}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: 0 <= rank < world_size required, found rank {rank} of {world_size}")
+        if buffer_requests < 1 or not 0 < buffer_bytes < 2**31:
+            raise ValueError(
+                "buffer_requests of at least 1 and buffer_bytes in (0, 2^31) required, "
+                f"found {buffer_requests} and {buffer_bytes}"
+            )
+        self.source = source
+        self.schema = _read_schema(source.schema, columns, positive_label, cut)
+        self.requests_per_batch, self.rows_per_batch = requests_per_batch, rows_per_batch
+        self.shuffle, self.seed = shuffle, seed
+        self.buffer_requests, self.buffer_bytes = buffer_requests, buffer_bytes
+        self.rank, self.world_size = rank, world_size
+        self.positive_label, self.users, self.cut = positive_label, users, cut
+        self.prefetch_batches, self.pin_memory = prefetch_batches, pin_memory
+        self._position = Position()
+
+    @property
+    def epoch(self) -> int:
+        return self._position.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start the next iteration at the beginning of this epoch."""
+        self._position = Position(epoch=epoch)
+
+    def __iter__(self) -> Iterator[RequestBatch]:
+        stream = self._batches(self._position)
+        with prefetched(stream, self.prefetch_batches) as ready:
+            for batch, position in ready:
+                self._position = position
+                yield batch
+        self._position = Position(epoch=self._position.epoch + 1)
+
+    def empty_batch(self) -> RequestBatch:
+        """A batch of no requests, with the tensors that the others have."""
+        return empty_batch(self.schema)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch that was handed out, and what it depends on."""
+        return {"position": asdict(self._position), "order": self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the last batch of that loader; refuses a state whose batches would come in another order."""
+        for name, value in self._order().items():
+            if state["order"][name] != value:
+                raise ValueError(
+                    f"loader state: {name} = {state['order'][name]!r} required to continue, found {value!r}; "
+                    "resume with the settings and the snapshot of the checkpoint"
+                )
+        self._position = Position(**state["position"])
+
+    def _order(self) -> dict[str, Any]:
+        """Everything that decides which request comes when."""
+        return {
+            "requests_per_batch": self.requests_per_batch,
+            "rows_per_batch": self.rows_per_batch,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "buffer_requests": self.buffer_requests,
+            "buffer_bytes": self.buffer_bytes,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "columns": list(self.schema.names),
+            "positive_label": self.positive_label,
+            "users": asdict(self.users) if self.users else None,
+            "row_groups": _fingerprint(self.source),
+        }
+
+    def _batches(self, start: Position) -> Iterator[tuple[RequestBatch, Position]]:
+        """(batch, position after it) from `start` to the end of its epoch."""
+        pieces: list[RequestBatch] = []
+        num_requests = num_rows = 0
+        position = start
+        for first_block, window, block in self._windows(start):
+            order = np.arange(block.num_requests)
+            if self.shuffle == "requests":
+                order = generator(self.seed, "window", start.epoch, self.rank, window).permutation(block.num_requests)
+            rows_before = np.concatenate([[0], np.cumsum(np.diff(block.row_offsets)[order])])
+            at = start.request if first_block == start.block else 0
+            while at < len(order):
+                end = self._end_of_batch(at, rows_before, num_requests, num_rows)
+                if end > at:
+                    # Inside a batch the order means nothing, and sorted requests lie closer together in memory.
+                    pieces.append(block.take(np.sort(order[at:end]), cut=self.cut))
+                    num_requests += end - at
+                    num_rows += int(rows_before[end] - rows_before[at])
+                    at = end
+                position = Position(epoch=start.epoch, block=first_block, window=window, request=at)
+                if at < len(order) or num_requests == self.requests_per_batch:
+                    yield self._finished(pieces), position
+                    pieces, num_requests, num_rows = [], 0, 0
+        if pieces:
+            yield self._finished(pieces), position
+
+    def _end_of_batch(self, at: int, rows_before: np.ndarray, num_requests: int, num_rows: int) -> int:
+        """End of the requests from `at` on that still fit into a batch which already holds so many."""
+        last = len(rows_before) - 1
+        if self.requests_per_batch is not None:
+            return min(at + self.requests_per_batch - num_requests, last)
+        assert self.rows_per_batch is not None
+        limit = rows_before[at] + self.rows_per_batch - num_rows
+        end = int(np.searchsorted(rows_before, limit, side="right")) - 1
+        return max(end, at if num_rows else at + 1)
+
+    def _finished(self, pieces: list[RequestBatch]) -> RequestBatch:
+        batch = concatenate_batches(pieces)
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def _windows(self, start: Position) -> Iterator[tuple[int, int, RequestBlock]]:
+        """(first block, number, requests) of each window from `start` on."""
+        held: list[RequestBlock] = []
+        window, first_block = start.window, start.block
+        for number, block in self._blocks(start):
+            if held and sum(b.num_bytes for b in held) + block.num_bytes > self.buffer_bytes:
+                yield first_block, window, RequestBlock.concatenate(held)
+                held, window, first_block = [], window + 1, number
+            held.append(block)
+            if self.shuffle == "none" or sum(b.num_requests for b in held) >= self.buffer_requests:
+                yield first_block, window, RequestBlock.concatenate(held)
+                held, window, first_block = [], window + 1, number + 1
+        if held:
+            yield first_block, window, RequestBlock.concatenate(held)
+
+    def _blocks(self, start: Position) -> Iterator[tuple[int, RequestBlock]]:
+        """(number, requests) of this rank's blocks from start.block on."""
+        if isinstance(self.source, RowGroupSource):
+            rng = generator(self.seed, "row groups", start.epoch) if self.shuffle == "requests" else None
+            order = epoch_order(self.source.row_groups(), rng)
+            shares = shares_of_rank(order, rank=self.rank, world_size=self.world_size)[start.block :]
+            blocks = read_shares(self.source, shares, self.schema, first_number=start.block)
+        else:
+            dealt = read_dealt(self.source, self.schema, rank=self.rank, world_size=self.world_size)
+            blocks = ((number, block) for number, block in dealt if number >= start.block)
+        for number, block in blocks:
+            if self.users is not None:
+                block = block.where_requests(self.users.contains(block.user_ids()))
+            if self.positive_label is not None:
+                block = block.where_label(self.positive_label)
+            yield number, block
+
+
+def _read_schema(
+    schema: EngagementSchema, columns: Sequence[str] | None, positive_label: str | None, cut: HistoryCut | None
+) -> EngagementSchema:
+    """The columns to read, strings left out."""
+    names = set(schema.names if columns is None else columns) | {*KEYS, REQUEST_TS}
+    if positive_label is not None:
+        if positive_label not in {column.name for column in schema.labels}:
+            raise ValueError(
+                f"positive_label: one of the log's labels {[c.name for c in schema.labels]} required, "
+                f"found {positive_label!r}"
+            )
+        names.add(positive_label)
+    if cut is not None and HISTORY_END in schema:
+        names.add(HISTORY_END)
+    unknown = sorted(names - set(schema.names))
+    if unknown:
+        raise ValueError(f"no such columns: {', '.join(unknown)}; the log has {', '.join(schema.names)}")
+    return schema.select(column.name for column in schema.columns if column.name in names and column.dtype != "string")
+
+
+def _fingerprint(source: RowGroupSource | BatchSource) -> list[int] | None:
+    """Row counts of the row groups: another snapshot or another compaction has others."""
+    return [group.num_rows for group in source.row_groups()] if isinstance(source, RowGroupSource) else None

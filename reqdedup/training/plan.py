@@ -1,0 +1,137 @@
+"""Which rank reads which requests of a table in an epoch, and in which order: decided from row counts alone.
+
+    row groups, in the epoch's order     |  A  |   B    |  C  |    D    |
+    ranks, equal shares of the rows      |   rank 0   |    rank 1       |
+
+A request belongs to the rank in whose share its first row lies. So every request is read exactly once, the ranks' rows
+differ by less than one request each, and a rank opens its own row groups and at most two that it shares. All ranks
+compute the same plan; none talks to another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage.hashing import below_rate, stable_hash
+from reqdedup.storage.reader import RowGroup
+from reqdedup.storage.source import BatchSource
+from reqdedup.training.blocks import RequestBlock
+
+
+@runtime_checkable
+class RowGroupSource(Protocol):
+    """A source whose row groups can be read in any order: `TableSource` and `FileSource`."""
+
+    @property
+    def schema(self) -> EngagementSchema: ...
+
+    def row_groups(self) -> list[RowGroup]: ...
+
+    def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSplit:
+    """A share of the users by a stable hash of their id: the same users in every run, table and process.
+
+    held_out: share of the users in the evaluation part.  part: `train` or `eval`.  seed: another seed, other users.
+    """
+
+    held_out: float
+    part: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.part not in ("train", "eval") or not 0 <= self.held_out <= 1:
+            raise ValueError(
+                f"user split: part train or eval and 0 <= held_out <= 1 required, found {self.part!r}, {self.held_out}"
+            )
+
+    def contains(self, user_ids: np.ndarray) -> np.ndarray:
+        """[N] bool."""
+        is_held_out = below_rate(stable_hash(user_ids, self.seed), self.held_out)
+        return is_held_out if self.part == "eval" else ~is_held_out
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part of one row group: the requests whose first row lies in [first_row, end_row)."""
+
+    group: RowGroup
+    first_row: int
+    end_row: int
+
+
+def shares_of_rank(groups: Sequence[RowGroup], *, rank: int, world_size: int) -> list[Share]:
+    """What a rank reads of row groups in this order."""
+    total = sum(group.num_rows for group in groups)
+    first, end = total * rank // world_size, total * (rank + 1) // world_size
+    shares, position = [], 0
+    for group in groups:
+        low, high = max(first - position, 0), min(end - position, group.num_rows)
+        if low < high:
+            shares.append(Share(group, low, high))
+        position += group.num_rows
+    return shares
+
+
+def epoch_order(groups: Sequence[RowGroup], rng: np.random.Generator | None) -> list[RowGroup]:
+    """The row groups in an epoch's order: shuffled, or as the table has them where `rng` is None."""
+    return list(groups) if rng is None else [groups[i] for i in rng.permutation(len(groups))]
+
+
+def generator(seed: int, *path: Any) -> np.random.Generator:
+    """A random generator that depends on nothing but the seed and the path, an epoch and a window for example."""
+    text = ":".join(map(str, (seed, *path)))
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
+
+
+def read_shares(
+    source: RowGroupSource, shares: Sequence[Share], schema: EngagementSchema, *, first_number: int = 0
+) -> Iterator[tuple[int, RequestBlock]]:
+    """(number, block) of each share in order; the blocks hold exactly the shares' requests."""
+    for number, share in enumerate(shares, start=first_number):
+        block = RequestBlock.of(source.read_row_group(share.group, schema.names), schema)
+        if share.first_row > 0 or share.end_row < share.group.num_rows:
+            first_row_R = block.row_offsets[:-1]
+            block = block.where_requests((first_row_R >= share.first_row) & (first_row_R < share.end_row))
+        yield number, block
+
+
+def read_dealt(
+    source: BatchSource, schema: EngagementSchema, *, rank: int, world_size: int
+) -> Iterator[tuple[int, RequestBlock]]:
+    """(number, block) of a source that has no row groups (a join, a sample): every rank reads all and keeps its turn.
+
+    Requests that a source cuts between two batches are put together again.
+    """
+    turn = 0
+    for number, rows in enumerate(_whole_requests(source.batches(schema.names), schema)):
+        block = RequestBlock.of(rows, schema)
+        is_mine = (np.arange(block.num_requests) + turn) % world_size == rank
+        turn += block.num_requests
+        yield number, block.where_requests(is_mine)
+
+
+def _whole_requests(batches: Iterator[pa.RecordBatch], schema: EngagementSchema) -> Iterator[pa.RecordBatch]:
+    """The same rows; the last request of each batch waits for the next, which may go on with it."""
+    waiting: pa.RecordBatch | None = None
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        if waiting is not None:
+            parts = [RequestBlock.of(waiting, schema), RequestBlock.of(batch, schema)]
+            batch = RequestBlock.concatenate(parts).rows
+        last = int(RequestBlock.of(batch, schema).row_offsets[-2])
+        if last:
+            yield batch.slice(0, last)
+        waiting = batch.slice(last)
+    if waiting is not None:
+        yield waiting
