@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyiceberg.catalog import Catalog
 
-CATALOG_NAME = "reqdedup"
 DEFAULT_DATA_DIR = Path("warehouse/data")
 LAYOUTS = ("arrival", "by_request", "shuffled", "sorted", "sorted_large_pages")
 PRESETS = ("kuairand", "mind", "movielens")
@@ -163,12 +162,12 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def open_catalog(arguments: argparse.Namespace) -> Catalog:
     """The catalog of --catalog, or of --catalog-uri and --warehouse; by default the embedded one."""
-    from pyiceberg.catalog import load_catalog
+    from reqdedup.storage import catalogs
 
     if arguments.catalog:
         if arguments.catalog_uri or arguments.warehouse:
             raise ValueError("--catalog names a configured catalog: leave --catalog-uri and --warehouse out beside it")
-        return load_catalog(arguments.catalog)
+        return catalogs.open_catalog(arguments.catalog)
     uri = arguments.catalog_uri or f"sqlite:///{DEFAULT_DATA_DIR.absolute() / 'catalog.db'}"
     warehouse = arguments.warehouse
     if uri.startswith("sqlite:///"):
@@ -181,8 +180,7 @@ def open_catalog(arguments: argparse.Namespace) -> Catalog:
         )
     if "://" not in warehouse:
         warehouse = f"file://{Path(warehouse).absolute()}"
-    kind = "rest" if uri.startswith(("http://", "https://")) else "sql"
-    return load_catalog(CATALOG_NAME, type=kind, uri=uri, warehouse=warehouse)
+    return catalogs.open_catalog(properties={"uri": uri, "warehouse": warehouse})
 
 
 def format_report(report: pa.Table) -> str:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"pyiceberg", "pyarrow", "duckdb", "polars", "numpy"}
-EXTRAS = {"train", "dagster", "serve", "notebooks", "dev"}
+EXTRAS = {"train", "dagster", "serve", "postgres", "notebooks", "dev"}
 
 
 @pytest.fixture(scope="module")

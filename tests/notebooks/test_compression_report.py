@@ -1,0 +1,76 @@
+"""The notebook runs as a reader would run it, on a small warehouse, and its figures are those of the report."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
+from reqdedup.storage import compression_report, write
+from warehouse import create_engagement_table, embedded_catalog, open_catalog, write_report_table
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+COMPARED = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
+
+
+@pytest.fixture(scope="module")
+def small_warehouse(tmp_path_factory):
+    """A warehouse as the graph leaves it: the compared tables and the report."""
+    data_dir = tmp_path_factory.mktemp("warehouse")
+    catalog = open_catalog(embedded_catalog(data_dir))
+    config = SyntheticLogConfig(
+        seed=3, num_users=40, num_items=2_000, mean_fan_out=20, max_fan_out=64, max_history=256, history_scale=0.05
+    )
+    schema = synthetic_schema(config)
+    batches = list(synthesize(config))
+    tables = {}
+    for name in COMPARED:
+        tables[name] = create_engagement_table(catalog, "tiny", name, schema, num_buckets=2)
+        write(tables[name], batches)
+    report = compression_report(tables)
+    write_report_table(catalog, "tiny", "compression_report", report)
+    return data_dir, report
+
+
+def run_notebook(script: Path, **parameters: object) -> nbformat.NotebookNode:
+    """Execute a percent script with these values after its cell tagged `parameters`."""
+    notebook = jupytext.read(script)
+    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1, f"{script.name}: one cell tagged parameters required"
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(source))
+    resources = {"metadata": {"path": str(script.parent)}}
+    return NotebookClient(notebook, timeout=60, kernel_name="python3", resources=resources).execute()
+
+
+def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[str]:
+    """Everything of a MIME type (or the printed text) that the cells show."""
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    if kind == "stream":
+        return [output.text for output in shown if output.output_type == "stream" and output.name == "stdout"]
+    return [output.data[kind] for output in shown if "data" in output and kind in output.data]
+
+
+def test_the_notebook_shows_layouts_columns_and_limit(small_warehouse):
+    data_dir, report = small_warehouse
+    notebook = run_notebook(NOTEBOOKS / "compression_report.py", namespace="tiny", data_dir=str(data_dir))
+
+    pictures = outputs(notebook, "image/png")
+    assert len(pictures) == 2
+    assert all(len(base64.b64decode(picture)) > 10_000 for picture in pictures)
+
+    rows, requests = report.column("rows")[0].as_py(), report.column("requests")[0].as_py()
+    assert f"{rows:,} rows, {requests:,} requests" in "".join(outputs(notebook, "stream"))
+
+    (table,) = outputs(notebook, "text/plain")[-1:]
+    assert all(name in table for name in (*COMPARED, "history_item_id"))
+
+
+def test_without_the_graph_the_notebook_says_what_to_run(tmp_path):
+    with pytest.raises(Exception, match="make run"):
+        run_notebook(NOTEBOOKS / "compression_report.py", namespace="tiny", data_dir=str(tmp_path))
