@@ -27,7 +27,7 @@ from pyiceberg.catalog import Catalog
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.schema import EngagementSchema
 from tests.servers.postgres import Postgres, start_postgres
-from tests.servers.process import ServerMissing
+from tests.servers.process import ServerMissingError
 from tests.servers.seaweedfs import BUCKET, SeaweedFS, start_seaweedfs
 from warehouse.catalogs import CatalogConfig, embedded_catalog, open_catalog
 
@@ -130,7 +130,7 @@ def batches() -> list[pa.RecordBatch]:
 def _started(start: Callable[[Path], S], folder: Path) -> S:
     try:
         return start(folder)
-    except ServerMissing as missing:
+    except ServerMissingError as missing:
         if os.environ.get("CI"):
             pytest.fail(str(missing), pytrace=False)
         pytest.skip(str(missing))

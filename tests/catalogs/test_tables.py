@@ -11,9 +11,7 @@ from reqdedup.storage.reader import TableSource
 
 
 @pytest.mark.parametrize("layout", list(Layout))
-def test_a_table_describes_itself(
-    catalog: Catalog, namespace: str, schema: EngagementSchema, layout: Layout
-) -> None:
+def test_a_table_describes_itself(catalog: Catalog, namespace: str, schema: EngagementSchema, layout: Layout) -> None:
     created = create_table(catalog, f"{namespace}.t", schema, layout, num_buckets=3)
     table = catalog.load_table(f"{namespace}.t")
     assert table_schema(table) == schema

@@ -11,7 +11,15 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.servers.process import LOOPBACK, Server, ServerFailed, ServerMissing, as_user, free_ports, unprivileged_user
+from tests.servers.process import (
+    LOOPBACK,
+    Server,
+    ServerFailedError,
+    ServerMissingError,
+    as_user,
+    free_ports,
+    unprivileged_user,
+)
 
 USER = "reqdedup"
 DATABASE = "postgres"
@@ -35,7 +43,7 @@ def start_postgres(folder: Path, *, timeout_s: float = 30.0, tries: int = 3) -> 
     for attempt in range(tries):
         try:
             return _start(folder / f"postgres-{attempt}", timeout_s=timeout_s)
-        except ServerFailed:  # most likely a port that another process took in between
+        except ServerFailedError:  # most likely a port that another process took in between
             if attempt == tries - 1:
                 raise
     raise AssertionError("unreachable")
@@ -53,7 +61,7 @@ def postgres_programs() -> Path:
         return debian[-1].parent
     on_path = shutil.which("initdb")
     if on_path is None:
-        raise ServerMissing(
+        raise ServerMissingError(
             "PostgreSQL (`initdb`, `postgres`) is required for these tests; install it (Debian: apt-get install postgresql)"
         )
     return Path(on_path).resolve().parent
@@ -93,7 +101,7 @@ def _start(folder: Path, *, timeout_s: float) -> Postgres:
     )
     os.unlink(password_file)
     if made.returncode != 0:
-        raise ServerFailed(f"initdb ended with code {made.returncode}\n{made.stdout}{made.stderr}")
+        raise ServerFailedError(f"initdb ended with code {made.returncode}\n{made.stdout}{made.stderr}")
     server = Server(
         "postgres",
         [

@@ -19,11 +19,11 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 
 
-class ServerMissing(RuntimeError):
+class ServerMissingError(RuntimeError):
     """The server's program is not installed; the text says how to install it."""
 
 
-class ServerFailed(RuntimeError):
+class ServerFailedError(RuntimeError):
     """The server ended or did not answer in time; the text ends with the tail of its log."""
 
 
@@ -51,7 +51,9 @@ def as_user(command: Sequence[str], user: str | None) -> list[str]:
     """The command, run as `user` and ended with its parent."""
     if shutil.which("setpriv") is None:
         if user is not None:
-            raise ServerMissing("to start PostgreSQL as root, setpriv is required (Debian: apt-get install util-linux)")
+            raise ServerMissingError(
+                "to start PostgreSQL as root, setpriv is required (Debian: apt-get install util-linux)"
+            )
         return list(command)
     identity = []
     if user is not None:
@@ -94,23 +96,24 @@ class Server:
             )
 
     def wait_until(self, ready: Callable[[], object], *, timeout_s: float) -> None:
-        """Return once `ready()` is true; raises ServerFailed when the process ends or the time is over."""
+        """Return once `ready()` is true; raises ServerFailedError when the process ends or the time is over."""
         deadline = time.monotonic() + timeout_s
         last: Exception | None = None
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise ServerFailed(f"{self.name} ended with code {self.process.returncode}\n{self.log_tail()}")
+                raise ServerFailedError(f"{self.name} ended with code {self.process.returncode}\n{self.log_tail()}")
             try:
                 if ready():
                     return
             except Exception as error:  # whatever a server that is not up yet provokes
                 last = error
             time.sleep(0.05)
-        raise ServerFailed(f"{self.name} did not answer within {timeout_s:g} s: {last}\n{self.log_tail()}")
+        raise ServerFailedError(f"{self.name} did not answer within {timeout_s:g} s: {last}\n{self.log_tail()}")
 
     def pause(self) -> None:
         """Stop answering, with every connection left open: what a hung server looks like."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)  # its threads stop a moment after the signal was sent
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)

