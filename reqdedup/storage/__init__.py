@@ -3,6 +3,7 @@
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
 from reqdedup.storage.reader import FileSource, RowGroup, TableSource
 from reqdedup.storage.source import BatchSource
+from reqdedup.storage.writer import WriteProgress, WriteReport, write
 
 __all__ = [
     "BatchSource",
@@ -10,7 +11,10 @@ __all__ = [
     "Layout",
     "RowGroup",
     "TableSource",
+    "WriteProgress",
+    "WriteReport",
     "create_table",
     "table_layout",
     "table_schema",
+    "write",
 ]

@@ -152,7 +152,8 @@ class FileSource:
     ) -> Iterator[pa.RecordBatch]:
         names = {column.name for column in columns}
         read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
-        file = files.open(group.path, [column.name for column in read if column.is_blob])
+        leaves = set(self.footer(group.path).schema.names)
+        file = files.open(group.path, [column.name for column in read if column.is_blob and column.name in leaves])
         pieces = self._pieces(file, group, read)
         if self._merge_pieces:
             pieces = iter([_concat(list(pieces))])

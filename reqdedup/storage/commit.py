@@ -1,0 +1,138 @@
+"""Data files that are written but not yet part of the table, and the one commit that makes them so."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterable
+from types import TracebackType
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException, ValidationException
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from reqdedup.storage.datafile import DataFileWriter, verify_file
+from reqdedup.storage.layout import table_layout, table_schema
+
+WRITE_ID = "reqdedup.write-id"
+"""Snapshot property; tells whether a commit whose answer was lost has landed."""
+
+
+class StagedFiles:
+    """New data files of a table, in a `with` block: deleted on the way out unless `commit` has landed.
+
+    Nothing a reader can see changes before `commit`, and that is one atomic step of the catalog.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._schema, self._layout = table_schema(table), table_layout(table)
+        self._open: DataFileWriter | None = None
+        self._done: list[tuple[DataFile, int | None]] = []
+        self._paths: list[str] = []
+        self._keep = False
+        self.num_requests = 0
+
+    @property
+    def data_files(self) -> list[DataFile]:
+        """The finished files."""
+        return [data_file for data_file, _ in self._done]
+
+    def __enter__(self) -> StagedFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._open is not None:
+            with contextlib.suppress(Exception):
+                self._open.abandon()
+        if not self._keep:
+            for path in self._paths:
+                with contextlib.suppress(Exception):
+                    self.table.io.delete(path)
+
+    def write(self, partition: int | None, rows: pa.Table, *, target_bytes: int) -> int:
+        """Write `rows` as one row group of this partition; returns their number.
+
+        The file is closed once it holds `target_bytes` compressed, or when the next rows are of another partition.
+        """
+        if self._open is not None and self._open.partition != partition:
+            self.close_file()
+        if self._open is None:
+            self._open = DataFileWriter(self.table, self._schema, self._layout, partition)
+            self._paths.append(self._open.path)
+        self._open.write(rows)
+        if self._open.num_bytes >= target_bytes:
+            self.close_file()
+        return len(rows)
+
+    def close_file(self) -> None:
+        if self._open is not None:
+            writer, self._open = self._open, None
+            try:
+                self._done.append((writer.close(), writer.partition))
+            except BaseException:
+                writer.abandon()
+                raise
+
+    def verify(self, *, num_rows: int, num_requests: int | None) -> None:
+        """Read the keys of all finished files back: partition, order, row and request counts.
+
+        num_requests: distinct requests, where every request must be whole in one file; None where the layout does not
+        keep them together. Raises RuntimeError where something differs.
+        """
+        self.close_file()
+        found = 0
+        for data_file, partition in self._done:
+            found += verify_file(self.table, data_file.file_path, self._layout, partition, data_file.record_count)
+        written = sum(data_file.record_count for data_file, _ in self._done)
+        for what, required, counted in (("rows", num_rows, written), ("requests", num_requests, found)):
+            if required is not None and required != counted:
+                raise RuntimeError(
+                    f"{'.'.join(self.table.name())}: {required} {what} required in the new files, found {counted}; "
+                    "nothing was committed"
+                )
+
+    def commit(self, *, replace: bool, removed: Iterable[DataFile] | None = None) -> int | None:
+        """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
+
+        replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table` shows;
+        else they are added. Raises RuntimeError where another writer was faster: nothing was changed then.
+        """
+        self.close_file()
+        old = list(removed) if removed is not None else []
+        if replace and removed is None and self.table.current_snapshot() is not None:
+            old = [task.file for task in self.table.scan().plan_files()]
+        if not self._done and not old:
+            return None
+        write_id = str(uuid.uuid4())
+        try:
+            with self.table.transaction() as transaction:
+                update = transaction.update_snapshot(snapshot_properties={WRITE_ID: write_id})
+                with update.overwrite() if replace else update.fast_append() as snapshot:
+                    for data_file in old:
+                        snapshot.delete_data_file(data_file)
+                    for data_file, _ in self._done:
+                        snapshot.append_data_file(data_file)
+        except (CommitFailedException, ValidationException) as error:
+            raise RuntimeError(
+                f"{'.'.join(self.table.name())}: another writer changed the table in the meantime; nothing was written. "
+                "Load the table again and repeat the write"
+            ) from error
+        except BaseException:
+            # The catalog may have taken the commit before its answer was lost. Deleting the files of a landed commit
+            # would break the table, so they go only where the table is known not to have it.
+            self._keep = True
+            self._keep = self._has_landed(write_id)
+            raise
+        self._keep = True
+        current = self.table.current_snapshot()
+        return current.snapshot_id if current is not None else None
+
+    def _has_landed(self, write_id: str) -> bool:
+        try:
+            self.table.refresh()
+        except Exception:
+            return True
+        summaries = (snapshot.summary for snapshot in self.table.metadata.snapshots)
+        return any(summary is not None and summary.get(WRITE_ID) == write_id for summary in summaries)

@@ -1,0 +1,172 @@
+"""One Parquet data file of a table: the writer settings of each layout, the Iceberg statistics, the check after writing.
+
+Our settings: zstd level 3; dictionaries of whole sequences without a size limit, so that they never fall back to plain;
+a dictionary for scalars of the request (one value repeated F times), none for floats of the item. The control layouts
+take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public way to write a file with settings per column,
+hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.io.pyarrow import (
+    _get_parquet_writer_kwargs,
+    compute_statistics_plan,
+    data_file_statistics_from_parquet_metadata,
+    parquet_path_to_id_mapping,
+)
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.table import Table
+
+from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
+from reqdedup.storage.keys import first_disorder
+from reqdedup.storage.layout import (
+    LARGE_PAGE_BYTES,
+    ZSTD_LEVEL,
+    Layout,
+    buckets_of,
+    file_schema,
+    table_buckets,
+)
+
+DAY_MICROSECONDS = 86_400_000_000
+
+
+def parquet_settings(layout: Layout, schema: EngagementSchema, properties: dict[str, str]) -> dict[str, Any]:
+    """Keyword arguments of `pq.ParquetWriter` for this layout."""
+    if layout.has_writer_defaults:
+        return {**_get_parquet_writer_kwargs(properties), "store_decimal_as_integer": True}
+    scalars = [column for column in schema.columns if not column.is_blob]
+    with_dictionary = [
+        column.name for column in scalars if not (column.level is Level.ITEM and column.dtype.startswith("float"))
+    ]
+    settings: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": ZSTD_LEVEL,
+        "write_statistics": [column.name for column in scalars],
+        "store_schema": False,
+    }
+    if layout is Layout.SORTED_LARGE_PAGES:
+        return settings | {"use_dictionary": with_dictionary, "data_page_size": LARGE_PAGE_BYTES}
+    blobs = [column.name for column in schema.blobs]
+    return settings | {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
+
+
+class DataFileWriter:
+    """Writes one data file of `table`, row group by row group.
+
+    partition: the bucket, or the day since 1970, or None where the table is not partitioned.
+    """
+
+    def __init__(self, table: Table, schema: EngagementSchema, layout: Layout, partition: int | None) -> None:
+        self._table, self._layout, self._engagement_schema = table, layout, schema
+        self.partition = partition
+        key = PartitionKey(
+            [PartitionFieldValue(field, partition) for field in table.spec().fields], table.spec(), table.schema()
+        )
+        self._record = key.partition
+        name = f"{uuid.uuid4()}.parquet"
+        self.path = table.location_provider().new_data_location(name, key if table.spec().fields else None)
+        self.schema = file_schema(table, schema, layout)
+        settings = parquet_settings(layout, schema, table.properties)
+        if layout.is_bucketed:
+            settings["sorting_columns"] = [
+                pq.SortingColumn(self.schema.get_field_index(name)) for name in KEYS if name in self.schema.names
+            ]
+        self._output = table.io.new_output(self.path)
+        self._stream = self._output.create()
+        self._parquet: pq.ParquetWriter | None = pq.ParquetWriter(self._stream, self.schema, **settings)
+        self.num_rows = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Compressed bytes so far."""
+        return int(self._stream.tell())
+
+    def write(self, rows: pa.Table) -> None:
+        """Write these rows as one row group."""
+        assert self._parquet is not None
+        self._parquet.write_table(rows.cast(self.schema) if rows.schema != self.schema else rows, len(rows))
+        self.num_rows += len(rows)
+
+    def close(self) -> DataFile:
+        """Finish the file; what the commit needs to know about it."""
+        assert self._parquet is not None
+        self._parquet.close()
+        footer = self._parquet.writer.metadata
+        self._parquet = None
+        self._stream.close()
+        statistics = data_file_statistics_from_parquet_metadata(
+            parquet_metadata=footer,
+            stats_columns=compute_statistics_plan(self._table.schema(), self._table.properties),
+            parquet_column_mapping=parquet_path_to_id_mapping(self._table.schema()),
+        )
+        return DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=self.path,
+            file_format=FileFormat.PARQUET,
+            partition=self._record,
+            file_size_in_bytes=len(self._output),
+            sort_order_id=self._table.sort_order().order_id if self._layout.is_bucketed else None,
+            spec_id=self._table.spec().spec_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
+
+    def abandon(self) -> None:
+        """Leave the file unfinished; the caller deletes it."""
+        if self._parquet is not None:
+            self._parquet = None
+            self._stream.close()
+
+
+def verify_file(table: Table, path: str, layout: Layout, partition: int | None, num_rows: int) -> int:
+    """Read the keys of a written file back and check what a commit would promise; returns its number of requests.
+
+    Raises RuntimeError where rows are missing, lie in another partition than the file's, or break the order: a wrong
+    bucket would silently lose rows to pruning.
+    """
+    names = [*KEYS, REQUEST_TS] if layout is Layout.ARRIVAL else list(KEYS)
+    if not layout.is_bucketed and layout is not Layout.ARRIVAL:
+        names = []
+    num_requests, found, last = 0, 0, None
+    num_buckets = table_buckets(table)
+    with table.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
+        found = file.metadata.num_rows
+        for index in range(file.num_row_groups if names else 0):
+            group = file.read_row_group(index, columns=names).combine_chunks()
+            if layout is Layout.ARRIVAL:
+                days = group.column(REQUEST_TS).cast(pa.int64()).to_numpy() // DAY_MICROSECONDS
+                _require(bool(np.all(days == partition)), table, path, index, f"rows of day {partition}")
+                continue
+            key = [group.column(name).to_numpy() for name in KEYS]
+            buckets = buckets_of(np.unique(group.column(USER_ID).to_numpy()), num_buckets or 1)
+            _require(bool(np.all(buckets == partition)), table, path, index, f"rows of bucket {partition}")
+            if last is not None:
+                key = [np.concatenate([[value], column]) for value, column in zip(last, key)]
+            _require(first_disorder(key) < 0, table, path, index, f"rows in {KEYS} order")
+            changes = (key[0][1:] != key[0][:-1]) | (key[1][1:] != key[1][:-1])
+            if last is not None:
+                _require(bool(changes[0]), table, path, index, "a new request at the start of a row group")
+            num_requests += int(changes.sum()) + (last is None)
+            last = [int(column[-1]) for column in key]
+    if found != num_rows:
+        raise RuntimeError(
+            f"{'.'.join(table.name())}: {path}: {num_rows} rows written, {found} found; nothing committed"
+        )
+    return num_requests
+
+
+def _require(holds: bool, table: Table, path: str, index: int, what: str) -> None:
+    if not holds:
+        raise RuntimeError(
+            f"{'.'.join(table.name())}: {path}: {what} required, row group {index} differs; nothing was committed. "
+            "This is a defect of the writer: report it with the batches that were written"
+        )

@@ -1,0 +1,262 @@
+"""A log on disk between its arrival and its order: requests once, rows pointing at them, by partition.
+
+    requests: part, user_id, request_id, request-level scalars, blobs      one row per part of a request
+    rows:     part, item_id, item-level columns, labels                    one row per impression, in arrival order
+
+Both tables lie in uncompressed Arrow IPC files without a name, so the operating system frees them even when the process
+is killed. They are memory-mapped on the way back: what is gathered for one row group is all that is copied.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.encoding import check_deduplicated, element_type
+from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, Column, EngagementSchema
+from reqdedup.storage.keys import run_starts
+from reqdedup.storage.parts import (
+    blob_bytes,
+    check_blobs,
+    check_one_value_per_request,
+    check_sequence_lengths,
+    split_parts,
+)
+
+PART = "part"
+FLUSH_BYTES = 64 * 2**20
+"""Of arrived data that is collected before it is written by partition."""
+
+PartitionOf = Callable[[np.ndarray, pa.Array], np.ndarray]
+"""Partition of each part, [P] int64, from its user_id [P] and its request_ts [P]."""
+
+
+class Spill:
+    """Takes deduplicated batches of any size and order, gives them back by partition.
+
+    partition_of: of requests and, unless `rows_partition_of` is given, of their rows.
+    rows_partition_of: partition of each of N rows, [N] int64, where rows go their own ways (a shuffle).
+    directory: where the files lie; None means the system's temporary directory.
+    """
+
+    def __init__(
+        self,
+        schema: EngagementSchema,
+        partition_of: PartitionOf,
+        *,
+        rows_partition_of: Callable[[int], np.ndarray] | None = None,
+        directory: str | Path | None = None,
+    ) -> None:
+        self.schema = schema
+        self._partition_of, self._rows_partition_of = partition_of, rows_partition_of
+        self.request_columns = (schema[USER_ID], schema[REQUEST_ID], *schema.request_columns)
+        self.row_columns = tuple(column for column in schema.columns if column not in self.request_columns)
+        self._requests = _SpillFile(_spill_schema(self.request_columns), directory)
+        self._rows = _SpillFile(_spill_schema(self.row_columns), directory)
+        self.num_rows = self.num_parts = 0
+
+    def __enter__(self) -> Spill:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._requests.close()
+        self._rows.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """On disk, after `finish`."""
+        return self._requests.num_bytes + self._rows.num_bytes
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take one batch.
+
+        Raises ValueError where it is not a deduplicated batch of the schema, or where a request-level value differs
+        inside a request.
+        """
+        check_deduplicated(batch, self.schema)
+        if batch.num_rows == 0:
+            return
+        part_of_row, first_row = split_parts(batch)
+        check_one_value_per_request(batch, self.request_columns, part_of_row, first_row)
+        users = batch.column(USER_ID).to_numpy()[first_row]
+        partition = self._partition_of(users, batch.column(REQUEST_TS).take(pa.array(first_row)))
+        for start, end in self._pieces(batch, first_row):
+            requests = self._request_rows(batch, first_row[start:end], self.num_parts + start)
+            self._requests.add(requests, partition[start:end])
+        rows = [pa.array(part_of_row + self.num_parts)]
+        rows += [batch.column(column.name) for column in self.row_columns]
+        of_row = partition[part_of_row] if self._rows_partition_of is None else self._rows_partition_of(batch.num_rows)
+        self._rows.add(pa.RecordBatch.from_arrays(rows, schema=self._rows.schema), of_row)
+        self.num_rows += batch.num_rows
+        self.num_parts += len(first_row)
+
+    def finish(self) -> None:
+        """No more batches; from now on the partitions can be read."""
+        self._requests.finish()
+        self._rows.finish()
+
+    def partitions(self) -> list[int]:
+        """Partitions that hold rows, in rising order."""
+        return sorted(self._rows.batches_of)
+
+    def requests(self, partition: int) -> list[pa.RecordBatch]:
+        """The parts of one partition in arrival order, memory-mapped."""
+        return self._requests.read(partition)
+
+    def rows(self, partition: int) -> pa.RecordBatch:
+        """The rows of one partition in arrival order, in memory."""
+        return pa.Table.from_batches(self._rows.read(partition)).combine_chunks().to_batches()[0]
+
+    def request_partitions(self) -> list[int]:
+        """Partitions that hold requests, in rising order."""
+        return sorted(self._requests.batches_of)
+
+    def keys(self, partition: int) -> tuple[np.ndarray, np.ndarray]:
+        """user_id and request_id of one partition's parts, [P] int64 each, in arrival order."""
+        batches = self.requests(partition)
+        user, request = (np.concatenate([b.column(key).to_numpy() for b in batches]) for key in (USER_ID, REQUEST_ID))
+        return user, request
+
+    def release(self) -> None:
+        """Give the memory of the pages read so far back to the operating system."""
+        self._requests.release()
+        self._rows.release()
+
+    def _pieces(self, batch: pa.RecordBatch, first_row: np.ndarray) -> list[tuple[int, int]]:
+        """Ranges of parts whose blobs take at most FLUSH_BYTES: many parts may share one value of a dictionary."""
+        part_bytes = np.zeros(len(first_row), np.int64)
+        for column in self.request_columns:
+            if column.is_blob:
+                array = batch.column(column.name)
+                part_bytes += blob_bytes(array.dictionary)[array.indices.to_numpy()[first_row]]
+        return greedy_ranges((FLUSH_BYTES, part_bytes))
+
+    def _request_rows(self, batch: pa.RecordBatch, first_row: np.ndarray, first_part: int) -> pa.RecordBatch:
+        at = pa.array(first_row)
+        arrays: list[pa.Array] = [pa.array(np.arange(first_part, first_part + len(first_row)))]
+        for column in self.request_columns:
+            array = batch.column(column.name)
+            if column.is_blob:
+                array = array.dictionary.cast(pa.large_binary()).take(array.indices.take(at))
+                check_blobs(array, column)
+            else:
+                array = array.take(at)
+            arrays.append(array)
+        requests = pa.RecordBatch.from_arrays(arrays, schema=self._requests.schema)
+        check_sequence_lengths(requests, self.schema.sequences)
+        return requests
+
+
+class _SpillFile:
+    """Record batches by partition in one anonymous Arrow file."""
+
+    def __init__(self, schema: pa.Schema, directory: str | Path | None) -> None:
+        self.schema = schema
+        self.batches_of: dict[int, list[int]] = defaultdict(list)
+        self.num_bytes = 0
+        self._file = tempfile.TemporaryFile(prefix="reqdedup-spill-", dir=directory, buffering=0)  # noqa: SIM115
+        self._writer: pa.ipc.RecordBatchFileWriter | None = pa.ipc.new_file(pa.PythonFile(self._file, "w"), schema)
+        self._reader: pa.ipc.RecordBatchFileReader | None = None
+        self._map: mmap.mmap | None = None
+        self._pending: list[tuple[pa.RecordBatch, np.ndarray]] = []
+        self._pending_bytes = self._num_batches = 0
+
+    def add(self, batch: pa.RecordBatch, partition: np.ndarray) -> None:
+        self._pending.append((batch, partition))
+        self._pending_bytes += batch.nbytes
+        if self._pending_bytes >= FLUSH_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        assert self._writer is not None
+        self._writer.close()
+        self._writer = None
+        self.num_bytes = self._file.tell()
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
+
+    def read(self, partition: int) -> list[pa.RecordBatch]:
+        if self._reader is None:
+            raise ValueError("spill: finish() required before reading")
+        return [self._reader.get_batch(index) for index in self.batches_of.get(partition, [])]
+
+    def release(self) -> None:
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the file, which has no name: its space is free once the last array read from it is gone."""
+        self._reader = self._map = self._writer = None
+        self._pending = []
+        self._file.close()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        assert self._writer is not None
+        partition = np.concatenate([partition for _, partition in self._pending])
+        batch = pa.Table.from_batches([batch for batch, _ in self._pending]).combine_chunks().to_batches()[0]
+        self._pending, self._pending_bytes = [], 0
+        order = np.argsort(partition, kind="stable")
+        ordered = partition[order]
+        bounds = np.append(run_starts([ordered]), len(ordered))
+        for start, end in pairwise(bounds.tolist()):
+            piece = batch if len(bounds) == 2 else batch.take(pa.array(order[start:end]))
+            self.batches_of[int(ordered[start])].append(self._num_batches)
+            self._writer.write_batch(piece)
+            self._num_batches += 1
+
+
+def gather(batches: Sequence[pa.RecordBatch], positions: np.ndarray, column: str) -> pa.Array:
+    """One column at these positions, [N] int64, of the batches laid end to end.
+
+    It copies what it returns, at most twice; a plain `take` over chunks would first copy all of them.
+    """
+    ends = np.cumsum([batch.num_rows for batch in batches])
+    starts = ends - [batch.num_rows for batch in batches]
+    batch_of = np.searchsorted(ends, positions, side="right")
+    order = np.argsort(batch_of, kind="stable")
+    bounds = np.append(run_starts([batch_of[order]]), len(order))
+    taken = []
+    for start, end in pairwise(bounds.tolist()):
+        index = int(batch_of[order[start]])
+        taken.append(batches[index].column(column).take(pa.array(positions[order[start:end]] - starts[index])))
+    if not taken:
+        return batches[0].column(column).slice(0, 0)
+    array = pa.concat_arrays(taken) if len(taken) > 1 else taken[0]
+    if np.all(order[1:] > order[:-1]):
+        return array
+    inverse = np.empty(len(order), np.int64)
+    inverse[order] = np.arange(len(order))
+    return array.take(pa.array(inverse))
+
+
+def greedy_ranges(*limits: tuple[int, np.ndarray]) -> list[tuple[int, int]]:
+    """Consecutive ranges [start, end) over all sizes: each as long as every limit allows, at least one long.
+
+    limits: pairs (limit, sizes [N]); the sum of a range's sizes stays at most `limit`.
+    """
+    totals = [(limit, np.concatenate([[0], np.cumsum(sizes)])) for limit, sizes in limits]
+    count = len(totals[0][1]) - 1
+    ranges, start = [], 0
+    while start < count:
+        ends = [int(np.searchsorted(total, total[start] + limit, side="right")) - 1 for limit, total in totals]
+        end = max(min(ends), start + 1)
+        ranges.append((start, end))
+        start = end
+    return ranges
+
+
+def _spill_schema(columns: Sequence[Column]) -> pa.Schema:
+    types = [pa.large_binary() if column.is_blob else element_type(column) for column in columns]
+    fields = [pa.field(column.name, kind) for column, kind in zip(columns, types)]
+    return pa.schema([pa.field(PART, pa.int64()), *fields])
