@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID
 from reqdedup.storage.keys import count_up_to, first_disorder
+from reqdedup.storage.source import compact_blobs
 
 REQUEST_KEY = (USER_ID, REQUEST_ID)
 ROW_KEY = (USER_ID, REQUEST_ID, ITEM_ID)
@@ -22,25 +23,6 @@ ROW_KEY = (USER_ID, REQUEST_ID, ITEM_ID)
 def key_columns(batch: pa.RecordBatch, names: Sequence[str]) -> list[np.ndarray]:
     """The int64 key columns of a batch as numpy, without a copy."""
     return [batch.column(name).to_numpy(zero_copy_only=False) for name in names]
-
-
-def compact(array: pa.DictionaryArray) -> pa.DictionaryArray:
-    """The same values with a dictionary of only those in use, in the order that they had."""
-    indices = array.indices.to_numpy(zero_copy_only=False)
-    used = np.zeros(len(array.dictionary), bool)
-    used[indices] = True
-    if used.all():
-        return array
-    new_index = np.cumsum(used, dtype=np.int32) - 1
-    return pa.DictionaryArray.from_arrays(
-        pa.array(new_index[indices]), array.dictionary.take(pa.array(np.flatnonzero(used)))
-    )
-
-
-def compact_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch that was cut or filtered, without the dictionary values that none of its rows has."""
-    columns = [compact(column) if isinstance(column, pa.DictionaryArray) else column for column in batch.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -53,7 +35,7 @@ def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         if not pa.types.is_dictionary(field.type):
             columns.append(pa.concat_arrays(arrays))
             continue
-        arrays = [compact(array) for array in arrays]
+        arrays = [compact_blobs(array) for array in arrays]
         first = np.cumsum([0] + [len(array.dictionary) for array in arrays])
         indices = [array.indices.to_numpy(zero_copy_only=False) + start for array, start in zip(arrays, first)]
         columns.append(

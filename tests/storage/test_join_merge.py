@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from reqdedup.encoding import BLOB_TYPE
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.storage.merge import JoinCounts, MergeJoin, join_order
-from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, Cursor, compact, merge_streams
+from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, Cursor, merge_streams
 
 ids = st.one_of(st.integers(0, 3), st.sampled_from([-(2**63), 2**63 - 1]))
 rows = st.lists(st.tuples(ids, ids, ids), max_size=25).map(sorted)
@@ -170,11 +169,3 @@ def test_merging_streams_is_sorting_their_rows(streams):
     cursor = Cursor(merged, ROW_KEY, "merged")
     while cursor.fill():
         cursor.take()
-
-
-def test_compacting_keeps_values_and_drops_unused_ones():
-    array = pa.DictionaryArray.from_arrays(pa.array([3, 1, 3], pa.int32()), pa.array([b"a", b"b", b"c", b"d"]))
-    assert compact(array).to_pylist() == [b"d", b"b", b"d"]
-    assert compact(array).dictionary.to_pylist() == [b"b", b"d"]
-    assert compact(array[:0]).dictionary.to_pylist() == []
-    assert np.array_equal(compact(compact(array)).indices, compact(array).indices)
