@@ -11,6 +11,8 @@ import math
 
 import numpy as np
 
+from reqdedup.logs.ids import mix64
+
 _TABLE_ROWS = 1 << 16
 _LAID_OUT_ITEMS = 1 << 17
 _CATALOGUE_STREAM = 0
@@ -19,17 +21,6 @@ _CATALOGUE_STREAM = 0
 def random_stream(seed: int, *key: int) -> np.random.Generator:
     """An independent random stream for (seed, key): the same numbers in every process, in any order of use."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
-
-
-def mix64(values: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser: a bijection of uint64 whose output bits all depend on all input bits.
-
-    Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014, section 4.
-    """
-    mixed = np.asarray(values).astype(np.uint64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 class Catalogue:

@@ -225,7 +225,7 @@ def test_item_properties_do_not_depend_on_the_size_of_the_catalogue():
     many = np.arange(0, 5_000_000, 500)
     assert len(np.unique(large.factors(many), axis=0)) == len(many)
     assert large.factors(many).std() == pytest.approx(1, abs=0.02)
-    assert len(np.unique(large.id_of_rank(np.arange(5_000_000)))) == 5_000_000
+    assert np.bincount(large.id_of_rank(np.arange(5_000_000)), minlength=5_000_000).max() == 1
 
 
 def test_clicks_and_histories_follow_the_users_taste():

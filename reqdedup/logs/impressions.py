@@ -1,0 +1,281 @@
+"""From mapped columns to typed impressions, one row each, and every row that does not fit to the rejects.
+
+Knows nothing of other rows: sessions, duplicates and histories come later (`requests`, `sequences`). Columns of the
+result: user_id, item_id, request_id (int64; the last only where the log has one), user_key, item_key, request_key
+(strings, where the ids were strings), ts_us, the labels (int32), mapped columns under their own names, history and
+history_times (text, where the log has its own), position, file and line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from reqdedup.logs.checks import Check, Rejects
+from reqdedup.logs.formats import LIST_MARK
+from reqdedup.logs.ids import hash_strings
+from reqdedup.logs.mapping import FeatureRule, LogMapping
+from reqdedup.logs.values import (
+    candidate_item,
+    candidate_label,
+    packed_events,
+    parse_time,
+    read_feature,
+    read_integer,
+    read_label,
+    read_number,
+    split_elements,
+)
+
+_INTEGER = r"^-?(0|[1-9]\d{0,18})$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdTypes:
+    """Which ids of a log are strings; decided once, on its first rows, so that the schema is known before reading."""
+
+    user: bool
+    item: bool
+    request: bool
+
+
+def detect_id_types(frame: pl.DataFrame, mapping: LogMapping) -> IdTypes:
+    """Ids are integers where the mapping says so, or says auto and most of these first rows have integers.
+
+    Most and not all, since one bad id must not turn a log's integers into strings; the bad ones are rejected.
+    """
+
+    def is_string(name: str, rule_type: str) -> bool:
+        if rule_type != "auto":
+            return rule_type == "string"
+        values = frame[name]
+        if values.dtype != pl.String:
+            return False
+        if name == "candidates" and mapping.candidates is not None:
+            lists = frame.select(split_elements(name, mapping.candidates.separator, values.dtype).explode())
+            values = lists.select(candidate_item(name, mapping.candidates)).to_series()
+        texts = values.str.strip_chars().drop_nulls()
+        texts = texts.filter(~texts.is_in(list(mapping.null_values)))
+        return 2 * int(texts.str.contains(_INTEGER).sum()) <= len(texts)
+
+    return IdTypes(
+        user=is_string("user", mapping.user_id.type),
+        item=(
+            is_string("item", mapping.item_id.type)
+            if mapping.item_id
+            else is_string("candidates", mapping.candidate_id_type)
+        ),
+        request=bool(mapping.request_id)
+        and is_string("request", mapping.request_id.type if mapping.request_id else ""),
+    )
+
+
+class ImpressionParser:
+    """Turns blocks of one log into impressions. Times later than a day after its making are absurd by default."""
+
+    def __init__(self, mapping: LogMapping, ids: IdTypes, rejects: Rejects, *, request_scope: str):
+        self._mapping, self._ids, self._rejects, self._scope = mapping, ids, rejects, request_scope
+        latest = mapping.time.latest or datetime.now(UTC) + timedelta(days=1)
+        self._earliest_us = round(mapping.time.earliest.timestamp() * 1e6)
+        self._latest_us = round(latest.timestamp() * 1e6)
+
+    def parse(self, frame: pl.DataFrame, file: int) -> pl.DataFrame:
+        """Impressions of a block's rows (columns: internal names, line, raw); the rest goes to the rejects."""
+        mapping = self._mapping
+        names = [name for name in mapping.sources() if frame.schema[name] == pl.String]
+        frame = frame.with_columns(
+            pl.lit(file, pl.UInt32).alias("file"),
+            *(self._without_nulls(name) for name in names if not self._is_list(name)),
+        )
+        if frame["raw"].dtype == pl.Null or frame["raw"].null_count() == frame.height:
+            shown = [name for name in ("user", "request", "item", "time") if name in frame.columns]
+            texts = [pl.format(f"{name}={{}}", pl.col(name).cast(pl.String).fill_null("null")) for name in shown]
+            frame = frame.with_columns(pl.concat_str(texts, separator=", ").alias("raw"))
+        frame = self._parse_request(frame)
+        if mapping.candidates:
+            frame = self._explode_candidates(frame)
+        frame = self._parse_row(frame)
+        frame = self._add_ids(frame)
+        return frame.drop("raw")
+
+    def _without_nulls(self, name: str) -> pl.Expr:
+        stripped = pl.col(name).str.strip_chars()
+        return pl.when(~stripped.is_in(list(self._mapping.null_values))).then(stripped).alias(name)
+
+    def _is_list(self, name: str) -> bool:
+        """Whether a column holds lists: its elements are cleaned after they are separated."""
+        if name in ("candidates", "history", "history_times"):
+            return True
+        return bool(self._mapping.candidates) and name.startswith(("label ", "row "))
+
+    def _parse_request(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """User, request, time, request-level columns and history: what a row has once, however many candidates."""
+        mapping, schema = self._mapping, frame.schema
+        ts_us = parse_time(pl.col("time"), schema["time"], mapping.time)
+        frame = frame.with_columns(ts_us.alias("ts_us"))
+        checks = [Check("null_id", pl.col("user").is_null(), pl.lit("user is null"))]
+        checks += _id_checks("user", schema["user"], self._ids.user)
+        if mapping.request_id:
+            checks.append(Check("null_id", pl.col("request").is_null(), pl.lit("request is null")))
+            checks += _id_checks("request", schema["request"], self._ids.request)
+        time_text = pl.col("time").cast(pl.String).fill_null("null")
+        absurd = (pl.col("ts_us") < self._earliest_us) | (pl.col("ts_us") > self._latest_us)
+        as_time = pl.from_epoch(pl.col("ts_us"), time_unit="us").dt.to_string("iso")
+        checks += [
+            Check("time", pl.col("ts_us").is_null(), pl.format("time {} cannot be read", time_text)),
+            Check("absurd_time", absurd, pl.format("time {} means {}, check its unit", time_text, as_time)),
+        ]
+        columns = []
+        for rule in mapping.request_columns:
+            columns.append(read_feature(f"request {rule.name}", schema, rule))
+            checks.append(_value_check(f"request {rule.name}", rule))
+        frame = frame.with_columns(columns)
+        return self._rejects.split(self._parse_history(self._rejects.split(frame, checks)), self._history_checks())
+
+    def _parse_history(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Histories in one form, elements between LIST_MARKs; empty or missing ones are empty."""
+        rule = self._mapping.history
+        columns = []
+        for name, present in (("history", rule.columns), ("history_times", rule.time_columns)):
+            if present:
+                elements = split_elements(name, rule.separator, frame.schema[name]).list.eval(
+                    pl.element().filter(pl.element() != "")
+                )
+                columns.append(elements.list.join(LIST_MARK).fill_null("").alias(name))
+        return frame.with_columns(columns)
+
+    def _history_checks(self) -> list[Check]:
+        rule, checks = self._mapping.history, []
+        events = packed_events("history")
+        if rule.columns and not self._ids.item:
+            bad = events.list.eval(pl.element().cast(pl.Int64, strict=False).is_null()).list.any()
+            checks.append(Check("history", bad, pl.lit("integer items required")))
+        if rule.time_columns:
+            times = packed_events("history_times")
+            numbers = times.list.eval(pl.element().cast(pl.Int64, strict=False))
+            checks += [
+                Check("history", times.list.len() != events.list.len(), pl.lit("as many times as items required")),
+                Check("history", numbers.list.eval(pl.element().is_null()).list.any(), pl.lit("times in ms required")),
+                Check(
+                    "history",
+                    numbers.list.max() >= pl.col("ts_us") // 1000,
+                    pl.format("event at {} ms, not before the request", numbers.list.max()),
+                ),
+            ]
+        return checks
+
+    def _explode_candidates(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """One row per candidate; lists of labels and item columns go along with their candidates."""
+        rule = self._mapping.candidates
+        assert rule is not None
+        along = [name for name in self._mapping.sources() if name.startswith(("label ", "row "))]
+        lists = ["candidates", *along]
+        frame = frame.with_columns(
+            split_elements(name, rule.separator, frame.schema[name]).alias(name) for name in lists
+        )
+        length = pl.col("candidates").list.len()
+        checks = [Check("candidates", length.fill_null(0) == 0, pl.lit("at least one candidate required"))]
+        for name in along:
+            found = pl.col(name).list.len()
+            detail = pl.format(f"{{}} candidates and {{}} values of {name}", length, found.fill_null(0))
+            checks.append(Check("candidates", found.fill_null(0) != length, detail))
+        frame = self._rejects.split(frame, checks)
+        if rule.position:
+            frame = frame.with_columns(pl.int_ranges(0, length, dtype=pl.Int32).alias("position"))
+            lists.append("position")
+        frame = frame.explode(lists)
+        columns = [self._without_nulls(name) for name in along]
+        columns.append(candidate_item("candidates", rule).alias("item"))
+        if rule.label:
+            columns.append(candidate_label("candidates", rule.label_separator).alias(f"label {rule.label}"))
+        frame = frame.with_columns(columns)
+        if rule.label:  # "N1-" has an empty label: missing, as in N1
+            frame = frame.with_columns(self._without_nulls(f"label {rule.label}"))
+        return frame.with_columns(self._without_nulls("item"))
+
+    def _parse_row(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Item, labels and item-level columns."""
+        schema = frame.schema
+        checks = [Check("null_id", pl.col("item").is_null(), pl.lit("item is null"))]
+        checks += _id_checks("item", schema["item"], self._ids.item)
+        columns: list[pl.Expr] = []
+        for label in self._mapping.labels:
+            name = f"label {label.name}"
+            if label.value is not None:
+                columns.append(pl.lit(label.value, pl.Int32).alias(label.name))
+                continue
+            if name not in frame.columns:
+                columns.append(pl.lit(None, pl.Int32).alias(label.name))
+                continue
+            number = read_number(pl.col(name), schema[name])
+            columns.append(read_label(number, label).alias(label.name))
+            outside = number.is_nan() | (number < label.lowest) | (number > label.highest)
+            if label.at_least is None:
+                outside |= number != number.floor()
+            text = pl.col(name).cast(pl.String)
+            checks += [
+                Check(
+                    "label",
+                    number.is_null() & pl.col(name).is_not_null(),
+                    pl.format("{} {}: no number", pl.lit(label.name), text),
+                ),
+                Check(
+                    "label",
+                    outside,
+                    pl.format(
+                        f"{{}} {{}}: from {label.lowest:g} to {label.highest:g} required", pl.lit(label.name), text
+                    ),
+                ),
+            ]
+        for rule in self._mapping.item_columns:
+            columns.append(read_feature(f"row {rule.name}", schema, rule))
+            checks.append(_value_check(f"row {rule.name}", rule))
+        return self._rejects.split(frame.with_columns(columns), checks)
+
+    def _add_ids(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The int64 keys, and the original strings beside them."""
+        columns = []
+        for name, is_string in (("user", self._ids.user), ("item", self._ids.item), ("request", self._ids.request)):
+            if name == "request" and not self._mapping.request_id:
+                continue
+            if is_string:
+                texts = frame[name].cast(pl.String)
+                columns += [texts.alias(f"{name}_key"), hash_strings(texts).alias(f"{name}_id")]
+            else:
+                columns.append(
+                    frame.select(read_integer(pl.col(name), frame.schema[name]).alias(f"{name}_id")).to_series()
+                )
+        frame = frame.with_columns(columns)
+        if self._mapping.request_id and self._scope != "log":
+            within = pl.col("file") if self._scope == "file" else pl.col("user_id")
+            if self._scope == "file":
+                names = pl.Series(list(self._rejects.files), dtype=pl.String)
+                within = pl.lit(names.gather(frame["file"]))
+            scoped = frame.select(
+                pl.concat_str(within.cast(pl.String), pl.col("request").cast(pl.String), separator=LIST_MARK)
+            )
+            frame = frame.with_columns(hash_strings(scoped.to_series()).alias("request_id"))
+        keep = ["user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us"]
+        keep += [*self._mapping.label_names, *(rule.name for rule in self._features), "history", "history_times"]
+        keep += ["position", "file", "line", "raw"]
+        return frame.select(name for name in keep if name in frame.columns)
+
+    @property
+    def _features(self) -> tuple[FeatureRule, ...]:
+        return self._mapping.request_columns + self._mapping.item_columns
+
+
+def _id_checks(name: str, dtype: pl.DataType, is_string: bool) -> list[Check]:
+    if is_string:
+        return []
+    text = pl.col(name).cast(pl.String)
+    detail = pl.format('{} {} is not a 64-bit integer; if ids are text, say type = "string"', pl.lit(name), text)
+    return [Check("id", read_integer(pl.col(name), dtype).is_null(), detail)]
+
+
+def _value_check(name: str, rule: FeatureRule) -> Check:
+    bad = pl.col(rule.name).is_null() & pl.col(name).is_not_null()
+    detail = pl.format(f"{{}} {{}} is not {rule.dtype}", pl.lit(rule.name), pl.col(name).cast(pl.String))
+    return Check("value", bad, detail)

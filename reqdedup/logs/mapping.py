@@ -1,0 +1,179 @@
+"""What a user's log means: which column is what, in which unit, within which range. Read from TOML by `mapping_toml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from reqdedup.schema import SCALAR_TYPES
+
+TIME_UNITS_US = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}
+"""Microseconds of one unit; nanoseconds are divided instead."""
+
+NULL_VALUES = ("", "NULL", "null", "\\N", "NaN", "nan", "None")
+DEFAULT_SESSION_GAP_S = 1_800.0
+FEATURE_TYPES = tuple(name for name in SCALAR_TYPES if name != "timestamp")
+MAX_LABELS = 31
+_RESERVED = {
+    *("user", "item", "request", "time", "candidates", "history", "history_times", "file", "line", "raw"),
+    *("user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us", "request_ts_us"),
+    *("request_ts", "history_end", "timeline_version", "history_item_id", "history_action", "history_ts", "owner"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdRule:
+    """columns: names, of which a file has one. type: int, string, or auto (int where the first rows are integers)."""
+
+    columns: tuple[str, ...]
+    type: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.type not in ("auto", "int", "string"):
+            raise ValueError(f"mapping: id type auto, int or string required, found {self.type!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeRule:
+    """unit: of numbers. formats: strptime patterns of text, tried in turn; none: ISO 8601. zone: of times that name none.
+
+    earliest, latest: rows outside are rejected as absurd; latest None means a day after the reading.
+    """
+
+    columns: tuple[str, ...]
+    unit: str = "s"
+    formats: tuple[str, ...] = ()
+    zone: str = "UTC"
+    earliest: datetime = datetime(1990, 1, 1, tzinfo=UTC)
+    latest: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit not in TIME_UNITS_US:
+            raise ValueError(f"mapping: [time] unit s, ms, us or ns required, found {self.unit!r}")
+        if self.earliest.timestamp() < 0:
+            raise ValueError(f"mapping: [time] earliest must be 1970 or later, found {self.earliest}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRule:
+    """A number of `columns`, within lowest..highest, as it is or (at_least) as 0 or 1; or the constant `value`."""
+
+    name: str
+    columns: tuple[str, ...] = ()
+    at_least: float | None = None
+    lowest: float = 0.0
+    highest: float = 1.0
+    value: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRule:
+    """A request-level or item-level column to keep, with its type in the tables."""
+
+    name: str
+    columns: tuple[str, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in FEATURE_TYPES:
+            raise ValueError(
+                f"mapping: {self.name}: dtype one of {', '.join(FEATURE_TYPES)} required, found {self.dtype!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRule:
+    """One row per request. label: the label that each candidate carries after `label_separator`."""
+
+    columns: tuple[str, ...]
+    separator: str = " "
+    label: str | None = None
+    label_separator: str = "-"
+    position: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryRule:
+    """columns: the log's own history, none: made of the user's earlier rows, all of them or the engaged ones.
+
+    action: value of history_action for events of the log's own history (bit i: label i).
+    """
+
+    columns: tuple[str, ...] = ()
+    separator: str = " "
+    time_columns: tuple[str, ...] = ()
+    action: int = 1
+    events: str = "engaged"
+
+    def __post_init__(self) -> None:
+        if self.events not in ("engaged", "all"):
+            raise ValueError(f'mapping: [history] events "engaged" or "all" required, found {self.events!r}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogMapping:
+    """Everything needed to read one kind of log. `request_scope`: within what request ids are unique: log, file, user."""
+
+    user_id: IdRule
+    time: TimeRule
+    item_id: IdRule | None = None
+    request_id: IdRule | None = None
+    request_scope: str = "log"
+    labels: tuple[LabelRule, ...] = ()
+    request_columns: tuple[FeatureRule, ...] = ()
+    item_columns: tuple[FeatureRule, ...] = ()
+    candidates: CandidateRule | None = None
+    candidate_id_type: str = "auto"
+    history: HistoryRule = field(default_factory=HistoryRule)
+    session_gap_s: float = DEFAULT_SESSION_GAP_S
+    format: str | None = None
+    separator: str | None = None
+    header: bool | str = "auto"
+    columns: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    null_values: tuple[str, ...] = NULL_VALUES
+
+    def __post_init__(self) -> None:
+        if (self.item_id is None) == (self.candidates is None):
+            raise ValueError("mapping: item_id (one row per impression) or [candidates] (one row per request) required")
+        if self.format not in (None, "csv", "tsv", "jsonl", "parquet"):
+            raise ValueError(f"mapping: format csv, tsv, jsonl or parquet required, found {self.format!r}")
+        if self.header not in (True, False, "auto"):
+            raise ValueError(f'mapping: header true, false or "auto" required, found {self.header!r}')
+        if self.header is False and not self.columns:
+            raise ValueError("mapping: header = false needs `columns`, the names of the fields in order")
+        if self.request_scope not in ("log", "file", "user"):
+            raise ValueError(f"mapping: request_scope log, file or user required, found {self.request_scope!r}")
+        if not self.session_gap_s >= 1:
+            raise ValueError(f"mapping: session_gap_s of at least 1 s required, found {self.session_gap_s}")
+        names = [rule.name for rule in (*self.labels, *self.request_columns, *self.item_columns)]
+        names += ["position"] if self.candidates and self.candidates.position else []
+        for name in names:
+            if name in _RESERVED or names.count(name) > 1 or not name or name.startswith(("_", "label ", "row ")):
+                raise ValueError(
+                    f"mapping: every label and column needs a name of its own, {name!r} is taken; rename it"
+                )
+        if not 1 <= len(self.labels) <= MAX_LABELS:
+            raise ValueError(f"mapping: from 1 to {MAX_LABELS} labels required, found {len(self.labels)}")
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """What is read: internal name -> the names that the column may have in a file, one of which must be there."""
+        wanted: dict[str, tuple[str, ...]] = {"user": self.user_id.columns, "time": self.time.columns}
+        if self.request_id:
+            wanted["request"] = self.request_id.columns
+        if self.item_id:
+            wanted["item"] = self.item_id.columns
+        if self.candidates:
+            wanted["candidates"] = self.candidates.columns
+        if self.history.columns:
+            wanted["history"] = self.history.columns
+        if self.history.time_columns:
+            wanted["history_times"] = self.history.time_columns
+        wanted.update({f"label {rule.name}": rule.columns for rule in self.labels if rule.columns})
+        wanted.update({f"request {rule.name}": rule.columns for rule in self.request_columns})
+        wanted.update({f"row {rule.name}": rule.columns for rule in self.item_columns})
+        return wanted

@@ -1,0 +1,217 @@
+"""The mapping of a user's log, read from TOML.
+
+    separator = ","                     # text only; left out: by the file's ending and first line
+    header = "auto"                     # true, false, or "auto": a first line that names a mapped column is a header
+    columns = ["user", "item", "ts"]    # names where the files have no header
+    files = ["log_*.csv"]               # which files of a folder; the first pattern that fits decides
+    session_gap_s = 1800                # without request_id: a longer pause starts a new request
+
+    user_id = "userId"                  # a name, or several of which the file has one
+    item_id = { column = "sku", type = "string" }   # int, string or auto
+    request_id = "impression"           # left out: sessions
+
+    [time]
+    column = "timestamp"
+    unit = "s"                          # of numbers: s, ms, us, ns; text is ISO 8601 unless `format` says otherwise
+    format = "%m/%d/%Y %I:%M:%S %p"
+    zone = "UTC"                        # of times that name none
+
+    [labels]                            # every label is 0, 1 or missing
+    click = "is_click"
+    like = { column = "rating", at_least = 4, range = [0.5, 5] }
+    view = { value = 1 }                # a log of positives only
+
+    [request_columns]                   # one value per request
+    device = "int32"                    # its type, where the column has the same name
+    surface = { column = "page", dtype = "string" }
+
+    [item_columns]                      # one value per row
+    price = "float32"
+
+    [candidates]                        # one row per request, instead of item_id
+    column = "impressions"              # a list, or text with a separator
+    separator = " "
+    label = "click"                     # candidates look like N35729-0; left out: labels are lists of the same length
+    label_separator = "-"
+
+    [history]                           # without a column, histories are made of earlier rows
+    column = "history"
+    separator = " "
+    time_column = "history_ts"          # epoch milliseconds of its events, where the log has them
+    events = "engaged"                  # made of earlier rows with a positive label, or "all"
+
+docs/mapping.md explains every key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from reqdedup.logs.mapping import (
+    CandidateRule,
+    FeatureRule,
+    HistoryRule,
+    IdRule,
+    LabelRule,
+    LogMapping,
+    TimeRule,
+)
+
+
+def load_mapping(source: LogMapping | Mapping[str, Any] | str | Path) -> LogMapping:
+    """A mapping from a TOML file, its parsed form, or itself. Raises ValueError naming the key that does not fit."""
+    if isinstance(source, LogMapping):
+        return source
+    if isinstance(source, Mapping):
+        return parse_mapping(source)
+    try:
+        with Path(source).open("rb") as file:
+            return parse_mapping(tomllib.load(file))
+    except OSError as error:
+        raise ValueError(f"mapping {source}: a readable TOML file required, found: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"mapping {source}: TOML required, found: {error}") from None
+
+
+def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
+    """A mapping from parsed TOML."""
+    top = _Table("", tables)
+    time, candidates, history = top.table("time"), top.table("candidates"), top.table("history")
+    if time is None:
+        raise ValueError("mapping: a table [time] with `column` required, found none; see docs/mapping.md")
+    item_id = top.id("item_id") if "item_id" in tables else None
+    latest = time.take("latest", None)
+    mapping: dict[str, Any] = {
+        "user_id": top.id("user_id"),
+        "item_id": item_id,
+        "request_id": top.id("request_id") if "request_id" in tables else None,
+        "time": TimeRule(
+            columns=time.names("column"),
+            unit=time.take("unit", "s"),
+            formats=time.names("format", required=False),
+            zone=time.take("zone", "UTC"),
+            earliest=_moment(time.take("earliest", datetime(1990, 1, 1, tzinfo=UTC))),
+            latest=None if latest is None else _moment(latest),
+        ),
+        "labels": tuple(_label(name, rule) for name, rule in top.take("labels", {}).items()),
+        "request_columns": tuple(_feature(name, rule) for name, rule in top.take("request_columns", {}).items()),
+        "item_columns": tuple(_feature(name, rule) for name, rule in top.take("item_columns", {}).items()),
+    }
+    if candidates:
+        mapping["candidate_id_type"] = candidates.take("type", "auto")
+        mapping["candidates"] = CandidateRule(
+            columns=candidates.names("column"),
+            separator=candidates.take("separator", " "),
+            label=candidates.take("label", None),
+            label_separator=candidates.take("label_separator", "-"),
+            position=candidates.take("position", False),
+        )
+        inline = mapping["candidates"].label
+        if inline and inline not in [label.name for label in mapping["labels"]]:
+            mapping["labels"] = (LabelRule(name=inline), *mapping["labels"])
+        candidates.finish()
+    if history:
+        mapping["history"] = HistoryRule(
+            columns=history.names("column", required=False),
+            separator=history.take("separator", " "),
+            time_columns=history.names("time_column", required=False),
+            action=history.take("action", 1),
+            events=history.take("events", "engaged"),
+        )
+        history.finish()
+    for key in ("request_scope", "session_gap_s", "format", "separator", "header"):
+        if key in tables:
+            mapping[key] = top.take(key, None)
+    for key in ("columns", "files", "null_values"):
+        if key in tables:
+            mapping[key] = top.names(key)
+    time.finish()
+    top.finish()
+    return LogMapping(**mapping)
+
+
+class _Table:
+    """One TOML table, read key by key; keys that nobody asked for are errors."""
+
+    def __init__(self, name: str, values: Mapping[str, Any]):
+        if not isinstance(values, Mapping):
+            raise ValueError(f"mapping: [{name}] must be a table, found {values!r}")
+        self._where = f"mapping: [{name}]" if name else "mapping:"
+        self._values = dict(values)
+        self._known: set[str] = set()
+
+    def take(self, key: str, default: Any) -> Any:
+        self._known.add(key)
+        return self._values.get(key, default)
+
+    def names(self, key: str, required: bool = True) -> tuple[str, ...]:
+        value = self.take(key, None)
+        if value is None and not required:
+            return ()
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list | tuple) or not all(isinstance(name, str) for name in values) or not values:
+            raise ValueError(f"{self._where} {key}: a name or a list of names required, found {value!r}")
+        return tuple(values)
+
+    def table(self, key: str) -> _Table | None:
+        value = self.take(key, None)
+        return None if value is None else _Table(key, value)
+
+    def id(self, key: str) -> IdRule:
+        value = self.take(key, None)
+        if isinstance(value, Mapping):
+            inner = _Table(key, value)
+            rule = IdRule(columns=inner.names("column"), type=inner.take("type", "auto"))
+            inner.finish()
+            return rule
+        return IdRule(columns=self.names(key))
+
+    def finish(self) -> None:
+        for key in self._values:
+            if key not in self._known:
+                near = get_close_matches(key, self._known, n=1)
+                advice = f"; did you mean {near[0]}?" if near else f"; the keys are {', '.join(sorted(self._known))}"
+                raise ValueError(f"{self._where} unknown key {key!r}{advice}")
+
+
+def _label(name: str, rule: Any) -> LabelRule:
+    if isinstance(rule, str | list):
+        return LabelRule(name=name, columns=_Table(name, {"column": rule}).names("column"))
+    table = _Table(f"labels.{name}", rule)
+    value = table.take("value", None)
+    lowest, highest = table.take("range", (0.0, 1.0))
+    label = LabelRule(
+        name=name,
+        columns=table.names("column", required=value is None),
+        at_least=table.take("at_least", None),
+        lowest=float(lowest),
+        highest=float(highest),
+        value=value,
+    )
+    table.finish()
+    return label
+
+
+def _feature(name: str, rule: Any) -> FeatureRule:
+    if isinstance(rule, str):
+        return FeatureRule(name=name, columns=(name,), dtype=rule)
+    table = _Table(name, rule)
+    columns = table.names("column", required=False) or (name,)
+    feature = FeatureRule(name=name, columns=columns, dtype=table.take("dtype", ""))
+    table.finish()
+    return feature
+
+
+def _moment(value: Any) -> datetime:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
+        raise ValueError(f"mapping: [time] a date required, found {value!r}")
+    return value if value.tzinfo else value.replace(tzinfo=UTC)

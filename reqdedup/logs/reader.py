@@ -1,0 +1,239 @@
+"""Reading a user's own log: good rows come out as deduplicated batches, bad ones as rejects.
+
+Two passes. The first parses blocks of 16 MiB and sets rows aside by the hash of their user; the second takes one
+partition of users at a time: sessions, duplicates, histories. Memory is that of one partition, about five to eight times
+`partition_bytes` of log text (1 to 2 GB at the default), and never less than the rows of the most active user; a log
+smaller than one partition stays in memory, a larger one needs disk for its rows. Requests come out by user and time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from reqdedup.logs.checks import LogError, Rejects, UnreadableFile
+from reqdedup.logs.formats import find_files, read_blocks, read_size
+from reqdedup.logs.impressions import IdTypes, ImpressionParser, detect_id_types
+from reqdedup.logs.mapping import LogMapping
+from reqdedup.logs.mapping_toml import load_mapping
+from reqdedup.logs.partitions import Partitions
+from reqdedup.logs.presets import load_preset
+from reqdedup.logs.requests import count_owners, find_disputed, form_requests
+from reqdedup.logs.sequences import emit_batches, log_schema
+from reqdedup.logs.windows import default_stride
+from reqdedup.schema import EngagementSchema
+
+DEFAULT_MAX_HISTORY = 1_024
+PARTITION_BYTES = 256 * 2**20
+_MAX_PARTITIONS = 256
+_PROBE_BYTES = 2**20
+
+
+@dataclass
+class LogCounts:
+    """What one reading has found so far; complete when the reading is.
+
+    bytes_read: of the files' rows, uncompressed. rows_read: lines (or Parquet rows) that could be split into fields.
+    rows, requests, users: accepted. rejected: rows by reason.
+    """
+
+    files: int = 0
+    bytes_read: int = 0
+    rows_read: int = 0
+    rows: int = 0
+    requests: int = 0
+    users: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fan_out(self) -> float:
+        """Accepted rows per request; 0 before the first."""
+        return self.rows / self.requests if self.requests else 0.0
+
+
+def read_log(
+    path: str | Path,
+    *,
+    preset: str | None = None,
+    mapping: LogMapping | Mapping[str, Any] | str | Path | None = None,
+    session_gap_s: float | None = None,
+    max_history: int = DEFAULT_MAX_HISTORY,
+    stride: int | None = None,
+    strict: bool = False,
+    partition_bytes: int = PARTITION_BYTES,
+    spill_folder: str | Path | None = None,
+    progress: Callable[[LogCounts], None] | None = None,
+) -> LogReader:
+    """A reader of the log at `path`, a file or a folder; iterate it for the accepted deduplicated batches.
+
+    preset: movielens, mind or kuairand; mapping: a TOML file, its parsed form or a LogMapping. One of them is required.
+    session_gap_s: seconds without a row after which a new request starts, for logs without request ids.
+    max_history: events of the longest history; stride: events between possible starts of a cut one, default a quarter.
+    strict: rejected rows end the reading with a LogError that lists the reasons.
+    partition_bytes, spill_folder: bound memory, see the module; files there are removed after reading.
+    progress: called with the counts after every block and batch.
+
+    Raises LogError where nothing can be read: no file, no row, missing columns. ValueError for a wrong option.
+    """
+    if (preset is None) == (mapping is None):
+        raise ValueError(f"read_log: a preset or a mapping required, found preset={preset!r} and mapping={mapping!r}")
+    rules = load_preset(preset) if preset is not None else load_mapping(mapping)  # type: ignore[arg-type]
+    if session_gap_s is not None:
+        rules = replace(rules, session_gap_s=session_gap_s)
+    if max_history < 1:
+        raise ValueError(f"read_log: max_history of at least 1 event required, found {max_history}")
+    stride = default_stride(max_history) if stride is None else stride
+    if not 1 <= stride <= max_history:
+        raise ValueError(f"read_log: 1 <= stride <= max_history = {max_history} required, found {stride}")
+    if partition_bytes < 1:
+        raise ValueError(f"read_log: partition_bytes of at least 1 required, found {partition_bytes}")
+    return LogReader(
+        Path(path),
+        rules,
+        max_history=max_history,
+        stride=stride,
+        strict=strict,
+        partition_bytes=partition_bytes,
+        spill_folder=spill_folder,
+        progress=progress,
+    )
+
+
+class LogReader:
+    """Deduplicated batches of a log. Each iteration reads anew; `rejects` and `counts` speak of the latest one.
+
+    Making it finds the files and reads the first rows: `schema` is known before anything else is read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        mapping: LogMapping,
+        *,
+        max_history: int,
+        stride: int,
+        strict: bool,
+        partition_bytes: int,
+        spill_folder: str | Path | None,
+        progress: Callable[[LogCounts], None] | None,
+    ):
+        self.path, self.mapping = path, mapping
+        self._max_history, self._stride, self._strict = max_history, stride, strict
+        self._partition_bytes, self._spill_folder, self._progress = partition_bytes, spill_folder, progress
+        self._files = find_files(path, mapping)
+        self._names = [file.name if path.is_file() else str(file.relative_to(path)) for file in self._files]
+        self._rejects = Rejects(self._names)
+        self.counts = LogCounts(files=len(self._files))
+        # request ids that restart in every file clash only where there are several files
+        one_file = mapping.request_scope == "file" and len(self._files) == 1
+        self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
+        self._ids = self._probe()
+        self.schema: EngagementSchema = log_schema(mapping, self._ids)
+
+    @property
+    def rejects(self) -> pa.Table:
+        """Rejected rows so far: reason, detail, file, line (the first is 1; 0: the whole file), raw."""
+        return self._rejects.table()
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        self._rejects = Rejects(self._names)
+        self.counts = LogCounts(files=len(self._files))
+        with tempfile.TemporaryDirectory(prefix="reqdedup-", dir=self._spill_folder) as folder:
+            impressions, disputed = self._set_aside(Path(folder))
+            for part in range(impressions.count):
+                frame = impressions.read(part)
+                if frame is not None:
+                    yield from self._batches(frame, disputed)
+        self._note_rejects()
+        if self.counts.rows == 0:
+            raise self._nothing_left()
+        if self._strict and self._rejects.count:
+            raise LogError(
+                f"{self.path}: strict reading requires that no row is rejected, found {self._rejects.count:,} of "
+                f"{self.counts.rows + self._rejects.count:,}; mend the log or the mapping, or read without strict:\n"
+                f"{self._rejects.summary()}"
+            )
+
+    def _probe(self) -> IdTypes:
+        """Types of the ids, from the first rows of the first file that has any."""
+        rejects = Rejects(self._names)
+        for number, file in enumerate(self._files):
+            try:
+                for block in read_blocks(file, self.mapping, rejects, number, block_bytes=_PROBE_BYTES):
+                    if not block.frame.is_empty():
+                        ids = detect_id_types(block.frame, self.mapping)
+                        # an id that is unique only together with its scope is hashed with it, like a string
+                        return replace(ids, request=ids.request or self._request_scope != "log")
+                rejects.add("empty_file", "at least one row required", number, 0)
+            except UnreadableFile as error:
+                rejects.add(error.reason, error.detail, number, error.line)
+        self._rejects = rejects
+        raise self._nothing_left()
+
+    def _set_aside(self, folder: Path) -> tuple[Partitions, pl.DataFrame]:
+        """First pass: all parsed impressions by user, and the requests that several users claim."""
+        size = sum(read_size(file, self.mapping) for file in self._files)
+        count = min(_MAX_PARTITIONS, 1 + size // self._partition_bytes)
+        impressions = Partitions(count, "user_id", folder, "impressions")
+        owners = Partitions(count, "request_id", folder, "owners")
+        parser = ImpressionParser(self.mapping, self._ids, self._rejects, request_scope=self._request_scope) > 1)
+        for number, file in enumerate(self._files):
+            rows_before, rejects_before = self.counts.rows_read, self._rejects.count
+            try:
+                for block in read_blocks(file, self.mapping, self._rejects, number):
+                    self.counts.bytes_read += block.num_bytes
+                    self.counts.rows_read += block.frame.height
+                    frame = parser.parse(block.frame, number)
+                    impressions.add(frame)
+                    if self.mapping.request_id:
+                        owners.add(count_owners(frame))
+                    self._report()
+            except UnreadableFile as error:
+                self._rejects.add(error.reason, error.detail, number, error.line)
+            if self.counts.rows_read == rows_before and self._rejects.count == rejects_before:
+                self._rejects.add("empty_file", "at least one row required", number, 0)
+        impressions.finish()
+        owners.finish()
+        return impressions, find_disputed(owners)
+
+    def _batches(self, frame: pl.DataFrame, disputed: pl.DataFrame) -> Iterator[pa.RecordBatch]:
+        """Second pass over one partition."""
+        frame = form_requests(
+            frame,
+            self.mapping,
+            disputed=disputed,
+            session_gap_s=self.mapping.session_gap_s,
+            rejects=self._rejects,
+        )
+        if frame.is_empty():
+            return
+        self.counts.users += frame["user_id"].n_unique()
+        for batch in emit_batches(
+            frame, self.mapping, self._ids, self.schema, max_history=self._max_history, stride=self._stride
+        ):
+            self.counts.rows += batch.num_rows
+            self.counts.requests += len(np.unique(batch.column("request_id").to_numpy()))
+            self._report()
+            yield batch
+
+    def _note_rejects(self) -> None:
+        self.counts.rejected = dict(self._rejects.by_reason)
+
+    def _report(self) -> None:
+        self._note_rejects()
+        if self._progress:
+            self._progress(self.counts)
+
+    def _nothing_left(self) -> LogError:
+        found = self._rejects.summary() or "  no row at all"
+        return LogError(
+            f"{self.path}: at least one row with user, item and time required, found none that can be used:\n{found}\n"
+            "Check that the preset or mapping is the one of this log (docs/mapping.md)."
+        )

@@ -1,0 +1,114 @@
+"""From impressions to requests: who owns a request id, where a session starts, what is there twice.
+
+Works on one partition of users, whole. A log without request ids gets sessions: a pause longer than the gap starts a
+new request, and the request's time is that of its first row. With candidate lists every line is a request of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from reqdedup.logs.checks import Check, Rejects
+from reqdedup.logs.ids import timed_request_ids
+from reqdedup.logs.mapping import LogMapping
+from reqdedup.logs.partitions import Partitions
+
+_PLACE = ("file", "line")
+
+
+def count_owners(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows per (request_id, user_id) of a block, with the first place of each: what `find_disputed` adds up."""
+    return frame.group_by("request_id", "user_id").agg(
+        pl.len().cast(pl.Int64).alias("rows"), pl.struct(_PLACE).min().alias("place")
+    )
+
+
+def find_disputed(owners: Partitions) -> pl.DataFrame:
+    """Requests with rows of several users: columns request_id, owner (the user with most rows; ties: the first)."""
+    disputed: list[pl.DataFrame] = [pl.DataFrame(schema={"request_id": pl.Int64, "owner": pl.Int64})]
+    for part in range(owners.count):
+        counts = owners.read(part)
+        if counts is None:
+            continue
+        users = counts.group_by("request_id", "user_id").agg(pl.col("rows").sum(), pl.col("place").min())
+        several = users.filter(pl.len().over("request_id") > 1)
+        best = several.sort("request_id", pl.col("rows"), "place", descending=[False, True, False])
+        disputed.append(
+            best.unique("request_id", keep="first", maintain_order=True).select("request_id", owner="user_id")
+        )
+    return pl.concat(disputed)
+
+
+def form_requests(
+    frame: pl.DataFrame, mapping: LogMapping, *, disputed: pl.DataFrame, session_gap_s: float, rejects: Rejects
+) -> pl.DataFrame:
+    """The impressions of a partition's users with request_id and request_ts_us, in (user, request time, place) order.
+
+    Rejected are rows of a request that belongs to another user, repeated (request, item) pairs, and rows whose
+    request-level values are not those of the request's first row.
+    """
+    frame = frame.with_columns(pl.format("user={}, item={}, time={} us", "user_id", "item_id", "ts_us").alias("raw"))
+    if mapping.request_id:
+        if not disputed.is_empty():
+            frame = frame.join(disputed, on="request_id", how="left", maintain_order="left")
+            other = pl.col("owner") != pl.col("user_id")
+            detail = pl.format(
+                'request {} has more rows of user {}; if ids restart for every user, say request_scope = "user"',
+                "request_id",
+                "owner",
+            )
+            frame = rejects.split(frame, [Check("two_users", other, detail)]).drop("owner")
+        frame = frame.sort("user_id", "ts_us", *_PLACE, maintain_order=True)
+    else:
+        frame = frame.sort("user_id", "ts_us", *_PLACE, maintain_order=True)
+        frame = _add_line_requests(frame) if mapping.candidates else _add_sessions(frame, session_gap_s)
+    checks = [_duplicate_check(), *_request_value_checks(frame, mapping)]
+    frame = rejects.split(frame, checks)
+    frame = frame.with_columns(pl.col("ts_us").min().over("request_id").alias("request_ts_us")).drop("raw")
+    if not mapping.request_id:
+        return frame
+    return frame.sort("user_id", "request_ts_us", "request_id", "ts_us", *_PLACE, maintain_order=True)
+
+
+def _add_sessions(frame: pl.DataFrame, session_gap_s: float) -> pl.DataFrame:
+    user, ts_us = frame["user_id"].to_numpy(), frame["ts_us"].to_numpy()
+    starts = np.ones(len(user), bool)
+    starts[1:] = (user[1:] != user[:-1]) | (np.diff(ts_us) > session_gap_s * 1e6)
+    first = np.flatnonzero(starts)
+    session_ids = timed_request_ids(user[first], ts_us[first])
+    return frame.with_columns(pl.Series("request_id", session_ids[np.cumsum(starts) - 1], dtype=pl.Int64))
+
+
+def _add_line_requests(frame: pl.DataFrame) -> pl.DataFrame:
+    lines = frame.group_by("user_id", "ts_us", *_PLACE, maintain_order=True).agg(pl.len())
+    second = (pl.col("ts_us") // 1_000_000).alias("second")
+    nth = lines.select(pl.int_range(pl.len()).over("user_id", second)).to_series().to_numpy()
+    ids = timed_request_ids(lines["user_id"].to_numpy(), lines["ts_us"].to_numpy(), nth)
+    lines = lines.select(*_PLACE, pl.Series("request_id", ids, dtype=pl.Int64))
+    return frame.join(lines, on=_PLACE, how="left", maintain_order="left")
+
+
+def _duplicate_check() -> Check:
+    pair = ("request_id", "item_id")
+    first = pl.col("line").first().over(pair)
+    return Check(
+        "duplicate",
+        pl.int_range(pl.len()).over(pair) > 0,
+        pl.format("item {} of request {} stands on line {} already", "item_id", "request_id", first),
+    )
+
+
+def _request_value_checks(frame: pl.DataFrame, mapping: LogMapping) -> Iterator[Check]:
+    names = [rule.name for rule in mapping.request_columns]
+    names += [name for name in ("history", "history_times") if name in frame.columns]
+    for name in names:
+        first = pl.col(name).first().over("request_id")
+        detail = pl.format(
+            f"{name} is {{}}, {{}} on the request's first row; if it differs by row, map it under [item_columns]",
+            pl.col(name).cast(pl.String).fill_null("null"),
+            first.cast(pl.String).fill_null("null"),
+        )
+        yield Check("request_value", pl.col(name).ne_missing(first), detail)
