@@ -1,20 +1,34 @@
 """Layouts, writer, reader, compression, join, backfill, sampling, maintenance of Iceberg tables."""
 
+from reqdedup.storage.feature_table import create_feature_table
+from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
 from reqdedup.storage.reader import FileSource, RowGroup, TableSource
+from reqdedup.storage.recent_events import recent_event_counts
+from reqdedup.storage.rejects import write_rejects
+from reqdedup.storage.sampling import UserSample, sample_users
 from reqdedup.storage.source import BatchSource
+from reqdedup.storage.strata import Activity
 from reqdedup.storage.writer import WriteProgress, WriteReport, write
 
 __all__ = [
+    "Activity",
     "BatchSource",
+    "BucketJoin",
     "FileSource",
     "Layout",
     "RowGroup",
     "TableSource",
+    "UserSample",
     "WriteProgress",
     "WriteReport",
+    "bucket_join",
+    "create_feature_table",
     "create_table",
+    "recent_event_counts",
+    "sample_users",
     "table_layout",
     "table_schema",
     "write",
+    "write_rejects",
 ]
