@@ -183,7 +183,7 @@ class LogReader:
         count = min(_MAX_PARTITIONS, 1 + size // self._partition_bytes)
         impressions = Partitions(count, "user_id", folder, "impressions")
         owners = Partitions(count, "request_id", folder, "owners")
-        parser = ImpressionParser(self.mapping, self._ids, self._rejects, request_scope=self._request_scope) > 1)
+        parser = ImpressionParser(self.mapping, self._ids, self._rejects, request_scope=self._request_scope)
         for number, file in enumerate(self._files):
             rows_before, rejects_before = self.counts.rows_read, self._rejects.count
             try:
