@@ -1,5 +1,6 @@
 """Layouts, writer, reader, compression, join, backfill, sampling, maintenance of Iceberg tables."""
 
+from reqdedup.storage.catalogs import open_catalog
 from reqdedup.storage.feature_table import create_feature_table
 from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
@@ -25,6 +26,7 @@ __all__ = [
     "bucket_join",
     "create_feature_table",
     "create_table",
+    "open_catalog",
     "recent_event_counts",
     "sample_users",
     "table_layout",

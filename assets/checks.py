@@ -1,0 +1,82 @@
+"""What must hold of every table before anyone trusts it: each check reads the table's snapshot and says what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dagster as dg
+from pyiceberg.table import Table
+
+from assets.resources import Warehouse
+from reqdedup.storage import TableSource, checks
+
+BUCKETED = ("engagements_sorted", "engagements_by_request", "training_sample")
+LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
+
+
+def _result(found: checks.CheckResult) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=found.ok, metadata={"checked": found.checked, "detail": found.detail})
+
+
+def _table_check(table: str, name: str, check: Callable[[Table], checks.CheckResult], doc: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=table, name=name, description=doc, blocking=True)
+    def table_check(store: Warehouse) -> dg.AssetCheckResult:
+        return _result(check(store.table(table)))
+
+    return table_check
+
+
+def _same_rows_check(table: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=table,
+        name="rows_equal_raw",
+        additional_deps=["raw_engagements"],
+        description="An order-free checksum over all rows and values equals that of raw_engagements.",
+        blocking=True,
+    )
+    def rows_equal_raw(store: Warehouse) -> dg.AssetCheckResult:
+        wanted = checks.content_checksum(TableSource(store.table("raw_engagements")))
+        found = checks.content_checksum(TableSource(store.table(table)))
+        return dg.AssetCheckResult(
+            passed=found == wanted, metadata={"raw_engagements": str(wanted), table: str(found)}
+        )
+
+    return rows_equal_raw
+
+
+same_rows = [_same_rows_check(table) for table in LAYOUTS]
+whole_requests = [
+    _table_check(table, "requests_whole", checks.requests_whole, "Every request lies in one file, its rows together.")
+    for table in BUCKETED
+]
+sort_order = [
+    _table_check(table, "sort_order_true", checks.sort_order_true, "Rows are in (user_id, request_id, item_id) order.")
+    for table in BUCKETED
+]
+buckets = [
+    _table_check(table, "buckets_right", checks.buckets_right, "Every user hashes to the bucket of the file.")
+    for table in BUCKETED
+]
+no_future = [
+    _table_check(
+        table, "no_future_events", checks.no_future_events, "No sequence event at or after its request's time."
+    )
+    for table in ("raw_engagements", "engagements_by_request")
+]
+
+
+def _loss_check(model: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=model, name="loss_finite_and_falling", description="Every loss is finite; the last tenth of the steps is below the first.")
+    def loss_finite(store: Warehouse) -> dg.AssetCheckResult:
+        losses = store.training_losses(model)
+        tenth = max(len(losses) // 10, 1)
+        first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
+        return dg.AssetCheckResult(
+            passed=bool(np.isfinite(losses).all()) and last < first,
+            metadata={"steps": len(losses), "first_tenth": first, "last_tenth": last},
+        )
+
+    return loss_finite
+
+
+losses = [_loss_check(model) for model in ("retrieval_model", "ranking_model")]

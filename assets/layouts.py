@@ -1,0 +1,32 @@
+"""Stage 2: the same rows in three physical forms, so that their sizes can be compared."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.metadata import write_metadata
+from assets.resources import RunRecipe, Warehouse, progress_log
+from reqdedup import storage
+from reqdedup.storage import TableSource
+
+
+def _layout_asset(name: str, description: str) -> dg.AssetsDefinition:
+    @dg.asset(name=name, deps=["raw_engagements"], group_name="layouts", description=description, kinds={"iceberg"})
+    def layout(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
+        raw = TableSource(store.table("raw_engagements"))
+        table = store.create(name, raw.schema, num_buckets=run_recipe.get().num_buckets)
+        report = storage.write(table, raw.batches(), progress=progress_log(context))
+        return dg.MaterializeResult(metadata=write_metadata(report))
+
+    return layout
+
+
+engagements_shuffled = _layout_asset(
+    "engagements_shuffled", "Control: IID order, plain lists, the writer's defaults. What people store today."
+)
+engagements_sorted = _layout_asset(
+    "engagements_sorted", "The published layout: bucket, user_id, request_id; plain lists, the writer's defaults."
+)
+engagements_by_request = _layout_asset(
+    "engagements_by_request", "The table training reads: sequences as dictionary-encoded blobs, each stored once."
+)

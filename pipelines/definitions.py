@@ -1,0 +1,76 @@
+"""The code location: the graph of `assets/`, its checks, jobs and schedule, set up for this environment."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+import assets.checks
+import assets.compression
+import assets.features
+import assets.ingest
+import assets.layouts
+import assets.sampling
+import assets.training
+from assets.resources import RunRecipe, Warehouse
+from pipelines.environment import Environment
+from pipelines.progress import progress_logger
+from warehouse.catalogs import CatalogConfig
+
+STAGES = (
+    assets.ingest,
+    assets.layouts,
+    assets.compression,
+    assets.features,
+    assets.sampling,
+    assets.training,
+)
+
+READABLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
+everything = dg.define_asset_job(
+    "everything",
+    selection=dg.AssetSelection.all(),
+    config=READABLE,
+    description="The whole graph, from log to report.",
+)
+storage_only = dg.define_asset_job(
+    "storage_only",
+    selection=dg.AssetSelection.assets("compression_report").upstream(),
+    config=READABLE,
+    description="The log, its layouts and the compression report; needs no torch.",
+)
+daily = dg.ScheduleDefinition(
+    name="daily", job=everything, cron_schedule="0 3 * * *", description="Every night at 03:00 UTC; off until switched on."
+)
+
+
+class DeployedWarehouse(Warehouse):
+    """The catalog that the environment names, read when it is opened, so that Dagster never holds a credential."""
+
+    def catalog_config(self) -> CatalogConfig:
+        properties = Environment.from_os().catalog_properties
+        return CatalogConfig(properties=properties) if properties else super().catalog_config()
+
+
+def build_definitions(environment: Environment) -> dg.Definitions:
+    """The graph for one environment. Unpartitioned, in-process: `dg launch --assets '*'` needs no more arguments."""
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules(STAGES),
+        asset_checks=dg.load_asset_checks_from_modules([assets.checks]),
+        jobs=[everything, storage_only],
+        schedules=[daily],
+        executor=dg.in_process_executor,
+        loggers={"console": progress_logger},
+        resources={
+            "store": DeployedWarehouse(namespace=environment.resolved_namespace, data_dir=str(environment.data_dir)),
+            "run_recipe": RunRecipe(
+                recipe=environment.recipe,
+                logs=environment.logs,
+                preset=environment.preset,
+                mapping=environment.mapping,
+                strict=environment.strict,
+            ),
+        },
+    )
+
+
+defs = build_definitions(Environment.from_os())

@@ -1,0 +1,75 @@
+"""The console line of a run: seconds since its start, the asset, what it does.
+
+Dagster's own console logger prints every engine event with run and process ids; a person who waits wants to see what
+runs, how far it is and how long it took.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import dagster as dg
+from dagster import DagsterEventType
+
+
+class ProgressFormatter(logging.Formatter):
+    """Formats the events that a person waits for; everything else comes out empty and is dropped by the handler."""
+
+    def __init__(self, *, min_level: int = logging.INFO) -> None:
+        super().__init__()
+        self.min_level = min_level
+        self.started = time.monotonic()
+        self.step_started: dict[str, float] = {}
+
+    def format(self, record: logging.LogRecord) -> str:
+        meta = getattr(record, "dagster_meta", None) or {}
+        event = meta.get("dagster_event")
+        step = meta.get("step_key") or ""
+        if event is not None:
+            text = self._event_text(event, step)
+        else:
+            text = meta.get("orig_message") if record.levelno >= self.min_level else None
+        if not text:
+            return ""
+        return f"{time.monotonic() - self.started:7.1f} s  {step:<32} {text}"
+
+    def _event_text(self, event: dg.DagsterEvent, step: str) -> str | None:
+        match event.event_type:
+            case DagsterEventType.STEP_START:
+                self.step_started[step] = time.monotonic()
+                return "starts"
+            case DagsterEventType.STEP_SUCCESS:
+                return f"done in {time.monotonic() - self.step_started.get(step, time.monotonic()):.1f} s"
+            case DagsterEventType.ASSET_CHECK_EVALUATION:
+                evaluation = event.event_specific_data
+                passed = getattr(evaluation, "passed", None)
+                return f"check {getattr(evaluation, 'check_name', '')}: {'passed' if passed else 'FAILED'}"
+            case DagsterEventType.STEP_FAILURE:
+                error = getattr(event.event_specific_data, "error", None)
+                while error is not None and error.cause is not None:
+                    error = error.cause
+                return f"FAILED: {error.message.strip() if error else event.message}"
+            case DagsterEventType.RUN_FAILURE:
+                return "run failed"
+        return None
+
+
+class _DropEmpty(logging.StreamHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if text:
+            self.stream.write(text + self.terminator)
+            self.flush()
+
+
+@dg.logger({"log_level": dg.Field(str, is_required=False, default_value="INFO")}, description="One line per step.")
+def progress_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
+    """Readable progress on standard error."""
+    level = init_context.logger_config["log_level"]
+    logger = logging.Logger("reqdedup.progress", level=logging.DEBUG)  # Dagster's events come at DEBUG
+    handler = _DropEmpty(sys.stderr)
+    handler.setFormatter(ProgressFormatter(min_level=logging.getLevelName(level)))
+    logger.addHandler(handler)
+    return logger

@@ -1,0 +1,65 @@
+"""`make run`: materialize the whole graph in this process, with progress, then print what came out.
+
+    python -m pipelines.run [--recipe laptop] [--logs PATH --preset movielens | --mapping FILE] [--select ASSETS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+
+from assets.recipes import RECIPES
+from pipelines.definitions import build_definitions
+from pipelines.environment import Environment
+from pipelines.summary import print_summary
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 when every asset was made and every check passed, 1 when one failed, 2 for bad arguments."""
+    arguments = _parse(argv)
+    environment = Environment.from_os().with_arguments(
+        recipe=arguments.recipe,
+        logs=str(Path(arguments.logs).resolve()) if arguments.logs else "",
+        preset=arguments.preset,
+        mapping=str(Path(arguments.mapping).resolve()) if arguments.mapping else "",
+        namespace=arguments.namespace,
+        strict=arguments.strict,
+    )
+    if environment.logs and not (environment.preset or environment.mapping):
+        print("error: LOGS needs PRESET=movielens|mind|kuairand or MAPPING=<toml file>; see docs/mapping.md", file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    what = environment.logs or f"a synthetic log, recipe {environment.recipe}"
+    print(f"reqdedup: {what} -> namespace {environment.resolved_namespace}", file=sys.stderr, flush=True)
+    definitions = build_definitions(environment)
+    job = definitions.resolve_job_def("everything")
+    selection = [dg.AssetKey(name) for name in arguments.select.split(",")] if arguments.select else None
+    with dg.DagsterInstance.get() as instance:
+        result = job.execute_in_process(instance=instance, asset_selection=selection, raise_on_error=False)
+        print_summary(instance, environment, seconds=time.monotonic() - started)
+    failed_checks = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    for check in failed_checks:
+        print(f"check failed: {check.asset_key.to_user_string()} {check.check_name}: {check.metadata}", file=sys.stderr)
+    return 0 if result.success and not failed_checks else 1
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default=None, help="size of the run (default laptop)")
+    parser.add_argument("--logs", default="", help="your own log: a file or a folder")
+    parser.add_argument("--preset", default="", help="how to read it: movielens, mind or kuairand")
+    parser.add_argument("--mapping", default="", help="how to read it: a TOML file that names the columns")
+    parser.add_argument("--namespace", default="", help="namespace of the tables (default: named for log or recipe)")
+    parser.add_argument("--strict", action="store_true", help="fail when rows of the log are rejected")
+    parser.add_argument("--select", default="", help="only these assets, by comma")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
