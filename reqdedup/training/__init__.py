@@ -1,7 +1,25 @@
 """Loader (the only bridge from storage to torch), loss, synchronised BatchNorm, frequencies, metrics and the loop."""
 
+from reqdedup.training.checkpoint import load_model
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.launch import RankError
 from reqdedup.training.loader import RequestLoader
+from reqdedup.training.loop import TrainingResult, train
 from reqdedup.training.loss import info_nce
 from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
+from reqdedup.training.plan import UserSplit
+from reqdedup.training.rank_run import TrainingProgress
 
-__all__ = ["RequestLoader", "SyncBatchNorm1d", "convert_sync_batchnorm", "info_nce"]
+__all__ = [
+    "RankError",
+    "RequestLoader",
+    "SyncBatchNorm1d",
+    "TrainingConfig",
+    "TrainingProgress",
+    "TrainingResult",
+    "UserSplit",
+    "convert_sync_batchnorm",
+    "info_nce",
+    "load_model",
+    "train",
+]

@@ -11,7 +11,9 @@ compute the same plan; none talks to another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +22,7 @@ import pyarrow as pa
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.hashing import below_rate, stable_hash
-from reqdedup.storage.reader import RowGroup
+from reqdedup.storage.reader import FileSource, RowGroup, TableSource
 from reqdedup.storage.source import BatchSource
 from reqdedup.training.blocks import RequestBlock
 
@@ -35,6 +37,43 @@ class RowGroupSource(Protocol):
     def row_groups(self) -> list[RowGroup]: ...
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch: ...
+
+
+Source = RowGroupSource | BatchSource
+"""What a loader reads: with row groups each rank reads its own, else every rank reads everything."""
+
+
+def snapshot_id_of(source: Source) -> int | None:
+    """The snapshot that a table source reads, None for any other."""
+    return source.snapshot_id if isinstance(source, TableSource) else None
+
+
+def source_for_ranks(source: Source) -> Source:
+    """The same rows from something that another process can open: a snapshot's files, without table and catalog.
+
+    Raises ValueError for a source that cannot be pickled.
+    """
+    if isinstance(source, TableSource):
+        return FileSource(source.paths, source.schema, io=source.table.io)
+    try:
+        pickle.dumps(source)
+    except Exception as error:
+        raise ValueError(
+            f"train: a source that other processes can open required, found {type(source).__name__} ({error}); write it "
+            "to a table and train on TableSource(table)"
+        ) from error
+    return source
+
+
+def source_to_dict(source: Source) -> dict[str, Any] | None:
+    """Paths and schema of a source of files, ready for JSON; None for any other. No credentials: local files only."""
+    if not isinstance(source, FileSource):
+        return None
+    return {"paths": source.paths, "schema": json.loads(source.schema.to_json())}
+
+
+def source_from_dict(values: Mapping[str, Any]) -> FileSource:
+    return FileSource(values["paths"], EngagementSchema.from_json(json.dumps(values["schema"])))
 
 
 @dataclass(frozen=True, kw_only=True)

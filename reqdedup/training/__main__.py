@@ -1,0 +1,53 @@
+"""`python -m reqdedup.training run.json`: train as the file says, with its own ranks or, under torchrun, as one of them.
+
+python -m reqdedup.training out_dir/run.json [--resume]
+torchrun --nproc-per-node 2 -m reqdedup.training out_dir/run.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from reqdedup.training.launch import RankError
+from reqdedup.training.loop import read_run, train
+from reqdedup.training.rank_run import TrainingProgress, run_rank
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m reqdedup.training", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run as JSON, as train() writes it: run.json")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint of the run's out_dir")
+    options = parser.parse_args(arguments)
+    try:
+        config, source, out_dir, snapshot_id = read_run(options.run)
+        if dist.is_torchelastic_launched():
+            torch.set_num_threads(1)
+            dist.init_process_group("gloo", timeout=timedelta(seconds=config.collective_timeout_s))
+            metrics = run_rank(_print_progress, config, source, str(out_dir), snapshot_id, options.resume).metrics
+            is_first = dist.get_rank() == 0
+            dist.destroy_process_group()
+        else:
+            metrics = train(config, source, out_dir=out_dir, progress=_print_progress, resume=options.resume).metrics
+            is_first = True
+    except (ValueError, RankError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if is_first:
+        print(json.dumps(metrics, indent=2))
+    return 0
+
+
+def _print_progress(progress: TrainingProgress) -> None:
+    print(progress, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

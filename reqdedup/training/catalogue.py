@@ -1,0 +1,67 @@
+"""The items of a log: their features, and how often each was a positive, counted over all ranks' shares of the table.
+
+Retrieval needs both before its first step: counts for logQ, and items to rank against in evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reqdedup.batch import RequestBatch
+from reqdedup.training.loader import RequestLoader
+from reqdedup.training.plan import UserSplit
+from reqdedup.training.ranks import from_all_ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """item_id_V: [V] int64, rising.  count_V: [V] rows of each.  columns: one value of each item-level column, [V]."""
+
+    item_id_V: np.ndarray
+    count_V: np.ndarray
+    columns: dict[str, np.ndarray]
+
+    @classmethod
+    def of_rows(cls, item_id_B: np.ndarray, count_B: np.ndarray, columns: dict[str, np.ndarray]) -> Catalogue:
+        """Distinct items of rows; an item's columns are those of its first row."""
+        item_id_V, first, inverse = np.unique(item_id_B, return_index=True, return_inverse=True)
+        count_V = np.bincount(inverse, weights=count_B, minlength=len(item_id_V)).astype(np.int64)
+        return cls(item_id_V=item_id_V, count_V=count_V, columns={name: c[first] for name, c in columns.items()})
+
+    @classmethod
+    def merged(cls, parts: list[Catalogue]) -> Catalogue:
+        return cls.of_rows(
+            np.concatenate([part.item_id_V for part in parts]),
+            np.concatenate([part.count_V for part in parts]),
+            {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
+        )
+
+    @classmethod
+    def read(
+        cls, loader: RequestLoader, columns: tuple[str, ...], *, counted: UserSplit, label: str | None
+    ) -> Catalogue:
+        """Of all ranks' shares: every item, and its rows of the counted users where `label` is positive (None: all).
+
+        loader: this rank's, over all users; a collective, every rank must call it.
+        """
+        parts = [_part(batch, columns, counted, label) for batch in (loader.empty_batch(), *loader)]
+        return cls.merged(from_all_ranks(cls.merged(parts)))
+
+    def sample(self, num_items: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Ids and columns of at most `num_items` items, drawn evenly, the same for the same seed."""
+        chosen = np.random.default_rng(seed).permutation(len(self.item_id_V))[:num_items]
+        chosen.sort()
+        return torch.from_numpy(self.item_id_V[chosen]), {
+            name: torch.from_numpy(values[chosen]) for name, values in self.columns.items()
+        }
+
+
+def _part(batch: RequestBatch, columns: tuple[str, ...], counted: UserSplit, label: str | None) -> Catalogue:
+    is_counted_R = counted.contains(batch.user_id_R.numpy())
+    is_counted_B = is_counted_R[batch.request_of_row_B.numpy()]
+    if label is not None:
+        is_counted_B &= np.nan_to_num(batch.row[label].numpy()) > 0
+    return Catalogue.of_rows(batch.item_id_B.numpy(), is_counted_B, {name: batch.row[name].numpy() for name in columns})

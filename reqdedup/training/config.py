@@ -1,0 +1,107 @@
+"""One complete, frozen configuration of a training run, and its JSON form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from reqdedup.models import DCATConfig, TwoTowerConfig
+
+LOG_QS = ("exact", "streaming", "none")
+_MODELS: dict[str, type[TwoTowerConfig] | type[DCATConfig]] = {"retrieval": TwoTowerConfig, "ranking": DCATConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How one model is trained; the model's configuration decides the task.
+
+    model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking: binary cross-entropy
+        over its labels, missing ones left out).
+    num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
+    learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
+    world_size: ranks W, processes on this machine.  seed: of weights, order of requests, and the held-out users.
+    sync_batchnorm: statistics over all ranks; off only to see what sorting costs without it.
+    shuffle, buffer_requests, prefetch_batches: of the RequestLoader.
+    history_stride: of the anchored windows where the log's histories are longer than model.max_history; 0 means a
+        quarter of it.
+    positive_label: retrieval learns from the rows where it is positive; None means every row.
+    temperature: of the retrieval scores (cosines).  mask_same_user, log_q: see `info_nce`; log_q one of LOG_QS.
+    held_out: share of users kept for evaluation.  eval_requests: at most so many of their requests are evaluated.
+    catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.
+    checkpoint_every: steps between checkpoints; there is always one at the end.
+    collective_timeout_s: a rank that waits longer for another ends the run.
+    """
+
+    model: TwoTowerConfig | DCATConfig
+    num_steps: int
+    requests_per_step: int
+    learning_rate: float
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    world_size: int = 2
+    seed: int = 0
+    sync_batchnorm: bool = True
+    shuffle: str = "requests"
+    buffer_requests: int = 2048
+    prefetch_batches: int = 2
+    history_stride: int = 0
+    positive_label: str | None = "click"
+    temperature: float = 0.1
+    mask_same_user: bool = True
+    log_q: str = "exact"
+    held_out: float = 0.1
+    eval_requests: int = 2048
+    catalogue_items: int = 10_000
+    checkpoint_every: int = 200
+    collective_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.world_size < 1 or self.requests_per_step < self.world_size:
+            raise ValueError(
+                "training: num_steps and world_size of at least 1 and a request per rank and step required, found "
+                f"{self.num_steps} steps, {self.world_size} ranks, {self.requests_per_step} requests per step"
+            )
+        if self.learning_rate <= 0 or self.temperature <= 0 or self.checkpoint_every < 1:
+            raise ValueError(
+                "training: learning_rate, temperature and checkpoint_every must be positive, found "
+                f"{self.learning_rate}, {self.temperature}, {self.checkpoint_every}"
+            )
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"training: held_out in [0, 1) required, found {self.held_out}")
+        if self.log_q not in LOG_QS:
+            raise ValueError(f"training: log_q one of {LOG_QS} required, found {self.log_q!r}")
+
+    @property
+    def task(self) -> str:
+        """`retrieval` or `ranking`."""
+        return "retrieval" if isinstance(self.model, TwoTowerConfig) else "ranking"
+
+    @property
+    def requests_per_rank(self) -> int:
+        """Requests that one rank takes per step; the rest of an uneven division is left out."""
+        return self.requests_per_step // self.world_size
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step 0, 1, ...: linear warm-up, then linear decay that would reach zero at num_steps."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return self.learning_rate * warmup * max(0.0, 1 - step / self.num_steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` is the inverse."""
+        return {**asdict(self), "task": self.task, "model": self.model.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        values = dict(values)
+        task = values.pop("task", None)
+        if task not in _MODELS:
+            raise ValueError(f"training configuration: task one of {tuple(_MODELS)} required, found {task!r}")
+        try:
+            return cls(**{**values, "model": _MODELS[task].from_dict(values["model"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"training configuration: a field is unknown or missing: {error}") from error
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)

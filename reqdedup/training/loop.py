@@ -1,0 +1,161 @@
+"""`train`: one model from one table on W ranks of this machine, with everything a run leaves behind.
+
+    out_dir/run.json         configuration and data files; `python -m reqdedup.training out_dir/run.json` repeats it
+    out_dir/metrics.csv      one row per step
+    out_dir/checkpoint.pt    weights, optimiser, loader positions, snapshot id; `resume=True` continues exactly there
+
+The ranks open the snapshot's own files; no catalog, no data and no weights pass through this process.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage.reader import FileSource, TableSource
+from reqdedup.storage.source import BatchSource
+from reqdedup.training.checkpoint import CHECKPOINT_NAME
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.launch import run_ranks
+from reqdedup.training.plan import RowGroupSource
+from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
+
+RUN_NAME = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run gives.
+
+    metrics: held-out figures, each with `<name>_chance`.  losses: mean loss of every step [nats per term].
+    epochs: whole passes over the training users.  rows: trained on, over all ranks and steps.
+    training_s, evaluation_s, total_s: the last with the start of the ranks.
+    peak_memory_bytes: of the largest rank.
+    """
+
+    checkpoint: Path
+    metrics_file: Path
+    metrics: dict[str, float]
+    losses: list[float]
+    steps: int
+    epochs: int
+    rows: int
+    training_s: float
+    evaluation_s: float
+    total_s: float
+    peak_memory_bytes: int
+
+    @property
+    def first_loss(self) -> float:
+        """Mean over the first tenth of the steps."""
+        count = max(1, len(self.losses) // 10)
+        return sum(self.losses[:count]) / count
+
+    @property
+    def last_loss(self) -> float:
+        """Mean over the last tenth of the steps."""
+        count = max(1, len(self.losses) // 10)
+        return sum(self.losses[-count:]) / count
+
+    @property
+    def rows_per_s(self) -> float:
+        return self.rows / self.training_s if self.training_s else 0.0
+
+
+def train(
+    config: TrainingConfig,
+    source: RowGroupSource | BatchSource,
+    *,
+    out_dir: Path | str,
+    progress: Callable[[TrainingProgress], None] | None = None,
+    resume: bool = False,
+) -> TrainingResult:
+    """Train `config.model` on the source with `config.world_size` ranks, and evaluate it on held-out users.
+
+    source: a TableSource or FileSource; any other BatchSource must survive pickling and is read in full by every rank.
+    progress: called in this process a few times a second.
+    resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption.
+    Raises RankError with the error of the rank that failed first: a loss that is not finite, a rank that died or hung, a
+    full disk. The last checkpoint stays usable.
+    """
+    started = time.monotonic()
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    snapshot_id = source.snapshot_id if isinstance(source, TableSource) else None
+    readable = _for_ranks(source)
+    if isinstance(readable, FileSource):
+        _write_run(out_dir / RUN_NAME, config, readable, snapshot_id)
+    results: list[RankResult] = run_ranks(
+        run_rank,
+        config,
+        readable,
+        str(out_dir),
+        snapshot_id,
+        resume,
+        world_size=config.world_size,
+        collective_timeout_s=config.collective_timeout_s,
+        on_event=progress,
+    )
+    first = results[0]
+    return TrainingResult(
+        checkpoint=out_dir / CHECKPOINT_NAME,
+        metrics_file=out_dir / METRICS_NAME,
+        metrics=first.metrics,
+        losses=first.losses,
+        steps=first.steps,
+        epochs=first.epochs,
+        rows=first.rows,
+        training_s=first.training_s,
+        evaluation_s=first.evaluation_s,
+        total_s=time.monotonic() - started,
+        peak_memory_bytes=max(result.peak_memory_bytes for result in results),
+    )
+
+
+def _for_ranks(source: RowGroupSource | BatchSource) -> RowGroupSource | BatchSource:
+    """A source that another process can open: the snapshot's files instead of the table and its catalog."""
+    if isinstance(source, TableSource):
+        return FileSource(source.paths, source.schema, io=source.table.io)
+    try:
+        pickle.dumps(source)
+    except Exception as error:
+        raise ValueError(
+            f"train: a source that other processes can open required, found {type(source).__name__} ({error}); write it "
+            "to a table and train on TableSource(table)"
+        ) from error
+    return source
+
+
+def _write_run(path: Path, config: TrainingConfig, source: FileSource, snapshot_id: int | None) -> None:
+    """The run as a file: no credentials in it, so remote files need the catalog again."""
+    run = {
+        "training": config.to_dict(),
+        "paths": source.paths,
+        "schema": json.loads(source.schema.to_json()),
+        "snapshot_id": snapshot_id,
+        "out_dir": str(path.parent.resolve()),
+    }
+    path.write_text(json.dumps(run, indent=2))
+
+
+def read_run(path: Path) -> tuple[TrainingConfig, FileSource, Path, int | None]:
+    """(configuration, source, out_dir, snapshot id) of a run file. Raises ValueError where it is none."""
+    try:
+        run: dict[str, Any] = json.loads(path.read_text())
+        schema = EngagementSchema.from_json(json.dumps(run["schema"]))
+        config = TrainingConfig.from_dict(run["training"])
+        return config, FileSource(run["paths"], schema), Path(run["out_dir"]), run.get("snapshot_id")
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: a run file (JSON) required, found no file; train() writes one as {RUN_NAME}"
+        ) from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: a run file with training, paths, schema and out_dir required, found something else: {error!r}"
+        ) from error

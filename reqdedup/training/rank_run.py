@@ -1,0 +1,347 @@
+"""One rank's whole run: read its share, take steps in lockstep with the others, evaluate, keep the checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from reqdedup.batch import RequestBatch
+from reqdedup.logs.windows import default_stride
+from reqdedup.models import TwoTowerConfig
+from reqdedup.storage.source import BatchSource
+from reqdedup.training.blocks import HistoryCut
+from reqdedup.training.catalogue import Catalogue
+from reqdedup.training.checkpoint import CHECKPOINT_NAME, build_model, load_checkpoint, save_checkpoint
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.loader import RequestLoader
+from reqdedup.training.loss import scale_for_mean_over_ranks
+from reqdedup.training.meters import BatchMeters
+from reqdedup.training.norm import convert_sync_batchnorm
+from reqdedup.training.plan import RowGroupSource, UserSplit
+from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
+from reqdedup.training.tasks import Task, make_task
+
+METRICS_NAME = "metrics.csv"
+METRIC_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "users",
+    "requests",
+    "rows",
+    "dedup_factor",
+    "false_negative_rate",
+    "seconds",
+    "rows_per_s",
+)
+PROGRESS_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
+    """Where a run stands: `stage` is reading, training or evaluating; loss [nats], rows per second since the last one."""
+
+    stage: str
+    step: int
+    num_steps: int
+    loss: float = math.nan
+    rows_per_s: float = 0.0
+
+    def __str__(self) -> str:
+        if self.stage != "training":
+            return f"{self.stage} ({self.step}/{self.num_steps} steps done)"
+        return f"step {self.step}/{self.num_steps}  loss {self.loss:.4f}  {self.rows_per_s:,.0f} rows/s"
+
+
+@dataclass(kw_only=True)
+class RankResult:
+    """What a rank hands back; figures that all ranks share are the same on each."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    steps: int = 0
+    epochs: int = 0
+    rows: int = 0
+    training_s: float = 0.0
+    evaluation_s: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+def run_rank(
+    report: Callable[[TrainingProgress], None],
+    config: TrainingConfig,
+    source: RowGroupSource | BatchSource,
+    out_dir: str,
+    snapshot_id: int | None = None,
+    resume: bool = False,
+) -> RankResult:
+    """Train on this rank of the initialised process group (or alone without one).
+
+    report: called with a TrainingProgress, on rank 0 only.  resume: go on from the checkpoint in `out_dir`.
+    Raises FloatingPointError on every rank when the loss is not finite, before it reaches the weights.
+    """
+    return _RankRun(report, config, source, Path(out_dir), snapshot_id).run(resume)
+
+
+class _RankRun:
+    def __init__(
+        self,
+        report: Callable[[TrainingProgress], None],
+        config: TrainingConfig,
+        source: RowGroupSource | BatchSource,
+        out_dir: Path,
+        snapshot_id: int | None,
+    ) -> None:
+        self.report, self.config, self.source = report, config, source
+        self.out_dir, self.snapshot_id = out_dir, snapshot_id
+        self.rank, self.world_size = rank_and_world_size()
+        self.result = RankResult()
+        self.tell("reading")
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model)
+        self.task = self.make_task()
+        self.loader = self.make_loader(
+            columns=self.task.columns,
+            requests=max(1, config.requests_per_step // self.world_size),
+            shuffle=config.shuffle,
+            positive_label=self.task.positive_label,
+            users=UserSplit(held_out=config.held_out, part="train", seed=config.seed),
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.trained = self.distributed_model()
+
+    def make_loader(self, *, requests: int, columns: tuple[str, ...], **options: Any) -> RequestLoader:
+        config = self.config
+        stride = config.history_stride or default_stride(config.model.max_history)
+        return RequestLoader(
+            self.source,
+            requests_per_batch=requests,
+            columns=columns,
+            seed=config.seed,
+            buffer_requests=config.buffer_requests,
+            prefetch_batches=config.prefetch_batches,
+            rank=self.rank,
+            world_size=self.world_size,
+            cut=HistoryCut(max_events=config.model.max_history, stride=stride),
+            **options,
+        )
+
+    def make_task(self) -> Task:
+        config, catalogue = self.config, None
+        if isinstance(config.model, TwoTowerConfig):
+            label = config.positive_label
+            columns = (*config.model.item_categories, *([label] if label else []))
+            items = self.make_loader(columns=columns, requests=4096, shuffle="none")
+            train = UserSplit(held_out=config.held_out, part="train", seed=config.seed)
+            catalogue = Catalogue.read(items, config.model.item_categories, counted=train, label=label)
+        return make_task(config, catalogue)
+
+    def distributed_model(self) -> nn.Module:
+        """The model whose backward averages gradients over the ranks; `self.model` shares its parameters."""
+        if not is_distributed():
+            return self.model
+        if self.config.sync_batchnorm:
+            # A group of its own, so that its collectives and the gradients' need no common order.
+            self.model = convert_sync_batchnorm(self.model, dist.new_group())
+        # Synchronised statistics are equal already. torch 2.13 renamed the option; the old name goes with torch < 2.13.
+        options = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+        sync_buffers: Any = {name: not self.config.sync_batchnorm}
+        return DistributedDataParallel(self.model, gradient_as_bucket_view=True, **sync_buffers)
+
+    def run(self, resume: bool) -> RankResult:
+        if resume:
+            self.restore()
+        started = time.monotonic()
+        with _MetricsFile(self.out_dir / METRICS_NAME, self.result.steps, write=self.rank == 0) as metrics:
+            told_at, rows_then = started, 0
+            for batch, num_global_rows in self.batches():
+                step_started = time.monotonic()
+                loss, meters = self.step(batch, num_global_rows)
+                self.result.losses.append(loss)
+                self.result.steps += 1
+                self.result.rows += meters.rows
+                now = time.monotonic()
+                metrics.write(self.metric_row(loss, meters, started=started, seconds=now - step_started))
+                if now - told_at >= PROGRESS_EVERY_S or self.result.steps == self.config.num_steps:
+                    self.tell("training", loss=loss, rows_per_s=(self.result.rows - rows_then) / (now - told_at))
+                    told_at, rows_then = now, self.result.rows
+                if self.result.steps % self.config.checkpoint_every == 0:
+                    self.checkpoint()
+        self.result.training_s = time.monotonic() - started
+        self.result.epochs = self.loader.epoch
+        self.tell("evaluating")
+        self.result.metrics = self.evaluate()
+        self.result.evaluation_s = time.monotonic() - started - self.result.training_s
+        self.checkpoint()
+        self.result.peak_memory_bytes = peak_memory_bytes()
+        return self.result
+
+    def batches(self) -> Iterator[tuple[RequestBatch, int]]:
+        """Batches over as many epochs as the steps need; steps without two rows over all ranks are left out."""
+        while self.result.steps < self.config.num_steps:
+            steps_before = self.result.steps
+            for batch, num_rows in in_lockstep(self.loader):
+                if num_rows < 2:  # BatchNorm has no variance to divide by
+                    continue
+                yield batch, num_rows
+                if self.result.steps >= self.config.num_steps:
+                    return
+            if self.result.steps == steps_before and self.loader.epoch > 1:
+                raise ValueError(
+                    f"training: a whole epoch held no batch of two rows; {self.config.task} needs rows"
+                    + (f" with positive {self.task.positive_label!r}" if self.task.positive_label else "")
+                    + " of users outside the held-out ones; use more of the log"
+                )
+
+    def step(self, batch: RequestBatch, num_global_rows: int) -> tuple[float, BatchMeters]:
+        """One optimiser step; the mean loss over all ranks' terms [nats], and what all ranks' batches held."""
+        learning_rate = self.config.learning_rate_at(self.result.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.trained.train()
+        self.optimizer.zero_grad(set_to_none=False)
+        loss_sum, num_terms = self.task.loss(self.trained(batch), batch)
+        meters = BatchMeters.of(batch)
+        names = list(vars(meters))
+        total, num_global_terms, *counts = sum_over_ranks(
+            [float(loss_sum.detach()), num_terms, *(getattr(meters, name) for name in names)]
+        )
+        loss = total / max(num_global_terms, 1)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"{self.config.task}: the loss became {loss} at step {self.result.steps + 1}; {self.last_checkpoint()}. "
+                "Lower the learning rate, or look for extreme values in the request's numbers"
+            )
+        scale_for_mean_over_ranks(loss_sum, num_global_terms, self.world_size).backward()
+        self.optimizer.step()
+        return loss, BatchMeters(**{name: int(count) for name, count in zip(names, counts)})
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Figures on held-out users, over all ranks."""
+        if not self.config.held_out or not self.config.eval_requests:
+            return {}
+        per_rank = max(1, self.config.eval_requests // self.world_size)
+        loader = self.make_loader(
+            columns=self.task.columns,
+            requests=min(per_rank, 256),
+            shuffle="requests",
+            positive_label=self.task.positive_label,
+            users=UserSplit(held_out=self.config.held_out, part="eval", seed=self.config.seed),
+        )
+        batches: list[RequestBatch] = []
+        for batch in loader:
+            batches.append(batch)
+            if sum(b.num_requests for b in batches) >= per_rank:
+                break
+        self.model.eval()
+        return self.task.summary(from_all_ranks(self.task.evaluate(self.model, batches)))
+
+    def checkpoint(self) -> None:
+        loaders = from_all_ranks(self.loader.state_dict())
+        if self.rank == 0:
+            state = {
+                "config": self.config.to_dict(),
+                "snapshot_id": self.snapshot_id,
+                "step": self.result.steps,
+                "rows": self.result.rows,
+                "losses": self.result.losses,
+                "metrics": self.result.metrics,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "loaders": loaders,
+                "log_q": self.task.state_dict(),
+            }
+            save_checkpoint(self.out_dir / CHECKPOINT_NAME, state)
+
+    def restore(self) -> None:
+        """Continue exactly where the checkpoint in out_dir ends."""
+        path = self.out_dir / CHECKPOINT_NAME
+        state = load_checkpoint(path)
+        if TrainingConfig.from_dict(state["config"]) != self.config or state["snapshot_id"] != self.snapshot_id:
+            raise ValueError(
+                f"{path}: resuming needs the configuration and snapshot of the checkpoint ({state['snapshot_id']}), "
+                f"found others (snapshot {self.snapshot_id}); train into a new directory, or pass the same ones"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loader.load_state_dict(state["loaders"][self.rank])
+        self.task.load_state_dict(state["log_q"])
+        self.result.steps, self.result.rows, self.result.losses = state["step"], state["rows"], list(state["losses"])
+
+    def last_checkpoint(self) -> str:
+        path = self.out_dir / CHECKPOINT_NAME
+        saved = self.result.steps // self.config.checkpoint_every * self.config.checkpoint_every
+        return f"the checkpoint of step {saved} is in {path}" if saved else "no checkpoint was written yet"
+
+    def metric_row(self, loss: float, meters: BatchMeters, *, started: float, seconds: float) -> tuple[object, ...]:
+        return (
+            self.result.steps,
+            self.loader.epoch,
+            f"{loss:.6g}",
+            f"{self.config.learning_rate_at(self.result.steps - 1):.6g}",
+            meters.users,
+            meters.requests,
+            meters.rows,
+            f"{meters.dedup_factor:.4g}",
+            f"{meters.false_negative_rate:.4g}",
+            f"{time.monotonic() - started:.3f}",
+            f"{meters.rows / seconds:.0f}",
+        )
+
+    def tell(self, stage: str, **figures: float) -> None:
+        if self.rank == 0:
+            self.report(
+                TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.config.num_steps, **figures)
+            )
+
+
+class _MetricsFile:
+    """metrics.csv: one row per step, each on disk once written; rows after the step resumed from are dropped."""
+
+    def __init__(self, path: Path, steps_done: int, *, write: bool) -> None:
+        self._file: Any = None
+        if not write:
+            return
+        kept = []
+        if steps_done and path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= steps_done]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", newline="", buffering=1)
+        self._writer = csv.writer(self._file)
+        self._writer.writerows([METRIC_COLUMNS, *kept])
+
+    def write(self, row: tuple[object, ...]) -> None:
+        if self._file is not None:
+            self._writer.writerow(row)
+
+    def __enter__(self) -> _MetricsFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
