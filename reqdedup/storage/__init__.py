@@ -1,9 +1,11 @@
 """Layouts, writer, reader, compression, join, backfill, sampling, maintenance of Iceberg tables."""
 
 from reqdedup.storage.catalogs import open_catalog
+from reqdedup.storage.compression import compression_report
 from reqdedup.storage.feature_table import create_feature_table
 from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
+from reqdedup.storage.overlap import UserOverlap, user_overlap
 from reqdedup.storage.reader import FileSource, RowGroup, TableSource
 from reqdedup.storage.recent_events import recent_event_counts
 from reqdedup.storage.rejects import write_rejects
@@ -20,10 +22,12 @@ __all__ = [
     "Layout",
     "RowGroup",
     "TableSource",
+    "UserOverlap",
     "UserSample",
     "WriteProgress",
     "WriteReport",
     "bucket_join",
+    "compression_report",
     "create_feature_table",
     "create_table",
     "open_catalog",
@@ -31,6 +35,7 @@ __all__ = [
     "sample_users",
     "table_layout",
     "table_schema",
+    "user_overlap",
     "write",
     "write_rejects",
 ]
