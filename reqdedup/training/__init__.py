@@ -9,6 +9,7 @@ from reqdedup.training.loss import info_nce
 from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
 from reqdedup.training.plan import UserSplit
 from reqdedup.training.rank_run import TrainingProgress
+from reqdedup.training.report import read_losses, training_report
 
 __all__ = [
     "RankError",
@@ -21,5 +22,7 @@ __all__ = [
     "convert_sync_batchnorm",
     "info_nce",
     "load_model",
+    "read_losses",
     "train",
+    "training_report",
 ]

@@ -17,7 +17,7 @@ import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.encoding import numpy_from_blobs
-from reqdedup.logs.windows import anchored_start, gather_windows, offsets_of, ragged_positions
+from reqdedup.logs.windows import anchored_start, default_stride, gather_windows, offsets_of, ragged_positions
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
 
 HISTORY_PREFIX = "history_"
@@ -39,18 +39,23 @@ class HistoryCut:
     """The longest history [events] that leaves the loader, cut by anchored windows.
 
     A longer one starts at stride * ceil(max(0, history_end - max_events) / stride), so that requests of one user keep
-    starting at the same event; stride 1 keeps the last max_events. Without a history_end column the history itself
-    counts as the whole timeline.
+    starting at the same event; stride 1 keeps the last max_events, 0 means a quarter of max_events. Without a history_end
+    column the history itself counts as the whole timeline.
     """
 
     max_events: int
-    stride: int = 1
+    stride: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.stride <= self.max_events:
+        if not 0 <= self.stride <= self.max_events or self.max_events < 1:
             raise ValueError(
-                f"history cut: 1 <= stride <= max_events required, found stride {self.stride}, {self.max_events} events"
+                "history cut: max_events of at least 1 and 0 <= stride <= max_events required, "
+                f"found {self.max_events} events, stride {self.stride}"
             )
+
+    def start_of(self, history_end: np.ndarray) -> np.ndarray:
+        """First event of each window, counted in the user's timeline."""
+        return anchored_start(history_end, self.max_events, self.stride or default_stride(self.max_events))
 
 
 @dataclass(frozen=True)
@@ -276,7 +281,7 @@ def _cut(
     for name, (values, offsets) in sequences.items():
         length_R = np.diff(offsets)
         end_R = length_R if history_end_R is None else history_end_R.numpy()
-        skipped_R = anchored_start(end_R, cut.max_events, cut.stride) - (end_R - length_R)
+        skipped_R = cut.start_of(end_R) - (end_R - length_R)
         skipped_R = np.clip(skipped_R, np.maximum(0, length_R - cut.max_events), length_R)
         if skipped_R.any():
             kept_R = length_R - skipped_R

@@ -18,10 +18,10 @@ import numpy as np
 
 from reqdedup.batch import RequestBatch
 from reqdedup.schema import HISTORY_END, KEYS, REQUEST_TS, EngagementSchema
-from reqdedup.storage.source import BatchSource
 from reqdedup.training.blocks import HistoryCut, RequestBlock, concatenate_batches, empty_batch
 from reqdedup.training.plan import (
     RowGroupSource,
+    Source,
     UserSplit,
     epoch_order,
     generator,
@@ -70,7 +70,7 @@ class RequestLoader:
 
     def __init__(
         self,
-        source: RowGroupSource | BatchSource,
+        source: Source,
         *,
         requests_per_batch: int | None = None,
         rows_per_batch: int | None = None,
@@ -254,6 +254,6 @@ def _read_schema(
     return schema.select(column.name for column in schema.columns if column.name in names and column.dtype != "string")
 
 
-def _fingerprint(source: RowGroupSource | BatchSource) -> list[int] | None:
+def _fingerprint(source: Source) -> list[int] | None:
     """Row counts of the row groups: another snapshot or another compaction has others."""
     return [group.num_rows for group in source.row_groups()] if isinstance(source, RowGroupSource) else None

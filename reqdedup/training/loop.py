@@ -2,6 +2,7 @@
 
     out_dir/run.json         configuration and data files; `python -m reqdedup.training out_dir/run.json` repeats it
     out_dir/metrics.csv      one row per step
+    out_dir/result.json      its figures, written when it has ended
     out_dir/checkpoint.pt    weights, optimiser, loader positions, snapshot id; `resume=True` continues exactly there
 
 The ranks open the snapshot's own files; no catalog, no data and no weights pass through this process.
@@ -10,21 +11,18 @@ The ranks open the snapshot's own files; no catalog, no data and no weights pass
 from __future__ import annotations
 
 import json
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reqdedup.schema import EngagementSchema
-from reqdedup.storage.reader import FileSource, TableSource
-from reqdedup.storage.source import BatchSource
 from reqdedup.training.checkpoint import CHECKPOINT_NAME
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.launch import run_ranks
-from reqdedup.training.plan import RowGroupSource
+from reqdedup.training.plan import Source, snapshot_id_of, source_for_ranks, source_from_dict, source_to_dict
 from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
+from reqdedup.training.report import RESULT_NAME
 
 RUN_NAME = "run.json"
 
@@ -70,7 +68,7 @@ class TrainingResult:
 
 def train(
     config: TrainingConfig,
-    source: RowGroupSource | BatchSource,
+    source: Source,
     *,
     out_dir: Path | str,
     progress: Callable[[TrainingProgress], None] | None = None,
@@ -87,10 +85,9 @@ def train(
     started = time.monotonic()
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    snapshot_id = source.snapshot_id if isinstance(source, TableSource) else None
-    readable = _for_ranks(source)
-    if isinstance(readable, FileSource):
-        _write_run(out_dir / RUN_NAME, config, readable, snapshot_id)
+    snapshot_id = snapshot_id_of(source)
+    readable = source_for_ranks(source)
+    _write_run(out_dir / RUN_NAME, config, readable, snapshot_id)
     results: list[RankResult] = run_ranks(
         run_rank,
         config,
@@ -103,7 +100,7 @@ def train(
         on_event=progress,
     )
     first = results[0]
-    return TrainingResult(
+    result = TrainingResult(
         checkpoint=out_dir / CHECKPOINT_NAME,
         metrics_file=out_dir / METRICS_NAME,
         metrics=first.metrics,
@@ -114,43 +111,42 @@ def train(
         training_s=first.training_s,
         evaluation_s=first.evaluation_s,
         total_s=time.monotonic() - started,
-        peak_memory_bytes=max(result.peak_memory_bytes for result in results),
+        peak_memory_bytes=max(rank.peak_memory_bytes for rank in results),
     )
+    (out_dir / RESULT_NAME).write_text(json.dumps(_figures(result), indent=2))
+    return result
 
 
-def _for_ranks(source: RowGroupSource | BatchSource) -> RowGroupSource | BatchSource:
-    """A source that another process can open: the snapshot's files instead of the table and its catalog."""
-    if isinstance(source, TableSource):
-        return FileSource(source.paths, source.schema, io=source.table.io)
-    try:
-        pickle.dumps(source)
-    except Exception as error:
-        raise ValueError(
-            f"train: a source that other processes can open required, found {type(source).__name__} ({error}); write it "
-            "to a table and train on TableSource(table)"
-        ) from error
-    return source
-
-
-def _write_run(path: Path, config: TrainingConfig, source: FileSource, snapshot_id: int | None) -> None:
-    """The run as a file: no credentials in it, so remote files need the catalog again."""
-    run = {
-        "training": config.to_dict(),
-        "paths": source.paths,
-        "schema": json.loads(source.schema.to_json()),
-        "snapshot_id": snapshot_id,
-        "out_dir": str(path.parent.resolve()),
+def _figures(result: TrainingResult) -> dict[str, Any]:
+    """The numbers of a result, for the report over several runs."""
+    return {
+        "steps": result.steps,
+        "epochs": result.epochs,
+        "rows": result.rows,
+        "first_loss": result.first_loss,
+        "last_loss": result.last_loss,
+        "rows_per_s": result.rows_per_s,
+        "training_s": result.training_s,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "metrics": result.metrics,
     }
+
+
+def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: int | None) -> None:
+    """The run as a file, where its source is files; without credentials, so remote files need the catalog again."""
+    files = source_to_dict(source)
+    if files is None:
+        return
+    run = {"training": config.to_dict(), **files, "snapshot_id": snapshot_id, "out_dir": str(path.parent.resolve())}
     path.write_text(json.dumps(run, indent=2))
 
 
-def read_run(path: Path) -> tuple[TrainingConfig, FileSource, Path, int | None]:
+def read_run(path: Path) -> tuple[TrainingConfig, Source, Path, int | None]:
     """(configuration, source, out_dir, snapshot id) of a run file. Raises ValueError where it is none."""
     try:
         run: dict[str, Any] = json.loads(path.read_text())
-        schema = EngagementSchema.from_json(json.dumps(run["schema"]))
         config = TrainingConfig.from_dict(run["training"])
-        return config, FileSource(run["paths"], schema), Path(run["out_dir"]), run.get("snapshot_id")
+        return config, source_from_dict(run), Path(run["out_dir"]), run.get("snapshot_id")
     except FileNotFoundError:
         raise ValueError(
             f"{path}: a run file (JSON) required, found no file; train() writes one as {RUN_NAME}"

@@ -19,9 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reqdedup.batch import RequestBatch
-from reqdedup.logs.windows import default_stride
 from reqdedup.models import TwoTowerConfig
-from reqdedup.storage.source import BatchSource
 from reqdedup.training.blocks import HistoryCut
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.checkpoint import CHECKPOINT_NAME, build_model, load_checkpoint, save_checkpoint
@@ -30,7 +28,7 @@ from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters
 from reqdedup.training.norm import convert_sync_batchnorm
-from reqdedup.training.plan import RowGroupSource, UserSplit
+from reqdedup.training.plan import Source, UserSplit
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
 from reqdedup.training.tasks import Task, make_task
 
@@ -84,7 +82,7 @@ class RankResult:
 def run_rank(
     report: Callable[[TrainingProgress], None],
     config: TrainingConfig,
-    source: RowGroupSource | BatchSource,
+    source: Source,
     out_dir: str,
     snapshot_id: int | None = None,
     resume: bool = False,
@@ -102,7 +100,7 @@ class _RankRun:
         self,
         report: Callable[[TrainingProgress], None],
         config: TrainingConfig,
-        source: RowGroupSource | BatchSource,
+        source: Source,
         out_dir: Path,
         snapshot_id: int | None,
     ) -> None:
@@ -128,7 +126,6 @@ class _RankRun:
 
     def make_loader(self, *, requests: int, columns: tuple[str, ...], **options: Any) -> RequestLoader:
         config = self.config
-        stride = config.history_stride or default_stride(config.model.max_history)
         return RequestLoader(
             self.source,
             requests_per_batch=requests,
@@ -138,7 +135,7 @@ class _RankRun:
             prefetch_batches=config.prefetch_batches,
             rank=self.rank,
             world_size=self.world_size,
-            cut=HistoryCut(max_events=config.model.max_history, stride=stride),
+            cut=HistoryCut(max_events=config.model.max_history, stride=config.history_stride),
             **options,
         )
 

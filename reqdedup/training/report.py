@@ -1,0 +1,56 @@
+"""The figures of finished training runs side by side: a leaf that reads what `train` left in its folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+RESULT_NAME = "result.json"
+CHANCE_SUFFIX = "_chance"
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("chance", pa.float64()),
+    ]
+)
+
+
+def read_losses(metrics_file: Path | str) -> np.ndarray:
+    """Loss of every step of a run [nats per term], [steps] float64, from its metrics.csv.
+
+    Raises ValueError where the file is not there or has no column `loss`.
+    """
+    try:
+        with open(metrics_file, newline="") as file:
+            return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+    except FileNotFoundError:
+        raise ValueError(f"{metrics_file}: metrics of a training run required, found no file; train first") from None
+    except KeyError:
+        raise ValueError(f"{metrics_file}: a column `loss` required, found none; train again") from None
+
+
+def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
+    """One row per model and figure: model, metric, value, and what guessing would give where that is known.
+
+    runs: model name -> out_dir of its finished run. Raises ValueError for a folder without a finished run.
+    """
+    rows: list[dict[str, object]] = []
+    for model, out_dir in runs.items():
+        path = Path(out_dir) / RESULT_NAME
+        if not path.exists():
+            raise ValueError(f"{path}: result of a finished training run required, found no file; train {model} first")
+        result = json.loads(path.read_text())
+        metrics = result.pop("metrics")
+        for metric, value in (result | metrics).items():
+            if not metric.endswith(CHANCE_SUFFIX):
+                chance = metrics.get(metric + CHANCE_SUFFIX)
+                rows.append({"model": model, "metric": metric, "value": float(value), "chance": chance})
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
