@@ -4,7 +4,7 @@
     reqdedup report --table movies.engagements_by_request --json
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an unexpected error,
-2 something the caller can put right (one line says what), 130 interrupted. Everything heavy is imported inside the
+2 something the caller can put right (the message says what), 130 interrupted. Everything heavy is imported inside the
 functions, so that `--help` answers at once.
 """
 
@@ -15,11 +15,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
+
+    from reqdedup.schema import EngagementSchema
+    from reqdedup.storage import Layout
 
 DEFAULT_DATA_DIR = Path("warehouse/data")
 LAYOUTS = ("arrival", "by_request", "shuffled", "sorted", "sorted_large_pages")
@@ -40,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not _is_for_the_caller(error):
             raise
-        print(f"reqdedup {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        print(f"reqdedup {arguments.command}: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return 2
 
 
@@ -69,9 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     ingest.add_argument("--layout", choices=LAYOUTS, default="by_request", help="physical form (default: by_request)")
     ingest.add_argument("--buckets", type=_positive, default=16, metavar="N", help="partitions by user (default: 16)")
     ingest.add_argument(
-        "--session-gap", type=_positive, metavar="SECONDS", help="for logs without request ids: a longer gap starts one"
+        "--session-gap", type=float, metavar="SECONDS", help="for logs without request ids: a longer gap starts one"
     )
     ingest.add_argument("--max-history", type=_positive, metavar="EVENTS", help="cut longer user histories")
+    ingest.add_argument("--replace", action="store_true", help="drop a table of this name that has another form")
     ingest.add_argument("--strict", action="store_true", help="write nothing and fail if a row is rejected")
     ingest.set_defaults(run=run_ingest)
 
@@ -98,26 +103,36 @@ def build_parser() -> argparse.ArgumentParser:
 def run_ingest(arguments: argparse.Namespace) -> int:
     """Read, write, commit, then say what was taken and what was not."""
     from reqdedup.logs import read_log
-    from reqdedup.storage import Layout, create_table, write
-    from reqdedup.storage.rejects import rejects_identifier, write_rejects
+    from reqdedup.logs.checks import REASONS
+    from reqdedup.storage import Layout, create_table, write, write_rejects
+    from reqdedup.storage.rejects import rejects_identifier
 
     rejects_name = rejects_identifier(arguments.table)
-    options = {"session_gap_s": arguments.session_gap, "max_history": arguments.max_history}
+    progress = _ProgressLine()
     log = read_log(
         arguments.log,
         preset=arguments.preset,
         mapping=arguments.mapping,
+        session_gap_s=arguments.session_gap,
         strict=arguments.strict,
-        **{name: value for name, value in options.items() if value is not None},
+        progress=lambda counts: progress(f"parse: {counts.rows_read:,} rows") if not counts.rows else None,
+        **({"max_history": arguments.max_history} if arguments.max_history else {}),
     )
-    catalog = open_catalog(arguments)
-    layout = Layout(arguments.layout)
+    catalog, layout = open_catalog(arguments), Layout(arguments.layout)
+    is_new = not catalog.table_exists(arguments.table)
+    if not is_new and not arguments.replace:
+        _check_same_form(catalog.load_table(arguments.table), log.schema, layout, arguments.buckets)
     table = create_table(catalog, arguments.table, log.schema, layout, num_buckets=arguments.buckets)
-    progress = _ProgressLine()
-    written = write(table, log, layout, mode="replace", progress=progress)
-    progress.close()
-    rejects = log.rejects
-    write_rejects(catalog, rejects_name, rejects)
+    try:
+        written = write(table, log, layout, mode="replace", progress=progress)
+    except BaseException:
+        if is_new:
+            catalog.purge_table(arguments.table)
+        raise
+    finally:
+        progress.close()
+    write_rejects(catalog, rejects_name, log.rejects)
+    rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
     summary = {
         "table": arguments.table,
         "layout": layout.value,
@@ -125,21 +140,41 @@ def run_ingest(arguments: argparse.Namespace) -> int:
         "requests": written.requests,
         "users": written.users,
         "bytes": written.bytes,
-        "rejected_rows": rejects.num_rows,
-        "rejected_by_reason": _count_by_reason(rejects),
+        "rejected": rejected,
         "rejects_table": rejects_name,
     }
     if arguments.json:
         print(json.dumps(summary, indent=2))
         return 0
     print(
-        f"{arguments.table} ({layout.value}): {written.rows:,} rows of {written.requests:,} requests "
-        f"by {written.users:,} users, {format_bytes(written.bytes)}"
+        f"{arguments.table} ({layout.value}): {written.rows:,} rows, {written.requests:,} requests, "
+        f"{written.users:,} users, {format_bytes(written.bytes)}"
     )
-    for reason, count in summary["rejected_by_reason"].items():
-        print(f"rejected {count:,}: {reason}")
-    print(f"{rejects.num_rows:,} rejected rows in {rejects_name}")
+    print(f"{rejects_name}: {sum(rejected.values()):,} rejected rows")
+    for reason, count in rejected.items():
+        print(f"  {count:,} {reason}: {REASONS[reason]}")
     return 0
+
+
+def _check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
+    """Raise ValueError where a new ingest would have to drop the table, as `create_table` does."""
+    from reqdedup.storage import table_layout, table_schema
+    from reqdedup.storage.layout import LAYOUT_PROPERTY, table_buckets
+
+    if LAYOUT_PROPERTY not in table.properties:
+        return  # not ours: create_table refuses it
+    differs = []
+    if table_schema(table) != schema:
+        differs.append("columns")
+    if table_layout(table) is not layout:
+        differs.append(f"layout {table_layout(table).value}")
+    if layout.is_bucketed and table_buckets(table) not in (None, num_buckets):
+        differs.append(f"{table_buckets(table)} buckets")
+    if differs:
+        raise ValueError(
+            f"table {'.'.join(table.name())} is there in another form ({', '.join(differs)}); choose another --table, or "
+            "pass --replace to drop it and its rows first"
+        )
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -172,7 +207,13 @@ def open_catalog(arguments: argparse.Namespace) -> Catalog:
     warehouse = arguments.warehouse
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///")).absolute()
-        database.parent.mkdir(parents=True, exist_ok=True)
+        if arguments.command == "ingest":
+            database.parent.mkdir(parents=True, exist_ok=True)
+        elif not database.exists():
+            raise ValueError(
+                f"a catalog required, found none at {database}; name one with --catalog-uri, or make one with "
+                "`reqdedup ingest` or `make run`"
+            )
         warehouse = warehouse or str(database.parent / "tables")
     if not warehouse:
         raise ValueError(
@@ -225,11 +266,6 @@ def _positive(text: str) -> int:
     return value
 
 
-def _count_by_reason(rejects: pa.Table) -> dict[str, int]:
-    counts = rejects.group_by("reason").aggregate([("reason", "count")]).to_pylist()
-    return {row["reason"]: row["reason_count"] for row in sorted(counts, key=lambda row: -row["reason_count"])}
-
-
 def _tables_there(catalog: Catalog) -> str:
     names = [".".join(name) for namespace in catalog.list_namespaces() for name in catalog.list_tables(namespace)]
     return f"there are: {', '.join(sorted(names)[:20])}" if names else "there are none: run `reqdedup ingest` first"
@@ -237,30 +273,25 @@ def _tables_there(catalog: Catalog) -> str:
 
 def _is_for_the_caller(error: Exception) -> bool:
     """True for errors about input, tables or the catalog; anything else is a defect and keeps its traceback."""
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError)) or type(error) is RuntimeError:  # a commit that conflicts
         return True
     return type(error).__module__.partition(".")[0] in ("pyiceberg", "sqlalchemy", "botocore", "requests")
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 class _ProgressLine:
     """One line on standard error: rewritten on a terminal, printed every few seconds otherwise."""
 
     def __init__(self) -> None:
-        self.started = self.printed = time.monotonic()
+        self.printed = time.monotonic()
         self.is_terminal = sys.stderr.isatty()
         self.width = 0
 
-    def __call__(self, progress: Any) -> None:
+    def __call__(self, progress: object) -> None:
         now = time.monotonic()
         if now - self.printed < (0.2 if self.is_terminal else 5.0):
             return
         self.printed = now
-        text = f"{now - self.started:6.1f} s  {progress}"
+        text = str(progress)
         if self.is_terminal:
             print(f"\r{text:<{self.width}}", end="", file=sys.stderr, flush=True)
             self.width = len(text)
