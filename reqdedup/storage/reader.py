@@ -130,22 +130,26 @@ class FileSource:
 
     def _open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
         """`blobs` that are binary in the file come as dictionaries, their pages decoded no further than that."""
+        # Files of our layouts carry a checksum per page: without it most flipped bits would read as other values.
+        options = {
+            "read_dictionary": blobs,
+            "metadata": self._footers.get(path),
+            "page_checksum_verification": True,
+        }
         try:
             local = _local_path(path)
             if local is not None:
-                return pq.ParquetFile(local, memory_map=True, read_dictionary=blobs, metadata=self._footers.get(path))
+                return pq.ParquetFile(local, memory_map=True, **options)
             if self._io is None:
                 raise ValueError(f"{path}: not a local file; give FileSource the table's FileIO as io=table.io")
             stream = self._io.new_input(path).open()
-            return pq.ParquetFile(stream, read_dictionary=blobs, pre_buffer=True, metadata=self._footers.get(path))
+            return pq.ParquetFile(stream, pre_buffer=True, **options)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path}: data file of the snapshot required, found nothing there; was it swept away or moved?"
             ) from error
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{path}: not a readable Parquet file ({error}); restore it or roll the table back"
-            ) from error
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _unreadable(path, error) from error
 
     def _read(
         self, files: _OpenFiles, group: RowGroup, columns: list[Column], users: np.ndarray | None
@@ -154,7 +158,7 @@ class FileSource:
         read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
         leaves = set(self.footer(group.path).schema.names)
         file = files.open(group.path, [column.name for column in read if column.is_blob and column.name in leaves])
-        pieces = self._pieces(file, group, read)
+        pieces = _readable(group.path, self._pieces(file, group, read))
         if self._merge_pieces:
             pieces = iter([_concat(list(pieces))])
         for batch in pieces:
@@ -284,6 +288,25 @@ def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
         return batches[0]
     table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
     return table.to_batches()[0]
+
+
+def _readable(path: str, pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from pieces
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> Exception:
+    """The same trouble with the file's name: the storage failed (OSError), or the file is damaged (ValueError)."""
+    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+        return type(error)(
+            f"{path}: the file's storage refused or did not answer ({error}); check that it runs, its endpoint and "
+            "credentials (s3.* of the catalog's properties), and try again"
+        )
+    return ValueError(
+        f"{path}: a whole Parquet file required, found a damaged one ({error}); restore it or roll the table back"
+    )
 
 
 def _user_array(users: np.ndarray | pa.Array) -> np.ndarray:
