@@ -9,13 +9,17 @@ K_r and V_r exist once per request and are never copied to its rows. Every backe
 | naive  | anywhere | a loop over the rows: the definition |
 | sdpa   | anywhere | padded (request, heads, candidates), the self term as a diagonal mask |
 | flash  | CPU | torch's own flash kernel on the shared context, the self term merged by log-sum-exp |
+| triton | CUDA | one program per tile of a request's candidates, which reads the request's K/V once |
 
 Source: PinFM (arXiv 2507.12704), the crossing component of the deduplicated cross-attention transformer (DCAT).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -42,18 +46,38 @@ def crossing_attention(
     query, self_key, self_value: [B, H, K] of the rows; key, value: [T, H, K] of the histories, packed.
     history_offsets_R1, row_offsets_R1: [R + 1] int64, rising from 0 to T and to B; a request may have no history (its
     candidates then read themselves alone) or no rows. Scores are scaled by 1 / sqrt(K).
-    backend: naive, sdpa, flash, or auto: the fastest for the tensors' device and type.
+    backend: naive, sdpa, flash, triton, or auto: flash on a CPU; on a GPU triton where it is installed and serves the
+    type and the head width, else sdpa.
     Raises ValueError for shapes that do not fit together and for a backend that cannot run here.
     """
     tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)
     check_shapes(*tensors, history_offsets_R1, row_offsets_R1)
     if backend == "auto":
-        backend = "flash" if query_BHK.device.type == "cpu" else "sdpa"
+        backend = _best_backend(query_BHK)
     if backend not in BACKENDS:
         raise ValueError(f"crossing_attention: backend one of auto, {', '.join(BACKENDS)} required, found {backend!r}")
     if not query_BHK.numel():  # no rows: nothing to compute, but every input keeps a (zero) gradient, as DDP wants
         return query_BHK + self_key_BHK + self_value_BHK + 0 * (key_THK.sum() + value_THK.sum())
     return BACKENDS[backend](*tensors, history_offsets_R1, row_offsets_R1)
+
+
+def _best_backend(query_BHK: torch.Tensor) -> str:
+    if query_BHK.device.type == "cpu":
+        return "flash"
+    if query_BHK.device.type != "cuda" or query_BHK.dtype == torch.float64 or query_BHK.shape[2] > 256:
+        return "sdpa"
+    return "triton" if _triton_is_installed() else "sdpa"
+
+
+@cache
+def _triton_is_installed() -> bool:
+    if importlib.util.find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "crossing_attention: Triton is not installed, so the GPU uses padded attention (sdpa); pip install triton",
+        stacklevel=3,
+    )
+    return False
 
 
 def check_shapes(
@@ -146,8 +170,18 @@ def crossing_attention_sdpa(
     return torch.cat(attended)[torch.cat(row_of_attended).argsort()]
 
 
+def crossing_attention_triton(*arguments: torch.Tensor) -> torch.Tensor:
+    """The Triton kernels, imported when first asked for: the package is optional and missing beside a CPU torch."""
+    try:
+        from reqdedup.ops import crossing_attention_triton as kernels
+    except ImportError as error:
+        raise ValueError("backend 'triton' needs the package triton; pip install triton, or use sdpa") from error
+    return kernels.crossing_attention_triton(*arguments)
+
+
 BACKENDS: dict[str, Backend] = {
     "naive": crossing_attention_naive,
     "sdpa": crossing_attention_sdpa,
     "flash": crossing_attention_flash,
+    "triton": crossing_attention_triton,
 }

@@ -8,7 +8,7 @@ import torch
 from reqdedup.ops.causal_attention import causal_attention, causal_attention_naive
 
 
-@pytest.mark.parametrize("lengths", [[5, 0, 63, 1, 17], [9, 9], [0, 0], [1], [200, 201]])
+@pytest.mark.parametrize("lengths", [[5, 0, 63, 1, 17], [9, 9], [0, 0], [1], [70, 71]])
 def test_each_token_reads_its_own_past(lengths):
     offsets_R1 = torch.tensor([0, *lengths]).cumsum(0)
     inputs = [torch.randn(sum(lengths), 2, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
