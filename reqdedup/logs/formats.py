@@ -40,6 +40,8 @@ _FORMAT_OF_SUFFIX = {
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _TYPED_HEADER = ("token", "token_seq", "float", "float_seq")
 
+_ENCODING = Check("encoding", ~pl.col("is_utf8"), pl.lit("UTF-8 required; convert the file with iconv"))
+
 
 @dataclass(frozen=True)
 class Block:
@@ -127,7 +129,7 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
     for block in line_blocks(path, block_bytes):
         frame = rejects.split(
             block.frame.with_columns(pl.lit(file, pl.UInt32).alias("file")),
-            [Check("encoding", pl.col("raw").is_null(), pl.lit("UTF-8 required; convert the file with iconv"))],
+            [_ENCODING],
         )
         if not columns:
             if frame.is_empty():
@@ -195,7 +197,7 @@ def _json_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
             good = rejects.split(
                 frame,
                 [
-                    Check("encoding", pl.col("raw").is_null(), pl.lit("UTF-8 required; convert the file with iconv")),
+                    _ENCODING,
                     Check("truncated", unfinished, pl.lit("a whole JSON object required")),
                     Check("json", ~is_object, pl.lit("a JSON object required")),
                 ],

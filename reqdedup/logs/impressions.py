@@ -18,6 +18,7 @@ from reqdedup.logs.formats import LIST_MARK
 from reqdedup.logs.ids import hash_strings
 from reqdedup.logs.mapping import FeatureRule, LogMapping
 from reqdedup.logs.values import (
+    FAR_FUTURE_US,
     candidate_item,
     candidate_label,
     packed_events,
@@ -122,7 +123,8 @@ class ImpressionParser:
             checks += _id_checks("request", schema["request"], self._ids.request)
         time_text = pl.col("time").cast(pl.String).fill_null("null")
         absurd = (pl.col("ts_us") < self._earliest_us) | (pl.col("ts_us") > self._latest_us)
-        as_time = pl.from_epoch(pl.col("ts_us"), time_unit="us").dt.to_string("iso")
+        as_time = pl.from_epoch(pl.col("ts_us"), time_unit="us").dt.to_string("%Y-%m-%d %H:%M:%S")
+        as_time = pl.when(pl.col("ts_us") < FAR_FUTURE_US).then(as_time).otherwise(pl.lit("a year after 9999"))
         checks += [
             Check("time", pl.col("ts_us").is_null(), pl.format("time {} cannot be read", time_text)),
             Check("absurd_time", absurd, pl.format("time {} means {}, check its unit", time_text, as_time)),

@@ -146,7 +146,7 @@ class LogMapping:
             raise ValueError(f"mapping: request_scope log, file or user required, found {self.request_scope!r}")
         if not self.session_gap_s >= 1:
             raise ValueError(f"mapping: session_gap_s of at least 1 s required, found {self.session_gap_s}")
-        names = [rule.name for rule in (*self.labels, *self.request_columns, *self.item_columns)]
+        names = [*self.label_names, *(rule.name for rule in self.request_columns + self.item_columns)]
         names += ["position"] if self.candidates and self.candidates.position else []
         for name in names:
             if name in _RESERVED or names.count(name) > 1 or not name or name.startswith(("_", "label ", "row ")):

@@ -20,6 +20,7 @@ from reqdedup.logs.checks import UnreadableFile
 
 BLOCK_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 256 * 2**20
+_READ_BYTES = 2**18
 _BINARY_STARTS = {
     b"PAR1": "Parquet",
     b"PK": "a zip archive",
@@ -31,7 +32,7 @@ _BINARY_STARTS = {
 
 @dataclass(frozen=True)
 class LineBlock:
-    """Lines of a file: columns `line` (number, the first is 1) and `raw` (null where it is not UTF-8), blanks left out.
+    """Lines of a file: columns `line` (number, the first is 1), `raw` and `is_utf8`, blanks left out.
 
     unfinished: number of the last line where the file ends without a line feed, else 0.
     """
@@ -43,28 +44,43 @@ class LineBlock:
 
 def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LineBlock]:
     """Blocks of about `block_bytes`; raises UnreadableFile where the file, or its rest, cannot be read."""
-    next_line = 1
-    carry = b""
+    next_line, carry, error = 1, b"", ""
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
-            while True:
-                read = stream.read(block_bytes)
-                at_end = not read
+            at_end = False
+            while not at_end:
+                read, at_end, error = _read_up_to(stream, block_bytes)
                 data = carry + read
-                if next_line == 1 and not at_end:
+                if next_line == 1:
                     data = _check_start(data)
-                cut = len(data) if at_end else data.rfind(b"\n") + 1
-                if not at_end and cut == 0 and len(data) > MAX_LINE_BYTES:
+                cut = len(data) if at_end and not error else data.rfind(b"\n") + 1
+                if cut == 0 and len(data) > MAX_LINE_BYTES:
                     raise UnreadableFile("unreadable", f"a line of more than {MAX_LINE_BYTES:,} bytes", next_line)
                 body, carry = data[:cut], data[cut:]
                 if body:
                     block, num_lines = _cut_lines(body, next_line, at_end)
                     next_line += num_lines
                     yield block
-                if at_end:
-                    return
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
-        raise UnreadableFile("unreadable", _one_line(error), next_line) from None
+    except OSError as problem:
+        error = _one_line(problem)
+    if error:
+        raise UnreadableFile("unreadable", error, next_line)
+
+
+def _read_up_to(stream: pa.NativeFile, num_bytes: int) -> tuple[bytes, bool, str]:
+    """Bytes, whether the file ends with them, and what is wrong with what follows: what came before it is kept."""
+    pieces: list[bytes] = []
+    size = 0
+    while size < num_bytes:
+        try:
+            piece = stream.read(min(_READ_BYTES, num_bytes - size))
+        except (OSError, pa.ArrowInvalid) as problem:
+            return b"".join(pieces), True, _one_line(problem)
+        if not piece:
+            return b"".join(pieces), True, ""
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces), False, ""
 
 
 def _check_start(data: bytes) -> bytes:
@@ -85,25 +101,27 @@ def _cut_lines(body: bytes, first_line: int, at_end: bool) -> tuple[LineBlock, i
         body.decode()
     except UnicodeDecodeError:
         lines = body.split(b"\n") if unfinished else body[:-1].split(b"\n")
-        raw = pl.Series("raw", [_decoded(line) for line in lines], dtype=pl.String)
+        good = pl.Series("is_utf8", [_is_utf8(line) for line in lines], dtype=pl.Boolean)
+        raw = pl.Series("raw", [line.decode(errors="backslashreplace") for line in lines], dtype=pl.String)
     else:
         ends = np.flatnonzero(np.frombuffer(body, np.uint8) == 10) + 1
         offsets = np.concatenate([[0], ends, [len(body)] if unfinished else []]).astype(np.int32)
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(body)]
-        lines_array = pa.StringArray.from_buffers(len(offsets) - 1, buffers[1], buffers[2])
+        lines_array = pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(body))
         raw = pl.Series("raw", lines_array, dtype=pl.String)
+        good = pl.repeat(True, len(raw), eager=True).alias("is_utf8")
     numbers = pl.Series("line", np.arange(first_line, first_line + len(raw)), dtype=pl.Int64)
-    frame = pl.DataFrame([numbers, raw]).with_columns(pl.col("raw").str.strip_chars_end("\r\n"))
-    frame = frame.filter(pl.col("raw").is_null() | (pl.col("raw") != ""))
+    frame = pl.DataFrame([numbers, raw, good]).with_columns(pl.col("raw").str.strip_chars_end("\r\n"))
+    frame = frame.filter(pl.col("raw") != "")
     last = first_line + len(raw) - 1
     return LineBlock(frame, len(body), last if unfinished else 0), len(raw)
 
 
-def _decoded(line: bytes) -> str | None:
+def _is_utf8(line: bytes) -> bool:
     try:
-        return line.decode()
+        line.decode()
     except UnicodeDecodeError:
-        return None
+        return False
+    return True
 
 
 def split_fields(line: str, separator: str) -> list[str]:
@@ -130,7 +148,7 @@ def split_lines(frame: pl.DataFrame, separator: str, num_fields: int) -> pl.Data
         return counted
     slow = [_quoted_fields(line, separator, num_fields) for line in counted.filter(quoted)["raw"]]
     schema = dict.fromkeys(fields, pl.String) | {"num_fields_found": pl.Int64}
-    repaired = counted.filter(quoted).select("line", "raw").hstack(pl.DataFrame(slow, schema=schema, orient="row"))
+    repaired = counted.filter(quoted).drop(schema).hstack(pl.DataFrame(slow, schema=schema, orient="row"))
     return pl.concat([counted.filter(~quoted), repaired.select(counted.columns)]).sort("line")
 
 

@@ -26,7 +26,7 @@ _POLARS_TYPES = {
     "string": pl.String,
 }
 _MAX_EXACT_FLOAT = 2**53
-_FAR_FUTURE_US = 253_402_300_799 * 1_000_000
+FAR_FUTURE_US = 253_402_300_799 * 1_000_000
 """The end of the year 9999: what lies beyond it is absurd and printed as this."""
 
 
@@ -63,15 +63,15 @@ def _scaled(value: pl.Expr, unit: str) -> pl.Expr:
     if unit == "ns":
         return value // 1000
     factor = TIME_UNITS_US[unit]
-    limit = _FAR_FUTURE_US // factor
-    far = pl.when(value > 0).then(_FAR_FUTURE_US).otherwise(0)
+    limit = FAR_FUTURE_US // factor
+    far = pl.when(value > 0).then(FAR_FUTURE_US).otherwise(0)
     scaled = pl.when(value.is_between(-limit, limit)).then(value * factor).otherwise(far)
     return pl.when(value.is_not_null()).then(scaled)
 
 
 def _scaled_float(value: pl.Expr, unit: str) -> pl.Expr:
     scaled = value / 1000 if unit == "ns" else value * TIME_UNITS_US[unit]
-    within = scaled.clip(-float(_FAR_FUTURE_US), float(_FAR_FUTURE_US))
+    within = scaled.clip(-float(FAR_FUTURE_US), float(FAR_FUTURE_US))
     return pl.when(scaled.is_not_nan()).then(within.round()).cast(pl.Int64)
 
 
