@@ -9,10 +9,12 @@ is killed. They are memory-mapped on the way back: what is gathered for one row 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -162,7 +164,9 @@ class _SpillFile:
         self.schema = schema
         self.batches_of: dict[int, list[int]] = defaultdict(list)
         self.num_bytes = 0
-        self._file = tempfile.TemporaryFile(prefix="reqdedup-spill-", dir=directory, buffering=0)  # noqa: SIM115
+        self._directory = directory or tempfile.gettempdir()
+        # Buffered: an unbuffered file may take a part of what it is given, which Arrow would not notice.
+        self._file = tempfile.TemporaryFile(prefix="reqdedup-spill-", dir=directory)  # noqa: SIM115
         self._writer: pa.ipc.RecordBatchFileWriter | None = pa.ipc.new_file(pa.PythonFile(self._file, "w"), schema)
         self._reader: pa.ipc.RecordBatchFileReader | None = None
         self._map: mmap.mmap | None = None
@@ -178,7 +182,9 @@ class _SpillFile:
     def finish(self) -> None:
         self._flush()
         assert self._writer is not None
-        self._writer.close()
+        with self._naming_the_disk():
+            self._writer.close()
+            self._file.flush()
         self._writer = None
         self.num_bytes = self._file.tell()
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -197,7 +203,20 @@ class _SpillFile:
         """Close the file, which has no name: its space is free once the last array read from it is gone."""
         self._reader = self._map = self._writer = None
         self._pending = []
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk, where the last bytes do not go out
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _naming_the_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self._directory}: space for the arriving log required, found no more after "
+                f"{self._file.tell() / 2**20:,.0f} MiB ({os.strerror(error.errno) if error.errno else error}); free some, "
+                "or give a larger folder as spill_dir. Nothing was written to the table",
+            ) from error
 
     def _flush(self) -> None:
         if not self._pending:
@@ -212,7 +231,8 @@ class _SpillFile:
         for start, end in pairwise(bounds.tolist()):
             piece = batch if len(bounds) == 2 else batch.take(pa.array(order[start:end]))
             self.batches_of[int(ordered[start])].append(self._num_batches)
-            self._writer.write_batch(piece)
+            with self._naming_the_disk():
+                self._writer.write_batch(piece)
             self._num_batches += 1
 
 
