@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import pyarrow.compute as pc
 import pytest
 from nbclient import NotebookClient
 
@@ -67,8 +68,13 @@ def test_the_notebook_shows_layouts_columns_and_limit(small_warehouse):
     rows, requests = report.column("rows")[0].as_py(), report.column("requests")[0].as_py()
     assert f"{rows:,} rows, {requests:,} requests" in "".join(outputs(notebook, "stream"))
 
-    (table,) = outputs(notebook, "text/plain")[-1:]
-    assert all(name in table for name in (*COMPARED, "history_item_id"))
+    figures = outputs(notebook, "text/plain")[-1].replace("┆", " ")
+    (line,) = [line.split() for line in figures.splitlines() if " history_item_id " in line]
+    rows = report.filter(pc.equal(report["column"], "history_item_id")).to_pylist()
+    by_request = next(row for row in rows if row["table"] == "engagements_by_request")
+    assert f"{by_request['ratio_to_control']:.1f}x" in line
+    assert f"{by_request['fraction_of_limit']:.0%}" in line
+    assert all(name.removeprefix("engagements_") in figures for name in COMPARED)
 
 
 def test_without_the_graph_the_notebook_says_what_to_run(tmp_path):
