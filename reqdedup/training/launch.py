@@ -1,6 +1,6 @@
 """Runs a function on W ranks: real processes on this machine, joined in one gloo process group.
 
-Every rank is a fresh `python -m reqdedup.training.rank_process`, not a `multiprocessing` child: those import the caller's
+Every rank is a fresh Python that runs `rank_process.main`, not a `multiprocessing` child: those import the caller's
 `__main__` again, which a plain script without a main guard, a notebook or a Dagster run does not survive. Ranks meet
 through a file (no port to race for) and talk over the loopback interface only. Their stdout and stderr are the caller's.
 A rank that raises, is killed or hangs in a collective ends the run: the others are stopped and its error is raised here.
@@ -9,6 +9,7 @@ Needs POSIX (an inherited file descriptor carries the events).
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import subprocess
@@ -24,6 +25,14 @@ from typing import Any
 
 ROOT_CAUSE_WAIT_S = 3.0
 """After a first failure, how long to wait for the other ranks' own: a lost peer is a symptom, not the cause."""
+
+
+_PROGRAM = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from reqdedup.training.rank_process import main
+main(int(sys.argv[1]))
+"""
 
 
 class RankError(RuntimeError):
@@ -102,13 +111,13 @@ def run_ranks(
 
 def _start(settings: RankSettings, payload: bytes) -> tuple[subprocess.Popen[bytes], Connection]:
     receiver, sender = Pipe(duplex=False)
-    command = [sys.executable, "-m", "reqdedup.training.rank_process", str(sender.fileno())]
+    command = [sys.executable, "-c", _PROGRAM, str(sender.fileno())]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sender.fileno()])
     sender.close()
     assert process.stdin is not None
     try:
         with process.stdin as stdin:
-            pickle.dump([path for path in sys.path if path], stdin)
+            pickle.dump([path or os.getcwd() for path in sys.path], stdin)
             pickle.dump(settings, stdin)
             stdin.write(payload)
     except BrokenPipeError:

@@ -1,7 +1,7 @@
 """The program of one rank that `run_ranks` starts; not meant to be called by hand.
 
-Reads its module search path, its settings and the target from stdin, joins the process group, runs the target, and
-sends events, the result or the error through the file descriptor named on its command line.
+Reads its settings and the target from stdin, joins the process group, runs the target, and sends events, the result or
+the error through an inherited file descriptor.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import Any
 from reqdedup.training.launch import RankMessage, RankSettings
 
 
-def main() -> None:
-    connection = Connection(int(sys.argv[1]), readable=False)
+def main(file_descriptor: int) -> None:
+    connection = Connection(file_descriptor, readable=False)
     try:
-        sys.path[:] = list(dict.fromkeys([*sys.path, *pickle.load(sys.stdin.buffer)]))
         settings: RankSettings = pickle.load(sys.stdin.buffer)
         result = _run(settings, connection)
         send(connection, RankMessage(kind="result", value=result))
@@ -76,7 +75,3 @@ def _is_symptom(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ("connection closed by peer", "connection reset", "timed out", "timeout", "gloo")
     )
-
-
-if __name__ == "__main__":
-    main()

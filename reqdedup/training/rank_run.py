@@ -213,7 +213,7 @@ class _RankRun:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.trained.train()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         loss_sum, num_terms = self.task.loss(self.trained(batch), batch)
         meters = BatchMeters.of(batch)
         names = list(vars(meters))
