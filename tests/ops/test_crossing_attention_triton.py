@@ -70,8 +70,13 @@ def test_the_kernels_compile_without_a_gpu_and_fit_its_shared_memory(capability,
                 signature[name] = "fp32"
             else:
                 signature[name] = "i32" if name.startswith("num_") or name.endswith("_stride") else pointer
+        aligned = {  # pointers and row strides are multiples of 16 in practice, and Triton specialises on it
+            (position,): [["tt.divisibility", 16]]
+            for position, (name, kind) in enumerate(signature.items())
+            if kind.startswith("*") or name.endswith("_stride")
+        }
         compiled = triton.compile(
-            ASTSource(kernel, signature, constexprs=constants),
+            ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
             target=GPUTarget("cuda", capability, 32),
             options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
         )
