@@ -1,13 +1,13 @@
 """What must hold of every table before anyone trusts it: each check reads the table's snapshot and says what it saw."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import dagster as dg
+import numpy as np
 from pyiceberg.table import Table
 
 from assets.resources import Warehouse
+from reqdedup import training
 from reqdedup.storage import TableSource, checks
 
 BUCKETED = ("engagements_sorted", "engagements_by_request", "training_sample")
@@ -18,7 +18,9 @@ def _result(found: checks.CheckResult) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=found.ok, metadata={"checked": found.checked, "detail": found.detail})
 
 
-def _table_check(table: str, name: str, check: Callable[[Table], checks.CheckResult], doc: str) -> dg.AssetChecksDefinition:
+def _table_check(
+    table: str, name: str, check: Callable[[Table], checks.CheckResult], doc: str
+) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=table, name=name, description=doc, blocking=True)
     def table_check(store: Warehouse) -> dg.AssetCheckResult:
         return _result(check(store.table(table)))
@@ -37,9 +39,7 @@ def _same_rows_check(table: str) -> dg.AssetChecksDefinition:
     def rows_equal_raw(store: Warehouse) -> dg.AssetCheckResult:
         wanted = checks.content_checksum(TableSource(store.table("raw_engagements")))
         found = checks.content_checksum(TableSource(store.table(table)))
-        return dg.AssetCheckResult(
-            passed=found == wanted, metadata={"raw_engagements": str(wanted), table: str(found)}
-        )
+        return dg.AssetCheckResult(passed=found == wanted, metadata={"raw_engagements": str(wanted), table: str(found)})
 
     return rows_equal_raw
 
@@ -66,9 +66,13 @@ no_future = [
 
 
 def _loss_check(model: str) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=model, name="loss_finite_and_falling", description="Every loss is finite; the last tenth of the steps is below the first.")
+    @dg.asset_check(
+        asset=model,
+        name="loss_finite_and_falling",
+        description="Every loss is finite; the last tenth of the steps is below the first.",
+    )
     def loss_finite(store: Warehouse) -> dg.AssetCheckResult:
-        losses = store.training_losses(model)
+        losses = training.read_losses(store.model_dir(model) / "metrics.csv")
         tenth = max(len(losses) // 10, 1)
         first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
         return dg.AssetCheckResult(

@@ -1,10 +1,8 @@
 """Stage 3: what each layout costs, beside the limit."""
 
-from __future__ import annotations
-
 import dagster as dg
 
-from assets.metadata import markdown_table
+from assets.metadata import compression_metadata
 from assets.resources import Warehouse
 from reqdedup import storage
 
@@ -14,6 +12,8 @@ COMPARED = ("engagements_shuffled", "engagements_sorted", "engagements_by_reques
 @dg.asset(deps=list(COMPARED), group_name="layouts", kinds={"iceberg"})
 def compression_report(store: Warehouse) -> dg.MaterializeResult:
     """Bytes of every column in every layout, from the files' own footers, with the store-once limit."""
-    report = storage.compression_report({name: store.table(name) for name in COMPARED})
+    tables = {name: store.table(name) for name in COMPARED}
+    report = storage.compression_report(tables)
+    overlap = storage.user_overlap(tables["engagements_by_request"])
     store.write_report("compression_report", report)
-    return dg.MaterializeResult(metadata={"report": markdown_table(report), "dagster/row_count": report.num_rows})
+    return store.result(**compression_metadata(report, overlap))

@@ -1,9 +1,8 @@
 """Stage 4: a request-level feature, backfilled without touching the main table."""
 
-from __future__ import annotations
-
 import dagster as dg
 
+from assets.metadata import feature_metadata
 from assets.resources import Warehouse
 from reqdedup import storage
 
@@ -17,12 +16,4 @@ def request_features(store: Warehouse) -> dg.MaterializeResult:
     feature = storage.recent_event_counts(WINDOW_S)
     side = store.create_feature_table("request_features", main, [feature.column])
     report = storage.add_request_feature(main, side, feature)
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": report.requests,
-            "bytes": report.bytes,
-            "minimum_bytes": report.minimum_bytes,
-            "main_table_bytes_rewritten": 0,
-            "seconds": round(report.seconds, 2),
-        }
-    )
+    return store.result(**feature_metadata(report))

@@ -1,7 +1,5 @@
 """Stage 1: the log as it arrives."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.metadata import write_metadata
@@ -11,19 +9,18 @@ from reqdedup.logs import read_log, synthesize, synthetic_schema
 
 
 @dg.asset(group_name="logs", kinds={"iceberg"})
-def raw_engagements(
-    context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe
-) -> dg.MaterializeResult:
+def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """Impressions as logged, by day and in arrival order; rows that could not be read go to rejected_engagements."""
     recipe = run_recipe.get()
     if not run_recipe.logs:
         table = store.create("raw_engagements", synthetic_schema(recipe.log), num_buckets=recipe.num_buckets)
         report = storage.write(table, synthesize(recipe.log), progress=progress_log(context))
-        return dg.MaterializeResult(metadata={"log": f"synthetic, recipe {recipe.name}", **write_metadata(report)})
+        return store.result(log=f"synthetic, recipe {recipe.name}", **write_metadata(report))
     log = read_log(
         run_recipe.logs,
         preset=run_recipe.preset or None,
         mapping=run_recipe.mapping or None,
+        session_gap_s=recipe.session_gap_s,
         max_history=recipe.max_history,
         strict=run_recipe.strict,
     )
@@ -32,10 +29,4 @@ def raw_engagements(
     storage.write_rejects(store.catalog(), f"{store.namespace}.rejected_engagements", log.rejects)
     for reason, count in sorted(log.counts.rejected.items()):
         context.log.warning(f"{count:,} rows rejected: {reason}")
-    return dg.MaterializeResult(
-        metadata={
-            "log": run_recipe.logs,
-            "rejected_rows": sum(log.counts.rejected.values()),
-            **write_metadata(report),
-        }
-    )
+    return store.result(log=run_recipe.logs, rejected_rows=sum(log.counts.rejected.values()), **write_metadata(report))

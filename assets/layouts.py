@@ -1,7 +1,5 @@
 """Stage 2: the same rows in three physical forms, so that their sizes can be compared."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.metadata import write_metadata
@@ -16,7 +14,7 @@ def _layout_asset(name: str, description: str) -> dg.AssetsDefinition:
         raw = TableSource(store.table("raw_engagements"))
         table = store.create(name, raw.schema, num_buckets=run_recipe.get().num_buckets)
         report = storage.write(table, raw.batches(), progress=progress_log(context))
-        return dg.MaterializeResult(metadata=write_metadata(report))
+        return store.result(**write_metadata(report))
 
     return layout
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from reqdedup.logs import SyntheticLogConfig
+from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Activity
+from reqdedup.training import TrainingConfig
+
+COUNTS = ("recent_event_count",)
+"""Integer request columns that count something; the others are categories."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +37,41 @@ class SampleRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
-    """How long and how wide the two models are trained; the columns come from the log.
+    """How long and how wide a model is trained; what it reads comes from the log's schema.
 
-    num_steps: optimiser steps.  requests_per_batch: requests in one step over all ranks.
-    learning_rate: at the start; it decays to zero.  width: D.  history_length: tokens read of each history.
+    num_steps: optimiser steps.  requests_per_step: over all ranks.  learning_rate: decays to zero.
+    width: D.  num_layers: of the history transformer.  max_history: S, tokens read of a history.
     """
 
     num_steps: int
-    requests_per_batch: int
-    learning_rate: float
+    requests_per_step: int
+    max_history: int
+    learning_rate: float = 3e-3
     width: int = 32
     num_layers: int = 1
     num_ranks: int = 2
     seed: int = 0
+
+    def sizes(self) -> dict[str, Any]:
+        """Of the model."""
+        return {
+            "width": self.width,
+            "num_layers": self.num_layers,
+            "ffn_width": 2 * self.width,
+            "max_history": self.max_history,
+            "numbers": COUNTS,
+        }
+
+    def training(self, model: TwoTowerConfig | DCATConfig, *, label: str) -> TrainingConfig:
+        return TrainingConfig(
+            model=model,
+            num_steps=self.num_steps,
+            requests_per_step=self.requests_per_step,
+            learning_rate=self.learning_rate,
+            world_size=self.num_ranks,
+            seed=self.seed,
+            positive_label=label,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +91,21 @@ class Recipe:
     sample: SampleRecipe = field(default_factory=SampleRecipe)
     retrieval: TrainRecipe
     ranking: TrainRecipe
+
+    def retrieval_training(self, schema: EngagementSchema) -> TrainingConfig:
+        """Two-tower on everything the log has, its first label the positive one."""
+        model = TwoTowerConfig.from_schema(schema, **self.retrieval.sizes())
+        return self.retrieval.training(model, label=_first_label(schema))
+
+    def ranking_training(self, schema: EngagementSchema) -> TrainingConfig:
+        """DCAT on everything the log has, one logit per label."""
+        return self.ranking.training(DCATConfig.from_schema(schema, **self.ranking.sizes()), label=_first_label(schema))
+
+
+def _first_label(schema: EngagementSchema) -> str:
+    if not schema.labels:
+        raise ValueError(f"training needs a label; the log has only {', '.join(schema.names)}")
+    return schema.labels[0].name
 
 
 def first_of_month() -> datetime:
@@ -86,8 +130,8 @@ def smoke(end_ts: datetime | None = None) -> Recipe:
         ),
         num_buckets=4,
         max_history=64,
-        retrieval=TrainRecipe(num_steps=30, requests_per_batch=32, learning_rate=3e-3),
-        ranking=TrainRecipe(num_steps=30, requests_per_batch=32, learning_rate=3e-3),
+        retrieval=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64),
+        ranking=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64),
     )
 
 
@@ -107,8 +151,8 @@ def laptop(end_ts: datetime | None = None) -> Recipe:
         ),
         num_buckets=8,
         max_history=256,
-        retrieval=TrainRecipe(num_steps=300, requests_per_batch=64, learning_rate=3e-3),
-        ranking=TrainRecipe(num_steps=300, requests_per_batch=64, learning_rate=3e-3),
+        retrieval=TrainRecipe(num_steps=300, requests_per_step=64, max_history=256),
+        ranking=TrainRecipe(num_steps=300, requests_per_step=64, max_history=256),
     )
 
 
@@ -127,8 +171,12 @@ def full(end_ts: datetime | None = None) -> Recipe:
         ),
         num_buckets=32,
         max_history=16_384,
-        retrieval=TrainRecipe(num_steps=1_000, requests_per_batch=64, learning_rate=1e-3, width=64, num_layers=2),
-        ranking=TrainRecipe(num_steps=1_000, requests_per_batch=64, learning_rate=1e-3, width=64, num_layers=2),
+        retrieval=TrainRecipe(
+            num_steps=1_000, requests_per_step=64, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
+        ),
+        ranking=TrainRecipe(
+            num_steps=1_000, requests_per_step=64, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
+        ),
     )
 
 

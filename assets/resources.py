@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -33,10 +34,12 @@ class Warehouse(dg.ConfigurableResource):
     def catalog(self) -> Catalog:
         return warehouse.open_catalog(self.catalog_config())
 
+    def result(self, **metadata: Any) -> dg.MaterializeResult:
+        """The result of an asset; its metadata says which namespace it speaks about."""
+        return dg.MaterializeResult(metadata={"namespace": self.namespace, **metadata})
+
     def create(self, name: str, schema: EngagementSchema, *, num_buckets: int) -> Table:
-        return warehouse.create_engagement_table(
-            self.catalog(), self.namespace, name, schema, num_buckets=num_buckets
-        )
+        return warehouse.create_engagement_table(self.catalog(), self.namespace, name, schema, num_buckets=num_buckets)
 
     def create_feature_table(self, name: str, main_table: Table, columns: Sequence[Column]) -> Table:
         return create_feature_table(self.catalog(), f"{self.namespace}.{name}", main_table, columns)

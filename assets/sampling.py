@@ -1,10 +1,8 @@
 """Stage 5: the training set, joined bucket by bucket and stratified by users."""
 
-from __future__ import annotations
-
 import dagster as dg
 
-from assets.metadata import markdown_table, write_metadata
+from assets.metadata import sample_metadata, write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup import storage
 
@@ -23,10 +21,4 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     )
     table = store.create("training_sample", sample.schema, num_buckets=recipe.num_buckets)
     report = storage.write(table, sample.batches(), progress=progress_log(context))
-    return dg.MaterializeResult(
-        metadata={
-            **write_metadata(report),
-            "join_counts": str(joined.counts),
-            "sample": markdown_table(sample.report),
-        }
-    )
+    return store.result(**write_metadata(report), **sample_metadata(joined, sample))

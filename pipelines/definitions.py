@@ -39,7 +39,10 @@ storage_only = dg.define_asset_job(
     description="The log, its layouts and the compression report; needs no torch.",
 )
 daily = dg.ScheduleDefinition(
-    name="daily", job=everything, cron_schedule="0 3 * * *", description="Every night at 03:00 UTC; off until switched on."
+    name="daily",
+    job=everything,
+    cron_schedule="0 3 * * *",
+    description="Every night at 03:00 UTC; off until switched on.",
 )
 
 

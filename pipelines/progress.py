@@ -22,6 +22,7 @@ class ProgressFormatter(logging.Formatter):
         self.min_level = min_level
         self.started = time.monotonic()
         self.step_started: dict[str, float] = {}
+        self.checks: set[str] = set()
 
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", None) or {}
@@ -33,19 +34,19 @@ class ProgressFormatter(logging.Formatter):
             text = meta.get("orig_message") if record.levelno >= self.min_level else None
         if not text:
             return ""
-        return f"{time.monotonic() - self.started:7.1f} s  {step:<32} {text}"
+        return f"{time.monotonic() - self.started:7.1f} s  {step:<44} {text}"
 
     def _event_text(self, event: dg.DagsterEvent, step: str) -> str | None:
         match event.event_type:
             case DagsterEventType.STEP_START:
                 self.step_started[step] = time.monotonic()
                 return "starts"
-            case DagsterEventType.STEP_SUCCESS:
+            case DagsterEventType.STEP_SUCCESS if step not in self.checks:
                 return f"done in {time.monotonic() - self.step_started.get(step, time.monotonic()):.1f} s"
             case DagsterEventType.ASSET_CHECK_EVALUATION:
-                evaluation = event.event_specific_data
-                passed = getattr(evaluation, "passed", None)
-                return f"check {getattr(evaluation, 'check_name', '')}: {'passed' if passed else 'FAILED'}"
+                self.checks.add(step)
+                passed = getattr(event.event_specific_data, "passed", None)
+                return "passed" if passed else "FAILED, its metadata says what was found"
             case DagsterEventType.STEP_FAILURE:
                 error = getattr(event.event_specific_data, "error", None)
                 while error is not None and error.cause is not None:

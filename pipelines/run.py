@@ -1,6 +1,6 @@
 """`make run`: materialize the whole graph in this process, with progress, then print what came out.
 
-    python -m pipelines.run [--recipe laptop] [--logs PATH --preset movielens | --mapping FILE] [--select ASSETS]
+python -m pipelines.run [--recipe laptop] [--logs PATH --preset movielens | --mapping FILE] [--select ASSETS]
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         strict=arguments.strict,
     )
     if environment.logs and not (environment.preset or environment.mapping):
-        print("error: LOGS needs PRESET=movielens|mind|kuairand or MAPPING=<toml file>; see docs/mapping.md", file=sys.stderr)
+        print(
+            "error: LOGS needs PRESET=movielens|mind|kuairand or MAPPING=<toml file>; see docs/mapping.md",
+            file=sys.stderr,
+        )
         return 2
     started = time.monotonic()
     what = environment.logs or f"a synthetic log, recipe {environment.recipe}"

@@ -8,19 +8,96 @@ import dagster as dg
 
 from pipelines.environment import Environment
 
+RUNS_LOOKED_AT = 100
+LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
 
-def asset_metadata(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
-    """Metadata values of the asset's newest materialization; empty where there is none."""
-    event = instance.get_latest_materialization_event(dg.AssetKey(asset))
-    if event is None or event.asset_materialization is None:
-        return {}
-    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+def asset_metadata(instance: dg.DagsterInstance, asset: str, namespace: str) -> dict[str, Any]:
+    """Metadata values of the asset's newest materialization in this namespace; empty where there is none."""
+    for record in instance.fetch_materializations(dg.AssetKey(asset), limit=RUNS_LOOKED_AT).records:
+        if record.asset_materialization is not None:
+            values = {name: value.value for name, value in record.asset_materialization.metadata.items()}
+            if values.get("namespace") == namespace:
+                return values
+    return {}
 
 
 def human_bytes(count: float) -> str:
-    """1536 -> '1.5 kB' (decimal units)."""
+    """1536 -> '1.54 kB' (decimal units)."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, seconds: float) -> list[str]:
+    """The screen, line by line; stages that did not run are left out."""
+    namespace = environment.resolved_namespace
+    lines = ["", f"reqdedup: namespace {namespace}, {seconds:.0f} s", ""]
+    raw = asset_metadata(instance, "raw_engagements", namespace)
+    if raw:
+        lines.append(
+            f"  log        {raw['dagster/row_count']:,} rows, {raw['requests']:,} requests, {raw['users']:,} users, "
+            f"fan-out {raw['fan_out']}, {raw.get('rejected_rows', 0):,} rows rejected"
+        )
+    lines += _layout_lines(asset_metadata(instance, "compression_report", namespace))
+    feature = asset_metadata(instance, "request_features", namespace)
+    if feature:
+        lines.append(
+            f"  feature    {feature['dagster/row_count']:,} requests backfilled with {human_bytes(feature['bytes'])} "
+            f"(values alone {human_bytes(feature['minimum_bytes'])}), main table not rewritten"
+        )
+    sample = asset_metadata(instance, "training_sample", namespace)
+    if sample:
+        lines.append(
+            f"  join       {sample['join_matched_rows']:,} of {sample['join_left_rows']:,} rows matched, "
+            f"{sample['join_missing_rows']:,} without a feature; bucket by bucket, no shuffle"
+        )
+        lines.append(
+            f"  sample     {sample['users']:,} users, {sample['requests']:,} requests, {sample['dagster/row_count']:,} rows"
+        )
+    for model in ("retrieval_model", "ranking_model"):
+        lines += _model_lines(model, asset_metadata(instance, model, namespace))
+    return [
+        *lines,
+        "",
+        f"  tables     {environment.data_dir}  (catalog.db, tables/, models/)",
+        "  next       make ui                     the graph, its checks and reports",
+        "             make notebooks              the compression report, drawn",
+        "             make run LOGS=<path> PRESET=movielens|mind|kuairand      your own log",
+        "",
+    ]
+
+
+def _layout_lines(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for table in LAYOUTS:
+        name = table.removeprefix("engagements_")
+        if f"bytes_{name}" in report:
+            lines.append(
+                f"  {name:<10} {human_bytes(report[f'bytes_{name}']):>8}  {report[f'ratio_{name}']:>7}x all columns, "
+                f"{report[f'widest_column_ratio_{name}']:>7}x {report['widest_column']}, "
+                f"{100 * report[f'fraction_of_limit_{name}']:.0f}% of the store-once limit"
+            )
+    return lines
+
+
+def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
+    if not figures:
+        return []
+    metrics = [
+        f"{name} {value:.3f} (chance {figures[name + '_chance']:.3f})"
+        for name, value in figures.items()
+        if name + "_chance" in figures
+    ]
+    return [
+        f"  {model.removesuffix('_model'):<10} {figures['ranks']} ranks, {figures['steps']} steps, "
+        f"{figures['rows_per_s']:,} rows/s, loss {figures['loss_first_tenth']} -> {figures['loss_last_tenth']}",
+        *(f"             held out: {', '.join(metrics[i : i + 3])}" for i in range(0, len(metrics), 3)),
+    ]
+
+
+def print_summary(instance: dg.DagsterInstance, environment: Environment, *, seconds: float) -> None:
+    """Print the screen to standard output."""
+    print("\n".join(summary_lines(instance, environment, seconds=seconds)), flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.table import Table
 
 from reqdedup.schema import EngagementSchema
@@ -59,5 +60,8 @@ def write_report_table(catalog: Catalog, namespace: str, name: str, rows: pa.Tab
         if table.schema().as_arrow().names != rows.schema.names:
             catalog.drop_table(identifier)
     table = catalog.create_table_if_not_exists(identifier, rows.schema)
-    table.overwrite(rows)
+    with table.transaction() as transaction:
+        if table.current_snapshot() is not None:
+            transaction.delete(AlwaysTrue())
+        transaction.append(rows)
     return table

@@ -10,7 +10,6 @@ from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
 from reqdedup.training.plan import UserSplit
 from reqdedup.training.rank_run import TrainingProgress
 from reqdedup.training.report import read_losses, training_report
-from reqdedup.training.report import read_losses, training_report
 
 __all__ = [
     "RankError",

@@ -3,7 +3,6 @@
     out_dir/run.json         configuration and data files; `python -m reqdedup.training out_dir/run.json` repeats it
     out_dir/metrics.csv      one row per step
     out_dir/result.json      its figures, written when it has ended
-    out_dir/result.json      held-out figures, times, sizes
     out_dir/checkpoint.pt    weights, optimiser, loader positions, snapshot id; `resume=True` continues exactly there
 
 The ranks open the snapshot's own files; no catalog, no data and no weights pass through this process.
@@ -23,9 +22,8 @@ from reqdedup.training.config import TrainingConfig
 from reqdedup.training.launch import run_ranks
 from reqdedup.training.plan import Source, snapshot_id_of, source_for_ranks, source_from_dict, source_to_dict
 from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
-from reqdedup.training.report import RESULT_NAME
 
-RUN_NAME, RESULT_NAME = "run.json", "result.json"
+RUN_NAME = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +63,6 @@ class TrainingResult:
     @property
     def rows_per_s(self) -> float:
         return self.rows / self.training_s if self.training_s else 0.0
-
-    def figures(self) -> dict[str, float]:
-        """The held-out figures and the run's own, flat."""
-        names = ("first_loss", "last_loss", "steps", "epochs", "rows", "rows_per_s", "training_s", "evaluation_s")
-        return {**self.metrics, **{name: getattr(self, name) for name in (*names, "total_s", "peak_memory_bytes")}}
 
 
 def train(
@@ -134,7 +127,7 @@ def _figures(result: TrainingResult) -> dict[str, Any]:
         "rows_per_s": result.rows_per_s,
         "training_s": result.training_s,
         "peak_memory_bytes": result.peak_memory_bytes,
-        "metrics": result.metrics,
+        **result.metrics,
     }
 
 

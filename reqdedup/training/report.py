@@ -1,4 +1,4 @@
-"""What finished runs say: losses per step, and one table of figures beside what chance gives."""
+"""The figures of finished training runs side by side: a leaf that reads what `train` left in its folders."""
 
 from __future__ import annotations
 
@@ -10,38 +10,47 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.training.loop import RESULT_NAME
+RESULT_NAME = "result.json"
+CHANCE_SUFFIX = "_chance"
 
-_CHANCE = "_chance"
+_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("chance", pa.float64()),
+    ]
+)
 
 
-def read_losses(metrics_file: Path) -> np.ndarray:
-    """Mean loss [nats per term] of every step in a run's metrics.csv, [steps] float64."""
-    with metrics_file.open(newline="") as file:
-        return np.array([float(row["loss"]) for row in csv.DictReader(file)], np.float64)
+def read_losses(metrics_file: Path | str) -> np.ndarray:
+    """Loss of every step of a run [nats per term], [steps] float64, from its metrics.csv.
 
-
-def training_report(runs: Mapping[str, Path]) -> pa.Table:
-    """One row per run and figure: model, figure, value, chance (null where there is none).
-
-    runs: name -> out_dir of `train`.  Raises ValueError where a run has not finished.
+    Raises ValueError where the file is not there or has no column `loss`.
     """
-    rows = []
+    try:
+        with open(metrics_file, newline="") as file:
+            return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+    except FileNotFoundError:
+        raise ValueError(f"{metrics_file}: metrics of a training run required, found no file; train first") from None
+    except KeyError:
+        raise ValueError(f"{metrics_file}: a column `loss` required, found none; train again") from None
+
+
+def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
+    """One row per model and figure: model, metric, value, and what guessing would give where that is known.
+
+    runs: model name -> out_dir of its finished run. Raises ValueError for a folder without a finished run.
+    """
+    rows: list[dict[str, object]] = []
     for model, out_dir in runs.items():
-        try:
-            figures: dict[str, float] = json.loads((out_dir / RESULT_NAME).read_text())
-        except FileNotFoundError:
-            raise ValueError(f"{out_dir}: {RESULT_NAME} of a finished run required, found none; train first") from None
-        for name, value in figures.items():
-            if not name.endswith(_CHANCE):
-                chance = figures.get(name + _CHANCE)
-                rows.append({"model": model, "figure": name, "value": float(value), "chance": chance})
-    schema = pa.schema(
-        [
-            pa.field("model", pa.string(), nullable=False),
-            pa.field("figure", pa.string(), nullable=False),
-            pa.field("value", pa.float64(), nullable=False),
-            pa.field("chance", pa.float64()),
-        ]
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
+        path = Path(out_dir) / RESULT_NAME
+        if not path.exists():
+            raise ValueError(f"{path}: result of a finished training run required, found no file; train {model} first")
+        result = json.loads(path.read_text())
+        metrics = result.pop("metrics")
+        for metric, value in (result | metrics).items():
+            if not metric.endswith(CHANCE_SUFFIX):
+                chance = metrics.get(metric + CHANCE_SUFFIX)
+                rows.append({"model": model, "metric": metric, "value": float(value), "chance": chance})
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
