@@ -3,6 +3,7 @@
 from reqdedup.storage.catalogs import open_catalog
 from reqdedup.storage.compression import compression_report
 from reqdedup.storage.feature_table import create_feature_table
+from reqdedup.storage.features import FeatureReport, add_request_feature
 from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
 from reqdedup.storage.overlap import UserOverlap, user_overlap
@@ -18,6 +19,7 @@ __all__ = [
     "Activity",
     "BatchSource",
     "BucketJoin",
+    "FeatureReport",
     "FileSource",
     "Layout",
     "RowGroup",
@@ -26,6 +28,7 @@ __all__ = [
     "UserSample",
     "WriteProgress",
     "WriteReport",
+    "add_request_feature",
     "bucket_join",
     "compression_report",
     "create_feature_table",

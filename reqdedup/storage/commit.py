@@ -12,6 +12,7 @@ from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
+from reqdedup.schema import EngagementSchema
 from reqdedup.storage.datafile import DataFileWriter, verify_file
 from reqdedup.storage.layout import table_layout, table_schema
 
@@ -23,11 +24,12 @@ class StagedFiles:
     """New data files of a table, in a `with` block: deleted on the way out unless `commit` has landed.
 
     Nothing a reader can see changes before `commit`, and that is one atomic step of the catalog.
+    schema: columns of the files, where the table carries no engagement schema.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, schema: EngagementSchema | None = None) -> None:
         self.table = table
-        self._schema, self._layout = table_schema(table), table_layout(table)
+        self._schema, self._layout = schema or table_schema(table), table_layout(table)
         self._open: DataFileWriter | None = None
         self._done: list[tuple[DataFile, int | None]] = []
         self._paths: list[str] = []
@@ -93,11 +95,14 @@ class StagedFiles:
                     "nothing was committed"
                 )
 
-    def commit(self, *, replace: bool, removed: Iterable[DataFile] | None = None) -> int | None:
+    def commit(
+        self, *, replace: bool, removed: Iterable[DataFile] | None = None, properties: dict[str, str] | None = None
+    ) -> int | None:
         """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
 
         replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table` shows;
-        else they are added. Raises RuntimeError where another writer was faster: nothing was changed then.
+        else they are added.  properties: for the snapshot's summary.
+        Raises RuntimeError where another writer was faster: nothing was changed then.
         """
         self.close_file()
         old = list(removed) if removed is not None else []
@@ -108,7 +113,7 @@ class StagedFiles:
         write_id = str(uuid.uuid4())
         try:
             with self.table.transaction() as transaction:
-                update = transaction.update_snapshot(snapshot_properties={WRITE_ID: write_id})
+                update = transaction.update_snapshot(snapshot_properties={**(properties or {}), WRITE_ID: write_id})
                 with update.overwrite() if replace else update.fast_append() as snapshot:
                     for data_file in old:
                         snapshot.delete_data_file(data_file)

@@ -8,7 +8,9 @@ hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table
 
-from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
+from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
 from reqdedup.storage.keys import first_disorder
 from reqdedup.storage.layout import (
     LARGE_PAGE_BYTES,
@@ -51,10 +53,15 @@ def parquet_settings(layout: Layout, schema: EngagementSchema, properties: dict[
         "compression_level": ZSTD_LEVEL,
         "write_statistics": [column.name for column in scalars],
         "store_schema": False,
+        "write_page_checksum": True,  # so that a flipped bit is an error, not another value
     }
     if layout is Layout.SORTED_LARGE_PAGES:
         return settings | {"use_dictionary": with_dictionary, "data_page_size": LARGE_PAGE_BYTES}
     blobs = [column.name for column in schema.blobs]
+    if ITEM_ID not in schema.names:  # one row per request: keys hardly repeat, but rise in small steps
+        keys = [name for name in KEYS if name in schema.names]
+        settings["column_encoding"] = dict.fromkeys(keys, "DELTA_BINARY_PACKED")
+        with_dictionary = [name for name in with_dictionary if name not in keys]
     return settings | {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
 
 
@@ -92,16 +99,18 @@ class DataFileWriter:
     def write(self, rows: pa.Table) -> None:
         """Write these rows as one row group."""
         assert self._parquet is not None
-        self._parquet.write_table(rows.cast(self.schema) if rows.schema != self.schema else rows, len(rows))
+        with _naming(self.path):
+            self._parquet.write_table(rows.cast(self.schema) if rows.schema != self.schema else rows, len(rows))
         self.num_rows += len(rows)
 
     def close(self) -> DataFile:
         """Finish the file; what the commit needs to know about it."""
         assert self._parquet is not None
-        self._parquet.close()
-        footer = self._parquet.writer.metadata
+        with _naming(self.path):
+            self._parquet.close()
+            footer = self._parquet.writer.metadata
+            self._stream.close()
         self._parquet = None
-        self._stream.close()
         statistics = data_file_statistics_from_parquet_metadata(
             parquet_metadata=footer,
             stats_columns=compute_statistics_plan(self._table.schema(), self._table.properties),
@@ -127,13 +136,25 @@ class DataFileWriter:
             self._stream.close()
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path}: could not be written ({error}); check the storage's space and that it answers. Nothing was committed",
+        ) from error
+
+
 def verify_file(table: Table, path: str, layout: Layout, partition: int | None, num_rows: int) -> int:
     """Read the keys of a written file back and check what a commit would promise; returns its number of requests.
 
     Raises RuntimeError where rows are missing, lie in another partition than the file's, or break the order: a wrong
     bucket would silently lose rows to pruning.
     """
-    names = [*KEYS, REQUEST_TS] if layout is Layout.ARRIVAL else list(KEYS)
+    keys = [name for name in KEYS if name in table.schema().column_names]  # a feature table has no items
+    names = [*keys, REQUEST_TS] if layout is Layout.ARRIVAL else keys
     if not layout.is_bucketed and layout is not Layout.ARRIVAL:
         names = []
     num_requests, found, last = 0, 0, None
@@ -146,12 +167,12 @@ def verify_file(table: Table, path: str, layout: Layout, partition: int | None, 
                 days = group.column(REQUEST_TS).cast(pa.int64()).to_numpy() // DAY_MICROSECONDS
                 _require(bool(np.all(days == partition)), table, path, index, f"rows of day {partition}")
                 continue
-            key = [group.column(name).to_numpy() for name in KEYS]
+            key = [group.column(name).to_numpy() for name in keys]
             buckets = buckets_of(np.unique(group.column(USER_ID).to_numpy()), num_buckets or 1)
             _require(bool(np.all(buckets == partition)), table, path, index, f"rows of bucket {partition}")
             if last is not None:
                 key = [np.concatenate([[value], column]) for value, column in zip(last, key)]
-            _require(first_disorder(key) < 0, table, path, index, f"rows in {KEYS} order")
+            _require(first_disorder(key) < 0, table, path, index, f"rows in ({', '.join(keys)}) order")
             changes = (key[0][1:] != key[0][:-1]) | (key[1][1:] != key[1][:-1])
             if last is not None:
                 _require(bool(changes[0]), table, path, index, "a new request at the start of a row group")

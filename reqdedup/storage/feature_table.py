@@ -23,8 +23,18 @@ from pyiceberg.types import NestedField
 
 from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
 from reqdedup.storage.buckets import check_sorted
-from reqdedup.storage.decode import blob_doc
-from reqdedup.storage.layout import Layout, bucket_spec, iceberg_type, key_sort_order, table_buckets, table_schema
+from reqdedup.storage.decode import blob_doc, decoders
+from reqdedup.storage.layout import (
+    DECODE_PROPERTY,
+    LAYOUT_PROPERTY,
+    ZSTD_LEVEL,
+    Layout,
+    bucket_spec,
+    iceberg_type,
+    key_sort_order,
+    table_buckets,
+    table_schema,
+)
 from reqdedup.storage.reader import FileSource
 from reqdedup.storage.streams import REQUEST_KEY
 
@@ -49,6 +59,10 @@ class FeatureSchema:
         return tuple(column.name for column in self.columns)
 
     @property
+    def blobs(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.is_blob)
+
+    @property
     def features(self) -> tuple[Column, ...]:
         return self.columns[len(_KEY_COLUMNS) :]
 
@@ -66,12 +80,19 @@ class FeatureSource(FileSource):
         files = sorted((task.file.partition[0], task.file.file_path) for task in tasks)
         super().__init__(
             [path for _, path in files],
-            # FileSource asks a schema for columns, names and items, which this one has; it has no item key.
-            cast(EngagementSchema, feature_schema(table)),
+            as_engagement_schema(feature_schema(table)),
             io=table.io,
             buckets=[bucket for bucket, _ in files],
             num_buckets=table_buckets(table),
         )
+
+
+def as_engagement_schema(schema: FeatureSchema) -> EngagementSchema:
+    """For the file reader and writer, which ask a schema for columns, names and blobs: a FeatureSchema has them.
+
+    It cannot be an EngagementSchema, since a feature table has no items.
+    """
+    return cast(EngagementSchema, schema)
 
 
 def is_feature_table(table: Table) -> bool:
@@ -131,7 +152,10 @@ def create_feature_table(
     features = [{**asdict(c), "level": c.level.value, "kind": c.kind.value} for c in feature_columns]
     properties = {
         FEATURES_PROPERTY: json.dumps(features, separators=(",", ":")),
+        LAYOUT_PROPERTY: Layout.BY_REQUEST.value,
+        DECODE_PROPERTY: json.dumps({column.name: decoders(column) for column in schema.blobs}),
         "write.parquet.compression-codec": "zstd",
+        "write.parquet.compression-level": str(ZSTD_LEVEL),
     }
     properties |= {f"write.metadata.metrics.column.{c.name}": "none" for c in feature_columns if c.is_blob}
     return catalog.create_table(

@@ -4,8 +4,8 @@
     right  bucket 0 | bucket 1 | ...      inside, both are sorted, so each is read once, from front to back
 
 Nothing is hashed, sorted, spilled or exchanged. Memory is about one row group of each side per thread, whatever the
-tables hold. Blobs stay dictionary-encoded and are never compared or copied, except into a batch put together of two
-(a request that crosses row groups, files of one bucket that overlap) and where a left join has to add a missing value.
+tables hold. Blobs stay dictionary-encoded and are never compared; those of the left side keep their memory, except in a
+batch that is cut or put together of two, those of the right side are gathered once per request.
 """
 
 from __future__ import annotations

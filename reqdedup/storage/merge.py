@@ -3,9 +3,9 @@
     left   | 7,70 7,70 7,71 | 9,90 ...          right  | 7,70 7,71 9,90 | ...
     piece 1: left rows up to the smaller of both last requests, right rows up to it; then the next
 
-Both sides are read once, in order, and hold one batch each: memory follows the row group, not the bucket. Blobs of
-neither side are copied or compared; a right dictionary column is gathered by its indices. Not done here: finding the
-files of a bucket (`buckets`), several buckets at once (`join`).
+Both sides are read once, in order, and hold one batch each: memory follows the row group, not the bucket. Blobs are
+never compared; they are copied only where a batch is cut, once each. Not done here: finding the files of a bucket
+(`buckets`), several buckets at once (`join`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow as pa
 from reqdedup.encoding import element_type
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, Kind
 from reqdedup.storage.keys import match_keys, run_starts, unmatched
+from reqdedup.storage.source import compact_batch, compact_blobs, take_rows
 from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, Cursor, key_columns
 
 INNER, LEFT = "inner", "left"
@@ -69,17 +70,21 @@ class MergeJoin:
     ) -> Iterator[pa.RecordBatch]:
         """Left rows in their order with the right columns behind them; adds what it met to `counts`.
 
-        A batch comes out for every stretch in which both sides stay within one batch of theirs; requests stay whole.
+        A batch comes out for every stretch in which both sides stay within one batch of theirs; requests stay whole,
+        and dictionaries hold only values that a row has.
         Raises ValueError for a side that is not in order, and for duplicate right keys unless they are allowed.
         """
         left_rows = Cursor(left, REQUEST_KEY, self.left_name)
         right_rows = Cursor(right, self.on, self.right_name)
+        rest_of_cut = False
         while left_rows.fill():
             if right_rows.fill():
                 last = min(left_rows.last_request, right_rows.last_request)
-                joined = self._join_piece(left_rows.take_up_to(last), right_rows.take_up_to(last), counts)
+                left_piece, right_piece = left_rows.take_up_to(last), right_rows.take_up_to(last)
             else:
-                joined = self._join_piece(left_rows.take(), None, counts)
+                left_piece, right_piece = left_rows.take(), None
+            is_cut, rest_of_cut = rest_of_cut or left_rows.batch is not None, left_rows.batch is not None
+            joined = self._join_piece(compact_batch(left_piece) if is_cut else left_piece, right_piece, counts)
             if joined.num_rows:
                 yield joined
         while right_rows.fill():  # no left row is left: what comes is unused, but counted and checked like the rest
@@ -102,7 +107,7 @@ class MergeJoin:
         counts.matched_rows += num_found
         counts.missing_rows += left.num_rows - num_found
         if self.how == INNER and num_found < left.num_rows:
-            left, position = left.filter(pa.array(found)), position[found]
+            left, position = take_rows(left, found), position[found]
         added = [
             _gather(None if right is None else right.column(column.name), position, column)
             for column in self.right_columns
@@ -139,23 +144,28 @@ def missing_blob(column: Column) -> bytes:
 
 
 def _gather(array: pa.Array | None, position: np.ndarray, column: Column) -> pa.Array:
-    """`array[position]`, with the column's missing value where position is -1."""
+    """`array[position]`, with the column's missing value where position is -1; a dictionary of what is used."""
     missing = position < 0
     if array is None or len(array) == 0:
         if not column.is_blob:
             return pa.nulls(len(position), element_type(column))
         values = pa.array([missing_blob(column)] if len(position) else [], pa.binary())
         return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(position), np.int32)), values)
-    if not missing.any():
-        if len(position) and position[-1] - position[0] == len(position) - 1 and np.all(np.diff(position) == 1):
-            return array.slice(int(position[0]), len(position))
-        return array.take(pa.array(position))
     if not column.is_blob:
+        if len(position) and position[0] >= 0 and np.all(np.diff(position) == 1):
+            return array.slice(int(position[0]), len(position))
         return array.take(pa.array(position, mask=missing))
-    indices = array.indices.to_numpy(zero_copy_only=False)[position]
-    indices[missing] = len(array.dictionary)
-    values = pa.concat_arrays([array.dictionary, pa.array([missing_blob(column)], pa.binary())])
-    return pa.DictionaryArray.from_arrays(pa.array(indices), values)
+    starts = run_starts([position])  # the rows of a request share one position: compact per request, not per row
+    rows = position[starts]
+    if missing.any():
+        values = pa.concat_arrays([array.dictionary, pa.array([missing_blob(column)], pa.binary())])
+        codes = np.where(rows < 0, len(array.dictionary), array.indices.to_numpy()[rows])
+        array = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), values)
+    else:
+        array = array.take(pa.array(rows))
+    array = compact_blobs(array)
+    codes = np.repeat(array.indices.to_numpy(), np.diff(starts, append=len(position)))
+    return pa.DictionaryArray.from_arrays(pa.array(codes), array.dictionary)
 
 
 def join_order(on: Sequence[str]) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ class Cursor:
         return self._request(self.batch, -1)
 
     def take_up_to(self, last: tuple[int, int]) -> pa.RecordBatch:
-        """Cut off and return the rows whose request is at most `last`, possibly none."""
+        """Cut off and return the rows whose request is at most `last`, possibly none; dictionaries stay whole."""
         assert self.batch is not None
         batch = self.batch
         cut = batch.num_rows if self.last_request <= last else count_up_to(key_columns(batch, REQUEST_KEY), last)
@@ -114,7 +114,7 @@ class Cursor:
         return batch.slice(0, cut)
 
     def take(self) -> pa.RecordBatch:
-        """Return the whole batch."""
+        """Return all of `batch`."""
         assert self.batch is not None
         batch, self.batch = self.batch, None
         return batch
