@@ -22,6 +22,7 @@ from reqdedup.training.config import TrainingConfig
 from reqdedup.training.launch import run_ranks
 from reqdedup.training.plan import Source, snapshot_id_of, source_for_ranks, source_from_dict, source_to_dict
 from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
+from reqdedup.training.report import RESULT_NAME
 
 RUN_NAME = "run.json"
 
