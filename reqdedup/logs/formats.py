@@ -88,7 +88,7 @@ def read_blocks(
     """Blocks of a file's rows; lines that cannot be split are rejected. Raises UnreadableFile for the file or its rest."""
     kind = _format(path, mapping)
     if kind == "parquet":
-        yield from _parquet_blocks(path, mapping)
+        yield from _parquet_blocks(path, mapping, rejects, file)
     elif kind == "jsonl":
         yield from _json_blocks(path, mapping, rejects, file, block_bytes)
     else:
@@ -231,29 +231,36 @@ def _sql(connection: duckdb.DuckDBPyConnection, query: str) -> pl.DataFrame:
     return frame
 
 
-def _parquet_blocks(path: Path, mapping: LogMapping) -> Iterator[Block]:
-    row = 0
+def _parquet_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int) -> Iterator[Block]:
     try:
-        with pq.ParquetFile(path) as file:
-            columns = _resolve(mapping, file.schema_arrow.names)
-            wanted = sorted(set(columns.values()))
-            size = read_size(path, mapping) / max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(columns=wanted):
-                frame = pl.from_arrow(batch)
-                assert isinstance(frame, pl.DataFrame)
-                lines = pl.int_range(row + 1, row + 1 + frame.height, dtype=pl.Int64, eager=True).alias("line")
-                row += frame.height
-                yield Block(
-                    frame.select(
-                        lines,
-                        pl.lit(None, pl.String).alias("raw"),
-                        *(_parquet_value(column, frame.schema).alias(name) for name, column in columns.items()),
-                    ),
-                    round(size * frame.height),
-                )
+        parquet = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise UnreadableFile("unreadable", f"a Parquet file required, found: {detail}", row) from None
+        raise UnreadableFile("unreadable", f"a Parquet file required, found: {_one_line(error)}") from None
+    with parquet:
+        columns = _resolve(mapping, parquet.schema_arrow.names)
+        wanted = sorted(set(columns.values()))
+        first = 1
+        for group in range(parquet.num_row_groups):
+            metadata = parquet.metadata.row_group(group)
+            size = metadata.total_byte_size / max(1, metadata.num_rows)
+            row = first
+            try:
+                for batch in parquet.iter_batches(row_groups=[group], columns=wanted):
+                    frame = pl.from_arrow(batch)
+                    assert isinstance(frame, pl.DataFrame)
+                    values = [_parquet_value(column, frame.schema).alias(name) for name, column in columns.items()]
+                    lines = pl.int_range(row, row + frame.height, dtype=pl.Int64, eager=True).alias("line")
+                    row += frame.height
+                    raw = pl.lit(None, pl.String).alias("raw")
+                    yield Block(frame.select(lines, raw, *values), round(size * frame.height))
+            except (OSError, pa.ArrowException) as error:
+                lost = f"rows {row:,} to {first + metadata.num_rows - 1:,} cannot be read: {_one_line(error)}"
+                rejects.add("unreadable", lost, file, row)
+            first += metadata.num_rows
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _parquet_value(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:

@@ -27,6 +27,7 @@ from reqdedup.logs.partitions import Partitions
 from reqdedup.logs.presets import load_preset
 from reqdedup.logs.requests import count_owners, find_disputed, form_requests
 from reqdedup.logs.sequences import emit_batches, log_schema
+from reqdedup.logs.text import BLOCK_BYTES
 from reqdedup.logs.windows import default_stride
 from reqdedup.schema import EngagementSchema
 
@@ -68,6 +69,7 @@ def read_log(
     stride: int | None = None,
     strict: bool = False,
     partition_bytes: int = PARTITION_BYTES,
+    block_bytes: int = BLOCK_BYTES,
     spill_folder: str | Path | None = None,
     progress: Callable[[LogCounts], None] | None = None,
 ) -> LogReader:
@@ -77,7 +79,8 @@ def read_log(
     session_gap_s: seconds without a row after which a new request starts, for logs without request ids.
     max_history: events of the longest history; stride: events between possible starts of a cut one, default a quarter.
     strict: rejected rows end the reading with a LogError that lists the reasons.
-    partition_bytes, spill_folder: bound memory, see the module; files there are removed after reading.
+    partition_bytes, block_bytes: bytes of text per partition of users and per parsed block; they bound memory.
+    spill_folder: where rows are set aside, default the system's; files there are removed after reading.
     progress: called with the counts after every block and batch.
 
     Raises LogError where nothing can be read: no file, no row, missing columns. ValueError for a wrong option.
@@ -92,8 +95,8 @@ def read_log(
     stride = default_stride(max_history) if stride is None else stride
     if not 1 <= stride <= max_history:
         raise ValueError(f"read_log: 1 <= stride <= max_history = {max_history} required, found {stride}")
-    if partition_bytes < 1:
-        raise ValueError(f"read_log: partition_bytes of at least 1 required, found {partition_bytes}")
+    if partition_bytes < 1 or block_bytes < 1:
+        raise ValueError(f"read_log: at least 1 byte required, found {partition_bytes=} and {block_bytes=}")
     return LogReader(
         Path(path),
         rules,
@@ -101,6 +104,7 @@ def read_log(
         stride=stride,
         strict=strict,
         partition_bytes=partition_bytes,
+        block_bytes=block_bytes,
         spill_folder=spill_folder,
         progress=progress,
     )
@@ -121,12 +125,14 @@ class LogReader:
         stride: int,
         strict: bool,
         partition_bytes: int,
+        block_bytes: int,
         spill_folder: str | Path | None,
         progress: Callable[[LogCounts], None] | None,
     ):
         self.path, self.mapping = path, mapping
         self._max_history, self._stride, self._strict = max_history, stride, strict
-        self._partition_bytes, self._spill_folder, self._progress = partition_bytes, spill_folder, progress
+        self._partition_bytes, self._block_bytes = partition_bytes, block_bytes
+        self._spill_folder, self._progress = spill_folder, progress
         self._files = find_files(path, mapping)
         self._names = [file.name if path.is_file() else str(file.relative_to(path)) for file in self._files]
         self._rejects = Rejects(self._names)
@@ -187,7 +193,7 @@ class LogReader:
         for number, file in enumerate(self._files):
             rows_before, rejects_before = self.counts.rows_read, self._rejects.count
             try:
-                for block in read_blocks(file, self.mapping, self._rejects, number):
+                for block in read_blocks(file, self.mapping, self._rejects, number, block_bytes=self._block_bytes):
                     self.counts.bytes_read += block.num_bytes
                     self.counts.rows_read += block.frame.height
                     frame = parser.parse(block.frame, number)

@@ -145,12 +145,12 @@ def test_good_files_survive_unreadable_ones(tmp_path, read):
 
 def test_a_truncated_compressed_file_keeps_what_could_be_read(tmp_path, read):
     rng = random.Random(1)
-    lines = [f"1,{n},{n},17000{rng.randrange(10**5):05d},1,5,1,2" for n in range(400_000)]
+    lines = [f"1,{n},{n},17000{rng.randrange(10**5):05d},1,5,1,2" for n in range(60_000)]
     data = gzip.compress("\n".join([HEADER, *lines]).encode(), 1)
     (tmp_path / "log.csv.gz").write_bytes(data[: len(data) - 1000])
     reader = read_log(tmp_path / "log.csv.gz", mapping=MAPPING)
     rows = sum(batch.num_rows for batch in reader)
-    assert rows > 100_000
+    assert rows > 20_000
     assert reader.counts.rejected.get("unreadable") == 1
 
 
@@ -222,18 +222,18 @@ def test_rows_of_parquet_are_rejected_by_row_number(tmp_path, read):
     assert sorted((row["user_id"], row["click"]) for row in found.rows) == [(1, 1), (5, 0)]
 
 
-def test_a_corrupt_row_group_costs_the_rest_of_its_file_only(tmp_path, read):
+def test_a_corrupt_row_group_costs_no_row_of_the_others(tmp_path, read):
     rng = random.Random(0)
     frame = pl.DataFrame(
         {
-            "user": [rng.randrange(10**9) for _ in range(200_000)],
-            "item": [rng.randrange(10**9) for _ in range(200_000)],
-            "ts": [1_700_000_000 + rng.randrange(10**6) for _ in range(200_000)],
+            "user": [rng.randrange(10**9) for _ in range(20_000)],
+            "item": [rng.randrange(10**9) for _ in range(20_000)],
+            "ts": [1_700_000_000 + rng.randrange(10**6) for _ in range(20_000)],
         }
     )
     path = tmp_path / "log.parquet"
-    pq.write_table(frame.to_arrow(), path, row_group_size=70_000, use_dictionary=False, compression="zstd")
-    column = pq.read_metadata(path).row_group(2).column(0)
+    pq.write_table(frame.to_arrow(), path, row_group_size=7_000, use_dictionary=False, compression="zstd")
+    column = pq.read_metadata(path).row_group(1).column(0)
     data = bytearray(path.read_bytes())
     begin = column.data_page_offset + 40
     data[begin : begin + 2_000] = b"\xff" * 2_000
@@ -241,5 +241,6 @@ def test_a_corrupt_row_group_costs_the_rest_of_its_file_only(tmp_path, read):
     mapping = {"user_id": "user", "item_id": "item", "time": {"column": "ts"}, "labels": {"view": {"value": 1}}}
     found = read(path, mapping=mapping)
     assert [reject["reason"] for reject in found.rejects] == ["unreadable"]
-    assert 100_000 <= len(found.rows) <= 140_000
-    assert found.rejects[0]["line"] == len(found.rows)
+    assert len(found.rows) == 13_000
+    assert found.rejects[0]["line"] == 7_001
+    assert "rows 7,001 to 14,000 cannot be read" in found.rejects[0]["detail"]

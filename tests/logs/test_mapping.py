@@ -1,0 +1,87 @@
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from reqdedup.logs import PRESETS, load_mapping, mapping_toml
+
+MINIMAL = {"user_id": "u", "item_id": "i", "time": {"column": "t"}, "labels": {"click": "c"}}
+
+
+def toml_blocks(text):
+    return re.findall(r"```toml\n(.*?)```", text, flags=re.S)
+
+
+def test_the_documented_examples_are_mappings():
+    documentation = Path(__file__).parents[2] / "docs" / "mapping.md"
+    examples = toml_blocks(documentation.read_text())
+    assert len(examples) >= 2
+    for example in examples:
+        load_mapping(tomllib.loads(example))
+
+
+def test_the_example_of_the_module_names_every_key():
+    inside = "\n".join(line[4:] for line in mapping_toml.__doc__.splitlines() if line.startswith("    "))
+    tables = tomllib.loads(inside)
+    rows = {key: value for key, value in tables.items() if key != "candidates"}
+    mapping = load_mapping(rows)
+    assert mapping.session_gap_s == 1_800
+    requests = {key: value for key, value in tables.items() if key != "item_id"}
+    assert load_mapping(requests).candidates.label == "click"
+    documentation = (Path(__file__).parents[2] / "docs" / "mapping.md").read_text()
+    for key in [*tables, *tables["time"], *tables["history"], *tables["candidates"]]:
+        assert f"`{key}`" in documentation, key
+
+
+def test_a_mapping_is_read_from_a_file(tmp_path):
+    path = tmp_path / "mapping.toml"
+    path.write_text(
+        'user_id = ["u", "uid"]\nitem_id = "i"\n[time]\ncolumn = "t"\nearliest = 2020-01-01\n[labels]\nclick = "c"\n'
+    )
+    mapping = load_mapping(path)
+    assert mapping.user_id.columns == ("u", "uid")
+    assert mapping.time.earliest.year == 2020
+    assert load_mapping(mapping) is mapping
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user": "x"}, "unknown key 'user'; did you mean user_id"),
+        ({"time": {"column": "t", "units": "s"}}, "unknown key 'units'; did you mean unit"),
+        ({"time": {"column": "t", "unit": "h"}}, "unit s, ms, us or ns required, found 'h'"),
+        ({"time": None}, r"\[time\] with `column` required"),
+        ({"user_id": 5}, "user_id: a name or a list of names required, found 5"),
+        ({"item_id": {"column": "i", "type": "uuid"}}, "auto, int or string required, found 'uuid'"),
+        ({"labels": {}}, "from 1 to 31 labels required, found 0"),
+        ({"labels": {"raw": "c"}}, "'raw' is taken; rename it"),
+        ({"labels": {"c": "c"}, "item_columns": {"c": "int32"}}, "'c' is taken"),
+        ({"item_columns": {"price": "money"}}, "price: dtype one of .* required, found 'money'"),
+        ({"candidates": {"column": "x"}}, "item_id .* or \\[candidates\\] .* required"),
+        ({"header": False}, "needs `columns`"),
+        ({"format": "xlsx"}, "csv, tsv, jsonl or parquet required, found 'xlsx'"),
+        ({"request_scope": "day"}, "log, file or user required, found 'day'"),
+        ({"session_gap_s": 0}, "at least 1 s required"),
+        ({"history": {"events": "some"}}, '"engaged" or "all" required'),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused_by_key(changes, message):
+    tables = {key: value for key, value in {**MINIMAL, **changes}.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        load_mapping(tables)
+
+
+def test_a_mapping_file_that_is_missing_or_no_toml_is_named(tmp_path):
+    with pytest.raises(ValueError, match="a readable TOML file required, found: No such file"):
+        load_mapping(tmp_path / "no.toml")
+    (tmp_path / "bad.toml").write_text("user_id = = 3")
+    with pytest.raises(ValueError, match=r"bad\.toml: TOML required"):
+        load_mapping(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_complete_mappings(name):
+    mapping = PRESETS[name]()
+    assert mapping.files
+    assert mapping.label_names[0] == "click"
