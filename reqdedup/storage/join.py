@@ -54,7 +54,7 @@ class BucketJoin:
 
     @property
     def counts(self) -> JoinCounts:
-        """What the last pass to the end met. Raises ValueError before there was one."""
+        """What the last pass over all users met. Raises ValueError before one has been read to its end."""
         if self._counts is None:
             raise ValueError(f"{self.name}: counts are known after a pass over batches() to its end, found none yet")
         return self._counts
@@ -65,7 +65,7 @@ class BucketJoin:
         """Joined batches, bucket by bucket and in key order inside each; requests are whole.
 
         columns: exactly these, in schema order; None means all. Others are not read, apart from the keys.
-        users: only the rows of these user ids; other buckets are not read, and `counts` counts these users alone.
+        users: only the rows of these user ids; other buckets are not read, and `counts` stays as it is.
         """
         names = self.schema.names if columns is None else columns
         unknown = sorted(set(names) - set(self.schema.names))
@@ -77,10 +77,11 @@ class BucketJoin:
             partial(self._unit, unit, self.num_buckets, names, wanted, counts[unit]) for unit in range(len(counts))
         ]
         yield from run_ordered(units, threads=self._threads)
-        total = JoinCounts()
-        for one in counts:
-            total.add(one)
-        self._counts = total
+        if users is None:
+            total = JoinCounts()
+            for one in counts:
+                total.add(one)
+            self._counts = total
 
     def stream(
         self, unit: int, num_units: int, columns: Sequence[str], users: np.ndarray | None = None
