@@ -47,10 +47,9 @@ def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
         path = Path(out_dir) / RESULT_NAME
         if not path.exists():
             raise ValueError(f"{path}: result of a finished training run required, found no file; train {model} first")
-        result = json.loads(path.read_text())
-        metrics = result.pop("metrics")
-        for metric, value in (result | metrics).items():
+        figures: dict[str, float] = json.loads(path.read_text())
+        for metric, value in figures.items():
             if not metric.endswith(CHANCE_SUFFIX):
-                chance = metrics.get(metric + CHANCE_SUFFIX)
+                chance = figures.get(metric + CHANCE_SUFFIX)
                 rows.append({"model": model, "metric": metric, "value": float(value), "chance": chance})
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
