@@ -1,9 +1,10 @@
 """One Parquet data file of a table: the writer settings of each layout, the Iceberg statistics, the check after writing.
 
-Our settings: zstd level 3; dictionaries of whole sequences without a size limit, so that they never fall back to plain;
-a dictionary for scalars of the request (one value repeated F times), none for floats of the item. The control layouts
-take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public way to write a file with settings per column,
-hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
+Our settings: zstd at the table's level; dictionaries of whole sequences without a size limit, so that they never fall
+back to plain; a dictionary for scalars of the request (one value repeated F times), none for floats of the item. Plain
+lists with large pages take a dictionary of elements only where a sample says so: see `lists_with_dictionary`. The control
+layouts take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public way to write a file with settings per
+column, hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pyiceberg.io.pyarrow import (
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
-from pyiceberg.table import Table
+from pyiceberg.table import Table, TableProperties
 
 from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
 from reqdedup.storage.keys import first_disorder
@@ -40,8 +41,17 @@ from reqdedup.storage.layout import (
 DAY_MICROSECONDS = 86_400_000_000
 
 
-def parquet_settings(layout: Layout, schema: EngagementSchema, properties: dict[str, str]) -> dict[str, Any]:
-    """Keyword arguments of `pq.ParquetWriter` for this layout."""
+SAMPLE_BYTES = 32 * 2**20
+"""Uncompressed bytes of a list column that `lists_with_dictionary` tries."""
+
+
+def parquet_settings(
+    layout: Layout, schema: EngagementSchema, properties: dict[str, str], first_rows: pa.Table | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of `pq.ParquetWriter` for this layout.
+
+    first_rows: the first row group, where some settings depend on values; without it those are left plain.
+    """
     if layout.has_writer_defaults:
         return {**_get_parquet_writer_kwargs(properties), "store_decimal_as_integer": True}
     scalars = [column for column in schema.columns if not column.is_blob]
@@ -50,19 +60,44 @@ def parquet_settings(layout: Layout, schema: EngagementSchema, properties: dict[
     ]
     settings: dict[str, Any] = {
         "compression": "zstd",
-        "compression_level": ZSTD_LEVEL,
+        "compression_level": int(properties.get(TableProperties.PARQUET_COMPRESSION_LEVEL, ZSTD_LEVEL)),
         "write_statistics": [column.name for column in scalars],
         "store_schema": False,
         "write_page_checksum": True,  # so that a flipped bit is an error, not another value
     }
     if layout is Layout.SORTED_LARGE_PAGES:
-        return settings | {"use_dictionary": with_dictionary, "data_page_size": LARGE_PAGE_BYTES}
+        settings |= {"data_page_size": LARGE_PAGE_BYTES, "dictionary_pagesize_limit": LARGE_PAGE_BYTES}
+        if first_rows is not None:
+            with_dictionary += lists_with_dictionary(first_rows, schema, settings)
+        return settings | {"use_dictionary": with_dictionary}
     blobs = [column.name for column in schema.blobs]
     if ITEM_ID not in schema.names:  # one row per request: keys hardly repeat, but rise in small steps
         keys = [name for name in KEYS if name in schema.names]
         settings["column_encoding"] = dict.fromkeys(keys, "DELTA_BINARY_PACKED")
         with_dictionary = [name for name in with_dictionary if name not in keys]
     return settings | {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
+
+
+def lists_with_dictionary(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> list[str]:
+    """Leaf names of the list columns that come out smaller with a dictionary of elements, tried on the first rows.
+
+    Many distinct elements (items, times) do not: their dictionary is long, and bit-packed indices hide the repetition of
+    whole lists from the codec. Few distinct ones (actions) do, by two orders of magnitude: their plain bytes hold so many
+    short repetitions that zstd misses the long ones.
+    """
+    chosen = []
+    for column in schema.blobs:
+        row_bytes = max(rows.column(column.name).nbytes // max(len(rows), 1), 1)
+        sample = rows.select([column.name]).slice(0, max(SAMPLE_BYTES // row_bytes, 1))
+        sizes = {}
+        for use_dictionary in (False, True):
+            sink = pa.BufferOutputStream()
+            options = settings | {"use_dictionary": use_dictionary, "write_statistics": False}
+            pq.write_table(sample, sink, row_group_size=max(len(sample), 1), **options)
+            sizes[use_dictionary] = sink.tell()
+        if sizes[True] < sizes[False]:
+            chosen.append(f"{column.name}.list.element")
+    return chosen
 
 
 class DataFileWriter:
@@ -81,14 +116,9 @@ class DataFileWriter:
         name = f"{uuid.uuid4()}.parquet"
         self.path = table.location_provider().new_data_location(name, key if table.spec().fields else None)
         self.schema = file_schema(table, schema, layout)
-        settings = parquet_settings(layout, schema, table.properties)
-        if layout.is_bucketed:
-            settings["sorting_columns"] = [
-                pq.SortingColumn(self.schema.get_field_index(name)) for name in KEYS if name in self.schema.names
-            ]
         self._output = table.io.new_output(self.path)
         self._stream = self._output.create()
-        self._parquet: pq.ParquetWriter | None = pq.ParquetWriter(self._stream, self.schema, **settings)
+        self._parquet: pq.ParquetWriter | None = None
         self.num_rows = 0
 
     @property
@@ -98,10 +128,19 @@ class DataFileWriter:
 
     def write(self, rows: pa.Table) -> None:
         """Write these rows as one row group."""
-        assert self._parquet is not None
         with _naming(self.path):
+            if self._parquet is None:
+                self._parquet = self._open(rows)
             self._parquet.write_table(rows.cast(self.schema) if rows.schema != self.schema else rows, len(rows))
         self.num_rows += len(rows)
+
+    def _open(self, first_rows: pa.Table) -> pq.ParquetWriter:
+        settings = parquet_settings(self._layout, self._engagement_schema, self._table.properties, first_rows)
+        if self._layout.is_bucketed:
+            settings["sorting_columns"] = [
+                pq.SortingColumn(self.schema.get_field_index(name)) for name in KEYS if name in self.schema.names
+            ]
+        return pq.ParquetWriter(self._stream, self.schema, **settings)
 
     def close(self) -> DataFile:
         """Finish the file; what the commit needs to know about it."""
@@ -131,9 +170,8 @@ class DataFileWriter:
 
     def abandon(self) -> None:
         """Leave the file unfinished; the caller deletes it."""
-        if self._parquet is not None:
-            self._parquet = None
-            self._stream.close()
+        self._parquet = None
+        self._stream.close()
 
 
 @contextlib.contextmanager
