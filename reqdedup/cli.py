@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -225,7 +225,7 @@ def open_catalog(arguments: argparse.Namespace) -> Catalog:
 
 
 def format_report(report: pa.Table) -> str:
-    """The compression report as text: one block per table, its columns by size."""
+    """The compression report as text: one block per table, its columns by size, then all of them together."""
     lines = []
     for name in dict.fromkeys(report.column("table").to_pylist()):
         rows = [row for row in report.to_pylist() if row["table"] == name]
@@ -234,7 +234,8 @@ def format_report(report: pa.Table) -> str:
             f"{rows[0]['fan_out']:.1f} rows per request",
             f"  {'column':<24} {'level':<8} {'stored':>9} {'plain':>9} {'to control':>10} {'limit':>9} {'of limit':>8}",
         ]
-        for row in sorted(rows, key=lambda row: -(row["compressed_bytes"] or 0)):
+        rows.sort(key=lambda row: -row["compressed_bytes"])
+        for row in [*rows, _total(rows)]:
             lines.append(
                 f"  {row['column']:<24} {row['level']:<8} {format_bytes(row['compressed_bytes']):>9} "
                 f"{format_bytes(row['uncompressed_bytes']):>9} {_format(row['ratio_to_control'], '.1f', 'x'):>10} "
@@ -242,6 +243,22 @@ def format_report(report: pa.Table) -> str:
             )
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of all columns together."""
+    stored, limit = (sum(row[name] for row in rows) for name in ("compressed_bytes", "store_once_bytes"))
+    ratios = [row["ratio_to_control"] for row in rows]
+    control = sum(row["compressed_bytes"] * row["ratio_to_control"] for row in rows) if None not in ratios else None
+    return {
+        "column": "all columns",
+        "level": "",
+        "compressed_bytes": stored,
+        "uncompressed_bytes": sum(row["uncompressed_bytes"] for row in rows),
+        "ratio_to_control": control / stored if control is not None and stored else None,
+        "store_once_bytes": limit,
+        "fraction_of_limit": limit / stored if stored else None,
+    }
 
 
 def format_bytes(count: float | None) -> str:

@@ -128,6 +128,9 @@ def test_report_compares_layouts(here, capsys):
     text = capsys.readouterr().out
     assert "movies.by_request: 6 rows, 4 requests, 1.5 rows per request" in text
     assert "history_item_id" in text
+    sizes = {name: sum(row["compressed_bytes"] for row in rows if row["table"] == name) for name in tables[1::2]}
+    totals = [line.split() for line in text.splitlines() if line.startswith("  all columns")]
+    assert [line[-4] for line in totals] == [f"{sizes['movies.shuffled'] / size:.1f}x" for size in sizes.values()]
 
 
 @pytest.mark.parametrize(
