@@ -129,17 +129,19 @@ class BoundedRestCatalog(RestCatalog):
         def request(method: str, url: str, **options: Any) -> requests.Response:
             options["timeout"] = options.get("timeout") or self._limits
             where = f"catalog {self.name!r} ({shown_uri(self.properties)})"
+            landed = "" if method.upper() in ("GET", "HEAD") else f"; {MAY_HAVE_LANDED}"
             try:
                 response = send(method, url, **options)
             except requests.Timeout:
-                landed = "" if method.upper() in ("GET", "HEAD") else f"; {MAY_HAVE_LANDED}"
                 raise TimeoutError(
                     f"{where}: an answer within {self._limits[1]:g} s required, found none to {method}; check that it runs"
                     + landed
                 ) from None
             except requests.ConnectionError as error:
+                cause = _cause(error)
                 raise ConnectionError(
-                    f"{where}: no connection ({_cause(error)}); check uri, and that the catalog runs"
+                    f"{where}: no connection ({cause}); check uri, and that the catalog runs"
+                    + ("" if "refused" in cause else landed)
                 ) from None
             self._check_sign_in(where, url, response)
             return response

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 import pyarrow as pa
-from pyiceberg.exceptions import CommitFailedException, ValidationException
+from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
@@ -18,6 +18,9 @@ from reqdedup.storage.layout import table_layout, table_schema
 
 WRITE_ID = "reqdedup.write-id"
 """Snapshot property; tells whether a commit whose answer was lost has landed."""
+
+
+_OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
 
 
 class StagedFiles:
@@ -34,6 +37,7 @@ class StagedFiles:
         self._done: list[tuple[DataFile, int | None]] = []
         self._paths: list[str] = []
         self._keep = False
+        self._reachable = True
         self.num_requests = 0
 
     @property
@@ -50,8 +54,12 @@ class StagedFiles:
                 self._open.abandon()
         if not self._keep:
             for path in self._paths:
-                with contextlib.suppress(Exception):
+                try:
                     self.table.io.delete(path)
+                except FileNotFoundError:
+                    continue
+                except Exception:  # the storage is away: do not wait for it once per file, the sweep removes them
+                    break
 
     def write(self, partition: int | None, rows: pa.Table, *, target_bytes: int) -> int:
         """Write `rows` as one row group of this partition; returns their number.
@@ -124,20 +132,30 @@ class StagedFiles:
                 f"{'.'.join(self.table.name())}: another writer changed the table in the meantime; nothing was written. "
                 "Load the table again and repeat the write"
             ) from error
-        except BaseException:
-            # The catalog may have taken the commit before its answer was lost. Deleting the files of a landed commit
-            # would break the table, so they go only where the table is known not to have it.
+        except BaseException as error:
+            # The catalog may have taken the commit before its answer was lost, and may still take one that it did not
+            # answer in time. Deleting the files of a landed commit would break the table, so they go only where the
+            # table is known not to have it; else they stay, and the sweep of orphans removes them.
             self._keep = True
-            self._keep = self._has_landed(write_id)
+            landed = self._landed_as(write_id)
+            if landed is not None and isinstance(error, Exception):
+                return landed
+            self._keep = not (
+                self._reachable and isinstance(error, Exception) and not isinstance(error, _OUTCOME_UNKNOWN)
+            )
             raise
         self._keep = True
         current = self.table.current_snapshot()
         return current.snapshot_id if current is not None else None
 
-    def _has_landed(self, write_id: str) -> bool:
+    def _landed_as(self, write_id: str) -> int | None:
+        """The snapshot of this write in the newest metadata, where there is one and the catalog can be asked."""
         try:
             self.table.refresh()
         except Exception:
-            return True
-        summaries = (snapshot.summary for snapshot in self.table.metadata.snapshots)
-        return any(summary is not None and summary.get(WRITE_ID) == write_id for summary in summaries)
+            self._reachable = False
+            return None
+        for snapshot in self.table.metadata.snapshots:
+            if snapshot.summary is not None and snapshot.summary.get(WRITE_ID) == write_id:
+                return snapshot.snapshot_id
+        return None

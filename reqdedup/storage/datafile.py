@@ -117,7 +117,8 @@ class DataFileWriter:
         self.path = table.location_provider().new_data_location(name, key if table.spec().fields else None)
         self.schema = file_schema(table, schema, layout)
         self._output = table.io.new_output(self.path)
-        self._stream = self._output.create()
+        with _naming(self.path):
+            self._stream = self._output.create()
         self._parquet: pq.ParquetWriter | None = None
         self.num_rows = 0
 
@@ -181,7 +182,7 @@ def _naming(path: str) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{path}: could not be written ({error}); check the storage's space and that it answers. Nothing was committed",
+            f"{path}: could not be written ({error}); check that the storage has space, answers and takes the credentials. Nothing was committed",
         ) from error
 
 

@@ -299,13 +299,14 @@ def _readable(path: str, pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.Record
 
 def _unreadable(path: str, error: Exception) -> Exception:
     """The same trouble with the file's name: the storage failed (OSError), or the file is damaged (ValueError)."""
+    found = " ".join(str(error).split())
     if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
         return type(error)(
-            f"{path}: the file's storage refused or did not answer ({error}); check that it runs, its endpoint and "
+            f"{path}: the file's storage refused or did not answer ({found}); check that it runs, its endpoint and "
             "credentials (s3.* of the catalog's properties), and try again"
         )
     return ValueError(
-        f"{path}: a whole Parquet file required, found a damaged one ({error}); restore it or roll the table back"
+        f"{path}: a whole Parquet file required, found a damaged one ({found}); restore it or roll the table back"
     )
 
 
