@@ -43,7 +43,7 @@ REASONS = {
     "history": "the history is malformed, or holds an event at or after the request",
     "two_users": "most rows of the request belong to another user",
     "duplicate": "the request already has this item",
-    "request_value": "a request-level value differs from that of the request's first row",
+    "request_value": "a request-level value differs from that of most rows of the request",
 }
 """Every reason a row can be rejected for."""
 

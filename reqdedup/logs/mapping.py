@@ -17,7 +17,16 @@ MAX_LABELS = 31
 _RESERVED = {
     *("user", "item", "request", "time", "candidates", "history", "history_times", "file", "line", "raw"),
     *("user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us", "request_ts_us"),
-    *("request_ts", "history_end", "timeline_version", "history_item_id", "history_action", "history_ts", "owner"),
+    *(
+        "request_ts",
+        "history_end",
+        "timeline_version",
+        "history_item_id",
+        "history_action",
+        "history_ts",
+        "owner",
+        "kept",
+    ),
 }
 
 

@@ -28,6 +28,7 @@ from reqdedup.logs.presets import load_preset
 from reqdedup.logs.requests import count_owners, find_disputed, form_requests
 from reqdedup.logs.sequences import emit_batches, log_schema
 from reqdedup.logs.text import BLOCK_BYTES
+from reqdedup.logs.values import check_time_rule
 from reqdedup.logs.windows import default_stride
 from reqdedup.schema import EngagementSchema
 
@@ -97,6 +98,7 @@ def read_log(
         raise ValueError(f"read_log: 1 <= stride <= max_history = {max_history} required, found {stride}")
     if partition_bytes < 1 or block_bytes < 1:
         raise ValueError(f"read_log: at least 1 byte required, found {partition_bytes=} and {block_bytes=}")
+    check_time_rule(rules.time)
     return LogReader(
         Path(path),
         rules,

@@ -6,8 +6,6 @@ new request, and the request's time is that of its first row. With candidate lis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import polars as pl
 
@@ -22,7 +20,8 @@ _PLACE = ("file", "line")
 def count_owners(frame: pl.DataFrame) -> pl.DataFrame:
     """Rows per (request_id, user_id) of a block, with the first place of each: what `find_disputed` adds up."""
     return frame.group_by("request_id", "user_id").agg(
-        pl.len().cast(pl.Int64).alias("rows"), pl.struct(_PLACE).min().alias("place")
+        pl.len().cast(pl.Int64).alias("rows"),
+        (pl.col("file").cast(pl.Int64) * 2**40 + pl.col("line")).min().alias("place"),
     )
 
 
@@ -35,7 +34,7 @@ def find_disputed(owners: Partitions) -> pl.DataFrame:
             continue
         users = counts.group_by("request_id", "user_id").agg(pl.col("rows").sum(), pl.col("place").min())
         several = users.filter(pl.len().over("request_id") > 1)
-        best = several.sort("request_id", pl.col("rows"), "place", descending=[False, True, False])
+        best = several.sort("request_id", "rows", "place", descending=[False, True, False])
         disputed.append(
             best.unique("request_id", keep="first", maintain_order=True).select("request_id", owner="user_id")
         )
@@ -48,7 +47,7 @@ def form_requests(
     """The impressions of a partition's users with request_id and request_ts_us, in (user, request time, place) order.
 
     Rejected are rows of a request that belongs to another user, repeated (request, item) pairs, and rows whose
-    request-level values are not those of the request's first row.
+    request-level values are not those of most of the request's rows.
     """
     frame = frame.with_columns(pl.format("user={}, item={}, time={} us", "user_id", "item_id", "ts_us").alias("raw"))
     if mapping.request_id:
@@ -65,8 +64,8 @@ def form_requests(
     else:
         frame = frame.sort("user_id", "ts_us", *_PLACE, maintain_order=True)
         frame = _add_line_requests(frame) if mapping.candidates else _add_sessions(frame, session_gap_s)
-    checks = [_duplicate_check(), *_request_value_checks(frame, mapping)]
-    frame = rejects.split(frame, checks)
+    frame = _reject_other_values(frame, mapping, rejects)
+    frame = rejects.split(frame, [_duplicate_check()])
     frame = frame.with_columns(pl.col("ts_us").min().over("request_id").alias("request_ts_us")).drop("raw")
     if not mapping.request_id:
         return frame
@@ -101,14 +100,26 @@ def _duplicate_check() -> Check:
     )
 
 
-def _request_value_checks(frame: pl.DataFrame, mapping: LogMapping) -> Iterator[Check]:
+def _reject_other_values(frame: pl.DataFrame, mapping: LogMapping, rejects: Rejects) -> pl.DataFrame:
+    """The rows whose request-level values are those that most rows of their request have (ties: the first)."""
     names = [rule.name for rule in mapping.request_columns]
     names += [name for name in ("history", "history_times") if name in frame.columns]
     for name in names:
-        first = pl.col(name).first().over("request_id")
-        detail = pl.format(
-            f"{name} is {{}}, {{}} on the request's first row; if it differs by row, map it under [item_columns]",
-            pl.col(name).cast(pl.String).fill_null("null"),
-            first.cast(pl.String).fill_null("null"),
+        differs = pl.col(name).ne_missing(pl.col(name).first().over("request_id"))
+        mixed = frame.filter(differs)["request_id"].unique()
+        if mixed.is_empty():
+            continue
+        of_mixed = pl.col("request_id").is_in(mixed.implode())
+        votes = frame.filter(of_mixed).group_by("request_id", name, maintain_order=True).agg(pl.len().alias("votes"))
+        kept = votes.sort("votes", descending=True, maintain_order=True).unique(
+            "request_id", keep="first", maintain_order=True
         )
-        yield Check("request_value", pl.col(name).ne_missing(first), detail)
+        frame = frame.join(kept.select("request_id", kept=name), on="request_id", how="left", maintain_order="left")
+        detail = pl.format(
+            f"{name} is {{}}, {{}} on most rows of the request; if it differs by row, map it under [item_columns]",
+            pl.col(name).cast(pl.String).fill_null("null"),
+            pl.col("kept").cast(pl.String).fill_null("null"),
+        )
+        check = Check("request_value", of_mixed & pl.col(name).ne_missing(pl.col("kept")), detail)
+        frame = rejects.split(frame, [check]).drop("kept")
+    return frame

@@ -90,7 +90,7 @@ def _check_start(data: bytes) -> bytes:
         if data.startswith(start):
             advice = "convert it with iconv" if kind == "UTF-16" else "name the right format"
             raise UnreadableFile("unreadable", f"UTF-8 text required, found {kind}; {advice}", 1)
-    if b"\0" in data[:4096]:
+    if 10 * data[:4096].count(0) > len(data[:4096]):
         raise UnreadableFile("unreadable", "UTF-8 text required, found binary data", 1)
     return data
 

@@ -5,6 +5,8 @@ The caller tells the two apart by looking at the input.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import polars as pl
 
 from reqdedup.logs.formats import LIST_MARK
@@ -51,6 +53,23 @@ def parse_time(value: pl.Expr, dtype: pl.DataType, rule: TimeRule) -> pl.Expr:
         parsed = value.str.to_datetime(pattern, time_unit="us", strict=False)
         tries.append(_utc_us(parsed, aware=aware, zone=rule.zone))
     return pl.coalesce(tries)
+
+
+def check_time_rule(rule: TimeRule) -> None:
+    """Raise ValueError where the zone or a pattern is none, before any row is read."""
+    sample = pl.Series([datetime(2001, 2, 3, tzinfo=UTC)])
+    try:
+        sample.dt.convert_time_zone(rule.zone)
+    except pl.exceptions.PolarsError:
+        raise ValueError(f"mapping: [time] zone: an IANA time zone required, found {rule.zone!r}") from None
+    for pattern in rule.formats:
+        try:
+            written = sample.dt.to_string(pattern.replace("%#z", "%z"))
+            years = written.str.to_datetime(pattern, strict=False).dt.year()
+        except pl.exceptions.PolarsError:
+            years = pl.Series([None])
+        if years[0] != 2001:
+            raise ValueError(f"mapping: [time] format: strptime patterns with a date required, found {pattern!r}")
 
 
 def _utc_us(value: pl.Expr, *, aware: bool, zone: str) -> pl.Expr:

@@ -124,6 +124,25 @@ def test_partitions_on_disk_change_nothing(tmp_path_factory, seed, num_rows, num
     assert sorted(file.name for file in folder.iterdir()) == ["log.csv"]
 
 
+def test_requests_of_several_users_are_settled_across_partitions(tmp_path):
+    """Every request id is used by several users; its owner is the one with most rows, ties: the one seen first."""
+    rng = random.Random(7)
+    events = [(rng.randrange(9), item, rng.randrange(40), BASE_S + item) for item in range(600)]
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,request,ts,click,like\n" + "".join(f"{u},{i},{r},{ts},1,0\n" for u, i, r, ts in events))
+    owners = {}
+    for request in range(40):
+        users = [user for user, _, r, _ in events if r == request]
+        owners[request] = max(users, key=lambda user: (users.count(user), -users.index(user)))
+    for options in ({}, {"partition_bytes": 500, "block_bytes": 700}):
+        reader = read_log(path, mapping={**EVENTS, "request_id": "request"}, **options)
+        found = [row for batch in reader for row in batch.select(["user_id", "request_id", "item_id"]).to_pylist()]
+        assert sorted((row["user_id"], row["item_id"], row["request_id"]) for row in found) == sorted(
+            (user, item, request) for user, item, request, _ in events if owners[request] == user
+        )
+        assert reader.counts.rejected == {"two_users": 600 - len(found)}
+
+
 def test_requests_come_out_whole_and_in_order_of_user_and_time(tmp_path):
     reader = read_log(write_csv(tmp_path / "log.csv", random_events(9)), mapping=EVENTS)
     keys = [
@@ -275,6 +294,15 @@ def test_times_are_read_in_their_zone_and_unit(tmp_path, read):
         ("7/1/2024 10:30:00 AM", {"format": ["%d.%m.%Y", "%m/%d/%Y %I:%M:%S %p"]}),
     ]:
         assert request_ts(text, **options) == wanted, text
+
+
+def test_a_zone_or_pattern_that_is_none_is_refused_before_reading(tmp_path):
+    path = write_csv(tmp_path / "log.csv", random_events(1))
+    with pytest.raises(ValueError, match="zone: an IANA time zone required, found 'Mars/Olympus'"):
+        read_log(path, mapping={**EVENTS, "time": {"column": "ts", "zone": "Mars/Olympus"}})
+    for pattern in ("%Q", "%H:%M"):
+        with pytest.raises(ValueError, match=f"with a date required, found '{pattern}'"):
+            read_log(path, mapping={**EVENTS, "time": {"column": "ts", "format": pattern}})
 
 
 def test_reading_twice_gives_the_same_and_fresh_counts(tmp_path):

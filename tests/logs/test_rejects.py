@@ -4,6 +4,8 @@ import random
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reqdedup.logs import LogError, read_log
 from reqdedup.logs.checks import REASONS
@@ -117,6 +119,14 @@ def test_a_request_belongs_to_the_user_with_most_of_its_rows(tmp_path, read):
     assert {row["request_key"] for row in scoped.rows} == {"100"}
 
 
+def test_a_request_keeps_the_values_that_most_of_its_rows_have(tmp_path, read):
+    lines = ["1,9,100,1700000000,1,5,1,7"] + [f"1,{item},100,1700000000,1,5,1,2" for item in range(10, 13)]
+    found = read(write(tmp_path / "log.csv", *lines), mapping=MAPPING)
+    assert [(row["item_id"], row["device"]) for row in found.rows] == [(10, 2), (11, 2), (12, 2)]
+    assert found.reasons == [("request_value", 2)]
+    assert "device is 7, 2 on most rows" in found.rejects[0]["detail"]
+
+
 def test_a_cut_last_line_is_truncated(tmp_path, read):
     found = read(write(tmp_path / "log.csv", GOOD, "1,11,100,17000", end=""), mapping=MAPPING)
     assert found.reasons == [("truncated", 3)]
@@ -176,6 +186,36 @@ def test_a_log_without_any_good_row_is_one_clear_error(content, found, tmp_path)
     assert "docs/mapping.md" in message
     for part in found.removeprefix("columns ").split(", "):
         assert part in message
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=4)), max_size=12),
+    block_bytes=st.integers(10, 3_000),
+)
+def test_every_line_of_a_damaged_file_is_accepted_or_rejected_exactly_once(changes, block_bytes, tmp_path_factory):
+    body = bytearray("".join(f"{n % 5},{n},{n // 5},17000000{n % 50:02d},1,5,1,{n // 5}\n" for n in range(60)).encode())
+    for place, replacement in changes:
+        position = int(place * len(body))
+        body[position : position + 2] = replacement
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_bytes(f"{HEADER}\n".encode() + body)
+    reader = read_log(path, mapping={**MAPPING, "request_scope": "user"}, block_bytes=block_bytes)
+    rows = sum(batch.num_rows for batch in reader)
+    lines = [line for line in bytes(body).split(b"\n") if line.rstrip(b"\r")]
+    assert rows + reader.rejects.num_rows == len(lines)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    content=st.binary(max_size=300), suffix=st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".dat"])
+)
+def test_garbage_is_a_clear_error_and_never_a_traceback_of_a_library(content, suffix, tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / f"log{suffix}"
+    path.write_bytes(content)
+    for preset in ("movielens", "mind", "kuairand"):
+        with pytest.raises(LogError, match="at least one row"):
+            list(read_log(path, preset=preset))
 
 
 def test_an_empty_folder_is_a_clear_error(tmp_path):
