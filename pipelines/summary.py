@@ -23,12 +23,13 @@ def asset_metadata(instance: dg.DagsterInstance, asset: str, namespace: str) -> 
 
 
 def human_bytes(count: float) -> str:
-    """1536 -> '1.54 kB' (decimal units)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    """1536 -> '1.54 kB', 999,600 -> '1 MB' (decimal units, three digits)."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if float(f"{count:.3g}") < 1000:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.3g} {unit}"
 
 
 def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, seconds: float) -> list[str]:

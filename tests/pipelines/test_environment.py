@@ -1,0 +1,34 @@
+"""The environment is read in one place, and what is secret there stays out of sight."""
+
+import pytest
+
+from pipelines.environment import Environment
+from pipelines.summary import human_bytes
+
+
+def test_variables_become_settings():
+    found = Environment.from_os(
+        {
+            "REQDEDUP_RECIPE": "smoke",
+            "REQDEDUP_LOGS": "/logs/My Log.csv",
+            "REQDEDUP_STRICT": "1",
+            "REQDEDUP_CATALOG__URI": "http://127.0.0.1:8181",
+            "REQDEDUP_CATALOG__S3__SECRET_ACCESS_KEY": "hidden",
+        }
+    )
+    assert (found.recipe, found.strict, found.resolved_namespace) == ("smoke", True, "my_log")
+    assert found.catalog_properties == {"uri": "http://127.0.0.1:8181", "s3.secret-access-key": "hidden"}
+    assert "hidden" not in repr(found)
+
+
+def test_arguments_go_before_variables():
+    environment = Environment.from_os({"REQDEDUP_RECIPE": "full", "REQDEDUP_PRESET": "mind"})
+    changed = environment.with_arguments(recipe="smoke", preset="", logs="x/behaviors.tsv")
+    assert (changed.recipe, changed.preset, changed.resolved_namespace) == ("smoke", "mind", "mind")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.54 kB"), (999_600, "1 MB"), (2.5e12, "2.5 TB")]
+)
+def test_bytes_for_people(count, text):
+    assert human_bytes(count) == text

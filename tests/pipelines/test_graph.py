@@ -1,0 +1,219 @@
+"""The asset graph is the one that is documented, and it runs: as a whole, in part, twice, and on a user's own log."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.recipes import smoke
+from pipelines.definitions import build_definitions
+from pipelines.environment import Environment
+from pipelines.summary import asset_metadata
+from reqdedup.storage import TableSource, checks
+from warehouse import embedded_catalog, load_table, open_catalog
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GRAPH = {
+    "raw_engagements": set(),
+    "engagements_shuffled": {"raw_engagements"},
+    "engagements_sorted": {"raw_engagements"},
+    "engagements_by_request": {"raw_engagements"},
+    "compression_report": {"engagements_shuffled", "engagements_sorted", "engagements_by_request"},
+    "request_features": {"engagements_by_request"},
+    "training_sample": {"engagements_by_request", "request_features"},
+    "retrieval_model": {"training_sample"},
+    "ranking_model": {"training_sample"},
+    "training_report": {"retrieval_model", "ranking_model"},
+}
+CHECKS = {
+    "raw_engagements": {"no_future_events"},
+    "engagements_shuffled": {"rows_equal_raw"},
+    "engagements_sorted": {"rows_equal_raw", "requests_whole", "sort_order_true", "buckets_right"},
+    "engagements_by_request": {
+        "rows_equal_raw",
+        "requests_whole",
+        "sort_order_true",
+        "buckets_right",
+        "no_future_events",
+    },
+    "training_sample": {"requests_whole", "sort_order_true", "buckets_right"},
+    "retrieval_model": {"loss_finite_and_falling"},
+    "ranking_model": {"loss_finite_and_falling"},
+}
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """A warehouse and a Dagster instance of their own under `folder`."""
+    home = folder / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("REQDEDUP_")}
+    binaries = str(Path(sys.executable).parent)
+    return mine | {
+        "REQDEDUP_DATA_DIR": str(folder / "data"),
+        "DAGSTER_HOME": str(home),
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def command(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=surroundings(folder) | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def run_graph(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    return command(sys.executable, "-m", "pipelines.run", *arguments, folder=folder, **variables)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory):
+    """The whole graph, once, from a synthetic log."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = run_graph("--recipe", "smoke", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def content(folder: Path, namespace: str, table: str) -> checks.ContentChecksum:
+    catalog = open_catalog(embedded_catalog(folder / "data"))
+    return checks.content_checksum(TableSource(load_table(catalog, namespace, table)))
+
+
+def test_graph_is_the_documented_one():
+    repository = build_definitions(Environment()).get_repository_def()
+    graph = repository.asset_graph
+    found = {
+        key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
+        for key in graph.get_all_asset_keys()
+    }
+    assert found == GRAPH
+    found_checks: dict[str, set[str]] = {}
+    for key in graph.asset_check_keys:
+        found_checks.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
+    assert found_checks == CHECKS
+    assert not any(graph.get(key).is_partitioned for key in graph.get_all_asset_keys())
+
+
+def test_whole_graph_runs_shows_progress_and_sums_up(smoke_run):
+    _, done = smoke_run
+    for asset in GRAPH:
+        assert f"{asset} " in done.stderr
+    for check in {f"{asset}_{name}" for asset, names in CHECKS.items() for name in names}:
+        assert any(line.split()[2:] == [check, "passed"] for line in done.stderr.splitlines()), check
+    for word in (
+        "rows",
+        "requests",
+        "fan-out",
+        "store-once limit",
+        "join",
+        "sample",
+        "retrieval",
+        "ranking",
+        "make ui",
+    ):
+        assert word in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_models_learn(smoke_run):
+    """Falling loss, and held-out users ranked better than by chance."""
+    folder, _ = smoke_run
+    catalog = open_catalog(embedded_catalog(folder / "data"))
+    report = load_table(catalog, "smoke", "training_report").scan().to_arrow().to_pylist()
+    figures = {(row["model"], row["metric"]): row for row in report}
+    for model in ("retrieval_model", "ranking_model"):
+        assert figures[model, "last_loss"]["value"] < figures[model, "first_loss"]["value"]
+    assert figures["ranking_model", "auc_click"]["value"] > 0.5
+    rank = figures["retrieval_model", "mean_log_rank"]
+    assert rank["value"] < rank["chance"]
+
+
+def test_second_run_changes_nothing(smoke_run):
+    folder, _ = smoke_run
+    tables = ("raw_engagements", "engagements_by_request", "training_sample")
+    before = [content(folder, "smoke", table) for table in tables]
+    chosen = "raw_engagements,engagements_by_request,request_features,training_sample"
+    done = run_graph("--recipe", "smoke", "--select", chosen, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert [content(folder, "smoke", table) for table in tables] == before
+
+
+def test_dagster_command_line_runs_a_selection(smoke_run):
+    folder, _ = smoke_run
+    done = command("dg", "launch", "--assets", "compression_report", folder=folder, REQDEDUP_RECIPE="smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path):
+    folder, _ = smoke_run
+    synthetic = content(folder, "smoke", "raw_engagements")
+    ratings = "".join(
+        f"{user}\t{item}\t{1 + (user * item) % 5}\t{881_250_000 + 40_000 * visit + 60 * item}\n"
+        for user in range(1, 21)
+        for visit in range(3)
+        for item in range(visit * 5 + 1, visit * 5 + 6)
+    )
+    log = tmp_path / "u.data"
+    log.write_text(ratings + "7\tnot-an-item\t4\tyesterday\n")
+    chosen = "raw_engagements,engagements_by_request,request_features,training_sample"
+    done = run_graph(
+        "--recipe", "smoke", "--logs", str(log), "--preset", "movielens", "--select", chosen, folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "300 rows" in done.stdout
+    assert "1 rows rejected" in done.stdout
+    catalog = open_catalog(embedded_catalog(folder / "data"))
+    rejected = load_table(catalog, "movielens", "rejected_engagements").scan().to_arrow().to_pylist()
+    assert [(row["file"], row["line"]) for row in rejected] == [("u.data", 301)]
+    assert content(folder, "smoke", "raw_engagements") == synthetic
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--logs", "no-such-file.csv", "--preset", "movielens"], "no-such-file.csv"),
+        (["--logs", "pyproject.toml"], "LOGS needs PRESET"),
+    ],
+)
+def test_wrong_input_is_a_clear_error(tmp_path, arguments, said):
+    done = run_graph("--recipe", "smoke", *arguments, folder=tmp_path)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_strict_run_fails_and_keeps_the_old_table(smoke_run, tmp_path):
+    folder, _ = smoke_run
+    log = tmp_path / "u.data"
+    log.write_text("1\t1\t5\t881250949\n1\t2\t9\t881250950\n2\tx\t5\tnever\n")
+    arguments = ["--recipe", "smoke", "--logs", str(log), "--preset", "movielens", "--namespace", "strictly"]
+    assert run_graph(*arguments, "--select", "raw_engagements", folder=folder).returncode == 0
+    before = content(folder, "strictly", "raw_engagements")
+    done = run_graph(*arguments, "--select", "raw_engagements", "--strict", folder=folder)
+    assert done.returncode == 1
+    assert "FAILED" in done.stderr
+    assert content(folder, "strictly", "raw_engagements") == before
+
+
+def test_recipes_are_complete_and_know_no_clock_once_given_a_date():
+    fixed = smoke().log.end_ts
+    assert smoke(fixed) == smoke(fixed)
+
+
+def test_metadata_is_that_of_the_namespace():
+    with dg.DagsterInstance.ephemeral() as instance:
+        for namespace, rows in (("one", 1), ("two", 2)):
+            metadata = {"namespace": namespace, "dagster/row_count": rows}
+            instance.report_runless_asset_event(dg.AssetMaterialization("raw_engagements", metadata=metadata))
+        assert asset_metadata(instance, "raw_engagements", "one")["dagster/row_count"] == 1
+        assert asset_metadata(instance, "raw_engagements", "three") == {}
