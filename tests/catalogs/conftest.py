@@ -82,10 +82,10 @@ def seaweedfs(server_folder: Path) -> Iterator[SeaweedFS]:
     running.server.stop()
 
 
-@pytest.fixture(params=CATALOGS)
-def catalog_config(request: pytest.FixtureRequest, tmp_path: Path) -> CatalogConfig:
+@pytest.fixture(scope="session", params=CATALOGS)
+def catalog_config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CatalogConfig:
     if request.param == "sqlite":
-        return embedded_catalog(tmp_path / "warehouse")
+        return embedded_catalog(tmp_path_factory.mktemp("warehouse"))
     seaweedfs: SeaweedFS = request.getfixturevalue("seaweedfs")
     if request.param == "postgres-s3":
         postgres: Postgres = request.getfixturevalue("postgres")
@@ -105,14 +105,18 @@ def postgres_config(postgres: Postgres, seaweedfs: SeaweedFS, *, uri: str = "") 
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def catalog(catalog_config: CatalogConfig) -> Catalog:
     return open_catalog(catalog_config)
 
 
 @pytest.fixture
 def namespace() -> str:
-    """A namespace of this test's own: the servers are shared by all tests of a session."""
+    """A namespace of this test's own: the catalogs are shared by all tests of a session."""
+    return new_namespace()
+
+
+def new_namespace() -> str:
     return f"test_{uuid.uuid4().hex[:12]}"
 
 
