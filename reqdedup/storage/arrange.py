@@ -23,6 +23,9 @@ from reqdedup.storage.spill import PART, Spill, gather, greedy_ranges
 NUM_SHUFFLE_PARTITIONS = 64
 """Rows are dealt to so many partitions at random, then each is permuted: together a uniform permutation."""
 
+SHUFFLE_ROWS = 262_144
+"""Small partitions are permuted together."""
+
 
 def in_request_order(
     spill: Spill, partition: int, *, max_rows: int, max_column_bytes: int, max_fat_bytes: int | None = None
@@ -78,16 +81,25 @@ def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_
 
 def in_random_order(spill: Spill, *, seed: int, max_fat_bytes: int) -> Iterator[pa.RecordBatch]:
     """All rows in a random order; `max_fat_bytes` as in `in_request_order`. Rows must have been dealt by `deal_rows`."""
+    if spill.num_rows == 0:
+        return
     requests = spill.requests(0)
     row_bytes = sum(_blob_bytes(requests, spill.schema), np.zeros(spill.num_parts, np.int64))
     row_bytes += scalar_bytes(spill.schema)
-    for partition in spill.partitions():
-        rows = spill.rows(partition)
-        rows = rows.take(pa.array(np.random.default_rng((seed, 1, partition)).permutation(rows.num_rows)))
+    for together in _partitions_together(spill):
+        rows = pa.Table.from_batches([spill.rows(partition) for partition in together]).combine_chunks().to_batches()[0]
+        rows = rows.take(pa.array(np.random.default_rng((seed, 1, together[0])).permutation(rows.num_rows)))
         position_of_row = _part_positions(requests, rows)
         for start, end in greedy_ranges((max_fat_bytes, row_bytes[position_of_row])):
             yield _batch(spill, requests, rows.slice(start, end - start), position_of_row[start:end])
         spill.release()
+
+
+def _partitions_together(spill: Spill) -> list[list[int]]:
+    """Partitions in groups of about SHUFFLE_ROWS rows; a union of random partitions is one."""
+    partitions = spill.partitions()
+    sizes = np.array([spill.num_rows_of(partition) for partition in partitions], np.int64)
+    return [partitions[start:end] for start, end in greedy_ranges((SHUFFLE_ROWS, sizes))] if partitions else []
 
 
 class DealRows:

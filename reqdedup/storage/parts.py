@@ -99,5 +99,5 @@ def check_sequence_lengths(requests: pa.RecordBatch, sequences: Sequence[Column]
 
 
 def blob_bytes(array: pa.Array) -> np.ndarray:
-    """Length of each value of a binary array [bytes], [N] int64."""
-    return pc.binary_length(array).to_numpy(zero_copy_only=False).astype(np.int64)
+    """Length of each value of a binary array [bytes], [N] int64; 0 for a null."""
+    return pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)

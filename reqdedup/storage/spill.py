@@ -117,6 +117,9 @@ class Spill:
         """The rows of one partition in arrival order, in memory."""
         return pa.Table.from_batches(self._rows.read(partition)).combine_chunks().to_batches()[0]
 
+    def num_rows_of(self, partition: int) -> int:
+        return sum(batch.num_rows for batch in self._rows.read(partition))
+
     def request_partitions(self) -> list[int]:
         """Partitions that hold requests, in rising order."""
         return sorted(self._requests.batches_of)
