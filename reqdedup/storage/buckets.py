@@ -50,18 +50,31 @@ class SortedTable:
     def __init__(self, table: Table, source: FileSource, order: Sequence[str]) -> None:
         self.name = ".".join(table.name())
         self.num_buckets, self._order, self._source = check_sorted(table, order), tuple(order), source
+        self._planned: tuple[np.ndarray | None, dict[int, list[RowGroup]]] | None = None
 
     def stream(
         self, unit: int, num_units: int, columns: Sequence[str], users: np.ndarray | None = None
     ) -> Iterator[pa.RecordBatch]:
         groups: dict[str, list[RowGroup]] = {}
-        for group in self._source.row_groups(users):
-            if group.bucket is not None and group.bucket % num_units == unit:
+        by_bucket = self._plan(users)
+        for bucket in range(unit, self.num_buckets, num_units):
+            for group in by_bucket.get(bucket, []):
                 groups.setdefault(group.path, []).append(group)
         chains = _chains({path: _user_range(self._source.footer(path)) for path in groups})
         read = partial(self._read, columns=columns, users=users)
         streams = [read([group for path in chain for group in groups[path]]) for chain in chains]
         return merge_streams(streams, self._order, self.name) if streams else iter(())
+
+    def _plan(self, users: np.ndarray | None) -> dict[int, list[RowGroup]]:
+        """Row groups by bucket; looked up once for a pass over all buckets, which hands over the same `users`."""
+        planned = self._planned
+        if planned is None or planned[0] is not users:
+            by_bucket: dict[int, list[RowGroup]] = {}
+            for group in self._source.row_groups(users):
+                if group.bucket is not None:
+                    by_bucket.setdefault(group.bucket, []).append(group)
+            self._planned = planned = (users, by_bucket)
+        return planned[1]
 
     def _read(
         self, groups: Sequence[RowGroup], columns: Sequence[str], users: np.ndarray | None

@@ -3,7 +3,7 @@
 A key is a list of int64 columns, most significant first: `[user_id, request_id]` or `[user_id, request_id, item_id]`.
 Tables are sorted by such keys, so equal keys are neighbours and nothing here hashes or sorts. Ids may be any int64
 (hashed strings use all 64 bits), so columns are never packed into one integer either: keys are found column by column
-inside the segment that the columns before it leave, first by a guess, then by bisection of all rows at once.
+inside the segment that the columns before leave, first by a guess, then by bisecting for all rows at once.
 """
 
 from __future__ import annotations
@@ -45,69 +45,93 @@ def count_up_to(key: Key, last: Sequence[int]) -> int:
     return low + int(np.searchsorted(key[-1][low:high], last[-1], "right"))
 
 
-def find_in_segments(
-    needle: np.ndarray, haystack: np.ndarray, start: np.ndarray, end: np.ndarray, guess: np.ndarray
-) -> np.ndarray:
-    """Position of each needle in its own segment `haystack[start:end]`, the first one; -1 where it is not there.
+def prefix_runs(key: Key) -> list[np.ndarray]:
+    """Row at which each run of an equal prefix starts, for the prefixes of 1, 2, ... columns; each is in the next."""
+    starts, new = [], np.zeros(len(key[0]), bool)
+    new[:1] = True
+    for column in key:
+        new[1:] |= column[1:] != column[:-1]
+        starts.append(np.flatnonzero(new))
+    return starts
 
-    needle, start, end, guess: [N]; haystack rises strictly inside every segment. `guess` may point anywhere: where it
-    is right, as when both sides hold the same keys, the bisection is skipped.
+
+def find_in_segments(
+    needle: np.ndarray, haystack: np.ndarray, first: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+    """Position of each needle in its segment of `haystack`, [N] int64; -1 where it is not there.
+
+    Needles come in S stretches: those from `first[s]` to `first[s + 1]` look in `haystack[start[s]:end[s]]`, which rises
+    strictly. first: [S + 1]; start, end: [S]. The guess is that the n-th needle of a stretch is the n-th of its segment;
+    where both sides hold the same keys it always is, and only the others are bisected.
     """
-    position = np.full(len(needle), -1, np.int64)
     if len(haystack) == 0 or len(needle) == 0:
-        return position
-    near = np.clip(guess, 0, len(haystack) - 1)
-    hit = (near >= start) & (near < end) & (haystack[near] == needle)
-    position[hit] = near[hit]
-    rest = np.flatnonzero(~hit & (start < end))
+        return np.full(len(needle), -1, np.int64)
+    lengths = np.diff(first)
+    position = np.repeat(start - first[:-1], lengths)
+    position += np.arange(len(needle))
+    near = haystack[np.minimum(position, len(haystack) - 1)]
+    rest = np.flatnonzero((near != needle) | (position >= np.repeat(end, lengths)))
     if len(rest) == 0:
         return position
-    low, high, wanted = start[rest], end[rest], needle[rest]
+    stretch = np.searchsorted(first, rest, "right") - 1
+    low, high, wanted = start[stretch], end[stretch], needle[rest]
+    last = high - 1
     for _ in range(int((high - low).max()).bit_length()):
         middle = (low + high) >> 1
         less = haystack[np.minimum(middle, len(haystack) - 1)] < wanted
         less &= low < high
         low, high = np.where(less, middle + 1, low), np.where(less, high, middle)
-    found = (low < end[rest]) & (haystack[np.minimum(low, len(haystack) - 1)] == wanted)
-    position[rest[found]] = low[found]
+    found = (low <= last) & (haystack[np.minimum(low, len(haystack) - 1)] == wanted)
+    position[rest] = np.where(found, low, -1)
     return position
 
 
 def match_keys(left: Key, right: Key) -> np.ndarray:
-    """Row of `right` that holds each left row's key, [N left] int64, -1 where none does.
+    """First row of `right` that holds each left row's key, [N left] int64, -1 where none does.
 
-    left: any order and repetition; the work is per run of equal keys.  right: sorted, every key once.
+    left: any order and repetition; the work is per run of equal keys.  right: sorted.
     """
-    run_of_key = run_starts(left)
-    run_lengths = np.diff(np.append(run_of_key, len(left[0])))
-    return np.repeat(_match_runs([column[run_of_key] for column in left], right), run_lengths)
+    return match_runs(left, prefix_runs(left), right, prefix_runs(right))
 
 
-def _match_runs(left: Key, right: Key) -> np.ndarray:
-    if len(left[0]) == len(right[0]) and all(np.array_equal(a, b) for a, b in zip(left, right)):
-        return np.arange(len(right[0]), dtype=np.int64)
-    # Runs of the left prefix, and for each the rows of `right` that hold it, [start, end): at first everything.
-    runs = np.zeros(1, np.int64)
-    start, end = np.zeros(1, np.int64), np.full(1, len(right[0]), np.int64)
-    for level in range(1, len(left) + 1):
-        inner, right_runs = run_starts(left[:level]), run_starts(right[:level])
-        outer = np.searchsorted(runs, inner, "right") - 1
-        # Segments in runs of the right prefix; the guess: the n-th run of one side is the n-th of the other.
-        segment_start = np.searchsorted(right_runs, start)[outer]
-        segment_end = np.searchsorted(right_runs, end)[outer]
-        guess = segment_start + np.arange(len(inner)) - np.searchsorted(inner, runs)[outer]
+def match_runs(left: Key, left_runs: Sequence[np.ndarray], right: Key, right_runs: Sequence[np.ndarray]) -> np.ndarray:
+    """`match_keys` where the runs of all prefixes of both sides are known."""
+    # Runs of one more column at a time: `position` holds, for each left run, the right run with its prefix.
+    position = np.zeros(1, np.int64)
+    left_outer = right_outer = np.zeros(1, np.int64)
+    for level, (left_inner, right_inner) in enumerate(zip(left_runs, right_runs)):
+        left_first, right_first = _first_inner(left_outer, left_inner), _first_inner(right_outer, right_inner)
+        missing = position < 0
         position = find_in_segments(
-            left[level - 1][inner], right[level - 1][right_runs], segment_start, segment_end, guess
+            _at(left[level], left_inner),
+            _at(right[level], right_inner),
+            left_first,
+            np.where(missing, 0, right_first[position]),
+            np.where(missing, 0, right_first[position + 1]),
         )
-        right_offsets = np.append(right_runs, len(right[0]))
-        runs, missing = inner, position < 0
-        start = np.where(missing, 0, right_offsets[position])
-        end = np.where(missing, 0, right_offsets[position + 1])
-    return np.where(missing, -1, start)
+        left_outer, right_outer = left_inner, right_inner
+    if len(right_outer) < len(right[0]):
+        position = np.where(position < 0, -1, right_outer[position]) if len(right_outer) else position
+    if len(left_outer) < len(left[0]):
+        position = np.repeat(position, np.diff(left_outer, append=len(left[0])))
+    return position
 
 
-def unmatched(position: np.ndarray, num_right: int) -> int:
-    """Right rows that no position points at."""
-    used = np.zeros(num_right, bool)
+def _first_inner(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Inner run with which each outer run starts, and at the end the number of inner runs."""
+    if len(inner) and len(inner) == inner[-1] + 1:  # an inner run is a row
+        return np.append(outer, len(inner))
+    return np.append(np.searchsorted(inner, outer), len(inner))
+
+
+def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return column if len(rows) == len(column) else column[rows]
+
+
+def unmatched(position: np.ndarray, starts: np.ndarray) -> int:
+    """Right keys that no position points at; `starts`: the first row of each."""
+    if len(starts) == 0:
+        return 0
+    used = np.zeros(int(starts[-1]) + 1, bool)
     used[position[position >= 0]] = True
-    return num_right - int(used.sum())
+    return len(starts) - int(used.sum())

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from reqdedup.encoding import element_type
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, Kind
-from reqdedup.storage.keys import match_keys, run_starts, unmatched
-from reqdedup.storage.source import compact_batch, compact_blobs, take_rows
+from reqdedup.storage.keys import match_runs, prefix_runs, run_starts, unmatched
+from reqdedup.storage.source import compact_batch, compact_blobs
 from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, Cursor, key_columns
 
 INNER, LEFT = "inner", "left"
@@ -88,26 +88,27 @@ class MergeJoin:
             if joined.num_rows:
                 yield joined
         while right_rows.fill():  # no left row is left: what comes is unused, but counted and checked like the rest
-            rest = right_rows.take()
-            counts.right_rows += rest.num_rows
-            counts.unused_right_keys += len(self._distinct_keys(rest, counts)[0][0])
+            key = key_columns(right_rows.take(), self.on)
+            starts = run_starts(key)
+            self._count_right(key, starts, counts)
+            counts.unused_right_keys += len(starts)
 
     def _join_piece(self, left: pa.RecordBatch, right: pa.RecordBatch | None, counts: JoinCounts) -> pa.RecordBatch:
-        position = np.full(left.num_rows, -1, np.int64)
-        if right is not None:
-            keys, rows = self._distinct_keys(right, counts)
-            position = match_keys(key_columns(left, self.on), keys)
-            counts.right_rows += right.num_rows
-            counts.unused_right_keys += unmatched(position, len(keys[0]))
-            if rows is not None:
-                position[position >= 0] = rows[position[position >= 0]]
+        if right is None:
+            position = np.full(left.num_rows, -1, np.int64)
+        else:
+            left_key, right_key = key_columns(left, self.on), key_columns(right, self.on)
+            right_runs = prefix_runs(right_key)
+            self._count_right(right_key, right_runs[-1], counts)
+            position = match_runs(left_key, prefix_runs(left_key), right_key, right_runs)
+            counts.unused_right_keys += unmatched(position, right_runs[-1])
         found = position >= 0
         num_found = int(found.sum())
         counts.left_rows += left.num_rows
         counts.matched_rows += num_found
         counts.missing_rows += left.num_rows - num_found
         if self.how == INNER and num_found < left.num_rows:
-            left, position = take_rows(left, found), position[found]
+            left, position = compact_batch(left.filter(pa.array(found))), position[found]
         added = [
             _gather(None if right is None else right.column(column.name), position, column)
             for column in self.right_columns
@@ -118,21 +119,18 @@ class MergeJoin:
         ]
         return pa.RecordBatch.from_arrays([*left.columns, *added], schema=pa.schema([*left.schema, *fields]))
 
-    def _distinct_keys(self, right: pa.RecordBatch, counts: JoinCounts) -> tuple[list[np.ndarray], np.ndarray | None]:
-        """Every key once, and the first row of each (None where every row has its own)."""
-        keys = key_columns(right, self.on)
-        starts = run_starts(keys)
-        if len(starts) == right.num_rows:
-            return keys, None
-        if self.duplicates == DUPLICATES_ERROR:
-            row = int(starts[np.argmax(np.diff(starts, append=right.num_rows) > 1)])
+    def _count_right(self, key: Sequence[np.ndarray], starts: np.ndarray, counts: JoinCounts) -> None:
+        """Count right rows and duplicate keys; `starts` is the first row of each key. A match is that first row."""
+        num_rows = len(key[0])
+        counts.right_rows += num_rows
+        counts.duplicate_right_keys += num_rows - len(starts)
+        if len(starts) < num_rows and self.duplicates == DUPLICATES_ERROR:
+            row = int(starts[np.argmax(np.diff(starts, append=num_rows) > 1)])
             raise ValueError(
                 f"{self.right_name}: every ({', '.join(self.on)}) must be there once, "
-                f"found {tuple(int(column[row]) for column in keys)} more than once; join on a longer key, "
+                f"found {tuple(int(column[row]) for column in key)} more than once; join on a longer key, "
                 "remove the duplicates, or pass duplicates='first' to take the first row of each"
             )
-        counts.duplicate_right_keys += right.num_rows - len(starts)
-        return [column[starts] for column in keys], starts
 
 
 def missing_blob(column: Column) -> bytes:
