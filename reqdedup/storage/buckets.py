@@ -24,6 +24,9 @@ from reqdedup.storage.reader import FileSource, RowGroup
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.streams import merge_streams
 
+SCALAR_ROWS = 2**16
+"""Rows of scalars alone that are read together: few enough for the processor's caches, enough to pay for a call."""
+
 
 class SortedSource(Protocol):
     """Anything that can be read bucket by bucket in key order: a table, or a join of tables."""
@@ -79,13 +82,12 @@ class SortedTable:
     def _read(
         self, groups: Sequence[RowGroup], columns: Sequence[str], users: np.ndarray | None
     ) -> Iterator[pa.RecordBatch]:
+        if users is None:
+            yield from self._source.stream(groups, columns, scalar_rows=SCALAR_ROWS)
+            return
         for group in groups:
-            if users is None:
-                yield self._source.read_row_group(group, columns)
-                continue
             # The ids alone first: most row groups hold none of a small sample's users.
-            user_id = self._source.read_row_group(group, [USER_ID]).column(0).to_numpy()
-            keep = np.isin(user_id, users)
+            keep = np.isin(self._source.read_row_group(group, [USER_ID]).column(0).to_numpy(), users)
             if keep.any():
                 yield take_rows(self._source.read_row_group(group, columns), keep)
 

@@ -112,13 +112,25 @@ class FileSource:
         wanted = None if users is None else _user_array(users)
         with _OpenFiles(self) as files:
             for group in self.row_groups(wanted):
-                yield from self._read(files, group, self._columns(columns), wanted)
+                yield from self._read(files, [group], self._columns(columns), wanted)
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """One row group as one deduplicated batch."""
+        return next(self.stream([group], columns))
+
+    def stream(
+        self, groups: Iterable[RowGroup], columns: Sequence[str] | None = None, *, scalar_rows: int = 0
+    ) -> Iterator[pa.RecordBatch]:
+        """These row groups in this order, one batch each; a file stays open from one to the next.
+
+        scalar_rows: where no column is a blob, neighbours in a file come as one batch of at most so many rows: a batch
+        has its fixed cost, and a row group of blobs is short.
+        """
+        chosen = self._columns(columns)
+        limit = 0 if any(column.is_blob for column in chosen) else scalar_rows
         with _OpenFiles(self) as files:
-            batches = list(self._read(files, group, self._columns(columns), None))
-        return _concat(batches)
+            for together in _neighbours(groups, limit):
+                yield _concat(list(self._read(files, together, chosen, None)))
 
     def _columns(self, names: Sequence[str] | None) -> list[Column]:
         if names is None:
@@ -152,13 +164,15 @@ class FileSource:
             raise _unreadable(path, error) from error
 
     def _read(
-        self, files: _OpenFiles, group: RowGroup, columns: list[Column], users: np.ndarray | None
+        self, files: _OpenFiles, groups: list[RowGroup], columns: list[Column], users: np.ndarray | None
     ) -> Iterator[pa.RecordBatch]:
+        """Row groups of one file; more than one only where no column is a list."""
+        path = groups[0].path
         names = {column.name for column in columns}
         read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
-        leaves = set(self.footer(group.path).schema.names)
-        file = files.open(group.path, [column.name for column in read if column.is_blob and column.name in leaves])
-        pieces = _readable(group.path, self._pieces(file, group, read))
+        leaves = set(self.footer(path).schema.names)
+        file = files.open(path, [column.name for column in read if column.is_blob and column.name in leaves])
+        pieces = _readable(path, self._pieces(file, groups, read))
         if self._merge_pieces:
             pieces = iter([_concat(list(pieces))])
         for batch in pieces:
@@ -169,7 +183,8 @@ class FileSource:
                 batch = batch.select([column.name for column in columns])
             yield batch
 
-    def _pieces(self, file: pq.ParquetFile, group: RowGroup, columns: list[Column]) -> Iterator[pa.RecordBatch]:
+    def _pieces(self, file: pq.ParquetFile, groups: list[RowGroup], columns: list[Column]) -> Iterator[pa.RecordBatch]:
+        group = groups[0]
         present = [column for column in columns if column.name in file.schema_arrow.names]
         for column in columns:
             if column not in present and not column.nullable:
@@ -177,7 +192,8 @@ class FileSource:
         names = [column.name for column in present]
         lists = [c for c in present if c.is_blob and not pa.types.is_dictionary(file.schema_arrow.field(c.name).type)]
         if not lists:
-            yield _deduplicated(file.read_row_group(group.index, columns=names), columns, group.num_rows)
+            table = file.read_row_groups([one.index for one in groups], columns=names)
+            yield _deduplicated(table, columns, sum(one.num_rows for one in groups))
             return
         prefixes = tuple(f"{column.name}." for column in lists)
         footer = file.metadata.row_group(group.index)
@@ -288,6 +304,20 @@ def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
         return batches[0]
     table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
     return table.to_batches()[0]
+
+
+def _neighbours(groups: Iterable[RowGroup], max_rows: int) -> Iterator[list[RowGroup]]:
+    """Row groups that follow one another in a file, together while they hold at most `max_rows`."""
+    together: list[RowGroup] = []
+    for group in groups:
+        if together:
+            follows = (group.path, group.index) == (together[-1].path, together[-1].index + 1)
+            if not follows or sum(one.num_rows for one in together) + group.num_rows > max_rows:
+                yield together
+                together = []
+        together.append(group)
+    if together:
+        yield together
 
 
 def _readable(path: str, pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
