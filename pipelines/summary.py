@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.environment import Environment
+from reqdedup.storage.catalogs import shown_uri
 
 RUNS_LOOKED_AT = 100
 LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
@@ -63,12 +64,23 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, sec
     return [
         *lines,
         "",
-        f"  tables     {environment.data_dir}  (catalog.db, tables/, models/)",
+        f"  tables     {_place(environment)}",
         "  next       make ui                     the graph, its checks and reports",
         "             make notebooks              the compression report, drawn",
         "             make run LOGS=<path> PRESET=movielens|mind|kuairand      your own log",
         "",
     ]
+
+
+def _place(environment: Environment) -> str:
+    """Where tables and models are; a catalog's uri without its password."""
+    properties = environment.catalog_properties
+    if not properties:
+        return f"{environment.data_dir}  (catalog.db, tables/, models/)"
+    return (
+        f"{properties.get('warehouse', 'where the catalog puts them')}, catalog {shown_uri(properties)}; "
+        f"models in {environment.data_dir / 'models'}"
+    )
 
 
 def _layout_lines(report: dict[str, Any]) -> list[str]:

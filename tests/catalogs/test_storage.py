@@ -109,6 +109,28 @@ def test_two_writers_lose_no_row(
     assert same(plain(batches), plain(TableSource(open_catalog(catalog_config).load_table(identifier)).batches()))
 
 
+def test_of_two_writers_that_replace_the_later_is_told_and_changes_nothing(
+    catalog_config: CatalogConfig, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
+) -> None:
+    identifier = f"{namespace}.t"
+    table = create_table(open_catalog(catalog_config), identifier, schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
+    write(table, batches)
+    first, rest = split_by_user(batches)
+    one, two = (open_catalog(catalog_config).load_table(identifier) for _ in range(2))
+
+    def meanwhile() -> Iterator[pa.RecordBatch]:
+        yield from rest
+        write(one, first)
+
+    with pytest.raises(RuntimeError, match=r"another writer changed the table.*repeat the write"):
+        write(two, meanwhile())
+    loaded = open_catalog(catalog_config).load_table(identifier)
+    assert same(plain(first), plain(TableSource(loaded).batches()))
+    in_snapshots = set(loaded.inspect.all_files()["file_path"].to_pylist())
+    on_storage = [path for path in stored_files(loaded) if path.endswith(".parquet")]
+    assert len(on_storage) == len(in_snapshots)
+
+
 def test_a_table_that_is_made_anew_leaves_no_file_behind(
     catalog: Catalog, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
