@@ -9,7 +9,7 @@ EXTRAS := train,dagster,notebooks,dev
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PORT ?= 3000
-# Two processes share two cores: one thread each is faster than four threads fighting.
+# The tests are mostly single-threaded: two processes keep two cores busy. TEST_WORKERS=0 runs them in this one.
 TEST_WORKERS ?= 2
 
 FITTING_PYTHON := 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
@@ -19,7 +19,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 
 # Dagster keeps its run history here; without it every command forgets the one before.
 export DAGSTER_HOME := $(CURDIR)/.dagster
-ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
+ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help setup run ui test check format notebooks clean distclean
 
@@ -67,8 +67,8 @@ clean: ## remove caches and build output
 distclean: clean ## remove .venv, Dagster's history and the tables under warehouse/data too
 	@rm -rf .venv .dagster warehouse/data
 
-.dagster/dagster.yaml: dagster.yaml
-	@mkdir -p .dagster && ln -sf ../dagster.yaml $@
+.dagster/dagster.yaml: pipelines/dagster.yaml
+	@mkdir -p .dagster && ln -sf ../pipelines/dagster.yaml $@
 
 # The stamp is as old as the last complete installation, so an interrupted one is repeated.
 $(INSTALLED): pyproject.toml constraints.txt
