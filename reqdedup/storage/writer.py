@@ -43,7 +43,7 @@ LARGE_PAGES_ROW_GROUP_BYTES = 512 * 2**20
 PIECE_BYTES = 32 * 2**20
 """Shuffled rows are gathered in pieces of about this many bytes."""
 
-MAX_CHUNK_BYTES = 2**20
+MAX_CHUNK_BYTES = 128 * 2**10
 """Copies of one list that are laid down before the chunk is used again."""
 
 
