@@ -134,7 +134,8 @@ def batches() -> list[pa.RecordBatch]:
 def _started(start: Callable[[Path], S], folder: Path) -> S:
     try:
         return start(folder)
-    except ServerMissingError as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
+    except ServerMissingError as error:
+        missing = str(error)
+    if os.environ.get("CI"):
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(missing)
