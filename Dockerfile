@@ -7,7 +7,7 @@ ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 DAGSTER_HOME=/app/.dagster
 
 RUN useradd --create-home --uid 1000 app && mkdir -p /app/.dagster /app/warehouse/data \
-    && ln -s /app/dagster.yaml /app/.dagster/dagster.yaml && chown -R app /app
+    && ln -s /app/pipelines/dagster.yaml /app/.dagster/dagster.yaml && chown -R app /app
 WORKDIR /app
 
 # Dependencies first, so that a change of code does not install them again.

@@ -50,13 +50,14 @@ def surroundings(folder: Path) -> dict[str, str]:
     """A warehouse and a Dagster instance of their own under `folder`."""
     home = folder / "dagster"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    (home / "dagster.yaml").write_text((ROOT / "pipelines" / "dagster.yaml").read_text())
     mine = {name: value for name, value in os.environ.items() if not name.startswith("REQDEDUP_")}
-    binaries = str(Path(sys.executable).parent)
+    environment = Path(sys.executable).parent.parent
     return mine | {
         "REQDEDUP_DATA_DIR": str(folder / "data"),
         "DAGSTER_HOME": str(home),
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(environment),
+        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
 
 
