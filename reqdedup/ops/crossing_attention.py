@@ -2,7 +2,8 @@
 
     out_b = softmax([q_b K_r^T ; q_b k_b] / sqrt(K)) [V_r ; v_b]          r: the request of row b
 
-K_r and V_r exist once per request and are never copied to its rows. Every backend computes the same thing:
+K_r and V_r exist once per request and are never copied to its rows. Requests of one user may share them too, each seeing
+a prefix (`Prefixes`). Every backend computes the same thing:
 
 | backend | where | how |
 |---|---|---|
@@ -20,11 +21,13 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from reqdedup.ops.crossing_attention_flash import crossing_attention_flash
+from reqdedup.ops.prefixes import Prefixes, ranges
 from reqdedup.ops.ragged import Rectangle, length_bucket
 
 Backend = Callable[..., torch.Tensor]
@@ -39,6 +42,7 @@ def crossing_attention(
     history_offsets_R1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     *,
+    prefixes: Prefixes | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """What each candidate reads from its request's context and from itself: [B, H, K].
@@ -46,19 +50,20 @@ def crossing_attention(
     query, self_key, self_value: [B, H, K] of the rows; key, value: [T, H, K] of the histories, packed.
     history_offsets_R1, row_offsets_R1: [R + 1] int64, rising from 0 to T and to B; a request may have no history (its
     candidates then read themselves alone) or no rows. Scores are scaled by 1 / sqrt(K).
+    prefixes: where requests share contexts; history_offsets_R1 then is [G + 1], of the contexts.
     backend: naive, sdpa, flash, triton, or auto: flash on a CPU; on a GPU triton where it is installed and serves the
     type and the head width, else sdpa.
     Raises ValueError for shapes that do not fit together and for a backend that cannot run here.
     """
     tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)
-    check_shapes(*tensors, history_offsets_R1, row_offsets_R1)
+    check_shapes(*tensors, history_offsets_R1, row_offsets_R1, prefixes)
     if backend == "auto":
         backend = _best_backend(query_BHK)
     if backend not in BACKENDS:
         raise ValueError(f"crossing_attention: backend one of auto, {', '.join(BACKENDS)} required, found {backend!r}")
     if not query_BHK.numel():  # no rows: nothing to compute, but every input keeps a (zero) gradient, as DDP wants
         return query_BHK + self_key_BHK + self_value_BHK + 0 * (key_THK.sum() + value_THK.sum())
-    return BACKENDS[backend](*tensors, history_offsets_R1, row_offsets_R1)
+    return BACKENDS[backend](*tensors, history_offsets_R1, row_offsets_R1, prefixes)
 
 
 def _best_backend(query_BHK: torch.Tensor) -> str:
@@ -88,6 +93,7 @@ def check_shapes(
     value_THK: torch.Tensor,
     history_offsets_R1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
+    prefixes: Prefixes | None = None,
 ) -> None:
     """Raise ValueError where the arguments do not fit together; looks at shapes and types, never at values."""
     if query_BHK.ndim != 3 or self_key_BHK.shape != query_BHK.shape or self_value_BHK.shape != query_BHK.shape:
@@ -100,10 +106,17 @@ def check_shapes(
             f"crossing_attention: key and value [T, {query_BHK.shape[1]}, {query_BHK.shape[2]}] required, "
             f"found {tuple(key_THK.shape)} and {tuple(value_THK.shape)}"
         )
-    if history_offsets_R1.ndim != 1 or history_offsets_R1.shape != row_offsets_R1.shape or not len(row_offsets_R1):
+    request_offsets = row_offsets_R1 if prefixes is None else prefixes.request_offsets_G1
+    num_requests = len(row_offsets_R1) - 1 if prefixes is None else prefixes.num_requests
+    if (
+        history_offsets_R1.shape != request_offsets.shape
+        or row_offsets_R1.shape != (num_requests + 1,)
+        or num_requests < 0
+    ):
         raise ValueError(
             f"crossing_attention: history and row offsets, both [R + 1], required, "
             f"found {tuple(history_offsets_R1.shape)} and {tuple(row_offsets_R1.shape)}"
+            + ("" if prefixes is None else f" with {num_requests} prefixes of {len(request_offsets) - 1} contexts")
         )
     dtypes = {x.dtype for x in (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)}
     if len(dtypes) > 1:
@@ -118,15 +131,16 @@ def crossing_attention_naive(
     value_THK: torch.Tensor,
     history_offsets_R1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
+    prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
     """The definition: one row at a time, its request's context and itself laid out as one sequence."""
     scale = query_BHK.shape[-1] ** -0.5
-    history, rows = history_offsets_R1.tolist(), row_offsets_R1.tolist()
+    (begins, ends), rows = ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist()
     attended = []
     for r in range(len(rows) - 1):
         for b in range(rows[r], rows[r + 1]):
-            key_LHK = torch.cat([key_THK[history[r] : history[r + 1]], self_key_BHK[b : b + 1]])
-            value_LHK = torch.cat([value_THK[history[r] : history[r + 1]], self_value_BHK[b : b + 1]])
+            key_LHK = torch.cat([key_THK[begins[r] : ends[r]], self_key_BHK[b : b + 1]])
+            value_LHK = torch.cat([value_THK[begins[r] : ends[r]], self_value_BHK[b : b + 1]])
             weight_HL = torch.softmax(torch.einsum("hk,lhk->hl", query_BHK[b], key_LHK) * scale, dim=-1)
             attended.append(torch.einsum("hl,lhk->hk", weight_HL, value_LHK))
     return torch.stack(attended)
@@ -140,25 +154,26 @@ def crossing_attention_sdpa(
     value_THK: torch.Tensor,
     history_offsets_R1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
+    prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
     """Portable form: one call per group of requests of similar history and number of rows, [context ; candidates] as
     keys under a mask that shows each candidate its context and, of the candidates, only itself."""
-    history, rows = history_offsets_R1.tolist(), row_offsets_R1.tolist()
+    (begins, ends), rows = ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist()
     device = query_BHK.device
     buckets: dict[tuple[int, int], list[int]] = {}
     for r in range(len(rows) - 1):
-        length, count = history[r + 1] - history[r], rows[r + 1] - rows[r]
+        length, count = ends[r] - begins[r], rows[r + 1] - rows[r]
         if count:
             length_key = length_bucket(length, steps_per_octave=2) if length else -1
             buckets.setdefault((length_key, length_bucket(count, steps_per_octave=2)), []).append(r)
     attended, row_of_attended = [], []
     for (length_key, _), requests in sorted(buckets.items()):
-        row = Rectangle.of(requests, rows, device)
+        row = Rectangle.of(requests, rows, rows[1:], device)
         num_candidates = row.shape[1]
         sees = torch.eye(num_candidates, dtype=torch.bool, device=device).expand(len(requests), -1, -1)
         key, value = row.take(self_key_BHK), row.take(self_value_BHK)
         if length_key >= 0:
-            token = Rectangle.of(requests, history, device)
+            token = Rectangle.of(requests, begins, ends, device)
             sees = torch.cat([token.valid[:, None, :].expand(-1, num_candidates, -1), sees], dim=2)
             key = torch.cat([token.take(key_THK), key], dim=1)
             value = torch.cat([token.take(value_THK), value], dim=1)
@@ -170,7 +185,7 @@ def crossing_attention_sdpa(
     return torch.cat(attended)[torch.cat(row_of_attended).argsort()]
 
 
-def crossing_attention_triton(*arguments: torch.Tensor) -> torch.Tensor:
+def crossing_attention_triton(*arguments: Any) -> torch.Tensor:
     """The Triton kernels, imported when first asked for: the package is optional and missing beside a CPU torch."""
     try:
         from reqdedup.ops import crossing_attention_triton as kernels

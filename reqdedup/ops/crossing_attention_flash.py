@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from reqdedup.ops.prefixes import Prefixes, ranges
 from reqdedup.ops.ragged import Rectangle, length_bucket
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -41,18 +42,18 @@ class _Call:
         return mask.masked_fill_(~self.token.valid, -torch.inf)[:, None, None, :]
 
 
-def _calls(history: list[int], rows: list[int]) -> list[_Call]:
+def _calls(begins: list[int], ends: list[int], rows: list[int]) -> list[_Call]:
     """The calls that together cover every request that has both a history and rows."""
     device = torch.device("cpu")
     buckets: dict[tuple[bool, int, int], list[int]] = {}
     for r in range(len(rows) - 1):
-        length, count = history[r + 1] - history[r], rows[r + 1] - rows[r]
+        length, count = ends[r] - begins[r], rows[r + 1] - rows[r]
         if length and count:
             shared = length <= _PADDED_CONTEXT_AT_MOST
             length_key = length_bucket(length, steps_per_octave=2) if shared else length
             buckets.setdefault((shared, length_key, length_bucket(count, steps_per_octave=2)), []).append(r)
     return [
-        _Call(Rectangle.of(requests, rows, device), Rectangle.of(requests, history, device))
+        _Call(Rectangle.of(requests, rows, rows[1:], device), Rectangle.of(requests, begins, ends, device))
         for _, requests in sorted(buckets.items())
     ]
 
@@ -73,8 +74,9 @@ class _CrossingAttention(torch.autograd.Function):
         value: torch.Tensor,
         history_offsets_R1: torch.Tensor,
         row_offsets_R1: torch.Tensor,
+        prefixes: Prefixes | None,
     ) -> torch.Tensor:
-        calls = _calls(history_offsets_R1.tolist(), row_offsets_R1.tolist())
+        calls = _calls(*ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist())
         wide = torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5
         self_score_BH = (query.to(wide) * self_key.to(wide)).sum(-1) * scale
@@ -93,7 +95,7 @@ class _CrossingAttention(torch.autograd.Function):
         out_BHK = context_out_BHK.to(wide) * (context_lse_BH - lse_BH).exp()[..., None]
         out_BHK += self_value.to(wide) * (self_score_BH - lse_BH).exp()[..., None]
         out_BHK = out_BHK.to(query.dtype)
-        ctx.calls, ctx.scale = calls, scale
+        ctx.calls, ctx.scale, ctx.is_shared = calls, scale, prefixes is not None
         ctx.save_for_backward(query, self_key, self_value, key, value, out_BHK, self_score_BH, lse_BH)
         return out_BHK
 
@@ -126,12 +128,13 @@ class _CrossingAttention(torch.autograd.Function):
                 attn_mask=call.context_mask(query.dtype),
             )
             call.row.put(grad_query, grad_q.transpose(1, 2))
-            call.token.put(grad_key, grad_k.transpose(1, 2))
-            call.token.put(grad_value, grad_v.transpose(1, 2))
+            write = call.token.add if ctx.is_shared else call.token.put
+            write(grad_key, grad_k.transpose(1, 2))
+            write(grad_value, grad_v.transpose(1, 2))
         grad_query = (grad_query.to(wide) + self_grad_BH1 * self_key.to(wide)).to(query.dtype)
         grad_self_key = (self_grad_BH1 * query.to(wide)).to(query.dtype)
         grad_self_value = (self_weight_BH1 * grad_wide).to(query.dtype)
-        return grad_query, grad_self_key, grad_self_value, grad_key, grad_value, None, None
+        return grad_query, grad_self_key, grad_self_value, grad_key, grad_value, None, None, None
 
 
 def crossing_attention_flash(
@@ -142,10 +145,11 @@ def crossing_attention_flash(
     value_THK: torch.Tensor,
     history_offsets_R1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
+    prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
     """`crossing_attention` on CPU tensors; see the module. Raises ValueError for tensors elsewhere."""
     if query_BHK.device.type != "cpu":
         raise ValueError(f"backend 'flash' needs CPU tensors, found {query_BHK.device}; use sdpa there")
     return _CrossingAttention.apply(
-        query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK, history_offsets_R1, row_offsets_R1
+        query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK, history_offsets_R1, row_offsets_R1, prefixes
     )

@@ -3,7 +3,8 @@
 """Triton kernels of crossing attention; `crossing_attention_triton` launches them and says how they work.
 
 Tensors are [N, H, K] with any step between rows and the usual ones between heads and columns; `lse` and `row_term` are
-[B, H] float32, dense. Scores are in base 2: scale_log2 = log2(e) / sqrt(K).
+[B, H] float32, dense. Scores are in base 2: scale_log2 = log2(e) / sqrt(K). Request r sees the packed tokens from
+history_begin[r] to history_end[r].
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def forward_kernel(
     self_value,
     key,
     value,
-    history_offsets,
+    history_begin,
+    history_end,
     row_offsets,
     tile_request,
     tile_start,
@@ -68,8 +70,8 @@ def forward_kernel(
         return
     row_end = tl.load(row_offsets + request + 1)
     row = tl.load(tile_start + tl.program_id(0)) + tl.arange(0, block_rows)
-    begin = tl.load(history_offsets + request)
-    end = tl.load(history_offsets + request + 1)
+    begin = tl.load(history_begin + request)
+    end = tl.load(history_end + request)
     shift = head * width
 
     q = _load(query + shift, row, row_end, query_stride, width, block_width)
@@ -101,7 +103,8 @@ def row_gradient_kernel(
     key,
     value,
     grad_out,
-    history_offsets,
+    history_begin,
+    history_end,
     row_offsets,
     tile_request,
     tile_start,
@@ -131,8 +134,8 @@ def row_gradient_kernel(
         return
     row_end = tl.load(row_offsets + request + 1)
     row = tl.load(tile_start + tl.program_id(0)) + tl.arange(0, block_rows)
-    begin = tl.load(history_offsets + request)
-    end = tl.load(history_offsets + request + 1)
+    begin = tl.load(history_begin + request)
+    end = tl.load(history_end + request)
     shift = head * width
     out_stride = num_heads * width
 
@@ -167,9 +170,10 @@ def context_gradient_kernel(
     key,
     value,
     grad_out,
-    history_offsets,
-    row_offsets,
-    tile_request,
+    context_offsets,
+    context_row_offsets,
+    history_end_of_row,
+    tile_context,
     tile_start,
     lse,
     row_term,
@@ -177,7 +181,7 @@ def context_gradient_kernel(
     grad_value,
     scale_log2,
     scale,
-    num_requests,
+    num_contexts,
     num_heads,
     query_stride,
     key_stride,
@@ -186,16 +190,17 @@ def context_gradient_kernel(
     block_width: tl.constexpr,
     block_rows: tl.constexpr,
     block_tokens: tl.constexpr,
+    has_prefixes: tl.constexpr,
     upcast: tl.constexpr,
 ):
     head = tl.program_id(1)
-    request = tl.load(tile_request + tl.program_id(0))
-    if request == num_requests:
+    context = tl.load(tile_context + tl.program_id(0))
+    if context == num_contexts:
         return
-    token_end = tl.load(history_offsets + request + 1)
+    token_end = tl.load(context_offsets + context + 1)
     token = tl.load(tile_start + tl.program_id(0)) + tl.arange(0, block_tokens)
-    begin = tl.load(row_offsets + request)
-    end = tl.load(row_offsets + request + 1)
+    begin = tl.load(context_row_offsets + context)
+    end = tl.load(context_row_offsets + context + 1)
     shift = head * width
     out_stride = num_heads * width
 
@@ -211,6 +216,9 @@ def context_gradient_kernel(
         term = tl.load(row_term + row * num_heads + head, mask=row < end, other=0.0)
         # rows beyond the end have zero q and grad: p is 1 there, and adds nothing to either gradient
         p = tl.exp2(_dot(k, tl.trans(q), upcast) * scale_log2 - row_lse[None, :])
+        if has_prefixes:
+            seen_end = tl.load(history_end_of_row + row, mask=row < end, other=0)
+            p = tl.where(token[:, None] < seen_end[None, :], p, 0.0)
         acc_value += _dot(p.to(grad.dtype), grad, upcast)
         ds = p * (_dot(v, tl.trans(grad), upcast) - term[None, :])
         acc_key += _dot(ds.to(q.dtype), q, upcast)

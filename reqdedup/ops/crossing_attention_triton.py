@@ -3,8 +3,8 @@
 A program owns one tile of candidates of one request and one head, and walks the request's context once. The online
 softmax starts from the self term (m = s, l = 1, acc = v), so it never holds minus infinity and an empty history needs no
 care. The backward is two kernels: one over tiles of candidates (query and self gradients), one over tiles of context,
-which walks the request's candidates; a request belongs to no other, so nothing is accumulated across programs and there
-are no atomics. Price: the scores are computed twice.
+which walks the candidates of all requests that see it; a tile belongs to one program, so nothing is accumulated across
+programs and there are no atomics. Price: the scores are computed twice.
 
 Checked in Triton's interpreter (TRITON_INTERPRET=1, set before this module is imported) and compiled for sm_80 and sm_90
 without a GPU by the tests. Tile sizes are chosen by head width, not tuned: GPU speed has not been measured.
@@ -18,6 +18,8 @@ import torch
 import triton
 
 from reqdedup.ops.crossing_attention_kernels import context_gradient_kernel, forward_kernel, row_gradient_kernel
+from reqdedup.ops.expand import expand
+from reqdedup.ops.prefixes import Prefixes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_WIDTH = 256
@@ -58,6 +60,31 @@ def tiles(offsets_R1: torch.Tensor, num_elements: int, block: int) -> tuple[torc
     return request, offsets_R1[known] + (tile - (end_R - count_R)[known]) * block
 
 
+class Seen(NamedTuple):
+    """Which tokens each request sees, for rows, and which rows see each context, for its tokens; all on the device.
+
+    history_begin, history_end: [R].  context_offsets, context_row_offsets: [G + 1].
+    history_end_of_row: [B]; None where every request has a context of its own, so that nothing hides a token.
+    """
+
+    history_begin: torch.Tensor
+    history_end: torch.Tensor
+    context_offsets: torch.Tensor
+    context_row_offsets: torch.Tensor
+    history_end_of_row: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls, offsets_G1: torch.Tensor, row_offsets_R1: torch.Tensor, prefixes: Prefixes | None, num_rows: int
+    ) -> Seen:
+        if prefixes is None:
+            return cls(offsets_G1[:-1], offsets_G1[1:], offsets_G1, row_offsets_R1, None)
+        begin_R = prefixes.begin(offsets_G1)
+        end_R = begin_R + prefixes.prefix_length_R
+        end_B = expand(end_R, row_offsets_R1, num_rows=num_rows)
+        return cls(begin_R, end_R, offsets_G1, prefixes.row_offsets(row_offsets_R1), end_B)
+
+
 class _CrossingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -67,7 +94,7 @@ class _CrossingAttention(torch.autograd.Function):
         self_value: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        history_offsets_R1: torch.Tensor,
+        seen: Seen,
         row_offsets_R1: torch.Tensor,
     ) -> torch.Tensor:
         num_rows, num_heads, width = query.shape
@@ -82,7 +109,8 @@ class _CrossingAttention(torch.autograd.Function):
             self_value,
             key,
             value,
-            history_offsets_R1,
+            seen.history_begin,
+            seen.history_end,
             row_offsets_R1,
             tile_request,
             tile_start,
@@ -100,12 +128,14 @@ class _CrossingAttention(torch.autograd.Function):
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
         )
-        ctx.save_for_backward(query, self_key, self_value, key, value, history_offsets_R1, row_offsets_R1, out, lse)
+        ctx.save_for_backward(query, self_key, self_value, key, value, row_offsets_R1, out, lse)
+        ctx.seen = seen
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, self_key, self_value, key, value, history_offsets_R1, row_offsets_R1, out, lse = ctx.saved_tensors
+        query, self_key, self_value, key, value, row_offsets_R1, out, lse = ctx.saved_tensors
+        seen: Seen = ctx.seen
         num_rows, num_heads, width = query.shape
         num_requests = len(row_offsets_R1) - 1
         block_width = max(16, triton.next_power_of_2(width))
@@ -115,7 +145,7 @@ class _CrossingAttention(torch.autograd.Function):
         row_term = (grad_out.float() * out.float()).sum(-1)
         grad_rows = [query.new_empty(query.shape) for _ in range(3)]
         grad_context = [key.new_empty(key.shape) for _ in range(2)]
-        sizes = (width, block_width, launch.block_rows, launch.block_tokens, _INTERPRETED)
+        sizes = (width, block_width, launch.block_rows, launch.block_tokens)
         options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
 
         tile_request, tile_start = tiles(row_offsets_R1, num_rows, launch.block_rows)
@@ -126,7 +156,8 @@ class _CrossingAttention(torch.autograd.Function):
             key,
             value,
             grad_out,
-            history_offsets_R1,
+            seen.history_begin,
+            seen.history_end,
             row_offsets_R1,
             tile_request,
             tile_start,
@@ -139,27 +170,32 @@ class _CrossingAttention(torch.autograd.Function):
             num_heads,
             *(x.stride(0) for x in (query, self_key, self_value, key, value)),
             *sizes,
+            _INTERPRETED,
             **options,
         )
-        tile_request, tile_start = tiles(history_offsets_R1, len(key), launch.block_tokens)
-        context_gradient_kernel[(len(tile_request), num_heads)](
+        has_prefixes = seen.history_end_of_row is not None
+        tile_context, tile_start = tiles(seen.context_offsets, len(key), launch.block_tokens)
+        context_gradient_kernel[(len(tile_context), num_heads)](
             query,
             key,
             value,
             grad_out,
-            history_offsets_R1,
-            row_offsets_R1,
-            tile_request,
+            seen.context_offsets,
+            seen.context_row_offsets,
+            seen.history_end_of_row if has_prefixes else row_offsets_R1,  # else unread
+            tile_context,
             tile_start,
             lse,
             row_term,
             *grad_context,
             scale * _LOG2_E,
             scale,
-            num_requests,
+            len(seen.context_offsets) - 1,
             num_heads,
             *(x.stride(0) for x in (query, key, value)),
             *sizes,
+            has_prefixes,
+            _INTERPRETED,
             **options,
         )
         return *grad_rows, *grad_context, None, None
@@ -173,6 +209,7 @@ def crossing_attention_triton(
     value_THK: torch.Tensor,
     history_offsets_R1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
+    prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
     """`crossing_attention` by these kernels. Raises ValueError for types, widths and devices that they do not serve."""
     if query_BHK.dtype not in DTYPES or query_BHK.shape[2] > MAX_HEAD_WIDTH:
@@ -185,4 +222,5 @@ def crossing_attention_triton(
     tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)
     # the kernels step over rows by any stride, over heads and columns by the usual ones
     rows = [x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in tensors]
-    return _CrossingAttention.apply(*rows, history_offsets_R1, row_offsets_R1)
+    seen = Seen.of(history_offsets_R1, row_offsets_R1, prefixes, len(query_BHK))
+    return _CrossingAttention.apply(*rows, seen, row_offsets_R1)

@@ -32,9 +32,9 @@ class Rectangle:
     device: torch.device
 
     @classmethod
-    def of(cls, requests: Sequence[int], offsets: Sequence[int], device: torch.device) -> Rectangle:
-        starts = tuple(offsets[r] for r in requests)
-        return cls(starts, tuple(offsets[r + 1] - offsets[r] for r in requests), device)
+    def of(cls, requests: Sequence[int], begins: Sequence[int], ends: Sequence[int], device: torch.device) -> Rectangle:
+        """begins, ends: of every request's tokens in the packed axis."""
+        return cls(tuple(begins[r] for r in requests), tuple(ends[r] - begins[r] for r in requests), device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,6 +84,13 @@ class Rectangle:
         else:
             packed[self.token[self.valid]] = cells[self.valid]
 
+    def add(self, packed: torch.Tensor, cells: torch.Tensor) -> None:
+        """Add cells [N, S, ...] at their places in a packed tensor [T, ...], which requests may share."""
+        if self.is_slice:
+            packed[self.starts[0] : self.starts[0] + self.num_cells] += cells.flatten(0, 1)
+        else:
+            packed.index_add_(0, self.token[self.valid], cells[self.valid])
+
 
 def length_bucket(length: int, *, steps_per_octave: int, smallest: int = 16) -> int:
     """The bucket of a length: lengths up to `smallest` share one, then `steps_per_octave` buckets per doubling."""
@@ -111,7 +118,9 @@ class Padding:
             length = offsets[r + 1] - offsets[r]
             if length:
                 buckets.setdefault(length_bucket(length, steps_per_octave=steps_per_octave), []).append(r)
-        rectangles = tuple(Rectangle.of(requests, offsets, device) for _, requests in sorted(buckets.items()))
+        rectangles = tuple(
+            Rectangle.of(requests, offsets, offsets[1:], device) for _, requests in sorted(buckets.items())
+        )
         if not rectangles or (len(rectangles) == 1 and rectangles[0].is_slice):
             return cls(rectangles, None, None)
         cell_of_token = torch.empty(offsets[-1], dtype=torch.int64, device=device)

@@ -11,7 +11,14 @@ import torch
 
 from reqdedup.ops.crossing_attention import crossing_attention
 from reqdedup.ops.crossing_attention_triton import crossing_attention_triton, tiles
-from tests.ops.test_crossing_attention import NAMES, SHAPES, random_inputs, value_and_gradients
+from tests.ops.test_crossing_attention import (
+    NAMES,
+    SHAPES,
+    SHARED,
+    random_inputs,
+    shared_inputs,
+    value_and_gradients,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +40,17 @@ def test_the_kernels_equal_the_loop(shape, dtype, tolerance):
         torch.testing.assert_close(
             ours.double(), law, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("shape", [name for name in SHARED if name != "long"])
+def test_the_kernels_equal_the_loop_on_shared_contexts(shape):
+    tensors, offsets, prefixes = shared_inputs(SHARED[shape], torch.float32)
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    grad = torch.randn_like(tensors[0])
+    expected = value_and_gradients("naive", exact, offsets, grad.double(), prefixes)
+    found = value_and_gradients("triton", tensors, offsets, grad, prefixes)
+    for name, ours, law in zip(("out", *NAMES), found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), law, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_requests_larger_than_a_tile_and_rows_with_a_step():

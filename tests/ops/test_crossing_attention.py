@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reqdedup.ops.crossing_attention import BACKENDS, crossing_attention
+from reqdedup.ops.prefixes import Prefixes
 
 FAST = ("sdpa", "flash")
 NAMES = ("query", "self_key", "self_value", "key", "value")
@@ -19,6 +20,13 @@ SHAPES = {  # history lengths, rows of each request, heads, head width
     "widest head": ([7, 20], [3, 33], 1, 256),
 }
 
+SHARED = {  # context lengths, prefixes of each context's requests, rows of each request, heads, head width
+    "ragged": ([5, 0, 70], [[5, 3, 0], [0], [70, 1, 64, 70]], [2, 3, 1, 2, 0, 4, 5, 1], 2, 8),
+    "one request each": ([3, 9], [[3], [9]], [2, 2], 2, 4),
+    "nobody sees the end, or anything": ([8, 6, 4], [[5, 2], [0, 0], []], [1, 2, 3, 1], 1, 3),
+    "long": ([300, 1000], [[290, 300, 300], [1000, 260]], [4, 1, 2, 3, 5], 2, 16),
+}
+
 
 def random_inputs(shape, dtype=torch.float64, *, seed=0):
     lengths, rows, num_heads, head_width = shape
@@ -29,8 +37,15 @@ def random_inputs(shape, dtype=torch.float64, *, seed=0):
     return [x.to(dtype).requires_grad_() for x in tensors], offsets
 
 
-def value_and_gradients(backend, tensors, offsets, grad):
-    out = crossing_attention(*tensors, *offsets, backend=backend)
+def shared_inputs(shape, dtype=torch.float64):
+    lengths, prefix_lengths, rows, num_heads, head_width = shape
+    tensors, offsets = random_inputs((lengths, rows, num_heads, head_width), dtype)
+    request_offsets_G1 = torch.tensor([0, *map(len, prefix_lengths)]).cumsum(0)
+    return tensors, offsets, Prefixes(request_offsets_G1, torch.tensor([n for ns in prefix_lengths for n in ns]))
+
+
+def value_and_gradients(backend, tensors, offsets, grad, prefixes=None):
+    out = crossing_attention(*tensors, *offsets, prefixes=prefixes, backend=backend)
     grads = torch.autograd.grad(out, tensors, grad.to(out.dtype), allow_unused=True)  # the loop skips what nobody reads
     return [out, *(torch.zeros_like(x) if g is None else g for x, g in zip(tensors, grads, strict=True))]
 
@@ -44,6 +59,40 @@ def test_a_backend_equals_the_loop(shape, backend):
     found = value_and_gradients(backend, tensors, offsets, grad)
     for name, ours, law in zip(("out", *NAMES), found, expected, strict=True):
         torch.testing.assert_close(ours, law, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("shape", SHARED)
+def test_requests_that_share_a_context_see_their_own_prefix(shape, backend):
+    tensors, offsets, prefixes = shared_inputs(SHARED[shape])
+    grad = torch.randn_like(tensors[0])
+    expected = value_and_gradients("naive", tensors, offsets, grad, prefixes)
+    found = value_and_gradients(backend, tensors, offsets, grad, prefixes)
+    for name, ours, law in zip(("out", *NAMES), found, expected, strict=True):
+        torch.testing.assert_close(ours, law, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("backend", ["naive", *FAST])
+def test_a_shared_context_equals_a_copy_of_each_prefix(backend):
+    """The law itself: requests with prefixes are requests with histories of their own, gradients summed."""
+    tensors, offsets, prefixes = shared_inputs(SHARED["ragged"])
+    begin_R = prefixes.begin(offsets[0])
+    token = torch.cat([torch.arange(b, b + n) for b, n in zip(begin_R, prefixes.prefix_length_R)])
+    copied = [*tensors[:3], *(x[token] for x in tensors[3:])]
+    history_offsets_R1 = torch.cat([torch.zeros(1, dtype=torch.int64), prefixes.prefix_length_R.cumsum(0)])
+    expected = crossing_attention(*copied, history_offsets_R1, offsets[1], backend="naive")
+    grad = torch.randn_like(tensors[0])
+    found = value_and_gradients(backend, tensors, offsets, grad, prefixes)
+    for ours, law in zip(found, [expected, *torch.autograd.grad(expected, tensors, grad)], strict=True):
+        torch.testing.assert_close(ours, law, rtol=1e-12, atol=1e-12)
+
+
+def test_prefixes_that_do_not_fit_the_offsets_are_refused():
+    tensors, (history, rows), prefixes = shared_inputs(SHARED["ragged"])
+    with pytest.raises(ValueError, match=r"found \(3,\) and \(9,\) with 8 prefixes of 3 contexts"):
+        crossing_attention(*tensors, history[:-1], rows, prefixes=prefixes)
+    with pytest.raises(ValueError, match=r"found \(4,\) and \(8,\) with 8 prefixes of 3 contexts"):
+        crossing_attention(*tensors, history, rows[:-1], prefixes=prefixes)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -15,6 +15,10 @@ from tests.ops.test_crossing_attention import SHAPES, random_inputs
 
 triton = pytest.importorskip("triton", reason="Triton has no wheel for this platform; its kernels are not checked")
 
+INDICES = (
+    *("history_begin", "history_end", "history_end_of_row", "row_offsets", "context_offsets", "context_row_offsets"),
+    *("tile_request", "tile_context", "tile_start"),
+)
 SHARED_MEMORY_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 
@@ -51,18 +55,19 @@ def test_the_kernels_compile_without_a_gpu_and_fit_its_shared_memory(capability,
     pointer = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
     for kernel in (module.forward_kernel, module.row_gradient_kernel, module.context_gradient_kernel):
         launch = module.launch_for(width, dtype, backward=kernel is not module.forward_kernel)
-        constants = {
+        possible_constants = {
             "width": width,
             "block_width": width,
             "block_rows": launch.block_rows,
             "block_tokens": launch.block_tokens,
+            "has_prefixes": True,
             "upcast": False,
         }
         signature = {}
         for name in (parameter.name for parameter in kernel.params):
-            if name in constants:
+            if name in possible_constants:
                 signature[name] = "constexpr"
-            elif name in ("history_offsets", "row_offsets", "tile_request", "tile_start"):
+            elif name in INDICES:
                 signature[name] = "*i64"
             elif name in ("lse", "row_term"):
                 signature[name] = "*fp32"
@@ -70,6 +75,7 @@ def test_the_kernels_compile_without_a_gpu_and_fit_its_shared_memory(capability,
                 signature[name] = "fp32"
             else:
                 signature[name] = "i32" if name.startswith("num_") or name.endswith("_stride") else pointer
+        constants = {name: x for name, x in possible_constants.items() if name in signature}
         aligned = {  # pointers and row strides are multiples of 16 in practice, and Triton specialises on it
             (position,): [["tt.divisibility", 16]]
             for position, (name, kind) in enumerate(signature.items())
