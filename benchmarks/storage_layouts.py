@@ -85,9 +85,9 @@ def measure(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
     tables = {}
     for layout in LAYOUTS:
         table = create_table(catalog, f"bench.{layout.value}", schema, layout, num_buckets=case.num_buckets)
-        report = write(table, TableSource(raw).batches())
+        written = write(table, TableSource(raw).batches())
         print(
-            f"{case.name}: {layout.value} written, {report.bytes / 1e6:,.1f} MB, {report.seconds:.0f} s",
+            f"{case.name}: {layout.value} written, {written.bytes / 1e6:,.1f} MB, {written.seconds:.0f} s",
             file=sys.stderr,
         )
         if content_checksum(TableSource(table)) != wanted:
