@@ -58,7 +58,12 @@ format: setup ## format the code and fix what ruff can fix
 	@$(BIN)/ruff format .
 
 notebooks: setup ## run the notebooks against the embedded warehouse, into notebooks/*.ipynb
-	@for script in notebooks/*.py; do $(ACTIVATED) jupytext --quiet --to ipynb --execute "$$script"; echo "$${script%.py}.ipynb"; done
+	@for script in notebooks/*.py; do \
+	  notebook="$${script%.py}.ipynb"; \
+	  $(BIN)/jupytext --quiet --to ipynb --output "$$notebook" "$$script"; \
+	  $(ACTIVATED) jupyter-execute --inplace "$$notebook"; \
+	  echo "$$notebook"; \
+	done
 
 clean: ## remove caches and build output
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis notebooks/*.ipynb

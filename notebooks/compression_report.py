@@ -24,7 +24,7 @@
 # `make notebooks`.
 
 # %% tags=["parameters"]
-namespace = "laptop"
+namespace = None  # None: that of the newest report
 data_dir = None  # None: the embedded warehouse of the repository
 
 # %%
@@ -44,6 +44,11 @@ from warehouse import embedded_catalog, load_table, open_catalog
 
 # %%
 catalog = open_catalog(embedded_catalog(data_dir) if data_dir else embedded_catalog())
+if namespace is None:
+    reports = [".".join((*space, "compression_report")) for space in catalog.list_namespaces()]
+    reports = [catalog.load_table(name) for name in reports if catalog.table_exists(name)]
+    newest = max(reports, key=lambda table: table.metadata.last_updated_ms, default=None)
+    namespace = newest.name()[0] if newest else "laptop"
 report = pl.from_arrow(load_table(catalog, namespace, "compression_report").scan().to_arrow())
 schema = table_schema(load_table(catalog, namespace, "engagements_by_request"))
 blobs = [column.name for column in schema.blobs]

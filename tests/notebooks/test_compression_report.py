@@ -59,14 +59,14 @@ def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[str]:
 
 def test_the_notebook_shows_layouts_columns_and_limit(small_warehouse):
     data_dir, report = small_warehouse
-    notebook = run_notebook(NOTEBOOKS / "compression_report.py", namespace="tiny", data_dir=str(data_dir))
+    notebook = run_notebook(NOTEBOOKS / "compression_report.py", data_dir=str(data_dir))
 
     pictures = outputs(notebook, "image/png")
     assert len(pictures) == 2
     assert all(len(base64.b64decode(picture)) > 10_000 for picture in pictures)
 
     rows, requests = report.column("rows")[0].as_py(), report.column("requests")[0].as_py()
-    assert f"{rows:,} rows, {requests:,} requests" in "".join(outputs(notebook, "stream"))
+    assert f"namespace tiny: {rows:,} rows, {requests:,} requests" in "".join(outputs(notebook, "stream"))
 
     figures = outputs(notebook, "text/plain")[-1].replace("┆", " ")
     (line,) = [line.split() for line in figures.splitlines() if " history_item_id " in line]
@@ -79,4 +79,4 @@ def test_the_notebook_shows_layouts_columns_and_limit(small_warehouse):
 
 def test_without_the_graph_the_notebook_says_what_to_run(tmp_path):
     with pytest.raises(Exception, match="make run"):
-        run_notebook(NOTEBOOKS / "compression_report.py", namespace="tiny", data_dir=str(tmp_path))
+        run_notebook(NOTEBOOKS / "compression_report.py", data_dir=str(tmp_path))
