@@ -28,6 +28,7 @@ class TrainingConfig:
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
     temperature: of the retrieval scores (cosines).  mask_same_user, log_q: see `info_nce`; log_q one of LOG_QS.
+    gather_negatives: contrast with the items of all ranks; W ranks then equal one process on the whole batch.
     held_out: share of users kept for evaluation.  eval_requests: at most so many of their requests are evaluated.
     catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.
     checkpoint_every: steps between checkpoints; there is always one at the end.
@@ -51,6 +52,7 @@ class TrainingConfig:
     temperature: float = 0.1
     mask_same_user: bool = True
     log_q: str = "exact"
+    gather_negatives: bool = True
     held_out: float = 0.1
     eval_requests: int = 2048
     catalogue_items: int = 10_000

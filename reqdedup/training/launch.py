@@ -96,9 +96,11 @@ def run_ranks(
                     threads=threads_per_rank,
                     collective_timeout_s=collective_timeout_s,
                 )
-                process, connection = _start(settings, payload)
+                process, connection = _start(settings)
                 processes.append(process)
                 connections[connection] = rank
+            for process in processes:  # a large payload waits until its rank reads; by now all of them are starting
+                _send(process, payload)
             return _collect(processes, connections, on_event)
         finally:
             for process in processes:
@@ -109,20 +111,24 @@ def run_ranks(
                 connection.close()
 
 
-def _start(settings: RankSettings, payload: bytes) -> tuple[subprocess.Popen[bytes], Connection]:
+def _start(settings: RankSettings) -> tuple[subprocess.Popen[bytes], Connection]:
     receiver, sender = Pipe(duplex=False)
     command = [sys.executable, "-c", _PROGRAM, str(sender.fileno())]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sender.fileno()])
     sender.close()
     assert process.stdin is not None
+    pickle.dump([path or os.getcwd() for path in sys.path], process.stdin)
+    pickle.dump(settings, process.stdin)
+    return process, receiver
+
+
+def _send(process: subprocess.Popen[bytes], payload: bytes) -> None:
+    assert process.stdin is not None
     try:
         with process.stdin as stdin:
-            pickle.dump([path or os.getcwd() for path in sys.path], stdin)
-            pickle.dump(settings, stdin)
             stdin.write(payload)
     except BrokenPipeError:
         pass  # it died before it read; _collect sees that and says how
-    return process, receiver
 
 
 def _collect(

@@ -22,7 +22,10 @@ def main(file_descriptor: int) -> None:
     connection = Connection(file_descriptor, readable=False)
     try:
         settings: RankSettings = pickle.load(sys.stdin.buffer)
-        result = _run(settings, connection)
+        payload = (
+            sys.stdin.buffer.read()
+        )  # all of it, before this rank waits for others that the launcher has yet to feed
+        result = _run(settings, payload, connection)
         send(connection, RankMessage(kind="result", value=result))
     except BaseException as error:
         message = RankMessage(kind="error", value=_text(error), is_symptom=_is_symptom(error))
@@ -40,7 +43,7 @@ def send(connection: Connection, message: RankMessage) -> None:
     connection.send_bytes(pickle.dumps(message))
 
 
-def _run(settings: RankSettings, connection: Connection) -> Any:
+def _run(settings: RankSettings, payload: bytes, connection: Connection) -> Any:
     import torch
     import torch.distributed as dist
 
@@ -56,7 +59,7 @@ def _run(settings: RankSettings, connection: Connection) -> Any:
         world_size=settings.world_size,
         timeout=timedelta(seconds=settings.collective_timeout_s),
     )
-    target, args = pickle.load(sys.stdin.buffer)
+    target, args = pickle.loads(payload)
     result = target(lambda event: send(connection, RankMessage(kind="event", value=event)), *args)
     dist.barrier()  # a rank that leaves early would look lost to one that still works
     dist.destroy_process_group()

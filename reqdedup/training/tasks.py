@@ -18,6 +18,7 @@ from reqdedup.training import metrics
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency, StreamingFrequency
+from reqdedup.training.gather import gather_columns
 from reqdedup.training.loss import Columns, row_losses
 
 RECALL_AT = (10, 50, 100)
@@ -111,14 +112,15 @@ class Retrieval:
 
     def loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: RequestBatch) -> tuple[torch.Tensor, int]:
         user_RD, item_BD = outputs
+        columns = Columns(
+            item_ND=item_BD,
+            item_id_N=batch.item_id_B,
+            user_id_N=batch.user_id_R[batch.request_of_row_B],
+            log_q_N=self._log_q(batch.item_id_B),
+        )
         losses = row_losses(
             user_RD,
-            Columns(
-                item_ND=item_BD,
-                item_id_N=batch.item_id_B,
-                user_id_N=batch.user_id_R[batch.request_of_row_B],
-                log_q_N=self._log_q(batch.item_id_B),
-            ),
+            gather_columns(columns) if self.config.gather_negatives else columns,
             request_of_row_B=batch.request_of_row_B,
             user_id_R=batch.user_id_R,
             item_id_B=batch.item_id_B,

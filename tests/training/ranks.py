@@ -10,8 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from reqdedup.batch import RequestBatch
+from reqdedup.training import rank_run
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.norm import convert_sync_batchnorm
+from reqdedup.training.ranks import sum_over_ranks
+from reqdedup.training.tasks import Task
 
 
 def normalise(report: Any, cases: list[dict[str, Any]]) -> list[Any]:
@@ -56,7 +63,7 @@ def one_row_in_total() -> str:
     return "nothing raised"
 
 
-def fail_on_rank(report: Any, failing_rank: int, how: str) -> int:
+def fail_on_rank(report: Any, failing_rank: int, how: str, ballast: bytes = b"") -> int:
     report({"rank": dist.get_rank(), "how": how})
     if dist.get_rank() == failing_rank:
         if how == "raise":
@@ -67,3 +74,31 @@ def fail_on_rank(report: Any, failing_rank: int, how: str) -> int:
             time.sleep(600)
     dist.all_reduce(torch.zeros(1))
     return dist.get_rank()
+
+
+def gradients_of_steps(
+    report: Any, cases: list[tuple[Task, nn.Module, list[RequestBatch]]]
+) -> list[tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """(loss, averaged gradients, buffers) of one step per case, this rank on its own batch of the case's."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    results = []
+    for task, model, batches in cases:
+        trained = DistributedDataParallel(convert_sync_batchnorm(model, dist.new_group()))
+        loss_sum, num_terms = task.loss(trained(batches[rank]), batches[rank])
+        total, num_global = sum_over_ranks([float(loss_sum), num_terms])
+        scale_for_mean_over_ranks(loss_sum, num_global, world_size).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((total / num_global, gradients, dict(model.named_buffers())))
+    return results
+
+
+def train_and_die(report: Any, config: TrainingConfig, source: Any, out_dir: str, death_step: int) -> None:
+    """A run whose rank 1 is killed in the middle of a step."""
+
+    class Mortal(rank_run._RankRun):
+        def step(self, *args: Any) -> Any:
+            if self.result.steps == death_step and self.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().step(*args)
+
+    Mortal(report, config, source, out_dir, None).run(resume=False)

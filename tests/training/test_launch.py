@@ -13,7 +13,8 @@ from tests.training import ranks
 
 def test_results_come_in_rank_order_and_events_arrive():
     events = []
-    assert run_ranks(ranks.fail_on_rank, -1, "not at all", world_size=2, on_event=events.append) == [0, 1]
+    ballast = bytes(10**6)  # more than a pipe holds
+    assert run_ranks(ranks.fail_on_rank, -1, "not at all", ballast, world_size=2, on_event=events.append) == [0, 1]
     assert sorted(event["rank"] for event in events) == [0, 1]
 
 
