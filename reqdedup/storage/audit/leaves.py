@@ -1,0 +1,158 @@
+"""The leaf columns of a table: what Parquet stores, under names that a person would use.
+
+Parquet stores a struct as one column per field and a list of structs as one list per field, each encoded, paged and
+compressed alone. So the audit works on leaves: `user.country`, `history.item_id`. A leaf is a scalar or one list of
+scalars; deeper nesting (lists of lists, maps) is left as it is and named in the report.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Shape(enum.Enum):
+    """`SCALAR`: one value per row; `LIST`: one list of scalars per row; `NESTED`: anything deeper, not estimated."""
+
+    SCALAR = "scalar"
+    LIST = "list"
+    NESTED = "nested"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf column.
+
+    name: dotted, without the levels that lists add.  column: the top-level column that it belongs to.
+    type: of a scalar, or of one element of a list.
+    """
+
+    name: str
+    column: str
+    shape: Shape
+    type: pa.DataType
+
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of one value of a fixed width, 0 for strings and binary; a boolean counts as one byte."""
+        if pa.types.is_boolean(self.type):
+            return 1
+        try:
+            return self.type.bit_width // 8
+        except ValueError:
+            return 0
+
+
+def leaves_of(schema: pa.Schema) -> list[Leaf]:
+    """Leaves in the order in which Parquet numbers its columns."""
+    found: list[Leaf] = []
+    for field in schema:
+        _add_leaves(found, field.name, field.name, field.type, lists=0, deep=False)
+    return found
+
+
+def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
+    """The scalar and list leaves of one top-level array; lists come as `list_` or `large_list`, nested ones are left out."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if isinstance(array, pa.DictionaryArray) and not is_text(array.type.value_type):
+        array = array.dictionary_decode()
+    kind = array.type
+    if pa.types.is_struct(kind):
+        found: dict[str, pa.Array] = {}
+        for field, child in zip(kind, array.flatten()):
+            found |= leaf_arrays(f"{name}.{field.name}", child)
+        return found
+    if not _is_list(kind):
+        return {} if pa.types.is_map(kind) or pa.types.is_union(kind) else {name: array}
+    lists = _plain_list(array)
+    values = lists.flatten()
+    return {
+        leaf: _relist(lists, child) for leaf, child in leaf_arrays(name, values).items() if not _is_list(child.type)
+    }
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Strings and binary: the types whose dictionary pages pyarrow can hand over as they are."""
+    return any(
+        check(kind)
+        for check in (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+    )
+
+
+def same_values(found: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both, None where there is none; names of list elements do not matter."""
+    if found.equals(other):
+        return found
+    try:
+        schemas = [pa.schema([pa.field("x", _normalised(kind))]) for kind in (found, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except pa.ArrowInvalid:
+        return None
+    except pa.ArrowTypeError:
+        return None
+
+
+def _add_leaves(found: list[Leaf], name: str, column: str, kind: pa.DataType, *, lists: int, deep: bool) -> None:
+    if isinstance(kind, pa.ExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        for field in kind:
+            _add_leaves(found, f"{name}.{field.name}", column, field.type, lists=lists, deep=deep)
+    elif pa.types.is_map(kind):
+        _add_leaves(found, f"{name}.key", column, kind.key_type, lists=lists + 1, deep=True)
+        _add_leaves(found, f"{name}.value", column, kind.item_type, lists=lists + 1, deep=True)
+    elif _is_list(kind):
+        _add_leaves(found, name, column, kind.value_type, lists=lists + 1, deep=deep)
+    else:
+        nested = deep or lists > 1 or pa.types.is_union(kind) or pa.types.is_null(kind)
+        shape = Shape.NESTED if nested else Shape.LIST if lists else Shape.SCALAR
+        found.append(Leaf(name, column, shape, kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
+def _plain_list(array: pa.Array) -> pa.Array:
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return array
+    return array.cast(pa.list_(array.type.value_type))
+
+
+def _relist(lists: pa.Array, values: pa.Array) -> pa.Array:
+    """The same lists around other values of the same count."""
+    lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    mask = lists.is_null() if lists.null_count else None
+    return pa.LargeListArray.from_arrays(offsets, values, mask=mask)
+
+
+def _normalised(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.ExtensionType):
+        return _normalised(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _normalised(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_map(kind):
+        return pa.map_(_normalised(kind.key_type), _normalised(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _normalised(field.type)) for field in kind])
+    if _is_list(kind):
+        return pa.list_(pa.field("element", _normalised(kind.value_type)))
+    return kind

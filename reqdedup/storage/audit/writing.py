@@ -1,0 +1,161 @@
+"""Writing one column of the sample as a layout would, and whose bytes are whose.
+
+Parquet encodes and compresses every column alone, so a layout is written column by column: memory is one column of one
+row group, and a column that no setting can help is not written again. Compressed bytes are dealt to rows page by page,
+so that each user's part of the total is known, and with it how far the estimate can be off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reqdedup.storage.audit.pages import Page, chunk_range, read_pages
+from reqdedup.storage.audit.values import SampleColumn
+from reqdedup.storage.layout import LARGE_PAGE_BYTES, ZSTD_LEVEL
+
+LEVELLED_CODECS = ("zstd", "gzip", "brotli")
+
+
+@dataclass(frozen=True)
+class WriterSettings:
+    """How one column is written.
+
+    codec: as pyarrow names it, `none` for uncompressed; level: None is the codec's default.
+    dictionary_bytes: where a dictionary of the column's values falls back to plain, None for pyarrow's default.
+    batch_values: values between two looks at the page size, None for pyarrow's default.
+    """
+
+    codec: str = "zstd"
+    level: int | None = None
+    page_bytes: int = 2**20
+    dictionary: bool = True
+    dictionary_bytes: int | None = None
+    batch_values: int | None = None
+
+    def keywords(self) -> dict[str, object]:
+        """Of `pq.ParquetWriter`."""
+        keywords: dict[str, object] = {
+            "compression": self.codec,
+            "use_dictionary": self.dictionary,
+            "data_page_size": self.page_bytes,
+            "write_statistics": False,
+            "store_schema": False,
+        }
+        if self.level is not None and self.codec in LEVELLED_CODECS:
+            keywords["compression_level"] = self.level
+        if self.dictionary_bytes is not None:
+            keywords["dictionary_pagesize_limit"] = self.dictionary_bytes
+        if self.batch_values is not None:
+            keywords["write_batch_size"] = self.batch_values
+        return keywords
+
+
+PYICEBERG_DEFAULTS = WriterSettings(dictionary_bytes=2 * 2**20, batch_values=20_000)
+"""What pyiceberg 0.12 writes without any property: zstd 1, 1 MB pages, dictionaries up to 2 MB."""
+
+LARGE_PAGES = WriterSettings(level=ZSTD_LEVEL, page_bytes=LARGE_PAGE_BYTES, dictionary=False)
+"""Plain lists of Layout.SORTED_LARGE_PAGES."""
+
+BLOBS = WriterSettings(level=ZSTD_LEVEL, dictionary_bytes=2**31 - 1)
+"""Whole sequences as dictionary values, Layout.BY_REQUEST."""
+
+OUR_SCALARS = WriterSettings(level=ZSTD_LEVEL)
+"""Scalars of both; floats that differ per row go without a dictionary."""
+
+
+def without_dictionary(settings: WriterSettings) -> WriterSettings:
+    return replace(settings, dictionary=False)
+
+
+def write_rows(path: Path, column: SampleColumn, groups: list[np.ndarray], settings: WriterSettings) -> np.ndarray:
+    """Compressed bytes of each row when the column is written plain, one row group per entry of `groups`.
+
+    groups: rows of the sample in the order of the layout.  Returns [sum of their lengths] float64.
+    """
+    schema = pa.schema([pa.field("x", column.arrow_type)])
+    with pq.ParquetWriter(path, schema, **settings.keywords()) as writer:
+        for rows in groups:
+            chunks = pa.chunked_array(list(column.chunks(rows)), column.arrow_type)
+            writer.write_table(pa.table([chunks], schema=schema), max(len(rows), 1))
+    return _bytes_of_rows(path, [column.slots[rows] for rows in groups], None)
+
+
+def write_blobs(path: Path, column: SampleColumn, groups: list[np.ndarray], settings: WriterSettings) -> np.ndarray:
+    """The same with each distinct value once per row group, as one binary value, and rows pointing at it."""
+    schema = pa.schema([pa.field("x", pa.dictionary(pa.int32(), pa.binary()))])
+    weights = []
+    with pq.ParquetWriter(path, schema, **settings.keywords()) as writer:
+        for rows in groups:
+            ids = column.ids[rows]
+            used, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+            order = np.argsort(first, kind="stable")
+            rank = np.empty(len(used), np.int32)
+            present = used[order] >= 0
+            rank[order[present]] = np.arange(int(present.sum()), dtype=np.int32)
+            values = column.values.take(pa.array(used[order][present])).cast(pa.binary())
+            indices = pa.array(rank[inverse], mask=ids < 0)
+            writer.write_table(
+                pa.table([pa.DictionaryArray.from_arrays(indices, values)], schema=schema), max(len(rows), 1)
+            )
+            weight = np.zeros(len(rows))
+            weight[first] = column.value_bytes[used] + 4
+            weights.append(weight)
+    return _bytes_of_rows(path, [np.ones(len(rows), np.int64) for rows in groups], weights)
+
+
+def write_values(path: Path, column: SampleColumn, rows: np.ndarray, settings: WriterSettings) -> np.ndarray:
+    """Compressed bytes of each of these rows' values, each as one binary value without any dictionary."""
+    schema = pa.schema([pa.field("x", pa.large_binary())])
+    with pq.ParquetWriter(path, schema, **without_dictionary(settings).keywords()) as writer:
+        for start in range(0, max(len(rows), 1), GROUP_VALUES):
+            ids = column.ids[rows[start : start + GROUP_VALUES]]
+            values = column.values.take(pa.array(ids, mask=ids < 0))
+            writer.write_table(pa.table([values], schema=schema), max(len(ids), 1))
+    sizes = [
+        column.value_bytes[column.ids[rows[start : start + GROUP_VALUES]]] + 4
+        for start in range(0, max(len(rows), 1), GROUP_VALUES)
+    ]
+    return _bytes_of_rows(path, [np.ones(len(part), np.int64) for part in sizes], sizes, by_weight=True)
+
+
+GROUP_VALUES = 2048
+"""Values of a row group of `write_values`: bounds memory at 256 MB for sequences of 128 KB."""
+
+
+def _bytes_of_rows(
+    path: Path, slots: list[np.ndarray], weights: list[np.ndarray] | None, *, by_weight: bool = False
+) -> np.ndarray:
+    """Deal the bytes of each page to the rows whose values it holds.
+
+    slots: Parquet values of each row, per row group.  weights: how the bytes of a dictionary page are shared; evenly
+    over the values where None.  by_weight: share data pages by them too.
+    """
+    footer = pq.read_metadata(path)
+    parts = []
+    with path.open("rb") as file:
+        for index, row_slots in enumerate(slots):
+            if not len(row_slots):
+                continue
+            pages = read_pages(file, *chunk_range(footer.row_group(index).column(0)))
+            data = [page for page in pages if not page.is_dictionary]
+            row_bytes = _deal(data, row_slots)
+            dictionary = float(sum(page.compressed_bytes for page in pages if page.is_dictionary))
+            share = row_slots.astype(np.float64) if weights is None else np.asarray(weights[index], np.float64)
+            if by_weight:
+                row_bytes, dictionary = np.zeros(len(row_slots)), float(sum(page.compressed_bytes for page in pages))
+            parts.append(row_bytes + dictionary * share / max(share.sum(), 1.0))
+    path.unlink()
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _deal(pages: list[Page], row_slots: np.ndarray) -> np.ndarray:
+    """Bytes of each row: a page's bytes go evenly to its values, a row gets those of its own."""
+    page_ends = np.cumsum([0] + [page.num_values for page in pages])
+    byte_ends = np.cumsum([0] + [page.compressed_bytes for page in pages])
+    row_ends = np.concatenate([[0], np.cumsum(row_slots)])
+    return np.diff(np.interp(row_ends, page_ends, byte_ends))
