@@ -130,3 +130,22 @@ def _batch(columns: dict[str, list[Any]]) -> pa.RecordBatch:
         else:
             arrays.append(pa.array(values, arrow.type))
     return pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(SCHEMA))
+
+
+def with_signal(log: RandomLog, num_items: int = 12) -> RandomLog:
+    """The same log with few items, half of which are the ones people click and save into their histories."""
+    groups = []
+    for group in log.groups:
+        item_id = group.column("item_id").to_numpy() % num_items
+        user_parity = group.column("user_id").to_numpy() % 2
+        click = pa.array((item_id % 2 == user_parity).astype(np.int32))
+        blobs = group.column("history_item_id")
+        values = [(np.frombuffer(blob.as_py(), np.int64) % num_items) for blob in blobs.dictionary]
+        parity = {int(code): int(user) for code, user in zip(blobs.indices.to_numpy(), user_parity)}
+        liked = [(value // 2 * 2 + parity.get(code, 0)).tobytes() for code, value in enumerate(values)]
+        history = pa.DictionaryArray.from_arrays(blobs.indices, pa.array(liked, pa.binary()))
+        for name, column in (("item_id", pa.array(item_id)), ("click", click), ("history_item_id", history)):
+            at = group.schema.get_field_index(name)
+            group = group.set_column(at, group.schema.field(at), column)
+        groups.append(group)
+    return RandomLog(groups, {}, log.schema)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from reqdedup.models import DCAT, DCATConfig, TwoTowerConfig
+from reqdedup.training import TrainingConfig, load_model, read_losses, train, training_report
+from reqdedup.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from reqdedup.training.launch import RankError, run_ranks
+from reqdedup.training.loop import RUN_NAME, read_run
+from tests.training import ranks
+from tests.training.logs import random_log, with_signal
+
+SIZES = {"width": 16, "num_layers": 1, "item_table_rows": 512, "category_table_rows": 16, "hidden_widths": (16,)}
+
+
+def _config(task, schema, **options):
+    if task == "ranking":
+        model = DCATConfig.from_schema(schema, **SIZES)
+    else:
+        model = TwoTowerConfig.from_schema(schema, output_width=8, **SIZES)
+    defaults = {
+        "num_steps": 40,
+        "requests_per_step": 24,
+        "learning_rate": 0.02,
+        "held_out": 0.2,
+        "checkpoint_every": 10,
+    }
+    return TrainingConfig(model=model, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    log = with_signal(random_log(num_groups=6, requests_per_group=30, largest_fan_out=8, seed=2))
+    return log.write(tmp_path_factory.mktemp("log") / "log.parquet")
+
+
+@pytest.fixture(scope="module")
+def ranking(source, tmp_path_factory):
+    """(out_dir, result, progress) of a finished run of two ranks."""
+    out_dir, progress = tmp_path_factory.mktemp("ranking"), []
+    config = _config("ranking", source.schema)
+    return out_dir, train(config, source, out_dir=out_dir, progress=progress.append), progress
+
+
+def test_ranking_learns_and_leaves_everything_behind(ranking, source):
+    out_dir, result, progress = ranking
+    assert result.steps == len(result.losses) == 40
+    assert result.last_loss < result.first_loss
+    assert result.metrics["auc_click"] > 0.6
+    assert result.metrics["eval_rows"] > 50
+    assert result.epochs > 1
+    assert result.peak_memory_bytes > 50e6
+    assert progress[0].stage == "reading"
+    assert progress[-1].stage == "evaluating"
+    assert "step 40/40" in str([p for p in progress if p.stage == "training"][-1])
+    assert read_losses(result.metrics_file) == pytest.approx(result.losses, rel=1e-4)
+    figures = {row["metric"]: row for row in training_report({"ranking_model": out_dir}).to_pylist()}
+    assert figures["auc_click"]["value"] == result.metrics["auc_click"]
+    assert figures["auc_click"]["chance"] == 0.5
+    state = load_checkpoint(result.checkpoint)
+    assert (state["step"], state["snapshot_id"], len(state["loaders"])) == (40, None, 2)
+    model = load_model(result.checkpoint)
+    assert isinstance(model, DCAT)
+    assert not model.training
+    config, files, directory, _ = read_run(out_dir / RUN_NAME)
+    assert config == _config("ranking", source.schema)
+    assert (files.paths, files.schema, directory) == (source.paths, source.schema, out_dir.resolve())
+
+
+def test_a_killed_run_says_so_and_resumes_with_the_same_losses_bit_for_bit(ranking, source, tmp_path):
+    _, uninterrupted, _ = ranking
+    config = _config("ranking", source.schema)
+    with pytest.raises(RankError, match="rank 1 of 2 failed:\nit was killed by SIGKILL"):
+        run_ranks(ranks.train_and_die, config, source, tmp_path, 27, world_size=2)
+    assert load_checkpoint(tmp_path / CHECKPOINT_NAME)["step"] == 20
+    assert len(read_losses(tmp_path / "metrics.csv")) == 27
+    resumed = train(config, source, out_dir=tmp_path, resume=True)
+    assert resumed.losses == uninterrupted.losses
+    assert resumed.metrics == uninterrupted.metrics
+    assert len(read_losses(tmp_path / "metrics.csv")) == 40
+    wanted = load_checkpoint(uninterrupted.checkpoint)
+    found = load_checkpoint(resumed.checkpoint)
+    assert all(torch.equal(found["model"][name], wanted["model"][name]) for name in wanted["model"])
+    assert found["loaders"] == wanted["loaders"]
+
+
+def test_retrieval_learns_under_torchrun_from_a_run_file(source, tmp_path):
+    config = _config("retrieval", source.schema, num_steps=60)
+    run = {
+        "training": config.to_dict(),
+        "paths": source.paths,
+        "schema": json.loads(source.schema.to_json()),
+        "out_dir": str(tmp_path),
+    }
+    (tmp_path / RUN_NAME).write_text(json.dumps(run))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "reqdedup.training", str(tmp_path / RUN_NAME)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)
+    losses = read_losses(tmp_path / "metrics.csv")
+    assert len(losses) == 60
+    assert losses[-6:].mean() < losses[:6].mean()
+    assert metrics["mean_log_rank"] < metrics["mean_log_rank_chance"] - 0.1
+    assert load_checkpoint(tmp_path / CHECKPOINT_NAME)["log_q"]["item_id_V"].numel() > 5
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(source, tmp_path):
+    config = _config("ranking", source.schema, world_size=1, learning_rate=1e35, warmup_steps=4, checkpoint_every=1)
+    with pytest.raises(
+        RankError, match=r"FloatingPointError: ranking: the loss became \w+ at step \d+; the checkpoint"
+    ):
+        train(config, source, out_dir=tmp_path)
+    assert load_checkpoint(tmp_path / CHECKPOINT_NAME)["step"] >= 1
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    path = tmp_path / CHECKPOINT_NAME
+    save_checkpoint(path, {"config": {}, "model": {}, "step": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, {"config": {}, "model": {}, "step": 2})
+    assert load_checkpoint(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT_NAME]
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"a checkpoint required, found no file"):
+        load_checkpoint(tmp_path / "none.pt")
+    (tmp_path / "other.pt").write_bytes(b"something")
+    with pytest.raises(ValueError, match=r"a checkpoint of reqdedup\.training required"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_configuration_survives_json_and_refuses_what_it_does_not_know(source):
+    for task in ("ranking", "retrieval"):
+        config = _config(task, source.schema)
+        assert TrainingConfig.from_dict(json.loads(config.to_json())) == config
+    with pytest.raises(ValueError, match="colour"):
+        TrainingConfig.from_dict({**config.to_dict(), "colour": "red"})
+    with pytest.raises(ValueError, match="task one of"):
+        TrainingConfig.from_dict({**config.to_dict(), "task": "cooking"})
+    with pytest.raises(ValueError, match="a request per rank"):
+        _config("ranking", source.schema, requests_per_step=1)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero(source):
+    config = _config("ranking", source.schema, num_steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [config.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] or max(rates) == rates[10]
+    assert rates[-1] == pytest.approx(0.01)
+    assert all(math.isfinite(rate) and rate > 0 for rate in rates)
