@@ -82,7 +82,7 @@ def sql(query: str, **tables: pa.Table) -> pa.Table:
     with duckdb.connect() as connection:
         for name, table in tables.items():
             connection.register(name, table)
-        return connection.execute(query).to_arrow_table()
+        return connection.sql(query).to_arrow_table()
 
 
 LOG = random_log(400)
