@@ -106,6 +106,16 @@ class RequestBlock:
         """Only the rows whose label is positive; missing labels are not."""
         return self.where_rows(np.nan_to_num(_floats(self.rows.column(label))) > 0)
 
+    def in_chunks(self, max_rows: int) -> RequestBlock:
+        """Every request cut into runs of at most `max_rows` rows, each a request of its own from here on.
+
+        More users fit into a batch of so many rows; the price is that a request's values move once per chunk.
+        """
+        chunks_R = -(-np.diff(self.row_offsets) // max_rows)
+        starts = ragged_positions(np.zeros(len(chunks_R), np.int64), chunks_R) * max_rows
+        starts += np.repeat(self.row_offsets[:-1], chunks_R)
+        return replace(self, row_offsets=np.concatenate([starts, self.row_offsets[-1:]]))
+
     @staticmethod
     def concatenate(blocks: Sequence[RequestBlock]) -> RequestBlock:
         """All requests of several blocks; copies each distinct sequence once."""

@@ -23,7 +23,7 @@ class TrainingConfig:
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
     world_size: ranks W, processes on this machine.  seed: of weights, order of requests, and the held-out users.
     sync_batchnorm: statistics over all ranks; off only to see what sorting costs without it.
-    shuffle, buffer_requests, prefetch_batches: of the RequestLoader.
+    shuffle, buffer_requests, chunk_rows, prefetch_batches: of the RequestLoader.
     history_stride: of the anchored windows where the log's histories are longer than model.max_history; 0 means a
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
@@ -46,6 +46,7 @@ class TrainingConfig:
     sync_batchnorm: bool = True
     shuffle: str = "requests"
     buffer_requests: int = 2048
+    chunk_rows: int | None = None
     prefetch_batches: int = 2
     history_stride: int = 0
     positive_label: str | None = "click"

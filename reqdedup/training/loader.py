@@ -63,6 +63,8 @@ class RequestLoader:
         of batches (`in_lockstep` keeps their collectives matched).
     columns: names in the log's schema to read; keys and request_ts always come. None means all that is not a string.
     positive_label: keep only rows whose label is positive (and requests that keep a row): what retrieval learns from.
+    chunk_rows: cut requests into chunks of at most so many rows, which are shuffled apart: more users per batch of rows,
+        less deduplication.  None keeps requests whole.
     users: keep one side of a split of the users.  cut: the longest history.
     prefetch_batches: ready batches that a background thread holds; 0 means no thread.
     pin_memory: page-locked tensors, for asynchronous copies to a GPU.
@@ -82,6 +84,7 @@ class RequestLoader:
         world_size: int = 1,
         columns: Sequence[str] | None = None,
         positive_label: str | None = None,
+        chunk_rows: int | None = None,
         users: UserSplit | None = None,
         cut: HistoryCut | None = None,
         prefetch_batches: int = 2,
@@ -106,7 +109,9 @@ class RequestLoader:
         self.shuffle, self.seed = shuffle, seed
         self.buffer_requests, self.buffer_bytes = buffer_requests, buffer_bytes
         self.rank, self.world_size = rank, world_size
-        self.positive_label, self.users, self.cut = positive_label, users, cut
+        if chunk_rows is not None and chunk_rows < 1:
+            raise ValueError(f"chunk_rows of at least 1 required, found {chunk_rows}")
+        self.positive_label, self.users, self.cut, self.chunk_rows = positive_label, users, cut, chunk_rows
         self.prefetch_batches, self.pin_memory = prefetch_batches, pin_memory
         self._position = Position()
 
@@ -157,6 +162,7 @@ class RequestLoader:
             "world_size": self.world_size,
             "columns": list(self.schema.names),
             "positive_label": self.positive_label,
+            "chunk_rows": self.chunk_rows,
             "users": asdict(self.users) if self.users else None,
             "row_groups": _fingerprint(self.source),
         }
@@ -231,6 +237,8 @@ class RequestLoader:
                 block = block.where_requests(self.users.contains(block.user_ids()))
             if self.positive_label is not None:
                 block = block.where_label(self.positive_label)
+            if self.chunk_rows is not None:
+                block = block.in_chunks(self.chunk_rows)
             yield number, block
 
 

@@ -117,6 +117,7 @@ class _RankRun:
             requests=max(1, config.requests_per_step // self.world_size),
             shuffle=config.shuffle,
             positive_label=self.task.positive_label,
+            chunk_rows=config.chunk_rows,
             users=UserSplit(held_out=config.held_out, part="train", seed=config.seed),
         )
         self.optimizer = torch.optim.AdamW(

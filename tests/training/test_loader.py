@@ -228,6 +228,24 @@ def test_positive_rows_only_keeps_requests_that_have_one():
     _assert_same(_requests(RequestLoader(log, requests_per_batch=7, positive_label="click")), expected)
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 2, 5, 100])
+def test_chunks_of_a_request_are_requests_that_together_hold_its_rows(chunk_rows):
+    log = random_log()
+    found = {}
+    for batch in RequestLoader(log, requests_per_batch=7, chunk_rows=chunk_rows):
+        batch.validate()
+        assert int(batch.row_offsets_R1.diff().max()) <= chunk_rows
+        for r in range(batch.num_requests):
+            rows = batch.item_id_B[batch.row_offsets_R1[r] : batch.row_offsets_R1[r + 1]].tolist()
+            history = batch.history["item_id"][batch.history_offsets_R1[r] : batch.history_offsets_R1[r + 1]].tolist()
+            key = (int(batch.user_id_R[r]), int(batch.request["request_id"][r]))
+            assert history == log.requests[key]["history_item_id"]
+            found.setdefault(key, []).append(rows)
+    for key, request in log.requests.items():
+        assert sorted(item for rows in found[key] for item in rows) == [row["item_id"] for row in request["rows"]]
+        assert len(found[key]) == math.ceil(len(request["rows"]) / chunk_rows)
+
+
 def test_a_history_is_cut_to_its_anchored_window():
     log = random_log(largest_history=20)
     cut = HistoryCut(max_events=8, stride=3)
@@ -291,6 +309,7 @@ def test_sequences_of_unequal_length_are_refused():
         ({"rows_per_batch": 1, "shuffle": "rows"}, "shuffle"),
         ({"rows_per_batch": 1, "rank": 2, "world_size": 2}, "rank"),
         ({"rows_per_batch": 1, "positive_label": "position"}, "positive_label"),
+        ({"rows_per_batch": 1, "chunk_rows": 0}, "chunk_rows"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, text):
