@@ -63,6 +63,30 @@ def _heads_first(x: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
     return rectangle.take(x).transpose(1, 2)
 
 
+class _Packed:
+    """A packed tensor that the calls fill, cell by cell; where one call covers all of it, its result is the tensor."""
+
+    def __init__(self, like: torch.Tensor, fill: float = 0.0) -> None:
+        self._like, self._fill = like, fill
+        self._tensor: torch.Tensor | None = None
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        if self._tensor is None:
+            self._tensor = torch.full_like(self._like, self._fill)
+        return self._tensor
+
+    def write(self, rectangle: Rectangle, heads_first: torch.Tensor, *, add: bool = False) -> None:
+        """The cells [N, H, S, ...] of one call; add: to what other calls wrote to the same places."""
+        cells = heads_first.transpose(1, 2)
+        if self._tensor is None and rectangle.covers(len(self._like)):
+            self._tensor = cells.flatten(0, 1)
+        elif add:
+            rectangle.add(self.tensor, cells)
+        else:
+            rectangle.put(self.tensor, cells)
+
+
 class _CrossingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -80,8 +104,7 @@ class _CrossingAttention(torch.autograd.Function):
         wide = torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5
         self_score_BH = (query.to(wide) * self_key.to(wide)).sum(-1) * scale
-        context_out_BHK = torch.zeros_like(query)
-        context_lse_BH = torch.full_like(self_score_BH, -torch.inf)
+        packed_out, packed_lse = _Packed(query), _Packed(self_score_BH, -torch.inf)
         for call in calls:
             out, lse = _flash(
                 _heads_first(query, call.row),
@@ -89,10 +112,11 @@ class _CrossingAttention(torch.autograd.Function):
                 _heads_first(value, call.token),
                 attn_mask=call.context_mask(query.dtype),
             )
-            call.row.put(context_out_BHK, out.transpose(1, 2))
-            call.row.put(context_lse_BH, lse.transpose(1, 2))
+            packed_out.write(call.row, out)
+            packed_lse.write(call.row, lse)
+        context_lse_BH = packed_lse.tensor
         lse_BH = torch.logaddexp(context_lse_BH, self_score_BH)
-        out_BHK = context_out_BHK.to(wide) * (context_lse_BH - lse_BH).exp()[..., None]
+        out_BHK = packed_out.tensor.to(wide) * (context_lse_BH - lse_BH).exp()[..., None]
         out_BHK += self_value.to(wide) * (self_score_BH - lse_BH).exp()[..., None]
         out_BHK = out_BHK.to(query.dtype)
         ctx.calls, ctx.scale, ctx.is_shared = calls, scale, prefixes is not None
@@ -110,7 +134,7 @@ class _CrossingAttention(torch.autograd.Function):
         self_grad_BH1 = (grad_wide * self_value.to(wide)).sum(-1, keepdim=True) - row_term_BH1
         self_grad_BH1 = self_grad_BH1 * self_weight_BH1 * ctx.scale
 
-        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        packed_query, packed_key, packed_value = _Packed(query), _Packed(key), _Packed(value)
         for call in ctx.calls:
             # padded rows repeat a real row with a zero gradient, so they add nothing to the keys and values
             grad_rectangle = _heads_first(grad_out, call.row)
@@ -127,14 +151,13 @@ class _CrossingAttention(torch.autograd.Function):
                 False,
                 attn_mask=call.context_mask(query.dtype),
             )
-            call.row.put(grad_query, grad_q.transpose(1, 2))
-            write = call.token.add if ctx.is_shared else call.token.put
-            write(grad_key, grad_k.transpose(1, 2))
-            write(grad_value, grad_v.transpose(1, 2))
-        grad_query = (grad_query.to(wide) + self_grad_BH1 * self_key.to(wide)).to(query.dtype)
+            packed_query.write(call.row, grad_q)
+            packed_key.write(call.token, grad_k, add=ctx.is_shared)
+            packed_value.write(call.token, grad_v, add=ctx.is_shared)
+        grad_query = (packed_query.tensor.to(wide) + self_grad_BH1 * self_key.to(wide)).to(query.dtype)
         grad_self_key = (self_grad_BH1 * query.to(wide)).to(query.dtype)
         grad_self_value = (self_weight_BH1 * grad_wide).to(query.dtype)
-        return grad_query, grad_self_key, grad_self_value, grad_key, grad_value, None, None, None
+        return grad_query, grad_self_key, grad_self_value, packed_key.tensor, packed_value.tensor, None, None, None
 
 
 def crossing_attention_flash(

@@ -77,6 +77,10 @@ class Rectangle:
             cells = packed.index_select(0, self.token.flatten())
         return cells.view(*self.shape, *packed.shape[1:])
 
+    def covers(self, num_tokens: int) -> bool:
+        """True where the cells are the whole packed axis, in its order."""
+        return self.is_slice and self.starts[0] == 0 and self.num_cells == num_tokens
+
     def put(self, packed: torch.Tensor, cells: torch.Tensor) -> None:
         """Write cells [N, S, ...] to their places in a packed tensor [T, ...]; padding is dropped."""
         if self.is_slice:
