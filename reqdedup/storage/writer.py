@@ -205,12 +205,13 @@ def _row_groups(spill: Spill, partition: int, layout: Layout, target_bytes: int)
         return in_arrival_order(spill, partition, max_rows=ROW_GROUP_ROWS, max_column_bytes=MAX_DICTIONARY_BYTES)
     if layout is Layout.BY_REQUEST:
         return in_request_order(spill, partition, max_rows=ROW_GROUP_ROWS, max_column_bytes=MAX_DICTIONARY_BYTES)
+    fat_bytes = target_bytes if layout is Layout.SORTED else LARGE_PAGES_ROW_GROUP_BYTES
     return in_request_order(
         spill,
         partition,
         max_rows=TableProperties.PARQUET_ROW_GROUP_LIMIT_DEFAULT,
-        max_column_bytes=MAX_DICTIONARY_BYTES,
-        max_fat_bytes=target_bytes if layout is Layout.SORTED else LARGE_PAGES_ROW_GROUP_BYTES,
+        max_column_bytes=fat_bytes,
+        max_fat_bytes=fat_bytes,
     )
 
 
