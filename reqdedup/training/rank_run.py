@@ -47,6 +47,8 @@ METRIC_COLUMNS = (
     "rows_per_s",
 )
 PROGRESS_EVERY_S = 0.25
+EVAL_BATCH_REQUESTS = 32
+"""Small, so that evaluation needs no more memory than training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +241,7 @@ class _RankRun:
         per_rank = max(1, self.config.eval_requests // self.world_size)
         loader = self.make_loader(
             columns=self.task.columns,
-            requests=min(per_rank, 256),
+            requests=min(per_rank, EVAL_BATCH_REQUESTS),
             shuffle="requests",
             positive_label=self.task.positive_label,
             users=UserSplit(held_out=self.config.held_out, part="eval", seed=self.config.seed),
