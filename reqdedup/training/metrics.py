@@ -53,7 +53,7 @@ def ranks_in_catalogue(
     request_of_row_B: torch.Tensor,
     item_id_B: torch.Tensor,
     catalogue_item_id_C: torch.Tensor,
-    chunk: int = 1024,
+    chunk: int = 128,
 ) -> torch.Tensor:
     """Rank of each row's own item among itself and the catalogue, [B] float64, 1 is best; ties count half.
 
