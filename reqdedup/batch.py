@@ -19,6 +19,35 @@ from typing import Any
 import torch
 
 from reqdedup.ops.expand import expand
+from reqdedup.ops.prefixes import Prefixes
+from reqdedup.schema import HISTORY_END, TIMELINE_VERSION
+
+
+@dataclass(frozen=True)
+class ContextGroups:
+    """Requests of a batch whose histories begin at the same event of the same timeline: one context can serve them all.
+
+    A timeline only grows, so the shorter histories of a group are prefixes of the longest.
+    prefixes: which requests form a group, and each one's own length.
+    longest_G: [G] int64, the request whose history is the group's.
+    """
+
+    prefixes: Prefixes
+    longest_G: torch.Tensor
+
+    @property
+    def is_shared(self) -> bool:
+        """False where every request is a group of its own."""
+        return len(self.longest_G) < self.prefixes.num_requests
+
+    def history(self, batch: RequestBatch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The groups' histories, packed, and their offsets [G + 1]: each event once."""
+        length_G = batch.history_offsets_R1.diff()[self.longest_G]
+        offsets_G1 = torch.cat([length_G.new_zeros(1), length_G.cumsum(0)])
+        shift_G = batch.history_offsets_R1[self.longest_G] - offsets_G1[:-1]
+        token = torch.repeat_interleave(shift_G, length_G)
+        token += torch.arange(len(token), device=token.device)
+        return {name: x_T[token] for name, x_T in batch.history.items()}, offsets_G1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +64,7 @@ class RequestBatch:
     - row_offsets_R1 and history_offsets_R1 start at 0, never fall, and end at B and T
     - request_of_row_B[b] == r  exactly for  row_offsets_R1[r] <= b < row_offsets_R1[r + 1]
     - every tensor has the first axis its dict says
+    - where the batch has what `context_groups` needs: in each group the shorter histories are prefixes of the longest
     """
 
     user_id_R: torch.Tensor
@@ -67,6 +97,36 @@ class RequestBatch:
     def expand(self, x_R: torch.Tensor) -> torch.Tensor:
         """The value of each row's request: [R, ...] -> [B, ...]."""
         return expand(x_R, self.row_offsets_R1, num_rows=self.num_rows)
+
+    def context_groups(self) -> ContextGroups:
+        """Which neighbouring requests can share a context; decided from a few numbers per request, no event is looked at.
+
+        request["history_end"] and request["timeline_version"] are needed: requests of one user and version whose
+        histories begin at the same event, history_end - length, form a group. Requests without either value (negative)
+        are groups of their own. Raises ValueError where a column is missing.
+        """
+        missing = [name for name in (HISTORY_END, TIMELINE_VERSION) if name not in self.request]
+        if missing:
+            raise ValueError(
+                f"requests of a user can share a context only where the batch says at which event their histories begin: "
+                f"request{missing} required, found {sorted(self.request)}; read these columns, or share_context='request'"
+            )
+        version_R, length_R = self.request[TIMELINE_VERSION], self.history_offsets_R1.diff()
+        start_R = self.request[HISTORY_END] - length_R
+        is_known_R = (start_R >= 0) & (version_R >= 0)
+        is_first_R = torch.ones_like(is_known_R)
+        is_first_R[1:] = ~is_known_R[1:]
+        for x_R in (self.user_id_R, version_R, start_R):
+            is_first_R[1:] |= x_R[1:] != x_R[:-1]
+        first_G = torch.nonzero(is_first_R).squeeze(1)
+        num_requests, num_groups = len(length_R), len(first_G)
+        group_of_R = is_first_R.cumsum(0) - 1
+        longest_G = length_R.new_zeros(num_groups).scatter_reduce(0, group_of_R, length_R, "amax")
+        request_R = torch.arange(num_requests, device=length_R.device)
+        candidate_R = torch.where(length_R == longest_G[group_of_R], request_R, num_requests)
+        longest_G = torch.full_like(longest_G, num_requests).scatter_reduce(0, group_of_R, candidate_R, "amin")
+        request_offsets_G1 = torch.cat([first_G, first_G.new_full((1,), num_requests)])
+        return ContextGroups(Prefixes(request_offsets_G1, length_R), longest_G)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor under a flat name, `history/item_id` for example."""
@@ -126,4 +186,21 @@ class RequestBatch:
                     raise ValueError(
                         f"{group}[{name!r}]: first axis {axis} = {length} required, found {tuple(tensor.shape)}"
                     )
+        if HISTORY_END in self.request and TIMELINE_VERSION in self.request:
+            self._validate_prefixes()
         return self
+
+    def _validate_prefixes(self) -> None:
+        groups, begin_R = self.context_groups(), self.history_offsets_R1[:-1]
+        longest_R = torch.repeat_interleave(groups.longest_G, groups.prefixes.request_offsets_G1.diff())
+        shift_T = torch.repeat_interleave(begin_R[longest_R] - begin_R, self.history_offsets_R1.diff())
+        token = torch.arange(len(shift_T), device=shift_T.device)
+        for name, x_T in self.history.items():
+            differs = torch.nonzero(x_T != x_T[token + shift_T])
+            if len(differs):
+                r = int(torch.searchsorted(self.history_offsets_R1, int(differs[0]), right=True)) - 1
+                raise ValueError(
+                    f"history[{name!r}] of request {r}: a prefix of request {int(longest_R[r])}'s required, since both begin "
+                    f"at one event of one timeline version of user {int(self.user_id_R[r])}, found another event; a timeline "
+                    "that was rewritten needs a new timeline_version"
+                )

@@ -22,6 +22,9 @@ from reqdedup.schema import (
 )
 
 POSITIONS = ("learned", "rope")
+POSITIONS_FROM = ("start", "end")
+HISTORY_ATTENTION = ("causal", "bidirectional")
+SHARE_CONTEXT = ("request", "user")
 _HISTORY_PREFIX = "history_"
 _NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
 _CATEGORY_TYPES = ("bool", "int32", "int64")
@@ -40,7 +43,10 @@ class ModelConfig:
     category_table_rows: rows of each hashed table of a category.
     width: D of the transformer.  num_heads: H, a divisor of D.  feature_width: of each request category and vector.
     num_layers: layers of the history transformer.  ffn_width: its hidden width.
-    positions: learned (a table, counted from the history's start) or rope (rotary).
+    positions: learned (a table) or rope (rotary).  positions_from: where they are counted from, the history's start or end.
+    history_attention: causal, or bidirectional: every event of a history sees all others (a candidate it never sees).
+    share_context: request, or user: neighbouring requests of one user whose histories begin at the same event share one
+        pass (`RequestBatch.context_groups`). The result is the same; it needs causal attention and positions from the start.
     max_history: S, the longest history [events] of a table of learned positions; longer ones are refused.
     hidden_widths: hidden layers of the MLP, each Linear, BatchNorm1d, ReLU.
     """
@@ -59,6 +65,9 @@ class ModelConfig:
     feature_width: int = 16
     max_history: int = 512
     positions: str = "learned"
+    positions_from: str = "start"
+    history_attention: str = "causal"
+    share_context: str = "request"
     hidden_widths: tuple[int, ...] = (128, 64)
 
     def __post_init__(self) -> None:
@@ -73,8 +82,20 @@ class ModelConfig:
                 raise ValueError(f"{name}: {field_name} of at least 1 required, found {getattr(self, field_name)}")
         if self.width % self.num_heads:
             raise ValueError(f"{name}: num_heads must divide width, found {self.num_heads} heads of {self.width}")
-        if self.positions not in POSITIONS:
-            raise ValueError(f"{name}: positions one of {POSITIONS} required, found {self.positions!r}")
+        for field_name, choices in (
+            ("positions", POSITIONS),
+            ("positions_from", POSITIONS_FROM),
+            ("history_attention", HISTORY_ATTENTION),
+            ("share_context", SHARE_CONTEXT),
+        ):
+            if getattr(self, field_name) not in choices:
+                raise ValueError(f"{name}: {field_name} one of {choices} required, found {getattr(self, field_name)!r}")
+        if self.share_context == "user" and (self.history_attention, self.positions_from) != ("causal", "start"):
+            raise ValueError(
+                f"{name}: share_context='user' needs causal attention and positions counted from the start, else the "
+                f"keys and values of an earlier request are no prefix of a later one's; found {self.history_attention} "
+                f"attention and positions from the {self.positions_from}; take those, or share_context='request'"
+            )
         if self.positions == "rope" and self.head_width % 2:
             raise ValueError(f"{name}: rope turns pairs, so width / num_heads must be even, found {self.head_width}")
         if not self.hidden_widths or min(self.hidden_widths) < 1:
@@ -90,7 +111,8 @@ class ModelConfig:
         """Names in the log's schema of the feature columns that the model reads; keys and labels come on top."""
         history = (HISTORY_ITEM_ID, *(_HISTORY_PREFIX + name for name in self.history_categories))
         vectors = tuple(name for name, _ in self.request_vectors)
-        return (*history, *self.request_categories, *vectors, *self.request_numbers, *self.item_categories)
+        shared = (HISTORY_END, TIMELINE_VERSION) if self.share_context == "user" else ()
+        return (*history, *self.request_categories, *vectors, *self.request_numbers, *self.item_categories, *shared)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` is the inverse."""

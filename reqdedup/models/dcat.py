@@ -1,10 +1,12 @@
 """DCAT: a ranking transformer that reads each request's history once, whatever the number of candidates.
 
-    encode_context(batch) -> Context     causal pass over the R histories, K and V of every layer kept
+    encode_context(batch) -> Context     one pass over the R histories, K and V of every layer kept
     score(context, batch) -> logits      each of the B candidates crosses its own request's context, then an MLP
 
 It equals the causal transformer over [history ; candidate] read at the candidate, computed once per row
-(`reqdedup.models.naive.DCAT`), outputs and gradients. The MLP on top has BatchNorm1d, the transformer none.
+(`reqdedup.models.naive.DCAT`), outputs and gradients. The MLP on top has BatchNorm1d, the transformer none. With
+share_context="user" requests of one user whose histories begin at the same event share one pass, and each candidate
+crosses its own request's prefix of it.
 Source: PinFM (arXiv 2507.12704).
 """
 
@@ -18,25 +20,34 @@ from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.config import DCATConfig
+from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.ops.crossing_attention import crossing_attention
+from reqdedup.ops.prefixes import Prefixes, ranges
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a history becomes: per layer the keys and values [T, H, K], packed over R requests by history_offsets_R1.
+    """What histories become: per layer the keys and values [T, H, K], packed over G histories by offsets_G1.
 
-    It depends on the history alone, not on the candidates or the request's features, so a server can keep it.
+    It depends on the histories alone, not on candidates or the requests' features, so a server can keep it.
+    prefixes: which requests read which history, and how much of it; None where each of the R requests has its own.
     """
 
     keys_values: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    history_offsets_R1: torch.Tensor
+    offsets_G1: torch.Tensor
+    prefixes: Prefixes | None = None
 
     @property
     def num_requests(self) -> int:
-        return len(self.history_offsets_R1) - 1
+        return len(self.offsets_G1) - 1 if self.prefixes is None else self.prefixes.num_requests
+
+    @property
+    def request_lengths(self) -> torch.Tensor:
+        """Events that each request sees."""
+        return self.offsets_G1.diff() if self.prefixes is None else self.prefixes.prefix_length_R
 
     @property
     def num_bytes(self) -> int:
@@ -44,19 +55,34 @@ class Context:
 
     def request(self, r: int) -> Context:
         """The context of one request, as views."""
-        start, end = self.history_offsets_R1[r : r + 2].tolist()
-        keys_values = tuple((key[start:end], value[start:end]) for key, value in self.keys_values)
-        return Context(keys_values, self.history_offsets_R1[r : r + 2] - start)
+        begins, ends = ranges(self.offsets_G1, self.prefixes)
+        seen = slice(begins[r], ends[r])
+        keys_values = tuple((key[seen], value[seen]) for key, value in self.keys_values)
+        return Context(keys_values, self.offsets_G1.new_tensor([0, ends[r] - begins[r]]))
 
     @staticmethod
     def concatenate(contexts: Sequence[Context]) -> Context:
         """Several contexts as one, requests in order; at least one."""
-        lengths = torch.cat([context.history_offsets_R1.diff() for context in contexts])
         keys_values = tuple(
             (torch.cat([key for key, _ in layers]), torch.cat([value for _, value in layers]))
             for layers in zip(*(context.keys_values for context in contexts), strict=True)
         )
-        return Context(keys_values, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+        offsets_G1 = concatenate_offsets([context.offsets_G1 for context in contexts])
+        if all(context.prefixes is None for context in contexts):
+            return Context(keys_values, offsets_G1)
+        request_offsets = [
+            torch.arange(context.num_requests + 1) if context.prefixes is None else context.prefixes.request_offsets_G1
+            for context in contexts
+        ]
+        length_R = torch.cat([context.request_lengths for context in contexts])
+        prefixes = Prefixes(concatenate_offsets([x.to(offsets_G1.device) for x in request_offsets]), length_R)
+        return Context(keys_values, offsets_G1, prefixes)
+
+
+def concatenate_offsets(offsets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Offsets of the concatenation: each starts where the one before ends."""
+    lengths = torch.cat([x.diff() for x in offsets])
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
 class DCAT(nn.Module):
@@ -79,10 +105,11 @@ class DCAT(nn.Module):
         self.head = NormedMLP(config.hidden_widths, len(config.labels))
 
     def encode_context(self, batch: RequestBatch) -> Context:
-        """One causal pass over the R histories; reads only `batch.history` and its offsets."""
-        x_TD = self.embedding.events(batch.history)
-        _, keys_values = self.transformer(x_TD, batch.history_offsets_R1, keys_values_only=True)
-        return Context(tuple(keys_values), batch.history_offsets_R1)
+        """One pass over the histories; reads `batch.history`, its offsets and what says which requests can share."""
+        histories = Histories.of(batch, self.config)
+        x_TD = self.embedding.events(histories.tokens)
+        _, keys_values = self.transformer(x_TD, histories.offsets_G1, keys_values_only=True)
+        return Context(tuple(keys_values), histories.offsets_G1, histories.prefixes)
 
     def score(self, context: Context, batch: RequestBatch) -> torch.Tensor:
         """Logits [B, num_labels] of the batch's candidates; reads no history, only the context of its R requests."""
@@ -93,9 +120,9 @@ class DCAT(nn.Module):
         return self.head(self.head_input(self.cross(context, batch), batch))
 
     def cross(self, context: Context, batch: RequestBatch) -> torch.Tensor:
-        """The candidates after all layers, [B, D]: each stands at position L_r, right after its request's history."""
+        """The candidates after all layers, [B, D]: each stands right after its request's history."""
         x_BD = self.embedding.candidates(batch.item_id_B, batch.row) + self.candidate_marker
-        position_B = batch.expand(context.history_offsets_R1.diff())
+        position_B = batch.expand(self.transformer.positions.of_candidates(context.request_lengths))
         x_BD = self.transformer.positions.add(x_BD, position_B)
         rotation = self.transformer.positions.rotation(position_B, x_BD.dtype)
         for layer, (key, value) in zip(self.transformer, context.keys_values, strict=True):
@@ -107,8 +134,9 @@ class DCAT(nn.Module):
                 self_value,
                 key,
                 value,
-                context.history_offsets_R1,
+                context.offsets_G1,
                 batch.row_offsets_R1,
+                prefixes=context.prefixes,
                 backend=self.backend,
             )
             x_BD = layer.finish(x_BD, attended)

@@ -1,6 +1,6 @@
 """The same models computed B times: the law that the deduplicated ones must equal, and the baseline to beat.
 
-Each row gets its own copy of its request (`duplicate`), and a plain causal transformer runs over the padded sequences
+Each row gets its own copy of its request (`duplicate`), and a plain transformer runs over the padded sequences
 [history ; candidate]. Parameters and their names are those of the deduplicated twin, so a state_dict fits both.
 It is naive in what it computes, not in how: batched attention, one padding for all, and a last layer that computes only
 the position that is read, as a sensible implementer would.
@@ -46,15 +46,23 @@ def pad_histories(x_TD: torch.Tensor, offsets_B1: torch.Tensor, *, longest: int)
 
 
 def attend(
-    layer: Layer, x_BSD: torch.Tensor, rotation: Rotation | None, *, read_B: torch.Tensor | None = None
+    layer: Layer,
+    x_BSD: torch.Tensor,
+    rotation: Rotation | None,
+    *,
+    sees_B1SS: torch.Tensor | None,
+    read_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One causal layer over rectangles; read_B: compute only this position of each row, [B, D] then."""
+    """One layer over rectangles, causal unless `sees` says what each position sees.
+
+    read_B: compute only this position of each row, [B, D] then.
+    """
     normed = layer.attention_norm(x_BSD)
     key, value = layer.keys_values(normed, rotation)
     key, value = key.transpose(1, 2), value.transpose(1, 2)
     if read_B is None:
         query = layer.queries(normed, rotation).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=sees_B1SS, is_causal=sees_B1SS is None)
         return layer.finish(x_BSD, attended.transpose(1, 2))
     row_B = torch.arange(len(read_B), device=read_B.device)
     if rotation is not None:
@@ -65,21 +73,31 @@ def attend(
     return layer.finish(x_BSD[row_B, read_B], attended.transpose(1, 2)[:, 0])
 
 
-def causal_pass(
-    transformer: HistoryTransformer, x_BSD: torch.Tensor, *, read_B: torch.Tensor | None = None
+def transformer_pass(
+    transformer: HistoryTransformer, x_BSD: torch.Tensor, length_B: torch.Tensor, *, read_candidate: bool
 ) -> torch.Tensor:
-    """The causal transformer over rectangles: [B, S, D], or [B, D] at the positions read_B."""
-    position_1S = torch.arange(x_BSD.shape[1], device=x_BSD.device)[None]
-    x_BSD = transformer.positions.add(x_BSD, position_1S)
-    rotation = transformer.positions.rotation(position_1S, x_BSD.dtype)
+    """The transformer over rectangles of histories: [B, S, D].
+
+    read_candidate: a candidate stands behind each history, and only its position is read, [B, D].
+    """
+    read_B = length_B if read_candidate else None
+    position = torch.arange(x_BSD.shape[1], device=x_BSD.device)[None]
+    sees_B1SS = None
+    if not transformer.is_causal:  # all events of the history, and oneself
+        is_event_B1S = position[:, None] < length_B[:, None, None]
+        sees_B1SS = (is_event_B1S | (position[:, :, None] == position[:, None]))[:, None]
+    if transformer.positions.from_end:
+        position = (length_B[:, None] - position).clamp(min=0)
+    x_BSD = transformer.positions.add(x_BSD, position)
+    rotation = transformer.positions.rotation(position, x_BSD.dtype)
     last = len(transformer.layers) - 1
     for number, layer in enumerate(transformer):
-        x_BSD = attend(layer, x_BSD, rotation, read_B=read_B if number == last else None)
+        x_BSD = attend(layer, x_BSD, rotation, sees_B1SS=sees_B1SS, read_B=read_B if number == last else None)
     return x_BSD
 
 
 class DCAT(dcat.DCAT):
-    """`reqdedup.models.DCAT` by its definition: one causal pass over [history ; candidate] for each row."""
+    """`reqdedup.models.DCAT` by its definition: one pass over [history ; candidate] for each row."""
 
     def forward(self, batch: RequestBatch) -> torch.Tensor:
         rows = duplicate(batch)
@@ -89,7 +107,7 @@ class DCAT(dcat.DCAT):
         candidate_BD = self.embedding.candidates(rows.item_id_B, rows.row) + self.candidate_marker
         x_BSD = torch.cat([x_BSD, x_BSD.new_zeros(len(length_B), 1, x_BSD.shape[2])], dim=1)
         x_BSD[torch.arange(len(length_B), device=length_B.device), length_B] = candidate_BD
-        crossed_BD = self.final_norm(causal_pass(self.transformer, x_BSD, read_B=length_B))
+        crossed_BD = self.final_norm(transformer_pass(self.transformer, x_BSD, length_B, read_candidate=True))
         head_in = self.head_in(crossed_BD)
         if self.head_in_request is not None:
             head_in = head_in + self.head_in_request(self.features(rows, head_in.dtype))
@@ -105,7 +123,7 @@ class TwoTower(two_tower.TwoTower):
         length_B = rows.history_offsets_R1.diff()
         longest = int(length_B.max()) if batch.num_rows else 0
         x_BSD = pad_histories(self.embedding.events(rows.history), rows.history_offsets_R1, longest=longest)
-        x_BSD = self.final_norm(causal_pass(self.transformer, x_BSD))
+        x_BSD = self.final_norm(transformer_pass(self.transformer, x_BSD, length_B, read_candidate=False))
         valid_BS1 = (torch.arange(longest, device=length_B.device) < length_B[:, None])[..., None]
         pooled_BD = (x_BSD * valid_BS1).sum(1) / length_B.clamp(min=1)[:, None]
         if self.features.width:

@@ -1,4 +1,4 @@
-"""The pre-norm transformer over histories: layers, positions, and the causal pass whose K/V the crossing reads.
+"""The pre-norm transformer over histories: layers, positions, and the pass whose K/V the crossing reads.
 
 No BatchNorm in here: a context that depends on the other requests of a batch could not be kept or shared.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.models.config import ModelConfig
-from reqdedup.ops.causal_attention import causal_attention
+from reqdedup.ops.history_attention import history_attention
 from reqdedup.ops.ragged import Padding
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -60,15 +60,30 @@ def rotate(x: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
 
 
 class Positions(nn.Module):
-    """Where in its history a token stands, counted from the history's start; a candidate stands at position L_r."""
+    """Where a token stands in its history, and a candidate, which comes right after it.
+
+    Counted from the start an event stands at 0, 1, ... and a candidate at L_r; from the end at L_r, L_r - 1, ... and 0.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.max_history = config.max_history
         self.head_width = config.head_width
+        self.from_end = config.positions_from == "end"
         self.table = nn.Embedding(config.max_history + 1, config.width) if config.positions == "learned" else None
         if self.table is not None:
             nn.init.normal_(self.table.weight, std=config.width**-0.5)
+
+    def of_events(self, offsets_R1: torch.Tensor, *, num_tokens: int) -> torch.Tensor:
+        """Position of each event of packed histories: [T] int64."""
+        origin_R = offsets_R1[1:] if self.from_end else offsets_R1[:-1]
+        origin_T = torch.repeat_interleave(origin_R, offsets_R1.diff(), output_size=num_tokens)
+        token_T = torch.arange(num_tokens, device=offsets_R1.device)
+        return origin_T - token_T if self.from_end else token_T - origin_T
+
+    def of_candidates(self, length: torch.Tensor) -> torch.Tensor:
+        """Position of the candidates of requests of this length, any shape."""
+        return torch.zeros_like(length) if self.from_end else length
 
     def add(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """x plus the learned position, [N, D]; x itself under rope."""
@@ -88,11 +103,12 @@ class Positions(nn.Module):
 
 
 class HistoryTransformer(nn.Module):
-    """Causal layers over packed histories; iterating gives the layers."""
+    """Layers over packed histories; iterating gives the layers."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.max_history = config.max_history
+        self.is_causal = config.history_attention == "causal"
         self.positions = Positions(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
@@ -113,7 +129,7 @@ class HistoryTransformer(nn.Module):
                 f"learned positions: histories of at most max_history = {self.max_history} events required, found {padding.longest}; "
                 f"cut them in the loader or configure more, or rope"
             )
-        position_T = token_positions(history_offsets_R1, num_tokens=len(x_TD))
+        position_T = self.positions.of_events(history_offsets_R1, num_tokens=len(x_TD))
         x_TD = self.positions.add(x_TD, position_T)
         rotation = self.positions.rotation(position_T, x_TD.dtype)
         keys_values = []
@@ -124,11 +140,8 @@ class HistoryTransformer(nn.Module):
             if keys_values_only and number == len(self.layers):
                 break
             query = layer.queries(normed, rotation)
-            x_TD = layer.finish(x_TD, causal_attention(query, key, value, history_offsets_R1, padding=padding))
+            attended = history_attention(
+                query, key, value, history_offsets_R1, padding=padding, is_causal=self.is_causal
+            )
+            x_TD = layer.finish(x_TD, attended)
         return x_TD, keys_values
-
-
-def token_positions(history_offsets_R1: torch.Tensor, *, num_tokens: int) -> torch.Tensor:
-    """Position of each history token from its history's start, [T] int64."""
-    start_T = torch.repeat_interleave(history_offsets_R1[:-1], history_offsets_R1.diff(), output_size=num_tokens)
-    return torch.arange(num_tokens, device=history_offsets_R1.device) - start_T

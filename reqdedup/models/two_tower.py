@@ -1,7 +1,8 @@
 """Two-tower retrieval: the user tower on the R requests, the item tower on the B rows, both L2-normalised.
 
 The user tower runs once per request; its BatchNorm weighs each request by its rows, so that it equals the tower computed
-once per row (`reqdedup.models.naive.TwoTower`), outputs, gradients and running statistics.
+once per row (`reqdedup.models.naive.TwoTower`), outputs, gradients and running statistics. With share_context="user" its
+transformer runs once per group of requests whose histories are prefixes of one another.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.config import TwoTowerConfig
+from reqdedup.models.histories import Histories, mean_over_history
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer
@@ -36,9 +38,9 @@ class TwoTower(nn.Module):
 
     def user_tower(self, batch: RequestBatch) -> torch.Tensor:
         """User vectors, one per request: [R, output_width]."""
-        x_TD = self.embedding.events(batch.history)
-        x_TD, _ = self.transformer(x_TD, batch.history_offsets_R1)
-        pooled_RD = mean_over_history(self.final_norm(x_TD), batch.history_offsets_R1)
+        histories = Histories.of(batch, self.config)
+        x_TD, _ = self.transformer(self.embedding.events(histories.tokens), histories.offsets_G1)
+        pooled_RD = mean_over_history(self.final_norm(x_TD), histories.offsets_G1, histories.prefixes)
         return self.user_head(pooled_RD, batch)
 
     def user_head(self, pooled_RD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
@@ -59,11 +61,3 @@ class TwoTower(nn.Module):
     def forward(self, batch: RequestBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(user_RD, item_BD); the score of row b is user_RD[request_of_row_B[b]] @ item_BD[b]."""
         return self.user_tower(batch), self.item_tower(batch)
-
-
-def mean_over_history(x_TD: torch.Tensor, history_offsets_R1: torch.Tensor) -> torch.Tensor:
-    """The mean token of each history, zero for an empty one: [T, D] -> [R, D]."""
-    length_R = history_offsets_R1.diff()
-    request_of_token_T = torch.repeat_interleave(length_R, output_size=len(x_TD))
-    sum_RD = x_TD.new_zeros(len(length_R), x_TD.shape[1]).index_add(0, request_of_token_T, x_TD)
-    return sum_RD / length_R.clamp(min=1)[:, None]

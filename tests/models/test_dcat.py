@@ -68,7 +68,7 @@ def test_a_kept_context_scores_each_request_alone(positions):
     torch.testing.assert_close(torch.cat(alone), together, rtol=1e-12, atol=1e-12)
 
     again = Context.concatenate([context.request(r) for r in range(3)])
-    assert torch.equal(again.history_offsets_R1, context.history_offsets_R1)
+    assert torch.equal(again.offsets_G1, context.offsets_G1)
     assert torch.equal(dcat.score(again, batch), together)
     assert context.num_bytes == 2 * 2 * 68 * 8 * 8  # layers, K and V, tokens, width, bytes
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from reqdedup import models
 from reqdedup.models import DCAT, TwoTower, naive
 from tests.models.batches import SHAPES, dcat_config, random_batch, two_tower_config
 
@@ -48,6 +49,31 @@ def test_dcat_equals_the_causal_pass_over_history_and_candidate(shape, positions
     logits, expected = ours(batch), duplicated(batch)
     torch.testing.assert_close(logits, expected, rtol=TOLERANCE, atol=TOLERANCE)
     (logits * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert_same(ours, duplicated)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+@pytest.mark.parametrize("positions_from", ["start", "end"])
+@pytest.mark.parametrize("history_attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize(("model", "make_config"), [("DCAT", dcat_config), ("TwoTower", two_tower_config)])
+def test_any_attention_and_any_origin_of_positions_equals_its_twin(
+    model, make_config, history_attention, positions_from, positions
+):
+    config = make_config(history_attention=history_attention, positions_from=positions_from, positions=positions)
+    ours, duplicated = twins(getattr(models, model)(config), getattr(naive, model)(config))
+    batch = random_batch(*SHAPES["ragged, empty histories and requests"])
+
+    def read(outputs):
+        if model == "DCAT":
+            return outputs
+        user, item_BD = outputs
+        return (user if len(user) == batch.num_rows else batch.expand(user)) * item_BD
+
+    found, expected = read(ours(batch)), read(duplicated(batch))
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    weight = torch.randn_like(found)
+    (found * weight).sum().backward()
     (expected * weight).sum().backward()
     assert_same(ours, duplicated)
 
