@@ -19,6 +19,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.encoding import numpy_from_blobs
 from reqdedup.logs.windows import anchored_start, default_stride, gather_windows, offsets_of, ragged_positions
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
+from reqdedup.storage.source import compact_batch
 
 HISTORY_PREFIX = "history_"
 NULL_INTEGER = -1
@@ -92,7 +93,7 @@ class RequestBlock:
         return _numbers(self.rows, USER_ID)[self.row_offsets[:-1]]
 
     def where_requests(self, keep_R: np.ndarray) -> RequestBlock:
-        """Only these requests ([R] bool); dictionaries stay as they are."""
+        """Only these requests ([R] bool)."""
         return self if keep_R.all() else self.where_rows(np.repeat(keep_R, np.diff(self.row_offsets)))
 
     def where_rows(self, keep_B: np.ndarray) -> RequestBlock:
@@ -100,7 +101,11 @@ class RequestBlock:
         if keep_B.all():
             return self
         kept_before = np.concatenate([[0], np.cumsum(keep_B)])[self.row_offsets]
-        return replace(self, rows=self.rows.filter(pa.array(keep_B)), row_offsets=np.unique(kept_before))
+        row_offsets = np.unique(kept_before)
+        rows = self.rows.filter(pa.array(keep_B))
+        if len(row_offsets) < 0.8 * len(self.row_offsets):  # else the values that nobody uses are not worth a copy
+            rows = compact_batch(rows)
+        return replace(self, rows=rows, row_offsets=row_offsets)
 
     def where_label(self, label: str) -> RequestBlock:
         """Only the rows whose label is positive; missing labels are not."""
