@@ -88,7 +88,7 @@ def _layouts(report: AuditReport) -> list[str]:
     remarks = {
         SHUFFLED: "random order, lists, pyiceberg's defaults: the control",
         SORTED: "by user and request, lists, pyiceberg's defaults",
-        SORTED_LARGE_PAGES: "the same, 128 MB pages, zstd 3: any engine reads it",
+        SORTED_LARGE_PAGES: "the same, 128 MB pages, zstd: any engine reads it",
         BY_REQUEST: "each sequence once per row group, as a blob",
         STORE_ONCE: "the limit: every distinct value once",
     }
