@@ -117,7 +117,7 @@ def measure(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
                 "users": case.log.num_users,
                 "fan_out": round(fan_out, 2),
                 "max_history": case.log.max_history,
-                "events_per_request": round(overlap.events / overlap.requests / len(schema.sequences)),
+                "events_per_request": round(overlap.events / overlap.requests),
                 "user_overlap_factor": round(overlap.factor, 2),
                 "buckets": case.num_buckets,
             },
