@@ -3,7 +3,7 @@
 from reqdedup.storage.catalogs import open_catalog
 from reqdedup.storage.compression import compression_report
 from reqdedup.storage.feature_table import create_feature_table
-from reqdedup.storage.features import FeatureReport, add_request_feature
+from reqdedup.storage.features.backfill import FeatureReport, add_request_feature, realign
 from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
 from reqdedup.storage.overlap import UserOverlap, user_overlap
@@ -34,6 +34,7 @@ __all__ = [
     "create_feature_table",
     "create_table",
     "open_catalog",
+    "realign",
     "recent_event_counts",
     "sample_users",
     "table_layout",

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
+from pyiceberg.table.update import TableUpdate
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.datafile import DataFileWriter, verify_file
@@ -103,13 +104,25 @@ class StagedFiles:
                     "nothing was committed"
                 )
 
+    def describe(self, metadata: dict[str, str]) -> None:
+        """Put these entries into the footer of the file that is being written."""
+        if self._open is not None:
+            self._open.metadata.update(metadata)
+
     def commit(
-        self, *, replace: bool, removed: Iterable[DataFile] | None = None, properties: dict[str, str] | None = None
+        self,
+        *,
+        replace: bool,
+        removed: Iterable[DataFile] | None = None,
+        properties: dict[str, str] | None = None,
+        branch: str = "main",
+        updates: tuple[TableUpdate, ...] = (),
     ) -> int | None:
         """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
 
         replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table` shows;
         else they are added.  properties: for the snapshot's summary.
+        branch: which must exist, unless it is main.  updates: of the table, in the same commit.
         Raises RuntimeError where another writer was faster: nothing was changed then.
         """
         self.close_file()
@@ -121,7 +134,9 @@ class StagedFiles:
         write_id = str(uuid.uuid4())
         try:
             with self.table.transaction() as transaction:
-                update = transaction.update_snapshot(snapshot_properties={**(properties or {}), WRITE_ID: write_id})
+                transaction._stage(updates)
+                summary = {**(properties or {}), WRITE_ID: write_id}
+                update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
                 with update.overwrite() if replace else update.fast_append() as snapshot:
                     for data_file in old:
                         snapshot.delete_data_file(data_file)
@@ -145,7 +160,7 @@ class StagedFiles:
             )
             raise
         self._keep = True
-        current = self.table.current_snapshot()
+        current = self.table.metadata.snapshot_by_name(branch)
         return current.snapshot_id if current is not None else None
 
     def _landed_as(self, write_id: str) -> int | None:

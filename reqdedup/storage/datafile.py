@@ -104,6 +104,7 @@ class DataFileWriter:
     """Writes one data file of `table`, row group by row group.
 
     partition: the bucket, or the day since 1970, or None where the table is not partitioned.
+    metadata: entries for the file's footer, until it is closed.
     """
 
     def __init__(self, table: Table, schema: EngagementSchema, layout: Layout, partition: int | None) -> None:
@@ -120,6 +121,7 @@ class DataFileWriter:
         with _naming(self.path):
             self._stream = self._output.create()
         self._parquet: pq.ParquetWriter | None = None
+        self.metadata: dict[str, str] = {}
         self.num_rows = 0
 
     @property
@@ -147,6 +149,8 @@ class DataFileWriter:
         """Finish the file; what the commit needs to know about it."""
         assert self._parquet is not None
         with _naming(self.path):
+            if self.metadata:
+                self._parquet.add_key_value_metadata(self.metadata)
             self._parquet.close()
             footer = self._parquet.writer.metadata
             self._stream.close()

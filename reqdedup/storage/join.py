@@ -19,8 +19,9 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.schema import KEYS, Column, EngagementSchema, Level
-from reqdedup.storage.buckets import SortedSource, SortedTable, join_units
-from reqdedup.storage.feature_table import FeatureSource, is_feature_table
+from reqdedup.storage.buckets import SortedSource, SortedTable, check_sorted, join_units
+from reqdedup.storage.feature_positions import feature_side
+from reqdedup.storage.feature_table import is_feature_table
 from reqdedup.storage.merge import DUPLICATES_ERROR, DUPLICATES_FIRST, INNER, LEFT, JoinCounts, MergeJoin, join_order
 from reqdedup.storage.ordered import run_ordered
 from reqdedup.storage.reader import TableSource
@@ -113,6 +114,7 @@ def bucket_join(
     how: str = INNER,
     columns: Sequence[str] | None = None,
     duplicates: str = DUPLICATES_ERROR,
+    right_snapshot_id: int | None = None,
     threads: int = 1,
 ) -> BucketJoin:
     """The rows of `left` with the columns of `right` that belong to the same request, or (request, item).
@@ -127,6 +129,7 @@ def bucket_join(
         says how many there were.
     columns: of `right`, all but the keys by default.
     duplicates: a right key that is there twice is an error, or with "first" its first row in table order is taken.
+    right_snapshot_id: of `right`, in place of its current one: a feature that is staged, or an older version.
     threads: buckets joined at once; the output is the same and in the same order.
 
     Nothing is read before `batches()`. Raises ValueError for tables that are not bucketed and sorted as required, for
@@ -148,9 +151,16 @@ def bucket_join(
     else:
         left_source = TableSource(left)
         left_side, left_schema = SortedTable(left, left_source, REQUEST_KEY), left_source.schema
-    right_source = FeatureSource(right) if is_feature_table(right) else TableSource(right)
-    right_side = SortedTable(right, right_source, order)
-    added = _added_columns(right_side.name, right_source.schema.columns, left_schema, order, how, columns)
+    right_side: SortedSource
+    if is_feature_table(right):
+        if order != REQUEST_KEY:
+            check_sorted(right, order)  # says that it has no items to be sorted by
+        right_side, feature_schema = feature_side(right, snapshot_id=right_snapshot_id)
+        right_columns = feature_schema.columns
+    else:
+        right_source = TableSource(right, snapshot_id=right_snapshot_id)
+        right_side, right_columns = SortedTable(right, right_source, order), right_source.schema.columns
+    added = _added_columns(right_side.name, right_columns, left_schema, order, how, columns)
     join = MergeJoin(
         on=order,
         how=how,

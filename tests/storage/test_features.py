@@ -17,16 +17,17 @@ from reqdedup.storage import (
     FileSource,
     Layout,
     TableSource,
+    add_request_feature,
     bucket_join,
     create_feature_table,
     create_table,
-    features,
     recent_event_counts,
     write,
     writer,
 )
 from reqdedup.storage.feature_table import FeatureSource, feature_schema
-from reqdedup.storage.features import add_request_feature, feature_array
+from reqdedup.storage.features import values
+from reqdedup.storage.features.values import feature_array
 from tests.storage.small_log import log_schema, make_log, to_batches
 
 LOG = make_log(num_users=30, seed=4)
@@ -74,7 +75,7 @@ def test_recent_event_counts_are_those_that_sql_counts(catalog, layout):
 
 
 def test_the_side_table_has_the_buckets_and_order_of_the_main_table(catalog, main, monkeypatch):
-    monkeypatch.setattr(features, "ROW_GROUP_REQUESTS", 7)
+    monkeypatch.setattr(values, "ROW_GROUP_REQUESTS", 7)
     side = create_feature_table(catalog, "lake.features", main, [COUNT, SEQUENCE, VECTOR])
     seen = []
 
@@ -184,7 +185,7 @@ def test_what_does_not_fit_is_refused(catalog, main):
 
 
 @pytest.mark.parametrize(
-    ("values", "column", "message"),
+    ("returned", "column", "message"),
     [
         ([None], VECTOR, "no nulls allowed"),
         ([[1.0, 2.0]], VECTOR, r"3 elements each required, found \{2\}"),
@@ -192,6 +193,6 @@ def test_what_does_not_fit_is_refused(catalog, main):
         ([b"123"], SEQUENCE, "multiple of 8 bytes"),
     ],
 )
-def test_values_of_the_wrong_form_are_refused(values, column, message):
+def test_values_of_the_wrong_form_are_refused(returned, column, message):
     with pytest.raises(ValueError, match=message):
-        feature_array(pa.array(values), column, 1)
+        feature_array(pa.array(returned), column, 1)

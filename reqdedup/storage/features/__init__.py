@@ -1,0 +1,15 @@
+"""The life of a request-level feature, from its first computation to its place in the main table.
+
+    values     what a compute function returns, as the deduplicated form of its columns
+    backfill   computed for all requests, or for some users, and written beside the main table
+    staging    the same on a branch that readers do not see: checked, then published or dropped
+    checks     what a staged feature must hold
+    versions   tags, and the way back to one
+    promote    many features folded into the main table in one pass
+
+What a feature table is, and its form without keys, is in `storage.feature_table` and `storage.feature_positions`.
+"""
+
+from reqdedup.storage.features.backfill import FeatureReport, add_request_feature, realign
+
+__all__ = ["FeatureReport", "add_request_feature", "realign"]
