@@ -14,7 +14,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import TableUpdate
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.datafile import DataFileWriter, verify_file
+from reqdedup.storage.datafile import DataFileWriter, FileSettings, verify_file
 from reqdedup.storage.layout import table_layout, table_schema
 
 WRITE_ID = "reqdedup.write-id"
@@ -34,6 +34,7 @@ class StagedFiles:
     def __init__(self, table: Table, schema: EngagementSchema | None = None) -> None:
         self.table = table
         self._schema, self._layout = schema or table_schema(table), table_layout(table)
+        self._settings = FileSettings(self._layout, self._schema, table.properties)
         self._open: DataFileWriter | None = None
         self._done: list[tuple[DataFile, int | None]] = []
         self._paths: list[str] = []
@@ -70,7 +71,7 @@ class StagedFiles:
         if self._open is not None and self._open.partition != partition:
             self.close_file()
         if self._open is None:
-            self._open = DataFileWriter(self.table, self._schema, self._layout, partition)
+            self._open = DataFileWriter(self.table, self._schema, self._layout, partition, self._settings)
             self._paths.append(self._open.path)
         self._open.write(rows)
         if self._open.num_bytes >= target_bytes:

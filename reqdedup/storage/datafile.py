@@ -1,9 +1,9 @@
 """One Parquet data file of a table: the writer settings of each layout, the Iceberg statistics, the check after writing.
 
 Our settings: zstd at the table's level; dictionaries of whole sequences without a size limit, so that they never fall
-back to plain; a dictionary for scalars of the request (one value repeated F times), none for floats of the item. Plain
-lists with large pages take a dictionary of elements only where a sample says so: see `lists_with_dictionary`. The control
-layouts take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public way to write a file with settings per
+back to plain; a dictionary for scalars of the request (one value repeated F times), none for floats of the item. Where
+values decide, the first rows are tried: `row_encodings` for scalars of the row, `lists_with_dictionary` for plain lists
+with large pages. The control layouts take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public way to write a file with settings per
 column, hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
 """
 
@@ -44,6 +44,11 @@ DAY_MICROSECONDS = 86_400_000_000
 SAMPLE_BYTES = 32 * 2**20
 """Uncompressed bytes of a list column that `lists_with_dictionary` tries."""
 
+SAMPLE_ROWS = 16_384
+"""Rows of a scalar column that `row_encodings` tries; with a sixteenth of them what it found serves for later files."""
+
+DELTA = "DELTA_BINARY_PACKED"
+
 
 def parquet_settings(
     layout: Layout, schema: EngagementSchema, properties: dict[str, str], first_rows: pa.Table | None = None
@@ -73,9 +78,38 @@ def parquet_settings(
     blobs = [column.name for column in schema.blobs]
     if ITEM_ID not in schema.names:  # one row per request: keys hardly repeat, but rise in small steps
         keys = [name for name in KEYS if name in schema.names]
-        settings["column_encoding"] = dict.fromkeys(keys, "DELTA_BINARY_PACKED")
+        settings["column_encoding"] = dict.fromkeys(keys, DELTA)
         with_dictionary = [name for name in with_dictionary if name not in keys]
+    elif first_rows is not None:
+        settings["column_encoding"] = row_encodings(first_rows, schema, settings)
+        with_dictionary = [name for name in with_dictionary if name not in settings["column_encoding"]]
     return settings | {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
+
+
+def row_encodings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> dict[str, str]:
+    """Encodings of the scalars of a row that come out smaller without a dictionary, tried on the first rows, by name.
+
+    Ids that hardly repeat lose a third of their bytes, and three quarters of the CPU of reading them: their dictionary
+    is as long as the column. Inside a request items rise, so that deltas are also shorter than the ids.
+    """
+    chosen: dict[str, str] = {}
+    for column in schema.columns:
+        is_of_row = column.name == ITEM_ID or column.level in (Level.ITEM, Level.LABEL)
+        if not is_of_row or column.is_blob or column.dtype.startswith("float"):
+            continue
+        sample = rows.select([column.name]).slice(0, SAMPLE_ROWS)
+        other = DELTA if column.dtype in ("int32", "int64", "timestamp") else "PLAIN"
+        sizes = {}
+        for encoding in (None, other):
+            sink = pa.BufferOutputStream()
+            options: dict[str, Any] = {"use_dictionary": encoding is None, "write_statistics": False}
+            if encoding is not None:
+                options["column_encoding"] = {column.name: encoding}
+            pq.write_table(sample, sink, **(settings | options))
+            sizes[encoding] = sink.tell()
+        if sizes[other] < sizes[None]:
+            chosen[column.name] = other
+    return chosen
 
 
 def lists_with_dictionary(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> list[str]:
@@ -100,6 +134,23 @@ def lists_with_dictionary(rows: pa.Table, schema: EngagementSchema, settings: di
     return chosen
 
 
+class FileSettings:
+    """`parquet_settings` for the files of one write: what was tried on one file's rows serves for the next."""
+
+    def __init__(self, layout: Layout, schema: EngagementSchema, properties: dict[str, str]) -> None:
+        self._layout, self._schema, self._properties = layout, schema, properties
+        self._settings: dict[str, Any] | None = None
+
+    def of(self, first_rows: pa.Table) -> dict[str, Any]:
+        """Keyword arguments of `pq.ParquetWriter` for a file that begins with these rows."""
+        if self._settings is not None:
+            return self._settings
+        settings = parquet_settings(self._layout, self._schema, self._properties, first_rows)
+        if len(first_rows) >= SAMPLE_ROWS // 16:
+            self._settings = settings
+        return settings
+
+
 class DataFileWriter:
     """Writes one data file of `table`, row group by row group.
 
@@ -107,8 +158,10 @@ class DataFileWriter:
     metadata: entries for the file's footer, until it is closed.
     """
 
-    def __init__(self, table: Table, schema: EngagementSchema, layout: Layout, partition: int | None) -> None:
-        self._table, self._layout, self._engagement_schema = table, layout, schema
+    def __init__(
+        self, table: Table, schema: EngagementSchema, layout: Layout, partition: int | None, settings: FileSettings
+    ) -> None:
+        self._table, self._layout, self._settings = table, layout, settings
         self.partition = partition
         key = PartitionKey(
             [PartitionFieldValue(field, partition) for field in table.spec().fields], table.spec(), table.schema()
@@ -138,11 +191,11 @@ class DataFileWriter:
         self.num_rows += len(rows)
 
     def _open(self, first_rows: pa.Table) -> pq.ParquetWriter:
-        settings = parquet_settings(self._layout, self._engagement_schema, self._table.properties, first_rows)
+        settings = self._settings.of(first_rows)
         if self._layout.is_bucketed:
-            settings["sorting_columns"] = [
-                pq.SortingColumn(self.schema.get_field_index(name)) for name in KEYS if name in self.schema.names
-            ]
+            keys = [name for name in KEYS if name in self.schema.names]
+            sorting_columns = [pq.SortingColumn(self.schema.get_field_index(name)) for name in keys]
+            settings = settings | {"sorting_columns": sorting_columns}
         return pq.ParquetWriter(self._stream, self.schema, **settings)
 
     def close(self) -> DataFile:
