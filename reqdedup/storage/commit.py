@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import time
 import uuid
 from collections.abc import Iterable
 from types import TracebackType
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
-from pyiceberg.manifest import DataFile
+from pyiceberg.manifest import DATA_FILE_TYPE, DEFAULT_READ_VERSION, DataFile, ManifestEntry
 from pyiceberg.table import Table
-from pyiceberg.table.update import TableUpdate
+from pyiceberg.table.update import AssertDefaultSpecId, TableUpdate
+from pyiceberg.table.update.snapshot import _OverwriteFiles
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.datafile import DataFileWriter, FileSettings, verify_file
@@ -20,8 +23,22 @@ from reqdedup.storage.layout import table_layout, table_schema
 WRITE_ID = "reqdedup.write-id"
 """Snapshot property; tells whether a commit whose answer was lost has landed."""
 
+COMMIT_ATTEMPTS = 10
+"""Of a commit that may be put on top of others', each with pyiceberg's own retries inside."""
+
+MAX_WAIT_S = 1.0
+
+_BOUNDS = [
+    position
+    for position, field in enumerate(DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields)
+    if field.name in ("lower_bounds", "upper_bounds")
+]
 
 _OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
+
+
+class ConflictError(RuntimeError):
+    """Another writer changed the table in a way that a commit cannot be put on top of; nothing was written."""
 
 
 class StagedFiles:
@@ -118,13 +135,18 @@ class StagedFiles:
         properties: dict[str, str] | None = None,
         branch: str = "main",
         updates: tuple[TableUpdate, ...] = (),
+        rebase: bool = False,
+        forget: bool = False,
     ) -> int | None:
         """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
 
         replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table` shows;
         else they are added.  properties: for the snapshot's summary.
         branch: which must exist, unless it is main.  updates: of the table, in the same commit.
-        Raises RuntimeError where another writer was faster: nothing was changed then.
+        rebase: put the replacement on top of other writers' commits as long as every removed file is still there; for
+        rewrites that leave what others added alone. Appends always are.
+        forget: keep no lowest and highest values of the removed files, which may be those of a deleted user.
+        Raises ConflictError where another writer was faster: nothing was changed then.
         """
         self.close_file()
         old = list(removed) if removed is not None else []
@@ -133,36 +155,73 @@ class StagedFiles:
         if not self._done and not old:
             return None
         write_id = str(uuid.uuid4())
+        summary = {**(properties or {}), WRITE_ID: write_id}
+        for attempt in range(COMMIT_ATTEMPTS):
+            try:
+                self._commit_once(old, replace=replace, summary=summary, branch=branch, updates=updates, forget=forget)
+                break
+            except ConflictError:
+                if attempt + 1 == COMMIT_ATTEMPTS or (replace and not rebase):
+                    raise
+                time.sleep(random.uniform(0, min(MAX_WAIT_S, 0.1 * 2**attempt)))
+                self.table.refresh()
+                if (replace and not self._all_there(old, branch)) or not self._fit_spec():
+                    raise
+            except BaseException as error:
+                # The catalog may have taken the commit before its answer was lost, and may still take one that it did
+                # not answer in time. Deleting the files of a landed commit would break the table, so they go only where
+                # the table is known not to have it; else they stay, and the sweep of orphans removes them.
+                self._keep = True
+                landed = self._landed_as(write_id)
+                if landed is not None and isinstance(error, Exception):
+                    return landed
+                self._keep = not (
+                    self._reachable and isinstance(error, Exception) and not isinstance(error, _OUTCOME_UNKNOWN)
+                )
+                raise
+        self._keep = True
+        current = self.table.metadata.snapshot_by_name(branch)
+        return current.snapshot_id if current is not None else None
+
+    def _commit_once(
+        self,
+        old: list[DataFile],
+        *,
+        replace: bool,
+        summary: dict[str, str],
+        branch: str,
+        updates: tuple[TableUpdate, ...],
+        forget: bool,
+    ) -> None:
+        spec_id = self.table.metadata.default_spec_id
         try:
             with self.table.transaction() as transaction:
+                # A writer that began before the bucket count changed would put its files under a spec that is not theirs.
+                transaction._stage((), (AssertDefaultSpecId(default_spec_id=spec_id),))  # type: ignore[call-arg]
                 transaction._stage(updates)
-                summary = {**(properties or {}), WRITE_ID: write_id}
                 update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
                 with update.overwrite() if replace else update.fast_append() as snapshot:
+                    if forget and isinstance(snapshot, _OverwriteFiles):
+                        _forget_bounds(snapshot)
                     for data_file in old:
                         snapshot.delete_data_file(data_file)
                     for data_file, _ in self._done:
                         snapshot.append_data_file(data_file)
         except (CommitFailedException, ValidationException) as error:
-            raise RuntimeError(
+            raise ConflictError(
                 f"{'.'.join(self.table.name())}: another writer changed the table in the meantime; nothing was written. "
                 "Load the table again and repeat the write"
             ) from error
-        except BaseException as error:
-            # The catalog may have taken the commit before its answer was lost, and may still take one that it did not
-            # answer in time. Deleting the files of a landed commit would break the table, so they go only where the
-            # table is known not to have it; else they stay, and the sweep of orphans removes them.
-            self._keep = True
-            landed = self._landed_as(write_id)
-            if landed is not None and isinstance(error, Exception):
-                return landed
-            self._keep = not (
-                self._reachable and isinstance(error, Exception) and not isinstance(error, _OUTCOME_UNKNOWN)
-            )
-            raise
-        self._keep = True
-        current = self.table.metadata.snapshot_by_name(branch)
-        return current.snapshot_id if current is not None else None
+
+    def _all_there(self, removed: list[DataFile], branch: str) -> bool:
+        snapshot = self.table.metadata.snapshot_by_name(branch)
+        if snapshot is None:
+            return False
+        tasks = self.table.scan(snapshot_id=snapshot.snapshot_id).plan_files()
+        return {file.file_path for file in removed} <= {task.file.file_path for task in tasks}
+
+    def _fit_spec(self) -> bool:
+        return all(data_file.spec_id == self.table.metadata.default_spec_id for data_file, _ in self._done)
 
     def _landed_as(self, write_id: str) -> int | None:
         """The snapshot of this write in the newest metadata, where there is one and the catalog can be asked."""
@@ -175,3 +234,17 @@ class StagedFiles:
             if snapshot.summary is not None and snapshot.summary.get(WRITE_ID) == write_id:
                 return snapshot.snapshot_id
         return None
+
+
+def _forget_bounds(snapshot: _OverwriteFiles) -> None:
+    """Have the manifest of removed files keep no values of theirs. pyiceberg 0.12 copies them from the old manifest."""
+    entries_of = snapshot._deleted_entries
+
+    def without_bounds() -> list[ManifestEntry]:
+        entries = entries_of()
+        for entry in entries:
+            for position in _BOUNDS:
+                entry.data_file[position] = None
+        return entries
+
+    snapshot._deleted_entries = without_bounds  # type: ignore[method-assign]
