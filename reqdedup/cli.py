@@ -2,6 +2,7 @@
 
     reqdedup ingest ratings.csv --preset movielens --table movies.engagements_by_request
     reqdedup report --table movies.engagements_by_request --json
+    reqdedup audit data/impressions --request-key request_id --user-key user_id
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an unexpected error,
 2 something the caller can put right (the message says what), 130 interrupted. Everything heavy is imported inside the
@@ -91,7 +92,36 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=run_report)
 
-    for command in (ingest, report):
+    audit = commands.add_parser(
+        "audit",
+        help="what a table that you already have would save, and what to set",
+        description="How often each column of a table repeats within a request, what that costs today and in each layout "
+        "(estimated from a sample of whole users, with the error), the likely causes, and the properties to set. Any Iceberg "
+        "table, or Parquet files; changes nothing. See docs/audit.md.",
+    )
+    audit.add_argument("files", nargs="*", metavar="PATH", help="folder of Parquet files, or files; or else --table")
+    audit.add_argument("--table", metavar="NAMESPACE.NAME", help="an Iceberg table of the catalog")
+    audit.add_argument(
+        "--request-key", nargs="+", required=True, metavar="COLUMN", help="what the rows of one request have in common"
+    )
+    audit.add_argument("--user-key", nargs="+", default=(), metavar="COLUMN", help="whose request it is")
+    audit.add_argument("--item-key", nargs="+", default=(), metavar="COLUMN", help="what orders the rows of a request")
+    audit.add_argument(
+        "--sample",
+        type=_positive,
+        default=2048,
+        metavar="MB",
+        help="size of the sample with every value laid down (2048)",
+    )
+    audit.add_argument(
+        "--read-at-most", type=_positive, default=256, metavar="GB", help="compressed bytes read for the sample (256)"
+    )
+    audit.add_argument(
+        "--buckets", type=_positive, default=16, metavar="N", help="of the estimated layouts (default: 16)"
+    )
+    audit.set_defaults(run=run_audit)
+
+    for command in (ingest, report, audit):
         command.add_argument("--json", action="store_true", help="print JSON instead of text")
         catalog = command.add_argument_group("catalog", "Default: SQLite and local files under warehouse/data.")
         catalog.add_argument("--catalog-uri", metavar="URI", help="for example sqlite:///path/catalog.db")
@@ -179,19 +209,36 @@ def _check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Print the compression report of the named tables."""
-    from pyiceberg.exceptions import NoSuchTableError
-
     from reqdedup.storage import compression_report
 
     catalog = open_catalog(arguments)
-    tables = {}
-    for name in arguments.table:
-        try:
-            tables[name] = catalog.load_table(name)
-        except NoSuchTableError as error:
-            raise ValueError(f"table {name} is not in the catalog; {_tables_there(catalog)}") from error
-    report = compression_report(tables)
+    report = compression_report({name: _load_table(catalog, name) for name in arguments.table})
     print(json.dumps(report.to_pylist(), indent=2, default=str) if arguments.json else format_report(report))
+    return 0
+
+
+def run_audit(arguments: argparse.Namespace) -> int:
+    """Print the audit of a table or of Parquet files."""
+    from reqdedup.storage.audit import audit_table, render
+
+    if bool(arguments.table) == bool(arguments.files):
+        raise ValueError("either PATH or --table required; name Parquet files, or one Iceberg table")
+    files = arguments.files[0] if len(arguments.files) == 1 else arguments.files
+    progress = _ProgressLine()
+    try:
+        report = audit_table(
+            _load_table(open_catalog(arguments), arguments.table) if arguments.table else files,
+            request_key=arguments.request_key,
+            user_key=arguments.user_key,
+            item_key=arguments.item_key,
+            sample_bytes=arguments.sample * 2**20,
+            read_bytes=arguments.read_at_most * 10**9,
+            num_buckets=arguments.buckets,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    print(report.to_json() if arguments.json else render(report))
     return 0
 
 
@@ -281,6 +328,15 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"a positive number required, found {text}")
     return value
+
+
+def _load_table(catalog: Catalog, name: str) -> Table:
+    from pyiceberg.exceptions import NoSuchTableError
+
+    try:
+        return catalog.load_table(name)
+    except NoSuchTableError as error:
+        raise ValueError(f"table {name} is not in the catalog; {_tables_there(catalog)}") from error
 
 
 def _tables_there(catalog: Catalog) -> str:

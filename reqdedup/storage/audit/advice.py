@@ -12,7 +12,6 @@ from reqdedup.storage.audit.causes import CODEC, DICTIONARY, ORDER, PAGE_SIZE, R
 from reqdedup.storage.audit.estimate import Estimate
 from reqdedup.storage.audit.footers import TableFacts
 from reqdedup.storage.audit.layouts import FILE_BYTES
-from reqdedup.storage.audit.leaves import Shape
 from reqdedup.storage.audit.report import RequestAudit, Step, TableAudit
 from reqdedup.storage.layout import LARGE_PAGE_BYTES, ZSTD_LEVEL
 
@@ -75,11 +74,7 @@ def writer_settings(
     name = table.name if table.kind == "iceberg" else "db.table"
     quoted = ", ".join(f"'{key}'='{value}'" for key, value in java.items())
     without = diagnosis.without_dictionary
-    scalars = [
-        column.path
-        for name, column in facts.columns.items()
-        if name in diagnosis.with_dictionary or (column.leaf.shape is Shape.SCALAR and name not in without)
-    ]
+    with_dictionary = [column.path for name, column in facts.columns.items() if name in diagnosis.with_dictionary]
     group_rows = max(int(ROW_GROUP_BYTES / max(row_bytes, 1.0)), int(8 * requests.rows_per_request.mean), 1)
     return {
         "pyiceberg": [
@@ -97,7 +92,7 @@ def writer_settings(
         "pyarrow": [
             f"rows = rows.sort_by([{', '.join(f'({key!r}, {chr(34)}ascending{chr(34)})' for key in order)}])",
             f"pq.write_table(rows, path, compression='zstd', compression_level={ZSTD_LEVEL}, data_page_size={LARGE_PAGE_BYTES}, "
-            f"row_group_size={group_rows}, use_dictionary={scalars!r})",
+            f"row_group_size={group_rows}, use_dictionary={with_dictionary!r})",
         ],
         "parquet-mr": [
             "parquet.compression=ZSTD",

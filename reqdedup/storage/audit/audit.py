@@ -22,7 +22,14 @@ from pyiceberg.table import Table
 
 from reqdedup.storage.audit.advice import cheapest_step, writer_settings
 from reqdedup.storage.audit.causes import diagnose, small_group_rows
-from reqdedup.storage.audit.estimate import ColumnTotal, Estimate, Population, interval
+from reqdedup.storage.audit.estimate import (
+    DICTIONARY_MODEL_ERROR,
+    MODEL_ERROR,
+    ColumnTotal,
+    Estimate,
+    Population,
+    interval,
+)
 from reqdedup.storage.audit.files import TableFiles, open_table
 from reqdedup.storage.audit.footers import TableFacts, read_facts
 from reqdedup.storage.audit.layouts import SampleLayouts
@@ -46,7 +53,7 @@ from reqdedup.storage.audit.report import (
 from reqdedup.storage.audit.sample import MIN_USERS, Sample, SamplePlan, gather, plan_sample
 from reqdedup.storage.audit.scan import KeyColumns, RequestIndex, check_keys, scan_keys
 from reqdedup.storage.audit.verdict import verdict
-from reqdedup.storage.audit.writing import PYICEBERG_DEFAULTS
+from reqdedup.storage.audit.writing import PYICEBERG_DEFAULTS, WriterSettings
 
 DEFAULT_SAMPLE_BYTES = 2 * 2**30
 DEFAULT_READ_BYTES = 256 * 10**9
@@ -72,6 +79,7 @@ def audit_table(
     *,
     request_key: str | Sequence[str],
     user_key: str | Sequence[str] = (),
+    item_key: str | Sequence[str] = (),
     snapshot_id: int | None = None,
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
     read_bytes: int = DEFAULT_READ_BYTES,
@@ -84,7 +92,8 @@ def audit_table(
 
     source: a pyiceberg Table of any catalog, a folder of Parquet files (local or a URI), one file, or several.
     request_key: the column or columns that are equal on all rows of a request.  user_key: of the user; without it requests
-    are sampled instead of users, and user overlap is not reported.
+    are sampled instead of users, and user overlap is not reported.  item_key: what the rows of a request are ordered by in
+    the estimated layouts; without it they stay in the table's order.
     sample_bytes: of the sampled rows with every value laid down; a larger sample narrows the intervals and takes longer.
     read_bytes: compressed, the most that the sample may read.  num_buckets: of the layouts that are estimated.
     threads: columns written at once, up to four where None; each holds one column of one row group in memory.
@@ -100,7 +109,7 @@ def audit_table(
     if sample_bytes < 1 or num_buckets < 1:
         raise ValueError(f"sample_bytes and num_buckets must be positive, found {sample_bytes} and {num_buckets}")
     threads = threads or min(4, os.cpu_count() or 1)
-    keys = KeyColumns(_names(request_key), _names(user_key))
+    keys = KeyColumns(_names(request_key), _names(user_key), _names(item_key))
     table = open_table(source, snapshot_id=snapshot_id)
     check_keys(table, keys)
     facts = read_facts(table, report("footers", "files"))
@@ -118,14 +127,14 @@ def audit_table(
         layouts = SampleLayouts(
             sample, rows, repeats, facts, index, plan, num_buckets=num_buckets, directory=Path(directory)
         )
-        layouts.prepare([small_group_rows(facts, requests)])
+        layouts.prepare([small_group_rows(facts, requests), facts.median_row_group_rows])
         with ThreadPoolExecutor(threads, thread_name_prefix="audit") as pool:
-            measured = _measure_layouts(layouts, pool, report("layouts", "columns"))
+            measured, large_pages = _measure_layouts(layouts, pool, report("layouts", "columns"))
             diagnosis = diagnose(
                 layouts,
                 facts,
                 requests,
-                large_pages=measured[SORTED_LARGE_PAGES],
+                large_pages=large_pages,
                 run=pool.map,
                 progress=report("causes", "columns"),
             )
@@ -134,7 +143,8 @@ def audit_table(
     nested = sum(column.compressed_bytes for column in facts.columns.values() if column.leaf.shape is Shape.NESTED)
     populations = dict.fromkeys(LAYOUTS, layouts.users) | {SHUFFLED: layouts.singles}
     totals = {
-        name: interval(list(columns.values()), populations[name]).plus(nested) for name, columns in measured.items()
+        name: interval(list(columns.values()), populations[name], model_error=_model_error(name)).plus(nested)
+        for name, columns in measured.items()
     }
     plain, one_limit = (
         interval(list(columns.values()), layouts.users).plus(nested)
@@ -162,6 +172,10 @@ def audit_table(
     )
 
 
+def _model_error(layout: str) -> float:
+    return DICTIONARY_MODEL_ERROR if layout == SORTED else MODEL_ERROR
+
+
 def _names(key: str | Sequence[str]) -> tuple[str, ...]:
     return (key,) if isinstance(key, str) else tuple(key)
 
@@ -179,25 +193,28 @@ def _repeats(sample: Sample, rows: RequestRows, keys: KeyColumns) -> dict[str, R
 
 def _measure_layouts(
     layouts: SampleLayouts, pool: ThreadPoolExecutor, progress: Callable[[int, int], None]
-) -> dict[str, dict[str, ColumnTotal]]:
-    """layout -> column -> bytes."""
+) -> tuple[dict[str, dict[str, ColumnTotal]], dict[str, tuple[ColumnTotal, WriterSettings]]]:
+    """layout -> column -> bytes; and column -> bytes and settings with large pages."""
     names = list(layouts.sample.columns)
+    measured: dict[str, dict[str, ColumnTotal]] = {layout: {} for layout in LAYOUTS}
+    large_pages = {}
 
-    def measure(name: str) -> dict[str, ColumnTotal]:
+    def measure(name: str) -> tuple[dict[str, ColumnTotal], WriterSettings]:
+        large, settings = layouts.large_pages(name)
         return {
             SHUFFLED: layouts.shuffled(name, PYICEBERG_DEFAULTS),
             SORTED: layouts.sorted(name, PYICEBERG_DEFAULTS),
-            SORTED_LARGE_PAGES: layouts.sorted(name, layouts.plain_settings(name)),
+            SORTED_LARGE_PAGES: large,
             BY_REQUEST: layouts.by_request(name),
             STORE_ONCE: layouts.store_once(name),
-        }
+        }, settings
 
-    measured: dict[str, dict[str, ColumnTotal]] = {layout: {} for layout in LAYOUTS}
-    for done, (name, totals) in enumerate(zip(names, pool.map(measure, names)), start=1):
+    for done, (name, (totals, settings)) in enumerate(zip(names, pool.map(measure, names)), start=1):
         for layout, total in totals.items():
             measured[layout][name] = total
+        large_pages[name] = totals[SORTED_LARGE_PAGES], settings
         progress(done, len(names))
-    return measured
+    return measured, large_pages
 
 
 def _request_audit(index: RequestIndex, keys: KeyColumns) -> RequestAudit:
@@ -299,7 +316,7 @@ def _column_audit(
         rows_per_page=column.rows_per_page,
         dictionary_share=column.dictionary_share,
         estimates={
-            layout: interval([columns[name]], populations[layout])
+            layout: interval([columns[name]], populations[layout], model_error=_model_error(layout))
             for layout, columns in measured.items()
             if name in columns
         },

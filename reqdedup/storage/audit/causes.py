@@ -16,6 +16,7 @@ import numpy as np
 from reqdedup.storage.audit.estimate import ColumnTotal
 from reqdedup.storage.audit.footers import ColumnFacts, TableFacts
 from reqdedup.storage.audit.layouts import SampleLayouts
+from reqdedup.storage.audit.leaves import Shape
 from reqdedup.storage.audit.report import Cause, RequestAudit
 from reqdedup.storage.audit.verdict import format_bytes, format_count
 from reqdedup.storage.audit.writing import LARGE_PAGES, PYICEBERG_DEFAULTS, WriterSettings
@@ -23,13 +24,13 @@ from reqdedup.storage.audit.writing import LARGE_PAGES, PYICEBERG_DEFAULTS, Writ
 HEAVY_SHARE = 0.01
 """Columns below this part of today's bytes are not looked at."""
 
-SMALL_LIMIT, LARGE_LIMIT = 16 * 2**10, 2 * 2**20
+SMALL_LIMIT, LARGE_LIMIT = 4 * 2**10, 2 * 2**20
 DICTIONARY_LIMITS = (SMALL_LIMIT, LARGE_LIMIT)
 """Of a dictionary page. The small one keeps dictionaries for lists of few distinct elements (actions, surfaces), where zstd
 on plain ones finds short matches everywhere and misses the copy of the whole list; others fall back to plain at once."""
 
-DICTIONARY_GAIN = 0.98
 SMALL_GROUP_REQUESTS = 8
+MANY_USER_RUNS = 1.5
 NOTABLE_SHARE = 0.01
 """Of the plain table's bytes: a cause below this is not listed."""
 
@@ -40,7 +41,7 @@ ORDER, CODEC, PAGE_SIZE, DICTIONARY, ROW_GROUPS = "order", "codec", "page_size",
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """plain: the reference, per column.  with_dictionary: heavy columns that keep one.
+    """plain: the reference, per column.  with_dictionary: columns that have one in it.
 
     one_limit: the same where one dictionary limit must do for all columns; limit_bytes is the better of two.  heavy: what
     deduplication is about.
@@ -88,35 +89,33 @@ def diagnose(
     facts: TableFacts,
     requests: RequestAudit,
     *,
-    large_pages: dict[str, ColumnTotal],
+    large_pages: dict[str, tuple[ColumnTotal, WriterSettings]],
     run: Callable[[Callable[[str], _Column], list[str]], Iterable[_Column]] = map,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
-    """Find the causes. large_pages: every column as SORTED_LARGE_PAGES has it, already measured.
+    """Find the causes. large_pages: every column as SORTED_LARGE_PAGES has it, already measured, and its settings.
 
     run: `map`, or that of a thread pool.
     """
     heavy = heavy_columns(layouts, facts)
-    plain, with_dictionary = dict(large_pages), []
+    plain = {name: total for name, (total, _) in large_pages.items()}
     limits: dict[int, dict[str, ColumnTotal]] = {limit: {} for limit in DICTIONARY_LIMITS}
     costs: dict[str, dict[str, float]] = {kind: {} for kind in (ORDER, CODEC, PAGE_SIZE, DICTIONARY, ROW_GROUPS)}
     expected = actual = 0.0
 
     def examine(name: str) -> _Column:
-        return _examine(layouts, facts, requests, name, large_pages[name], is_heavy=name in heavy)
+        return _examine(layouts, facts, requests, name, large_pages[name][1], is_heavy=name in heavy)
 
     for done, (name, column) in enumerate(zip(large_pages, run(examine, list(large_pages))), start=1):
-        plain[name] = column.plain
         for limit, total in column.limits.items():
             limits[limit][name] = total
         for kind, total in column.put_back.items():
-            costs[kind][name] = max(total.total - column.plain.total, 0.0)
-        if column.keeps_dictionary:
-            with_dictionary.append(name)
+            costs[kind][name] = max(total.total - plain[name].total, 0.0)
         if column.today is not None:
             expected += column.today.total
             actual += facts.columns[name].compressed_bytes
         progress(done, len(large_pages))
+    with_dictionary = [name for name, (_, settings) in large_pages.items() if settings.dictionary]
     limit = min(limits, key=lambda limit: sum(total.total for total in limits[limit].values()))
     found = [
         _cause(kind, by_column, facts, requests) for kind, by_column in costs.items() if sum(by_column.values()) > 0
@@ -128,11 +127,9 @@ def diagnose(
 
 @dataclass(frozen=True)
 class _Column:
-    """One column in all the forms that the causes compare."""
+    """One column in the forms that the causes compare."""
 
-    plain: ColumnTotal
     limits: dict[int, ColumnTotal]
-    keeps_dictionary: bool = False
     put_back: dict[str, ColumnTotal] = field(default_factory=dict)
     today: ColumnTotal | None = None
 
@@ -142,7 +139,7 @@ def _examine(
     facts: TableFacts,
     requests: RequestAudit,
     name: str,
-    large_pages: ColumnTotal,
+    best: WriterSettings,
     *,
     is_heavy: bool,
 ) -> _Column:
@@ -151,18 +148,15 @@ def _examine(
         for limit in DICTIONARY_LIMITS
     }
     if not is_heavy:
-        return _Column(large_pages, limits)
-    best, plain = layouts.plain_settings(name), large_pages
-    keeps_dictionary = limits[SMALL_LIMIT].total < DICTIONARY_GAIN * plain.total
-    if keeps_dictionary:
-        best, plain = replace(best, dictionary=True, dictionary_bytes=SMALL_LIMIT), limits[SMALL_LIMIT]
+        return _Column(limits)
     put_back = dict(_put_back(layouts, facts, requests, name, best))
-    if not keeps_dictionary and facts.columns[name].has_dictionary and not _by_dictionary(facts.columns[name]):
+    if not best.dictionary and facts.columns[name].has_dictionary and not _by_dictionary(facts.columns[name]):
         put_back[DICTIONARY] = limits[LARGE_LIMIT]
     today = _today(facts.columns[name])
-    return _Column(
-        plain, limits, keeps_dictionary, put_back, None if today is None else _in_order(layouts, name, today, requests)
-    )
+    if today is None:
+        return _Column(limits, put_back)
+    rows = facts.median_row_group_rows
+    return _Column(limits, put_back, _in_order(layouts, name, today, requests, group_rows=rows))
 
 
 def _put_back(
@@ -170,7 +164,7 @@ def _put_back(
 ) -> Iterator[tuple[str, ColumnTotal]]:
     """The column with one thing as it is today, for everything that is not as it should be."""
     column = facts.columns[name]
-    if requests.order != "grouped":
+    if _is_out_of_order(requests):
         yield ORDER, _in_order(layouts, name, best, requests)
     if _today(column) is not None and column.codec != "zstd":
         yield CODEC, layouts.sorted(name, replace(best, codec=column.codec, level=None))
@@ -190,23 +184,43 @@ def _today(column: ColumnFacts) -> WriterSettings | None:
         or _by_dictionary(column)
     ):
         return None
+    # A dictionary that fell back shows its writer's limit: 1 MB of pyarrow and parquet-mr, 2 MB of Iceberg.
+    is_iceberg = column.dictionary_bytes > 1.5 * 2**20
     return replace(
-        PYICEBERG_DEFAULTS, codec=column.codec, page_bytes=column.page_bytes, dictionary=column.has_dictionary
+        PYICEBERG_DEFAULTS,
+        codec=column.codec,
+        page_bytes=column.page_bytes,
+        dictionary=column.has_dictionary,
+        dictionary_bytes=PYICEBERG_DEFAULTS.dictionary_bytes if is_iceberg else 2**20,
+        batch_values=PYICEBERG_DEFAULTS.batch_values if is_iceberg else None,
     )
 
 
-def _in_order(layouts: SampleLayouts, name: str, settings: WriterSettings, requests: RequestAudit) -> ColumnTotal:
+def _in_order(
+    layouts: SampleLayouts,
+    name: str,
+    settings: WriterSettings,
+    requests: RequestAudit,
+    *,
+    group_rows: int | None = None,
+) -> ColumnTotal:
     """The column written in the table's own order."""
     if requests.order == "scattered":
-        return layouts.shuffled(name, settings)
-    if requests.order == "partly" or (requests.user_runs or 1.0) > 1.5:
-        return layouts.in_runs(name, settings)
-    return layouts.sorted(name, settings)
+        return layouts.shuffled(name, settings, group_rows=group_rows)
+    if _is_out_of_order(requests):
+        return layouts.in_runs(name, settings, group_rows=group_rows)
+    return layouts.sorted(name, settings, group_rows=group_rows)
+
+
+def _is_out_of_order(requests: RequestAudit) -> bool:
+    """Rows of a request lie apart, or requests of a user do."""
+    return requests.order != "grouped" or (requests.user_runs or 1.0) > MANY_USER_RUNS
 
 
 def _by_dictionary(column: ColumnFacts) -> bool:
     """Its pages hold codes, not values: whole values are stored once already, and page sizes say nothing about copies."""
-    return (column.dictionary_share or 0.0) > 0.5 and not column.leaf.width_bytes
+    is_text = column.leaf.shape is Shape.SCALAR and not column.leaf.width_bytes
+    return is_text and (column.dictionary_share or 0.0) > 0.5
 
 
 def _cause(kind: str, costs: dict[str, float], facts: TableFacts, requests: RequestAudit) -> Cause:
@@ -221,7 +235,10 @@ def _cause(kind: str, costs: dict[str, float], facts: TableFacts, requests: Requ
     codecs = " and ".join(sorted({facts.columns[name].codec for name in names}))
     texts = {
         ORDER: f"copies do not meet in a page: a request lies in {runs} runs of rows, {groups} row groups and {files} files "
-        "on average",
+        "on average"
+        if requests.order != "grouped"
+        else f"requests of one user lie apart, in {format_count(requests.user_runs or 1)} places on average: what they share "
+        "does not meet",
         CODEC: f"{codecs} finds no copy that lies more than 32 to 64 kB back; zstd does",
         PAGE_SIZE: f"a page of {page} holds {format_count(copies)} rows of {names[0]}, a request has {format_count(fan_out)}: "
         f"about 1 / (1/{format_count(fan_out)} + 1/{format_count(copies)}) = {format_count(1 / (1 / fan_out + 1 / copies))}x "

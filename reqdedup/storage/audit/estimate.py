@@ -1,6 +1,6 @@
 """From a sample of users to the whole table, with the error stated.
 
-Known of the whole table, exactly or nearly: its rows, its requests, and for lists the number of elements. A column's bytes
+Known of the whole table, exactly or nearly: its rows, requests, users, and for lists the number of elements. A column's bytes
 are regressed on these over the sampled users, and the fit is read at the table's totals: the generalised regression
 estimator of survey sampling. A table whose users are alike is estimated from few of them; one whose users are not shows
 large residuals, and gets a wide interval.
@@ -8,7 +8,9 @@ large residuals, and gets a wide interval.
     total = sum_c X_c b + N/n * sum_u (y_u - x_u b)            variance = N^2 (1 - n/N) s^2(residual) / n
 
 Residuals are inflated by their leverage, since a fit follows the users that it was made from (HC3), and the interval has
-the quantile of Student's t. What a sample cannot show is added: `MODEL_ERROR`.
+the quantile of Student's t. Users of one row group share its dictionary, and whether that fell back to plain: where row
+groups differ by more than their users explain, the spread over row groups counts instead. What a sample cannot show is
+added: `MODEL_ERROR`.
 
 Source: Saerndal, Swensson, Wretman, "Model Assisted Survey Sampling", 1992, ch. 6; MacKinnon and White 1985 (HC3).
 """
@@ -20,9 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MODEL_ERROR, WHOLE_MODEL_ERROR = 0.03, 0.01
-"""Of the estimate, on both sides: row groups of a sample begin and end elsewhere than the table's would, and even a table
-that is sampled whole is not cut into files as its own writer would. Measured: at most 1.5% and 0.7% (docs/audit.md)."""
+MODEL_ERROR, DICTIONARY_MODEL_ERROR, WHOLE_MODEL_ERROR = 0.03, 0.06, 0.01
+"""Of the estimate, on both sides: row groups of a sample begin and end elsewhere than the table's would; with dictionaries of
+list elements, which fall back at some point, that matters more. Even a table that is sampled whole is not cut into files
+exactly as its own writer would. docs/audit.md has the measurements behind these."""
+
+UNITS_PER_REGRESSOR = 6
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ColumnTotal:
-    """The estimated bytes of one column and each sampled unit's residual, scaled so that their spread is its error."""
+    """The estimated bytes of one column, each sampled unit's residual, and the row group that the unit was written in."""
 
     total: float
     residual: np.ndarray
+    group: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -79,16 +85,23 @@ def estimate_column(y: np.ndarray, x: np.ndarray, totals: np.ndarray, population
     return ColumnTotal(total, residual / (1 - leverage))
 
 
-def interval(columns: list[ColumnTotal], population: Population) -> Estimate:
+def interval(columns: list[ColumnTotal], population: Population, *, model_error: float = MODEL_ERROR) -> Estimate:
     """The sum of several columns; their errors are those of the same users, so residuals are added before they spread."""
     total = sum(column.total for column in columns)
     if population.is_whole or not columns:
         return Estimate(total, total * (1 - WHOLE_MODEL_ERROR), total * (1 + WHOLE_MODEL_ERROR))
     n = min(len(column.residual) for column in columns)
     residual = np.sum([column.residual[:n] for column in columns], axis=0)
+    squares = float((residual**2).sum()) * n / max(n - 1, 1)
+    for column in columns:
+        if column.group is not None and column.group[:n].any():
+            _, group = np.unique(column.group[:n], return_inverse=True)
+            sums = np.bincount(group, weights=residual)
+            squares = max(squares, float(((sums - sums.mean()) ** 2).sum()) * len(sums) / (len(sums) - 1))
+            break
     unseen = max(0.0, 1 - n / population.num_units)
-    variance = population.num_units**2 * unseen * float((residual**2).sum()) / max(n - 1, 1) / n
-    half = student_t(max(n - 4, 1)) * math.sqrt(variance) + MODEL_ERROR * abs(total)
+    variance = (population.num_units / n) ** 2 * unseen * squares
+    half = student_t(max(n - 4, 1)) * math.sqrt(variance) + model_error * abs(total)
     return Estimate(total, max(0.0, total - half), total + half)
 
 
@@ -102,6 +115,6 @@ def student_t(degrees: int) -> float:
 
 
 def _usable(x: np.ndarray, num_units: int) -> list[int]:
-    """Few units cannot carry many regressors: one for every ten, at least the rows."""
-    allowed = max(1, min(x.shape[1], num_units // 10))
+    """Few units cannot carry many regressors: one for every six, at least the first."""
+    allowed = max(1, min(x.shape[1], num_units // UNITS_PER_REGRESSOR))
     return list(range(allowed))

@@ -29,7 +29,8 @@ class ColumnFacts:
     compressed_bytes, uncompressed_bytes: of its column chunks, dictionary pages and page headers included.
     num_values: leaf slots; a list has one per element, and one where it is empty or null.
     page_bytes, rows_per_page: medians of full data pages, None where no page header could be read.
-    dictionary_share: part of the values in those pages that are dictionary codes.  path: in the Parquet schema.
+    dictionary_share: part of the values in those pages that are dictionary codes.  dictionary_bytes: the largest dictionary
+    page.  path: in the Parquet schema.
     """
 
     leaf: Leaf
@@ -43,6 +44,7 @@ class ColumnFacts:
     page_bytes: int | None = None
     rows_per_page: float | None = None
     dictionary_share: float | None = None
+    dictionary_bytes: int = 0
     pages: list[Page] = field(default_factory=list)
 
     @property
@@ -170,6 +172,8 @@ def _add_pages(facts: ColumnFacts, stream: object, group: pq.RowGroupMetaData, p
     except ValueError:
         return  # an encrypted column in a plaintext footer: page facts stay unknown, reading it will name the file
     data = [page for page in pages if not page.is_dictionary]
+    dictionaries = [page.uncompressed_bytes for page in pages if page.is_dictionary]
+    facts.dictionary_bytes = max(facts.dictionary_bytes, *dictionaries, 0)
     # The last page of a chunk is a rest; it counts only where it is all there is.
     facts.pages += data[:-1] if len(data) > 1 and len(pages) < PAGES_PER_CHUNK else data
 

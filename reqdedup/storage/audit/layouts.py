@@ -2,7 +2,7 @@
 
     SHUFFLED             single rows in random order, pyiceberg's defaults
     SORTED               whole users in key order, plain, pyiceberg's defaults
-    SORTED_LARGE_PAGES   the same with large pages, zstd, no dictionary of list elements
+    SORTED_LARGE_PAGES   the same with large pages, zstd, dictionaries of list elements only where they help
     BY_REQUEST           the same, lists as dictionary-encoded blobs
     store once           each distinct sequence of a user once, each scalar of a request once, in key order: the limit
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from reqdedup.storage.audit.estimate import ColumnTotal, Population, estimate_column
 from reqdedup.storage.audit.footers import TableFacts
-from reqdedup.storage.audit.repeats import REQUEST, Repeats, RequestRows
+from reqdedup.storage.audit.repeats import KEY, REQUEST, Repeats, RequestRows
 from reqdedup.storage.audit.sample import Sample, SamplePlan
 from reqdedup.storage.audit.scan import RequestIndex
 from reqdedup.storage.audit.values import SampleColumn
@@ -36,11 +36,13 @@ from reqdedup.storage.audit.writing import (
     write_rows,
     write_values,
 )
+from reqdedup.storage.layout import LARGE_PAGE_BYTES
 
 FILE_BYTES = 512 * 2**20
 """Arrow bytes of a row group of plain lists: pyiceberg's default file, and reqdedup's row group with large pages."""
 
 SHUFFLED, RUNS = "shuffled", "runs"
+BUCKET_TOLERANCE = 0.1
 BLOB_GROUP_ROWS = 16_384
 MAX_DICTIONARY_BYTES = 128 * 2**20
 LONG_TEXT_BYTES = 64
@@ -57,6 +59,14 @@ class Groups:
     rows: list[np.ndarray]
     user_of_row: np.ndarray
     num_users: int
+
+    def group_of_user(self) -> np.ndarray:
+        """The row group with the first of each user's rows, [num_users]."""
+        group_of_row = np.repeat(np.arange(len(self.rows)), [len(rows) for rows in self.rows])
+        users, first = np.unique(self.user_of_row, return_index=True)
+        group = np.zeros(self.num_users, np.int64)
+        group[users] = group_of_row[first]
+        return group
 
 
 class SampleLayouts:
@@ -93,17 +103,29 @@ class SampleLayouts:
             axis=1,
         ).astype(np.float64)
 
+    def large_pages(self, name: str) -> tuple[ColumnTotal, WriterSettings]:
+        """The column's bytes in SORTED_LARGE_PAGES, and the settings that make them: lists with a dictionary of elements
+        where that is smaller, as reqdedup's writer decides from its first rows."""
+        column = self.sample.columns[name]
+        plain = self.plain_settings(name)
+        total = self.sorted(name, plain)
+        if not column.is_list:
+            return total, plain
+        with_dictionary = replace(plain, dictionary=True, dictionary_bytes=LARGE_PAGE_BYTES)
+        other = self.sorted(name, with_dictionary)
+        return (other, with_dictionary) if other.total < total.total else (total, plain)
+
     def plain_settings(self, name: str) -> WriterSettings:
-        """Of SORTED_LARGE_PAGES: what the project's writer would choose for the column."""
+        """Of a column that is not a list with a dictionary: what the project's writer would choose."""
         column = self.sample.columns[name]
         if column.is_list or self._is_long_text(column):
             return LARGE_PAGES
         is_item_float = not self.repeats[name].is_request_level and pa.types.is_floating(column.leaf.type)
         return without_dictionary(OUR_SCALARS) if is_item_float else OUR_SCALARS
 
-    def shuffled(self, name: str, settings: WriterSettings) -> ColumnTotal:
+    def shuffled(self, name: str, settings: WriterSettings, *, group_rows: int | None = None) -> ColumnTotal:
         """The column's bytes with rows in random order."""
-        groups = self._shuffled_groups()
+        groups = self._shuffled_groups(group_rows)
         bytes_of_row = write_rows(self._path(), self.sample.columns[name], groups.rows, settings)
         rows = np.concatenate(groups.rows)
         slots = self.sample.columns[name].slots[rows].astype(np.float64)
@@ -115,19 +137,25 @@ class SampleLayouts:
         groups = self._row_groups(rows_limit=group_rows)
         return self._total(name, groups, write_rows(self._path(), self.sample.columns[name], groups.rows, settings))
 
-    def in_runs(self, name: str, settings: WriterSettings) -> ColumnTotal:
+    def in_runs(self, name: str, settings: WriterSettings, *, group_rows: int | None = None) -> ColumnTotal:
         """The column's bytes in today's order: runs of a request's rows as long as today's, the runs in random order."""
-        groups = self._run_groups()
+        groups = self._run_groups(group_rows)
         return self._total(name, groups, write_rows(self._path(), self.sample.columns[name], groups.rows, settings))
 
     def by_request(self, name: str) -> ColumnTotal:
-        """The column's bytes in Layout.BY_REQUEST; lists whose values differ per row stay plain."""
+        """The column's bytes in Layout.BY_REQUEST; lists whose values differ per row stay plain.
+
+        Scalars of the row take a dictionary or not, whichever is smaller, as reqdedup's writer finds on its first rows.
+        """
         column = self.sample.columns[name]
         groups = self._row_groups(rows_limit=BLOB_GROUP_ROWS)
         if self._has_blobs(name):
             return self._total(name, groups, write_blobs(self._path(), column, groups.rows, BLOBS), dedup=True)
-        settings = self.plain_settings(name)
-        return self._total(name, groups, write_rows(self._path(), column, groups.rows, settings))
+        settings = [self.plain_settings(name)]
+        if not column.is_list and not self.repeats[name].is_request_level and self.repeats[name].level != KEY:
+            settings += _without_a_dictionary_of_rows(column.leaf.type)
+        totals = [self._total(name, groups, write_rows(self._path(), column, groups.rows, one)) for one in settings]
+        return min(totals, key=lambda total: total.total)
 
     def store_once(self, name: str) -> ColumnTotal:
         """The limit: see the module; item-level columns as BY_REQUEST has them."""
@@ -165,7 +193,7 @@ class SampleLayouts:
 
     def _total(self, name: str, groups: Groups, bytes_of_row: np.ndarray, *, dedup: bool = False) -> ColumnTotal:
         users = np.bincount(groups.user_of_row, weights=bytes_of_row, minlength=groups.num_users)
-        return self._per_user(name, users, dedup=dedup)
+        return replace(self._per_user(name, users, dedup=dedup), group=groups.group_of_user())
 
     def _per_user(self, name: str, bytes_of_user: np.ndarray, *, dedup: bool) -> ColumnTotal:
         """The first users' bytes, scaled up by what is known of the table; the best regressor comes first."""
@@ -173,6 +201,7 @@ class SampleLayouts:
         known = [(rows, float(self.index.num_rows)), (requests, float(self.index.num_requests))]
         if dedup:
             known.reverse()
+        known.append((np.ones(len(rows)), float(self.index.num_users)))  # a user's first request costs most
         if self.sample.columns[name].is_list:
             slots = self.sample.columns[name].slots[self._sorted_rows].astype(np.float64)
             elements = np.bincount(self.requests.user_of_row, weights=slots, minlength=self.requests.num_users)
@@ -185,12 +214,12 @@ class SampleLayouts:
     def _path(self) -> Path:
         return self._directory / f"{next(self._number)}.parquet"
 
-    def prepare(self, rows_limits: Sequence[int | None]) -> None:
+    def prepare(self, group_rows: Sequence[int | None]) -> None:
         """Cut all orders into row groups now, so that threads share them."""
-        for rows_limit in {None, BLOB_GROUP_ROWS, *rows_limits}:
-            self._row_groups(rows_limit=rows_limit)
-        self._run_groups()
-        self._shuffled_groups()
+        for rows in {None, BLOB_GROUP_ROWS, *group_rows}:
+            self._row_groups(rows_limit=rows)
+            self._run_groups(rows)
+            self._shuffled_groups(rows)
 
     def _row_groups(self, *, rows_limit: int | None) -> Groups:
         """Rows cut between requests into row groups as large as the whole table's would be."""
@@ -201,16 +230,25 @@ class SampleLayouts:
     def _cut(self, rows_limit: int | None) -> Groups:
         order, start, counts = self._sorted_rows, self.requests.start, self.requests.rows_of_request
         weight = counts if rows_limit else np.add.reduceat(self._fat_bytes[order], start)
-        num_users = self.requests.num_users
+        limit, user = rows_limit or FILE_BYTES, self.requests.user_of_request
+        num_users, users_per_bucket = self.requests.num_users, self.index.num_users / self.num_buckets
         if self.plan.is_whole:
             bucket = self.sample.bucket[order[start]]
             by_bucket = np.argsort(bucket, kind="stable")
-            cuts = _greedy(bucket[by_bucket], weight[by_bucket], rows_limit or FILE_BYTES)
+            cuts = _greedy(bucket[by_bucket], weight[by_bucket], limit)
             order, counts = order[_ranges(start[by_bucket], counts[by_bucket])], counts[by_bucket]
+        elif num_users >= users_per_bucket:
+            # As many users to a bucket as in the table. Where none of that size fit, those over are left out.
+            num_buckets = max(1, round(num_users / users_per_bucket))
+            if abs(num_users / num_buckets / users_per_bucket - 1) > BUCKET_TOLERANCE:
+                num_buckets = int(num_users / users_per_bucket)
+                num_users = int(num_buckets * users_per_bucket)
+            num_requests = int(np.searchsorted(user, num_users))
+            bucket = user[:num_requests] * num_buckets // num_users
+            cuts = _greedy(bucket, weight[:num_requests], limit)
         else:
             table_weight = self.index.num_rows * (1.0 if rows_limit else self.plan.row_bytes)
-            target = _group_weight(table_weight / self.num_buckets, rows_limit or FILE_BYTES)
-            cuts, num_users = _full_groups(weight, self.requests.user_of_request, target)
+            cuts, num_users = _full_groups(weight, user, _group_weight(table_weight / self.num_buckets, limit))
         ends = np.concatenate([[0], np.cumsum(counts)])
         rows = [order[ends[first] : ends[last]] for first, last in cuts]
         return Groups(rows, self._user_of(np.concatenate(rows)), num_users)
@@ -220,27 +258,40 @@ class SampleLayouts:
         user[self._sorted_rows] = self.requests.user_of_row
         return user[rows]
 
-    def _shuffled_groups(self) -> Groups:
-        if SHUFFLED not in self._groups:
+    def _shuffled_groups(self, group_rows: int | None) -> Groups:
+        if (SHUFFLED, group_rows) not in self._groups:
             rows = np.flatnonzero(self.sample.in_single)
             read_share = self.sample.rows_touched / max(self.facts.num_rows, 1)
             order = rows[_mixed_order(self.sample.user[rows], read_share, self.plan.is_whole)]
-            self._groups[SHUFFLED] = Groups(
-                _by_bytes(order, self._fat_bytes, FILE_BYTES), np.arange(len(order)), len(order)
+            self._groups[SHUFFLED, group_rows] = Groups(
+                self._cut_anywhere(order, group_rows), np.arange(len(order)), len(order)
             )
-        return self._groups[SHUFFLED]
+        return self._groups[SHUFFLED, group_rows]
 
-    def _run_groups(self) -> Groups:
-        if RUNS not in self._groups:
+    def _run_groups(self, group_rows: int | None) -> Groups:
+        if (RUNS, group_rows) not in self._groups:
             rows = np.flatnonzero(self.sample.in_users)
             run = self.sample.run[rows]
             starts = np.flatnonzero(np.concatenate([[True], run[1:] != run[:-1]]))
             lengths = np.diff(np.append(starts, len(rows)))
             shuffled = np.random.default_rng(0).permutation(len(starts))
             order = rows[_ranges(starts[shuffled], lengths[shuffled])]
-            groups = _by_bytes(order, self._fat_bytes, FILE_BYTES)
-            self._groups[RUNS] = Groups(groups, self._user_of(order), self.requests.num_users)
-        return self._groups[RUNS]
+            self._groups[RUNS, group_rows] = Groups(
+                self._cut_anywhere(order, group_rows), self._user_of(order), self.requests.num_users
+            )
+        return self._groups[RUNS, group_rows]
+
+    def _cut_anywhere(self, order: np.ndarray, group_rows: int | None) -> list[np.ndarray]:
+        if group_rows:
+            return np.array_split(order, max(1, round(len(order) / group_rows)))
+        return _by_bytes(order, self._fat_bytes, FILE_BYTES)
+
+
+def _without_a_dictionary_of_rows(kind: pa.DataType) -> list[WriterSettings]:
+    if pa.types.is_floating(kind):
+        return []
+    is_whole = pa.types.is_integer(kind) or pa.types.is_temporal(kind)
+    return [replace(OUR_SCALARS, encoding="DELTA_BINARY_PACKED" if is_whole else "PLAIN")]
 
 
 def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -100,6 +100,8 @@ def _read_header(file: ByteSource, position: int, end: int) -> tuple[dict[int, A
             if size >= LARGEST_HEADER_BYTES or len(data) < size:
                 raise ValueError(f"no Parquet page header at byte {position:,}") from None
             size *= 8
+        except ValueError as error:
+            raise ValueError(f"no Parquet page header at byte {position:,} ({error})") from error
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:

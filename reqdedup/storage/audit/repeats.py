@@ -26,6 +26,9 @@ always 0 repeats too, by chance."""
 MAX_PAIRS = 1_000
 """Pairs of requests whose sequences are compared element by element, per column."""
 
+FEW_ELEMENTS = 32
+"""Of two sequences together: so few are compared at every shift, more at those that a few anchors suggest."""
+
 
 @dataclass(frozen=True)
 class Repeats:
@@ -188,6 +191,8 @@ def shared_share(earlier: np.ndarray, later: np.ndarray) -> float:
         return 0.0
     width = min(4, len(later))
     shifts = {0, len(earlier) - len(later)}
+    if len(earlier) + len(later) <= FEW_ELEMENTS:
+        shifts = set(range(1 - len(later), len(earlier)))
     votes: dict[int, int] = {}
     for anchor in np.unique(np.linspace(0, len(later) - width, 8).astype(int)).tolist():
         match = np.ones(max(len(earlier) - width + 1, 0), bool)

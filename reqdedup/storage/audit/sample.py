@@ -1,14 +1,16 @@
 """The rows that estimates are made from: whole users with all their requests, and rows drawn one by one.
 
-Whole users, because deduplication is about the rows of a request and about what a user's requests share; drawn by hash
-of the user key, so that the same users come at any time and from any file order. Single rows, because in a shuffled
+Whole users, because deduplication is about the rows of a request and about what a user's requests share. The keys say how
+many requests and rows every user has, so users are drawn at equal steps from the list of all, ordered by these (and by a
+hash of the key where they tie): light and heavy users come in their true shares, and the same ones at any time and from any
+file order. Single rows, because in a shuffled
 table two rows of one request almost never meet in a page, while in a small shuffled sample they would all the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from reqdedup.storage.audit.values import SampleColumn
 from reqdedup.storage.hashing import below_rate, stable_hash
 from reqdedup.storage.layout import buckets_of
 
-MIN_USERS = 30
+MIN_USERS = 50
 """Fewer say too little about the others."""
 
 MAX_SAMPLE_ROWS = 4_000_000
@@ -37,16 +39,19 @@ READ_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """max_user: users whose hash is at most this are taken.  num_users: so many.  row_rate: of single rows, in what is read.
+    """users: sorted hashes of the users to take.  row_rate: of single rows, in what is read.
 
     row_bytes: Arrow bytes of a fat row.  is_whole: every user is taken, so the sample is the table.
     """
 
-    max_user: int
-    num_users: int
+    users: np.ndarray = field(repr=False)
     row_rate: float
     row_bytes: float
     is_whole: bool
+
+    @property
+    def num_users(self) -> int:
+        return len(self.users)
 
 
 @dataclass
@@ -54,7 +59,7 @@ class Sample:
     """The sampled rows in the table's order.
 
     columns: by leaf name.  user, request: hashes of each row.  in_users, in_single: which of the two sets it is in.
-    run: number of the run of neighbouring rows of one request that it lay in.  key_rank: of its (user key, request key).
+    run: number of the run of neighbouring rows of one request that it lay in.  key_rank: of its (user key, request key, item key).
     bucket: of its user, as Iceberg's bucket transform has it where the key is one integer.
     rows_touched: rows of the row groups that were read.
     """
@@ -79,23 +84,18 @@ def plan_sample(
     """
     row_bytes = max(_row_bytes(table, facts), 1.0)
     users, inverse = np.unique(index.user, return_inverse=True)
-    rows = np.bincount(inverse, weights=index.rows)
+    rows, groups = (np.bincount(inverse, weights=values) for values in (index.rows, index.row_groups))
+    by_size = np.lexsort((users, rows, np.bincount(inverse)))
     budget_rows = min(sample_bytes / row_bytes, MAX_SAMPLE_ROWS)
-    num_rows = index.num_rows
-    wanted = (
-        len(users)
-        if num_rows <= budget_rows and index.rate == 1
-        else int(len(users) / index.rate * budget_rows / num_rows)
-    )
-    num_users = min(max(wanted, MIN_USERS), len(users))
-    # Users differ: what was drawn may weigh far more than the mean promised.
-    while num_users > MIN_USERS and rows[:num_users].sum() > 2 * budget_rows:
+    if index.num_rows <= budget_rows and index.rate == 1:
+        num_users = len(users)
+    else:
+        num_users = min(max(int(index.num_users * budget_rows / index.num_rows), MIN_USERS), len(users))
+    drawn = by_size[_equal_steps(len(users), num_users)]
+    while _read_share(groups[drawn], facts) * facts.compressed_bytes > read_bytes and num_users > MIN_USERS:
         num_users = max(num_users // 2, MIN_USERS)
-    groups_of_user = np.bincount(inverse, weights=index.row_groups)
-    touched = _touched_share(groups_of_user[:num_users], len(facts.row_groups))
-    while touched * facts.compressed_bytes > read_bytes and num_users > min(MIN_USERS, len(users)):
-        num_users = max(num_users // 2, MIN_USERS)
-        touched = _touched_share(groups_of_user[:num_users], len(facts.row_groups))
+        drawn = by_size[_equal_steps(len(users), num_users)]
+    touched = _read_share(groups[drawn], facts)
     if touched * facts.compressed_bytes > read_bytes:
         raise ValueError(
             f"{table.name}: a sample of {num_users} users reads about {touched * facts.compressed_bytes / 1e9:,.1f} GB, "
@@ -105,12 +105,16 @@ def plan_sample(
     is_whole = num_users == len(users) and index.rate == 1
     single_rows = min(SINGLE_ROWS_BYTES / row_bytes, MAX_SAMPLE_ROWS)
     return SamplePlan(
-        max_user=int(users[num_users - 1]),
-        num_users=num_users,
-        row_rate=1.0 if is_whole else min(1.0, single_rows / max(touched * num_rows, 1)),
+        users=np.sort(users[drawn]),
+        row_rate=1.0 if is_whole else min(1.0, single_rows / max(touched * index.num_rows, 1)),
         row_bytes=row_bytes,
         is_whole=is_whole,
     )
+
+
+def _equal_steps(num_all: int, num_drawn: int) -> np.ndarray:
+    """The middle of each of `num_drawn` equal stretches."""
+    return ((np.arange(num_drawn) + 0.5) * num_all / num_drawn).astype(np.int64)
 
 
 def gather(
@@ -128,7 +132,7 @@ def gather(
     columns = {leaf.name: SampleColumn(leaf, directory, number) for number, leaf in enumerate(leaves)}
     key_columns = {
         name: SampleColumn(Leaf(name, name, Shape.SCALAR, _key_type(table, name)), directory, -1 - number)
-        for number, name in enumerate(keys.all)
+        for number, name in enumerate((*keys.all, *keys.item))
     }
     parts: list[tuple[np.ndarray, ...]] = []
     touched = first_run = 0
@@ -149,7 +153,7 @@ def gather(
     if len(keys.user) == 1 and pa.types.is_integer(key_columns[keys.user[0]].leaf.type):
         user_ids = key_columns[keys.user[0]].plain_values().cast(pa.int64(), safe=False)
         bucket = buckets_of(user_ids.to_numpy(zero_copy_only=False), num_buckets)
-    rank = _rank([key_columns[name] for name in keys.all])
+    rank = _rank(list(key_columns.values()))
     return Sample(columns, user, request, in_users, in_single, run, rank, bucket, touched)
 
 
@@ -166,7 +170,8 @@ def _choose(
             requests.append(request)
             masks.append(missing)
     user, request, missing = (np.concatenate(part) for part in (users, requests, masks))
-    in_users = (user <= np.uint64(plan.max_user)) & ~missing
+    position = np.minimum(np.searchsorted(plan.users, user), len(plan.users) - 1)
+    in_users = (plan.users[position] == user) & ~missing
     row_hash = stable_hash(np.arange(len(user)), group.file * 1_000_003 + group.index)
     in_single = below_rate(row_hash, plan.row_rate) & ~missing & in_users.any()
     run = np.cumsum(np.concatenate([[False], request[1:] != request[:-1]])) if len(request) else np.zeros(0, np.int64)
@@ -250,9 +255,9 @@ def _text_bytes(array: pa.Array) -> int:
     return int(array.nbytes)
 
 
-def _touched_share(groups_of_user: np.ndarray, num_groups: int) -> float:
+def _read_share(groups_of_user: np.ndarray, facts: TableFacts) -> float:
     """Expected part of the row groups that hold a row of these users, users placed independently."""
-    shares = np.minimum(groups_of_user / max(num_groups, 1), 1.0)
+    shares = np.minimum(groups_of_user / max(len(facts.row_groups), 1), 1.0)
     with np.errstate(divide="ignore"):
         return float(1 - np.exp(np.log1p(-shares).sum()))
 

@@ -31,10 +31,11 @@ _TYPES = (np.uint64, np.uint64, np.uint64, *[np.int64] * 6)
 
 @dataclass(frozen=True)
 class KeyColumns:
-    """The columns that identify a request and, where given, its user."""
+    """The columns that identify a request and, where given, its user; `item` orders the rows inside a request."""
 
     request: tuple[str, ...]
     user: tuple[str, ...] = ()
+    item: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -79,12 +80,13 @@ def read_keys(
     request_columns = [batch.column(name_in_file[name]) for name in keys.request]
     plain = hash_keys(request_columns)
     missing = null_keys(request_columns)
-    if not keys.user:
-        return plain, plain, plain, missing
-    user_columns = [batch.column(name_in_file[name]) for name in keys.user]
-    user = hash_keys(user_columns)
-    missing |= null_keys(user_columns)
-    return hash_keys([pa.array(user), pa.array(plain)]), user, plain, missing
+    user, request = plain, plain
+    if keys.user:
+        user_columns = [batch.column(name_in_file[name]) for name in keys.user]
+        user = hash_keys(user_columns)
+        missing |= null_keys(user_columns)
+        request = hash_keys([pa.array(user), pa.array(plain)])
+    return np.where(missing, np.uint64(0), request), user, plain, missing
 
 
 def check_keys(table: TableFiles, keys: KeyColumns) -> None:
@@ -93,7 +95,7 @@ def check_keys(table: TableFiles, keys: KeyColumns) -> None:
         raise ValueError(
             "at least one request key column required, found none; name the column that says which request a row is of"
         )
-    for name in keys.all:
+    for name in (*keys.all, *keys.item):
         if name not in table.schema.names:
             hint = (
                 "; it is only in the folder names: audit one partition at a time, or through the table's catalog"

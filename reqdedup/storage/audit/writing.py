@@ -20,6 +20,10 @@ from reqdedup.storage.layout import LARGE_PAGE_BYTES, ZSTD_LEVEL
 
 LEVELLED_CODECS = ("zstd", "gzip", "brotli")
 
+REPEAT_COST = 0.02
+"""Of a value that repeats the one before it, against a new one: how a page's bytes are dealt to its rows. Totals do not
+depend on it, only the spread over users."""
+
 
 @dataclass(frozen=True)
 class WriterSettings:
@@ -28,6 +32,7 @@ class WriterSettings:
     codec: as pyarrow names it, `none` for uncompressed; level: None is the codec's default.
     dictionary_bytes: where a dictionary of the column's values falls back to plain, None for pyarrow's default.
     batch_values: values between two looks at the page size, None for pyarrow's default.
+    encoding: in place of a dictionary.  page_checksum: as reqdedup's own layouts have it.
     """
 
     codec: str = "zstd"
@@ -36,13 +41,16 @@ class WriterSettings:
     dictionary: bool = True
     dictionary_bytes: int | None = None
     batch_values: int | None = None
+    encoding: str | None = None
+    page_checksum: bool = False
 
     def keywords(self) -> dict[str, object]:
         """Of `pq.ParquetWriter`."""
         keywords: dict[str, object] = {
             "compression": self.codec,
-            "use_dictionary": self.dictionary,
+            "use_dictionary": self.dictionary and self.encoding is None,
             "data_page_size": self.page_bytes,
+            "write_page_checksum": self.page_checksum,
             "write_statistics": False,
             "store_schema": False,
         }
@@ -50,6 +58,8 @@ class WriterSettings:
             keywords["compression_level"] = self.level
         if self.dictionary_bytes is not None:
             keywords["dictionary_pagesize_limit"] = self.dictionary_bytes
+        if self.encoding is not None:
+            keywords["column_encoding"] = self.encoding
         if self.batch_values is not None:
             keywords["write_batch_size"] = self.batch_values
         return keywords
@@ -58,13 +68,13 @@ class WriterSettings:
 PYICEBERG_DEFAULTS = WriterSettings(dictionary_bytes=2 * 2**20, batch_values=20_000)
 """What pyiceberg 0.12 writes without any property: zstd 1, 1 MB pages, dictionaries up to 2 MB."""
 
-LARGE_PAGES = WriterSettings(level=ZSTD_LEVEL, page_bytes=LARGE_PAGE_BYTES, dictionary=False)
+LARGE_PAGES = WriterSettings(level=ZSTD_LEVEL, page_bytes=LARGE_PAGE_BYTES, dictionary=False, page_checksum=True)
 """Plain lists of Layout.SORTED_LARGE_PAGES."""
 
-BLOBS = WriterSettings(level=ZSTD_LEVEL, dictionary_bytes=2**31 - 1)
+BLOBS = WriterSettings(level=ZSTD_LEVEL, dictionary_bytes=2**31 - 1, page_checksum=True)
 """Whole sequences as dictionary values, Layout.BY_REQUEST."""
 
-OUR_SCALARS = WriterSettings(level=ZSTD_LEVEL)
+OUR_SCALARS = WriterSettings(level=ZSTD_LEVEL, dictionary_bytes=2**31 - 1, page_checksum=True)
 """Scalars of both; floats that differ per row go without a dictionary."""
 
 
@@ -82,7 +92,7 @@ def write_rows(path: Path, column: SampleColumn, groups: list[np.ndarray], setti
         for rows in groups:
             chunks = pa.chunked_array(list(column.chunks(rows)), column.arrow_type)
             writer.write_table(pa.table([chunks], schema=schema), max(len(rows), 1))
-    return _bytes_of_rows(path, [column.slots[rows] for rows in groups], None)
+    return _bytes_of_rows(path, [column.slots[rows] for rows in groups], [column.ids[rows] for rows in groups], None)
 
 
 def write_blobs(path: Path, column: SampleColumn, groups: list[np.ndarray], settings: WriterSettings) -> np.ndarray:
@@ -105,7 +115,7 @@ def write_blobs(path: Path, column: SampleColumn, groups: list[np.ndarray], sett
             weight = np.zeros(len(rows))
             weight[first] = column.value_bytes[used] + 4
             weights.append(weight)
-    return _bytes_of_rows(path, [np.ones(len(rows), np.int64) for rows in groups], weights)
+    return _bytes_of_rows(path, [np.ones(len(rows), np.int64) for rows in groups], None, weights)
 
 
 def write_values(path: Path, column: SampleColumn, rows: np.ndarray, settings: WriterSettings) -> np.ndarray:
@@ -120,7 +130,7 @@ def write_values(path: Path, column: SampleColumn, rows: np.ndarray, settings: W
         column.value_bytes[column.ids[rows[start : start + GROUP_VALUES]]] + 4
         for start in range(0, max(len(rows), 1), GROUP_VALUES)
     ]
-    return _bytes_of_rows(path, [np.ones(len(part), np.int64) for part in sizes], sizes, by_weight=True)
+    return _bytes_of_rows(path, [np.ones(len(part), np.int64) for part in sizes], None, sizes, by_weight=True)
 
 
 GROUP_VALUES = 2048
@@ -128,12 +138,18 @@ GROUP_VALUES = 2048
 
 
 def _bytes_of_rows(
-    path: Path, slots: list[np.ndarray], weights: list[np.ndarray] | None, *, by_weight: bool = False
+    path: Path,
+    slots: list[np.ndarray],
+    ids: list[np.ndarray] | None,
+    weights: list[np.ndarray] | None,
+    *,
+    by_weight: bool = False,
 ) -> np.ndarray:
     """Deal the bytes of each page to the rows whose values it holds.
 
-    slots: Parquet values of each row, per row group.  weights: how the bytes of a dictionary page are shared; evenly
-    over the values where None.  by_weight: share data pages by them too.
+    slots: Parquet values of each row, per row group.  ids: which value each row has: a row that repeats the one before it
+    in its page costs next to nothing; None where pages hold codes only.  weights: how the bytes of a dictionary page are
+    shared; like those of the data pages together where None.  by_weight: share data pages by them too.
     """
     footer = pq.read_metadata(path)
     parts = []
@@ -142,20 +158,25 @@ def _bytes_of_rows(
             if not len(row_slots):
                 continue
             pages = read_pages(file, *chunk_range(footer.row_group(index).column(0)))
-            data = [page for page in pages if not page.is_dictionary]
-            row_bytes = _deal(data, row_slots)
             dictionary = float(sum(page.compressed_bytes for page in pages if page.is_dictionary))
-            share = row_slots.astype(np.float64) if weights is None else np.asarray(weights[index], np.float64)
+            cost = row_slots.astype(np.float64)
+            if ids is not None:
+                cost[1:] *= np.where(ids[index][1:] == ids[index][:-1], REPEAT_COST, 1.0)
+            row_bytes = _deal([page for page in pages if not page.is_dictionary], row_slots, cost)
+            share = cost if weights is None else np.asarray(weights[index], np.float64)
             if by_weight:
                 row_bytes, dictionary = np.zeros(len(row_slots)), float(sum(page.compressed_bytes for page in pages))
-            parts.append(row_bytes + dictionary * share / max(share.sum(), 1.0))
+            parts.append(row_bytes + dictionary * share / max(share.sum(), 1e-9))
     path.unlink()
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _deal(pages: list[Page], row_slots: np.ndarray) -> np.ndarray:
-    """Bytes of each row: a page's bytes go evenly to its values, a row gets those of its own."""
+def _deal(pages: list[Page], row_slots: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Bytes of each row: a page's bytes are shared by its rows as `cost` has it, a row over two pages pays in both."""
     page_ends = np.cumsum([0] + [page.num_values for page in pages])
-    byte_ends = np.cumsum([0] + [page.compressed_bytes for page in pages])
     row_ends = np.concatenate([[0], np.cumsum(row_slots)])
-    return np.diff(np.interp(row_ends, page_ends, byte_ends))
+    cost_ends = np.concatenate([[0], np.cumsum(cost)])
+    # Cost counted up to any value, and with it to the ends of pages; then bytes counted up to any cost.
+    cost_at_page = np.interp(page_ends, row_ends, cost_ends)
+    byte_ends = np.cumsum([0] + [page.compressed_bytes for page in pages])
+    return np.diff(np.interp(cost_ends, cost_at_page, byte_ends))
