@@ -7,7 +7,7 @@ tables of any layout that hold the same rows and values have the same checksum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,20 +46,46 @@ class ContentChecksum:
         return f"{self.checksum:016x} over {self.rows:,} rows"
 
 
+class RunningChecksum:
+    """`content_checksum` of batches as they pass by."""
+
+    def __init__(self) -> None:
+        self._rows, self._total = 0, 0
+
+    def through(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, each counted before it is handed on."""
+        for batch in batches:
+            self.add(batch.num_rows, row_hashes(batch.schema.names, map(value_hashes, batch.columns), batch.num_rows))
+            yield batch
+
+    def add(self, num_rows: int, hashes: np.ndarray) -> None:
+        """Count rows whose `row_hashes` these are."""
+        self._rows += num_rows
+        self._total = (self._total + int(np.sum(hashes, dtype=np.uint64))) % 2**64
+
+    @property
+    def so_far(self) -> ContentChecksum:
+        return ContentChecksum(self._rows, self._total)
+
+
 def content_checksum(source: BatchSource) -> ContentChecksum:
     """Checksum of all rows and values of the source, independent of order, layout and dictionaries.
 
     One changed, missing or repeated row changes it; a blob is hashed once per distinct value of a batch. Equal rows in
     equal number give equal checksums in any process and on any machine.
     """
-    rows, total = 0, 0
-    for batch in source.batches():
-        row_hash = np.zeros(batch.num_rows, np.uint64)
-        for field, array in zip(batch.schema, batch.columns):
-            row_hash += mix(_value_hashes(array) ^ _bytes_hash(field.name.encode()))
-        total = (total + int(np.sum(mix(row_hash), dtype=np.uint64))) % 2**64
-        rows += batch.num_rows
-    return ContentChecksum(rows, total)
+    running = RunningChecksum()
+    for _ in running.through(source.batches()):
+        pass
+    return running.so_far
+
+
+def row_hashes(names: Iterable[str], hashes: Iterable[np.ndarray], num_rows: int) -> np.ndarray:
+    """A 64-bit hash of each row, [N] uint64, from the hashes of its columns' values; the order of columns is no matter."""
+    total = np.zeros(num_rows, np.uint64)
+    for name, values in zip(names, hashes):
+        total += mix(values ^ bytes_hash(name.encode()))
+    return mix(total)
 
 
 def requests_whole(table: Table) -> CheckResult:
@@ -179,7 +205,7 @@ def _first_twice(seen: list[tuple[str, list[np.ndarray]]]) -> str | None:
     return f"request {int(request[order[at]])} of user {int(user[order[at]])} lies {where}"
 
 
-def _value_hashes(array: pa.Array) -> np.ndarray:
+def value_hashes(array: pa.Array) -> np.ndarray:
     """A 64-bit hash of each value, [N] uint64; the same for a value however it is encoded."""
     if pa.types.is_dictionary(array.type):
         return _blob_hashes(array.dictionary)[array.indices.to_numpy()]
@@ -201,10 +227,10 @@ def _value_hashes(array: pa.Array) -> np.ndarray:
 
 
 def _blob_hashes(blobs: pa.BinaryArray) -> np.ndarray:
-    return np.array([_bytes_hash(blob.as_buffer()) for blob in blobs], np.uint64)
+    return np.array([bytes_hash(blob.as_buffer()) for blob in blobs], np.uint64)
 
 
-def _bytes_hash(value: bytes | pa.Buffer) -> np.uint64:
+def bytes_hash(value: bytes | pa.Buffer) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little"))
 
 
