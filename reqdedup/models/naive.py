@@ -18,6 +18,8 @@ from reqdedup.models.transformer import HistoryTransformer, Layer, Rotation
 
 def duplicate(batch: RequestBatch) -> RequestBatch:
     """The batch as B requests of one row each: every request-level value and history copied to each of its rows."""
+    if batch.num_requests == batch.num_rows and torch.equal(batch.request_of_row_B, batch.row_offsets_R1[:-1]):
+        return batch
     request_of_row_B = batch.request_of_row_B
     start_B, length_B = batch.history_offsets_R1[request_of_row_B], batch.history_offsets_R1.diff()[request_of_row_B]
     offsets_B1 = torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
