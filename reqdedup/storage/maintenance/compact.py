@@ -1,0 +1,182 @@
+"""Compaction: the files that appends left in a partition become what one write of its rows would have made.
+
+    bucket 3   day 1 (full)  day 2 (small)  day 3 (small)   ->   one file, in order, every request whole
+
+The writer does the work, so compacted files differ in nothing from written ones. A bucket is one commit, which replaces
+exactly the files that were read: what others append meanwhile stays beside it, and a run that was killed leaves its
+finished buckets finished. Memory is that of a write; the disk holds one bucket's deduplicated rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyiceberg.table import Table
+
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage.checks import RunningChecksum, content_checksum
+from reqdedup.storage.commit import ConflictError, StagedFiles
+from reqdedup.storage.feature_table import is_feature_table
+from reqdedup.storage.layout import Layout, table_layout, table_schema
+from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
+from reqdedup.storage.reader import FileSource
+from reqdedup.storage.writer import write_rows
+
+ATTEMPTS = 3
+"""Of one bucket whose files another writer replaced while they were rewritten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactReport:
+    """What a compaction did. buckets: rewritten (days of an ARRIVAL table).
+
+    rows: of them.  files, bytes: after; old_files, old_bytes: before.  The old ones stay until their snapshots expire.
+    left_alone: buckets that were in their final form already.  snapshot_id: of the last commit; None where nothing was to do.
+    """
+
+    buckets: tuple[int, ...]
+    left_alone: int
+    rows: int
+    files: int
+    old_files: int
+    bytes: int
+    old_bytes: int
+    seconds: float
+    snapshot_id: int | None
+
+
+def compact(
+    table: Table,
+    buckets: Iterable[int] | None = None,
+    *,
+    one_commit: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    spill_dir: str | Path | None = None,
+) -> CompactReport:
+    """Rewrite every bucket whose files are several and small, or out of order, into the form of one write.
+
+    buckets: only these (of an ARRIVAL table: days since 1970); None means all.  force: those too that need it not.
+    one_commit: for all of them; else one each, which a killed run need not repeat.
+    progress: called with buckets done and buckets in total.  spill_dir: for temporary files of one bucket.
+    Rows are verified by checksum before each commit. Raises ValueError for tables that have no such form and for two
+    parts of a request that disagree; ConflictError where other writers replaced the same files again and again.
+    """
+    started = time.monotonic()
+    table.refresh()
+    layout, name = table_layout(table), ".".join(table.name())
+    if is_feature_table(table):
+        raise ValueError(
+            f"{name}: an engagement table required, found a feature table; its buckets always have one file"
+        )
+    if layout is Layout.SHUFFLED:
+        raise ValueError(
+            f"{name}: a layout with partitions required, found SHUFFLED, whose random order goes over the whole table; write it "
+            "again with mode='replace'"
+        )
+    groups = by_partition(live_files(table))
+    asked = None if buckets is None else set(buckets)
+    unknown = sorted((asked or set()) - set(groups))
+    if unknown:
+        raise ValueError(f"{name}: buckets with rows required, found {unknown[:8]}; there are {_some(groups)}")
+    considered = [partition for partition in groups if partition is not None and (asked is None or partition in asked)]
+    chosen = [partition for partition in considered if force or not is_compact(groups[partition], layout)]
+    done: list[_Rewritten] = []
+    for number, together in enumerate([chosen] if one_commit and chosen else [[one] for one in chosen]):
+        done.append(_rewrite(table, layout, together, force=force, spill_dir=spill_dir))
+        if progress is not None:
+            progress((number + 1) * len(together), len(chosen))
+    return CompactReport(
+        buckets=tuple(bucket for one in done for bucket in one.buckets),
+        left_alone=len(considered) - len(chosen),
+        rows=sum(one.rows for one in done),
+        files=sum(one.files for one in done),
+        old_files=sum(one.old_files for one in done),
+        bytes=sum(one.bytes for one in done),
+        old_bytes=sum(one.old_bytes for one in done),
+        seconds=time.monotonic() - started,
+        snapshot_id=next((one.snapshot_id for one in reversed(done) if one.snapshot_id is not None), None),
+    )
+
+
+@dataclass(frozen=True)
+class _Rewritten:
+    buckets: tuple[int, ...]
+    rows: int = 0
+    files: int = 0
+    old_files: int = 0
+    bytes: int = 0
+    old_bytes: int = 0
+    snapshot_id: int | None = None
+
+
+def _rewrite(
+    table: Table, layout: Layout, buckets: list[int], *, force: bool, spill_dir: str | Path | None
+) -> _Rewritten:
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            table.refresh()
+        groups = by_partition(live_files(table))
+        due = [bucket for bucket in buckets if bucket in groups and (force or not is_compact(groups[bucket], layout))]
+        if not due:  # another run was here
+            return _Rewritten(())
+        try:
+            return _rewrite_once(table, {bucket: groups[bucket] for bucket in due}, spill_dir)
+        except ConflictError as error:
+            conflict = error
+    raise ConflictError(
+        f"{'.'.join(table.name())}: bucket {', '.join(map(str, buckets[:8]))} left alone by others required while it is rewritten, "
+        f"found its files replaced {ATTEMPTS} times; buckets before it are done, run it again when the other writer is"
+    ) from conflict
+
+
+def _rewrite_once(table: Table, groups: dict[int, list[LiveFile]], spill_dir: str | Path | None) -> _Rewritten:
+    schema = table_schema(table)
+    is_bucketed = table_layout(table).is_bucketed
+    old = [file for files in groups.values() for file in files]
+    before, num_requests = RunningChecksum(), 0
+    with StagedFiles(table) as files:
+        for group in groups.values():
+            source = _source(table, schema, [file.path for file in group])
+            _, requests = write_rows(files, before.through(source.batches()), schema, spill_dir=spill_dir)
+            num_requests += requests
+        files.verify(num_rows=sum(file.num_rows for file in old), num_requests=num_requests if is_bucketed else None)
+        check_same_rows(table, before, [file.file_path for file in files.data_files])
+        snapshot_id = files.commit(
+            replace=True,
+            removed=[file.data_file for file in old],
+            rebase=True,
+            properties={"reqdedup.operation": "compact"},
+        )
+        new = files.data_files
+    return _Rewritten(
+        buckets=tuple(groups),
+        rows=sum(file.record_count for file in new),
+        files=len(new),
+        old_files=len(old),
+        bytes=sum(file.file_size_in_bytes for file in new),
+        old_bytes=sum(file.num_bytes for file in old),
+        snapshot_id=snapshot_id,
+    )
+
+
+def check_same_rows(table: Table, before: RunningChecksum, paths: list[str]) -> None:
+    """Raise RuntimeError unless these new files hold exactly the rows that were counted."""
+    after = content_checksum(_source(table, table_schema(table), paths))
+    if before.so_far != after:
+        raise RuntimeError(
+            f"{'.'.join(table.name())}: the same rows after the rewrite required ({before.so_far}), found {after}; nothing was "
+            "committed. This is a defect of the reader or the writer: report it"
+        )
+
+
+def _source(table: Table, schema: EngagementSchema, paths: list[str]) -> FileSource:
+    return FileSource(paths, schema, io=table.io)
+
+
+def _some(groups: dict[int | None, list[LiveFile]]) -> str:
+    partitions = [partition for partition in groups if partition is not None]
+    return ", ".join(map(str, partitions[:16])) + (" ..." if len(partitions) > 16 else "") if partitions else "none"

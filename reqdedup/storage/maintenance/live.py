@@ -1,0 +1,144 @@
+"""The data files of a snapshot as the catalog knows them: partition, size, order, and which commit brought them.
+
+Everything here comes from manifests; no data file is opened.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pyiceberg.manifest import DataFile, ManifestContent
+from pyiceberg.table import Table, TableProperties
+from pyiceberg.typedef import Record
+
+from reqdedup.encoding import element_type
+from reqdedup.schema import ITEM_ID, USER_ID
+from reqdedup.storage.feature_table import feature_schema, is_feature_table
+from reqdedup.storage.layout import Layout, table_layout, table_schema
+from reqdedup.storage.writer import DEFAULT_FILE_BYTES
+
+SMALL_SHARE = 0.5
+"""A file below this part of the target size is small: two of them fit into one."""
+
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+@dataclass(frozen=True)
+class LiveFile:
+    """One data file of a snapshot.
+
+    partition: its bucket or day, None where the table is not partitioned.  sequence: of the commit that added it.
+    users: lowest and highest user_id, as far as its bounds say.  fill: part of the target size that it has.
+    """
+
+    data_file: DataFile
+    partition: int | None
+    sequence: int
+    users: tuple[int, int]
+    fill: float
+    is_sorted: bool
+
+    @property
+    def path(self) -> str:
+        return self.data_file.file_path
+
+    @property
+    def num_rows(self) -> int:
+        return self.data_file.record_count
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data_file.file_size_in_bytes
+
+
+def live_files(table: Table, snapshot_id: int | None = None) -> list[LiveFile]:
+    """The data files of a snapshot, of the current one by default, by partition and in the order they were added.
+
+    Raises ValueError for a snapshot with delete files, which only another engine can have made.
+    """
+    snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        return []
+    files = []
+    of_schema = _Describe(table)
+    for manifest in snapshot.manifests(table.io):
+        entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+        if manifest.content is not ManifestContent.DATA and entries:
+            raise ValueError(
+                f"{'.'.join(table.name())}: no delete files required, found {len(entries)}, which another engine wrote; "
+                "rewrite the table there so that rows are really gone, or with `reqdedup convert`"
+            )
+        files += [of_schema.live_file(entry.data_file, entry.sequence_number or 0) for entry in entries]
+    return sorted(files, key=lambda file: (file.partition or 0, file.sequence, file.users, file.path))
+
+
+def by_partition(files: Iterable[LiveFile]) -> dict[int | None, list[LiveFile]]:
+    """Files grouped by partition, partitions in rising order."""
+    groups: dict[int | None, list[LiveFile]] = defaultdict(list)
+    for file in files:
+        groups[file.partition].append(file)
+    return dict(groups)
+
+
+def is_compact(files: list[LiveFile], layout: Layout) -> bool:
+    """Whether the files of one partition have the form of one write: full files, in order one after the other."""
+    if len(files) > 1 and sum(file.fill < SMALL_SHARE for file in files) > 1:
+        return False
+    if not layout.is_bucketed:
+        return True
+    if not all(file.is_sorted for file in files):
+        return False
+    in_order = sorted(files, key=lambda file: file.users)
+    for before, after in pairwise(in_order):
+        # Files of one write may share a user; of two writes they may share a request.
+        if before.users[1] > after.users[0] - (before.sequence != after.sequence):
+            return False
+    return True
+
+
+class _Describe:
+    """What a manifest entry means in the table's own terms."""
+
+    def __init__(self, table: Table) -> None:
+        self.layout = table_layout(table)
+        self._sort_order = table.sort_order().order_id
+        self._target = int(table.properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, DEFAULT_FILE_BYTES))
+        schema = feature_schema(table) if is_feature_table(table) else table_schema(table)
+        self._widths = {}
+        for field in table.schema().fields:
+            if field.name not in schema.names:
+                continue
+            kind = element_type(schema[field.name])
+            leaf = getattr(field.field_type, "element_id", field.field_id)
+            self._widths[leaf] = 16 if kind.num_buffers > 2 else (kind.bit_width + 7) // 8
+        names = table.schema().column_names
+        self._user = table.schema().find_field(USER_ID).field_id if USER_ID in names else None
+        self._counts_bytes = self.layout is not Layout.SORTED or ITEM_ID not in names
+
+    def live_file(self, file: DataFile, sequence: int) -> LiveFile:
+        size = file.file_size_in_bytes
+        if not self._counts_bytes:  # the writer fills files of SORTED by their uncompressed Arrow bytes
+            size = sum(width * (file.value_counts or {}).get(leaf, 0) for leaf, width in self._widths.items())
+        users = (
+            self._bound(file.lower_bounds, _INT64_MIN),
+            self._bound(file.upper_bounds, _INT64_MAX),
+        )
+        return LiveFile(
+            data_file=file,
+            partition=_partition(file.partition),
+            sequence=sequence,
+            users=users,
+            fill=size / self._target,
+            is_sorted=file.sort_order_id == self._sort_order,
+        )
+
+    def _bound(self, bounds: dict[int, bytes] | None, missing: int) -> int:
+        value = (bounds or {}).get(self._user) if self._user is not None else None
+        return int.from_bytes(value, "little", signed=True) if value else missing
+
+
+def _partition(record: Record) -> int | None:
+    return record[0] if len(record) else None
