@@ -157,25 +157,25 @@ def laptop(end_ts: datetime | None = None) -> Recipe:
 
 
 def full(end_ts: datetime | None = None) -> Recipe:
-    """Histories of up to 16,384 tokens and a fan-out of 150: hours, and tens of GB of disk for the control tables."""
+    """Histories of up to 16,384 tokens and a fan-out of 160: some 15 GB of disk for the control tables, and hours."""
     return Recipe(
         name="full",
         log=SyntheticLogConfig(
             end_ts=end_ts or first_of_month(),
-            num_users=2_000,
+            num_users=300,
             num_items=1_000_000,
             mean_requests_per_user=3,
-            mean_fan_out=150,
+            mean_fan_out=160,
             max_fan_out=1_000,
             max_history=16_384,
         ),
-        num_buckets=32,
+        num_buckets=16,
         max_history=16_384,
         retrieval=TrainRecipe(
-            num_steps=1_000, requests_per_step=64, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
+            num_steps=300, requests_per_step=16, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
         ),
         ranking=TrainRecipe(
-            num_steps=1_000, requests_per_step=64, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
+            num_steps=300, requests_per_step=16, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
         ),
     )
 
