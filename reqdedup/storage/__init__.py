@@ -3,7 +3,20 @@
 from reqdedup.storage.catalogs import open_catalog
 from reqdedup.storage.compression import compression_report
 from reqdedup.storage.feature_table import create_feature_table
-from reqdedup.storage.features.backfill import FeatureReport, add_request_feature, realign
+from reqdedup.storage.features import (
+    FeatureReport,
+    PromoteReport,
+    StagedFeature,
+    add_request_feature,
+    promote,
+    realign,
+    rollback_to,
+    stage_request_feature,
+    staged_feature,
+    staged_features,
+    tag,
+    tags,
+)
 from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
 from reqdedup.storage.overlap import UserOverlap, user_overlap
@@ -22,7 +35,9 @@ __all__ = [
     "FeatureReport",
     "FileSource",
     "Layout",
+    "PromoteReport",
     "RowGroup",
+    "StagedFeature",
     "TableSource",
     "UserOverlap",
     "UserSample",
@@ -34,11 +49,18 @@ __all__ = [
     "create_feature_table",
     "create_table",
     "open_catalog",
+    "promote",
     "realign",
     "recent_event_counts",
+    "rollback_to",
     "sample_users",
+    "stage_request_feature",
+    "staged_feature",
+    "staged_features",
     "table_layout",
     "table_schema",
+    "tag",
+    "tags",
     "user_overlap",
     "write",
     "write_rejects",

@@ -213,18 +213,19 @@ class DataFileWriter:
             stats_columns=compute_statistics_plan(self._table.schema(), self._table.properties),
             parquet_column_mapping=parquet_path_to_id_mapping(self._table.schema()),
         )
-        return DataFile.from_args(
+        data_file = DataFile.from_args(
             content=DataFileContent.DATA,
             file_path=self.path,
             file_format=FileFormat.PARQUET,
             partition=self._record,
             file_size_in_bytes=len(self._output),
             sort_order_id=self._table.sort_order().order_id if self._layout.is_bucketed else None,
-            spec_id=self._table.spec().spec_id,
             equality_ids=None,
             key_metadata=None,
             **statistics.to_serialized_dict(),
         )
+        data_file.spec_id = self._table.spec().spec_id  # from_args of pyiceberg 0.12 drops it
+        return data_file
 
     def abandon(self) -> None:
         """Leave the file unfinished; the caller deletes it."""

@@ -128,9 +128,20 @@ def create_table(
     )
 
 
-def table_schema(table: Table) -> EngagementSchema:
-    """The engagement schema that the table carries. Raises ValueError where it carries none."""
-    return EngagementSchema.from_json(_property(table, SCHEMA_PROPERTY))
+def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSchema:
+    """The engagement schema that the table carries, or the columns it had at a snapshot; ValueError where it has none.
+
+    A snapshot says its columns itself where `promote` added some; else they are those of its Iceberg schema.
+    """
+    schema = EngagementSchema.from_json(_property(table, SCHEMA_PROPERTY))
+    snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+    if snapshot is None:
+        return schema
+    text = snapshot.summary.get(SCHEMA_PROPERTY) if snapshot.summary is not None else None
+    if text is not None:
+        return EngagementSchema.from_json(text)
+    found = table.schemas().get(snapshot.schema_id) if snapshot.schema_id is not None else None
+    return schema if found is None else schema.select(set(found.column_names) & set(schema.names))
 
 
 def table_layout(table: Table) -> Layout:

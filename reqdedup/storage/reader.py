@@ -216,7 +216,7 @@ class TableSource(FileSource):
     """
 
     def __init__(self, table: Table, *, columns: Sequence[str] | None = None, snapshot_id: int | None = None) -> None:
-        schema = table_schema(table)
+        schema = table_schema(table, snapshot_id)
         if columns is not None:
             schema = schema.select({*columns, *KEYS, REQUEST_TS})
         self.table, self.layout = table, table_layout(table)

@@ -148,6 +148,28 @@ def write(
     )
 
 
+def write_rows(
+    files: StagedFiles,
+    batches: Iterable[pa.RecordBatch],
+    schema: EngagementSchema,
+    *,
+    spill_dir: str | Path | None = None,
+) -> tuple[int, int]:
+    """Write batches as data files of `files`, in the form of its table's layout; their rows and requests.
+
+    It neither verifies nor commits: that is up to who has the files. schema: of the batches and of the files.
+    """
+    layout = table_layout(files.table)
+    with _open_spill(files.table, schema, layout, seed=0, directory=spill_dir) as spill:
+        for batch in batches:
+            spill.add(batch)
+        spill.finish()
+        for _ in _write_files(files, spill, layout, seed=0):
+            pass
+        num_requests, _ = _count_requests(spill)
+        return spill.num_rows, num_requests
+
+
 def _open_spill(
     table: Table, schema: EngagementSchema, layout: Layout, *, seed: int, directory: str | Path | None
 ) -> Spill:

@@ -11,5 +11,24 @@ What a feature table is, and its form without keys, is in `storage.feature_table
 """
 
 from reqdedup.storage.features.backfill import FeatureReport, add_request_feature, realign
+from reqdedup.storage.features.checks import feature_checks
+from reqdedup.storage.features.promote import PromoteReport, promote
+from reqdedup.storage.features.staging import StagedFeature, stage_request_feature, staged_feature, staged_features
+from reqdedup.storage.features.versions import drop_tag, rollback_to, tag, tags
 
-__all__ = ["FeatureReport", "add_request_feature", "realign"]
+__all__ = [
+    "FeatureReport",
+    "PromoteReport",
+    "StagedFeature",
+    "add_request_feature",
+    "drop_tag",
+    "feature_checks",
+    "promote",
+    "realign",
+    "rollback_to",
+    "stage_request_feature",
+    "staged_feature",
+    "staged_features",
+    "tag",
+    "tags",
+]

@@ -174,8 +174,18 @@ class Backfill:
         self.is_whole = len(self.buckets) == num_buckets
         self._num_computed = 0
 
-    def run(self, *, branch: str = MAIN, progress: Callable[[int, int], None] | None = None) -> FeatureReport:
-        """Compute, write, verify and commit to `branch`, whose head must be the table's current snapshot."""
+    def run(
+        self,
+        *,
+        branch: str = MAIN,
+        before_commit: Callable[[Table], None] | None = None,
+        properties: dict[str, str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FeatureReport:
+        """Compute, write, verify and commit to `branch`; `before_commit` puts that where the table's main branch is.
+
+        properties: for the snapshot's summary, beside its own.
+        """
         started = time.monotonic()
         old_files = feature_files(self.side_table, self.base_snapshot_id)
         removed = [file for file in old_files if file.partition[0] in set(self.buckets)]
@@ -202,11 +212,14 @@ class Backfill:
                     f"users: requests in {self._main.name} required, found none of these {len(self._users):,} users there"
                 )
             files.verify(num_rows=num_requests, num_requests=None if by_position else num_requests)
+            if before_commit is not None:
+                before_commit(table)
             snapshot_id = files.commit(
                 replace=True,
                 removed=removed,
-                properties=self._summary(),
+                properties=self._summary() | (properties or {}),
                 branch=branch,
+                rebase=branch != MAIN,  # nobody else writes there
                 updates=self.updates(table) if branch == MAIN and self._added else (),
             )
             data_files = files.data_files

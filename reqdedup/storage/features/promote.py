@@ -1,0 +1,269 @@
+"""Many features folded into the main table in one pass: their columns become its own.
+
+    main      -- s -------------------------------------- s'       readers: s, then s', nothing between
+               \\                                         /
+    promoting   `-- bucket 0 -- bucket 1 -- ... -- all --'          one commit per bucket, one that publishes
+
+Every bucket is joined with its features, written by the writer in the layout's form, and committed to a branch, after
+its old columns have been found unchanged by checksum. What a killed run has committed there is not done again. The last
+commit moves main to the branch and shows the new columns: readers see all of it or nothing. It asks that main is still
+at `s`; an append meanwhile has requests without these features, so it is refused instead of merged.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+from pyiceberg.table.refs import SnapshotRefType
+from pyiceberg.table.snapshots import Summary
+from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate, SetSnapshotRefUpdate
+
+from reqdedup.schema import Column, EngagementSchema
+from reqdedup.storage.checks import ContentChecksum, content_checksum
+from reqdedup.storage.commit import StagedFiles
+from reqdedup.storage.evolve import MAIN, add_columns, commit_refs, ref_snapshot, show_schema
+from reqdedup.storage.feature_table import feature_schema
+from reqdedup.storage.join import BucketJoin, bucket_join
+from reqdedup.storage.layout import (
+    SCHEMA_PROPERTY,
+    table_layout,
+    table_properties,
+    table_schema,
+)
+from reqdedup.storage.merge import INNER, LEFT
+from reqdedup.storage.reader import FileSource
+from reqdedup.storage.writer import write_rows
+
+BRANCH = "promoting"
+PLAN, UNIT, BASE = "reqdedup.promote-plan", "reqdedup.promote-unit", "reqdedup.promote-base"
+"""Snapshot properties of the branch: what is promoted, the part that this commit did, and the snapshot it began from."""
+
+CHECKSUM = "reqdedup.promote-checksum"
+"""Snapshot property: rows of the part, and the checksum of their old columns."""
+
+MISSING_ERROR, MISSING_NULL = "error", "null"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteReport:
+    """What a promotion did.
+
+    columns: added.  rows: of the main table.  buckets: written by this run; resumed: by runs before it.
+    bytes: of the main table's files afterwards; old_bytes: before.  added_bytes: of the new columns, which is what any
+    store has to write; the rest is the price of Iceberg having no column families.
+    checksum: of the old columns, unchanged.  snapshot_id: that readers see now.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+    buckets: int
+    resumed: int
+    bytes: int
+    old_bytes: int
+    added_bytes: int
+    checksum: ContentChecksum
+    seconds: float
+    snapshot_id: int
+
+
+def promote(
+    main_table: Table,
+    side_tables: Sequence[Table],
+    *,
+    columns: Sequence[str] | None = None,
+    missing: str = MISSING_ERROR,
+    progress: Callable[[int, int], None] | None = None,
+    spill_dir: str | Path | None = None,
+) -> PromoteReport:
+    """Make features of `side_tables` columns of `main_table`, all of them in one switch.
+
+    columns: of the feature tables, all by default.  missing: "error" where a request has no row in a feature table, or
+        "null": its scalars become null and its vectors zeros.
+    progress: called with parts done and parts in total.  spill_dir: for temporary files, of one bucket at a time.
+    A sequence must have the length of the history, as all sequences of an engagement table, and so cannot be missing.
+    The feature tables stay as they are. A run that was killed is resumed by the same call; one that had already
+    published does nothing. Raises ValueError for tables that do not fit, for names that the main table has, and for a
+    request without features; RuntimeError where the old columns come out different, and where another writer changed
+    the main table meanwhile: then readers saw nothing, and the next call starts again.
+    """
+    started = time.monotonic()
+    if missing not in (MISSING_ERROR, MISSING_NULL):
+        raise ValueError(f"promote: missing must be 'error' or 'null', found {missing!r}")
+    for table in (main_table, *side_tables):
+        table.refresh()
+    run = _Promotion(main_table, side_tables, columns, missing)
+    published = run.published()
+    if published is None:
+        resumed = run.resume()
+        for unit in range(run.num_units):
+            if unit not in resumed:
+                run.write(unit, spill_dir)
+            if progress is not None:
+                progress(unit + 1, run.num_units)
+        published = run.publish()
+    else:
+        resumed = set(range(run.num_units))
+    return run.report(published, resumed, time.monotonic() - started)
+
+
+class _Promotion:
+    """One promotion: what it adds, the branch it is on, and the parts that are done. A part is a bucket, or a few."""
+
+    def __init__(self, main: Table, sides: Sequence[Table], columns: Sequence[str] | None, missing: str) -> None:
+        self.main, self.missing, self.layout = main, missing, table_layout(main)
+        self.name = ".".join(main.name())
+        self.base = ref_snapshot(main, MAIN)
+        chosen = {tuple(side.name()): _chosen(side, columns) for side in sides}
+        found = [column for of_side in chosen.values() for column in of_side]
+        unknown = sorted(set(columns or ()) - {column.name for column in found})
+        if unknown or not found:
+            raise ValueError(f"promote: features required, found none of the name {', '.join(unknown) or 'any'}")
+        pinned = [[".".join(s.name()), str(s.metadata.table_uuid), ref_snapshot(s, MAIN)] for s in sides]
+        plan = {"features": pinned, "columns": [column.name for column in found], "missing": missing}
+        self.plan = json.dumps(plan, separators=(",", ":"))
+        self.added = tuple(column if column.is_blob else _as_filled(column, missing) for column in found)
+        self.sides = [(side, [column.name for column in chosen[tuple(side.name())]]) for side in sides]
+        self.num_units = 0
+
+    def published(self) -> int | None:
+        """The newest snapshot of an equal promotion that readers see already; else checks that there is room for it."""
+        snapshot = self.main.current_snapshot()
+        while snapshot is not None and snapshot.summary is not None:
+            if snapshot.summary.get(PLAN) == self.plan:
+                self.old_schema = table_schema(self.main, int(snapshot.summary.get(BASE) or 0))
+                self.num_units = int((snapshot.summary.get(UNIT) or "0/0").partition("/")[2])
+                return snapshot.snapshot_id
+            parent = snapshot.parent_snapshot_id
+            snapshot = self.main.snapshot_by_id(parent) if parent is not None else None
+        if self.base is None:
+            raise ValueError(f"{self.name}: rows required, found an empty table; write it first")
+        self.old_schema = table_schema(self.main)
+        joined: Table | BucketJoin = self.main
+        for side, names in self.sides:
+            joined = bucket_join(joined, side, how=INNER if self.missing == MISSING_ERROR else LEFT, columns=names)
+        assert isinstance(joined, BucketJoin)
+        self.join, self.num_units = joined, joined.num_buckets
+        self.schema = EngagementSchema((*self.old_schema.columns, *self.added))
+        return None
+
+    def resume(self) -> set[int]:
+        """Make the branch this promotion's; the parts that it holds already."""
+        self.table = add_columns(self.main, self.added, self.layout)
+        head = ref_snapshot(self.main.refresh(), BRANCH)
+        parts = list(self._parts(head))
+        done = {int((part.get(UNIT) or "").partition("/")[0]) for part in parts}
+        if parts and all(part.get(BASE) == str(self.base) for part in parts):
+            return done
+        assert self.base is not None
+        commit_refs(self.table, [_move(BRANCH, self.base)], expected={MAIN: self.base, BRANCH: head})
+        return set()
+
+    def write(self, unit: int, spill_dir: str | Path | None) -> None:
+        """Write one part with its features and commit it to the branch, once its old columns are known unchanged."""
+        old = self._files(self.base, unit)
+        num_rows = sum(file.record_count for file in old)
+        if not old:
+            return
+        with StagedFiles(self.table, self.schema) as files:
+            batches = self.join.stream(unit, self.num_units, self.schema.names)
+            written, num_requests = write_rows(files, batches, self.schema, spill_dir=spill_dir)
+            if written != num_rows:
+                raise ValueError(
+                    f"{self.name}: features for every request required, found {num_rows - written:,} of {num_rows:,} "
+                    f"rows of part {unit} without; compute them for all users first, or pass missing='null'"
+                )
+            files.verify(num_rows=num_rows, num_requests=num_requests)
+            before, after = self._checksum(old), self._checksum(files.data_files)
+            checksum = f"{after.rows}:{after.checksum:x}"
+            if before != after:
+                raise RuntimeError(
+                    f"{self.name}: the old columns of part {unit} unchanged required ({before}), found {after}; nothing "
+                    "was published. This is a defect of the join or the writer: report it"
+                )
+            files.commit(
+                replace=True,
+                removed=old,
+                branch=BRANCH,
+                rebase=True,  # on top of what others do on other branches; this one is ours
+                properties={
+                    PLAN: self.plan,
+                    UNIT: f"{unit}/{self.num_units}",
+                    BASE: str(self.base),
+                    CHECKSUM: checksum,
+                    SCHEMA_PROPERTY: self.schema.to_json(),
+                },
+            )
+
+    def publish(self) -> int:
+        """Show the branch and its columns to readers, in one commit; the snapshot that they see."""
+        self.table.refresh()
+        head = ref_snapshot(self.table, BRANCH)
+        assert head is not None
+        updates = [
+            SetPropertiesUpdate(updates=table_properties(self.schema, self.layout)),
+            *show_schema(self.table),
+            _move(MAIN, head),
+            RemoveSnapshotRefUpdate(ref_name=BRANCH),  # type: ignore[call-arg]
+        ]
+        commit_refs(self.table, updates, expected={MAIN: self.base, BRANCH: head})
+        self.main.refresh()
+        return head
+
+    def report(self, snapshot_id: int, resumed: set[int], seconds: float) -> PromoteReport:
+        parts = list(self._parts(snapshot_id))
+        base = int(parts[0].get(BASE) or 0) if parts else self.base
+        sums = [(part.get(CHECKSUM) or "0:0").split(":") for part in parts]
+        rows = sum(int(num_rows) for num_rows, _ in sums)
+        old, new = self._files(base), self._files(snapshot_id)
+        names = [column.name for column in self.added]
+        ids = {field.field_id for field in self.main.schema().fields if field.name in names}
+        return PromoteReport(
+            columns=tuple(names),
+            rows=rows,
+            buckets=self.num_units - len(resumed),
+            resumed=len(resumed),
+            bytes=sum(file.file_size_in_bytes for file in new),
+            old_bytes=sum(file.file_size_in_bytes for file in old),
+            added_bytes=sum(size for file in new for id_, size in file.column_sizes.items() if id_ in ids),
+            checksum=ContentChecksum(rows, sum(int(checksum, 16) for _, checksum in sums) % 2**64),
+            seconds=seconds,
+            snapshot_id=snapshot_id,
+        )
+
+    def _parts(self, snapshot_id: int | None) -> Iterator[Summary]:
+        """Summaries of this promotion's commits that lead to a snapshot, newest first."""
+        snapshot = self.main.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        while snapshot is not None and snapshot.summary is not None and snapshot.summary.get(PLAN) == self.plan:
+            yield snapshot.summary
+            parent = snapshot.parent_snapshot_id
+            snapshot = self.main.snapshot_by_id(parent) if parent is not None else None
+
+    def _files(self, snapshot_id: int | None, unit: int | None = None) -> list[DataFile]:
+        """Data files of a snapshot, or of the buckets of one part of it."""
+        if snapshot_id is None or self.main.snapshot_by_id(snapshot_id) is None:
+            return []
+        files = [task.file for task in self.main.scan(snapshot_id=snapshot_id).plan_files()]
+        return [file for file in files if unit is None or file.partition[0] % self.num_units == unit]
+
+    def _checksum(self, files: Sequence[DataFile]) -> ContentChecksum:
+        paths = [file.file_path for file in files]
+        return content_checksum(FileSource(paths, self.old_schema, io=self.main.io))
+
+
+def _chosen(side: Table, columns: Sequence[str] | None) -> list[Column]:
+    features = feature_schema(side).features
+    return [column for column in features if columns is None or column.name in columns]
+
+
+def _as_filled(column: Column, missing: str) -> Column:
+    return replace(column, nullable=True) if missing == MISSING_NULL else column
+
+
+def _move(ref: str, snapshot_id: int) -> SetSnapshotRefUpdate:
+    return SetSnapshotRefUpdate(ref_name=ref, snapshot_id=snapshot_id, type=SnapshotRefType.BRANCH)  # type: ignore[call-arg]

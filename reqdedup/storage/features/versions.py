@@ -1,0 +1,86 @@
+"""Names for versions of a table, and the way back to one.
+
+A tag keeps its version from expiring, files and all. Going back restores the version's rows and columns in one commit;
+the versions in between stay until they expire, so that one can go forward again to a tag.
+"""
+
+from __future__ import annotations
+
+from pyiceberg.table import Table
+from pyiceberg.table.refs import SnapshotRefType
+from pyiceberg.table.update import (
+    RemoveSnapshotRefUpdate,
+    SetCurrentSchemaUpdate,
+    SetPropertiesUpdate,
+    SetSnapshotRefUpdate,
+    TableUpdate,
+)
+
+from reqdedup.storage.evolve import MAIN, commit_refs, ref_snapshot
+from reqdedup.storage.feature_table import feature_properties, feature_schema, is_feature_table
+from reqdedup.storage.layout import SCHEMA_PROPERTY, table_schema
+
+
+def tag(table: Table, name: str, *, snapshot_id: int | None = None) -> int:
+    """Give a version a name; its snapshot id. snapshot_id: None means the newest.
+
+    Raises ValueError where the table has no such version, RuntimeError where the name is taken by another one.
+    """
+    table.refresh()
+    wanted = snapshot_id if snapshot_id is not None else ref_snapshot(table, MAIN)
+    if wanted is None or table.snapshot_by_id(wanted) is None:
+        raise ValueError(f"{_name(table)}: snapshot {wanted} required, found none; write the table first")
+    if tags(table).get(name) == wanted:
+        return wanted
+    update = SetSnapshotRefUpdate(ref_name=name, snapshot_id=wanted, type=SnapshotRefType.TAG)  # type: ignore[call-arg]
+    commit_refs(table, [update], expected={name: None})
+    return wanted
+
+
+def tags(table: Table) -> dict[str, int]:
+    """Snapshot ids of the table's tags, as loaded."""
+    refs = table.metadata.refs
+    return {name: ref.snapshot_id for name, ref in refs.items() if ref.snapshot_ref_type == SnapshotRefType.TAG}
+
+
+def drop_tag(table: Table, name: str) -> None:
+    """Remove a tag, so that its version may expire. Raises ValueError where there is none of this name."""
+    target = _tagged(table, name)
+    commit_refs(table, [RemoveSnapshotRefUpdate(ref_name=name)], expected={name: target})  # type: ignore[call-arg]
+
+
+def rollback_to(table: Table, name: str) -> int:
+    """Make the tagged version the one that readers see, rows and columns, in one commit; its snapshot id.
+
+    Raises ValueError where there is no such tag, RuntimeError where another writer was faster.
+    """
+    target = _tagged(table, name)
+    updates: list[TableUpdate] = [
+        SetPropertiesUpdate(updates=_properties_at(table, target)),
+        SetSnapshotRefUpdate(ref_name=MAIN, snapshot_id=target, type=SnapshotRefType.BRANCH),  # type: ignore[call-arg]
+    ]
+    snapshot = table.snapshot_by_id(target)
+    if snapshot is not None and snapshot.schema_id is not None:
+        updates.append(SetCurrentSchemaUpdate(schema_id=snapshot.schema_id))  # type: ignore[call-arg]
+    commit_refs(table, updates, expected={MAIN: ref_snapshot(table, MAIN), name: target})
+    return target
+
+
+def _properties_at(table: Table, snapshot_id: int) -> dict[str, str]:
+    if is_feature_table(table):
+        return feature_properties(feature_schema(table, snapshot_id))
+    return {SCHEMA_PROPERTY: table_schema(table, snapshot_id).to_json()}
+
+
+def _tagged(table: Table, name: str) -> int:
+    table.refresh()
+    found = tags(table)
+    if name not in found:
+        raise ValueError(
+            f"{_name(table)}: tag {name!r} required, found {', '.join(found) or 'none'}; tag a version first"
+        )
+    return found[name]
+
+
+def _name(table: Table) -> str:
+    return ".".join(table.name())
