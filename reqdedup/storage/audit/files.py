@@ -20,6 +20,9 @@ from pyiceberg.table import Table
 
 from reqdedup.storage.audit.leaves import is_text, same_values
 
+TAIL_BYTES, SIGNATURE_BYTES = 8, 28
+"""The end of a Parquet file: the length of the footer, and `PAR1`; before it, where columns are encrypted, nonce and tag."""
+
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 
 
@@ -69,12 +72,30 @@ def reading(path: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         text = " ".join(str(error).split())
         if "ncrypt" in text or "PARE" in text:
-            raise ValueError(
-                f"{path}: an unencrypted Parquet file required, found an encrypted one; audit a decrypted copy of some files"
-            ) from error
+            raise _encrypted(path) from error
         raise ValueError(
             f"{path}: a readable Parquet file required, found a damaged one ({text[:200]}); restore it or leave it out"
         ) from error
+
+
+def read_footer(path: str, stream: Any) -> pq.ParquetFile:
+    """The opened file. Raises ValueError where some of its columns are encrypted under a plain footer.
+
+    pyarrow 26 ends the process when it is asked for the metadata of such a column. A plain footer of an encrypted file is
+    followed by a signature, which the length at the end of the file counts and the footer's own does not.
+    """
+    parquet = pq.ParquetFile(stream, pre_buffer=False)
+    stream.seek(-TAIL_BYTES, 2)
+    tail_bytes = int.from_bytes(stream.read(4), "little")
+    if tail_bytes - parquet.metadata.serialized_size == SIGNATURE_BYTES:
+        raise _encrypted(path)
+    return parquet
+
+
+def _encrypted(path: str) -> ValueError:
+    return ValueError(
+        f"{path}: an unencrypted Parquet file required, found an encrypted one; audit a decrypted copy of some files"
+    )
 
 
 def open_table(source: Table | str | Path | Sequence[str | Path], *, snapshot_id: int | None = None) -> TableFiles:
@@ -155,7 +176,7 @@ def _footer_of(
     path: str, open_bytes: Callable[[], Any], size_bytes: int, schema_names: dict[int, str] | None = None
 ) -> DataFile:
     with reading(path), contextlib.closing(open_bytes()) as stream:
-        schema = pq.ParquetFile(stream).schema_arrow
+        schema = read_footer(path, stream).schema_arrow
     names = {}
     for column in schema:
         field_id = (column.metadata or {}).get(b"PARQUET:field_id")

@@ -32,7 +32,7 @@ class WriterSettings:
     codec: as pyarrow names it, `none` for uncompressed; level: None is the codec's default.
     dictionary_bytes: where a dictionary of the column's values falls back to plain, None for pyarrow's default.
     batch_values: values between two looks at the page size, None for pyarrow's default.
-    encoding: in place of a dictionary.  page_checksum: as reqdedup's own layouts have it.
+    encoding: in place of a dictionary.  page_checksum, statistics: in page headers.
     """
 
     codec: str = "zstd"
@@ -43,6 +43,7 @@ class WriterSettings:
     batch_values: int | None = None
     encoding: str | None = None
     page_checksum: bool = False
+    statistics: bool = False
 
     def keywords(self) -> dict[str, object]:
         """Of `pq.ParquetWriter`."""
@@ -51,7 +52,7 @@ class WriterSettings:
             "use_dictionary": self.dictionary and self.encoding is None,
             "data_page_size": self.page_bytes,
             "write_page_checksum": self.page_checksum,
-            "write_statistics": False,
+            "write_statistics": self.statistics,
             "store_schema": False,
         }
         if self.level is not None and self.codec in LEVELLED_CODECS:
@@ -65,7 +66,7 @@ class WriterSettings:
         return keywords
 
 
-PYICEBERG_DEFAULTS = WriterSettings(dictionary_bytes=2 * 2**20, batch_values=20_000)
+PYICEBERG_DEFAULTS = WriterSettings(dictionary_bytes=2 * 2**20, batch_values=20_000, statistics=True)
 """What pyiceberg 0.12 writes without any property: zstd 1, 1 MB pages, dictionaries up to 2 MB."""
 
 LARGE_PAGES = WriterSettings(level=ZSTD_LEVEL, page_bytes=LARGE_PAGE_BYTES, dictionary=False, page_checksum=True)
@@ -74,7 +75,7 @@ LARGE_PAGES = WriterSettings(level=ZSTD_LEVEL, page_bytes=LARGE_PAGE_BYTES, dict
 BLOBS = WriterSettings(level=ZSTD_LEVEL, dictionary_bytes=2**31 - 1, page_checksum=True)
 """Whole sequences as dictionary values, Layout.BY_REQUEST."""
 
-OUR_SCALARS = WriterSettings(level=ZSTD_LEVEL, dictionary_bytes=2**31 - 1, page_checksum=True)
+OUR_SCALARS = WriterSettings(level=ZSTD_LEVEL, dictionary_bytes=2**31 - 1, page_checksum=True, statistics=True)
 """Scalars of both; floats that differ per row go without a dictionary."""
 
 
