@@ -21,12 +21,12 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run ui test check format notebooks clean distclean
+.PHONY: help setup run ui test check format notebooks bench-training bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
 	@echo "  make run LOGS=ml-100k/u.data PRESET=movielens   your own log: movielens, mind or kuairand"
@@ -64,6 +64,12 @@ notebooks: setup ## run the notebooks against the embedded warehouse, into noteb
 	  $(ACTIVATED) jupyter-execute --inplace "$$notebook"; \
 	  echo "$$notebook"; \
 	done
+
+bench-training: setup ## measure every claim about training (10 minutes on 2 cores), into benchmarks/results/training.jsonl
+	@$(ACTIVATED) python -m benchmarks.training
+
+bench-gpu: setup ## crossing attention on an NVIDIA GPU beside the alternatives (exit code 2 without one)
+	@$(ACTIVATED) python -m benchmarks.gpu_crossing
 
 clean: ## remove caches and build output
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis notebooks/*.ipynb
