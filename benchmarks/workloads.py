@@ -129,11 +129,14 @@ def check_equal(ours: Trainer, duplicated: Trainer, ours_batch: RequestBatch, th
     for trainer, batch in ((ours, ours_batch), (duplicated, their_batch)):
         trainer.model.zero_grad()
         trainer.loss(trainer.model, batch).backward()
+    largest = max(float(p.grad.abs().max()) for p in duplicated.model.parameters() if p.grad is not None)
     for (name, a), (_, b) in zip(ours.model.named_parameters(), duplicated.model.named_parameters(), strict=True):
         assert a.grad is not None
         assert b.grad is not None
         error, scale = (a.grad - b.grad).abs().max(), b.grad.abs().max()
-        if not error <= 1e-3 * scale + 1e-6:
+        if (
+            not error <= 1e-3 * scale + 1e-5 * largest
+        ):  # some are zero but for rounding: shifts that a BatchNorm removes
             raise ValueError(f"gate: gradient of {name} differs by {error:.2g} of {scale:.2g}; nothing is measured")
     with torch.no_grad():
         losses = [float(t.loss(t.model, b)) for t, b in ((ours, ours_batch), (duplicated, their_batch))]
