@@ -9,6 +9,7 @@ inside the segment that the columns before leave, first by a guess, then by bise
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,11 +29,12 @@ def run_starts(key: Key) -> np.ndarray:
 
 def first_disorder(key: Key) -> int:
     """First row whose key is less than the row before it; -1 where the keys never fall."""
-    falls = np.zeros(max(len(key[0]) - 1, 0), bool)
-    equal_so_far = np.ones(len(falls), bool)
-    for column in key:
+    falls = key[0][1:] < key[0][:-1]
+    equal_so_far: np.ndarray | None = None
+    for before, column in pairwise(key):
+        equal = before[1:] == before[:-1]
+        equal_so_far = equal if equal_so_far is None else equal_so_far & equal
         falls |= equal_so_far & (column[1:] < column[:-1])
-        equal_so_far &= column[1:] == column[:-1]
     return int(np.argmax(falls)) + 1 if falls.any() else -1
 
 
@@ -51,7 +53,7 @@ def prefix_runs(key: Key) -> list[np.ndarray]:
     new[:1] = True
     for column in key:
         new[1:] |= column[1:] != column[:-1]
-        starts.append(np.flatnonzero(new))
+        starts.append(np.arange(len(new)) if new.all() else np.flatnonzero(new))
     return starts
 
 
@@ -61,27 +63,36 @@ def find_in_segments(
     """Position of each needle in its segment of `haystack`, [N] int64; -1 where it is not there.
 
     Needles come in S stretches: those from `first[s]` to `first[s + 1]` look in `haystack[start[s]:end[s]]`, which rises
-    strictly. first: [S + 1]; start, end: [S]. The guess is that the n-th needle of a stretch is the n-th of its segment;
-    where both sides hold the same keys it always is, and only the others are bisected.
+    strictly. first: [S + 1]; start, end: [S]. The guess is that the n-th needle of a stretch is the n-th of its segment,
+    then, where one side has a key more, that it is the one before or after; the rest is bisected, all at once.
     """
     if len(haystack) == 0 or len(needle) == 0:
         return np.full(len(needle), -1, np.int64)
     lengths = np.diff(first)
     position = np.repeat(start - first[:-1], lengths)
     position += np.arange(len(needle))
-    near = haystack[np.minimum(position, len(haystack) - 1)]
-    rest = np.flatnonzero((near != needle) | (position >= np.repeat(end, lengths)))
+    hit = haystack.take(position, mode="clip") == needle
+    if (lengths > end - start).any():  # else no guess leaves its segment
+        hit &= position < np.repeat(end, lengths)
+    rest = np.flatnonzero(~hit)
     if len(rest) == 0:
         return position
-    stretch = np.searchsorted(first, rest, "right") - 1
-    low, high, wanted = start[stretch], end[stretch], needle[rest]
+    stretch = np.repeat(np.arange(len(lengths)), lengths)[rest]
+    guess, low, high, wanted = position[rest], start[stretch], end[stretch], needle[rest]
+    for step in (-1, 1):
+        near = guess + step
+        hit = (haystack.take(near, mode="clip") == wanted) & (near >= low) & (near < high)
+        position[rest[hit]] = near[hit]
+        rest, guess, low, high, wanted = (column[~hit] for column in (rest, guess, low, high, wanted))
+        if len(rest) == 0:
+            return position
     last = high - 1
     for _ in range(int((high - low).max()).bit_length()):
         middle = (low + high) >> 1
-        less = haystack[np.minimum(middle, len(haystack) - 1)] < wanted
+        less = haystack.take(middle, mode="clip") < wanted
         less &= low < high
         low, high = np.where(less, middle + 1, low), np.where(less, high, middle)
-    found = (low <= last) & (haystack[np.minimum(low, len(haystack) - 1)] == wanted)
+    found = (low <= last) & (haystack.take(low, mode="clip") == wanted)
     position[rest] = np.where(found, low, -1)
     return position
 
@@ -130,8 +141,9 @@ def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def unmatched(position: np.ndarray, starts: np.ndarray) -> int:
     """Right keys that no position points at; `starts`: the first row of each."""
-    if len(starts) == 0:
-        return 0
+    position = position[position >= 0]
+    if len(starts) == 0 or (position[1:] > position[:-1]).all():
+        return len(starts) - len(position)
     used = np.zeros(int(starts[-1]) + 1, bool)
-    used[position[position >= 0]] = True
+    used[position] = True
     return len(starts) - int(used.sum())

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reqdedup.encoding import element_type
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, Kind
@@ -103,16 +105,14 @@ class MergeJoin:
             position = match_runs(left_key, prefix_runs(left_key), right_key, right_runs)
             counts.unused_right_keys += unmatched(position, right_runs[-1])
         found = position >= 0
-        num_found = int(found.sum())
+        num_found = int(np.count_nonzero(found))
         counts.left_rows += left.num_rows
         counts.matched_rows += num_found
         counts.missing_rows += left.num_rows - num_found
         if self.how == INNER and num_found < left.num_rows:
-            left, position = compact_batch(left.filter(pa.array(found))), position[found]
-        added = [
-            _gather(None if right is None else right.column(column.name), position, column)
-            for column in self.right_columns
-        ]
+            left, position = _filtered(left, found), position[found]
+        at = _Positions(position)
+        added = [_gather(None if right is None else right.column(c.name), at, c) for c in self.right_columns]
         fields = [
             pa.field(column.name, array.type, nullable=column.nullable)
             for column, array in zip(self.right_columns, added)
@@ -141,28 +141,56 @@ def missing_blob(column: Column) -> bytes:
     return b"" if column.kind is Kind.SEQUENCE else bytes(column.width * NUMBER_WIDTH_BYTES[column.dtype])
 
 
-def _gather(array: pa.Array | None, position: np.ndarray, column: Column) -> pa.Array:
-    """`array[position]`, with the column's missing value where position is -1; a dictionary of what is used."""
-    missing = position < 0
+def _filtered(batch: pa.RecordBatch, keep: np.ndarray) -> pa.RecordBatch:
+    """The rows where `keep` holds; dictionaries compacted."""
+    mask, columns = pa.array(keep), []
+    for column in batch.columns:
+        kept = column.filter(mask)
+        columns.append(compact_blobs(kept) if pa.types.is_dictionary(kept.type) else kept)
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+class _Positions:
+    """Right row of each left row, [B] int64, -1 where there is none, and what all gathered columns ask about it."""
+
+    def __init__(self, position: np.ndarray) -> None:
+        self.rows = position
+        self.missing = position < 0
+        self.has_missing = bool(self.missing.any())
+        steps = len(position) > 0 and int(position[-1]) - int(position[0]) == len(position) - 1
+        self.is_slice = steps and not self.has_missing and bool((position[1:] > position[:-1]).all())
+
+    @cached_property
+    def indices(self) -> pa.Array:
+        """For `take`, null where there is no row."""
+        return pa.array(self.rows, mask=self.missing if self.has_missing else None)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First row of each run of one position: the rows of a request share it."""
+        return run_starts([self.rows])
+
+
+def _gather(array: pa.Array | None, at: _Positions, column: Column) -> pa.Array:
+    """The column's values at these positions, its missing value where there is none; a dictionary of what is used."""
     if array is None or len(array) == 0:
         if not column.is_blob:
-            return pa.nulls(len(position), element_type(column))
-        values = pa.array([missing_blob(column)] if len(position) else [], pa.binary())
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(position), np.int32)), values)
+            return pa.nulls(len(at.rows), element_type(column))
+        values = pa.array([missing_blob(column)] if len(at.rows) else [], pa.binary())
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(at.rows), np.int32)), values)
     if not column.is_blob:
-        if len(position) and position[0] >= 0 and np.all(np.diff(position) == 1):
-            return array.slice(int(position[0]), len(position))
-        return array.take(pa.array(position, mask=missing))
-    starts = run_starts([position])  # the rows of a request share one position: compact per request, not per row
-    rows = position[starts]
-    if missing.any():
+        if at.is_slice:
+            return array.slice(int(at.rows[0]), len(at.rows))
+        return pc.take(array, at.indices, boundscheck=False)
+    rows = at.rows[at.starts]  # compact per request, not per row
+    if at.has_missing:
         values = pa.concat_arrays([array.dictionary, pa.array([missing_blob(column)], pa.binary())])
         codes = np.where(rows < 0, len(array.dictionary), array.indices.to_numpy()[rows])
         array = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), values)
     else:
         array = array.take(pa.array(rows))
     array = compact_blobs(array)
-    codes = np.repeat(array.indices.to_numpy(), np.diff(starts, append=len(position)))
+    codes = np.repeat(array.indices.to_numpy(), np.diff(at.starts, append=len(at.rows)))
     return pa.DictionaryArray.from_arrays(pa.array(codes), array.dictionary)
 
 
