@@ -47,11 +47,12 @@ class SortedSource(Protocol):
 class SortedTable:
     """A bucketed, sorted table as a side of a join; `order` is the key that its rows must be sorted by.
 
+    use_threads: decode the columns of a batch at once; off where buckets are read beside one another.
     Raises ValueError for a table without the partitioning or the sort order, naming what is missing.
     """
 
-    def __init__(self, table: Table, source: FileSource, order: Sequence[str]) -> None:
-        self.name = ".".join(table.name())
+    def __init__(self, table: Table, source: FileSource, order: Sequence[str], *, use_threads: bool = True) -> None:
+        self.name, self._use_threads = ".".join(table.name()), use_threads
         self.num_buckets, self._order, self._source = check_sorted(table, order), tuple(order), source
         self._planned: tuple[np.ndarray | None, dict[int, list[RowGroup]]] | None = None
 
@@ -83,7 +84,7 @@ class SortedTable:
         self, groups: Sequence[RowGroup], columns: Sequence[str], users: np.ndarray | None
     ) -> Iterator[pa.RecordBatch]:
         if users is None:
-            yield from self._source.stream(groups, columns, scalar_rows=SCALAR_ROWS)
+            yield from self._source.stream(groups, columns, scalar_rows=SCALAR_ROWS, use_threads=self._use_threads)
             return
         for group in groups:
             # The ids alone first: most row groups hold none of a small sample's users.

@@ -150,7 +150,8 @@ def bucket_join(
         left_schema = left.schema
     else:
         left_source = TableSource(left)
-        left_side, left_schema = SortedTable(left, left_source, REQUEST_KEY), left_source.schema
+        left_schema = left_source.schema
+        left_side = SortedTable(left, left_source, REQUEST_KEY, use_threads=threads == 1)
     right_side: SortedSource
     if is_feature_table(right):
         if order != REQUEST_KEY:
@@ -159,7 +160,8 @@ def bucket_join(
         right_columns = feature_schema.columns
     else:
         right_source = TableSource(right, snapshot_id=right_snapshot_id)
-        right_side, right_columns = SortedTable(right, right_source, order), right_source.schema.columns
+        right_columns = right_source.schema.columns
+        right_side = SortedTable(right, right_source, order, use_threads=threads == 1)
     added = _added_columns(right_side.name, right_columns, left_schema, order, how, columns)
     join = MergeJoin(
         on=order,

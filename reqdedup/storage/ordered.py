@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -53,19 +52,32 @@ def run_ordered(make: Sequence[Callable[[], Iterator[Item]]], *, threads: int) -
         except BaseException as error:
             put(out, (_END, error))
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="bucket") as pool:
-        # Workers start iterators in order, so the one that is read next is always running: no deadlock.
-        for one, out in zip(make, queues):
-            pool.submit(work, one, out)
-        try:
-            for out in queues:
-                while True:
-                    item, error = out.get()
-                    if error is not None:
-                        raise error
-                    if item is _END:
-                        break
-                    yield item
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    # Workers start iterators in order, so the one that is read next is always running: no deadlock. They are daemons: a
+    # program that ends with an iterator half read, which nobody closes then, does not wait for them.
+    todo = iter(list(zip(make, queues)))
+    lock = threading.Lock()
+
+    def worker() -> None:
+        while not stop.is_set():
+            with lock:
+                one = next(todo, None)
+            if one is None:
+                return
+            work(*one)
+
+    workers = [threading.Thread(target=worker, name=f"bucket_{number}", daemon=True) for number in range(threads)]
+    for thread in workers:
+        thread.start()
+    try:
+        for out in queues:
+            while True:
+                item, error = out.get()
+                if error is not None:
+                    raise error
+                if item is _END:
+                    break
+                yield item
+    finally:
+        stop.set()
+        for thread in workers:
+            thread.join()

@@ -119,18 +119,24 @@ class FileSource:
         return next(self.stream([group], columns))
 
     def stream(
-        self, groups: Iterable[RowGroup], columns: Sequence[str] | None = None, *, scalar_rows: int = 0
+        self,
+        groups: Iterable[RowGroup],
+        columns: Sequence[str] | None = None,
+        *,
+        scalar_rows: int = 0,
+        use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
         """These row groups in this order, one batch each; a file stays open from one to the next.
 
         scalar_rows: where no column is a blob, neighbours in a file come as one batch of at most so many rows: a batch
         has its fixed cost, and a row group of blobs is short.
+        use_threads: decode the columns of a batch at once; off where whole streams run beside one another.
         """
         chosen = self._columns(columns)
         limit = 0 if any(column.is_blob for column in chosen) else scalar_rows
         with _OpenFiles(self) as files:
             for together in _neighbours(groups, limit):
-                yield _concat(list(self._read(files, together, chosen, None)))
+                yield _concat(list(self._read(files, together, chosen, None, use_threads=use_threads)))
 
     def _columns(self, names: Sequence[str] | None) -> list[Column]:
         if names is None:
@@ -164,7 +170,13 @@ class FileSource:
             raise _unreadable(path, error) from error
 
     def _read(
-        self, files: _OpenFiles, groups: list[RowGroup], columns: list[Column], users: np.ndarray | None
+        self,
+        files: _OpenFiles,
+        groups: list[RowGroup],
+        columns: list[Column],
+        users: np.ndarray | None,
+        *,
+        use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
         """Row groups of one file; more than one only where no column is a list."""
         path = groups[0].path
@@ -172,7 +184,7 @@ class FileSource:
         read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
         leaves = set(self.footer(path).schema.names)
         file = files.open(path, [column.name for column in read if column.is_blob and column.name in leaves])
-        pieces = _readable(path, self._pieces(file, groups, read))
+        pieces = _readable(path, self._pieces(file, groups, read, use_threads=use_threads))
         if self._merge_pieces:
             pieces = iter([_concat(list(pieces))])
         for batch in pieces:
@@ -183,7 +195,9 @@ class FileSource:
                 batch = batch.select([column.name for column in columns])
             yield batch
 
-    def _pieces(self, file: pq.ParquetFile, groups: list[RowGroup], columns: list[Column]) -> Iterator[pa.RecordBatch]:
+    def _pieces(
+        self, file: pq.ParquetFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
+    ) -> Iterator[pa.RecordBatch]:
         group = groups[0]
         present = [column for column in columns if column.name in file.schema_arrow.names]
         for column in columns:
@@ -192,7 +206,7 @@ class FileSource:
         names = [column.name for column in present]
         lists = [c for c in present if c.is_blob and not pa.types.is_dictionary(file.schema_arrow.field(c.name).type)]
         if not lists:
-            table = file.read_row_groups([one.index for one in groups], columns=names)
+            table = file.read_row_groups([one.index for one in groups], columns=names, use_threads=use_threads)
             yield _deduplicated(table, columns, sum(one.num_rows for one in groups))
             return
         prefixes = tuple(f"{column.name}." for column in lists)
@@ -202,7 +216,9 @@ class FileSource:
             sum(8 * leaf.num_values for leaf in leaves if leaf.path_in_schema.startswith(prefixes)) / group.num_rows
         )
         rows = int(np.clip(LIST_CHUNK_BYTES / max(row_bytes, 1), 1, 65536))
-        for piece in file.iter_batches(batch_size=rows, row_groups=[group.index], columns=names):
+        for piece in file.iter_batches(
+            batch_size=rows, row_groups=[group.index], columns=names, use_threads=use_threads
+        ):
             yield _deduplicated(pa.Table.from_batches([piece]), columns, piece.num_rows)
 
 
