@@ -27,7 +27,7 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table, TableProperties
 
-from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
+from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema, Level
 from reqdedup.storage.keys import first_disorder
 from reqdedup.storage.layout import (
     LARGE_PAGE_BYTES,
@@ -79,10 +79,9 @@ def parquet_settings(
     if ITEM_ID not in schema.names:  # one row per request: keys hardly repeat, but rise in small steps
         keys = [name for name in KEYS if name in schema.names]
         settings["column_encoding"] = dict.fromkeys(keys, DELTA)
-        with_dictionary = [name for name in with_dictionary if name not in keys]
-    elif first_rows is not None:
-        settings["column_encoding"] = row_encodings(first_rows, schema, settings)
-        with_dictionary = [name for name in with_dictionary if name not in settings["column_encoding"]]
+    if first_rows is not None:
+        settings["column_encoding"] = settings.get("column_encoding", {}) | row_encodings(first_rows, schema, settings)
+    with_dictionary = [name for name in with_dictionary if name not in settings.get("column_encoding", {})]
     return settings | {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
 
 
@@ -90,26 +89,37 @@ def row_encodings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, 
     """Encodings of the scalars of a row that come out smaller without a dictionary, tried on the first rows, by name.
 
     Ids that hardly repeat lose a third of their bytes, and three quarters of the CPU of reading them: their dictionary
-    is as long as the column. Inside a request items rise, so that deltas are also shorter than the ids.
+    is as long as the column. Inside a request items rise, so that deltas are also shorter than the ids. Where a row is a
+    request (features), its scalars are tried too; floats that do not repeat take 1.4 times their bytes in a dictionary.
     """
     chosen: dict[str, str] = {}
+    row_is_request = ITEM_ID not in schema.names
     for column in schema.columns:
+        is_float = column.dtype.startswith("float")
         is_of_row = column.name == ITEM_ID or column.level in (Level.ITEM, Level.LABEL)
-        if not is_of_row or column.is_blob or column.dtype.startswith("float"):
+        if row_is_request:
+            is_of_row, is_float = column.level is Level.REQUEST, False
+        if not is_of_row or column.is_blob or is_float:
             continue
         sample = rows.select([column.name]).slice(0, SAMPLE_ROWS)
-        other = DELTA if column.dtype in ("int32", "int64", "timestamp") else "PLAIN"
         sizes = {}
-        for encoding in (None, other):
+        for encoding in (None, *_other_encodings(column)):
             sink = pa.BufferOutputStream()
             options: dict[str, Any] = {"use_dictionary": encoding is None, "write_statistics": False}
-            if encoding is not None:
-                options["column_encoding"] = {column.name: encoding}
+            options["column_encoding"] = {column.name: encoding} if encoding is not None else None
             pq.write_table(sample, sink, **(settings | options))
             sizes[encoding] = sink.tell()
-        if sizes[other] < sizes[None]:
-            chosen[column.name] = other
+        best = min(sizes, key=lambda encoding: sizes[encoding])
+        if best is not None:
+            chosen[column.name] = best
     return chosen
+
+
+def _other_encodings(column: Column) -> tuple[str, ...]:
+    """What a scalar may be written in beside a dictionary."""
+    if column.dtype in ("int32", "int64", "timestamp"):
+        return (DELTA,)
+    return ("PLAIN", "BYTE_STREAM_SPLIT") if column.dtype.startswith("float") else ("PLAIN",)
 
 
 def lists_with_dictionary(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> list[str]:

@@ -37,13 +37,13 @@ RETRY_WAIT_S = 0.1
 
 
 class TableAtSchema(Table):
-    """A table as if one of its schemas was the current one: what is written through it has that schema."""
+    """A table as if one of its schemas was the current one, with some properties: what is written through it has them."""
 
-    def __init__(self, table: Table, schema_id: int) -> None:
+    def __init__(self, table: Table, schema_id: int, properties: Mapping[str, str]) -> None:
         super().__init__(
             table.name(), table.metadata, table.metadata_location, table.io, table.catalog, dict(table.config)
         )
-        self._schema_id = schema_id
+        self._schema_id, self._properties = schema_id, dict(properties)
         self._show()
 
     def refresh(self) -> Table:
@@ -56,12 +56,16 @@ class TableAtSchema(Table):
         self._show()
 
     def _show(self) -> None:
-        self.metadata = self.metadata.model_copy(update={"current_schema_id": self._schema_id})
+        properties = {**self.metadata.properties, **self._properties}
+        self.metadata = self.metadata.model_copy(
+            update={"current_schema_id": self._schema_id, "properties": properties}
+        )
 
 
-def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> Table:
+def add_columns(table: Table, columns: Sequence[Column], layout: Layout, properties: Mapping[str, str]) -> Table:
     """`table` with these columns behind its own, for writing; its readers do not see them yet.
 
+    properties: that the table has with them; they are not committed here either.
     Iceberg calls for optional columns where older files lack them. A schema that an earlier run left is used again.
     Raises RuntimeError where others keep changing the schema meanwhile.
     """
@@ -72,7 +76,7 @@ def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> Tabl
         wanted, num_own = _with_columns(table, columns, layout), len(table.schema().fields)
         for schema in table.metadata.schemas:
             if _shape(schema, num_own) == _shape(wanted, num_own):
-                return TableAtSchema(table, schema.schema_id)
+                return TableAtSchema(table, schema.schema_id, properties)
         requirements = (
             AssertTableUUID(uuid=table.metadata.table_uuid),
             AssertLastAssignedFieldId(last_assigned_field_id=table.metadata.last_column_id),  # type: ignore[call-arg]

@@ -9,7 +9,7 @@ described by `Column`s, kept as JSON in the table property `reqdedup.features` a
 that a staged or older snapshot describes itself.
 
 Beside one small number per request the keys are most of the file. A table *by position* stores the values alone, row i
-of a bucket for its i-th request, with hashes of the keys in the file's footer (`feature_positions`, docs/decisions/0010).
+of a bucket for its i-th request, with hashes of the keys in the file's footer (`feature_positions`, docs/decisions/0011).
 It costs 1.0 instead of 5 to 16 times the values, and only reqdedup can join it.
 """
 

@@ -189,7 +189,7 @@ class Backfill:
         started = time.monotonic()
         old_files = feature_files(self.side_table, self.base_snapshot_id)
         removed = [file for file in old_files if file.partition[0] in set(self.buckets)]
-        table = add_columns(self.side_table, self._added, Layout.BY_REQUEST)
+        table = add_columns(self.side_table, self._added, Layout.BY_REQUEST, feature_properties(self.schema))
         stored = stored_schema(table, self.schema)
         by_position = is_by_position(table)
         old, self._old_schema = feature_side(self.side_table)

@@ -154,7 +154,8 @@ class _Promotion:
 
     def resume(self) -> set[int]:
         """Make the branch this promotion's; the parts that it holds already."""
-        self.table = add_columns(self.main, self.added, self.layout)
+        properties = table_properties(self.schema, self.layout)
+        self.table = add_columns(self.main, self.added, self.layout, properties)
         head = ref_snapshot(self.main.refresh(), BRANCH)
         parts = list(self._parts(head))
         done = {int((part.get(UNIT) or "").partition("/")[0]) for part in parts}
