@@ -11,7 +11,7 @@ from types import TracebackType
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
-from pyiceberg.manifest import DATA_FILE_TYPE, DEFAULT_READ_VERSION, DataFile, ManifestEntry
+from pyiceberg.manifest import DATA_FILE_TYPE, DEFAULT_READ_VERSION, DataFile, ManifestEntry, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.update import AssertDefaultSpecId, TableUpdate
 from pyiceberg.table.update.snapshot import _OverwriteFiles
@@ -137,7 +137,6 @@ class StagedFiles:
         branch: str = "main",
         updates: tuple[TableUpdate, ...] = (),
         rebase: bool = False,
-        forget: bool = False,
     ) -> int | None:
         """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
 
@@ -146,7 +145,6 @@ class StagedFiles:
         branch: which must exist, unless it is main.  updates: of the table, in the same commit.
         rebase: put the replacement on top of other writers' commits as long as every removed file is still there; for
         rewrites that leave what others added alone. Appends always are.
-        forget: keep no lowest and highest values of the removed files, which may be those of a deleted user.
         Raises ConflictError where another writer was faster: nothing was changed then.
         """
         self.close_file()
@@ -159,7 +157,7 @@ class StagedFiles:
         summary = {**(properties or {}), WRITE_ID: write_id}
         for attempt in range(COMMIT_ATTEMPTS):
             try:
-                self._commit_once(old, replace=replace, summary=summary, branch=branch, updates=updates, forget=forget)
+                self._commit_once(old, replace=replace, summary=summary, branch=branch, updates=updates)
                 break
             except ConflictError:
                 if attempt + 1 == COMMIT_ATTEMPTS or (replace and not rebase):
@@ -194,7 +192,6 @@ class StagedFiles:
         summary: dict[str, str],
         branch: str,
         updates: tuple[TableUpdate, ...],
-        forget: bool,
     ) -> None:
         spec_id = self.table.metadata.default_spec_id
         try:
@@ -204,8 +201,8 @@ class StagedFiles:
                 transaction._stage(updates)
                 update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
                 with update.overwrite() if replace else update.fast_append() as snapshot:
-                    if forget and isinstance(snapshot, _OverwriteFiles):
-                        _forget_bounds(snapshot)
+                    if isinstance(snapshot, _OverwriteFiles):
+                        _forget_removed(snapshot)
                     for data_file in old:
                         snapshot.delete_data_file(data_file)
                     for data_file, _ in self._done:
@@ -240,15 +237,22 @@ class StagedFiles:
         return None
 
 
-def _forget_bounds(snapshot: _OverwriteFiles) -> None:
-    """Have the manifest of removed files keep no values of theirs. pyiceberg 0.12 copies them from the old manifest."""
-    entries_of = snapshot._deleted_entries
+def _forget_removed(snapshot: _OverwriteFiles) -> None:
+    """Keep no values of removed files: their bounds may be the last that is known of a deleted user.
+
+    pyiceberg 0.12 copies the bounds into the manifest of what was removed, and carries such manifests of earlier
+    snapshots along for ever.
+    """
+    removed_of, manifests_of = snapshot._deleted_entries, snapshot._existing_manifests
 
     def without_bounds() -> list[ManifestEntry]:
-        entries = entries_of()
+        entries = removed_of()
         for entry in entries:
             for position in _BOUNDS:
                 entry.data_file[position] = None
         return entries
 
-    snapshot._deleted_entries = without_bounds  # type: ignore[method-assign]
+    def with_files() -> list[ManifestFile]:
+        return [one for one in manifests_of() if one.has_added_files() or one.has_existing_files()]
+
+    snapshot._deleted_entries, snapshot._existing_manifests = without_bounds, with_files  # type: ignore[method-assign]
