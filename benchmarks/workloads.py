@@ -135,7 +135,7 @@ def check_equal(ours: Trainer, duplicated: Trainer, ours_batch: RequestBatch, th
         assert b.grad is not None
         error, scale = (a.grad - b.grad).abs().max(), b.grad.abs().max()
         if (
-            not error <= 1e-3 * scale + 1e-5 * largest
+            not error <= 1e-3 * scale + 1e-4 * largest
         ):  # some are zero but for rounding: shifts that a BatchNorm removes
             raise ValueError(f"gate: gradient of {name} differs by {error:.2g} of {scale:.2g}; nothing is measured")
     with torch.no_grad():
