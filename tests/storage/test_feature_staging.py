@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +16,7 @@ from reqdedup.storage import (
     stage_request_feature,
     staged_feature,
     staged_features,
+    table_schema,
     tag,
     tags,
     write,
@@ -183,3 +186,14 @@ def test_rolling_back_to_a_tag_restores_rows_and_columns(catalog, main):
         rollback_to(seen, "v3")
     drop_tag(seen, "v1")
     assert set(tags(seen)) == {"v2"}
+
+
+def test_the_example_of_the_documentation_runs(catalog, main):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "features.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    scope = {"catalog": catalog, "main": main, "vip_users": np.array(USERS[:2])}
+    scope["model"] = lambda requests: np.linspace(0, 1, requests.num_rows, dtype=np.float32)
+    exec(code, scope)
+    assert all(result.ok for result in scope["results"].values())
+    assert sum(batch.num_rows for batch in scope["rows"]) == sum(len(request["items"]) for request in LOG)
+    assert "recent_event_count" in table_schema(catalog.load_table(main.name()))
