@@ -14,7 +14,9 @@ def test_each_token_reads_its_own_history(lengths, is_causal):
     offsets_R1 = torch.tensor([0, *lengths]).cumsum(0)
     inputs = [torch.randn(sum(lengths), 2, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     grad = torch.randn(sum(lengths), 2, 6, dtype=torch.float64)
-    found, expected = (f(*inputs, offsets_R1, is_causal=is_causal) for f in (history_attention, history_attention_naive))
+    found, expected = (
+        f(*inputs, offsets_R1, is_causal=is_causal) for f in (history_attention, history_attention_naive)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     if sum(lengths):
         for ours, law in zip(

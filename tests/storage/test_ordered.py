@@ -27,11 +27,10 @@ def test_an_error_is_raised_in_its_place(threads):
         yield 10
         raise OSError("bucket 1")
 
-    found = []
+    items = run_ordered([counting(0, 2), fails, counting(20, 2)], threads=threads)
+    assert [next(items) for _ in range(3)] == [0, 1, 10]
     with pytest.raises(OSError, match="bucket 1"):
-        for item in run_ordered([counting(0, 2), fails, counting(20, 2)], threads=threads):
-            found.append(item)
-    assert found == [0, 1, 10]
+        next(items)
 
 
 def test_closing_early_stops_the_workers():
