@@ -2,9 +2,9 @@
 
 Our settings: zstd at the table's level; dictionaries of whole sequences without a size limit, so that they never fall
 back to plain; a dictionary for scalars of the request (one value repeated F times), none for floats of the item. Where
-values decide, the first rows are tried: `row_encodings` for scalars of the row, `lists_with_dictionary` for plain lists
-with large pages. The control layouts take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public way to write a file with settings per
-column, hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
+values decide, the first rows are tried: `row_encodings` and `scalar_codecs` for scalars, `lists_with_dictionary` for plain
+lists with large pages. The control layouts take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public
+way to write a file with settings per column, hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ SAMPLE_BYTES = 32 * 2**20
 """Uncompressed bytes of a list column that `lists_with_dictionary` tries."""
 
 SAMPLE_ROWS = 16_384
-"""Rows of a scalar column that `row_encodings` tries; with a sixteenth of them what it found serves for later files."""
+"""Rows of a scalar column that are tried; with a sixteenth of them what was found serves for later files."""
+
+WORTH_COMPRESSING = 1 / 8
+"""Of a scalar column's bytes that the codec must save; below it they are stored as they are, and read three times faster."""
 
 DELTA = "DELTA_BINARY_PACKED"
 
@@ -82,7 +85,10 @@ def parquet_settings(
     if first_rows is not None:
         settings["column_encoding"] = settings.get("column_encoding", {}) | row_encodings(first_rows, schema, settings)
     with_dictionary = [name for name in with_dictionary if name not in settings.get("column_encoding", {})]
-    return settings | {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
+    settings |= {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
+    if first_rows is not None and ITEM_ID in schema.names:
+        settings |= scalar_codecs(first_rows, schema, settings)
+    return settings
 
 
 def row_encodings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> dict[str, str]:
@@ -113,6 +119,29 @@ def row_encodings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, 
         if best is not None:
             chosen[column.name] = best
     return chosen
+
+
+def scalar_codecs(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> dict[str, Any]:
+    """Codec and level by column: none for scalars in which the codec finds next to nothing, tried on the first rows.
+
+    Dictionary indices are bit-packed and their runs are runs already. Such columns are small beside sequences, and opening
+    a compressed page of them costs more than reading it.
+    """
+    codecs = dict.fromkeys(schema.names, settings["compression"])
+    for column in schema.columns:
+        if not column.is_blob:
+            sink = pa.BufferOutputStream()
+            sample = rows.select([column.name]).slice(0, SAMPLE_ROWS)
+            pq.write_table(sample, sink, **(settings | {"write_statistics": False}))
+            chunk = pq.read_metadata(pa.BufferReader(sink.getvalue())).row_group(0).column(0)
+            saved = chunk.total_uncompressed_size - chunk.total_compressed_size
+            if saved < WORTH_COMPRESSING * chunk.total_uncompressed_size:
+                codecs[column.name] = "none"
+    level = settings["compression_level"]
+    return {
+        "compression": codecs,
+        "compression_level": {name: level for name, codec in codecs.items() if codec != "none"},
+    }
 
 
 def _other_encodings(column: Column) -> tuple[str, ...]:
