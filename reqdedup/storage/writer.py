@@ -28,7 +28,10 @@ from reqdedup.storage.layout import Layout, buckets_of, table_buckets, table_lay
 from reqdedup.storage.spill import Spill, greedy_ranges
 
 ROW_GROUP_ROWS = 16_384
-"""Target rows of a blob row group; it ends with the request that passes it or before."""
+"""Target rows of a row group with blobs; it ends with the request that passes it or before."""
+
+SCALAR_ROW_GROUPS = 4
+"""A row group without blobs is so many times longer: a page of scalars is short, and opening it costs as much as it holds."""
 
 MAX_DICTIONARY_BYTES = 128 * 2**20
 """Of one blob column's values in a row group; far below 2^31, where Arrow's binary offsets end."""
@@ -223,10 +226,11 @@ def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int)
 
 
 def _row_groups(spill: Spill, partition: int, layout: Layout, target_bytes: int) -> Iterator[pa.RecordBatch]:
+    max_rows = ROW_GROUP_ROWS if spill.schema.blobs else ROW_GROUP_ROWS * SCALAR_ROW_GROUPS
     if layout is Layout.ARRIVAL:
-        return in_arrival_order(spill, partition, max_rows=ROW_GROUP_ROWS, max_column_bytes=MAX_DICTIONARY_BYTES)
+        return in_arrival_order(spill, partition, max_rows=max_rows, max_column_bytes=MAX_DICTIONARY_BYTES)
     if layout is Layout.BY_REQUEST:
-        return in_request_order(spill, partition, max_rows=ROW_GROUP_ROWS, max_column_bytes=MAX_DICTIONARY_BYTES)
+        return in_request_order(spill, partition, max_rows=max_rows, max_column_bytes=MAX_DICTIONARY_BYTES)
     fat_bytes = target_bytes if layout is Layout.SORTED else LARGE_PAGES_ROW_GROUP_BYTES
     return in_request_order(
         spill,
