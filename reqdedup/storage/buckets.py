@@ -53,7 +53,9 @@ class SortedTable:
 
     def __init__(self, table: Table, source: FileSource, order: Sequence[str], *, use_threads: bool = True) -> None:
         self.name, self._use_threads = ".".join(table.name()), use_threads
-        self.num_buckets, self._order, self._source = check_sorted(table, order), tuple(order), source
+        num_buckets = check_sorted(table, order)
+        self.num_buckets = source.num_buckets or num_buckets  # of an old snapshot, before the count was changed
+        self._order, self._source = tuple(order), source
         self._planned: tuple[np.ndarray | None, dict[int, list[RowGroup]]] | None = None
 
     def stream(

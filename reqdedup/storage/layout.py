@@ -149,9 +149,9 @@ def table_layout(table: Table) -> Layout:
     return Layout(_property(table, LAYOUT_PROPERTY))
 
 
-def table_buckets(table: Table) -> int | None:
-    """N of the table's partition spec bucket(N, user_id); None where it is partitioned in another way."""
-    fields = table.spec().fields
+def table_buckets(table: Table, spec_id: int | None = None) -> int | None:
+    """N of the table's partition spec bucket(N, user_id), or of an earlier spec; None where it is of another kind."""
+    fields = (table.spec() if spec_id is None else table.specs()[spec_id]).fields
     if len(fields) != 1 or not isinstance(fields[0].transform, BucketTransform):
         return None
     if table.schema().find_column_name(fields[0].source_id) != USER_ID:

@@ -73,6 +73,11 @@ class FileSource:
         return list(self._paths)
 
     @property
+    def num_buckets(self) -> int | None:
+        """Bucket count of the files; None where they are not known to be bucketed by user."""
+        return self._num_buckets
+
+    @property
     def num_rows(self) -> int:
         return sum(self.footer(path).num_rows for path in self._paths)
 
@@ -246,7 +251,13 @@ class TableSource(FileSource):
                     f"{'.'.join(table.name())}: {task.file.file_path} has {len(task.delete_files)} delete files, which "
                     "request-sorted row groups cannot carry; rewrite the table (compaction, or `reqdedup convert`)"
                 )
-        num_buckets = table_buckets(table)
+        spec_ids = {task.file.spec_id for task in tasks} or {table.spec().spec_id}  # of an old snapshot maybe another
+        if len(spec_ids) > 1:
+            raise ValueError(
+                f"{'.'.join(table.name())}: files of one partition spec required, found {len(spec_ids)} specs in snapshot "
+                f"{self.snapshot_id}; another engine changed the partitioning without rewriting: run `reqdedup convert`"
+            )
+        num_buckets = table_buckets(table, spec_ids.pop())
         placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]
         if num_buckets is not None:  # in bucket order, and inside a bucket in the order of the keys
             lowest = {task.file.file_path: _lower_user(table, task.file.lower_bounds) for task in tasks}

@@ -1,0 +1,185 @@
+"""How a table is doing: files and bytes per bucket, skew, and what to do about it.
+
+Counts of files, rows and bytes come from the manifests. Users and the largest one's share need the user ids, which are
+read alone; with `count_users=False` no data file is opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.manifest import ManifestContent
+from pyiceberg.table import Table
+
+from reqdedup.schema import USER_ID
+from reqdedup.storage.feature_table import is_feature_table
+from reqdedup.storage.layout import Layout, table_buckets, table_layout, table_schema
+from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
+from reqdedup.storage.maintenance.live import SMALL_SHARE, LiveFile, by_partition, is_compact, live_files
+from reqdedup.storage.reader import FileSource
+
+MANY_SNAPSHOTS, MANY_MANIFESTS = 100, 100
+SKEWED = 3.0
+"""A bucket with so many times the mean bytes sets the time and memory of what works bucket by bucket."""
+
+HEAVY_USER = 0.2
+"""Part of a bucket's rows: a user is never split, so no bucket count helps."""
+
+BUCKETS_SCHEMA = pa.schema(
+    [
+        ("partition", pa.int64()),
+        ("files", pa.int64()),
+        ("small_files", pa.int64()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("users", pa.int64()),
+        ("largest_user", pa.int64()),
+        ("largest_user_share", pa.float64()),
+        ("is_compact", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableHealth:
+    """The state of a table's current snapshot.
+
+    buckets: one row per partition (bucket, or day since 1970; null where there is none): files, small_files (below half the
+        target size), rows, bytes, users, the id and share of rows of the largest one, and whether it is in its final form.
+    skew: bytes of the largest bucket over the mean of all num_buckets, empty ones included; None without buckets.
+    snapshots, manifests: that the metadata holds, and that a scan reads.  advice: what to do, most pressing first.
+    """
+
+    table: str
+    layout: Layout
+    num_buckets: int | None
+    files: int
+    small_files: int
+    rows: int
+    bytes: int
+    users: int | None
+    skew: float | None
+    snapshots: int
+    manifests: int
+    buckets: pa.Table
+    advice: tuple[str, ...]
+
+
+def table_health(table: Table, *, count_users: bool = True) -> TableHealth:
+    """Files, rows, bytes, users and skew per bucket, with advice. It changes nothing.
+
+    count_users: read the user ids too. Raises ValueError for a table that reqdedup did not make.
+    """
+    table.refresh()
+    layout, num_buckets = table_layout(table), table_buckets(table)
+    if is_feature_table(table):
+        raise ValueError(
+            f"{'.'.join(table.name())}: an engagement table required, found a feature table; look at its main table"
+        )
+    groups = by_partition(live_files(table))
+    rows, distinct = [], np.zeros(0, np.int64)
+    for partition, files in groups.items():
+        users, counts = _users(table, files) if count_users else (None, None)
+        rows.append(_bucket_row(partition, files, users, counts, layout))
+        if users is not None:
+            distinct = np.union1d(distinct, users) if not layout.is_bucketed else np.append(distinct, users)
+    buckets = pa.Table.from_pylist(rows, BUCKETS_SCHEMA)
+    sizes = np.array([row["bytes"] for row in rows], np.int64)
+    health = TableHealth(
+        table=".".join(table.name()),
+        layout=layout,
+        num_buckets=num_buckets,
+        files=sum(row["files"] for row in rows),
+        small_files=sum(row["small_files"] for row in rows),
+        rows=sum(row["rows"] for row in rows),
+        bytes=int(sizes.sum()),
+        users=len(distinct) if count_users else None,
+        skew=float(sizes.max() * num_buckets / sizes.sum()) if num_buckets and len(sizes) else None,
+        snapshots=len(table.metadata.snapshots),
+        manifests=_num_manifests(table),
+        buckets=buckets,
+        advice=(),
+    )
+    return TableHealth(**{**vars(health), "advice": tuple(_advice(health))})
+
+
+def _users(table: Table, files: list[LiveFile]) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct users of these files, rising, and the rows of each."""
+    source = FileSource([file.path for file in files], table_schema(table), io=table.io)
+    users, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for batch in source.stream(source.row_groups(), [USER_ID], scalar_rows=2**20):
+        found, found_counts = np.unique(batch.column(0).to_numpy(), return_counts=True)
+        both, position = np.unique(np.append(users, found), return_inverse=True)
+        counts = np.bincount(position, weights=np.append(counts, found_counts), minlength=len(both)).astype(np.int64)
+        users = both
+    return users, counts
+
+
+def _bucket_row(
+    partition: int | None,
+    files: list[LiveFile],
+    users: np.ndarray | None,
+    counts: np.ndarray | None,
+    layout: Layout,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "partition": partition,
+        "files": len(files),
+        "small_files": sum(file.fill < SMALL_SHARE for file in files),
+        "rows": sum(file.num_rows for file in files),
+        "bytes": sum(file.num_bytes for file in files),
+        "is_compact": is_compact(files, layout),
+    }
+    if users is not None and counts is not None and len(users):
+        most = int(np.argmax(counts))
+        row |= {
+            "users": len(users),
+            "largest_user": int(users[most]),
+            "largest_user_share": float(counts[most] / counts.sum()),
+        }
+    return row
+
+
+def _num_manifests(table: Table) -> int:
+    snapshot = table.current_snapshot()
+    if snapshot is None:
+        return 0
+    return sum(manifest.content is ManifestContent.DATA for manifest in snapshot.manifests(table.io))
+
+
+def _advice(health: TableHealth) -> list[str]:
+    advice, rows = [], health.buckets.to_pylist()
+    due = [row for row in rows if not row["is_compact"]]
+    if due and health.layout is not Layout.SHUFFLED:
+        files = sum(row["files"] for row in due)
+        advice.append(
+            f"compact: {len(due)} of {len(rows)} {'buckets' if health.num_buckets else 'days'} have several small files, or rows "
+            f"out of order ({files} files); requests may be split over them"
+        )
+    if health.num_buckets and health.rows:
+        choice = choose_num_buckets(stored_bytes=health.bytes, rows=health.rows, users=health.users)
+        if not choice.num_buckets / 4 < health.num_buckets < choice.num_buckets * 4:
+            advice.append(
+                f"rebucket to {choice.num_buckets}: {health.num_buckets} buckets were found; {choice.reason}. docs/buckets.md"
+            )
+    heavy = [row for row in rows if (row["largest_user_share"] or 0) > HEAVY_USER and (row["users"] or 0) > 1]
+    if health.num_buckets and heavy and (health.skew or 0) > SKEWED:
+        worst = max(heavy, key=lambda row: row["rows"])
+        advice.append(
+            f"cap the largest users: user {worst['largest_user']} has {worst['largest_user_share']:.0%} of the rows of bucket "
+            f"{worst['partition']}; a user is never split, sample_users(max_requests_per_user=...) cuts whole requests"
+        )
+    elif health.num_buckets and (health.skew or 0) > SKEWED:
+        advice.append(
+            f"more buckets do not split users: the largest has {health.skew:.1f} times the mean bytes; expect it to set the time"
+        )
+    if health.snapshots > MANY_SNAPSHOTS:
+        advice.append(f"expire: {health.snapshots} snapshots keep their files on disk; expire_snapshots frees them")
+    if health.manifests > MANY_MANIFESTS:
+        advice.append(
+            f"compact with one_commit=True: a scan reads {health.manifests} manifests; a rewrite leaves one for all it wrote"
+        )
+    return advice

@@ -1,0 +1,185 @@
+"""Another bucket count for a table: all its rows written again under a new partition spec, in one commit.
+
+Readers see the old files in the old buckets or the new ones in the new buckets. Old snapshots keep their spec and stay
+readable. Writers that began before the change are refused at their commit, since their files lie in the old buckets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
+from pyiceberg.table import Table
+from pyiceberg.table.update import AddPartitionSpecUpdate, SetDefaultSpecUpdate, TableUpdate
+from pyiceberg.transforms import BucketTransform
+
+from reqdedup.schema import USER_ID
+from reqdedup.storage.buckets import SortedTable
+from reqdedup.storage.checks import RunningChecksum, content_checksum
+from reqdedup.storage.commit import StagedFiles
+from reqdedup.storage.feature_table import FeatureSource, is_by_position, is_feature_table
+from reqdedup.storage.features.values import row_groups
+from reqdedup.storage.layout import buckets_of, table_buckets, table_layout, table_schema
+from reqdedup.storage.maintenance.live import live_files
+from reqdedup.storage.reader import FileSource, TableSource
+from reqdedup.storage.source import take_rows
+from reqdedup.storage.streams import REQUEST_KEY
+from reqdedup.storage.writer import write_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebucketReport:
+    """What it did. old_buckets, num_buckets: the counts.  rows, files, bytes: of the table afterwards."""
+
+    old_buckets: int
+    num_buckets: int
+    rows: int
+    files: int
+    bytes: int
+    seconds: float
+    snapshot_id: int | None
+
+
+class TableAtSpec(Table):
+    """A table as if `spec` was its partition spec already: files written through it lie in its partitions."""
+
+    def __init__(self, table: Table, spec: PartitionSpec) -> None:
+        super().__init__(
+            table.name(), table.metadata, table.metadata_location, table.io, table.catalog, dict(table.config)
+        )
+        specs = [one for one in table.metadata.partition_specs if one.spec_id != spec.spec_id]
+        changed = {"partition_specs": [*specs, spec], "default_spec_id": spec.spec_id}
+        self.metadata = table.metadata.model_copy(update=changed)
+
+
+def rebucket(
+    table: Table,
+    num_buckets: int,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    spill_dir: str | Path | None = None,
+) -> RebucketReport:
+    """Write all rows of a bucketed table, or of a feature table with keys, into `num_buckets` buckets.
+
+    progress: called with rows read and rows in total.  spill_dir: for temporary files, which take the table's
+    deduplicated rows once. Joined tables need counts that divide each other, and a feature table the count of its main
+    table for new backfills: change them together. Verified by checksum before the commit. Raises ValueError for tables
+    without buckets, for a feature table by position (create it again) and one whose counts do not divide each other;
+    ConflictError where another writer was faster. Then nothing changed.
+    """
+    started = time.monotonic()
+    table.refresh()
+    name, old_buckets = ".".join(table.name()), table_buckets(table)
+    if num_buckets < 1:
+        raise ValueError(f"{name}: num_buckets must be positive, found {num_buckets}")
+    is_feature = is_feature_table(table)
+    if is_feature and is_by_position(table):
+        raise ValueError(
+            f"{name}: a feature table with keys required, found one by position; create it again with the new count of its "
+            "main table and compute the features"
+        )
+    if old_buckets is None:
+        raise ValueError(
+            f"{name}: partition spec bucket(N, user_id) required, found {table_layout(table).name} partitioned by {table.spec()}; "
+            "`reqdedup convert` writes it into a bucketed layout"
+        )
+    spec = _spec(table, num_buckets)
+    updates: list[TableUpdate] = [SetDefaultSpecUpdate(spec_id=spec.spec_id)]  # type: ignore[call-arg]
+    if spec.spec_id not in table.specs():
+        updates.insert(0, AddPartitionSpecUpdate(spec=spec))
+    old = live_files(table)
+    num_rows, before = sum(file.num_rows for file in old), RunningChecksum()
+    source: FileSource = FeatureSource(table) if is_feature else TableSource(table)
+    schema = source.schema if is_feature else table_schema(table)
+    with StagedFiles(TableAtSpec(table, spec), schema) as files:
+        if is_feature:
+            num_requests = _write_features(files, table, source, num_buckets, before)
+        else:
+            batches = before.through(source.batches())
+            _, num_requests = write_rows(files, _reporting(batches, num_rows, progress), schema, spill_dir=spill_dir)
+        files.verify(num_rows=num_rows, num_requests=num_requests)
+        new = files.data_files
+        written = FileSource([file.file_path for file in new], schema, io=table.io)
+        after = content_checksum(written)
+        if after != before.so_far:
+            raise RuntimeError(
+                f"{name}: the same rows in the new buckets required ({before.so_far}), found {after}; nothing was committed. "
+                "This is a defect of the reader or the writer: report it"
+            )
+        files.table = table  # the commit asks that the spec is still the old one
+        snapshot_id = files.commit(
+            replace=True,
+            removed=[file.data_file for file in old],
+            updates=tuple(updates),
+            properties={"reqdedup.operation": "rebucket"},
+        )
+    if snapshot_id is None:  # an empty table: only its spec changes
+        with table.transaction() as transaction:
+            transaction._stage(tuple(updates))
+    table.refresh()
+    return RebucketReport(
+        old_buckets=old_buckets,
+        num_buckets=num_buckets,
+        rows=num_rows,
+        files=len(new),
+        bytes=sum(file.file_size_in_bytes for file in new),
+        seconds=time.monotonic() - started,
+        snapshot_id=snapshot_id,
+    )
+
+
+def _spec(table: Table, num_buckets: int) -> PartitionSpec:
+    """The table's spec of this count: an earlier one where it had it before, else a new one."""
+    for spec_id in table.specs():
+        if table_buckets(table, spec_id) == num_buckets:
+            return table.specs()[spec_id]
+    last = table.metadata.last_partition_id or PARTITION_FIELD_ID_START - 1
+    field = PartitionField(
+        table.schema().find_field(USER_ID).field_id,
+        last + 1,
+        BucketTransform(num_buckets),
+        f"user_bucket_{num_buckets}",
+    )
+    return PartitionSpec(field, spec_id=max(table.specs()) + 1)
+
+
+def _write_features(
+    files: StagedFiles, table: Table, source: FileSource, num_buckets: int, before: RunningChecksum
+) -> int:
+    """Feature tables are sorted already: their buckets are split or merged as streams, without a spill."""
+    side = SortedTable(table, source, REQUEST_KEY)
+    low, high = sorted((side.num_buckets, num_buckets))
+    if high % low:
+        raise ValueError(
+            f"{side.name}: bucket counts that divide each other required for a feature table, found {side.num_buckets} and "
+            f"{num_buckets}; take a multiple or a divisor, or create it again"
+        )
+    names, num_requests = list(source.schema.names), 0
+    for bucket in range(num_buckets):
+        rows = side.stream(bucket % side.num_buckets, min(side.num_buckets, num_buckets), names)
+        for group in row_groups(before.through(_of_bucket(rows, bucket, num_buckets))):
+            num_requests += files.write(bucket, pa.Table.from_batches([group]), target_bytes=2**63)
+        files.close_file()
+    return num_requests
+
+
+def _of_bucket(rows: Iterator[pa.RecordBatch], bucket: int, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    for batch in rows:
+        kept = take_rows(batch, buckets_of(batch.column(USER_ID).to_numpy(), num_buckets) == bucket)
+        if kept.num_rows:
+            yield kept
+
+
+def _reporting(
+    batches: Iterator[pa.RecordBatch], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[pa.RecordBatch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += batch.num_rows
+        if progress is not None:
+            progress(done, total)
