@@ -24,7 +24,7 @@ from reqdedup.storage.reader import FileSource, RowGroup
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.streams import merge_streams
 
-SCALAR_ROWS = 2**16
+SCALAR_ROWS = 2**17
 """Rows of scalars alone that are read together: few enough for the processor's caches, enough to pay for a call."""
 
 

@@ -64,7 +64,7 @@ def find_in_segments(
 
     Needles come in S stretches: those from `first[s]` to `first[s + 1]` look in `haystack[start[s]:end[s]]`, which rises
     strictly. first: [S + 1]; start, end: [S]. The guess is that the n-th needle of a stretch is the n-th of its segment,
-    then, where one side has a key more, that it is the one before or after; the rest is bisected, all at once.
+    then, where one side has more keys, that it has one more before this; the rest is bisected, all at once.
     """
     if len(haystack) == 0 or len(needle) == 0:
         return np.full(len(needle), -1, np.int64)
@@ -78,14 +78,14 @@ def find_in_segments(
     if len(rest) == 0:
         return position
     stretch = np.repeat(np.arange(len(lengths)), lengths)[rest]
-    guess, low, high, wanted = position[rest], start[stretch], end[stretch], needle[rest]
-    for step in (-1, 1):
-        near = guess + step
-        hit = (haystack.take(near, mode="clip") == wanted) & (near >= low) & (near < high)
-        position[rest[hit]] = near[hit]
-        rest, guess, low, high, wanted = (column[~hit] for column in (rest, guess, low, high, wanted))
-        if len(rest) == 0:
-            return position
+    low, high, wanted = start[stretch], end[stretch], needle[rest]
+    near = position[rest] + np.sign(end - start - lengths)[stretch]
+    hit = (haystack.take(near, mode="clip") == wanted) & (near >= low) & (near < high)
+    position[rest[hit]] = near[hit]
+    rest = rest[~hit]
+    if len(rest) == 0:
+        return position
+    low, high, wanted = low[~hit], high[~hit], wanted[~hit]
     last = high - 1
     for _ in range(int((high - low).max()).bit_length()):
         middle = (low + high) >> 1
