@@ -233,6 +233,19 @@ def test_the_json_keys_are_those_that_are_documented(snappy_report):
     assert keys_of(found) == json.loads((Path(__file__).parent / "audit_keys.json").read_text())
 
 
+def test_the_documentation_names_every_key():
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+
+    def names(keys):
+        if isinstance(keys, list):
+            return {name for item in keys for name in names(item)}
+        return set(keys or ()) | {name for item in (keys or {}).values() for name in names(item)}
+
+    keys = json.loads((Path(__file__).parent / "audit_keys.json").read_text())
+    layouts = {"SHUFFLED", "SORTED", "SORTED_LARGE_PAGES", "BY_REQUEST", "STORE_ONCE"}
+    assert [name for name in sorted(names(keys) - layouts) if f"`{name}`" not in text] == []
+
+
 def keys_of(value):
     """The keys at every depth; of a list those of its first entry; a column's estimates and settings are by name."""
     if isinstance(value, dict):

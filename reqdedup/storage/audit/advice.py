@@ -54,6 +54,7 @@ def writer_settings(
     facts: TableFacts,
     requests: RequestAudit,
     diagnosis: Diagnosis,
+    step: Step,
     *,
     num_buckets: int,
     row_bytes: float,
@@ -76,16 +77,24 @@ def writer_settings(
     without = diagnosis.without_dictionary
     with_dictionary = [column.path for name, column in facts.columns.items() if name in diagnosis.with_dictionary]
     group_rows = max(int(ROW_GROUP_BYTES / max(row_bytes, 1.0)), int(8 * requests.rows_per_request.mean), 1)
+    remark = (
+        "one dictionary limit for all columns gains nothing here: write with a switch per column, or BY_REQUEST"
+        if step.one_limit_bytes * WORTH_RATIO > table.compressed_bytes
+        else ""
+    )
     return {
         "pyiceberg": [
+            *([f"# {remark}"] if remark else []),
             f"table.transaction().set_properties({{{', '.join(f'{key!r}: {value!r}' for key, value in properties.items())}}}).commit_transaction()",
             f"table.append(rows.sort_by([{', '.join(f'({key!r}, {chr(34)}ascending{chr(34)})' for key in order)}]))  # append never sorts",
             "# pyiceberg 0.12 ignores write.parquet.row-group-size-bytes; its row groups are whole files",
         ],
         "spark": [
+            *([f"-- {remark}"] if remark else []),
             f"ALTER TABLE {name} SET TBLPROPERTIES ({quoted});",
             f"ALTER TABLE {name} ADD PARTITION FIELD bucket({num_buckets}, {partition_key});",
             f"ALTER TABLE {name} WRITE DISTRIBUTED BY PARTITION LOCALLY ORDERED BY {', '.join(order)};",
+            "-- with the table's catalog in use:",
             f"CALL system.rewrite_data_files(table => '{name}', strategy => 'sort', sort_order => "
             f"'{', '.join(f'{key} ASC NULLS FIRST' for key in order)}', options => map('rewrite-all', 'true'));",
         ],

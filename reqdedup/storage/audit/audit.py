@@ -17,21 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.storage.audit.advice import cheapest_step, writer_settings
+from reqdedup.storage.audit.assemble import (
+    audit_notes,
+    column_audit,
+    layout_audit,
+    request_audit,
+    sample_audit,
+    table_audit,
+    table_overlap,
+)
 from reqdedup.storage.audit.causes import diagnose, small_group_rows
 from reqdedup.storage.audit.estimate import (
-    DICTIONARY_MODEL_ERROR,
-    MODEL_ERROR,
     ColumnTotal,
-    Estimate,
-    Population,
     interval,
 )
-from reqdedup.storage.audit.files import TableFiles, open_table
-from reqdedup.storage.audit.footers import TableFacts, read_facts
+from reqdedup.storage.audit.files import open_table
+from reqdedup.storage.audit.footers import read_facts
 from reqdedup.storage.audit.layouts import SampleLayouts
 from reqdedup.storage.audit.leaves import Shape
 from reqdedup.storage.audit.repeats import Repeats, RequestRows, measure_repeats
@@ -43,22 +47,14 @@ from reqdedup.storage.audit.report import (
     SORTED_LARGE_PAGES,
     STORE_ONCE,
     AuditReport,
-    ColumnAudit,
-    LayoutAudit,
-    RequestAudit,
-    SampleAudit,
-    Spread,
-    TableAudit,
 )
-from reqdedup.storage.audit.sample import MIN_USERS, Sample, SamplePlan, gather, plan_sample
-from reqdedup.storage.audit.scan import KeyColumns, RequestIndex, check_keys, scan_keys
+from reqdedup.storage.audit.sample import Sample, gather, plan_sample
+from reqdedup.storage.audit.scan import KeyColumns, check_keys, scan_keys
 from reqdedup.storage.audit.verdict import verdict
 from reqdedup.storage.audit.writing import PYICEBERG_DEFAULTS, WriterSettings
 
 DEFAULT_SAMPLE_BYTES = 2 * 2**30
 DEFAULT_READ_BYTES = 256 * 10**9
-GROUPED_RUNS, SCATTERED_SHARE = 1.05, 0.5
-CHECK_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def audit_table(
         raise ValueError(f"{table.name}: a table with rows required, found {facts.num_files:,} files without any")
     index = scan_keys(table, facts, keys, report("keys", "rows"))
     plan = plan_sample(table, facts, index, sample_bytes=sample_bytes, read_bytes=read_bytes)
-    requests = _request_audit(index, keys)
+    requests = request_audit(index, keys)
     with tempfile.TemporaryDirectory(prefix="reqdedup-audit-", dir=temp_dir) as directory:
         sample = gather(
             table, facts, keys, plan, Path(directory), num_buckets=num_buckets, progress=report("sample", "row groups")
@@ -138,42 +134,38 @@ def audit_table(
                 run=pool.map,
                 progress=report("causes", "columns"),
             )
-        overlap = _table_overlap(sample, repeats, diagnosis.heavy) if keys.user else None
-        notes = _notes(table, facts, index, plan, sample, requests, diagnosis.check)
+        overlap = table_overlap(sample, repeats, diagnosis.heavy) if keys.user else None
+        notes = audit_notes(table, facts, index, plan, sample, requests, diagnosis.check)
     nested = sum(column.compressed_bytes for column in facts.columns.values() if column.leaf.shape is Shape.NESTED)
     populations = dict.fromkeys(LAYOUTS, layouts.users) | {SHUFFLED: layouts.singles}
     totals = {
-        name: interval(list(columns.values()), populations[name], model_error=_model_error(name)).plus(nested)
+        name: interval(list(columns.values()), populations[name], with_element_dictionaries=name == SORTED).plus(nested)
         for name, columns in measured.items()
     }
     plain, one_limit = (
         interval(list(columns.values()), layouts.users).plus(nested)
         for columns in (diagnosis.plain, diagnosis.one_limit)
     )
-    audited = _table_audit(table, facts, index)
+    audited = table_audit(table, facts, index)
     step = cheapest_step(facts.compressed_bytes, plain, one_limit, diagnosis, requests)
-    layout_audits = [_layout_audit(name, totals[name], facts.compressed_bytes) for name in LAYOUTS]
+    layout_audits = [layout_audit(name, totals[name], facts.compressed_bytes) for name in LAYOUTS]
     return AuditReport(
         verdict=verdict(audited, requests, layout_audits, diagnosis.causes, step, overlap),
         table=audited,
         requests=requests,
-        sample=_sample_audit(sample, rows, plan),
+        sample=sample_audit(sample, rows, plan),
         layouts=layout_audits,
         user_overlap=overlap,
-        columns=[_column_audit(name, facts, repeats, measured, populations) for name in facts.columns],
+        columns=[column_audit(name, facts, repeats, measured, populations) for name in facts.columns],
         causes=diagnosis.causes,
         step=step,
         model_check=diagnosis.check,
         settings=writer_settings(
-            audited, facts, requests, diagnosis, num_buckets=num_buckets, row_bytes=plan.row_bytes
+            audited, facts, requests, diagnosis, step, num_buckets=num_buckets, row_bytes=plan.row_bytes
         ),
         notes=notes,
         seconds=time.monotonic() - started,
     )
-
-
-def _model_error(layout: str) -> float:
-    return DICTIONARY_MODEL_ERROR if layout == SORTED else MODEL_ERROR
 
 
 def _names(key: str | Sequence[str]) -> tuple[str, ...]:
@@ -215,171 +207,3 @@ def _measure_layouts(
         large_pages[name] = totals[SORTED_LARGE_PAGES], settings
         progress(done, len(names))
     return measured, large_pages
-
-
-def _request_audit(index: RequestIndex, keys: KeyColumns) -> RequestAudit:
-    runs = float((index.runs * 1.0).sum() / len(index.runs))
-    fan_out = float(index.rows.mean())
-    order = "grouped" if runs <= GROUPED_RUNS else "partly" if runs < SCATTERED_SHARE * fan_out else "scattered"
-    users = index.num_users if keys.user else None
-    return RequestAudit(
-        request_key=list(keys.request),
-        user_key=list(keys.user),
-        requests=index.num_requests,
-        users=users,
-        is_exact=index.rate == 1,
-        requests_per_user=index.num_requests / users if users else None,
-        single_row_requests=float((index.rows == 1).mean()),
-        rows_per_request=_spread(index.rows),
-        runs_per_request=_spread(index.runs),
-        row_groups_per_request=_spread(index.row_groups),
-        files_per_request=_spread(index.files),
-        user_runs=index.user_runs / users if users else None,
-        order=order,
-        shared_ids=index.shared_ids,
-    )
-
-
-def _spread(values: np.ndarray) -> Spread:
-    p50, p90, p99 = (float(value) for value in np.quantile(values, [0.5, 0.9, 0.99]))
-    return Spread(mean=float(values.mean()), p50=p50, p90=p90, p99=p99, max=float(values.max()))
-
-
-def _table_audit(table: TableFiles, facts: TableFacts, index: RequestIndex) -> TableAudit:
-    return TableAudit(
-        name=table.name,
-        kind=table.kind,
-        rows=facts.num_rows,
-        rows_without_key=index.null_rows,
-        files=facts.num_files,
-        row_groups=len(facts.row_groups),
-        file_bytes=facts.file_bytes,
-        compressed_bytes=facts.compressed_bytes,
-        uncompressed_bytes=facts.uncompressed_bytes,
-        median_row_group_rows=facts.median_row_group_rows,
-        median_row_group_bytes=facts.median_row_group_bytes,
-        written_by=list(facts.created_by),
-    )
-
-
-def _sample_audit(sample: Sample, rows: RequestRows, plan: SamplePlan) -> SampleAudit:
-    return SampleAudit(
-        users=rows.num_users,
-        requests=rows.num_requests,
-        rows=len(rows.order),
-        single_rows=int(sample.in_single.sum()),
-        fat_bytes=int(plan.row_bytes * len(rows.order)),
-        is_whole_table=plan.is_whole,
-    )
-
-
-def _layout_audit(name: str, total: Estimate, today: int) -> LayoutAudit:
-    return LayoutAudit(
-        layout=name,
-        bytes=total.bytes,
-        low=total.low,
-        high=total.high,
-        ratio=today / max(total.bytes, 1.0),
-        ratio_low=today / max(total.high, 1.0),
-        ratio_high=today / max(total.low, 1.0),
-    )
-
-
-def _column_audit(
-    name: str,
-    facts: TableFacts,
-    repeats: dict[str, Repeats],
-    measured: dict[str, dict[str, ColumnTotal]],
-    populations: dict[str, Population],
-) -> ColumnAudit:
-    column, found = facts.columns[name], repeats.get(name)
-    kind = str(column.leaf.type)
-    return ColumnAudit(
-        name=name,
-        type=kind
-        if column.leaf.shape is Shape.SCALAR
-        else f"list<{kind}>"
-        if column.leaf.shape is Shape.LIST
-        else "nested",
-        level=found.level if found else "unknown",
-        is_constant=bool(found and found.is_constant),
-        repeat_ratio=found.repeat_ratio if found else None,
-        checked_requests=found.checked_requests if found else 0,
-        broken_requests=found.broken_requests if found else 0,
-        example=found.example if found else None,
-        user_overlap=found.user_overlap if found else None,
-        compressed_bytes=column.compressed_bytes,
-        uncompressed_bytes=column.uncompressed_bytes,
-        codec=column.codec if len(column.codecs) == 1 else "+".join(column.codecs),
-        encodings=sorted(column.encodings),
-        page_bytes=column.page_bytes,
-        rows_per_page=column.rows_per_page,
-        dictionary_share=column.dictionary_share,
-        estimates={
-            layout: interval([columns[name]], populations[layout], model_error=_model_error(layout))
-            for layout, columns in measured.items()
-            if name in columns
-        },
-    )
-
-
-def _table_overlap(sample: Sample, repeats: dict[str, Repeats], heavy: Sequence[str]) -> float | None:
-    """Of all heavy columns, weighted by the bytes of their distinct values."""
-    weights = {
-        name: float(sample.columns[name].value_bytes.sum()) for name in heavy if repeats[name].user_overlap is not None
-    }
-    total = sum(weights.values())
-    return (
-        sum(weight * (repeats[name].user_overlap or 0.0) for name, weight in weights.items()) / total if total else None
-    )
-
-
-def _notes(
-    table: TableFiles,
-    facts: TableFacts,
-    index: RequestIndex,
-    plan: SamplePlan,
-    sample: Sample,
-    requests: RequestAudit,
-    check: float | None,
-) -> list[str]:
-    notes = list(table.notes)
-    nested = [name for name, column in facts.columns.items() if column.leaf.shape is Shape.NESTED]
-    if nested:
-        notes.append(f"nested deeper than one list, taken to stay as they are: {', '.join(nested)}")
-    if index.null_rows:
-        notes.append(
-            f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to no "
-            "request, are in today's bytes, and in no estimate"
-        )
-    if requests.shared_ids:
-        notes.append(
-            f"{requests.shared_ids:,} request keys belong to more than one user; each user's part counts as a request of its own"
-        )
-    if not requests.is_exact:
-        notes.append(f"requests and users are estimated from {index.rate:.2%} of the users")
-    if requests.rows_per_request.max == 1:
-        notes.append("every request has one row: nothing repeats within a request, and only user overlap can be saved")
-    filled = [name for name, column in sample.columns.items() if column.null_elements]
-    if filled:
-        notes.append(f"null elements of lists were written as zeros: {', '.join(filled)}")
-    binary = [
-        name
-        for name, column in sample.columns.items()
-        if column.is_stored
-        and not column.is_list
-        and pa.types.is_binary(column.leaf.type)
-        and column.row_bytes.mean() > 64
-    ]
-    if binary:
-        notes.append(
-            f"binary columns stay binary in every layout, also where that of lists is meant: {', '.join(binary)}"
-        )
-    if plan.num_users < MIN_USERS and not plan.is_whole:
-        notes.append(f"only {plan.num_users} users were sampled; allow a larger sample")
-    if check is not None and abs(check - 1) > CHECK_TOLERANCE:
-        notes.append(
-            f"the sample, written as the table is today, comes to {check:.2f} of its real bytes: settings that footers do not "
-            "show (a codec's level) or another writer; read the causes with that in mind"
-        )
-    return notes

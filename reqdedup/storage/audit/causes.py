@@ -185,7 +185,7 @@ def _today(column: ColumnFacts) -> WriterSettings | None:
     ):
         return None
     # A dictionary that fell back shows its writer's limit: 1 MB of pyarrow and parquet-mr, 2 MB of Iceberg.
-    is_iceberg = column.dictionary_bytes > 1.5 * 2**20
+    is_iceberg = column.dictionary_bytes > 1.1 * 2**20
     return replace(
         PYICEBERG_DEFAULTS,
         codec=column.codec,

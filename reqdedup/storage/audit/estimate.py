@@ -8,9 +8,9 @@ large residuals, and gets a wide interval.
     total = sum_c X_c b + N/n * sum_u (y_u - x_u b)            variance = N^2 (1 - n/N) s^2(residual) / n
 
 Residuals are inflated by their leverage, since a fit follows the users that it was made from (HC3), and the interval has
-the quantile of Student's t. Users of one row group share its dictionary, and whether that fell back to plain: where row
-groups differ by more than their users explain, the spread over row groups counts instead. What a sample cannot show is
-added: `MODEL_ERROR`.
+the quantile of Student's t. With dictionaries of list elements, users of one row group share one, and whether it fell back
+to plain: where row groups differ by more than their users explain, the spread over row groups counts instead. What a sample
+cannot show is added: `MODEL_ERROR`.
 
 Source: Saerndal, Swensson, Wretman, "Model Assisted Survey Sampling", 1992, ch. 6; MacKinnon and White 1985 (HC3).
 """
@@ -85,7 +85,9 @@ def estimate_column(y: np.ndarray, x: np.ndarray, totals: np.ndarray, population
     return ColumnTotal(total, residual / (1 - leverage))
 
 
-def interval(columns: list[ColumnTotal], population: Population, *, model_error: float = MODEL_ERROR) -> Estimate:
+def interval(
+    columns: list[ColumnTotal], population: Population, *, with_element_dictionaries: bool = False
+) -> Estimate:
     """The sum of several columns; their errors are those of the same users, so residuals are added before they spread."""
     total = sum(column.total for column in columns)
     if population.is_whole or not columns:
@@ -93,12 +95,13 @@ def interval(columns: list[ColumnTotal], population: Population, *, model_error:
     n = min(len(column.residual) for column in columns)
     residual = np.sum([column.residual[:n] for column in columns], axis=0)
     squares = float((residual**2).sum()) * n / max(n - 1, 1)
-    for column in columns:
+    for column in columns if with_element_dictionaries else []:
         if column.group is not None and column.group[:n].any():
             _, group = np.unique(column.group[:n], return_inverse=True)
             sums = np.bincount(group, weights=residual)
             squares = max(squares, float(((sums - sums.mean()) ** 2).sum()) * len(sums) / (len(sums) - 1))
             break
+    model_error = DICTIONARY_MODEL_ERROR if with_element_dictionaries else MODEL_ERROR
     unseen = max(0.0, 1 - n / population.num_units)
     variance = (population.num_units / n) ** 2 * unseen * squares
     half = student_t(max(n - 4, 1)) * math.sqrt(variance) + model_error * abs(total)

@@ -44,7 +44,6 @@ FILE_BYTES = 512 * 2**20
 SHUFFLED, RUNS = "shuffled", "runs"
 BUCKET_TOLERANCE = 0.1
 BLOB_GROUP_ROWS = 16_384
-MAX_DICTIONARY_BYTES = 128 * 2**20
 LONG_TEXT_BYTES = 64
 """Text of at least this mean length is stored once per row group like a sequence."""
 

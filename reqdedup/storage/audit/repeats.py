@@ -26,6 +26,7 @@ always 0 repeats too, by chance."""
 MAX_PAIRS = 1_000
 """Pairs of requests whose sequences are compared element by element, per column."""
 
+LEAST_NEW_SHARE = 0.02
 FEW_ELEMENTS = 32
 """Of two sequences together: so few are compared at every shift, more at those that a few anchors suggest."""
 
@@ -148,7 +149,10 @@ def _text(value: pa.Scalar) -> str:
 
 
 def _overlap(column: SampleColumn, requests: RequestRows, first: np.ndarray) -> float | None:
-    """Part of the elements of all requests that an earlier request of the user has, in the same order."""
+    """Part of the elements of all requests that an earlier request of the user has, in the same order.
+
+    Where every pair is compared, it also notes how much of each value is new (`column.new_share`).
+    """
     user_start = np.flatnonzero(np.concatenate([[True], np.diff(requests.user_of_request) > 0]))
     user_end = np.append(user_start[1:], requests.num_requests)
     num_pairs = int((user_end - user_start - 1).sum())
@@ -167,7 +171,10 @@ def _overlap(column: SampleColumn, requests: RequestRows, first: np.ndarray) -> 
                 repeated += weight
             elif before is not None and unit:
                 arrays = [np.frombuffer(column.values[number].as_buffer(), f"u{unit}") for number in (before, value)]
-                repeated += weight * shared_share(*arrays)
+                shared = shared_share(*arrays)
+                repeated += weight * shared
+                if stride == 1:
+                    column.new_share[value] = max(1 - shared, LEAST_NEW_SHARE)
             seen.add(value)
             before = value
     return repeated / total if total else None

@@ -63,7 +63,8 @@ class SampleColumn:
     """One leaf column of the sampled rows.
 
     After `finish`: ids [N], equal where values are equal, -1 where null; slots [N], what Parquet counts as values of a
-    row (its elements, one where there are none); row_bytes [N], Arrow bytes of the row's value.
+    row (its elements, one where there are none); row_bytes [N], Arrow bytes of the row's value. Of a stored column also
+    value_bytes and new_share, [values + 1]: what part of a value no earlier request of the user has, 1 where not known.
     """
 
     def __init__(self, leaf: Leaf, directory: Path, number: int) -> None:
@@ -104,6 +105,7 @@ class SampleColumn:
             self.value_bytes = np.append(pc.binary_length(self.values).to_numpy(zero_copy_only=False), 0).astype(
                 np.int64
             )
+            self.new_share = np.ones(len(self.value_bytes))
             lengths = self.value_bytes // self._element_bytes
             self.slots = np.maximum(lengths[self.ids], 1) if self.is_list else np.ones(len(self.ids), np.int64)
             self.row_bytes = self.value_bytes[self.ids] + (4 if self._is_text and not self.is_list else 0)

@@ -66,6 +66,9 @@ class WriterSettings:
         return keywords
 
 
+MAX_DICTIONARY_BYTES = 128 * 2**20
+"""Of one column's distinct values in a row group of blobs."""
+
 PYICEBERG_DEFAULTS = WriterSettings(dictionary_bytes=2 * 2**20, batch_values=20_000, statistics=True)
 """What pyiceberg 0.12 writes without any property: zstd 1, 1 MB pages, dictionaries up to 2 MB."""
 
@@ -93,11 +96,15 @@ def write_rows(path: Path, column: SampleColumn, groups: list[np.ndarray], setti
         for rows in groups:
             chunks = pa.chunked_array(list(column.chunks(rows)), column.arrow_type)
             writer.write_table(pa.table([chunks], schema=schema), max(len(rows), 1))
-    return _bytes_of_rows(path, [column.slots[rows] for rows in groups], [column.ids[rows] for rows in groups], None)
+    # Only in large pages does a value meet the same user's earlier one.
+    new_share = column.new_share if column.is_stored and settings.page_bytes >= LARGE_PAGE_BYTES else None
+    ids = [column.ids[rows] for rows in groups]
+    return _bytes_of_rows(path, [column.slots[rows] for rows in groups], ids, None, new_share=new_share)
 
 
 def write_blobs(path: Path, column: SampleColumn, groups: list[np.ndarray], settings: WriterSettings) -> np.ndarray:
     """The same with each distinct value once per row group, as one binary value, and rows pointing at it."""
+    groups = [part for rows in groups for part in _split(rows, column)]
     schema = pa.schema([pa.field("x", pa.dictionary(pa.int32(), pa.binary()))])
     weights = []
     with pq.ParquetWriter(path, schema, **settings.keywords()) as writer:
@@ -114,9 +121,19 @@ def write_blobs(path: Path, column: SampleColumn, groups: list[np.ndarray], sett
                 pa.table([pa.DictionaryArray.from_arrays(indices, values)], schema=schema), max(len(rows), 1)
             )
             weight = np.zeros(len(rows))
-            weight[first] = column.value_bytes[used] + 4
+            weight[first] = column.value_bytes[used] * column.new_share[used] + 4
             weights.append(weight)
     return _bytes_of_rows(path, [np.ones(len(rows), np.int64) for rows in groups], None, weights)
+
+
+def _split(rows: np.ndarray, column: SampleColumn) -> list[np.ndarray]:
+    """A row group whose distinct values pass MAX_DICTIONARY_BYTES in pieces that do not."""
+    ids = column.ids[rows]
+    new_bytes = np.zeros(len(rows), np.int64)
+    first = np.unique(ids, return_index=True)[1]
+    new_bytes[first] = column.value_bytes[ids[first]]
+    piece = np.cumsum(new_bytes) // MAX_DICTIONARY_BYTES
+    return np.split(rows, np.flatnonzero(np.diff(piece)) + 1)
 
 
 def write_values(path: Path, column: SampleColumn, rows: np.ndarray, settings: WriterSettings) -> np.ndarray:
@@ -128,7 +145,7 @@ def write_values(path: Path, column: SampleColumn, rows: np.ndarray, settings: W
             values = column.values.take(pa.array(ids, mask=ids < 0))
             writer.write_table(pa.table([values], schema=schema), max(len(ids), 1))
     sizes = [
-        column.value_bytes[column.ids[rows[start : start + GROUP_VALUES]]] + 4
+        (column.value_bytes * column.new_share)[column.ids[rows[start : start + GROUP_VALUES]]] + 4
         for start in range(0, max(len(rows), 1), GROUP_VALUES)
     ]
     return _bytes_of_rows(path, [np.ones(len(part), np.int64) for part in sizes], None, sizes, by_weight=True)
@@ -144,12 +161,13 @@ def _bytes_of_rows(
     ids: list[np.ndarray] | None,
     weights: list[np.ndarray] | None,
     *,
+    new_share: np.ndarray | None = None,
     by_weight: bool = False,
 ) -> np.ndarray:
     """Deal the bytes of each page to the rows whose values it holds.
 
     slots: Parquet values of each row, per row group.  ids: which value each row has: a row that repeats the one before it
-    in its page costs next to nothing; None where pages hold codes only.  weights: how the bytes of a dictionary page are
+    in its page costs next to nothing; None where pages hold codes only.  new_share: of each value.  weights: how the bytes of a dictionary page are
     shared; like those of the data pages together where None.  by_weight: share data pages by them too.
     """
     footer = pq.read_metadata(path)
@@ -161,6 +179,8 @@ def _bytes_of_rows(
             pages = read_pages(file, *chunk_range(footer.row_group(index).column(0)))
             dictionary = float(sum(page.compressed_bytes for page in pages if page.is_dictionary))
             cost = row_slots.astype(np.float64)
+            if ids is not None and new_share is not None:
+                cost *= new_share[ids[index]]
             if ids is not None:
                 cost[1:] *= np.where(ids[index][1:] == ids[index][:-1], REPEAT_COST, 1.0)
             row_bytes = _deal([page for page in pages if not page.is_dictionary], row_slots, cost)
