@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from reqdedup.encoding import check_deduplicated, element_type
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, Column, EngagementSchema
+from reqdedup.storage.content import row_hashes, value_hashes
 from reqdedup.storage.keys import run_starts
 from reqdedup.storage.parts import (
     blob_bytes,
@@ -32,6 +33,7 @@ from reqdedup.storage.parts import (
     check_sequence_lengths,
     split_parts,
 )
+from reqdedup.storage.seen import SeenRequests
 
 PART = "part"
 FLUSH_BYTES = 64 * 2**20
@@ -47,6 +49,8 @@ class Spill:
     partition_of: of requests and, unless `rows_partition_of` is given, of their rows.
     rows_partition_of: partition of each of N rows, [N] int64, where rows go their own ways (a shuffle).
     directory: where the files lie; None means the system's temporary directory.
+    remember: requests, at most, whose later rows use what their first brought. For logs whose requests come again in
+    many batches, as from a shuffled table: every value is hashed for it, and a request takes 40 bytes of memory.
     """
 
     def __init__(
@@ -56,8 +60,10 @@ class Spill:
         *,
         rows_partition_of: Callable[[int], np.ndarray] | None = None,
         directory: str | Path | None = None,
+        remember: int = 0,
     ) -> None:
         self.schema = schema
+        self._seen = SeenRequests(remember) if remember else None
         self._partition_of, self._rows_partition_of = partition_of, rows_partition_of
         self.request_columns = (schema[USER_ID], schema[REQUEST_ID], *schema.request_columns)
         self.row_columns = tuple(column for column in schema.columns if column not in self.request_columns)
@@ -90,15 +96,17 @@ class Spill:
         check_one_value_per_request(batch, self.request_columns, part_of_row, first_row)
         users = batch.column(USER_ID).to_numpy()[first_row]
         partition = self._partition_of(users, batch.column(REQUEST_TS).take(pa.array(first_row)))
-        for start, end in self._pieces(batch, first_row):
-            requests = self._request_rows(batch, first_row[start:end], self.num_parts + start)
-            self._requests.add(requests, partition[start:end])
-        rows = [pa.array(part_of_row + self.num_parts)]
+        number, is_new = self._number_parts(batch, first_row)
+        new_row, new_partition = first_row[is_new], partition[is_new]
+        for start, end in self._pieces(batch, new_row):
+            requests = self._request_rows(batch, new_row[start:end], self.num_parts + start)
+            self._requests.add(requests, new_partition[start:end])
+        rows = [pa.array(number[part_of_row])]
         rows += [batch.column(column.name) for column in self.row_columns]
         of_row = partition[part_of_row] if self._rows_partition_of is None else self._rows_partition_of(batch.num_rows)
         self._rows.add(pa.RecordBatch.from_arrays(rows, schema=self._rows.schema), of_row)
         self.num_rows += batch.num_rows
-        self.num_parts += len(first_row)
+        self.num_parts += len(new_row)
 
     def finish(self) -> None:
         """No more batches; from now on the partitions can be read."""
@@ -134,6 +142,20 @@ class Spill:
         """Give the memory of the pages read so far back to the operating system."""
         self._requests.release()
         self._rows.release()
+
+    def _number_parts(self, batch: pa.RecordBatch, first_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number of each part, [P] int64, and where it is a new one, [P] bool, whose values must be kept."""
+        if self._seen is None:
+            return np.arange(self.num_parts, self.num_parts + len(first_row)), np.ones(len(first_row), bool)
+        user, request = (batch.column(name).to_numpy()[first_row] for name in (USER_ID, REQUEST_ID))
+        names = [column.name for column in self.schema.request_columns]
+        hashes = (value_hashes(batch.column(name))[first_row] for name in names)
+        content = row_hashes(names, hashes, len(first_row))
+        number = self._seen.find(user, request, content)
+        is_new = number < 0
+        number[is_new] = np.arange(self.num_parts, self.num_parts + int(is_new.sum()))
+        self._seen.add(user[is_new], request[is_new], content[is_new], number[is_new])
+        return number, is_new
 
     def _pieces(self, batch: pa.RecordBatch, first_row: np.ndarray) -> list[tuple[int, int]]:
         """Ranges of parts whose blobs take at most FLUSH_BYTES: many parts may share one value of a dictionary."""

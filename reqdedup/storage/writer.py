@@ -156,25 +156,34 @@ def write_rows(
     batches: Iterable[pa.RecordBatch],
     schema: EngagementSchema,
     *,
+    seed: int = 0,
     spill_dir: str | Path | None = None,
+    remember: int = 0,
 ) -> tuple[int, int]:
     """Write batches as data files of `files`, in the form of its table's layout; their rows and requests.
 
     It neither verifies nor commits: that is up to who has the files. schema: of the batches and of the files.
+    remember: see `Spill`.
     """
     layout = table_layout(files.table)
-    with _open_spill(files.table, schema, layout, seed=0, directory=spill_dir) as spill:
+    with _open_spill(files.table, schema, layout, seed=seed, directory=spill_dir, remember=remember) as spill:
         for batch in batches:
             spill.add(batch)
         spill.finish()
-        for _ in _write_files(files, spill, layout, seed=0):
+        for _ in _write_files(files, spill, layout, seed=seed):
             pass
         num_requests, _ = _count_requests(spill)
         return spill.num_rows, num_requests
 
 
 def _open_spill(
-    table: Table, schema: EngagementSchema, layout: Layout, *, seed: int, directory: str | Path | None
+    table: Table,
+    schema: EngagementSchema,
+    layout: Layout,
+    *,
+    seed: int,
+    directory: str | Path | None,
+    remember: int = 0,
 ) -> Spill:
     if layout is Layout.SHUFFLED:
         return Spill(
@@ -182,15 +191,18 @@ def _open_spill(
             lambda users, request_ts: np.zeros(len(users), np.int64),
             rows_partition_of=DealRows(seed),
             directory=directory,
+            remember=remember,
         )
     if layout is Layout.ARRIVAL:
-        return Spill(schema, lambda users, request_ts: _day(request_ts), directory=directory)
+        return Spill(schema, lambda users, request_ts: _day(request_ts), directory=directory, remember=remember)
     num_buckets = table_buckets(table)
     if num_buckets is None:
         raise ValueError(
             f"{'.'.join(table.name())}: partition spec bucket(N, user_id) required by {layout.name}, found {table.spec()}"
         )
-    return Spill(schema, lambda users, request_ts: buckets_of(users, num_buckets), directory=directory)
+    return Spill(
+        schema, lambda users, request_ts: buckets_of(users, num_buckets), directory=directory, remember=remember
+    )
 
 
 def _day(request_ts: pa.Array) -> np.ndarray:

@@ -17,8 +17,8 @@ from pathlib import Path
 from pyiceberg.table import Table
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.checks import RunningChecksum, content_checksum
 from reqdedup.storage.commit import ConflictError, StagedFiles
+from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.feature_table import is_feature_table
 from reqdedup.storage.layout import Layout, table_layout, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files

@@ -19,8 +19,8 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
 from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema
-from reqdedup.storage.checks import RunningChecksum, content_checksum
 from reqdedup.storage.commit import ConflictError, StagedFiles
+from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.evolve import MAIN, commit_refs
 from reqdedup.storage.feature_positions import feature_side
 from reqdedup.storage.feature_table import (

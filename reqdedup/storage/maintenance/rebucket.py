@@ -19,8 +19,8 @@ from pyiceberg.transforms import BucketTransform
 
 from reqdedup.schema import USER_ID
 from reqdedup.storage.buckets import SortedTable
-from reqdedup.storage.checks import RunningChecksum, content_checksum
 from reqdedup.storage.commit import StagedFiles
+from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.feature_table import FeatureSource, is_by_position, is_feature_table
 from reqdedup.storage.features.values import row_groups
 from reqdedup.storage.layout import buckets_of, table_buckets, table_layout, table_schema
