@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from reqdedup.storage.hashing import mix
+
 _Run = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -57,5 +59,4 @@ def _sorted(user: np.ndarray, request: np.ndarray, rest: np.ndarray) -> _Run:
 
 
 def _hash(user: np.ndarray, request: np.ndarray, content: np.ndarray) -> np.ndarray:
-    mixed = user.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ request.view(np.uint64)
-    return (mixed * np.uint64(0xBF58476D1CE4E5B9)) ^ content
+    return mix(mix(mix(user.view(np.uint64)) ^ request.view(np.uint64)) ^ content)
