@@ -43,6 +43,8 @@ class FileSource:
     paths: local paths, file:// URIs, or any URI that `io` opens.  schema: of the batches; every column must be in the
     files unless it is nullable.  io: a pyiceberg FileIO; needed for anything but local files.
     merge_pieces: give one batch per row group for plain lists too; off where requests are not contiguous anyway.
+    known_columns: all that a file may hold. A nullable column may be missing in an older file and is null there, but not
+        beside one that nobody knows: that is a renamed column or a damaged footer. None means that any is known.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class FileSource:
         buckets: Sequence[int | None] | None = None,
         num_buckets: int | None = None,
         merge_pieces: bool = True,
+        known_columns: Iterable[str] | None = None,
     ) -> None:
         self._paths = list(paths)
         self._schema = schema
@@ -61,6 +64,7 @@ class FileSource:
         self._bucket_of_path = dict(zip(self._paths, buckets)) if buckets is not None else {}
         self._num_buckets = num_buckets
         self._merge_pieces = merge_pieces
+        self._known_columns = None if known_columns is None else frozenset(known_columns)
         self._footers: dict[str, pq.FileMetaData] = {}
 
     @property
@@ -205,8 +209,9 @@ class FileSource:
     ) -> Iterator[pa.RecordBatch]:
         group = groups[0]
         present = [column for column in columns if column.name in file.schema_arrow.names]
+        strange = self._known_columns is not None and not self._known_columns.issuperset(file.schema_arrow.names)
         for column in columns:
-            if column not in present and not column.nullable:
+            if column not in present and (strange or not column.nullable):
                 raise ValueError(f"{group.path}: column {column.name} required, found {file.schema_arrow.names}")
         names = [column.name for column in present]
         lists = [c for c in present if c.is_blob and not pa.types.is_dictionary(file.schema_arrow.field(c.name).type)]
@@ -238,6 +243,7 @@ class TableSource(FileSource):
 
     def __init__(self, table: Table, *, columns: Sequence[str] | None = None, snapshot_id: int | None = None) -> None:
         schema = table_schema(table, snapshot_id)
+        known_columns = schema.names
         if columns is not None:
             schema = schema.select({*columns, *KEYS, REQUEST_TS})
         self.table, self.layout = table, table_layout(table)
@@ -269,6 +275,7 @@ class TableSource(FileSource):
             buckets=[bucket for bucket, _ in placed],
             num_buckets=num_buckets,
             merge_pieces=self.layout is not Layout.SHUFFLED,
+            known_columns=known_columns,
         )
 
 
