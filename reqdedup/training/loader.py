@@ -31,7 +31,7 @@ from reqdedup.training.plan import (
 )
 from reqdedup.training.prefetch import prefetched
 
-SHUFFLES = ("requests", "none")
+SHUFFLES = ("requests", "users", "none")
 DEFAULT_BUFFER_REQUESTS = 2048
 DEFAULT_BUFFER_BYTES = 512 * 2**20
 
@@ -56,7 +56,8 @@ class RequestLoader:
         (a join, a sample) is read in full by every rank.
     requests_per_batch, rows_per_batch: one of them; rows_per_batch is an upper bound that only a single larger request
         may pass. The last batch of an epoch is smaller.
-    shuffle: `requests` or `none`, the order of the table.  seed: of the shuffle.
+    shuffle: `requests`; `users`, whose requests stay together, so that a model can share their context
+        (`share_context="user"`), at the price of fewer users per batch; or `none`, the order of the table.  seed: of it.
     buffer_requests: a window takes row groups until it holds so many requests.  buffer_bytes: or until the next row group
         would not fit (one always does).
     rank, world_size: this process's share; every request belongs to exactly one rank, and ranks may get unequal numbers
@@ -173,9 +174,7 @@ class RequestLoader:
         num_requests = num_rows = 0
         position = start
         for first_block, window, block in self._windows(start):
-            order = np.arange(block.num_requests)
-            if self.shuffle == "requests":
-                order = generator(self.seed, "window", start.epoch, self.rank, window).permutation(block.num_requests)
+            order = self._order_of_requests(block, start.epoch, window)
             rows_before = np.concatenate([[0], np.cumsum(np.diff(block.row_offsets)[order])])
             at = start.request if first_block == start.block else 0
             while at < len(order):
@@ -192,6 +191,15 @@ class RequestLoader:
                     pieces, num_requests, num_rows = [], 0, 0
         if pieces:
             yield self._finished(pieces), position
+
+    def _order_of_requests(self, block: RequestBlock, epoch: int, window: int) -> np.ndarray:
+        if self.shuffle == "none":
+            return np.arange(block.num_requests)
+        rng = generator(self.seed, "window", epoch, self.rank, window)
+        if self.shuffle == "requests":
+            return rng.permutation(block.num_requests)
+        users, user_R = np.unique(block.user_ids(), return_inverse=True)
+        return np.argsort(rng.permutation(len(users))[user_R], kind="stable")
 
     def _end_of_batch(self, at: int, rows_before: np.ndarray, num_requests: int, num_rows: int) -> int:
         """End of the requests from `at` on that still fit into a batch which already holds so many."""
@@ -225,7 +233,7 @@ class RequestLoader:
     def _blocks(self, start: Position) -> Iterator[tuple[int, RequestBlock]]:
         """(number, requests) of this rank's blocks from start.block on."""
         if isinstance(self.source, RowGroupSource):
-            rng = generator(self.seed, "row groups", start.epoch) if self.shuffle == "requests" else None
+            rng = None if self.shuffle == "none" else generator(self.seed, "row groups", start.epoch)
             order = epoch_order(self.source.row_groups(), rng)
             shares = shares_of_rank(order, rank=self.rank, world_size=self.world_size)[start.block :]
             blocks = read_shares(self.source, shares, self.schema, first_number=start.block)

@@ -76,7 +76,7 @@ BATCHING = [
 ]
 
 
-@pytest.mark.parametrize("shuffle", ["requests", "none"])
+@pytest.mark.parametrize("shuffle", ["requests", "users", "none"])
 @pytest.mark.parametrize("batching", BATCHING, ids=str)
 def test_every_value_of_every_request_arrives_once_an_epoch(batching, shuffle):
     log = random_log()
@@ -117,7 +117,7 @@ def test_without_shuffle_a_range_of_requests_is_a_view_of_the_arrow_buffers():
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 60])
-@pytest.mark.parametrize("shuffle", ["requests", "none"])
+@pytest.mark.parametrize("shuffle", ["requests", "users", "none"])
 def test_ranks_together_see_every_request_exactly_once(world_size, shuffle):
     log = random_log(num_groups=4)
     for source in (log, log.cut_batches(11)):
