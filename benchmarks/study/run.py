@@ -1,0 +1,128 @@
+"""Runs of the plan in worker processes, one thread each; a run is a function of (block, arm, seed)."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.study.arms import Arm, Block, Tuned
+from benchmarks.study.batching import Meters, measure
+from benchmarks.study.log import StudyLog
+from benchmarks.study.models import TorchLog
+from benchmarks.study.plan import LARGE, Sizes, make_log
+from benchmarks.study.ranking import Ranking
+from benchmarks.study.retrieval import Retrieval
+from benchmarks.study.train import StudyTask, reestimate_norms, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training to be done. movielens: the folder of that log, where a run needs it."""
+
+    block: Block
+    arm: Arm
+    tuned: Tuned
+    seed: int
+    sizes: Sizes
+    movielens: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """figures: held-out; names ending in _norms with re-estimated norms."""
+
+    run: Run
+    figures: dict[str, float]
+    meters: dict[str, float]
+    num_steps: int
+    rows_per_step: int
+    seconds: float
+
+
+def run_all(runs: list[Run], *, processes: int) -> Iterator[Outcome]:
+    """Outcomes as they are ready; runs on one log follow each other, so that a worker makes it once."""
+    ordered = sorted(runs, key=lambda run: (run.seed, run.block.log))
+    if processes == 1:
+        _one_thread()
+        yield from map(run_one, ordered)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, _one_thread) as pool:
+        yield from pool.imap_unordered(run_one, ordered)
+
+
+def run_one(run: Run) -> Outcome:
+    """Train, evaluate, measure; raises RuntimeError where the batches are not what the arm's name says."""
+    start = time.perf_counter()
+    block, arm = run.block, run.arm
+    log = _log(block.log, run.seed, run.sizes, run.movielens)
+    task = make_task(block.task, log, run.tuned)
+    state, rows_SWb = train(task, log, arm, block.steps, run.tuned, run.seed)
+    data, held_out = TorchLog(log), log.rows(held_out=True, clicks_only=task.clicks_only)
+    figures = task.evaluate(state.model, state.table, data, held_out)
+    if arm.norm and not arm.sync:
+        train_rows = log.rows(held_out=False, clicks_only=task.clicks_only)
+        reestimate_norms(state, log, train_rows, run.seed)
+        again = task.evaluate(state.model, state.table, data, held_out)
+        figures |= {f"{name}_norms": value for name, value in again.items()}
+    meters = measure(log, rows_SWb, gather=arm.gather, engaged=_engaged(block.log, run.seed, run.sizes, run.movielens))
+    check_meters(meters, run, rows_SWb[0].size, log)
+    return Outcome(
+        run=run,
+        figures=figures,
+        meters=asdict(meters),
+        num_steps=len(rows_SWb),
+        rows_per_step=rows_SWb[0].size,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def make_task(task: str, log: StudyLog, tuned: Tuned) -> StudyTask:
+    return Ranking() if task == "ranking" else Retrieval(log, tuned.temperature)
+
+
+def check_meters(meters: Meters, run: Run, rows: int, log: StudyLog) -> None:
+    """The arm must hold what it stands for: passes, users, false negatives."""
+    arm, ranks = run.arm, run.block.steps.world_size
+    requests_per_row = len(log.user_R) / len(log.item_B)
+    wanted = {
+        "IID: a pass for nearly every row": arm.order != "iid" or meters.passes > 0.9 * rows,
+        "sorted: hardly more passes than requests": arm.order != "sorted" or meters.passes < 0.5 * rows + ranks,
+        "chunks: small passes": arm.chunk_rows is None or meters.passes >= 0.8 * rows / arm.chunk_rows,
+        "effective users at most users": meters.effective_users <= meters.users <= meters.passes + 1e-9,
+        "IID on a large catalogue: false negatives near 0": run.block.log != LARGE
+        or run.sizes.num_users < 5_000
+        or arm.order != "iid"
+        or meters.after_mask < 0.005,
+        "a rank's sorted rows: false negatives": run.block.task != "retrieval"
+        or arm.order != "sorted"
+        or arm.gather
+        or ranks < 8
+        or meters.false_negatives > 0.05,
+    }
+    failed = [claim for claim, holds in wanted.items() if not holds]
+    if failed:
+        raise RuntimeError(
+            f"{run.block.log}, {run.block.name}, {arm.name}: {'; '.join(failed)} required; found {meters}, "
+            f"{rows} rows per step, {1 / requests_per_row:.1f} rows per request"
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _log(name: str, seed: int, sizes: Sizes, movielens: Path | None) -> StudyLog:
+    return make_log(name, seed, sizes, movielens)
+
+
+@functools.lru_cache(maxsize=1)
+def _engaged(name: str, seed: int, sizes: Sizes, movielens: Path | None) -> Any:
+    return _log(name, seed, sizes, movielens).engaged_pairs()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
