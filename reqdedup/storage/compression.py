@@ -120,16 +120,20 @@ def _footer_bytes(source: TableSource) -> dict[str, tuple[int, int]]:
 def _codec(source: TableSource) -> Codec:
     """The codec of the snapshot's files, and the level that the table's properties state (footers do not).
 
-    The codec of the most bytes: scalars that hardly compress are stored as they are, whatever the table's codec.
+    The codec of the most bytes that have one: scalars that hardly compress are stored as they are, whatever the table's
+    codec; `none` where nothing is compressed.
     """
     for path in source.paths:
         footer = source.footer(path)
         if footer.num_row_groups:
             group = footer.row_group(0)
             leaves = [group.column(position) for position in range(group.num_columns)]
-            name = max(leaves, key=lambda leaf: leaf.total_uncompressed_size).compression.lower()
+            compressed = [leaf for leaf in leaves if leaf.compression != "UNCOMPRESSED"]
+            if not compressed:
+                return Codec("none")
+            name = max(compressed, key=lambda leaf: leaf.total_uncompressed_size).compression.lower()
             level = source.table.properties.get("write.parquet.compression-level")
-            return Codec("none" if name == "uncompressed" else name, int(level) if level else None)
+            return Codec(name, int(level) if level else None)
     return Codec("zstd")
 
 
