@@ -186,11 +186,11 @@ def test_overlap_needs_request_order(catalog):
 
 
 def test_reading_one_blob_column_does_not_expand_it(catalog):
-    log = long_log(num_users=20, length=2_048, fan_out=40)
+    log = long_log(num_users=20, length=2_048, fan_out=160)
     table = tables_of(catalog, log, [Layout.BY_REQUEST])["by_request"]
     fat_bytes = sum(len(request["items"]) * len(request["events"]) * 8 for request in log)
     source = TableSource(table)
     before = pa.total_allocated_bytes()
     batches = list(source.batches(["history_ts"]))
     assert pa.total_allocated_bytes() - before < fat_bytes / 20
-    assert sum(batch.num_rows for batch in batches) == 800
+    assert sum(batch.num_rows for batch in batches) == 3_200
