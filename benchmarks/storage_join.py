@@ -1,47 +1,48 @@
 """Bucket join against full hash joins of DuckDB, Polars and Acero, and against the same engines run per bucket.
 
-    python -m benchmarks.storage_join --rows 5000000
+    python -m benchmarks.storage_join [--rows 5000000] [--history 64]
 
 Two tables of `--rows` rows, late labels for 99% of the impressions, joined by (user, request, item). `full` reads the
 shuffled tables, as an engine finds them; `per_bucket` reads the bucketed ones bucket by bucket. Everyone reads Parquet,
-streams the joined batches and sums the same columns of them, which is the correctness gate. Each measurement is a process
-of its own, so that its peak memory is its own; variants take turns, the median of the rounds is reported. Time and memory
-leave imports out. Arrow allocates from the system for everyone: its default pool keeps some 100 MB that nobody uses.
+streams the joined batches and sums the same columns of them, which is the gate. Each measurement is a process of its own
+that has joined a small pair of tables before, so that imports and first calls are left out. `read` is the floor: both
+sides of our join read and not joined. Arrow allocates from the system for everyone: its default pool keeps some 100 MB that
+nobody uses.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
+from benchmarks.own_process import METRICS, in_turns, load, measure, ratio_rows, shown
+from benchmarks.record import write_results
+from benchmarks.tables import local_catalog
 from reqdedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema
 from reqdedup.schema import HISTORY_ITEM_ID, Column, EngagementSchema, Kind, Level
-from reqdedup.storage import Layout, bucket_join, create_table, write
+from reqdedup.storage import Layout, TableSource, bucket_join, create_table, table_schema, write
+from reqdedup.storage.buckets import SortedTable
+from reqdedup.storage.ordered import run_ordered
 
 KEYS = ("user_id", "request_id", "item_id")
 ADDED = ("purchase", "dwell_s")
 FAN_OUT, REQUESTS_PER_USER, NUM_BUCKETS, MISSING = 40, 4, 16, 0.01
 BLOCK_REQUESTS = 8192
-THREADS = 2
+ROWS, WARM_ROWS, HISTORIES, ROUNDS, THREADS = 5_000_000, 4_000, (0, 64), 3, 2
+FULL_TARGETS = {"cpu": 4.0, "wall": 4.0, "peak": 3.5}
+PER_BUCKET_TARGETS = {"cpu": 1.0, "wall": 1.0}
 
 _KEY_COLUMNS = (
     *(Column(name=name, dtype="int64", level=Level.KEY) for name in KEYS),
@@ -108,19 +109,16 @@ def batches(num_rows: int, schema: EngagementSchema, *, history: int, labelled: 
         yield pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(schema))
 
 
-def open_catalog(directory: Path) -> Catalog:
-    return load_catalog(
-        "bench", type="sql", uri=f"sqlite:///{directory}/catalog.db", warehouse=f"file://{directory}/lake"
-    )
-
-
-def build(directory: Path, num_rows: int, history: int) -> None:
-    catalog = open_catalog(directory)
-    for name, schema in (("left", left_schema(history)), ("right", RIGHT)):
-        for layout in (Layout.BY_REQUEST, Layout.SHUFFLED):
-            table = create_table(catalog, f"bench.{name}_{layout.value}", schema, layout, num_buckets=NUM_BUCKETS)
-            if table.current_snapshot() is None:
-                write(table, batches(num_rows, schema, history=history, labelled=name == "right"))
+def build(folder: Path, num_rows: int, history: int) -> None:
+    """The tables to be joined, and small ones for the warm-up; those that are there already are kept."""
+    catalog = local_catalog(folder)
+    for namespace, rows in (("warm", WARM_ROWS), ("bench", num_rows)):
+        for name, schema in (("left", left_schema(history)), ("right", RIGHT)):
+            for layout in (Layout.BY_REQUEST, Layout.SHUFFLED):
+                identifier = f"{namespace}.{name}_{layout.value}"
+                table = create_table(catalog, identifier, schema, layout, num_buckets=NUM_BUCKETS)
+                if table.current_snapshot() is None:
+                    write(table, batches(rows, schema, history=history, labelled=name == "right"))
 
 
 def paths(table: Table) -> dict[int | None, list[str]]:
@@ -174,19 +172,31 @@ ENGINES: dict[str, Callable[[list[str], list[str]], Iterable[pa.RecordBatch]]] =
     "polars": polars_join,
     "acero": acero_join,
 }
-VARIANTS = ["reqdedup", *(f"{engine}_{how}" for engine in ENGINES for how in ("full", "per_bucket"))]
+OURS, FLOOR = "reqdedup", "reqdedup_read"
+FULL, PER_BUCKET = ([f"{engine}_{how}" for engine in ENGINES] for how in ("full", "per_bucket"))
+VARIANTS = [OURS, FLOOR, *FULL, *PER_BUCKET]
 
 
-def joined(catalog: Catalog, variant: str) -> Iterator[pa.RecordBatch]:
+def joined(catalog: Catalog, variant: str, namespace: str) -> Iterator[pa.RecordBatch]:
+    """The joined batches, in the variant's way; of `FLOOR` those of both sides."""
     engine, _, how = variant.partition("_")
     form = "shuffled" if how == "full" else "by_request"
-    left, right = (catalog.load_table(f"bench.{name}_{form}") for name in ("left", "right"))
-    if engine == "reqdedup":
+    left, right = (catalog.load_table(f"{namespace}.{name}_{form}") for name in ("left", "right"))
+    if variant == OURS:
         yield from bucket_join(left, right, on=KEYS, columns=ADDED, threads=THREADS).batches()
-        return
-    left_paths, right_paths = paths(left), paths(right)
-    for bucket in left_paths:
-        yield from ENGINES[engine](left_paths[bucket], right_paths[bucket])
+    elif variant == FLOOR:
+        sides = ((left, None), (right, (*KEYS, *ADDED)))
+        sources = [(SortedTable(table, TableSource(table), KEYS, use_threads=False), names) for table, names in sides]
+        units = [
+            partial(side.stream, bucket, NUM_BUCKETS, names or table_schema(left).names)
+            for bucket in range(NUM_BUCKETS)
+            for side, names in sources
+        ]
+        yield from run_ordered(units, threads=THREADS)
+    else:
+        left_paths, right_paths = paths(left), paths(right)
+        for bucket in left_paths:
+            yield from ENGINES[engine](left_paths[bucket], right_paths[bucket])
 
 
 def checksum(batch: pa.RecordBatch) -> np.ndarray:
@@ -195,107 +205,103 @@ def checksum(batch: pa.RecordBatch) -> np.ndarray:
     return np.array([batch.num_rows, np.count_nonzero(purchase & click), (item * purchase).sum()], np.int64)
 
 
-def memory_bytes(name: str) -> int:
-    """VmRSS or VmHWM of this process. ru_maxrss is no use here: a child starts with its parent's."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
+def child(folder: Path, variant: str) -> str:
+    catalog = local_catalog(folder)
+
+    def run(namespace: str) -> list[int]:
+        total = np.zeros(3, np.int64)
+        for batch in joined(catalog, variant, namespace):
+            if variant != FLOOR:
+                total += checksum(batch)
+        return [int(number) for number in total]
+
+    run("warm")
+    return measure(partial(run, "bench"))
 
 
-def measure(directory: Path, variant: str) -> dict[str, object]:
-    """One pass in this process: seconds, CPU seconds, bytes of memory above the start, checksum. Linux only."""
-    if variant != "reqdedup":
-        importlib.import_module({"acero": "pyarrow.acero"}.get(engine := variant.partition("_")[0], engine))
-    catalog = open_catalog(directory)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    resident = memory_bytes("VmRSS")
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    start, total = time.perf_counter(), np.zeros(3, np.int64)
-    for batch in joined(catalog, variant):
-        total += checksum(batch)
-    seconds = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "seconds": seconds,
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "peak_bytes": memory_bytes("VmHWM") - resident,
-        "checksum": total.tolist(),
-    }
-
-
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-
-
-def run(directory: Path, num_rows: int, history: int, rounds: int) -> list[dict[str, Any]]:
-    """Result rows, one per variant. Raises RuntimeError where two variants do not agree on the result."""
-    build(directory, num_rows, history)
+def run(folder: Path, num_rows: int, history: int, rounds: int) -> list[dict[str, Any]]:
+    """Result rows. Raises RuntimeError where two variants do not agree on the result."""
+    build(folder, num_rows, history)
     variants = [v for v in VARIANTS if not (history and v.startswith("acero"))]  # Acero joins no tables with lists
-    runs: dict[str, list[dict]] = {variant: [] for variant in variants}
-    for _ in range(rounds):
-        for variant in variants:
-            command = ["env", "ARROW_DEFAULT_MEMORY_POOL=system", sys.executable, "-m", "benchmarks.storage_join"]
-            command += ["--directory", str(directory), "--measure", variant]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{variant} failed:\n{done.stderr}")
-            runs[variant].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{variant}: {runs[variant][-1]['seconds']:.2f} s", file=sys.stderr)
-    sums = {variant: one["checksum"] for variant, of_variant in runs.items() for one in of_variant}
-    if len({tuple(one) for one in sums.values()}) != 1:
-        raise RuntimeError(f"the joins differ: {sums}")
-    names = ("reqdedup", "pyarrow", "pyiceberg", "duckdb", "polars", "numpy")
-    setting = {
+    found = in_turns(
+        "benchmarks.storage_join",
+        variants,
+        ["--folder", str(folder)],
+        rounds=rounds,
+        compare=False,
+        arrow_pool="system",
+    )
+    answers = {tuple(one.answer) for variant, runs in found.items() for one in runs if variant != FLOOR}
+    if len(answers) != 1:
+        raise RuntimeError(f"the joins must give the same rows, found {answers}; nothing is reported")
+    sizes = {
         "rows": num_rows,
         "history": history,
-        "rounds": rounds,
         "threads": THREADS,
         "buckets": NUM_BUCKETS,
         "fan_out": FAN_OUT,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {name: version(name) for name in names},
-        "commit": commit(),
+        "missing": MISSING,
     }
+    claim = f"bucket join, {num_rows / 1e6:g}M x {num_rows / 1e6:g}M rows, " + (
+        f"histories of {history} events" if history else "scalars only"
+    )
     rows: list[dict[str, Any]] = []
-    for variant, of_variant in runs.items():
-        row: dict[str, Any] = {"variant": variant}
-        for name in ("seconds", "cpu_seconds", "peak_bytes"):
-            values = [float(one[name]) for one in of_variant]
-            ours = statistics.median(float(one[name]) for one in runs["reqdedup"])
-            row |= {name: statistics.median(values), f"{name}_spread": [min(values), max(values)]}
-            row[f"{name}_ratio"] = statistics.median(values) / ours if ours else float("nan")
-        rows.append(row | setting)
+    for theirs, targets in ((FULL, FULL_TARGETS), (PER_BUCKET, PER_BUCKET_TARGETS)):
+        present = [variant for variant in theirs if variant in found]
+        rows += ratio_rows(claim, found, ours=OURS, theirs=present, targets=targets, sizes=sizes)
+    for metric in ("cpu", "wall"):
+        shares = [getattr(a, metric) / getattr(b, metric) for a, b in zip(found[FLOOR], found[OURS])]
+        rows.append(
+            {
+                "claim": f"{claim}: {METRICS[metric]} of reading alone",
+                "variant": FLOOR,
+                "value": statistics.median(shares),
+                "unit": "of the join",
+                "target": None,
+                "spread": [min(shares), max(shares)],
+                "runs": rounds,
+                "sizes": sizes,
+                "load": load(found),
+            }
+        )
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=5_000_000, help="rows of each table (default 5,000,000)")
-    parser.add_argument(
-        "--history", type=int, default=0, help="events in each request's history (default 0: no column)"
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.storage_join", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--rounds", type=int, default=3, help="processes per variant (default 3)")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"of each table (default {ROWS:,})")
     parser.add_argument(
-        "--directory", type=Path, help="keep the tables here, for another run of the same --rows and --history"
+        "--history",
+        type=int,
+        nargs="*",
+        default=list(HISTORIES),
+        metavar="EVENTS",
+        help="a case for each: events in a request's history, 0 for no such column (default 0 64)",
     )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"processes per variant (default {ROUNDS})")
+    parser.add_argument("--quick", action="store_true", help="50,000 rows, one round; nothing is recorded")
+    parser.add_argument("--keep", type=Path, help="leave the tables here, for another run with the same sizes")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.measure:
-        print(json.dumps(measure(arguments.directory, arguments.measure)))
-        return
+        print(child(arguments.folder, arguments.measure))
+        return 0
+    num_rows, rounds = (50_000, 1) if arguments.quick else (arguments.rows, arguments.rounds)
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="storage_join") as temporary:
-        directory = arguments.directory or Path(temporary)
-        directory.mkdir(parents=True, exist_ok=True)
-        rows = run(directory, arguments.rows, arguments.history, arguments.rounds)
+        for history in arguments.history:
+            folder = (arguments.keep or Path(temporary)) / f"{num_rows}_{history}"
+            folder.mkdir(parents=True, exist_ok=True)
+            rows += run(folder, num_rows, history, rounds)
     for row in rows:
-        print(json.dumps(row))
-    print(f"\n{arguments.rows:,} x {arguments.rows:,} rows; ratios are theirs over ours", file=sys.stderr)
-    for row in rows:
-        print(
-            f"{row['variant']:20} {row['seconds']:8.2f} s ({row['seconds_ratio']:5.2f}x)   CPU {row['cpu_seconds']:7.2f} s "
-            f"({row['cpu_seconds_ratio']:5.2f}x)   peak {row['peak_bytes'] / 2**20:8.0f} MB ({row['peak_bytes_ratio']:5.2f}x)",
-            file=sys.stderr,
-        )
+        print(shown(row))
+    if not arguments.quick and num_rows == ROWS and tuple(arguments.history) == HISTORIES:
+        print(write_results("storage_join", rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.record import write_results
 from benchmarks.study import plan
 from benchmarks.study.arms import Arm, Block, Steps, Tuned
-from benchmarks.study.results import MAIN, RISES, result_rows
-from benchmarks.study.run import Outcome, Run, run_all
+from benchmarks.study.results import MAIN, RISES, gradient_rows, result_rows
+from benchmarks.study.run import GradientRun, Outcome, Run, run_all, run_gradients
 
 SEARCH = (
     ("learning_rate", (1e-3, 3e-3, 1e-2, 3e-2)),
@@ -48,6 +48,18 @@ def study(sizes: plan.Sizes, *, movielens: Path | None, processes: int, only: st
         if write:
             print(write_results("study", rows), file=sys.stderr)
     return rows
+
+
+def gradients(sizes: plan.Sizes, *, processes: int) -> list[dict[str, Any]]:
+    """Result rows of bias and noise, in the main comparisons of the synthetic logs at the smaller number of ranks."""
+    name = f"{sizes.world_sizes[0]} ranks"
+    runs = [
+        GradientRun(block=b, tuned=plan.TUNED[b.task, b.log], seed=seed, sizes=sizes)
+        for b in plan.blocks(sizes, with_movielens=False)
+        if b.name.endswith(f", {name}")
+        for seed in sizes.seeds[: plan.GRADIENT_SEEDS]
+    ]
+    return gradient_rows(runs, run_gradients(runs, processes=processes))
 
 
 def tune(sizes: plan.Sizes, *, movielens: Path | None, processes: int) -> list[dict[str, Any]]:

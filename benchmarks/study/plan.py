@@ -33,6 +33,7 @@ TUNED: dict[tuple[str, str], Tuned] = {
 """Tuned once on the IID arm with every fix, by `--tune` (results/study_tuning.jsonl), then the same for all arms."""
 
 
+GRADIENT_SEEDS = 2
 MOVIELENS_STEPS = Steps(world_size=8, rows=32, epochs=4)
 
 
@@ -65,7 +66,7 @@ FULL = Sizes(
     equal_passes=(8, 32),
     equal_pass_steps=256,
     world_sizes=(8, 32),
-    gradient_steps=120,
+    gradient_steps=100,
 )
 QUICK = Sizes(
     seeds=(0, 1),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.study.arms import Block
-from benchmarks.study.run import Outcome
+from benchmarks.study.gradient import GradientFigures
+from benchmarks.study.run import GradientRun, Outcome
 from benchmarks.study.statistics import paired
 
 MAIN = {"ranking": "auc", "retrieval": "log_rank"}
@@ -70,6 +71,36 @@ def _block_rows(block: Block, outcomes: list[Outcome]) -> list[dict[str, Any]]:
                     "items": found[0].run.sizes.num_items,
                 },
                 "seconds": round(sum(o.seconds for o in found) / len(found), 1),
+            }
+        )
+    return rows
+
+
+def gradient_rows(runs: Sequence[GradientRun], figures: Sequence[Sequence[GradientFigures]]) -> list[dict[str, Any]]:
+    """Rows for `write_results`: per block, arm and group of parameters the means over the seeds."""
+    found: dict[tuple[str, str, str, str], list[GradientFigures]] = {}
+    for run, of_run in zip(runs, figures, strict=True):
+        for one in of_run:
+            found.setdefault((run.block.log, run.block.name, one.arm, one.group), []).append(one)
+    rows = []
+    for (log, block, arm, group), ones in found.items():
+        ratios, biases = [one.noise_ratio for one in ones], [one.bias for one in ones]
+        rows.append(
+            {
+                "claim": f"{log}: {block}: gradient of the {group}",
+                "variant": arm,
+                "value": round(sum(ratios) / len(ratios), 3),
+                "unit": "x the noise of IID",
+                "target": None,
+                "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+                "runs": len(ones),
+                "bias": round(sum(biases) / len(biases), 3),
+                "bias_spread": [round(min(biases), 3), round(max(biases), 3)],
+                "effective_rows": round(sum(one.effective_rows for one in ones) / len(ones)),
+                "group": group,
+                "log": log,
+                "task": block.partition(",")[0],
+                "sizes": {"steps": runs[0].sizes.gradient_steps},
             }
         )
     return rows

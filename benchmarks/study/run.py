@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.study.arms import Arm, Block, Tuned
 from benchmarks.study.batching import Meters, measure
+from benchmarks.study.gradient import GradientFigures, compare_gradients
 from benchmarks.study.log import StudyLog
 from benchmarks.study.models import TorchLog
 from benchmarks.study.plan import LARGE, Sizes, make_log
@@ -126,3 +127,37 @@ def _engaged(name: str, seed: int, sizes: Sizes, movielens: Path | None) -> Any:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientRun:
+    """Bias and noise of every arm of a block."""
+
+    block: Block
+    tuned: Tuned
+    seed: int
+    sizes: Sizes
+
+
+def run_gradients(runs: list[GradientRun], *, processes: int) -> list[list[GradientFigures]]:
+    """Figures of each run, in order."""
+    if processes == 1:
+        _one_thread()
+        return [_gradients_of(run) for run in runs]
+    with multiprocessing.get_context("spawn").Pool(processes, _one_thread) as pool:
+        return pool.map(_gradients_of, runs, chunksize=1)
+
+
+def _gradients_of(run: GradientRun) -> list[GradientFigures]:
+    log = _log(run.block.log, run.seed, run.sizes, None)
+    (reference,) = [arm for arm in run.block.arms if arm.name == run.block.references[0]]
+    return compare_gradients(
+        make_task(run.block.task, log, run.tuned),
+        log,
+        run.block.arms,
+        reference=reference,
+        steps=run.block.steps,
+        tuned=run.tuned,
+        seed=run.seed,
+        num_steps=run.sizes.gradient_steps,
+    )
