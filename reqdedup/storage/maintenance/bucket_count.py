@@ -1,6 +1,6 @@
 """How many buckets a table should have: few enough that files are large, enough that one bucket is easy to hold.
 
-A power of two, so that tables of different counts can be joined. docs/buckets.md has the measurements behind the bounds.
+A power of two, so that tables of different counts can be joined. docs/buckets.md says what each bound is for.
 """
 
 from __future__ import annotations
