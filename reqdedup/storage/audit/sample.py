@@ -28,7 +28,7 @@ from reqdedup.storage.layout import buckets_of
 MIN_USERS = 50
 """Fewer say too little about the others."""
 
-MAX_SAMPLE_ROWS = 4_000_000
+MAX_SAMPLE_ROWS = 1_000_000
 SINGLE_ROWS_BYTES = 512 * 2**20
 """Of the rows drawn one by one: as many as one file of a shuffled table holds."""
 

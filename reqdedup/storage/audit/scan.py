@@ -20,7 +20,7 @@ from reqdedup.storage.audit.files import TableFiles
 from reqdedup.storage.audit.footers import TableFacts
 from reqdedup.storage.audit.keys import hash_keys, null_keys
 
-MAX_REQUESTS = 2_000_000
+MAX_REQUESTS = 1_000_000
 """Requests followed at most; about 200 bytes each while they are merged."""
 
 BATCH_ROWS = 1 << 18

@@ -20,6 +20,9 @@ from reqdedup.storage.audit.leaves import Leaf, Shape
 CHUNK_BYTES = 2**20
 """Of one reused chunk: copies of a long value that are laid down before the chunk is used again."""
 
+PIECE_BYTES = 16 * 2**20
+"""Of other values laid down at a time."""
+
 
 class ValueStore:
     """Distinct byte strings in a file, numbered in order of arrival."""
@@ -175,24 +178,25 @@ class SampleColumn:
         ends = np.append(starts[1:], len(ids))
         sizes = self.value_bytes[ids[starts]] + 8
         run_bytes = sizes * (ends - starts)
+        long_runs = np.append(np.flatnonzero(run_bytes > CHUNK_BYTES), len(starts))
+        before = np.concatenate([[0], np.cumsum(run_bytes)])
         first = 0
         while first < len(starts):
-            if run_bytes[first] > CHUNK_BYTES:
-                copies = max(1, int(CHUNK_BYTES // sizes[first]))
-                count = int(ends[first] - starts[first])
-                chunk = self.of_ids(np.full(min(copies, count), ids[starts[first]]))
-                for _ in range(count // copies):
-                    yield chunk
-                if count % copies:
-                    yield chunk.slice(0, count % copies)
-                first += 1
+            next_long = int(long_runs[np.searchsorted(long_runs, first)])
+            if next_long > first:
+                last = int(np.searchsorted(before, before[first] + PIECE_BYTES, "right")) - 1
+                last = min(max(last, first + 1), next_long)
+                yield self.of_ids(ids[starts[first] : ends[last - 1]])
+                first = last
                 continue
-            last, total = first, 0
-            while last < len(starts) and run_bytes[last] <= CHUNK_BYTES and total + run_bytes[last] <= 16 * CHUNK_BYTES:
-                total += int(run_bytes[last])
-                last += 1
-            yield self.of_ids(ids[starts[first] : ends[last - 1]])
-            first = last
+            copies = max(1, int(CHUNK_BYTES // sizes[first]))
+            count = int(ends[first] - starts[first])
+            chunk = self.of_ids(np.full(min(copies, count), ids[starts[first]]))
+            for _ in range(count // copies):
+                yield chunk
+            if count % copies:
+                yield chunk.slice(0, count % copies)
+            first += 1
 
     def _blobs(self, lists: pa.Array) -> pa.Array:
         """The lists as binary values, one per row, their elements' bytes back to back."""
