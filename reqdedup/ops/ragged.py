@@ -145,15 +145,18 @@ class Padding:
         cells = x_THK
         if self.token_of_cell is not None:
             cells = _Pad.apply(x_THK, self.token_of_cell, self.cell_of_token)
+        # one rectangle is not split: the gradient of a split is a copy
         sizes = [rectangle.num_cells for rectangle in self.rectangles]
+        parts = (cells,) if len(sizes) == 1 else cells.split(sizes)
         return [
-            cell.view(*rectangle.shape, *x_THK.shape[1:])
-            for cell, rectangle in zip(cells.split(sizes), self.rectangles, strict=True)
+            part.view(*rectangle.shape, *x_THK.shape[1:])
+            for part, rectangle in zip(parts, self.rectangles, strict=True)
         ]
 
     def pack(self, rectangles: Sequence[torch.Tensor]) -> torch.Tensor:
         """Rectangles [N, S, H, K] back to packed tokens [T, H, K]; what padding holds is dropped."""
-        cells = torch.cat([rectangle.flatten(0, 1) for rectangle in rectangles])
+        flat = [rectangle.flatten(0, 1) for rectangle in rectangles]
+        cells = flat[0] if len(flat) == 1 else torch.cat(flat)
         return cells if self.cell_of_token is None else _Pack.apply(cells, self.cell_of_token)
 
 
