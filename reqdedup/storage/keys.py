@@ -15,6 +15,11 @@ import numpy as np
 
 Key = Sequence[np.ndarray]
 
+MAX_ROW_NUMBERS = 2**20
+"""Row numbers that are kept: those of the batches of a join, not those of a whole table."""
+
+_ROW_NUMBERS = np.zeros(0, np.int64)
+
 
 def run_starts(key: Key) -> np.ndarray:
     """Row at which each run of equal keys starts, [N runs] int64; with the row count appended they are offsets."""
@@ -53,8 +58,20 @@ def prefix_runs(key: Key) -> list[np.ndarray]:
     new[:1] = True
     for column in key:
         new[1:] |= column[1:] != column[:-1]
-        starts.append(np.arange(len(new)) if new.all() else np.flatnonzero(new))
+        starts.append(row_numbers(len(new)) if new.all() else np.flatnonzero(new))
     return starts
+
+
+def row_numbers(num_rows: int) -> np.ndarray:
+    """0 to num_rows - 1, [N] int64; read-only, and the same memory again and again."""
+    global _ROW_NUMBERS
+    if num_rows > len(_ROW_NUMBERS):
+        if num_rows > MAX_ROW_NUMBERS:
+            return np.arange(num_rows)
+        numbers = np.arange(max(num_rows, 2 * len(_ROW_NUMBERS)))
+        numbers.flags.writeable = False
+        _ROW_NUMBERS = numbers
+    return _ROW_NUMBERS[:num_rows]
 
 
 def find_in_segments(
@@ -70,14 +87,14 @@ def find_in_segments(
         return np.full(len(needle), -1, np.int64)
     lengths = np.diff(first)
     position = np.repeat(start - first[:-1], lengths)
-    position += np.arange(len(needle))
+    position += row_numbers(len(needle))
     hit = haystack.take(position, mode="clip") == needle
     if (lengths > end - start).any():  # else no guess leaves its segment
         hit &= position < np.repeat(end, lengths)
     rest = np.flatnonzero(~hit)
     if len(rest) == 0:
         return position
-    stretch = np.repeat(np.arange(len(lengths)), lengths)[rest]
+    stretch = np.repeat(row_numbers(len(lengths)), lengths)[rest]
     low, high, wanted = start[stretch], end[stretch], needle[rest]
     near = position[rest] + np.sign(end - start - lengths)[stretch]
     hit = (haystack.take(near, mode="clip") == wanted) & (near >= low) & (near < high)
@@ -140,8 +157,7 @@ def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def unmatched(position: np.ndarray, starts: np.ndarray) -> int:
-    """Right keys that no position points at; `starts`: the first row of each."""
-    position = position[position >= 0]
+    """Right keys that none of these positions points at, all of them >= 0; `starts`: the first row of each."""
     if len(starts) == 0 or (position[1:] > position[:-1]).all():
         return len(starts) - len(position)
     used = np.zeros(int(starts[-1]) + 1, bool)

@@ -98,19 +98,21 @@ class MergeJoin:
     def _join_piece(self, left: pa.RecordBatch, right: pa.RecordBatch | None, counts: JoinCounts) -> pa.RecordBatch:
         if right is None:
             position = np.full(left.num_rows, -1, np.int64)
+            found, matched, num_found = position >= 0, position[:0], 0
         else:
             left_key, right_key = key_columns(left, self.on), key_columns(right, self.on)
             right_runs = prefix_runs(right_key)
             self._count_right(right_key, right_runs[-1], counts)
             position = match_runs(left_key, prefix_runs(left_key), right_key, right_runs)
-            counts.unused_right_keys += unmatched(position, right_runs[-1])
-        found = position >= 0
-        num_found = int(np.count_nonzero(found))
+            found = position >= 0
+            num_found = int(np.count_nonzero(found))
+            matched = position if num_found == len(position) else position[found]
+            counts.unused_right_keys += unmatched(matched, right_runs[-1])
         counts.left_rows += left.num_rows
         counts.matched_rows += num_found
         counts.missing_rows += left.num_rows - num_found
         if self.how == INNER and num_found < left.num_rows:
-            left, position = _filtered(left, found), position[found]
+            left, position = _filtered(left, found), matched
         at = _Positions(position)
         added = [_gather(None if right is None else right.column(c.name), at, c) for c in self.right_columns]
         fields = [
@@ -143,7 +145,8 @@ def missing_blob(column: Column) -> bytes:
 
 def _filtered(batch: pa.RecordBatch, keep: np.ndarray) -> pa.RecordBatch:
     """The rows where `keep` holds; dictionaries compacted."""
-    mask, columns = pa.array(keep), []
+    bits = pa.py_buffer(np.packbits(keep, bitorder="little"))
+    mask, columns = pa.BooleanArray.from_buffers(pa.bool_(), len(keep), [None, bits]), []
     for column in batch.columns:
         kept = column.filter(mask)
         columns.append(compact_blobs(kept) if pa.types.is_dictionary(kept.type) else kept)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from pyiceberg.catalog import Catalog, load_catalog
+
+# On a busy machine an example takes as long as the machine is busy; what is slow shows in --durations.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture
