@@ -1,11 +1,11 @@
 """Keeping tables in shape: compaction, expiry and sweep, health and bucket counts, deleting users, conversion."""
 
 from reqdedup.storage.maintenance.bucket_count import BucketChoice, choose_num_buckets
-from reqdedup.storage.maintenance.compact import CompactReport, compact
-from reqdedup.storage.maintenance.delete_user import DeletionReport, delete_user
+from reqdedup.storage.maintenance.compaction import CompactReport, compact
+from reqdedup.storage.maintenance.deletion import DeletionReport, delete_user
 from reqdedup.storage.maintenance.expire import ExpireReport, expire_snapshots
 from reqdedup.storage.maintenance.health import TableHealth, table_health
-from reqdedup.storage.maintenance.rebucket import RebucketReport, rebucket
+from reqdedup.storage.maintenance.rebucketing import RebucketReport, rebucket
 from reqdedup.storage.maintenance.sweep import SweepReport, sweep_orphans
 
 __all__ = [

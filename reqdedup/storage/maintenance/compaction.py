@@ -9,6 +9,7 @@ finished buckets finished. Memory is that of a write; the disk holds one bucket'
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from pyiceberg.table import Table
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.commit import ConflictError, StagedFiles
+from reqdedup.storage.commit import MAX_WAIT_S, ConflictError, StagedFiles
 from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.feature_table import is_feature_table
 from reqdedup.storage.layout import Layout, table_layout, table_schema
@@ -25,7 +26,7 @@ from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact
 from reqdedup.storage.reader import FileSource
 from reqdedup.storage.writer import write_rows
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 """Of one bucket whose files another writer replaced while they were rewritten."""
 
 
@@ -118,6 +119,9 @@ def _rewrite(
 ) -> _Rewritten:
     for attempt in range(ATTEMPTS):
         if attempt:
+            time.sleep(
+                random.uniform(0, MAX_WAIT_S)
+            )  # two that rewrite one bucket again and again must get out of step
             table.refresh()
         groups = by_partition(live_files(table))
         due = [bucket for bucket in buckets if bucket in groups and (force or not is_compact(groups[bucket], layout))]

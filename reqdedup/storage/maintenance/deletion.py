@@ -9,6 +9,8 @@ table. Old snapshots keep the rows until they expire, branches and tags as long 
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,7 +21,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
 from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema
-from reqdedup.storage.commit import ConflictError, StagedFiles
+from reqdedup.storage.commit import MAX_WAIT_S, ConflictError, StagedFiles
 from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.evolve import MAIN, commit_refs
 from reqdedup.storage.feature_positions import feature_side
@@ -39,7 +41,7 @@ from reqdedup.storage.reader import FileSource
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.writer import fat_rows
 
-ATTEMPTS = 3
+ATTEMPTS = 10
 """Of one table whose files another writer replaced, or added the user to, while they were rewritten."""
 
 
@@ -141,6 +143,9 @@ def _delete_from(table: Table, users: np.ndarray, drop_refs: bool) -> DeletionRe
         try:
             snapshot_id = _rewrite(table, files, users, counts) or snapshot_id
         except ConflictError:
+            time.sleep(
+                random.uniform(0, MAX_WAIT_S)
+            )  # two that rewrite one bucket again and again must get out of step
             table.refresh()
     else:
         raise ConflictError(
