@@ -1,8 +1,9 @@
 """InfoNCE over in-batch negatives with identity and same-user masks and logQ correction, computed R x N.
 
     logits            request r (user tower, once) against every column n:  s(r, n) / temperature - log_q_n
-    row i             positive: its own column;  negatives: columns n with item_n != item_i and user_n != user_i
-    loss_i            log(exp(pos_i) + sum over its negatives exp(logit)) - pos_i
+    row i             positive: its own column;  negatives: columns n with item_n != item_i, weighted by w_i(n)
+    w_i(n)            1 where user_n != user_i; 0 (the mask) or a small weight where it is the same user
+    loss_i            log(exp(pos_i) + sum over its negatives w_i(n) exp(logit)) - pos_i
 
 The rows of a request share their negatives up to the identity mask, so no B x B matrix is ever made: the sum over all
 columns of other users is taken once per request, and the columns that carry row i's own item are taken out of it. Taking
@@ -15,6 +16,7 @@ Without ranks N = B, the rows of this batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +63,7 @@ def info_nce(
     log_q_B: torch.Tensor,
     temperature: float | torch.Tensor = 1.0,
     mask_same_user: bool = True,
+    same_user_share: float = 0.0,
 ) -> torch.Tensor:
     """Mean InfoNCE loss [nats per row] over in-batch negatives with logQ correction.
 
@@ -68,9 +71,16 @@ def info_nce(
     user. Where no row has one, it is 0 with a (zero) gradient. Request-sorted batches need the user mask: a user's other
     rows are items the same user engaged with, false negatives in up to a third of all pairs.
 
+    `same_user_share` s > 0 keeps what IID batches have of them. A row whose user has n of the N columns meets n - 1 columns
+    of the same user beside N - n of others; the first weigh w = min(1, s / (1 - s) * (N - n) / (n - 1)) each, so that they
+    count for at most the share s of all. It is the importance weight from the batch's mixture of negatives to one in which
+    the own user has share s: with s the user's share of the log (about 1 / effective users), that of IID batches.
+
     user_RD: [R, D], once per request.  item_BD: [B, D].  request_of_row_B, item_id_B: [B] int64.  user_id_R: [R] int64.
     log_q_B: [B], log-probability of each row's item under the distribution rows are drawn from; finite. It is subtracted
         from the logits, the positive's too.
+    mask_same_user, same_user_share: masked at 0, the default; kept in full where mask_same_user is False, and then
+        same_user_share must be 0.  0 <= same_user_share < 1, else ValueError.
     Source: Yi et al. 2019, Sampling-bias-corrected neural modeling, section 3 (logQ).
     """
     columns = Columns(item_ND=item_BD, item_id_N=item_id_B, user_id_N=user_id_R[request_of_row_B], log_q_N=log_q_B)
@@ -82,6 +92,7 @@ def info_nce(
         item_id_B=item_id_B,
         temperature=temperature,
         mask_same_user=mask_same_user,
+        same_user_share=same_user_share,
     ).mean
 
 
@@ -94,12 +105,14 @@ def row_losses(
     item_id_B: torch.Tensor,
     temperature: float | torch.Tensor = 1.0,
     mask_same_user: bool = True,
+    same_user_share: float = 0.0,
 ) -> RowLosses:
     """The InfoNCE loss of every row of this batch against `columns`; see `info_nce` for the rest.
 
     With uneven ranks, sum the losses, count the legal rows over all ranks, and scale: `scale_for_mean_over_ranks`.
     """
     num_rows, num_columns = len(item_id_B), len(columns.item_id_N)
+    check_same_user_share(same_user_share, mask_same_user)
     if len(request_of_row_B) != num_rows or not 0 <= columns.first_own <= num_columns - num_rows:
         raise ValueError(
             f"info_nce: {num_rows} rows must be columns {columns.first_own} onward of {num_columns}, "
@@ -115,15 +128,40 @@ def row_losses(
     own_B = torch.arange(columns.first_own, columns.first_own + num_rows, device=item_id_B.device)
     positive_B = logits_NR[own_B].gather(1, request_of_row_B[:, None]).squeeze(1)
     item_of_column_N, item_count_N = _numbered(columns.item_id_N)
-    is_legal_B = _count_negatives(columns, item_of_column_N, item_count_N, mask_same_user)[own_B] > 0
+    is_masked = mask_same_user and same_user_share == 0
+    is_legal_B = _count_negatives(columns, item_of_column_N, item_count_N, is_masked)[own_B] > 0
     if mask_same_user:
-        logits_NR = logits_NR.masked_fill(columns.user_id_N[:, None] == user_id_R, -torch.inf)
+        is_same_user_NR = columns.user_id_N[:, None] == user_id_R
+        if is_masked:
+            logits_NR = logits_NR.masked_fill(is_same_user_NR, -torch.inf)
+        else:
+            log_weight_R = same_user_log_weight(is_same_user_NR.sum(0), num_columns, same_user_share)
+            logits_NR = logits_NR + torch.where(is_same_user_NR, log_weight_R.to(logits_NR.dtype), 0.0)
+            is_legal_B = is_legal_B & torch.isfinite(log_weight_R[request_of_row_B])
     negatives_B = _log_sum_of_negatives(
         logits_NR, item_of_column_N, item_count_N, own_B=own_B, request_of_row_B=request_of_row_B, is_legal_B=is_legal_B
     )
     excess_B = torch.where(is_legal_B, negatives_B - positive_B, 0.0)
     loss_B = torch.logaddexp(excess_B, torch.zeros_like(excess_B))
     return RowLosses(loss_B=torch.where(is_legal_B, loss_B, positive_B * 0.0), is_legal_B=is_legal_B)
+
+
+def check_same_user_share(same_user_share: float, mask_same_user: bool) -> None:
+    """Raises ValueError where the share says nothing or contradicts `mask_same_user`."""
+    if not 0 <= same_user_share < 1 or (same_user_share and not mask_same_user):
+        raise ValueError(
+            "same_user_share: 0 <= share < 1 required, and 0 where mask_same_user is False, found "
+            f"{same_user_share} with mask_same_user={mask_same_user}"
+        )
+
+
+def same_user_log_weight(num_same: torch.Tensor, num_columns: int, share: float) -> torch.Tensor:
+    """Log of the weight of a same-user negative, at most 0; -inf where there is no other user; see `info_nce`.
+
+    num_same: columns of the row's user, its own one included, int64 of any shape.
+    """
+    ratio = (num_columns - num_same).double() / (num_same - 1).clamp(min=1)
+    return torch.log((share / (1 - share) * ratio).clamp(max=1.0))
 
 
 def _numbered(id_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,11 +171,11 @@ def _numbered(id_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _count_negatives(
-    columns: Columns, item_of_column_N: torch.Tensor, item_count_N: torch.Tensor, mask_same_user: bool
+    columns: Columns, item_of_column_N: torch.Tensor, item_count_N: torch.Tensor, is_masked: bool
 ) -> torch.Tensor:
-    """How many legal negatives each column has when it is a row, [N] int64."""
+    """How many legal negatives each column has when it is a row, [N] int64; is_masked: those of other users alone."""
     num_columns = len(item_of_column_N)
-    if not mask_same_user:
+    if not is_masked:
         return num_columns - item_count_N
     user_N, user_count_N = _numbered(columns.user_id_N)
     _, both_count_N = _numbered(user_N * num_columns + item_of_column_N)
@@ -213,6 +251,7 @@ def info_nce_naive(
     log_q_B: torch.Tensor,
     temperature: float | torch.Tensor = 1.0,
     mask_same_user: bool = True,
+    same_user_share: float = 0.0,
 ) -> torch.Tensor:
     """The definition of `info_nce`: a double loop over the rows."""
     requests, items = request_of_row_B.tolist(), item_id_B.tolist()
@@ -220,9 +259,14 @@ def info_nce_naive(
     losses = []
     for i in range(len(items)):
         logits_B = item_BD @ user_RD[requests[i]] / temperature - log_q_B
-        negatives = [
-            k for k in range(len(items)) if items[k] != items[i] and not (mask_same_user and users[k] == users[i])
-        ]
+        same = sum(users[k] == users[i] for k in range(len(items)) if k != i)
+        same_user_weight = 1.0
+        if mask_same_user:
+            others = len(items) - 1 - same
+            same_user_weight = min(1.0, same_user_share / (1 - same_user_share) * others / max(same, 1))
+        weights = [same_user_weight if user == users[i] else 1.0 for user in users]
+        negatives = [k for k in range(len(items)) if items[k] != items[i] and weights[k] > 0]
         if negatives:
-            losses.append(torch.logsumexp(logits_B[[i, *negatives]], 0) - logits_B[i])
+            log_weights = torch.tensor([0.0, *(math.log(weights[k]) for k in negatives)], dtype=logits_B.dtype)
+            losses.append(torch.logsumexp(logits_B[[i, *negatives]] + log_weights, 0) - logits_B[i])
     return torch.stack(losses).mean() if losses else 0.0 * (user_RD.sum() + item_BD.sum())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reqdedup.training.loss import info_nce, info_nce_naive, scale_for_mean_over_ranks
+from reqdedup.training.loss import Columns, info_nce, info_nce_naive, row_losses, scale_for_mean_over_ranks
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -39,7 +39,10 @@ def _assert_equals_the_double_loop(batch, tolerance=TOLERANCE, **options):
     return found
 
 
-@pytest.mark.parametrize("mask_same_user", [True, False])
+SAME_USER = [{"mask_same_user": True}, {"mask_same_user": False}, {"same_user_share": 0.05}, {"same_user_share": 0.9}]
+
+
+@pytest.mark.parametrize("same_user", SAME_USER, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     "sizes",
@@ -58,8 +61,8 @@ def _assert_equals_the_double_loop(batch, tolerance=TOLERANCE, **options):
     ],
     ids=str,
 )
-def test_it_equals_the_double_loop(sizes, seed, mask_same_user):
-    _assert_equals_the_double_loop(_batch(**sizes, seed=seed), mask_same_user=mask_same_user, temperature=0.7)
+def test_it_equals_the_double_loop(sizes, seed, same_user):
+    _assert_equals_the_double_loop(_batch(**sizes, seed=seed), **same_user, temperature=0.7)
 
 
 def test_an_excluded_item_that_dwarfs_every_negative_costs_no_digit():
@@ -69,8 +72,8 @@ def test_an_excluded_item_that_dwarfs_every_negative_costs_no_digit():
     batch["item_id_B"][::3] = 99
     batch["item_BD"][::3] = favourite * 60
     batch["user_RD"] = favourite + 0.1 * batch["user_RD"]
-    for mask_same_user in (True, False):
-        loss = _assert_equals_the_double_loop(batch, mask_same_user=mask_same_user)
+    for same_user in SAME_USER:
+        loss = _assert_equals_the_double_loop(batch, **same_user)
         assert 0 < loss < 100
 
 
@@ -82,8 +85,6 @@ def test_a_user_is_never_their_own_negative():
     others = torch.nonzero(own & (batch["request_of_row_B"] != 0)).squeeze(1)
     moved = {**batch, "item_BD": batch["item_BD"].detach().clone()}
     moved["item_BD"][others] += 100.0
-    from reqdedup.training.loss import Columns, row_losses
-
     def losses(b):
         columns = Columns(
             item_ND=b["item_BD"],
@@ -140,11 +141,49 @@ def test_gradients_pass_gradcheck():
     fixed = {name: batch.pop(name) for name in ("request_of_row_B", "user_id_R", "item_id_B")}
     names = list(batch)
     inputs = [batch[name].requires_grad_() for name in names]
-    for mask_same_user in (True, False):
+    for same_user in SAME_USER:
         assert torch.autograd.gradcheck(
-            lambda *values, mask=mask_same_user: info_nce(**dict(zip(names, values)), **fixed, mask_same_user=mask),
-            inputs,
+            lambda *values, same_user=same_user: info_nce(**dict(zip(names, values)), **fixed, **same_user), inputs
         )
+
+
+def test_the_share_of_same_user_negatives_leads_from_the_mask_to_keeping_them_all():
+    batch = _batch(num_requests=12, num_users=3, num_items=1000, largest_fan_out=5, seed=3)
+    masked, kept = info_nce(**batch), info_nce(**batch, mask_same_user=False)
+    torch.testing.assert_close(info_nce(**batch, same_user_share=1e-13), masked, **TOLERANCE)
+    torch.testing.assert_close(info_nce(**batch, same_user_share=0.999), kept, **TOLERANCE)
+    losses = [float(info_nce(**batch, same_user_share=share)) for share in (0.0, 0.01, 0.1, 0.3, 0.999)]
+    assert losses == sorted(losses)
+    assert len(set(losses)) == len(losses)
+
+
+def test_same_user_negatives_of_equal_score_hold_their_share_of_the_sum():
+    # Every logit is 0, so the loss counts: exp(loss) - 1 is the negatives' total weight, others / (1 - share).
+    num_same, num_others, share = 5, 20, 0.1
+    users = torch.tensor([0, *range(1, num_others + 1)])
+    fan_out = torch.tensor([num_same + 1, *[1] * num_others])
+    loss = row_losses(
+        torch.zeros(len(users), 2, dtype=torch.float64),
+        Columns(
+            item_ND=torch.zeros(int(fan_out.sum()), 2, dtype=torch.float64),
+            item_id_N=torch.arange(int(fan_out.sum())),
+            user_id_N=users.repeat_interleave(fan_out),
+            log_q_N=torch.zeros(int(fan_out.sum()), dtype=torch.float64),
+        ),
+        request_of_row_B=torch.arange(len(users)).repeat_interleave(fan_out),
+        user_id_R=users,
+        item_id_B=torch.arange(int(fan_out.sum())),
+        same_user_share=share,
+    ).loss_B[0]
+    assert loss.expm1().item() == pytest.approx(num_others / (1 - share), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options", [{"same_user_share": 1.0}, {"same_user_share": -0.1}, {"same_user_share": 0.1, "mask_same_user": False}]
+)
+def test_a_share_that_says_nothing_is_refused(options):
+    with pytest.raises(ValueError, match="0 <= share < 1 required"):
+        info_nce(**_batch(), **options)
 
 
 def test_scaled_losses_of_uneven_ranks_average_to_the_gradient_of_the_global_mean():
