@@ -77,6 +77,11 @@ class FileSource:
         return list(self._paths)
 
     @property
+    def io(self) -> FileIO | None:
+        """What opens the files; None where they are local and no FileIO was given."""
+        return self._io
+
+    @property
     def num_buckets(self) -> int | None:
         """Bucket count of the files; None where they are not known to be bucketed by user."""
         return self._num_buckets

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import RankError
 from reqdedup.training.loop import read_run, train
 from reqdedup.training.rank_run import TrainingProgress, run_rank
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, source, out_dir, snapshot_id = read_run(options.run)
         if dist.is_torchelastic_launched():
             torch.set_num_threads(1)
-            dist.init_process_group("gloo", timeout=timedelta(seconds=config.collective_timeout_s))
+            dist.init_process_group(backend_of(config.device), timeout=timedelta(seconds=config.collective_timeout_s))
             metrics = run_rank(_print_progress, config, source, str(out_dir), snapshot_id, options.resume).metrics
             is_first = dist.get_rank() == 0
             dist.destroy_process_group()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.training.devices import DEVICES, PRECISIONS
 
 LOG_QS = ("exact", "streaming", "none")
 _MODELS: dict[str, type[TwoTowerConfig] | type[DCATConfig]] = {"retrieval": TwoTowerConfig, "ranking": DCATConfig}
@@ -21,6 +22,7 @@ class TrainingConfig:
         over its labels, missing ones left out).
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
+    device: cpu, or cuda with a GPU for each rank.  precision: of the matrix products, float32 or bfloat16 (autocast).
     world_size: ranks W, processes on this machine.  seed: of weights, order of requests, and the held-out users.
     sync_batchnorm: statistics over all ranks; off only to see what sorting costs without it.
     shuffle, buffer_requests, chunk_rows, prefetch_batches: of the RequestLoader.
@@ -41,6 +43,8 @@ class TrainingConfig:
     learning_rate: float
     warmup_steps: int = 10
     weight_decay: float = 0.0
+    device: str = "cpu"
+    precision: str = "float32"
     world_size: int = 2
     seed: int = 0
     sync_batchnorm: bool = True
@@ -73,8 +77,9 @@ class TrainingConfig:
             )
         if not 0 <= self.held_out < 1:
             raise ValueError(f"training: held_out in [0, 1) required, found {self.held_out}")
-        if self.log_q not in LOG_QS:
-            raise ValueError(f"training: log_q one of {LOG_QS} required, found {self.log_q!r}")
+        for name, allowed in (("log_q", LOG_QS), ("device", DEVICES), ("precision", tuple(PRECISIONS))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"training: {name} one of {allowed} required, found {getattr(self, name)!r}")
 
     @property
     def task(self) -> str:

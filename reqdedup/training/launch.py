@@ -45,11 +45,12 @@ class RankError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings:
-    """What a rank needs to join: its place, where to meet, threads, and how long a collective may wait [s]."""
+    """What a rank needs to join: its place, where to meet, backend, threads, and how long a collective may wait [s]."""
 
     rank: int
     world_size: int
     store_path: str
+    backend: str
     threads: int
     collective_timeout_s: float
 
@@ -70,6 +71,7 @@ def run_ranks(
     target: Callable[..., Any],
     *args: Any,
     world_size: int,
+    backend: str = "gloo",
     threads_per_rank: int = 1,
     collective_timeout_s: float = 300.0,
     on_event: Callable[[Any], None] | None = None,
@@ -77,8 +79,8 @@ def run_ranks(
     """What `target(report, *args)` returned on each of `world_size` ranks, in rank order.
 
     target: a function of an importable module; arguments, events and results travel by pickle. Inside it
-        `torch.distributed` is initialised (gloo); `report(event)` calls `on_event(event)` in this process.
-    collective_timeout_s: a collective that waits longer for another rank raises.
+        `torch.distributed` is initialised; `report(event)` calls `on_event(event)` in this process.
+    backend: of the process group.  collective_timeout_s: a collective that waits longer for another rank raises.
     Raises RankError with the text of the rank that failed first; no rank is left running, whatever ends the call.
     """
     if world_size < 1:
@@ -93,6 +95,7 @@ def run_ranks(
                     rank=rank,
                     world_size=world_size,
                     store_path=str(Path(meeting_place) / "store"),
+                    backend=backend,
                     threads=threads_per_rank,
                     collective_timeout_s=collective_timeout_s,
                 )

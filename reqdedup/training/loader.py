@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.schema import HISTORY_END, KEYS, REQUEST_TS, EngagementSchema
 from reqdedup.training.blocks import HistoryCut, RequestBlock, concatenate_batches, empty_batch
+from reqdedup.training.devices import Sent, Transfer
 from reqdedup.training.plan import (
     RowGroupSource,
     Source,
@@ -68,7 +70,8 @@ class RequestLoader:
         less deduplication.  None keeps requests whole.
     users: keep one side of a split of the users.  cut: the longest history.
     prefetch_batches: ready batches that a background thread holds; 0 means no thread.
-    pin_memory: page-locked tensors, for asynchronous copies to a GPU.
+    device: where the batches lie. On a GPU the background thread copies them from page-locked memory while the batch before
+        is computed on.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class RequestLoader:
         users: UserSplit | None = None,
         cut: HistoryCut | None = None,
         prefetch_batches: int = 2,
-        pin_memory: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         if (requests_per_batch is None) == (rows_per_batch is None):
             raise ValueError("exactly one of requests_per_batch and rows_per_batch required")
@@ -113,7 +116,8 @@ class RequestLoader:
         if chunk_rows is not None and chunk_rows < 1:
             raise ValueError(f"chunk_rows of at least 1 required, found {chunk_rows}")
         self.positive_label, self.users, self.cut, self.chunk_rows = positive_label, users, cut, chunk_rows
-        self.prefetch_batches, self.pin_memory = prefetch_batches, pin_memory
+        self.prefetch_batches = prefetch_batches
+        self._transfer = Transfer(torch.device(device))
         self._position = Position()
 
     @property
@@ -127,14 +131,14 @@ class RequestLoader:
     def __iter__(self) -> Iterator[RequestBatch]:
         stream = self._batches(self._position)
         with prefetched(stream, self.prefetch_batches) as ready:
-            for batch, position in ready:
+            for sent, position in ready:
                 self._position = position
-                yield batch
+                yield self._transfer.receive(sent)
         self._position = Position(epoch=self._position.epoch + 1)
 
     def empty_batch(self) -> RequestBatch:
         """A batch of no requests, with the tensors that the others have."""
-        return empty_batch(self.schema)
+        return empty_batch(self.schema).to(self._transfer.device)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed out, and what it depends on."""
@@ -168,7 +172,7 @@ class RequestLoader:
             "row_groups": _fingerprint(self.source),
         }
 
-    def _batches(self, start: Position) -> Iterator[tuple[RequestBatch, Position]]:
+    def _batches(self, start: Position) -> Iterator[tuple[Sent, Position]]:
         """(batch, position after it) from `start` to the end of its epoch."""
         pieces: list[RequestBatch] = []
         num_requests = num_rows = 0
@@ -211,9 +215,8 @@ class RequestLoader:
         end = int(np.searchsorted(rows_before, limit, side="right")) - 1
         return max(end, at if num_rows else at + 1)
 
-    def _finished(self, pieces: list[RequestBatch]) -> RequestBatch:
-        batch = concatenate_batches(pieces)
-        return batch.pin_memory() if self.pin_memory else batch
+    def _finished(self, pieces: list[RequestBatch]) -> Sent:
+        return self._transfer.send(concatenate_batches(pieces))
 
     def _windows(self, start: Position) -> Iterator[tuple[int, int, RequestBlock]]:
         """(first block, number, requests) of each window from `start` on."""

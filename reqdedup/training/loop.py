@@ -19,6 +19,7 @@ from typing import Any
 
 from reqdedup.training.checkpoint import CHECKPOINT_NAME
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import run_ranks
 from reqdedup.training.plan import Source, snapshot_id_of, source_for_ranks, source_from_dict, source_to_dict
 from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
@@ -34,7 +35,7 @@ class TrainingResult:
     metrics: held-out figures, each with `<name>_chance`.  losses: mean loss of every step [nats per term].
     epochs: whole passes over the training users.  rows: trained on, over all ranks and steps.
     training_s, evaluation_s, total_s: the last with the start of the ranks.
-    peak_memory_bytes: of the largest rank.
+    peak_memory_bytes: of the largest rank.  peak_device_memory_bytes: the same on its GPU, 0 without one.
     """
 
     checkpoint: Path
@@ -48,6 +49,7 @@ class TrainingResult:
     evaluation_s: float
     total_s: float
     peak_memory_bytes: int
+    peak_device_memory_bytes: int
 
     @property
     def first_loss(self) -> float:
@@ -96,6 +98,7 @@ def train(
         snapshot_id,
         resume,
         world_size=config.world_size,
+        backend=backend_of(config.device),
         collective_timeout_s=config.collective_timeout_s,
         on_event=progress,
     )
@@ -112,6 +115,7 @@ def train(
         evaluation_s=first.evaluation_s,
         total_s=time.monotonic() - started,
         peak_memory_bytes=max(rank.peak_memory_bytes for rank in results),
+        peak_device_memory_bytes=max(rank.peak_device_memory_bytes for rank in results),
     )
     (out_dir / RESULT_NAME).write_text(json.dumps(_figures(result), indent=2))
     return result
@@ -128,12 +132,13 @@ def _figures(result: TrainingResult) -> dict[str, Any]:
         "rows_per_s": result.rows_per_s,
         "training_s": result.training_s,
         "peak_memory_bytes": result.peak_memory_bytes,
+        "peak_device_memory_bytes": result.peak_device_memory_bytes,
         **result.metrics,
     }
 
 
 def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: int | None) -> None:
-    """The run as a file, where its source is files; without credentials, so remote files need the catalog again."""
+    """The run as a file, where its source is files; without credentials, which remote files take from the environment."""
     files = source_to_dict(source)
     if files is None:
         return

@@ -16,9 +16,11 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow as pa
+from pyiceberg.io import load_file_io
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.hashing import below_rate, stable_hash
@@ -38,6 +40,19 @@ class RowGroupSource(Protocol):
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch: ...
 
+
+STORE_PROPERTIES = (
+    "s3.endpoint",
+    "s3.region",
+    "s3.force-virtual-addressing",
+    "s3.role-arn",
+    "s3.anonymous",
+    "gcs.project-id",
+    "gcs.service.host",
+    "adls.account-name",
+    "adls.account-host",
+)
+"""What pyiceberg must know of an object store beside who asks; no secrets."""
 
 Source = RowGroupSource | BatchSource
 """What a loader reads: with row groups each rank reads its own, else every rank reads everything."""
@@ -66,14 +81,23 @@ def source_for_ranks(source: Source) -> Source:
 
 
 def source_to_dict(source: Source) -> dict[str, Any] | None:
-    """Paths and schema of a source of files, ready for JSON; None for any other. No credentials: local files only."""
+    """Paths and schema of a source of files, and where their store is, ready for JSON; None for any other.
+
+    Of the store's properties only those in STORE_PROPERTIES: credentials come from the environment where it is read.
+    """
     if not isinstance(source, FileSource):
         return None
-    return {"paths": source.paths, "schema": json.loads(source.schema.to_json())}
+    properties = {} if source.io is None else source.io.properties
+    store = {name: str(properties[name]) for name in STORE_PROPERTIES if name in properties}
+    return {"paths": source.paths, "schema": json.loads(source.schema.to_json()), "store": store}
 
 
 def source_from_dict(values: Mapping[str, Any]) -> FileSource:
-    return FileSource(values["paths"], EngagementSchema.from_json(json.dumps(values["schema"])))
+    """The source; files that are not local are opened with the environment's credentials (AWS_ACCESS_KEY_ID and so on)."""
+    paths, schema = values["paths"], EngagementSchema.from_json(json.dumps(values["schema"]))
+    if all(urlparse(path).scheme in ("", "file") for path in paths):
+        return FileSource(paths, schema)
+    return FileSource(paths, schema, io=load_file_io(values.get("store", {}), paths[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

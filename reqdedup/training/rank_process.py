@@ -53,7 +53,7 @@ def _run(settings: RankSettings, payload: bytes, connection: Connection) -> Any:
         os.putenv("GLOO_SOCKET_IFNAME", loopback[0])
     store = dist.FileStore(settings.store_path, settings.world_size)
     dist.init_process_group(
-        "gloo",
+        settings.backend,
         store=store,
         rank=settings.rank,
         world_size=settings.world_size,

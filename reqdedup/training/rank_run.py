@@ -24,6 +24,7 @@ from reqdedup.training.blocks import HistoryCut
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.checkpoint import CHECKPOINT_NAME, build_model, load_checkpoint, save_checkpoint
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.devices import autocast, device_of_rank, peak_device_memory_bytes
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters
@@ -39,13 +40,18 @@ METRIC_COLUMNS = (
     "loss",
     "learning_rate",
     "users",
+    "effective_users",
     "requests",
     "rows",
+    "moved_bytes",
     "dedup_factor",
     "false_negative_rate",
     "seconds",
     "rows_per_s",
+    "memory_bytes",
 )
+"""dedup_factor: duplicated bytes per byte moved.  memory_bytes: resident now, of rank 0."""
+
 PROGRESS_EVERY_S = 0.25
 EVAL_BATCH_REQUESTS = 32
 """Small, so that evaluation needs no more memory than training."""
@@ -79,6 +85,7 @@ class RankResult:
     training_s: float = 0.0
     evaluation_s: float = 0.0
     peak_memory_bytes: int = 0
+    peak_device_memory_bytes: int = 0
 
 
 def run_rank(
@@ -109,10 +116,11 @@ class _RankRun:
         self.report, self.config, self.source = report, config, source
         self.out_dir, self.snapshot_id = out_dir, snapshot_id
         self.rank, self.world_size = rank_and_world_size()
+        self.device = device_of_rank(config.device, self.rank, self.world_size)
         self.result = RankResult()
         self.tell("reading")
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model)
+        self.model = build_model(config.model).to(self.device)
         self.task = self.make_task()
         self.loader = self.make_loader(
             columns=self.task.columns,
@@ -121,6 +129,7 @@ class _RankRun:
             positive_label=self.task.positive_label,
             chunk_rows=config.chunk_rows,
             users=UserSplit(held_out=config.held_out, part="train", seed=config.seed),
+            device=self.device,
         )
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -150,7 +159,7 @@ class _RankRun:
             items = self.make_loader(columns=columns, requests=4096, shuffle="none")
             train = UserSplit(held_out=config.held_out, part="train", seed=config.seed)
             catalogue = Catalogue.read(items, config.model.item_categories, counted=train, label=label)
-        return make_task(config, catalogue)
+        return make_task(config, catalogue, self.device)
 
     def distributed_model(self) -> nn.Module:
         """The model whose backward averages gradients over the ranks; `self.model` shares its parameters."""
@@ -191,6 +200,7 @@ class _RankRun:
         self.result.evaluation_s = time.monotonic() - started - self.result.training_s
         self.checkpoint()
         self.result.peak_memory_bytes = peak_memory_bytes()
+        self.result.peak_device_memory_bytes = peak_device_memory_bytes(self.device)
         return self.result
 
     def batches(self) -> Iterator[tuple[RequestBatch, int]]:
@@ -217,7 +227,9 @@ class _RankRun:
             group["lr"] = learning_rate
         self.trained.train()
         self.optimizer.zero_grad()
-        loss_sum, num_terms = self.task.loss(self.trained(batch), batch)
+        with autocast(self.device, self.config.precision):
+            outputs = self.trained(batch)
+        loss_sum, num_terms = self.task.loss(in_float32(outputs), batch)
         meters = BatchMeters.of(batch)
         names = list(vars(meters))
         total, num_global_terms, *counts = sum_over_ranks(
@@ -245,6 +257,7 @@ class _RankRun:
             shuffle="requests",
             positive_label=self.task.positive_label,
             users=UserSplit(held_out=self.config.held_out, part="eval", seed=self.config.seed),
+            device=self.device,
         )
         batches: list[RequestBatch] = []
         for batch in loader:
@@ -298,12 +311,15 @@ class _RankRun:
             f"{loss:.6g}",
             f"{self.config.learning_rate_at(self.result.steps - 1):.6g}",
             meters.users,
+            f"{meters.effective_users:.4g}",
             meters.requests,
             meters.rows,
+            meters.moved_bytes,
             f"{meters.dedup_factor:.4g}",
             f"{meters.false_negative_rate:.4g}",
             f"{time.monotonic() - started:.3f}",
             f"{meters.rows / seconds:.0f}",
+            memory_bytes(),
         )
 
     def tell(self, stage: str, **figures: float) -> None:
@@ -339,6 +355,20 @@ class _MetricsFile:
     def __exit__(self, *exc: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def in_float32(outputs: Any) -> Any:
+    """A model's output or outputs as float32: losses are computed in it whatever the matrix products were in."""
+    return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process now; its peak where the system does not say (only Linux does)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory_bytes()
+    return pages * resource.getpagesize()
 
 
 def peak_memory_bytes() -> int:

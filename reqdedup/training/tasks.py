@@ -69,8 +69,8 @@ class Ranking:
         return torch.where(is_known_BL, terms_BL, terms_BL * 0.0).sum(), int(is_known_BL.sum())
 
     def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = [model(batch).float() for batch in batches]
-        labels = [self._labels(batch) for batch in batches]
+        logits = [model(batch).float().cpu() for batch in batches]
+        labels = [self._labels(batch).cpu() for batch in batches]
         none = torch.zeros(0, len(self.labels))
         return torch.cat([none, *logits]), torch.cat([none, *labels])
 
@@ -98,15 +98,18 @@ class Ranking:
 class Retrieval:
     """Two-tower with masked InfoNCE and logQ; evaluated by the rank of held-out positives in a catalogue."""
 
-    def __init__(self, config: TrainingConfig, model: TwoTowerConfig, catalogue: Catalogue) -> None:
+    def __init__(
+        self, config: TrainingConfig, model: TwoTowerConfig, catalogue: Catalogue, device: torch.device
+    ) -> None:
         self.config = config
         self.columns = (*model.columns, *([config.positive_label] if config.positive_label else []))
         self.positive_label = config.positive_label
         self.item_columns = model.item_categories
-        self.catalogue = catalogue.sample(config.catalogue_items, config.seed)
+        item_id_C, columns = catalogue.sample(config.catalogue_items, config.seed)
+        self.catalogue = item_id_C.to(device), {name: column.to(device) for name, column in columns.items()}
         self.frequency: ItemFrequency | StreamingFrequency | None = None
         if config.log_q == "exact":
-            self.frequency = ItemFrequency.from_counts(catalogue.item_id_V, catalogue.count_V)
+            self.frequency = ItemFrequency.from_counts(catalogue.item_id_V, catalogue.count_V).to(device)
         elif config.log_q == "streaming":
             self.frequency = StreamingFrequency(4 * len(catalogue.item_id_V) + 1)
 
@@ -131,9 +134,11 @@ class Retrieval:
 
     def _log_q(self, item_id_B: torch.Tensor) -> torch.Tensor:
         if self.frequency is None:
-            return torch.zeros(len(item_id_B))
+            return torch.zeros(len(item_id_B), device=item_id_B.device)
         if isinstance(self.frequency, StreamingFrequency):
-            self.frequency.update(item_id_B)
+            on_cpu = item_id_B.cpu()  # its tables stay there
+            self.frequency.update(on_cpu)
+            return self.frequency.log_q(on_cpu).to(item_id_B.device)
         return self.frequency.log_q(item_id_B)
 
     def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> tuple[torch.Tensor, int]:
@@ -153,7 +158,7 @@ class Retrieval:
                     catalogue_item_id_C=item_id_C,
                 )
             )
-        return torch.cat(ranks), len(item_id_C)
+        return torch.cat([rank_B.cpu() for rank_B in ranks]), len(item_id_C)
 
     def summary(self, parts: Sequence[tuple[torch.Tensor, int]]) -> dict[str, float]:
         rank_B = torch.cat([ranks for ranks, _ in parts])
@@ -174,9 +179,9 @@ class Retrieval:
             self.frequency.load_state_dict(state)
 
 
-def make_task(config: TrainingConfig, catalogue: Catalogue | None) -> Task:
-    """catalogue: required by retrieval."""
+def make_task(config: TrainingConfig, catalogue: Catalogue | None, device: torch.device) -> Task:
+    """catalogue: required by retrieval.  device: of the batches."""
     if isinstance(config.model, TwoTowerConfig):
         assert catalogue is not None
-        return Retrieval(config, config.model, catalogue)
+        return Retrieval(config, config.model, catalogue, device)
     return Ranking(config, config.model)

@@ -104,6 +104,12 @@ def test_request_level_values_are_never_copied_to_rows():
     assert batch.num_history_tokens == int(batch.history_offsets_R1[-1]) <= 90
 
 
+def test_batches_come_to_the_device_that_was_asked_for():
+    loader = RequestLoader(random_log(), requests_per_batch=10, device="meta")
+    for batch in (next(iter(loader)), loader.empty_batch()):
+        assert {tensor.device.type for tensor in batch.tensors().values()} == {"meta"}
+
+
 def test_without_shuffle_a_range_of_requests_is_a_view_of_the_arrow_buffers():
     log = random_log(num_groups=1, seed=3)
     rows = log.groups[0]

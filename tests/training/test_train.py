@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ from reqdedup.training import TrainingConfig, load_model, read_losses, train, tr
 from reqdedup.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.training.launch import RankError, run_ranks
 from reqdedup.training.loop import RUN_NAME, read_run
+from reqdedup.training.rank_run import run_rank
 from tests.training import ranks
 from tests.training.logs import random_log, with_signal
 
@@ -113,6 +115,39 @@ def test_retrieval_learns_under_torchrun_from_a_run_file(source, tmp_path):
     assert losses[-6:].mean() < losses[:6].mean()
     assert metrics["mean_log_rank"] < metrics["mean_log_rank_chance"] - 0.1
     assert load_checkpoint(tmp_path / CHECKPOINT_NAME)["log_q"]["item_id_V"].numel() > 5
+
+
+def test_matrix_products_in_bfloat16_train_as_well_and_keep_float32_weights(source, tmp_path):
+    options = {"num_steps": 40, "world_size": 1, "warmup_steps": 1}
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        config = _config("ranking", source.schema, precision=precision, **options)
+        result = run_rank(lambda event: None, config, source, str(tmp_path / precision))
+        losses[precision] = result.losses
+        model = load_checkpoint(tmp_path / precision / CHECKPOINT_NAME)["model"]
+        assert {x.dtype for x in model.values() if x.is_floating_point()} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.03)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_asked_for_clearly(source, tmp_path):
+    config = _config("ranking", source.schema, device="cuda")
+    with pytest.raises(ValueError, match=r"a GPU for each rank of this machine required, found 0 for rank 0 of 1; set"):
+        run_rank(lambda event: None, config, source, str(tmp_path))
+    with pytest.raises(ValueError, match=r"device one of \('cpu', 'cuda'\) required, found 'tpu'"):
+        _config("ranking", source.schema, device="tpu")
+
+
+def test_memory_does_not_grow_over_the_epochs(tmp_path):
+    log = random_log(num_groups=12, requests_per_group=60, largest_fan_out=8, seed=4)
+    source = log.write(tmp_path / "log.parquet")
+    config = _config("ranking", source.schema, num_steps=400, world_size=1, checkpoint_every=50)
+    result = run_rank(lambda event: None, config, source, str(tmp_path))
+    assert result.epochs > 10
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        memory = [int(row["memory_bytes"]) for row in csv.DictReader(file)]
+    assert max(memory[200:]) < max(memory[:200]) + 4e6
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(source, tmp_path):

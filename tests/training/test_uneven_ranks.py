@@ -43,7 +43,7 @@ def _case(task_name, sizes):
     config = TrainingConfig(model=_model(task_name), num_steps=1, requests_per_step=16, learning_rate=1e-3)
     items = torch.cat([batch.item_id_B for batch in batches]).numpy()
     catalogue = Catalogue.of_rows(items, np.ones(len(items)), {})
-    return make_task(config, catalogue), build_model(config.model).double(), batches
+    return make_task(config, catalogue, torch.device("cpu")), build_model(config.model).double(), batches
 
 
 CASES = {(task, name): _case(task, sizes) for task in ("ranking", "retrieval") for name, sizes in SIZES.items()}
