@@ -22,6 +22,7 @@ REJECT_SCHEMA = pa.schema(
         pa.field("file", pa.string(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),
         pa.field("raw", pa.string(), nullable=False),
+        pa.field("user_id", pa.int64()),
     ]
 )
 
@@ -88,7 +89,7 @@ class Rejects:
         self.add_rows(pl.DataFrame(row, schema_overrides={"file": pl.UInt32, "line": pl.Int64}))
 
     def add_rows(self, rows: pl.DataFrame) -> None:
-        """Rows with columns reason, detail, file (index), line and raw."""
+        """Rows with columns reason, detail, file (index), line, raw, and user_id where it is known whose they are."""
         if rows.is_empty():
             return
         for reason, count in rows["reason"].value_counts().iter_rows():
@@ -99,6 +100,7 @@ class Rejects:
             "file",
             "line",
             pl.col("raw").fill_null("").str.slice(0, RAW_CHARACTERS),
+            (pl.col("user_id") if "user_id" in rows.columns else pl.lit(None)).cast(pl.Int64).alias("user_id"),
         ).head(MAX_KEPT_REJECTS - self._kept)
         self._kept += rows.height
         self._frames.append(rows)
@@ -106,7 +108,7 @@ class Rejects:
     def split(self, frame: pl.DataFrame, checks: Sequence[Check]) -> pl.DataFrame:
         """The rows that pass every check; the others are rejected for the first one they fail.
 
-        The frame has columns file, line and raw. Conditions that are null count as passed.
+        The frame has columns file, line and raw, and maybe user_id. Conditions that are null count as passed.
         """
         if not checks or frame.is_empty():
             return frame

@@ -94,6 +94,8 @@ class ImpressionParser:
             shown = [name for name in ("user", "request", "item", "time") if name in frame.columns]
             texts = [pl.format(f"{name}={{}}", pl.col(name).cast(pl.String).fill_null("null")) for name in shown]
             frame = frame.with_columns(pl.concat_str(texts, separator=", ").alias("raw"))
+        # First of all, so that a rejected row says whose it is.
+        frame = frame.with_columns(_id_columns(frame, "user", is_string=self._ids.user))
         frame = self._parse_request(frame)
         if mapping.candidates:
             frame = self._explode_candidates(frame)
@@ -237,18 +239,10 @@ class ImpressionParser:
         return self._rejects.split(frame.with_columns(columns), checks)
 
     def _add_ids(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The int64 keys, and the original strings beside them."""
-        columns = []
-        for name, is_string in (("user", self._ids.user), ("item", self._ids.item), ("request", self._ids.request)):
-            if name == "request" and not self._mapping.request_id:
-                continue
-            if is_string:
-                texts = frame[name].cast(pl.String)
-                columns += [texts.alias(f"{name}_key"), hash_strings(texts).alias(f"{name}_id")]
-            else:
-                columns.append(
-                    frame.select(read_integer(pl.col(name), frame.schema[name]).alias(f"{name}_id")).to_series()
-                )
+        """The int64 keys of item and request, and the original strings beside them."""
+        columns = _id_columns(frame, "item", is_string=self._ids.item)
+        if self._mapping.request_id:
+            columns += _id_columns(frame, "request", is_string=self._ids.request)
         frame = frame.with_columns(columns)
         if self._mapping.request_id and self._scope != "log":
             within = pl.col("file") if self._scope == "file" else pl.col("user_id")
@@ -267,6 +261,14 @@ class ImpressionParser:
     @property
     def _features(self) -> tuple[FeatureRule, ...]:
         return self._mapping.request_columns + self._mapping.item_columns
+
+
+def _id_columns(frame: pl.DataFrame, name: str, *, is_string: bool) -> list[pl.Series]:
+    """The int64 id of a key column, null where it cannot be read, and of strings the original."""
+    if is_string:
+        texts = frame[name].cast(pl.String)
+        return [texts.alias(f"{name}_key"), hash_strings(texts).alias(f"{name}_id")]
+    return [frame.select(read_integer(pl.col(name), frame.schema[name]).alias(f"{name}_id")).to_series()]
 
 
 def _id_checks(name: str, dtype: pl.DataType, is_string: bool) -> list[Check]:

@@ -202,7 +202,7 @@ class StagedFiles:
                 update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
                 with update.overwrite() if replace else update.fast_append() as snapshot:
                     if isinstance(snapshot, _OverwriteFiles):
-                        _forget_removed(snapshot)
+                        forget_removed(snapshot)
                     for data_file in old:
                         snapshot.delete_data_file(data_file)
                     for data_file, _ in self._done:
@@ -237,7 +237,7 @@ class StagedFiles:
         return None
 
 
-def _forget_removed(snapshot: _OverwriteFiles) -> None:
+def forget_removed(snapshot: _OverwriteFiles) -> None:
     """Keep no values of removed files: their bounds may be the last that is known of a deleted user.
 
     pyiceberg 0.12 copies the bounds into the manifest of what was removed, and carries such manifests of earlier

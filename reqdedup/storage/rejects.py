@@ -14,6 +14,8 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import LongType, NestedField, StringType
 
+from reqdedup.schema import USER_ID
+
 REJECTS_TABLE = "rejected_engagements"
 """Name of the table beside the engagement tables of a namespace."""
 
@@ -25,6 +27,9 @@ _SCHEMA = Schema(
     NestedField(3, "file", StringType(), required=True, doc="file of the log that holds the row"),
     NestedField(4, "line", LongType(), required=False, doc="line or row number in that file, the first is 1"),
     NestedField(5, "raw", StringType(), required=False, doc="the row as it stands in the file, cut where it is long"),
+    NestedField(
+        6, "user_id", LongType(), required=False, doc="user_id of the row's user, null where it cannot be read"
+    ),
 )
 
 
@@ -36,11 +41,17 @@ def rejects_identifier(identifier: str) -> str:
     return f"{namespace}.{REJECTS_TABLE}"
 
 
+def is_rejects_table(table: Table) -> bool:
+    """Whether a table is one of rejected rows, of this version or an earlier one without user_id."""
+    names = set(table.schema().column_names)
+    return names | {USER_ID} == set(_SCHEMA.column_names)
+
+
 def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterable[pa.RecordBatch]) -> Table:
     """Replace the table `identifier` by these rejected rows, in one commit, and return it.
 
-    rejects: columns reason, detail, file, raw (strings) and line (integer); others are left out. May be empty.
-    The namespace must exist. A table of another schema is dropped and made anew.
+    rejects: columns reason, detail, file, raw (strings), line (integer) and, where known, user_id; others are left out.
+    May be empty. The namespace must exist. A table of another schema is dropped with its files and made anew.
     Raises ValueError where a column is missing or a reason or file is null.
     """
     rows = _conform(rejects)
@@ -49,7 +60,7 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
         if table.schema().as_struct() == _SCHEMA.as_struct():
             table.overwrite(rows)
             return table
-        catalog.drop_table(identifier)
+        catalog.purge_table(identifier)
     with catalog.create_table_transaction(
         identifier, _SCHEMA, properties={"comment": "rows that the last ingest into this namespace rejected"}
     ) as transaction:
@@ -64,6 +75,8 @@ def _conform(rejects: pa.Table | Iterable[pa.RecordBatch]) -> pa.Table:
         if not batches:
             return wanted.empty_table()
         rejects = pa.Table.from_batches(batches)
+    if USER_ID not in rejects.column_names:
+        rejects = rejects.append_column(USER_ID, pa.nulls(rejects.num_rows, pa.int64()))
     missing = [name for name in wanted.names if name not in rejects.column_names]
     if missing:
         raise ValueError(

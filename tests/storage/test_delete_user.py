@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-import zlib
 from datetime import timedelta
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from reqdedup.storage import (
@@ -26,6 +24,7 @@ from reqdedup.storage import (
 from reqdedup.storage.commit import StagedFiles
 from reqdedup.storage.layout import buckets_of
 from reqdedup.storage.maintenance import compact, delete_user, expire_snapshots, sweep_orphans
+from tests.storage import searched_bytes
 from tests.storage.feature_tables import COUNT, SEQUENCE, constant, of_request
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
 from tests.storage.test_writer import files_of, rows_of
@@ -61,69 +60,7 @@ def table_of(catalog, layout):
 
 
 def bytes_of(folder: Path) -> dict[str, set[str]]:
-    """Which needles are anywhere in a folder: in raw bytes, in unpacked manifests, in all values of all Parquet files."""
-    found: dict[str, set[str]] = {"raw": set(), "manifests": set(), "parquet": set()}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        raw = path.read_bytes()
-        found["raw"] |= {name for name, needle in NEEDLES.items() if needle in raw}
-        if path.suffix == ".avro":
-            plain = b"".join(avro_blocks(raw))
-            found["manifests"] |= {name for name, needle in NEEDLES.items() if needle[:16] in plain}
-        if path.suffix == ".parquet":
-            found["parquet"] |= {name for name, needle in NEEDLES.items() if needle in parquet_values(path)}
-    return found
-
-
-def avro_blocks(raw: bytes):
-    """The blocks of an Avro container file, unpacked (codec null or deflate)."""
-    position = 4
-    while (count := varint(raw, position))[0]:
-        position = count[1]
-        for _ in range(count[0]):
-            for _ in range(2):
-                length, position = varint(raw, position)
-                position += length
-    sync, position = raw[count[1] : count[1] + 16], count[1] + 16
-    while position < len(raw):
-        _, position = varint(raw, position)
-        length, position = varint(raw, position)
-        block = raw[position : position + length]
-        yield block if b"deflate" not in raw[:4096] else zlib.decompress(block, -15)
-        assert raw[position + length : position + length + 16] == sync
-        position += length + 16
-
-
-def varint(raw: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = raw[position]
-        value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
-        if byte < 128:
-            return (value >> 1) ^ -(value & 1), position
-
-
-def parquet_values(path: Path) -> bytes:
-    """Every value of a file, whole dictionaries and statistics included, as bytes."""
-    file = pq.ParquetFile(path)
-    names = [name for name in file.schema_arrow.names if pa.types.is_binary(file.schema_arrow.field(name).type)]
-    parts = []
-    for batch in pq.ParquetFile(path, read_dictionary=names).iter_batches():
-        for array in batch.columns:
-            values = array.dictionary if pa.types.is_dictionary(array.type) else array
-            parts += [buffer.to_pybytes() for buffer in values.buffers() if buffer is not None]
-            if pa.types.is_list(values.type):
-                parts.append(values.flatten().buffers()[-1].to_pybytes())
-    for group in range(file.metadata.num_row_groups):
-        row_group = file.metadata.row_group(group)
-        for leaf in range(row_group.num_columns):
-            statistics = row_group.column(leaf).statistics
-            for value in (statistics.min_raw, statistics.max_raw) if statistics is not None else ():
-                parts.append(
-                    int(value).to_bytes(8, "little", signed=True) if isinstance(value, int) else str(value).encode()
-                )
-    return b"\0".join(parts)
+    return searched_bytes.bytes_of(folder, NEEDLES)
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -34,7 +34,7 @@ def rejects(*rows: tuple[str, str, int | None, str | None]) -> pa.Table:
 def test_the_rows_come_back_with_reason_file_and_line(catalog):
     rows = rejects(("null user id", "a.csv", 3, ",7,1"), ("unparsable time", "b.csv", None, None))
     table = write_rejects(catalog, "shop.rejected_engagements", rows)
-    assert table.scan().to_arrow().to_pylist() == rows.to_pylist()
+    assert table.scan().to_arrow().drop("user_id").to_pylist() == rows.to_pylist()
     assert all(field.doc for field in table.schema().fields)
 
 

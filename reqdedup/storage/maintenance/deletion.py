@@ -4,15 +4,16 @@
 
 A file keeps its order and form; rows go as whole requests, so nothing has to be sorted again. Files of the bucketed layouts
 are found by bucket, those of ARRIVAL and SHUFFLED by reading the ids alone. A feature table by position follows its main
-table. Old snapshots keep the rows until they expire, branches and tags as long as they are there: the report names them.
+table; rejected rows are searched by id and by text (`rejected_rows`). Old snapshots keep the rows until they expire,
+branches and tags as long as they are there: the report names them.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
@@ -20,24 +21,29 @@ import pyarrow as pa
 from pyiceberg.table import Table
 from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
-from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema
+from reqdedup.schema import USER_ID
 from reqdedup.storage.commit import MAX_WAIT_S, ConflictError, StagedFiles
 from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.evolve import MAIN, commit_refs
-from reqdedup.storage.feature_positions import feature_side
-from reqdedup.storage.feature_table import (
-    MAIN_TABLE_PROPERTY,
-    as_engagement_schema,
-    feature_schema,
-    is_by_position,
-    is_feature_table,
-)
+from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
 from reqdedup.storage.features import realign
 from reqdedup.storage.keys import run_starts
-from reqdedup.storage.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
+from reqdedup.storage.layout import Layout, table_layout
 from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, live_files
-from reqdedup.storage.reader import FileSource
+from reqdedup.storage.maintenance.rejected_rows import Rewritten, count_rejected, delete_rejected
+from reqdedup.storage.maintenance.user_rows import (
+    RowCounts,
+    count_by_position,
+    count_rows,
+    file_source,
+    files_with,
+    holding_refs,
+    request_keys,
+    rows_schema,
+    user_keys,
+)
+from reqdedup.storage.rejects import is_rejects_table
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.writer import fat_rows
 
@@ -47,10 +53,10 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class DeletionReport:
-    """What a deletion did to one table.
+    """What a deletion did to one table, or with dry_run would do.
 
     rows, requests: deleted.  files: that held the users and are no longer in the table.  rewritten: the files in their
-    place.  bytes, old_bytes: of both.  untouched: files that were left as they are.
+    place, with bytes; both 0 in a dry run.  old_bytes: of `files`.  untouched: files that were left as they are.
     held_by: branches and tags that still hold the users; drop them, they cannot be rewritten.
     snapshots: that still hold them and go with `expire_snapshots`.  snapshot_id: of the commit, None where there was none.
     """
@@ -66,18 +72,23 @@ class DeletionReport:
     held_by: tuple[str, ...]
     snapshots: int
     snapshot_id: int | None
+    dry_run: bool
 
 
 def delete_user(
     tables: Table | Sequence[Table],
     user_ids: int | Iterable[int] | np.ndarray | pa.Array,
     *,
+    keys: Iterable[str] = (),
+    dry_run: bool = False,
     drop_refs: bool = False,
     erase: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[DeletionReport]:
-    """Delete all rows of these users from engagement tables of any layout and from feature tables.
+    """Delete all rows of these users from engagement tables of any layout, feature tables and tables of rejected rows.
 
+    keys: original ids of the users, of which user_ids are hashes, to look for in rejected rows; those that the tables
+    know are found by themselves.  dry_run: change nothing and say what would go.
     drop_refs: remove branches and tags that hold them too.  erase: expire all snapshots but the newest at once, so that
     the users are gone from the disk; readers of older snapshots fail. Files that a killed writer left go with
     `sweep_orphans`.  progress: called with the name of each table before its turn.
@@ -87,6 +98,32 @@ def delete_user(
     """
     users = _user_array(user_ids)
     tables = [tables] if isinstance(tables, Table) else list(tables)
+    _check_tables(tables)
+    reports = []
+    words = {*map(str, users.tolist()), *keys}
+    # Rejected rows first: only as long as a table has the users it also tells their keys.
+    for table in sorted(tables, key=lambda table: (not is_rejects_table(table), is_feature_table(table))):
+        if progress is not None:
+            progress(".".join(table.name()))
+        table.refresh()
+        if is_rejects_table(table):
+            words |= user_keys(tables, users)
+            reports.append(_delete_rejected(table, users, words, drop_refs=drop_refs, dry_run=dry_run))
+            continue
+        if dry_run:
+            counts, snapshot_id = count_rows(table, users), None
+        elif is_feature_table(table) and is_by_position(table):
+            counts, snapshot_id = _follow_main(table, users)
+        else:
+            counts, snapshot_id = _delete_from(table, users)
+        reports.append(_report(table, users, counts, snapshot_id, drop_refs=drop_refs, dry_run=dry_run))
+    if erase and not dry_run:  # after all of them, since features by position read old snapshots of their main table
+        for table in tables:
+            expire_snapshots(table, older_than=timedelta(0))
+    return reports
+
+
+def _check_tables(tables: list[Table]) -> None:
     names = {".".join(table.name()) for table in tables}
     for table in tables:
         if is_feature_table(table):
@@ -96,90 +133,39 @@ def delete_user(
                     f"{'.'.join(table.name())}: its main table {main} among the tables required, since its rows follow the "
                     "requests there, found only the feature table; name both"
                 )
-        else:
+        elif not is_rejects_table(table):
             table_layout(table)
-    reports = []
-    for table in sorted(tables, key=is_feature_table):
-        if progress is not None:
-            progress(".".join(table.name()))
-        table.refresh()
-        if is_feature_table(table) and is_by_position(table):
-            report = _follow_main(table, users, drop_refs)
-        else:
-            report = _delete_from(table, users, drop_refs)
-        reports.append(report)
-    if erase:  # after all of them, since features by position read old snapshots of their main table
-        for table in tables:
-            expire_snapshots(table, older_than=timedelta(0))
-    return reports
 
 
-def files_with(table: Table, users: np.ndarray, snapshot_id: int | None = None) -> list[LiveFile]:
-    """The data files of a snapshot that hold rows of these users; ids are read only where bucket and bounds allow them."""
-    num_buckets = table_buckets(table)
-    buckets = None if num_buckets is None else set(buckets_of(users, num_buckets).tolist())
-    holding = []
-    for file in live_files(table, snapshot_id):
-        of_spec = file.data_file.spec_id == table.metadata.default_spec_id
-        if buckets is not None and of_spec and file.partition not in buckets:
-            continue
-        at = int(np.searchsorted(users, file.users[0]))
-        if at == len(users) or users[at] > file.users[1]:
-            continue
-        source = _source(table, [file.path], snapshot_id)
-        groups = source.row_groups(users)
-        if any(np.isin(ids.column(0).to_numpy(), users).any() for ids in source.stream(groups, [USER_ID])):
-            holding.append(file)
-    return holding
-
-
-def _delete_from(table: Table, users: np.ndarray, drop_refs: bool) -> DeletionReport:
+def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None]:
     name = ".".join(table.name())
-    counts, snapshot_id = _Counts(), None
+    counts, snapshot_id = RowCounts(), None
     for _ in range(ATTEMPTS):
         files = files_with(table, users)
         if not files:
-            break
+            return counts, snapshot_id
         try:
             snapshot_id = _rewrite(table, files, users, counts) or snapshot_id
         except ConflictError:
-            time.sleep(
-                random.uniform(0, MAX_WAIT_S)
-            )  # two that rewrite one bucket again and again must get out of step
+            # two that rewrite one bucket again and again must get out of step
+            time.sleep(random.uniform(0, MAX_WAIT_S))
             table.refresh()
-    else:
-        raise ConflictError(
-            f"{name}: files left alone by others required while they are rewritten, found them replaced, or the users appended "
-            f"again, {ATTEMPTS} times; run it again when the other writer is done"
-        )
-    return _report(table, users, counts, snapshot_id, drop_refs)
+    raise ConflictError(
+        f"{name}: files left alone by others required while they are rewritten, found them replaced, or the users appended "
+        f"again, {ATTEMPTS} times; run it again when the other writer is done"
+    )
 
 
-@dataclass
-class _Counts:
-    rows: int = 0
-    files: int = 0
-    rewritten: int = 0
-    bytes: int = 0
-    old_bytes: int = 0
-    requests: list[np.ndarray] = field(default_factory=list)
-    """[N, 2] user_id and request_id of what was deleted; of a shuffled table a request comes again and again."""
-
-    @property
-    def num_requests(self) -> int:
-        return len(np.unique(np.concatenate(self.requests), axis=0)) if self.requests else 0
-
-
-def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: _Counts) -> int | None:
+def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: RowCounts) -> int | None:
     """Write these files again without the users, in one commit."""
-    schema, layout = _schema(table, None), table_layout(table)
+    schema, layout = rows_schema(table, None), table_layout(table)
     kept, kept_requests, gone = RunningChecksum(), 0, []
     with StagedFiles(table, schema) as files:
         for file in old:
-            source = _source(table, [file.path], None)
+            source = file_source(table, [file.path], None)
             for batch in source.stream(source.row_groups()):
                 keep = ~np.isin(batch.column(USER_ID).to_numpy(), users)
-                requests = _requests(batch)
+                requests = request_keys(batch)
                 gone.append(requests[~keep])
                 if not keep.any():
                     continue
@@ -192,7 +178,7 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: _Coun
         num_requests, gone_rows = kept_requests if layout.is_bucketed else None, sum(map(len, gone))
         files.verify(num_rows=sum(file.num_rows for file in old) - gone_rows, num_requests=num_requests)
         new = files.data_files
-        if new and content_checksum(_source(table, [file.file_path for file in new], None)) != kept.so_far:
+        if new and content_checksum(file_source(table, [file.file_path for file in new], None)) != kept.so_far:
             raise RuntimeError(
                 f"{'.'.join(table.name())}: the rows of all other users unchanged required ({kept.so_far}), found others; nothing "
                 "was committed. This is a defect of the reader or the writer: report it"
@@ -203,39 +189,59 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: _Coun
             rebase=True,
             properties={"reqdedup.operation": "delete"},
         )
-    counts.rows, counts.requests = counts.rows + gone_rows, [*counts.requests, *gone]
+    for requests in gone:
+        counts.add(requests)
     counts.files, counts.rewritten = counts.files + len(old), counts.rewritten + len(new)
     counts.bytes += sum(file.file_size_in_bytes for file in new)
     counts.old_bytes += sum(file.num_bytes for file in old)
     return snapshot_id
 
 
-def _follow_main(table: Table, users: np.ndarray, drop_refs: bool) -> DeletionReport:
+def _follow_main(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None]:
     """A table by position loses the users by being aligned anew with its main table, which has lost them already."""
-    side, _ = feature_side(table)
-    counts = _Counts()
-    for batch in side.stream(0, 1, [USER_ID, REQUEST_ID], users):
-        counts.rows, counts.requests = counts.rows + batch.num_rows, [*counts.requests, _requests(batch)]
-    snapshot_id = None
-    if counts.rows:
-        buckets = set(buckets_of(users, side.num_buckets).tolist())
-        old = [file for file in live_files(table) if file.partition in buckets]
-        main = table.catalog.load_table(table.properties[MAIN_TABLE_PROPERTY])
-        aligned = realign(main, table, buckets=sorted(buckets))
-        counts.files, counts.old_bytes = len(old), sum(file.num_bytes for file in old)
-        counts.rewritten, counts.bytes, snapshot_id = aligned.files, aligned.bytes, aligned.snapshot_id
-    return _report(table, users, counts, snapshot_id, drop_refs)
+    counts = RowCounts()
+    buckets = count_by_position(table, users, counts)
+    if not counts.rows:
+        return counts, None
+    main = table.catalog.load_table(table.properties[MAIN_TABLE_PROPERTY])
+    aligned = realign(main, table, buckets=buckets)
+    counts.rewritten, counts.bytes = aligned.files, aligned.bytes
+    return counts, aligned.snapshot_id
+
+
+def _delete_rejected(
+    table: Table, users: np.ndarray, words: Collection[str], *, drop_refs: bool, dry_run: bool
+) -> DeletionReport:
+    done = Rewritten(rows=count_rejected(table, users, words)) if dry_run else delete_rejected(table, users, words)
+    current = table.refresh().current_snapshot()
+    refs = {name: ref.snapshot_id for name, ref in table.metadata.refs.items() if name != MAIN}
+    held_by = [
+        name
+        for name, snapshot_id in refs.items()
+        if (current is None or snapshot_id != current.snapshot_id) and count_rejected(table, users, words, snapshot_id)
+    ]
+    files = len(list(table.scan().plan_files()))
+    return DeletionReport(
+        table=".".join(table.name()),
+        rows=done.rows,
+        requests=0,
+        files=files if dry_run and done.rows else done.files,
+        rewritten=done.rewritten,
+        untouched=0 if done.rows else files,
+        bytes=done.bytes,
+        old_bytes=done.old_bytes,
+        held_by=_drop_refs(table, tuple(sorted(held_by)), drop_refs and not dry_run),
+        snapshots=_old_snapshots(table),
+        snapshot_id=done.snapshot_id,
+        dry_run=dry_run,
+    )
 
 
 def _report(
-    table: Table, users: np.ndarray, counts: _Counts, snapshot_id: int | None, drop_refs: bool
+    table: Table, users: np.ndarray, counts: RowCounts, snapshot_id: int | None, *, drop_refs: bool, dry_run: bool
 ) -> DeletionReport:
     table.refresh()
-    held_by = _holding_refs(table, users)
-    if drop_refs and held_by:
-        removals = [RemoveSnapshotRefUpdate(ref_name=ref) for ref in held_by]  # type: ignore[call-arg]
-        commit_refs(table, removals, expected={ref: table.metadata.refs[ref].snapshot_id for ref in held_by})
-        held_by = ()
+    held_by = _drop_refs(table, holding_refs(table, users), drop_refs and not dry_run)
     return DeletionReport(
         table=".".join(table.name()),
         rows=counts.rows,
@@ -244,43 +250,25 @@ def _report(
         rewritten=counts.rewritten,
         bytes=counts.bytes,
         old_bytes=counts.old_bytes,
-        untouched=len(live_files(table)) - counts.rewritten,
+        untouched=len(live_files(table)) - (counts.files if dry_run else counts.rewritten),
         held_by=held_by,
-        snapshots=len(table.metadata.snapshots) - len({ref.snapshot_id for ref in table.metadata.refs.values()}),
+        snapshots=_old_snapshots(table),
         snapshot_id=snapshot_id,
+        dry_run=dry_run,
     )
 
 
-def _holding_refs(table: Table, users: np.ndarray) -> tuple[str, ...]:
-    by_position = is_feature_table(table) and is_by_position(table)
-    current = table.current_snapshot()
-    holding = []
-    for name, ref in table.metadata.refs.items():
-        if name == MAIN or (current is not None and ref.snapshot_id == current.snapshot_id):
-            continue
-        if by_position:
-            side, _ = feature_side(table, snapshot_id=ref.snapshot_id)
-            held = any(batch.num_rows for batch in side.stream(0, 1, [USER_ID, REQUEST_ID], users))
-        else:
-            held = bool(files_with(table, users, ref.snapshot_id))
-        if held:
-            holding.append(name)
-    return tuple(sorted(holding))
+def _drop_refs(table: Table, held_by: tuple[str, ...], is_wanted: bool) -> tuple[str, ...]:
+    """Remove these branches and tags where that is wanted; those that are left."""
+    if not (is_wanted and held_by):
+        return held_by
+    removals = [RemoveSnapshotRefUpdate(ref_name=ref) for ref in held_by]  # type: ignore[call-arg]
+    commit_refs(table, removals, expected={ref: table.metadata.refs[ref].snapshot_id for ref in held_by})
+    return ()
 
 
-def _schema(table: Table, snapshot_id: int | None) -> EngagementSchema:
-    if is_feature_table(table):
-        return as_engagement_schema(feature_schema(table, snapshot_id))
-    return table_schema(table, snapshot_id)
-
-
-def _source(table: Table, paths: list[str], snapshot_id: int | None) -> FileSource:
-    return FileSource(paths, _schema(table, snapshot_id), io=table.io)
-
-
-def _requests(rows: pa.RecordBatch) -> np.ndarray:
-    """user_id and request_id of each row, [N, 2]."""
-    return np.stack([rows.column(name).to_numpy() for name in (USER_ID, REQUEST_ID)], axis=1)
+def _old_snapshots(table: Table) -> int:
+    return len(table.metadata.snapshots) - len({ref.snapshot_id for ref in table.metadata.refs.values()})
 
 
 def _user_array(user_ids: int | Iterable[int] | np.ndarray | pa.Array) -> np.ndarray:

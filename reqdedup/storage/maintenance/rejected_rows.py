@@ -1,0 +1,105 @@
+"""Deleting users from the table of rejected rows, which has the text of rows that no engagement table took.
+
+A row goes where its user_id is one of them. A row whose user could not be read goes where the id, or the original key
+that it is the hash of, stands in its text as a word: rather one row too many of a table that is for looking at. A row of
+another user goes where its detail names them ("more rows of user 7").
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io.pyarrow import _dataframe_to_data_files
+from pyiceberg.table import Table
+
+from reqdedup.schema import USER_ID
+from reqdedup.storage.commit import ConflictError, forget_removed
+
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """rows: deleted.  files, old_bytes: that held them.  rewritten, bytes: in their place."""
+
+    rows: int = 0
+    files: int = 0
+    old_bytes: int = 0
+    rewritten: int = 0
+    bytes: int = 0
+    snapshot_id: int | None = None
+
+
+def count_rejected(table: Table, users: np.ndarray, words: Collection[str], snapshot_id: int | None = None) -> int:
+    """How many rejected rows of a snapshot are of these users or name them."""
+    rows = table.scan(snapshot_id=snapshot_id).to_arrow()
+    return int(names_users(rows, users, words).sum())
+
+
+def delete_rejected(table: Table, users: np.ndarray, words: Collection[str]) -> Rewritten:
+    """Write the table again without the rows of these users, in one commit; nothing where there are none.
+
+    It is small enough to hold: an ingest held it too. Raises ConflictError where ingests replace it all the time.
+    """
+    for attempt in range(ATTEMPTS):
+        table.refresh()
+        rows = table.scan().to_arrow()
+        gone = names_users(rows, users, words)
+        if not gone.any():
+            return Rewritten()
+        old = [task.file for task in table.scan().plan_files()]
+        kept = rows.filter(pa.array(~gone))
+        try:
+            with table.transaction() as transaction:
+                update = transaction.update_snapshot(snapshot_properties={"reqdedup.operation": "delete"})
+                with update.overwrite() as snapshot:
+                    forget_removed(snapshot)
+                    new = list(_dataframe_to_data_files(table.metadata, kept, table.io)) if len(kept) else []
+                    for data_file in old:
+                        snapshot.delete_data_file(data_file)
+                    for data_file in new:
+                        snapshot.append_data_file(data_file)
+        except CommitFailedException as error:
+            conflict = error
+            time.sleep(0.1 * attempt)
+            continue
+        current = table.current_snapshot()
+        return Rewritten(
+            rows=int(gone.sum()),
+            files=len(old),
+            old_bytes=sum(file.file_size_in_bytes for file in old),
+            rewritten=len(new),
+            bytes=sum(file.file_size_in_bytes for file in new),
+            snapshot_id=current.snapshot_id if current is not None else None,
+        )
+    raise ConflictError(
+        f"{'.'.join(table.name())}: the table left alone by others required while it is rewritten, found it replaced "
+        f"{ATTEMPTS} times; run it again when the ingest is done"
+    ) from conflict
+
+
+def names_users(rows: pa.Table, users: np.ndarray, words: Collection[str]) -> np.ndarray:
+    """Which rejected rows are of these users or name them, [N] bool. words: their ids and keys as text."""
+    found = np.zeros(rows.num_rows, bool)
+    unknown = np.ones(rows.num_rows, bool)
+    if USER_ID in rows.column_names:
+        owner = rows.column(USER_ID)
+        unknown = owner.is_null().to_numpy()
+        found |= np.isin(owner.fill_null(0).to_numpy(), users) & ~unknown
+    any_word = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    # A word ends where no letter, digit or underscore goes on; a key may itself begin with another character.
+    as_word = rf"(?:^|[^\pL\pN_])(?:{any_word})(?:$|[^\pL\pN_])"
+    for name in ("raw", "detail"):
+        found |= unknown & _matches(rows.column(name), as_word)
+    return found | _matches(rows.column("detail"), rf"\buser[ =](?:{any_word})(?:$|[^\pL\pN_])")
+
+
+def _matches(texts: pa.ChunkedArray, pattern: str) -> np.ndarray:
+    return pc.match_substring_regex(texts.fill_null(""), pattern).to_numpy()
