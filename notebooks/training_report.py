@@ -1,0 +1,116 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How the training runs went
+#
+# Every run leaves `metrics.csv` (one row per step) and `result.json` (its figures) in its folder. Shown side by side: the
+# loss, what the batches held, how fast they went through, and the memory of rank 0.
+#
+# Made from the folders under `warehouse/data/models/`: run `make run` first, or name folders of your own below. To execute
+# this notebook: `make notebooks`.
+
+# %% tags=["parameters"]
+runs = None  # {"name": "folder with metrics.csv", ...}; None: the newest namespace of the embedded warehouse
+
+# %%
+import json
+import sys
+from pathlib import Path
+
+root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists())
+sys.path.insert(0, str(root))
+
+import matplotlib.pyplot as plt
+import polars as pl
+from IPython.display import display
+
+# %%
+if runs is None:
+    files = sorted((root / "warehouse/data/models").glob("*/*/metrics.csv"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise FileNotFoundError("no training runs under warehouse/data/models: run `make run` first")
+    newest = files[-1].parent.parent
+    runs = {file.parent.name: file.parent for file in files if file.parent.parent == newest}
+    print(f"namespace {newest.name}")
+metrics = {name: pl.read_csv(Path(folder) / "metrics.csv") for name, folder in runs.items()}
+for name, steps in metrics.items():
+    rows, seconds = steps["rows"].sum(), steps["seconds"][-1]
+    print(f"{name}: {len(steps):,} steps, {rows:,} rows in {seconds:,.1f} s")
+
+
+# %%
+def panels(*columns):
+    """One row of plots per run, one plot per (column, title, factor): light the steps, dark their running mean."""
+    _, grid = plt.subplots(
+        len(metrics),
+        len(columns),
+        figsize=(4.6 * len(columns), 2.7 * len(metrics)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for line, (name, steps) in zip(grid, metrics.items()):
+        window = max(1, len(steps) // 20)
+        for axes, (column, title, factor) in zip(line, columns):
+            values = steps[column] * factor
+            axes.plot(steps["step"], values, color="tab:blue", alpha=0.3)
+            axes.plot(steps["step"], values.rolling_mean(window, min_samples=1), color="tab:blue")
+            axes.set_title(f"{name}: {title}", fontsize=9)
+            axes.grid(alpha=0.3)
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+    plt.show()
+
+
+# %% [markdown]
+# ## Loss and speed
+
+# %%
+panels(("loss", "loss [nats]", 1), ("rows_per_s", "rows per second", 1), ("learning_rate", "learning rate", 1))
+
+# %% [markdown]
+# ## What a step held
+#
+# *Effective users* are 1 / sum of squared shares of the rows: what a step's gradient averages over. *Deduplication* is the
+# bytes that a batch with every value once per row would have, per byte that moved. *False negatives* are in-batch
+# negatives that the same user engaged with, before the user mask takes them out.
+
+# %%
+panels(
+    ("effective_users", "effective users", 1),
+    ("dedup_factor", "deduplication, x", 1),
+    ("false_negative_rate", "false negatives, %", 100),
+)
+
+# %% [markdown]
+# ## Memory
+#
+# Resident memory of rank 0 after each step: it settles after the first window of the loader and stays there.
+
+# %%
+panels(("memory_bytes", "memory [MB]", 1e-6), ("moved_bytes", "batches [MB], all ranks", 1e-6))
+
+# %% [markdown]
+# ## Held-out figures
+
+# %%
+rows = []
+for name, folder in runs.items():
+    path = Path(folder) / "result.json"
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    rows += [
+        {"model": name, "figure": key, "value": f"{value:.4g}", "chance": f"{figures[f'{key}_chance']:.4g}"}
+        for key, value in figures.items()
+        if f"{key}_chance" in figures
+    ]
+with pl.Config(tbl_rows=-1, tbl_width_chars=120, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True):
+    display(pl.DataFrame(rows) if rows else "no run has ended yet")
