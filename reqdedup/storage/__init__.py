@@ -1,7 +1,9 @@
 """Layouts, writer, reader, compression, join, backfill, sampling, maintenance of Iceberg tables."""
 
 from reqdedup.storage.catalogs import open_catalog
+from reqdedup.storage.commit import ConflictError
 from reqdedup.storage.compression import compression_report
+from reqdedup.storage.convert import ColumnMapping, ConvertProgress, ConvertReport, convert_table
 from reqdedup.storage.feature_table import create_feature_table
 from reqdedup.storage.features import (
     FeatureReport,
@@ -19,6 +21,25 @@ from reqdedup.storage.features import (
 )
 from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
+from reqdedup.storage.maintenance import (
+    BucketChoice,
+    CompactReport,
+    DeletionReport,
+    ExpireReport,
+    NamespaceTables,
+    RebucketReport,
+    SweepReport,
+    TableHealth,
+    choose_num_buckets,
+    compact,
+    delete_user,
+    expire_snapshots,
+    feature_tables_of,
+    rebucket,
+    sweep_orphans,
+    table_health,
+    tables_of,
+)
 from reqdedup.storage.overlap import UserOverlap, user_overlap
 from reqdedup.storage.reader import FileSource, RowGroup, TableSource
 from reqdedup.storage.recent_events import recent_event_counts
@@ -31,13 +52,25 @@ from reqdedup.storage.writer import WriteProgress, WriteReport, write
 __all__ = [
     "Activity",
     "BatchSource",
+    "BucketChoice",
     "BucketJoin",
+    "ColumnMapping",
+    "CompactReport",
+    "ConflictError",
+    "ConvertProgress",
+    "ConvertReport",
+    "DeletionReport",
+    "ExpireReport",
     "FeatureReport",
     "FileSource",
     "Layout",
+    "NamespaceTables",
     "PromoteReport",
+    "RebucketReport",
     "RowGroup",
     "StagedFeature",
+    "SweepReport",
+    "TableHealth",
     "TableSource",
     "UserOverlap",
     "UserSample",
@@ -45,20 +78,30 @@ __all__ = [
     "WriteReport",
     "add_request_feature",
     "bucket_join",
+    "choose_num_buckets",
+    "compact",
     "compression_report",
+    "convert_table",
     "create_feature_table",
     "create_table",
+    "delete_user",
+    "expire_snapshots",
+    "feature_tables_of",
     "open_catalog",
     "promote",
     "realign",
+    "rebucket",
     "recent_event_counts",
     "rollback_to",
     "sample_users",
     "stage_request_feature",
     "staged_feature",
     "staged_features",
+    "sweep_orphans",
+    "table_health",
     "table_layout",
     "table_schema",
+    "tables_of",
     "tag",
     "tags",
     "user_overlap",

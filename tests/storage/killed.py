@@ -28,7 +28,7 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage import spill as spill_module
-from reqdedup.storage.convert import ColumnMapping, convert
+from reqdedup.storage.convert import ColumnMapping, convert_table
 from reqdedup.storage.datafile import DataFileWriter
 from reqdedup.storage.maintenance import compact, delete_user, expire_snapshots, rebucket, sweep_orphans
 from tests.storage.feature_tables import COUNT, of_request
@@ -144,7 +144,9 @@ def run_promote(folder: Path) -> None:
 
 def run_convert(folder: Path) -> None:
     mapping = ColumnMapping(user="user_id", request="request_id", item="item_id", time="request_ts")
-    convert(folder / "theirs", open_lake(folder), "test.main", mapping, num_buckets=2, spill_dir=spill_dir(folder))
+    convert_table(
+        folder / "theirs", open_lake(folder), "test.main", mapping, num_buckets=2, spill_dir=spill_dir(folder)
+    )
 
 
 OPERATIONS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {

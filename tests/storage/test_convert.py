@@ -14,7 +14,7 @@ import pytest
 from reqdedup.logs.ids import hash_string
 from reqdedup.schema import Kind, Level
 from reqdedup.storage import Layout, TableSource, checks, table_layout, table_schema
-from reqdedup.storage.convert import ColumnMapping, convert, source
+from reqdedup.storage.convert import ColumnMapping, convert_table, source
 from reqdedup.storage.layout import table_buckets
 from tests.storage.test_writer import files_of
 
@@ -121,7 +121,7 @@ def test_every_row_and_value_arrives_in_every_layout(catalog, tmp_path, layout, 
     monkeypatch.setattr(source, "PIECE_BYTES", 4096)  # many pieces, each with a few rows of many requests
     rows = their_rows()
     seen = []
-    report = convert(
+    report = convert_table(
         folder_of(tmp_path, rows), catalog, "test.ours", MAPPING, layout=layout, num_buckets=4, progress=seen.append
     )
     table = catalog.load_table("test.ours")
@@ -137,7 +137,7 @@ def test_every_row_and_value_arrives_in_every_layout(catalog, tmp_path, layout, 
 
 
 def test_levels_kinds_and_names_are_found(catalog, tmp_path):
-    convert(folder_of(tmp_path, their_rows()), catalog, "test.ours", MAPPING)
+    convert_table(folder_of(tmp_path, their_rows()), catalog, "test.ours", MAPPING)
     schema = table_schema(catalog.load_table("test.ours"))
     assert {column.name: column.level for column in schema.columns if column.level is not Level.KEY} == {
         **dict.fromkeys(["user_key", "request_key", "request_ts", "day", "country"], Level.REQUEST),
@@ -165,7 +165,7 @@ def test_an_iceberg_table_with_renamed_columns_and_deleted_rows(catalog, tmp_pat
     theirs.append(later.append_column("late", pa.array([f"spät-{i}" for i in range(len(later))])))
     theirs.delete("position < 10")
     mapping = ColumnMapping(user="member", request="session", item="shown.id", time="at", labels=["clicked"])
-    report = convert(theirs, catalog, "test.ours", mapping, layout=Layout.SORTED_LARGE_PAGES, num_buckets=2)
+    report = convert_table(theirs, catalog, "test.ours", mapping, layout=Layout.SORTED_LARGE_PAGES, num_buckets=2)
     assert report.rows == theirs.scan().count() < len(rows)
     ours = duckdb.sql(
         "select user_key, request_key, item_id, shown_price, position, late, clicked::bool, epoch_us(request_ts) "
@@ -194,7 +194,7 @@ def test_rows_that_position_deletes_name_are_left_out(catalog, tmp_path, monkeyp
     positions = [pa.chunked_array([[61, 3]]), pa.chunked_array([[60, 3]])]
     monkeypatch.setattr(source, "_read_all_delete_files", lambda io, tasks: {task.file.file_path: positions})
     mapping = ColumnMapping(user="member", request="session", item="shown.id", time="at", labels=["clicked"])
-    report = convert(theirs, catalog, "test.ours", mapping)
+    report = convert_table(theirs, catalog, "test.ours", mapping)
     assert report.rows == len(rows) - 3
     assert "3 rows that delete files name were left out" in report.notes
     stored = pq.read_table(task.file.file_path.removeprefix("file://")).column("shown").to_pylist()
@@ -220,7 +220,7 @@ def test_integer_keys_stay_and_several_columns_make_a_request(catalog, tmp_path)
         }
     )
     mapping = ColumnMapping(user="uid", request=["hour", "slot"], item="iid", time="ms", time_unit="ms")
-    report = convert(folder_of(tmp_path, rows, num_files=1), catalog, "test.ours", mapping)
+    report = convert_table(folder_of(tmp_path, rows, num_files=1), catalog, "test.ours", mapping)
     table = catalog.load_table("test.ours")
     found = [row for batch in TableSource(table).batches() for row in batch.to_pylist()]
     assert report.requests == 4
@@ -246,7 +246,7 @@ def test_lists_of_string_ids_become_the_hashes_of_items_and_null_lists_empty(cat
         }
     )
     mapping = ColumnMapping(user="u", request="r", item="i", time="t", ids=["clicks"])
-    report = convert(folder_of(tmp_path, rows), catalog, "test.ours", mapping)
+    report = convert_table(folder_of(tmp_path, rows), catalog, "test.ours", mapping)
     found = [row for batch in TableSource(catalog.load_table("test.ours")).batches() for row in batch.to_pylist()]
     assert {row["clicks"] for row in found} == {np.array([hash_string("N7"), hash_string("N1")]).tobytes(), b""}
     assert {row["item_id"] for row in found} == {hash_string("N1"), hash_string("N2")}
@@ -257,7 +257,7 @@ def test_a_column_of_another_level_than_given_is_an_error_and_leaves_no_table(ca
     folder = folder_of(tmp_path, their_rows())
     wrong = ColumnMapping(user="member", request="session", item="shown.id", time="at", levels={"rank": Level.REQUEST})
     with pytest.raises(ValueError, match=r"column rank: one value per request required, found two in request"):
-        convert(folder, catalog, "test.ours", wrong)
+        convert_table(folder, catalog, "test.ours", wrong)
     assert not catalog.table_exists("test.ours")
 
 
@@ -275,7 +275,7 @@ def test_a_value_that_changes_on_the_way_stops_the_conversion(catalog, tmp_path,
 
     monkeypatch.setattr(rows_module, "blobs_of", damaged)
     with pytest.raises(RuntimeError, match=r"the rows of .* required .*, found .*; nothing was committed"):
-        convert(folder_of(tmp_path, their_rows()), catalog, "test.ours", MAPPING)
+        convert_table(folder_of(tmp_path, their_rows()), catalog, "test.ours", MAPPING)
     assert not catalog.table_exists("test.ours")
 
 
@@ -299,16 +299,16 @@ def test_bad_input_says_what_is_required(catalog, tmp_path):
         ),
     ]:
         with pytest.raises(ValueError, match=message):
-            convert(folder, catalog, "test.ours", ColumnMapping(**{**keys, **changed}))
+            convert_table(folder, catalog, "test.ours", ColumnMapping(**{**keys, **changed}))
         assert not catalog.table_exists("test.ours")
     with pytest.raises(ValueError, match="time_unit: one of s, ms, us, ns required, found 'min'"):
         ColumnMapping(**keys, time_unit="min")
     with pytest.raises(ValueError, match="found nothing there"):
-        convert(tmp_path / "nowhere", catalog, "test.ours", MAPPING)
+        convert_table(tmp_path / "nowhere", catalog, "test.ours", MAPPING)
     fine = ColumnMapping(**keys, exclude=skip)
-    convert(folder, catalog, "test.ours", fine)
+    convert_table(folder, catalog, "test.ours", fine)
     with pytest.raises(ValueError, match=r"test.ours: a new table required, found one"):
-        convert(folder, catalog, "test.ours", fine)
+        convert_table(folder, catalog, "test.ours", fine)
 
 
 def test_null_keys_and_null_elements_are_named_with_their_place(catalog, tmp_path):
@@ -318,4 +318,4 @@ def test_null_keys_and_null_elements_are_named_with_their_place(catalog, tmp_pat
     with pytest.raises(
         ValueError, match=r"part-0.parquet at row 0: column shown.id as int64 required: no nulls allowed, found 1"
     ):
-        convert(folder, catalog, "test.ours", MAPPING)
+        convert_table(folder, catalog, "test.ours", MAPPING)

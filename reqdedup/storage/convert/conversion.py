@@ -69,7 +69,7 @@ class ConvertReport:
     seconds: float
 
 
-def convert(
+def convert_table(
     source: Table | str | Path | Sequence[str | Path],
     catalog: Catalog,
     identifier: str,
