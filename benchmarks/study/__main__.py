@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,41 +26,43 @@ SEARCH = (
     ("temperature", (0.05, 0.1, 0.2, 0.4)),
 )
 """One coordinate after the other, each from the best so far; ranking has no temperature."""
+MOVIELENS_FILES = ("u.data", "ml-100k.inter")
 FIRST_GUESS = Tuned(learning_rate=3e-3, table_rate=0.1, weight_decay=0.01)
 
 
 def study(sizes: plan.Sizes, *, movielens: Path | None, processes: int, only: str, write: bool) -> list[dict[str, Any]]:
-    """Result rows of every block whose name and log contain `only`."""
+    """Result rows of every block whose name and log contain `only`, and of the gradients where that leaves any."""
     blocks = plan.blocks(sizes, with_movielens=movielens is not None)
     blocks = [block for block in blocks if only in f"{block.log}: {block.name}"]
+    of_gradients = gradients(blocks, sizes, processes=processes)
+    runs = [
+        Run(block=b, arm=arm, tuned=plan.TUNED[b.task, b.log], seed=seed, sizes=sizes, movielens=movielens)
+        for b in blocks
+        for arm in b.arms
+        for seed in b.seeds(arm)
+    ]
     outcomes: list[Outcome] = []
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
-    for seed in sizes.seeds:
-        runs = [
-            Run(block=b, arm=arm, tuned=plan.TUNED[b.task, b.log], seed=seed, sizes=sizes, movielens=movielens)
-            for b in blocks
-            for arm in b.arms
-        ]
-        for outcome in run_all(runs, processes=processes):
-            outcomes.append(outcome)
-            _say(outcome, len(outcomes), len(runs) * len(sizes.seeds), start)
-        rows = result_rows(outcomes)
+    for group in run_all(runs, processes=processes):
+        outcomes += group
+        _say(group, len(outcomes), len(runs), start)
+        rows = result_rows(outcomes) + of_gradients
         if write:
-            print(write_results("study", rows), file=sys.stderr)
+            write_results("study", rows)
     return rows
 
 
-def gradients(sizes: plan.Sizes, *, processes: int) -> list[dict[str, Any]]:
-    """Result rows of bias and noise, in the main comparisons of the synthetic logs at the smaller number of ranks."""
+def gradients(blocks: Sequence[Block], sizes: plan.Sizes, *, processes: int) -> list[dict[str, Any]]:
+    """Result rows of bias and noise, in the main comparisons of the large catalogue at the smaller number of ranks."""
     name = f"{sizes.world_sizes[0]} ranks"
     runs = [
-        GradientRun(block=b, tuned=plan.TUNED[b.task, b.log], seed=seed, sizes=sizes)
-        for b in plan.blocks(sizes, with_movielens=False)
-        if b.name.endswith(f", {name}")
-        for seed in sizes.seeds[: plan.GRADIENT_SEEDS]
+        GradientRun(block=block, tuned=plan.TUNED[block.task, block.log], seed=seed, sizes=sizes)
+        for block in blocks
+        if block.log == plan.LARGE and block.name.endswith(f", {name}")
+        for seed in range(sizes.gradient_seeds)
     ]
-    return gradient_rows(runs, run_gradients(runs, processes=processes))
+    return gradient_rows(runs, run_gradients(runs, processes=processes)) if runs else []
 
 
 def tune(sizes: plan.Sizes, *, movielens: Path | None, processes: int) -> list[dict[str, Any]]:
@@ -80,7 +83,7 @@ def tune(sizes: plan.Sizes, *, movielens: Path | None, processes: int) -> list[d
                 Run(block=block, arm=arm, tuned=one, seed=plan.TUNING_SEED, sizes=sizes, movielens=movielens)
                 for one in grid
             ]
-            found |= {outcome.run.tuned: outcome for outcome in run_all(runs, processes=processes)}
+            found |= {one.run.tuned: one for group in run_all(runs, processes=processes) for one in group}
             best = (max if MAIN[task] in RISES else min)(found, key=lambda one: found[one].figures[MAIN[task]])
         for tuned, outcome in found.items():
             rows.append(
@@ -98,15 +101,13 @@ def tune(sizes: plan.Sizes, *, movielens: Path | None, processes: int) -> list[d
     return rows
 
 
-def _say(outcome: Outcome, done: int, total: int, start: float) -> None:
-    run = outcome.run
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in outcome.figures.items())
-    print(
-        f"{time.perf_counter() - start:5.0f} s  {done}/{total}  seed {run.seed}  {run.block.log}: {run.block.name}: "
-        f"{run.arm.name}: {figures}  ({outcome.seconds:.0f} s)",
-        file=sys.stderr,
-        flush=True,
-    )
+def _say(group: list[Outcome], done: int, total: int, start: float) -> None:
+    """A line per run."""
+    for outcome in group:
+        run = outcome.run
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in outcome.figures.items())
+        print(f"{run.block.log}: {run.block.name}: {run.arm.name}: seed {run.seed}: {figures}", file=sys.stderr)
+    print(f"{time.perf_counter() - start:.0f} s, {done} of {total} runs", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,6 +121,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only blocks whose `log: name` contains this; nothing is written")
     arguments = parser.parse_args(argv)
     sizes = plan.QUICK if arguments.quick else plan.FULL
+    if arguments.movielens is None:
+        print(
+            "study: without the MovieLens log; --movielens FOLDER adds it (make study MOVIELENS=FOLDER)",
+            file=sys.stderr,
+        )
+    elif not any((arguments.movielens / name).is_file() for name in MOVIELENS_FILES):
+        parser.error(
+            f"--movielens: a folder with {' or '.join(MOVIELENS_FILES)} required, found {arguments.movielens} without; "
+            "unpack MovieLens 100K (https://grouplens.org/datasets/movielens/100k/) and name its folder"
+        )
     if arguments.tune:
         write_results("study_tuning", tune(sizes, movielens=arguments.movielens, processes=arguments.processes))
         return 0

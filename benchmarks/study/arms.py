@@ -17,8 +17,8 @@ class Arm:
     chunk_rows: pieces are chunks of at most so many rows of a request; None keeps requests whole.
     norm: BatchNorm in the heads; False is the control without any norm.  sync: its statistics span all ranks.
     same_user: negatives of the row's own user are `kept`, `masked`, or `capped` to `same_user_share` of the weight.
-    gather: negatives of all ranks.
-    rate_factor: learning rates times this; the IID arm of other batch sizes is tuned once more.
+    gather: negatives of all ranks.  negative_rows: instead, negatives of so many consecutive rows.
+    rate_factor: both learning rates times this.  epochs: steps times this.
     """
 
     name: str
@@ -29,11 +29,19 @@ class Arm:
     same_user: str = "kept"
     same_user_share: float = 0.0
     gather: bool = False
+    negative_rows: int | None = None
     rate_factor: float = 1.0
+    epochs: float = 1.0
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS or self.same_user not in SAME_USER:
             raise ValueError(f"arm {self.name}: order of {ORDERS} and same_user of {SAME_USER} required")
+
+    def negative_groups(self, rows: int, ranks: int) -> int:
+        """Into how many groups of rows a step of `rows` falls that are each other's negatives."""
+        if self.negative_rows:
+            return rows // self.negative_rows
+        return 1 if self.gather else ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,7 @@ class Block:
 
     task: `ranking` or `retrieval`.  log: a key of `plan.LOGS`.  With steps of equal rows every arm sees the same rows;
     with equal passes an arm that shares passes sees more of them.
+    num_seeds: pairs, seeds 0, 1, ...  close_arms: names of those that differ so little that they need `close_seeds`.
     """
 
     name: str
@@ -79,6 +88,9 @@ class Block:
     steps: Steps
     arms: tuple[Arm, ...]
     references: tuple[str, ...] = ()
+    num_seeds: int = 1
+    close_arms: tuple[str, ...] = ()
+    close_seeds: int = 0
 
     def __post_init__(self) -> None:
         if not self.references:
@@ -86,6 +98,9 @@ class Block:
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names) or not set(self.references) <= set(names):
             raise ValueError(f"block {self.name}: distinct arms, the references {self.references} among them, required")
+
+    def seeds(self, arm: Arm) -> range:
+        return range(max(self.num_seeds, self.close_seeds) if arm.name in self.close_arms else self.num_seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +114,18 @@ class Tuned:
     temperature: float = 0.1
 
 
+RANKING_ALL = Arm(name="all: sync + shuffle + chunks of 8", order="requests", chunk_rows=8, sync=True)
+RANKING_IID = Arm(name="iid + sync", sync=True)
 RANKING_ARMS = (
     Arm(name="iid"),
-    Arm(name="iid + sync", sync=True),
+    RANKING_IID,
     Arm(name="sorted", order="sorted"),
     Arm(name="sorted + sync", order="sorted", sync=True),
     Arm(name="sorted + shuffle", order="requests"),
     Arm(name="sorted + sync + shuffle", order="requests", sync=True),
-    Arm(name="all: sync + shuffle + chunks of 8", order="requests", chunk_rows=8, sync=True),
+    RANKING_ALL,
 )
-_ALL = Arm(
+RETRIEVAL_ALL = Arm(
     name="all: sync + mask + shuffle + gather + chunks of 4",
     order="requests",
     chunk_rows=4,
@@ -116,32 +133,24 @@ _ALL = Arm(
     same_user="masked",
     gather=True,
 )
-_WHOLE = replace(_ALL, name="all but chunks: sync + mask + shuffle + gather", chunk_rows=None)
+RETRIEVAL_WHOLE = replace(RETRIEVAL_ALL, name="all but chunks: sync + mask + shuffle + gather", chunk_rows=None)
+RETRIEVAL_IID = Arm(name="iid + sync + gather", sync=True, gather=True)
 RETRIEVAL_ARMS = (
     Arm(name="iid"),
-    Arm(name="iid + sync + gather", sync=True, gather=True),
+    RETRIEVAL_IID,
     Arm(name="sorted", order="sorted"),
     Arm(name="sorted + sync", order="sorted", sync=True),
     Arm(name="sorted + mask", order="sorted", same_user="masked"),
     Arm(name="sorted + sync + mask", order="sorted", sync=True, same_user="masked"),
-    Arm(
-        name="sorted + sync + same-user weight capped at 2%",
-        order="sorted",
-        sync=True,
-        same_user="capped",
-        same_user_share=0.02,
-    ),
     Arm(name="sorted + sync + mask + gather", order="sorted", sync=True, same_user="masked", gather=True),
     Arm(name="sorted + sync + mask + shuffle", order="requests", sync=True, same_user="masked"),
-    _WHOLE,
-    _ALL,
-    replace(_ALL, name="all, same-user weight capped at 0.2%", same_user="capped", same_user_share=0.002),
-    replace(_ALL, name="all, no mask", same_user="kept"),
+    RETRIEVAL_WHOLE,
+    RETRIEVAL_ALL,
 )
 MANY_RANKS_RETRIEVAL_ARMS = tuple(
     arm
     for arm in RETRIEVAL_ARMS
-    if arm.name in ("iid", "iid + sync + gather", "sorted", "sorted + sync + mask", _WHOLE.name, _ALL.name)
+    if arm.name not in ("sorted + sync", "sorted + mask", "sorted + sync + mask + shuffle")
 )
 NO_NORM_ARMS = {
     "ranking": (
@@ -152,9 +161,47 @@ NO_NORM_ARMS = {
     ),
     "retrieval": (
         Arm(name="no norm: iid + gather", norm=False, gather=True),
-        replace(_WHOLE, name="no norm: mask + shuffle + gather", norm=False, sync=False),
+        replace(RETRIEVAL_WHOLE, name="no norm: mask + shuffle + gather", norm=False, sync=False),
     ),
 }
+SAME_USER_ARMS = (
+    RETRIEVAL_IID,
+    *(
+        replace(RETRIEVAL_WHOLE, name=name, same_user=same_user, same_user_share=share)
+        for name, same_user, share in (
+            ("masked", "masked", 0.0),
+            ("at most 0.1%", "capped", 0.001),
+            ("at most 1%", "capped", 0.01),
+            ("at most 10%", "capped", 0.1),
+            ("kept", "kept", 0.0),
+        )
+    ),
+)
+NEGATIVES_ARMS = (
+    RETRIEVAL_IID,
+    *(Arm(name=f"iid + sync, negatives of {n} rows", sync=True, negative_rows=n) for n in (64, 32, 16)),
+    Arm(name="sorted + sync, no mask", order="sorted", sync=True),
+    Arm(name="sorted + sync + mask", order="sorted", sync=True, same_user="masked"),
+    Arm(
+        name="sorted + sync + same-user weight at most 10%",
+        order="sorted",
+        sync=True,
+        same_user="capped",
+        same_user_share=0.1,
+    ),
+)
+"""How many negatives, and of how many users, make the mask harmful on sorted rows without a gather."""
+EPOCHS_ARMS = tuple(
+    replace(arm, name=f"{name}, {epochs:g} {'epoch' if epochs == 1 else 'epochs'}", epochs=epochs)
+    for name, arm in (("iid", RETRIEVAL_IID), ("all", RETRIEVAL_ALL))
+    for epochs in (1.0, 1.5, 2.0)
+)
+RATES = (0.3, 1.0, 3.0)
+
+
+def at_rates(*arms: Arm) -> tuple[Arm, ...]:
+    """Every arm at each of the same few rates: neither side keeps the advantage of having been tuned."""
+    return tuple(replace(arm, name=f"{arm.name}, rates x {rate:g}", rate_factor=rate) for arm in arms for rate in RATES)
 
 
 def with_all_fixes(task: str, **options: Any) -> Arm:

@@ -29,7 +29,7 @@ def step_rows(log: StudyLog, rows: np.ndarray, arm: Arm, steps: Steps, rng: np.r
     per_rank = steps.rows_per_rank(
         1.0 if is_iid else len(rows) / len(piece_starts(log.request_B[rows], arm.chunk_rows))
     )
-    num_steps = steps.count(len(rows), per_rank)
+    num_steps = max(1, int(arm.epochs * steps.count(len(rows), per_rank)))
     wanted = num_steps * per_rank
     if is_iid:
         stream = np.concatenate([rng.permutation(rows) for _ in range(-(-wanted * steps.world_size // len(rows)))])
@@ -76,6 +76,8 @@ class Meters:
     false_negatives: share of all pairs of a row and another item in its reach (its rank, or all of them where negatives
         are gathered) whose item the row's user clicked anywhere in the log.  after_mask: the same with same-user pairs
         taken out, of what is left.
+    negatives: of a row, those that a mask takes out not counted.  negative_users: effective users that they come from.
+    epochs: rows of all steps over training rows.
     """
 
     users: float
@@ -83,29 +85,38 @@ class Meters:
     passes: float
     false_negatives: float
     after_mask: float
+    negatives: float
+    negative_users: float
+    epochs: float
 
 
-def measure(log: StudyLog, rows_SWb: np.ndarray, *, gather: bool, engaged: np.ndarray, max_steps: int = 8) -> Meters:
-    """Meters over up to `max_steps` evenly spaced steps."""
+def measure(
+    log: StudyLog, rows_SWb: np.ndarray, *, arm: Arm, num_rows: int, engaged: np.ndarray, max_steps: int = 8
+) -> Meters:
+    """Meters over up to `max_steps` evenly spaced steps.  num_rows: training rows of the log."""
     chosen = np.unique(np.linspace(0, len(rows_SWb) - 1, max_steps).astype(int))
-    found = [_measure_step(log, rows_SWb[step], gather, engaged) for step in chosen]
-    users, effective, passes, pairs, false, legal, still_false = np.array(found, np.float64).T
+    found = [_measure_step(log, rows_SWb[step], arm, engaged) for step in chosen]
+    users, effective, passes, pairs, false, legal, still_false, negatives, negative_users = np.array(
+        found, np.float64
+    ).T
     return Meters(
         users=float(users.mean()),
         effective_users=float(effective.mean()),
         passes=float(passes.mean()),
         false_negatives=float(false.sum() / max(pairs.sum(), 1)),
         after_mask=float(still_false.sum() / max(legal.sum(), 1)),
+        negatives=float(negatives.mean()),
+        negative_users=float(negative_users.mean()),
+        epochs=rows_SWb.size / num_rows,
     )
 
 
-def _measure_step(log: StudyLog, rows_Wb: np.ndarray, gather: bool, engaged: np.ndarray) -> tuple[float, ...]:
+def _measure_step(log: StudyLog, rows_Wb: np.ndarray, arm: Arm, engaged: np.ndarray) -> tuple[float, ...]:
     user_Wb, item_Wb = log.users_of(rows_Wb), log.item_B[rows_Wb]
     request_Wb = log.request_B[rows_Wb]
-    _, counts = np.unique(user_Wb, return_counts=True)
     passes = rows_Wb.shape[0] + int((np.diff(request_Wb, axis=1) != 0).sum())
-    if gather:
-        user_Wb, item_Wb = user_Wb.reshape(1, -1), item_Wb.reshape(1, -1)
+    groups = arm.negative_groups(user_Wb.size, len(user_Wb))
+    user_Wb, item_Wb = user_Wb.reshape(groups, -1), item_Wb.reshape(groups, -1)
     every = max(1, user_Wb.size // 256)
     row_user = user_Wb.reshape(-1)[::every]
     row_rank = np.arange(user_Wb.size)[::every] // user_Wb.shape[1]
@@ -115,12 +126,22 @@ def _measure_step(log: StudyLog, rows_Wb: np.ndarray, gather: bool, engaged: np.
     key = row_user[:, None] * log.num_items + columns_item
     is_false = is_pair & (engaged[np.searchsorted(engaged, key).clip(max=len(engaged) - 1)] == key)
     is_legal = is_pair & (columns_user != row_user[:, None])
+    is_negative = is_legal if arm.same_user == "masked" else is_pair
+    users_of_negatives = [effective_users(columns_user[k, is_negative[k]]) for k in range(0, len(row_user), 8)]
     return (
-        len(counts),
-        rows_Wb.size**2 / float((counts.astype(np.float64) ** 2).sum()),
+        len(np.unique(user_Wb)),
+        effective_users(user_Wb),
         passes,
         is_pair.sum(),
         is_false.sum(),
         is_legal.sum(),
         (is_false & is_legal).sum(),
+        is_negative.sum(1).mean(),
+        float(np.mean(users_of_negatives)),
     )
+
+
+def effective_users(user_of_row: np.ndarray) -> float:
+    """1 / sum of squared shares of the rows; 0 without rows."""
+    _, counts = np.unique(user_of_row, return_counts=True)
+    return float(counts.sum() ** 2 / max((counts.astype(np.float64) ** 2).sum(), 1))

@@ -6,13 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.study.arms import (
+    EPOCHS_ARMS,
     MANY_RANKS_RETRIEVAL_ARMS,
+    NEGATIVES_ARMS,
     NO_NORM_ARMS,
+    RANKING_ALL,
     RANKING_ARMS,
+    RANKING_IID,
+    RETRIEVAL_ALL,
     RETRIEVAL_ARMS,
+    RETRIEVAL_IID,
+    SAME_USER_ARMS,
     Block,
     Steps,
     Tuned,
+    at_rates,
     sweep,
     with_all_fixes,
 )
@@ -23,17 +31,15 @@ TUNING_SEED = 100
 """A log and weights of its own: no figure of the study uses it."""
 
 TUNED: dict[tuple[str, str], Tuned] = {
-    ("ranking", LARGE): Tuned(learning_rate=1e-2, table_rate=0.1, weight_decay=0.01),
-    ("ranking", HEAD_HEAVY): Tuned(learning_rate=1e-2, table_rate=0.1, weight_decay=0.01),
-    ("ranking", MOVIELENS): Tuned(learning_rate=1e-2, table_rate=0.1, weight_decay=0.01),
-    ("retrieval", LARGE): Tuned(learning_rate=3e-3, table_rate=0.1, weight_decay=0.01),
-    ("retrieval", HEAD_HEAVY): Tuned(learning_rate=3e-3, table_rate=0.1, weight_decay=0.01),
-    ("retrieval", MOVIELENS): Tuned(learning_rate=3e-3, table_rate=0.1, weight_decay=0.01),
+    ("ranking", LARGE): Tuned(learning_rate=0.01, table_rate=0.1, weight_decay=0.01),
+    ("ranking", HEAD_HEAVY): Tuned(learning_rate=0.01, table_rate=0.3, weight_decay=0.01),
+    ("ranking", MOVIELENS): Tuned(learning_rate=0.001, table_rate=1.0, weight_decay=0.01),
+    ("retrieval", LARGE): Tuned(learning_rate=0.01, table_rate=0.3, weight_decay=0.01, temperature=0.2),
+    ("retrieval", HEAD_HEAVY): Tuned(learning_rate=0.01, table_rate=0.3, weight_decay=0.01, temperature=0.1),
+    ("retrieval", MOVIELENS): Tuned(learning_rate=0.001, table_rate=0.3, weight_decay=0.01, temperature=0.4),
 }
 """Tuned once on the IID arm with every fix, by `--tune` (results/study_tuning.jsonl), then the same for all arms."""
 
-
-GRADIENT_SEEDS = 2
 MOVIELENS_STEPS = Steps(world_size=8, rows=32, epochs=4)
 
 
@@ -41,11 +47,15 @@ MOVIELENS_STEPS = Steps(world_size=8, rows=32, epochs=4)
 class Sizes:
     """How large the study is.
 
-    seeds: paired, each with its own log (MovieLens: split), weights and order.  ranking_rows, retrieval_rows: per rank
-    and step, for each of world_sizes.  equal_passes: of the user tower, per rank and step.
+    main_seeds, side_seeds: paired, each with its own log (MovieLens: split), weights and order; for the comparisons of
+    every fix, and for the rest.  close_seeds: for ranking with all fixes beside IID, 0.1% apart.  held_out: share of the users.  ranking_rows, retrieval_rows: per rank and step, for
+    each of world_sizes.  equal_passes: of the user tower, per rank and step.
     """
 
-    seeds: tuple[int, ...]
+    main_seeds: int
+    side_seeds: int
+    close_seeds: int
+    held_out: float
     num_users: int
     num_items: int
     ranking_rows: int
@@ -53,23 +63,31 @@ class Sizes:
     equal_passes: tuple[int, ...]
     equal_pass_steps: int
     world_sizes: tuple[int, ...]
+    gradient_seeds: int
     gradient_steps: int
     with_head_heavy: bool = True
 
 
 FULL = Sizes(
-    seeds=(0, 1, 2, 3),
-    num_users=5_000,
+    main_seeds=6,
+    side_seeds=4,
+    close_seeds=24,
+    held_out=0.25,
+    num_users=6_000,
     num_items=200_000,
     ranking_rows=128,
     retrieval_rows=(64, 32),
     equal_passes=(8, 32),
-    equal_pass_steps=256,
+    equal_pass_steps=160,
     world_sizes=(8, 32),
+    gradient_seeds=2,
     gradient_steps=100,
 )
 QUICK = Sizes(
-    seeds=(0, 1),
+    main_seeds=2,
+    side_seeds=1,
+    close_seeds=2,
+    held_out=0.25,
     num_users=30,
     num_items=2_000,
     ranking_rows=64,
@@ -77,6 +95,7 @@ QUICK = Sizes(
     equal_passes=(4,),
     equal_pass_steps=4,
     world_sizes=(4,),
+    gradient_seeds=1,
     gradient_steps=4,
     with_head_heavy=False,
 )
@@ -90,60 +109,94 @@ def make_log(name: str, seed: int, sizes: Sizes, movielens: Path | None) -> Stud
         return movielens_log(movielens, seed=seed, held_out=0.2)
     exponent = {LARGE: 0.6, HEAD_HEAVY: 0.9}[name]
     return synthetic_log(
-        seed=seed, num_users=sizes.num_users, num_items=sizes.num_items, exponent=exponent, held_out=0.1
+        seed=seed, num_users=sizes.num_users, num_items=sizes.num_items, exponent=exponent, held_out=sizes.held_out
     )
 
 
 def blocks(sizes: Sizes, *, with_movielens: bool) -> list[Block]:
     """Every comparison: all of them on the large catalogue, the main one on the other logs too."""
     first, rows = sizes.world_sizes[0], {"ranking": sizes.ranking_rows, "retrieval": sizes.retrieval_rows[0]}
-    found = _main(LARGE, *(Steps(world_size=first, rows=rows[task]) for task in rows))
+    step = {task: Steps(world_size=first, rows=rows[task]) for task in rows}
+    found = _main(LARGE, step["ranking"], step["retrieval"], sizes)
     for ranks, retrieval_rows in zip(sizes.world_sizes[1:], sizes.retrieval_rows[1:], strict=True):
-        ranking, retrieval = _main(
-            LARGE, Steps(world_size=ranks, rows=rows["ranking"]), Steps(world_size=ranks, rows=retrieval_rows)
-        )
+        many = Steps(world_size=ranks, rows=rows["ranking"]), Steps(world_size=ranks, rows=retrieval_rows)
+        ranking, retrieval = _main(LARGE, *many, sizes)
         found += [ranking, replace(retrieval, arms=MANY_RANKS_RETRIEVAL_ARMS)]
     for passes in sizes.equal_passes:
         found += [_equal_passes(task, first, passes, sizes) for task in rows]
-    for task, arms in NO_NORM_ARMS.items():
-        steps, one_reader = Steps(world_size=first, rows=rows[task]), Steps(world_size=1, rows=rows[task] * first)
-        found.append(Block(name=f"{task}, no norm", task=task, log=LARGE, steps=steps, arms=arms))
-        found.append(Block(name=f"{task}, users per step", task=task, log=LARGE, steps=one_reader, arms=sweep(task)))
+    one_reader = {task: Steps(world_size=1, rows=rows[task] * first) for task in rows}
+    side = [
+        *((f"{task}, users per step", task, one_reader[task], sweep(task)) for task in rows),
+        *((f"{task}, no norm", task, step[task], NO_NORM_ARMS[task]) for task in rows),
+        ("ranking, rates", "ranking", step["ranking"], at_rates(RANKING_IID, RANKING_ALL)),
+        ("retrieval, rates", "retrieval", step["retrieval"], at_rates(RETRIEVAL_IID, RETRIEVAL_ALL)),
+        ("retrieval, same-user weight", "retrieval", step["retrieval"], SAME_USER_ARMS),
+        ("retrieval, negatives", "retrieval", step["retrieval"], NEGATIVES_ARMS),
+        ("retrieval, epochs", "retrieval", step["retrieval"], EPOCHS_ARMS),
+    ]
+    for name, task, steps, arms in side:
+        references = tuple(arm.name for arm in arms if arm.name.startswith("iid") and "rates" in arm.name)
+        found.append(
+            Block(
+                name=name,
+                task=task,
+                log=LARGE,
+                steps=steps,
+                arms=arms,
+                references=references,
+                num_seeds=sizes.side_seeds,
+            )
+        )
     if sizes.with_head_heavy:
-        found += _main(HEAD_HEAVY, *(Steps(world_size=first, rows=rows[task]) for task in rows))
-    return found + (_main(MOVIELENS, MOVIELENS_STEPS, MOVIELENS_STEPS) if with_movielens else [])
+        found += _main(HEAD_HEAVY, step["ranking"], step["retrieval"], sizes)
+    if with_movielens:
+        found += _main(MOVIELENS, MOVIELENS_STEPS, MOVIELENS_STEPS, sizes)
+    return found
 
 
-def _main(log: str, ranking: Steps, retrieval: Steps) -> list[Block]:
+def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Block]:
     """Every fix alone and together, at equal rows; the reference is IID with every fix that is not about order."""
+    num_seeds = sizes.side_seeds if log == HEAD_HEAVY else sizes.main_seeds
     return [
         Block(
-            name=f"{task}, {steps.world_size} ranks",
-            task=task,
+            name=f"ranking, {ranking.world_size} ranks",
+            task="ranking",
             log=log,
-            steps=steps,
-            arms=arms,
-            references=(reference,),
-        )
-        for task, steps, arms, reference in (
-            ("ranking", ranking, RANKING_ARMS, "iid + sync"),
-            ("retrieval", retrieval, RETRIEVAL_ARMS, "iid + sync + gather"),
-        )
+            steps=ranking,
+            arms=RANKING_ARMS,
+            references=(RANKING_IID.name,),
+            num_seeds=num_seeds,
+            close_arms=(RANKING_IID.name, RANKING_ALL.name) if log == LARGE else (),
+            close_seeds=sizes.close_seeds,
+        ),
+        Block(
+            name=f"retrieval, {retrieval.world_size} ranks",
+            task="retrieval",
+            log=log,
+            steps=retrieval,
+            arms=RETRIEVAL_ARMS,
+            references=(RETRIEVAL_IID.name,),
+            num_seeds=num_seeds,
+        ),
     ]
 
 
 def _equal_passes(task: str, ranks: int, passes: int, sizes: Sizes) -> Block:
-    """IID gets the best of three learning rates at its own, much smaller batch; the others keep theirs."""
-    iid = [with_all_fixes(task, name=f"iid, rates x {factor:g}", rate_factor=factor) for factor in (0.3, 1.0, 3.0)]
+    """Every arm at the same few rates, the reference being IID's best: steps of so different sizes want different ones."""
     chunk = 4 if task == "retrieval" else 8
-    shared = [with_all_fixes(task, name=f"chunks of {chunk}", order="requests", chunk_rows=chunk)]
+    arms = [
+        with_all_fixes(task, name="iid"),
+        with_all_fixes(task, name=f"chunks of {chunk}", order="requests", chunk_rows=chunk),
+    ]
     if passes == min(sizes.equal_passes):
-        shared.append(with_all_fixes(task, name="whole requests", order="requests"))
+        arms.append(with_all_fixes(task, name="whole requests", order="requests"))
+    every = at_rates(*arms)
     return Block(
         name=f"{task}, {passes * ranks} passes per step",
         task=task,
         log=LARGE,
         steps=Steps(world_size=ranks, passes=passes, num_steps=sizes.equal_pass_steps),
-        arms=(*iid, *shared),
-        references=tuple(arm.name for arm in iid),
+        arms=every,
+        references=tuple(arm.name for arm in every if arm.name.startswith("iid")),
+        num_seeds=sizes.side_seeds,
     )

@@ -12,7 +12,7 @@ from benchmarks.study.log import StudyLog
 from benchmarks.study.models import ItemTable, RankingModel, StepBatch, TorchLog
 from reqdedup.training import metrics
 
-EVALUATED_ROWS, CHUNK = 100_000, 8_192
+EVALUATED_ROWS, CHUNK = 250_000, 8_192
 
 
 class Ranking:

@@ -18,7 +18,7 @@ RISES = {"auc", "recall_at_10", "recall_at_50", "recall_at_100"}
 
 
 def result_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """Rows for `write_results`, only over seeds that every arm of the block has."""
+    """Rows for `write_results`, every arm over the seeds that it shares with the block's references."""
     by_block: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         by_block.setdefault((outcome.run.block.log, outcome.run.block.name), []).append(outcome)
@@ -27,14 +27,17 @@ def result_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 def _block_rows(block: Block, outcomes: list[Outcome]) -> list[dict[str, Any]]:
     cells = {(outcome.run.arm.name, outcome.run.seed): outcome for outcome in outcomes}
-    seeds = [s for s in sorted({seed for _, seed in cells}) if all((arm.name, s) in cells for arm in block.arms)]
-    if not seeds:
+    shared = [s for s in sorted({seed for _, seed in cells}) if all((name, s) in cells for name in block.references)]
+    if not shared:
         return []
     main = MAIN[block.task]
-    means = {name: sum(cells[name, seed].figures[main] for seed in seeds) / len(seeds) for name in block.references}
+    means = {name: sum(cells[name, seed].figures[main] for seed in shared) / len(shared) for name in block.references}
     reference = (max if main in RISES else min)(means, key=lambda name: means[name])
     rows = []
     for arm in block.arms:
+        seeds = [seed for seed in shared if (arm.name, seed) in cells]
+        if not seeds:
+            continue
         found = [cells[arm.name, seed] for seed in seeds]
         beside = [cells[reference, seed] for seed in seeds]
         differences = {}

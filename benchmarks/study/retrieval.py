@@ -12,8 +12,9 @@ from benchmarks.study.log import StudyLog
 from benchmarks.study.models import ItemTable, RetrievalModel, StepBatch, TorchLog
 from reqdedup.training import metrics
 from reqdedup.training.frequency import ItemFrequency
+from reqdedup.training.loss import same_user_log_weight
 
-EVALUATED_ROWS, CATALOGUE, RECALL_AT = 6_000, 20_000, (10, 50, 100)
+EVALUATED_ROWS, CATALOGUE, RECALL_AT = 10_000, 20_000, (10, 50, 100)
 
 
 class Retrieval:
@@ -39,7 +40,7 @@ class Retrieval:
             user_id_B=batch.user_P[batch.pass_of_row_B],
             item_id_B=batch.item_id_B,
             log_q_B=self.log_q_V[batch.item_id_B],
-            ranks=1 if arm.gather else ranks,
+            ranks=arm.negative_groups(len(batch.item_B), ranks),
             temperature=self.temperature,
             same_user=arm.same_user,
             same_user_share=arm.same_user_share,
@@ -81,8 +82,8 @@ def loss_of_ranks(
 ) -> torch.Tensor:
     """Mean InfoNCE loss [nats per legal row] over `ranks` ranks at once, negatives from the row's own rank.
 
-    same_user: as in `Arm`.  It is `reqdedup.training.loss` rank by rank (tests compare them) as one dense [W, b, b] product: W small calls would
-    cost more than the study has time for.
+    same_user: as in `Arm`.  It is `reqdedup.training.loss` rank by rank (tests compare them) as one dense [W, b, b] product:
+    W small calls would cost more than the study has time for.
     """
     user_WbD, item_WbD = user_BD.view(ranks, -1, user_BD.shape[1]), item_BD.view(ranks, -1, item_BD.shape[1])
     user_Wb, item_Wb = user_id_B.view(ranks, -1), item_id_B.view(ranks, -1)
@@ -94,15 +95,11 @@ def loss_of_ranks(
         if same_user == "masked":
             is_out = is_out | is_same_user
         else:
-            log_weight_Wb = log_cap(is_same_user & ~is_out, ~is_same_user & ~is_out, same_user_share)
-            logits = logits + torch.where(is_same_user, log_weight_Wb[:, :, None], 0.0)
+            log_weight_Wb = same_user_log_weight(is_same_user.sum(2), user_Wb.shape[1], same_user_share)
+            is_out = is_out | (is_same_user & torch.isneginf(log_weight_Wb)[:, :, None])
+            weighted = is_same_user & ~is_out
+            logits = logits + torch.where(weighted, log_weight_Wb[:, :, None].to(logits.dtype), 0.0)
     negatives_Wb = torch.logsumexp(logits.masked_fill(is_out, -torch.inf), 2)
     is_legal_Wb = torch.isfinite(negatives_Wb.detach())
     loss_Wb = F.softplus(torch.where(is_legal_Wb, negatives_Wb - positive_Wb, -torch.inf))
     return loss_Wb.sum() / is_legal_Wb.sum().clamp(min=1)
-
-
-def log_cap(is_same: torch.Tensor, is_other: torch.Tensor, share: float) -> torch.Tensor:
-    """Log of the weight at which same-user negatives are at most `share` of all negatives, [W, b], at most 0."""
-    same, other = is_same.sum(2).float(), is_other.sum(2).float()
-    return torch.log((share / (1 - share) * other / same.clamp(min=1)).clamp(min=1e-9, max=1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -47,15 +48,24 @@ class Outcome:
     seconds: float
 
 
-def run_all(runs: list[Run], *, processes: int) -> Iterator[Outcome]:
-    """Outcomes as they are ready; runs on one log follow each other, so that a worker makes it once."""
-    ordered = sorted(runs, key=lambda run: (run.seed, run.block.log))
+def run_all(runs: list[Run], *, processes: int) -> Iterator[list[Outcome]]:
+    """Outcomes of one seed and log after the other, as they are ready: so a worker makes each log once."""
+    ordered = sorted(runs, key=_seed_and_log)
+    groups = [list(group) for _, group in itertools.groupby(ordered, key=_seed_and_log)]
     if processes == 1:
         _one_thread()
-        yield from map(run_one, ordered)
+        yield from map(run_group, groups)
         return
     with multiprocessing.get_context("spawn").Pool(processes, _one_thread) as pool:
-        yield from pool.imap_unordered(run_one, ordered)
+        yield from pool.imap_unordered(run_group, groups)
+
+
+def run_group(runs: list[Run]) -> list[Outcome]:
+    return [run_one(run) for run in runs]
+
+
+def _seed_and_log(run: Run) -> tuple[int, str]:
+    return run.seed, run.block.log
 
 
 def run_one(run: Run) -> Outcome:
@@ -67,12 +77,13 @@ def run_one(run: Run) -> Outcome:
     state, rows_SWb = train(task, log, arm, block.steps, run.tuned, run.seed)
     data, held_out = TorchLog(log), log.rows(held_out=True, clicks_only=task.clicks_only)
     figures = task.evaluate(state.model, state.table, data, held_out)
+    train_rows = log.rows(held_out=False, clicks_only=task.clicks_only)
     if arm.norm and not arm.sync:
-        train_rows = log.rows(held_out=False, clicks_only=task.clicks_only)
         reestimate_norms(state, log, train_rows, run.seed)
         again = task.evaluate(state.model, state.table, data, held_out)
         figures |= {f"{name}_norms": value for name, value in again.items()}
-    meters = measure(log, rows_SWb, gather=arm.gather, engaged=_engaged(block.log, run.seed, run.sizes, run.movielens))
+    engaged = _engaged(block.log, run.seed, run.sizes, run.movielens)
+    meters = measure(log, rows_SWb, arm=arm, num_rows=len(train_rows), engaged=engaged)
     check_meters(meters, run, rows_SWb[0].size, log)
     return Outcome(
         run=run,
@@ -96,6 +107,9 @@ def check_meters(meters: Meters, run: Run, rows: int, log: StudyLog) -> None:
         "IID: a pass for nearly every row": arm.order != "iid" or meters.passes > 0.9 * rows,
         "sorted: hardly more passes than requests": arm.order != "sorted" or meters.passes < 0.5 * rows + ranks,
         "chunks: small passes": arm.chunk_rows is None or meters.passes >= 0.8 * rows / arm.chunk_rows,
+        "equal passes: no row twice": run.block.steps.passes == 0
+        or meters.epochs <= 1.0
+        or run.sizes.num_users < 5_000,
         "effective users at most users": meters.effective_users <= meters.users <= meters.passes + 1e-9,
         "IID on a large catalogue: false negatives near 0": run.block.log != LARGE
         or run.sizes.num_users < 5_000

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t, two-sided 95%, by number of pairs."""
+T_95 = [
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045),
+]
+"""Student's t, two-sided 95%, for 2 to 30 pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +35,5 @@ def paired(values: Sequence[float], references: Sequence[float], *, relative: bo
         difference = 100 * difference / np.asarray(references, float)
     pairs, mean = len(difference), float(difference.mean())
     deviation = float(difference.std(ddof=1)) if pairs > 1 else math.nan
-    half = T_95.get(pairs, 1.96) * deviation / math.sqrt(pairs) if pairs > 1 else math.inf
+    half = T_95[min(pairs - 2, len(T_95) - 1)] * deviation / math.sqrt(pairs) if pairs > 1 else math.inf
     return Difference(mean=mean, low=mean - half, high=mean + half, deviation=deviation, pairs=pairs)

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.record import RESULTS
 from benchmarks.study import plan
 from benchmarks.study.__main__ import study
-from benchmarks.study.arms import RETRIEVAL_ARMS, Arm, Block, Steps
+from benchmarks.study.arms import RETRIEVAL_ARMS, Arm, Block, Steps, Tuned
 from benchmarks.study.batching import measure, piece_starts, step_rows
 from benchmarks.study.gradient import Moments
 from benchmarks.study.log import StudyLog, synthetic_log
@@ -97,8 +98,8 @@ def test_a_simulated_step_has_the_gradient_that_ddp_averages_over_models_of_each
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3])
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_loss_of_all_ranks_at_once_is_the_projects_loss_rank_by_rank(num_ranks, masked):
+@pytest.mark.parametrize(("same_user", "share"), [("kept", 0.0), ("masked", 0.0), ("capped", 0.1)])
+def test_the_loss_of_all_ranks_at_once_is_the_projects_loss_rank_by_rank(num_ranks, same_user, share):
     generator = torch.Generator().manual_seed(1)
     rows = 12
     user_BD = torch.randn(rows, 4, generator=generator, dtype=torch.float64).requires_grad_()
@@ -114,8 +115,8 @@ def test_the_loss_of_all_ranks_at_once_is_the_projects_loss_rank_by_rank(num_ran
         log_q_B=log_q_B,
         ranks=num_ranks,
         temperature=0.3,
-        same_user="masked" if masked else "kept",
-        same_user_share=0.0,
+        same_user=same_user,
+        same_user_share=share,
     )
     parts = [
         row_losses(
@@ -125,7 +126,8 @@ def test_the_loss_of_all_ranks_at_once_is_the_projects_loss_rank_by_rank(num_ran
             user_id_R=user_id_B[s],
             item_id_B=item_id_B[s],
             temperature=0.3,
-            mask_same_user=masked,
+            mask_same_user=same_user != "kept",
+            same_user_share=share,
         )
         for s in torch.arange(rows).chunk(num_ranks)
     ]
@@ -135,25 +137,6 @@ def test_the_loss_of_all_ranks_at_once_is_the_projects_loss_rank_by_rank(num_ran
         torch.autograd.grad(ours, [user_BD, item_BD]), torch.autograd.grad(theirs, [user_BD, item_BD]), strict=True
     ):
         torch.testing.assert_close(a, b, **TOLERANCE)
-
-
-def test_a_cap_that_is_never_reached_changes_nothing_and_one_of_nothing_is_the_mask():
-    generator = torch.Generator().manual_seed(2)
-    options = {
-        "user_id_B": torch.tensor([0, 0, 1, 2, 3, 3]),
-        "item_id_B": torch.arange(6),
-        "log_q_B": torch.zeros(6),
-        "ranks": 1,
-        "temperature": 1.0,
-    }
-    user_BD, item_BD = (F.normalize(torch.randn(6, 4, generator=generator)) for _ in range(2))
-
-    def loss(same_user: str, share: float) -> torch.Tensor:
-        return loss_of_ranks(user_BD, item_BD, same_user=same_user, same_user_share=share, **options)
-
-    torch.testing.assert_close(loss("capped", 0.9), loss("kept", 0.0))
-    torch.testing.assert_close(loss("capped", 0.0), loss("masked", 0.0), atol=1e-6, rtol=1e-6)
-    assert loss("masked", 0.0) < loss("capped", 0.05) < loss("kept", 0.0)
 
 
 ORDERS = [
@@ -191,7 +174,10 @@ def test_pieces_stay_whole_and_smaller_pieces_bring_more_users(log):
             assert lengths.min() >= 1
             assert starts.max() == arm.chunk_rows
     engaged = log.engaged_pairs()
-    meters = {name: measure(log, epoch, gather=True, engaged=engaged) for name, (epoch, _) in found.items()}
+    meters = {
+        name: measure(log, epoch, arm=replace(arm, gather=True), num_rows=len(rows), engaged=engaged)
+        for name, (epoch, arm) in found.items()
+    }
     order = ["sorted", "requests", "chunks of 9", "chunks", "iid"]
     for name in ("effective_users", "passes"):
         values = [getattr(meters[arm], name) for arm in order]
@@ -204,7 +190,8 @@ def test_pieces_stay_whole_and_smaller_pieces_bring_more_users(log):
 def test_false_negatives_and_users_are_those_of_a_plain_count(log):
     rows = log.rows(held_out=False, clicks_only=True)
     epoch = step_rows(log, rows, ORDERS[1], Steps(world_size=2, rows=8), np.random.default_rng(0))[:1]
-    found = measure(log, epoch, gather=False, engaged=log.engaged_pairs())
+    masked = replace(ORDERS[1], same_user="masked")
+    found = measure(log, epoch, arm=masked, num_rows=len(rows), engaged=log.engaged_pairs())
     clicked = {(u, i) for u, i, c in zip(log.users_of(np.arange(len(log.item_B))), log.item_B, log.click_B) if c > 0}
     pairs = false = legal = still = 0
     for rank in epoch[0]:
@@ -218,6 +205,8 @@ def test_false_negatives_and_users_are_those_of_a_plain_count(log):
                     legal, still = legal + 1, still + ((user_i, log.item_B[k]) in clicked)
     assert found.false_negatives == pytest.approx(false / pairs)
     assert found.after_mask == pytest.approx(still / max(legal, 1))
+    assert found.negatives == pytest.approx(legal / epoch[0].size)
+    assert found.epochs == epoch.size / len(rows)
     _, counts = np.unique(log.users_of(epoch), return_counts=True)
     assert found.users == len(counts)
     assert found.effective_users == pytest.approx(1 / np.sum((counts / counts.sum()) ** 2))
@@ -235,7 +224,7 @@ def test_an_arm_whose_batches_are_not_what_its_name_says_is_refused(log):
     )
     rows = log.rows(held_out=False, clicks_only=False)
     epoch = step_rows(log, rows, ORDERS[1], block.steps, np.random.default_rng(0))
-    meters = measure(log, epoch, gather=False, engaged=log.engaged_pairs())
+    meters = measure(log, epoch, arm=ORDERS[1], num_rows=len(rows), engaged=log.engaged_pairs())
     with pytest.raises(RuntimeError, match="a pass for nearly every row required"):
         check_meters(meters, run, 128, log)
     check_meters(meters, replace(run, arm=ORDERS[1]), 128, log)
@@ -263,6 +252,12 @@ def test_moments_are_the_mean_and_the_trace_of_the_covariance():
     assert moments.noise == pytest.approx(float(gradients.var(0, correction=1).sum()))
 
 
+def test_hyper_parameters_are_those_that_tuning_chose():
+    rows = [json.loads(line) for line in (RESULTS / "study_tuning.jsonl").read_text().splitlines()]
+    chosen = {row["claim"]: Tuned(**row["variant"]) for row in rows if row["chosen"]}
+    assert chosen == {f"tuning: {log}, {task}, IID": tuned for (task, log), tuned in plan.TUNED.items()}
+
+
 def test_paired_differences_have_students_interval():
     found = paired([1.1, 2.4, 3.3], [1.0, 2.0, 3.0], relative=False)
     assert found.mean == pytest.approx(0.8 / 3)
@@ -273,8 +268,12 @@ def test_paired_differences_have_students_interval():
 
 def test_the_quick_study_trains_and_reports_every_arm_of_a_block_with_its_meters():
     rows = study(plan.QUICK, movielens=None, processes=1, only="retrieval, 4 ranks", write=False)
+    of_gradients = [row for row in rows if "group" in row]
+    assert len(of_gradients) == 2 * len(RETRIEVAL_ARMS)
+    assert all(row["value"] > 0 for row in of_gradients)
+    rows = [row for row in rows if "group" not in row]
     assert [row["variant"] for row in rows] == [arm.name for arm in RETRIEVAL_ARMS]
     reference = next(row for row in rows if row["variant"] == row["reference"])
     assert reference["value"] == 0
-    assert all(row["runs"] == len(plan.QUICK.seeds) and row["meters"]["users"] > 0 for row in rows)
+    assert all(row["runs"] == plan.QUICK.main_seeds and row["meters"]["users"] > 0 for row in rows)
     assert {"log_rank", "recall_at_10", "recall_at_50", "recall_at_100"} <= set(reference["figures"])
