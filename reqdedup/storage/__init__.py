@@ -39,6 +39,7 @@ from reqdedup.storage.maintenance import (
     sweep_orphans,
     table_health,
     tables_of,
+    to_realign,
 )
 from reqdedup.storage.overlap import UserOverlap, user_overlap
 from reqdedup.storage.reader import FileSource, RowGroup, TableSource
@@ -104,6 +105,7 @@ __all__ = [
     "tables_of",
     "tag",
     "tags",
+    "to_realign",
     "user_overlap",
     "write",
     "write_rejects",

@@ -5,7 +5,7 @@ from reqdedup.storage.maintenance.compaction import CompactReport, compact
 from reqdedup.storage.maintenance.deletion import DeletionReport, delete_user
 from reqdedup.storage.maintenance.expire import ExpireReport, expire_snapshots
 from reqdedup.storage.maintenance.health import TableHealth, table_health
-from reqdedup.storage.maintenance.namespace import NamespaceTables, feature_tables_of, tables_of
+from reqdedup.storage.maintenance.namespace import NamespaceTables, feature_tables_of, tables_of, to_realign
 from reqdedup.storage.maintenance.rebucketing import RebucketReport, rebucket
 from reqdedup.storage.maintenance.sweep import SweepReport, sweep_orphans
 
@@ -27,4 +27,5 @@ __all__ = [
     "sweep_orphans",
     "table_health",
     "tables_of",
+    "to_realign",
 ]

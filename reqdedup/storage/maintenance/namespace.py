@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
-from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, is_feature_table
+from reqdedup.storage.feature_positions import PositionSource
+from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, FeatureSource, is_by_position, is_feature_table
 from reqdedup.storage.layout import LAYOUT_PROPERTY
 from reqdedup.storage.rejects import is_rejects_table
 
@@ -62,3 +64,23 @@ def feature_tables_of(main_table: Table) -> tuple[Table, ...]:
     name = ".".join(main_table.name())
     found = tables_of(main_table.catalog, ".".join(namespace)).features
     return tuple(table for table in found if table.properties.get(MAIN_TABLE_PROPERTY) == name)
+
+
+def to_realign(main_table: Table, snapshot_ids: Iterable[int]) -> tuple[Table, ...]:
+    """Feature tables by position, in its namespace, of which a file was made from one of these snapshots of the main table.
+
+    `realign` them before the snapshots expire: where requests came or went since, only the snapshot tells whose values
+    they are.
+    """
+    wanted = set(snapshot_ids)
+    if not wanted or is_feature_table(main_table) or LAYOUT_PROPERTY not in main_table.properties:
+        return ()
+    found = []
+    for side in feature_tables_of(main_table):
+        if not is_by_position(side):
+            continue
+        source = FeatureSource(side)
+        positions = PositionSource(side, source)
+        if any(positions.positions(path).main_snapshot in wanted for path in source.paths):
+            found.append(side)
+    return tuple(found)

@@ -11,6 +11,9 @@ import duckdb
 import pytest
 
 from reqdedup import cli
+from reqdedup.cli.arguments import LAYOUTS
+from reqdedup.cli.ingest import PRESETS as PRESET_NAMES
+from reqdedup.cli.output import format_bytes
 from reqdedup.logs import PRESETS
 from reqdedup.storage import Layout, TableSource, open_catalog, table_layout
 
@@ -180,12 +183,12 @@ def test_wrong_arguments_are_refused_with_the_usage(arguments, capsys):
 
 
 def test_the_choices_are_those_of_the_library():
-    assert sorted(layout.value for layout in Layout) == list(cli.LAYOUTS)
-    assert sorted(PRESETS) == list(cli.PRESETS)
+    assert sorted(layout.value for layout in Layout) == list(LAYOUTS)
+    assert sorted(PRESETS) == list(PRESET_NAMES)
 
 
 def test_a_defect_keeps_its_traceback(here, monkeypatch):
-    monkeypatch.setattr(cli, "open_catalog", lambda arguments: None.nothing)
+    monkeypatch.setattr("reqdedup.cli.ingest.open_catalog", lambda arguments, make: None.nothing)
     with pytest.raises(AttributeError):
         ingest()
 
@@ -199,5 +202,5 @@ def test_the_command_runs_as_installed(here):
 
 
 def test_bytes_are_readable():
-    shown = [cli.format_bytes(count) for count in (0, 999, 1536, 2_500_000, None)]
+    shown = [format_bytes(count) for count in (0, 999, 1536, 2_500_000, None)]
     assert shown == ["0 B", "999 B", "1.54 kB", "2.5 MB", "-"]

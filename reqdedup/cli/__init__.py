@@ -1,0 +1,17 @@
+"""The command `reqdedup`: one module per group of subcommands.
+
+    command      the whole command line, and what becomes of an error
+    ingest, reports, health, maintenance, deletion, conversion, sampling, features     the subcommands
+    catalog      which catalog and tables are meant
+    arguments    options that subcommands share, and their types
+    output       text, JSON and progress
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an unexpected error,
+2 something the caller can put right (the message says what), 130 interrupted. Everything heavy is imported inside the
+functions that run a subcommand, so that `--help` answers at once. What deletes for good looks only, until it is told
+`--apply`; everything else leaves the version before it readable and acts at once.
+"""
+
+from reqdedup.cli.command import build_parser, main
+
+__all__ = ["build_parser", "main"]

@@ -1,0 +1,89 @@
+"""Options that subcommands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What `ArgumentParser.add_subparsers` returns."""
+
+LAYOUTS = ("arrival", "by_request", "shuffled", "sorted", "sorted_large_pages")
+_AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    help: str,
+    description: str,
+    examples: Sequence[str],
+) -> argparse.ArgumentParser:
+    """A subcommand with --json and the options that name the catalog; `run` returns the exit code."""
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog="example" + ("s" if len(examples) > 1 else "") + ":\n  " + "\n  ".join(examples),
+        formatter_class=ExamplesFormatter,
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+    catalog = command.add_argument_group("catalog", "Default: SQLite and local files under warehouse/data.")
+    catalog.add_argument("--catalog-uri", metavar="URI", help="for example sqlite:///path/catalog.db")
+    catalog.add_argument("--warehouse", metavar="DIR", help="folder or s3:// location of the tables' files")
+    catalog.add_argument("--catalog", metavar="NAME", help="a catalog of your pyiceberg configuration instead")
+    return command
+
+
+class ExamplesFormatter(argparse.HelpFormatter):
+    """Descriptions are wrapped, examples stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("example"):
+            return text
+        return super()._fill_text(text, width, indent)
+
+
+def add_table(command: argparse.ArgumentParser, help: str = "a table") -> None:
+    command.add_argument("--table", required=True, metavar="NAMESPACE.NAME", help=help)
+
+
+def add_tables(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--table", action="append", required=True, metavar="NAMESPACE.NAME", help="a table; repeat it for more"
+    )
+
+
+def add_apply(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--apply", action="store_true", help="do it; without this nothing changes and what would go is said"
+    )
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a positive number required, found {text}")
+    return value
+
+
+def age(text: str) -> timedelta:
+    """'5d', '36h', '90m', '0s'."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])|0", text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"an age like 5d, 36h or 90m required, found {text!r}")
+    return timedelta(seconds=float(found.group(1) or 0) * _AGE_UNITS[found.group(2) or "s"])
+
+
+def pair(text: str) -> tuple[str, str]:
+    """'left=right'; what is left may hold further equals signs."""
+    left, equals, right = text.rpartition("=")
+    if not (left and equals and right):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE required, found {text!r}")
+    return left, right

@@ -1,0 +1,156 @@
+"""`reqdedup convert`: a table that a team already has, rewritten into a layout and verified row for row."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, pair, positive
+from reqdedup.cli.catalog import load_table, open_catalog
+from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
+
+if TYPE_CHECKING:
+    import argparse
+
+    from reqdedup.storage import ColumnMapping, ConvertReport
+
+TIME_UNITS = ("s", "ms", "us", "ns")
+
+
+def add_commands(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "convert",
+        run_convert,
+        help="rewrite a table that you already have into a layout",
+        description="Make a new table from Parquet files or an Iceberg table, which are only read. Levels of columns are "
+        "taken from a sample where they are not given; every row is checked, and nothing is visible before both sides "
+        "have the same checksum. Columns inside structs are named with dots. See docs/convert.md.",
+        examples=[
+            "reqdedup convert data/impressions --table lake.engagements --user user_id --request request_id \\\n"
+            "      --item item_id --time ts --time-unit ms --label clicked",
+            "reqdedup convert --source-table ads.impressions --catalog prod --table ads.by_request --mapping ads.toml",
+        ],
+    )
+    command.add_argument(
+        "files", nargs="*", metavar="PATH", help="folder of Parquet files, or files; or --source-table"
+    )
+    command.add_argument("--source-table", metavar="NAMESPACE.NAME", help="an Iceberg table to read")
+    command.add_argument(
+        "--source-catalog",
+        metavar="NAME",
+        help="its catalog of your pyiceberg configuration (default: that of --table)",
+    )
+    add_table(command, "the new table")
+    command.add_argument("--layout", choices=LAYOUTS, default="by_request", help="physical form (default: by_request)")
+    command.add_argument(
+        "--buckets", type=positive, metavar="N", help="partitions by user (default: what fits the size)"
+    )
+    command.add_argument("--spill-dir", metavar="DIR", help="for temporary files (default: the system's)")
+    columns = command.add_argument_group("columns", "What they mean; a file says the same, options here win.")
+    columns.add_argument("--mapping", type=Path, metavar="FILE", help="TOML with the keys of docs/convert.md")
+    columns.add_argument("--user", metavar="COLUMN")
+    columns.add_argument("--request", nargs="+", metavar="COLUMN", help="one, or several that tell requests apart")
+    columns.add_argument("--item", metavar="COLUMN")
+    columns.add_argument("--time", metavar="COLUMN", help="of the request")
+    columns.add_argument("--time-unit", choices=TIME_UNITS, help="of a time that is a whole number")
+    columns.add_argument("--label", nargs="+", dest="labels", metavar="COLUMN", help="what is to be predicted")
+    columns.add_argument(
+        "--level",
+        nargs="+",
+        type=pair,
+        dest="levels",
+        metavar="COLUMN=LEVEL",
+        help="request or item, where it is known",
+    )
+    columns.add_argument("--rename", nargs="+", type=pair, metavar="COLUMN=NAME", help="its name in the new table")
+    columns.add_argument("--ids", nargs="+", metavar="COLUMN", help="further ids of text that become their hash")
+    columns.add_argument("--exclude", nargs="+", metavar="COLUMN", help="left out")
+    columns.add_argument(
+        "--vector", nargs="+", type=pair, dest="vectors", metavar="COLUMN=WIDTH", help="lists that are vectors"
+    )
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Convert, then say what came out."""
+    from reqdedup.storage import Layout, catalogs, convert_table
+
+    if bool(arguments.source_table) == bool(arguments.files):
+        raise ValueError("either PATH or --source-table required; name Parquet files, or one Iceberg table")
+    if arguments.source_catalog and not arguments.source_table:
+        raise ValueError("--source-catalog is the catalog of --source-table, which is missing")
+    mapping = read_mapping(arguments)
+    catalog = open_catalog(arguments, make=True)
+    source: Any = arguments.files[0] if len(arguments.files) == 1 else arguments.files
+    if arguments.source_table:
+        other = catalogs.open_catalog(arguments.source_catalog) if arguments.source_catalog else catalog
+        source = load_table(other, arguments.source_table)
+    with ProgressLine() as progress:
+        report = convert_table(
+            source,
+            catalog,
+            arguments.table,
+            mapping,
+            layout=Layout(arguments.layout),
+            num_buckets=arguments.buckets,
+            progress=progress,
+            spill_dir=arguments.spill_dir,
+        )
+    if arguments.json:
+        print_json({**vars(report), "checksum": str(report.checksum)})
+    else:
+        print(format_conversion(report))
+    return 0
+
+
+def read_mapping(arguments: argparse.Namespace) -> ColumnMapping:
+    """What the file and the options say of the columns. Raises ValueError for keys and values that mean nothing."""
+    from reqdedup.schema import Level
+    from reqdedup.storage import ColumnMapping
+
+    known = [field.name for field in fields(ColumnMapping)]
+    said: dict[str, Any] = {}
+    if arguments.mapping:
+        try:
+            said = tomllib.loads(arguments.mapping.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{arguments.mapping}: TOML required: {error}") from None
+        unknown = sorted(set(said) - set(known))
+        if unknown:
+            raise ValueError(f"{arguments.mapping}: keys among {', '.join(known)} required, found {', '.join(unknown)}")
+    for name in known:
+        value = getattr(arguments, name)
+        if value is not None:
+            said[name] = dict(value) if name in ("levels", "rename", "vectors") else value
+    missing = [name for name in ("user", "request", "item", "time") if name not in said]
+    if missing:
+        raise ValueError(
+            f"columns for user, request, item and time required, not found: {', '.join(missing)}; name them with "
+            f"{', '.join('--' + name for name in missing)} or in --mapping"
+        )
+    try:
+        if "levels" in said:
+            said["levels"] = {name: Level(str(level).lower()) for name, level in said["levels"].items()}
+        if "vectors" in said:
+            said["vectors"] = {name: int(width) for name, width in said["vectors"].items()}
+        return ColumnMapping(**said)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{arguments.mapping}: a value of another kind required: {error}; see docs/convert.md"
+        ) from None
+
+
+def format_conversion(report: ConvertReport) -> str:
+    """What came out: size against the source, every column with its level and where it is from, notes."""
+    ratio = f", {report.source_bytes / report.bytes:.1f} times smaller" if report.bytes else ""
+    buckets = f" in {counted(report.num_buckets, 'bucket')}" if report.num_buckets else ""
+    rows = [[name, level.value, sources] for name, (sources, level) in report.columns.items()]
+    lines = [
+        f"{report.table} ({report.layout.value}){buckets}: {report.rows:,} rows, {report.requests:,} requests, "
+        f"{format_bytes(report.source_bytes)} became {format_bytes(report.bytes)}{ratio}; {report.seconds:.1f} s",
+        f"  row for row the same as the source: {report.checksum}",
+        format_table(["column", "level", "from"], rows),
+    ]
+    return "\n".join([*lines, *(f"  note: {note}" for note in report.notes)])

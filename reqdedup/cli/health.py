@@ -1,0 +1,96 @@
+"""`reqdedup health`: files, small files, skew and users of a table, and what to do about them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reqdedup.cli.arguments import Commands, add_command, add_tables
+from reqdedup.cli.catalog import load_tables, open_catalog
+from reqdedup.cli.output import counted, format_bytes, format_table, plain, print_json
+
+if TYPE_CHECKING:
+    import argparse
+
+    from reqdedup.storage import BucketChoice, TableHealth
+
+SHOWN_BUCKETS = 20
+
+
+def add_commands(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "health",
+        run_health,
+        help="files, small files and skew of tables, and what to do about them",
+        description="Per bucket (or day): files, small ones, rows, bytes, users, the largest user; the bucket count that "
+        "fits the table's size; and what to do, most pressing first. It changes nothing. See docs/maintenance.md.",
+        examples=[
+            "reqdedup health --table movies.engagements_by_request",
+            "reqdedup health --table a.b --no-users --json",
+        ],
+    )
+    add_tables(command)
+    command.add_argument("--no-users", action="store_true", help="open no data file: leave users out")
+
+
+def run_health(arguments: argparse.Namespace) -> int:
+    """Print the health of the named tables."""
+    from reqdedup.storage import choose_num_buckets, table_health
+
+    reports = []
+    for table in load_tables(open_catalog(arguments), arguments.table):
+        health = table_health(table, count_users=not arguments.no_users)
+        choice = choose_num_buckets(stored_bytes=health.bytes, rows=health.rows, users=health.users)
+        reports.append((health, choice if health.num_buckets else None))
+    if arguments.json:
+        print_json([{**plain(health), "fitting_buckets": plain(choice)} for health, choice in reports])
+    else:
+        print("\n\n".join(format_health(health, choice) for health, choice in reports))
+    return 0
+
+
+def format_health(health: TableHealth, choice: BucketChoice | None) -> str:
+    """The figures of the table, those of its buckets (the worst where there are many), then what to do."""
+    users = "" if health.users is None else f", {counted(health.users, 'user')}"
+    lines = [
+        f"{health.table} ({health.layout.value}): {counted(health.rows, 'row')}{users}, {format_bytes(health.bytes)} in "
+        f"{counted(health.files, 'file')}, {health.small_files:,} small; {counted(health.snapshots, 'snapshot')}, "
+        f"{counted(health.manifests, 'manifest')}"
+    ]
+    if health.num_buckets and choice is not None:
+        skew = "" if health.skew is None else f", the largest {health.skew:.1f} times the mean"
+        lines.append(
+            f"  {counted(health.num_buckets, 'bucket')}{skew}; for this size {choice.num_buckets:,} fit ({choice.reason})"
+        )
+    rows = health.buckets.to_pylist()
+    shown = sorted(rows, key=lambda row: (row["is_compact"], -row["files"], -row["bytes"]))[:SHOWN_BUCKETS]
+    if rows:
+        lines.append(_format_buckets(health, shown))
+    if len(rows) > len(shown):
+        lines.append(f"  ... {len(rows) - len(shown):,} more; --json has all")
+    return "\n".join([*lines, *(f"  to do: {one}" for one in health.advice or ["nothing"])])
+
+
+def _format_buckets(health: TableHealth, rows: list[dict[str, Any]]) -> str:
+    head = ["bucket" if health.num_buckets else "day", "files", "small", "rows", "stored"]
+    names = ["files", "small_files", "rows"]
+    cells = [[_partition(health, row), *(row[name] for name in names), format_bytes(row["bytes"])] for row in rows]
+    if health.users is not None:
+        head += ["users", "largest"]
+        cells = [
+            [*cell, row["users"], "-" if row["largest_user_share"] is None else f"{row['largest_user_share']:.0%}"]
+            for cell, row in zip(cells, rows)
+        ]
+    return format_table(
+        [*head, "compact"], [[*cell, "yes" if row["is_compact"] else "no"] for cell, row in zip(cells, rows)]
+    )
+
+
+def _partition(health: TableHealth, row: dict[str, Any]) -> str:
+    from datetime import date, timedelta
+
+    if row["partition"] is None:
+        return "all"
+    if health.num_buckets:
+        return str(row["partition"])
+    return str(date(1970, 1, 1) + timedelta(days=row["partition"]))

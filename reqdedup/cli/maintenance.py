@@ -1,0 +1,231 @@
+"""`reqdedup compact`, `expire`, `sweep` and `rebucket`: what keeps a table in shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from reqdedup.cli.arguments import Commands, add_apply, add_command, add_table, add_tables, age, positive
+from reqdedup.cli.catalog import load_table, load_tables, open_catalog
+from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyiceberg.table import Table
+
+    from reqdedup.storage import ExpireReport, SweepReport
+
+SHOWN_FILES = 10
+
+
+def add_commands(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "compact",
+        run_compact,
+        help="make the files that appends left into those of one write",
+        description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified by "
+        "checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit per bucket: a run "
+        "that was ended goes on where it was.",
+        examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
+    )
+    add_tables(command)
+    command.add_argument("--bucket", type=int, action="append", metavar="N", help="only this one; repeat it for more")
+    command.add_argument("--one-commit", action="store_true", help="one for all buckets instead of one each")
+    command.add_argument("--force", action="store_true", help="those too that need it not")
+    _add_spill(command)
+
+    command = add_command(
+        commands,
+        "expire",
+        run_expire,
+        help="forget old snapshots and free the files that only they need",
+        description="Old snapshots go, with every file that no other needs; heads of branches and tags stay. Readers of an "
+        "expired snapshot fail. Features by position that were made from one are first aligned with the present requests.",
+        examples=["reqdedup expire --table a.b --older-than 7d", "reqdedup expire --table a.b --older-than 7d --apply"],
+    )
+    add_tables(command)
+    command.add_argument("--older-than", type=age, metavar="AGE", help="age of what goes: 5d (default), 36h, 90m")
+    command.add_argument(
+        "--keep-last", type=positive, default=1, metavar="N", help="newest of every branch that stay whatever their age"
+    )
+    add_apply(command)
+
+    command = add_command(
+        commands,
+        "sweep",
+        run_sweep,
+        help="remove files that nothing points at, as killed writers leave them",
+        description="Files under the table's location that no snapshot, branch, tag or metadata needs. Younger ones than "
+        "--older-than may belong to a write that has not committed yet, and stay.",
+        examples=["reqdedup sweep --table a.b", "reqdedup sweep --table a.b --older-than 3d --apply"],
+    )
+    add_tables(command)
+    command.add_argument(
+        "--older-than", type=age, metavar="AGE", help="longer than any write takes: 3d (default), 36h, 90m"
+    )
+    command.add_argument(
+        "--dropped", action="append", default=[], metavar="UUID", help="id of a table that was in this folder before"
+    )
+    add_apply(command)
+
+    command = add_command(
+        commands,
+        "rebucket",
+        run_rebucket,
+        help="another number of buckets for a table",
+        description="Write all rows into another number of buckets, in one commit. Tables that are joined need counts that "
+        "divide each other. docs/buckets.md says how many.",
+        examples=["reqdedup rebucket --table movies.engagements_by_request --buckets 64"],
+    )
+    add_table(command)
+    command.add_argument("--buckets", type=positive, required=True, metavar="N", help="the new number")
+    _add_spill(command)
+
+
+def run_compact(arguments: argparse.Namespace) -> int:
+    """Compact the named tables."""
+    from reqdedup.storage import compact
+
+    reports = {}
+    for table in load_tables(open_catalog(arguments), arguments.table):
+        name = ".".join(table.name())
+        with ProgressLine() as progress:
+            reports[name] = compact(
+                table,
+                arguments.bucket,
+                one_commit=arguments.one_commit,
+                force=arguments.force,
+                progress=lambda done, total, name=name: progress(f"compact {name}: {done} of {total} buckets"),  # type: ignore[misc]
+                spill_dir=arguments.spill_dir,
+            )
+    if arguments.json:
+        print_json([{"table": name, **vars(report)} for name, report in reports.items()])
+        return 0
+    for name, report in reports.items():
+        if not report.buckets:
+            print(f"{name}: nothing to do, all {report.left_alone} are compact")
+            continue
+        print(
+            f"{name}: {len(report.buckets)} rewritten, {report.left_alone} were compact; {report.rows:,} rows, "
+            f"{counted(report.old_files, 'file')} ({format_bytes(report.old_bytes)}) became "
+            f"{counted(report.files, 'file')} ({format_bytes(report.bytes)}). The old ones go with `reqdedup expire`"
+        )
+    return 0
+
+
+def run_expire(arguments: argparse.Namespace) -> int:
+    """Expire snapshots of the named tables, or say which would go."""
+    from reqdedup.storage import expire_snapshots, realign, to_realign
+    from reqdedup.storage.maintenance.expire import DEFAULT_AGE
+
+    older_than = DEFAULT_AGE if arguments.older_than is None else arguments.older_than
+    reports: list[tuple[str, ExpireReport, list[str]]] = []
+    for table in load_tables(open_catalog(arguments), arguments.table):
+        report = expire_snapshots(table, older_than=older_than, keep_last=arguments.keep_last, dry_run=True)
+        sides = to_realign(table, report.expired)
+        if arguments.apply:
+            for side in sides:
+                realign(table, side)
+            report = expire_snapshots(table, older_than=older_than, keep_last=arguments.keep_last)
+        reports.append((".".join(table.name()), report, [".".join(side.name()) for side in sides]))
+    if arguments.json:
+        print_json([{"table": name, **vars(report), "realigned": aligned} for name, report, aligned in reports])
+        return 0
+    for name, report, aligned in reports:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.files.items()))
+        would = "would go" if report.dry_run else "gone"
+        print(
+            f"{name}: {counted(len(report.expired), 'snapshot')} {would}, {report.kept:,} "
+            f"{'stays' if report.kept == 1 else 'stay'}; {counted(sum(report.files.values()), 'file')}"
+            f"{f' ({kinds})' if kinds else ''}, {format_bytes(report.bytes)}"
+        )
+        if report.outside:
+            print(f"  {counted(report.outside, 'file')} outside the table's folder left where they are")
+        for one in aligned:
+            print(f"  {one} {'would be' if report.dry_run else 'was'} aligned with the present requests first")
+    _say_dry_run(report.dry_run for _, report, _ in reports)
+    return 0
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """Remove orphan files of the named tables, or say which would go."""
+    from reqdedup.storage import sweep_orphans
+    from reqdedup.storage.maintenance.sweep import DEFAULT_GUARD
+
+    older_than = DEFAULT_GUARD if arguments.older_than is None else arguments.older_than
+    reports: dict[str, SweepReport] = {}
+    for table in load_tables(open_catalog(arguments), arguments.table):
+        reports[".".join(table.name())] = sweep_orphans(
+            table, older_than=older_than, dry_run=not arguments.apply, dropped=arguments.dropped
+        )
+    if arguments.json:
+        print_json([{"table": name, **vars(report)} for name, report in reports.items()])
+        return 0
+    for name, report in reports.items():
+        print(
+            f"{name}: {counted(report.files.num_rows, 'orphan')} {'would go' if report.dry_run else 'gone'}, "
+            f"{format_bytes(report.bytes)}; {report.young:,} younger ({format_bytes(report.young_bytes)}) and "
+            f"{report.unknown:,} of unknown kind stay; the table needs {report.kept:,}"
+        )
+        rows = report.files.slice(0, SHOWN_FILES).to_pylist()
+        if rows:
+            cells = [[row["kind"], format_bytes(row["bytes"]), row["path"]] for row in rows]
+            print(format_table(["kind", "bytes", "path"], cells))
+        if report.files.num_rows > len(rows):
+            print(f"  ... {report.files.num_rows - len(rows):,} more; --json has all")
+    _say_dry_run(report.dry_run for report in reports.values())
+    return 0
+
+
+def run_rebucket(arguments: argparse.Namespace) -> int:
+    """Change the bucket count of a table, and name the feature tables that it no longer fits."""
+    from reqdedup.storage import rebucket
+
+    table = load_table(open_catalog(arguments), arguments.table)
+    with ProgressLine() as progress:
+        report = rebucket(
+            table,
+            arguments.buckets,
+            progress=lambda done, total: progress(f"rebucket: {done:,} of {total:,} rows"),
+            spill_dir=arguments.spill_dir,
+        )
+    unfit = _features_of_other_buckets(table, report.num_buckets)
+    if arguments.json:
+        print_json({"table": arguments.table, **vars(report), "feature_tables": unfit})
+        return 0
+    print(
+        f"{arguments.table}: {report.old_buckets} buckets became {report.num_buckets}; {report.rows:,} rows in "
+        f"{counted(report.files, 'file')}, {format_bytes(report.bytes)}, {report.seconds:.1f} s"
+    )
+    for name, advice in unfit.items():
+        print(f"  {name}: {advice}")
+    return 0
+
+
+def _features_of_other_buckets(table: Table, num_buckets: int) -> dict[str, str]:
+    """Feature tables of this table that have another bucket count, and what to do."""
+    from reqdedup.storage import feature_tables_of
+    from reqdedup.storage.feature_table import feature_buckets, is_by_position, is_feature_table
+
+    if is_feature_table(table):
+        return {}
+    return {
+        ".".join(side.name()): (
+            "by position, with other buckets: create it again and compute its features"
+            if is_by_position(side)
+            else f"has {feature_buckets(side)} buckets; rebucket it too before the next backfill"
+        )
+        for side in feature_tables_of(table)
+        if feature_buckets(side) != num_buckets
+    }
+
+
+def _say_dry_run(is_dry_run: Iterable[bool]) -> None:
+    if any(is_dry_run):
+        print("nothing was changed: --apply does it")
+
+
+def _add_spill(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--spill-dir", metavar="DIR", help="for temporary files (default: the system's)")

@@ -1,0 +1,154 @@
+"""`reqdedup sample`: whole users of a table, per stratum, as a report or into a table of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, positive
+from reqdedup.cli.catalog import load_table, open_catalog
+from reqdedup.cli.output import ProgressLine, format_bytes, format_table, plain, print_json
+
+if TYPE_CHECKING:
+    import argparse
+
+    import pyarrow as pa
+    from pyiceberg.catalog import Catalog
+
+    from reqdedup.storage import Activity, UserSample, WriteReport
+
+
+def add_commands(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "sample",
+        run_sample,
+        help="draw whole users of a table, per stratum",
+        description="Users are drawn by a hash of their id: the same in every run, and nested in every larger sample of the "
+        "same seed. Without --to nothing is written and the report alone is printed: users, requests, rows and their "
+        "concentration before and after. Files without sampled users are not read.",
+        examples=[
+            "reqdedup sample --table movies.engagements --rate 0.1",
+            "reqdedup sample --table movies.engagements --activity 3 10 --rate 'requests <= 3=1' --rate '*=0.2' \\\n"
+            "      --max-requests-per-user 50 --to movies.training_sample",
+        ],
+    )
+    add_table(command, "the table to draw from")
+    per_stratum = "for all strata, or STRATUM=NUMBER ('*' for all others); repeat it"
+    command.add_argument("--rate", action="append", metavar="NUMBER", help=f"part of the users, 0 to 1, {per_stratum}")
+    command.add_argument("--target", action="append", metavar="NUMBER", help=f"users wanted, {per_stratum}")
+    command.add_argument("--cap", action="append", metavar="NUMBER", help=f"users at most, {per_stratum}")
+    strata = command.add_mutually_exclusive_group()
+    strata.add_argument(
+        "--activity", nargs="+", type=int, metavar="BOUND", help="strata by a user's count, at these bounds"
+    )
+    strata.add_argument("--quantiles", nargs="+", type=float, metavar="SHARE", help="strata by shares of the users")
+    command.add_argument(
+        "--measure", choices=("requests", "rows"), default="requests", help="what --activity and --quantiles count"
+    )
+    command.add_argument("--by", action="append", default=[], metavar="COLUMN", help="strata by a request-level column")
+    command.add_argument(
+        "--max-requests-per-user", type=positive, metavar="N", help="whole requests of the very active"
+    )
+    command.add_argument("--keep", choices=("hash", "latest"), default="hash", help="which of them (default: hash)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--to", metavar="NAMESPACE.NAME", help="write the sample into this table")
+    command.add_argument("--replace", action="store_true", help="a table of that name is replaced")
+    command.add_argument("--layout", choices=LAYOUTS, default="by_request", help="of that table (default: by_request)")
+    command.add_argument("--buckets", type=positive, metavar="N", help="of that table (default: as the table's)")
+
+
+def run_sample(arguments: argparse.Namespace) -> int:
+    """Draw the sample, write it where that is asked for, and print its report."""
+    from reqdedup.storage import Activity, sample_users
+
+    strata: list[Activity | str] = list(arguments.by)
+    if arguments.activity or arguments.quantiles:
+        bounds, quantiles = tuple(arguments.activity or ()), tuple(arguments.quantiles or ())
+        strata.insert(0, Activity(bounds=bounds, quantiles=quantiles, measure=arguments.measure))
+    catalog = open_catalog(arguments)
+    table = load_table(catalog, arguments.table)
+    if arguments.to:
+        _check_target(catalog, arguments)
+    sample = sample_users(
+        table,
+        rate=_setting(arguments.rate, float, "rate"),
+        target=_setting(arguments.target, int, "target"),
+        cap=_setting(arguments.cap, int, "cap"),
+        strata=strata,
+        max_requests_per_user=arguments.max_requests_per_user,
+        keep=arguments.keep,
+        seed=arguments.seed,
+    )
+    written = _write(catalog, sample, arguments) if arguments.to else None
+    if arguments.json:
+        into = None if written is None else {"table": arguments.to, **vars(written)}
+        print_json({"table": arguments.table, "strata": plain(sample.report), "written": into})
+        return 0
+    print(format_sample(sample.report))
+    if written is not None:
+        print(
+            f"{arguments.to}: {written.rows:,} rows, {written.requests:,} requests, {written.users:,} users, "
+            f"{format_bytes(written.bytes)}"
+        )
+    return 0
+
+
+def _check_target(catalog: Catalog, arguments: argparse.Namespace) -> None:
+    if arguments.to == arguments.table:
+        raise ValueError(f"--to: another table than {arguments.table} required, which the sample is drawn from")
+    if catalog.table_exists(arguments.to) and not arguments.replace:
+        raise ValueError(
+            f"--to: a new table required, found {arguments.to} there; choose another name, or pass --replace"
+        )
+
+
+def _write(catalog: Catalog, sample: UserSample, arguments: argparse.Namespace) -> WriteReport:
+    from reqdedup.storage import Layout, create_table, write
+    from reqdedup.storage.layout import table_buckets
+
+    buckets = arguments.buckets or table_buckets(catalog.load_table(arguments.table)) or 16
+    layout, is_new = Layout(arguments.layout), not catalog.table_exists(arguments.to)
+    table = create_table(catalog, arguments.to, sample.schema, layout, num_buckets=buckets)
+    try:
+        with ProgressLine() as progress:
+            return write(table, sample.batches(), progress=progress)
+    except BaseException:
+        if is_new:
+            catalog.purge_table(arguments.to)
+        raise
+
+
+def _setting(texts: list[str] | None, kind: Callable[[str], Any], name: str) -> Any:
+    """None, one number for all strata, or numbers by stratum; strata have equals signs in their names."""
+    if texts is None:
+        return None
+    found: dict[str, Any] = {}
+    for text in texts:
+        stratum, _, number = text.rpartition("=")
+        try:
+            found[stratum.strip()] = kind(number)
+        except ValueError:
+            raise ValueError(f"--{name}: NUMBER or STRATUM=NUMBER required, found {text!r}") from None
+    if "" in found and len(found) > 1:
+        raise ValueError(
+            f"--{name}: one number for all strata, or one for each required, found both; '*' means all others"
+        )
+    return found.get("", found)
+
+
+def format_sample(report: pa.Table) -> str:
+    """One line per stratum, before -> after, and a last one of all of them."""
+    rows = []
+    for row in report.to_pylist():
+        counts = [f"{row[f'{name}_before']:,} -> {row[f'{name}_after']:,}" for name in ("users", "requests", "rows")]
+        shares = [
+            f"{_share(row[f'{name}_before'], spec)} -> {_share(row[f'{name}_after'], spec)}"
+            for name, spec in (("gini_rows", ".2f"), ("top1_percent_rows", ".1%"))
+        ]
+        rows.append([row["stratum"], *counts, *shares, row["users_cut"]])
+    return format_table(["stratum", "users", "requests", "rows", "gini", "top 1%", "users cut"], rows, indent="")
+
+
+def _share(value: float | None, spec: str) -> str:
+    return "-" if value is None else f"{value:{spec}}"
