@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from reqdedup.encoding import BLOB_TYPE, deduplicated_schema, element_type
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, EngagementSchema
-from reqdedup.storage.keys import run_starts
+from reqdedup.storage.keys import order_in_groups, run_starts
 from reqdedup.storage.parts import blob_bytes, equal_values, two_values_error
 from reqdedup.storage.spill import PART, Spill, gather, greedy_ranges
 
@@ -47,7 +47,7 @@ def in_request_order(
 
     rows = spill.rows(partition)
     request_of_row = request_of_part[_part_positions(requests, rows)]
-    order = np.lexsort((rows.column(ITEM_ID).to_numpy(), request_of_row))
+    order = order_in_groups(request_of_row, rows.column(ITEM_ID).to_numpy())
     rows_per_request = np.bincount(request_of_row, minlength=len(starts))
     row_ends = np.cumsum(rows_per_request)
 

@@ -38,6 +38,10 @@ def compact_blobs(array: pa.DictionaryArray) -> pa.DictionaryArray:
     codes = array.indices.to_numpy()
     if len(codes) and len(array.dictionary) == 0:
         raise ValueError(f"{len(codes)} rows point into an empty dictionary; the column cannot be null")
+    if len(codes) and codes[0] == 0 and codes[-1] == len(array.dictionary) - 1:
+        steps = np.diff(codes)
+        if np.all((steps == 0) | (steps == 1)):  # the rows of each request are neighbours: nothing to sort
+            return array
     used, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     if len(used) == len(array.dictionary) and np.all(np.diff(first) > 0):
         return array

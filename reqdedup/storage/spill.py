@@ -34,10 +34,14 @@ from reqdedup.storage.parts import (
     split_parts,
 )
 from reqdedup.storage.seen import SeenRequests
+from reqdedup.storage.streams import concat
 
 PART = "part"
 FLUSH_BYTES = 64 * 2**20
 """Of arrived data that is collected before it is written by partition."""
+
+SMALL_ROWS, SMALL_BYTES = 16_384, 16 * 2**20
+"""Batches are put together until they hold so many rows or bytes: a batch costs some hundred Arrow calls, whatever is in it."""
 
 PartitionOf = Callable[[np.ndarray, pa.Array], np.ndarray]
 """Partition of each part, [P] int64, from its user_id [P] and its request_ts [P]."""
@@ -70,6 +74,8 @@ class Spill:
         self._requests = _SpillFile(_spill_schema(self.request_columns), directory)
         self._rows = _SpillFile(_spill_schema(self.row_columns), directory)
         self.num_rows = self.num_parts = 0
+        self._small: list[pa.RecordBatch] = []
+        self._small_bytes = 0
 
     def __enter__(self) -> Spill:
         return self
@@ -86,30 +92,52 @@ class Spill:
     def add(self, batch: pa.RecordBatch) -> None:
         """Take one batch.
 
-        Raises ValueError where it is not a deduplicated batch of the schema, or where a request-level value differs
-        inside a request.
+        Raises ValueError where it is not a deduplicated batch of the schema, and here or at a later call where a
+        request-level value differs inside a request.
         """
         check_deduplicated(batch, self.schema)
-        if batch.num_rows == 0:
+        self._small.append(batch.select(list(self.schema.names)))
+        self._small_bytes += batch.nbytes
+        self.num_rows += batch.num_rows
+        if sum(one.num_rows for one in self._small) >= SMALL_ROWS or self._small_bytes >= SMALL_BYTES:
+            self._take_small()
+
+    def _take_small(self) -> None:
+        small, self._small, self._small_bytes = self._small, [], 0
+        together: list[pa.RecordBatch] = []
+        for batch in small:
+            if batch.nbytes >= SMALL_BYTES:  # copied by no one
+                self._take(together)
+                self._take([batch])
+                together = []
+            elif batch.num_rows:
+                together.append(batch)
+        self._take(together)
+
+    def _take(self, batches: list[pa.RecordBatch]) -> None:
+        if not batches:
             return
+        batch = concat(batches)
         part_of_row, first_row = split_parts(batch)
         check_one_value_per_request(batch, self.request_columns, part_of_row, first_row)
         users = batch.column(USER_ID).to_numpy()[first_row]
         partition = self._partition_of(users, batch.column(REQUEST_TS).take(pa.array(first_row)))
         number, is_new = self._number_parts(batch, first_row)
-        new_row, new_partition = first_row[is_new], partition[is_new]
+        new_partition = partition[is_new]
+        by_partition = np.argsort(new_partition, kind="stable")
+        new_row, new_number = first_row[is_new][by_partition], number[is_new][by_partition]
         for start, end in self._pieces(batch, new_row):
-            requests = self._request_rows(batch, new_row[start:end], self.num_parts + start)
-            self._requests.add(requests, new_partition[start:end])
+            requests = self._request_rows(batch, new_row[start:end], new_number[start:end])
+            self._requests.add(requests, new_partition[by_partition[start:end]])
         rows = [pa.array(number[part_of_row])]
         rows += [batch.column(column.name) for column in self.row_columns]
         of_row = partition[part_of_row] if self._rows_partition_of is None else self._rows_partition_of(batch.num_rows)
         self._rows.add(pa.RecordBatch.from_arrays(rows, schema=self._rows.schema), of_row)
-        self.num_rows += batch.num_rows
         self.num_parts += len(new_row)
 
     def finish(self) -> None:
         """No more batches; from now on the partitions can be read."""
+        self._take_small()
         self._requests.finish()
         self._rows.finish()
 
@@ -166,9 +194,9 @@ class Spill:
                 part_bytes += blob_bytes(array.dictionary)[array.indices.to_numpy()[first_row]]
         return greedy_ranges((FLUSH_BYTES, part_bytes))
 
-    def _request_rows(self, batch: pa.RecordBatch, first_row: np.ndarray, first_part: int) -> pa.RecordBatch:
+    def _request_rows(self, batch: pa.RecordBatch, first_row: np.ndarray, number: np.ndarray) -> pa.RecordBatch:
         at = pa.array(first_row)
-        arrays: list[pa.Array] = [pa.array(np.arange(first_part, first_part + len(first_row)))]
+        arrays: list[pa.Array] = [pa.array(number)]
         for column in self.request_columns:
             array = batch.column(column.name)
             if column.is_blob:
@@ -195,11 +223,17 @@ class _SpillFile:
         self._writer: pa.ipc.RecordBatchFileWriter | None = pa.ipc.new_file(pa.PythonFile(self._file, "w"), schema)
         self._reader: pa.ipc.RecordBatchFileReader | None = None
         self._map: mmap.mmap | None = None
-        self._pending: list[tuple[pa.RecordBatch, np.ndarray]] = []
+        self._pending: dict[int, list[pa.RecordBatch]] = defaultdict(list)
         self._pending_bytes = self._num_batches = 0
 
     def add(self, batch: pa.RecordBatch, partition: np.ndarray) -> None:
-        self._pending.append((batch, partition))
+        """Take the rows of `batch`; partition: of each of them. Rows that come ordered by it are not copied for it."""
+        if np.any(partition[1:] < partition[:-1]):
+            order = np.argsort(partition, kind="stable")
+            batch, partition = batch.take(pa.array(order)), partition[order]
+        starts = run_starts([partition])
+        for start, end in pairwise([*starts.tolist(), len(partition)]):
+            self._pending[int(partition[start])].append(batch.slice(start, end - start))
         self._pending_bytes += batch.nbytes
         if self._pending_bytes >= FLUSH_BYTES:
             self._flush()
@@ -227,7 +261,7 @@ class _SpillFile:
     def close(self) -> None:
         """Close the file, which has no name: its space is free once the last array read from it is gone."""
         self._reader = self._map = self._writer = None
-        self._pending = []
+        self._pending.clear()
         with contextlib.suppress(OSError):  # of a full disk, where the last bytes do not go out
             self._file.close()
 
@@ -244,21 +278,14 @@ class _SpillFile:
             ) from error
 
     def _flush(self) -> None:
-        if not self._pending:
-            return
         assert self._writer is not None
-        partition = np.concatenate([partition for _, partition in self._pending])
-        batch = pa.Table.from_batches([batch for batch, _ in self._pending]).combine_chunks().to_batches()[0]
-        self._pending, self._pending_bytes = [], 0
-        order = np.argsort(partition, kind="stable")
-        ordered = partition[order]
-        bounds = np.append(run_starts([ordered]), len(ordered))
-        for start, end in pairwise(bounds.tolist()):
-            piece = batch if len(bounds) == 2 else batch.take(pa.array(order[start:end]))
-            self.batches_of[int(ordered[start])].append(self._num_batches)
+        for partition in sorted(self._pending):
+            pieces = self._pending.pop(partition)
+            self.batches_of[partition].append(self._num_batches)
             with self._naming_the_disk():
-                self._writer.write_batch(piece)
+                self._writer.write_batch(pa.concat_batches(pieces) if len(pieces) > 1 else pieces[0])
             self._num_batches += 1
+        self._pending_bytes = 0
 
 
 def gather(batches: Sequence[pa.RecordBatch], positions: np.ndarray, column: str) -> pa.Array:

@@ -43,6 +43,9 @@ for blobs it counts compressed bytes."""
 LARGE_PAGES_ROW_GROUP_BYTES = 512 * 2**20
 """Uncompressed Arrow bytes of a row group of plain lists with large pages."""
 
+RELEASE_BYTES = 16 * 2**20
+"""Read from the spill before its pages are given back: pages of a mapped file count as memory of the process."""
+
 PIECE_BYTES = 32 * 2**20
 """Shuffled rows are gathered in pieces of about this many bytes."""
 
@@ -114,8 +117,11 @@ def write(
         )
     if mode not in ("replace", "append"):
         raise ValueError(f"mode must be 'replace' or 'append', found {mode!r}")
-    if isinstance(batches, pa.RecordBatch):
-        raise ValueError("batches: an iterable of record batches required, found one batch; pass [batch]")
+    if isinstance(batches, pa.RecordBatch | pa.Table):
+        raise ValueError(
+            f"batches: an iterable of record batches required, found a {type(batches).__name__}; pass [batch] or "
+            "table.to_batches()"
+        )
     table.refresh()
     started = time.monotonic()
 
@@ -132,7 +138,7 @@ def write(
             for rows_done in _write_files(files, spill, own_layout, seed=seed):
                 report("write", rows_done, spill.num_rows)
             num_rows, spill_bytes = spill.num_rows, spill.num_bytes
-            num_requests, num_users = _count_requests(spill)
+            num_requests, num_users = _count_requests(spill, users_apart=own_layout.is_bucketed)
         report("verify", 0, num_rows)
         files.verify(num_rows=num_rows, num_requests=num_requests if own_layout.is_bucketed else None)
         report("commit", num_rows, num_rows)
@@ -172,7 +178,7 @@ def write_rows(
         spill.finish()
         for _ in _write_files(files, spill, layout, seed=seed):
             pass
-        num_requests, _ = _count_requests(spill)
+        num_requests, _ = _count_requests(spill, users_apart=True)
         return spill.num_rows, num_requests
 
 
@@ -228,11 +234,16 @@ def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int)
             yield rows_done + files.write(None, pa.concat_tables(pieces), target_bytes=0)
         return
     for partition in spill.partitions():
+        read_bytes = 0
         for batch in _row_groups(spill, partition, layout, target_bytes):
             rows = pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, spill.schema)
             # pyiceberg writes one row group per file of plain lists; our own layouts fill files with row groups.
             rows_done += files.write(partition, rows, target_bytes=0 if layout is Layout.SORTED else target_bytes)
             yield rows_done
+            read_bytes += batch.nbytes
+            if read_bytes >= RELEASE_BYTES:
+                spill.release()
+                read_bytes = 0
         files.close_file()
         spill.release()
 
@@ -289,12 +300,16 @@ def _repeated_lists(array: pa.DictionaryArray, column: Column) -> pa.ChunkedArra
     return pa.chunked_array(chunks, lists.type)
 
 
-def _count_requests(spill: Spill) -> tuple[int, int]:
-    """Requests and users of the whole log. A request lies in one partition, a user may lie in several days."""
-    num_requests, users = 0, np.zeros(0, np.int64)
+def _count_requests(spill: Spill, *, users_apart: bool) -> tuple[int, int]:
+    """Requests and users of the whole log; a request lies in one partition, and a user too where `users_apart`."""
+    num_requests, num_users, seen = 0, 0, np.zeros(0, np.int64)
     for partition in spill.request_partitions():
         user, request = spill.keys(partition)
         order = np.lexsort((request, user))
-        num_requests += len(run_starts([user[order], request[order]]))
-        users = np.union1d(users, user)
-    return num_requests, len(users)
+        user, request = user[order], request[order]
+        num_requests += len(run_starts([user, request]))
+        num_users += len(run_starts([user]))
+        if not users_apart:
+            seen = np.union1d(seen, user)
+        spill.release()
+    return num_requests, num_users if users_apart else len(seen)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqdedup.storage.keys import count_up_to, first_disorder, match_keys, run_starts, unmatched
+from reqdedup.storage.keys import count_up_to, first_disorder, match_keys, order_in_groups, run_starts, unmatched
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**31, 2**63 - 1]
 ids = st.one_of(st.integers(0, 4), st.sampled_from(EXTREMES))
@@ -65,3 +65,15 @@ def test_a_large_match_with_gaps_equals_numpy_set_operations():
     position = match_keys(split(left), split(right))
     np.testing.assert_array_equal(position >= 0, np.isin(left, right))
     np.testing.assert_array_equal(right[position[position >= 0]], np.intersect1d(left, right))
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from([0, 1, -1, 5, 2**62, -(2**63), 2**63 - 1])), max_size=12
+    ),
+    shift=st.sampled_from([0, 2**40, 2**62]),
+)
+def test_order_in_groups_is_the_lexicographic_one_whatever_the_range(rows, shift):
+    group, value = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
+    for one in (value, value // 2**40, value // 2**62 + shift):
+        assert order_in_groups(group, one).tolist() == np.lexsort((one, group)).tolist()

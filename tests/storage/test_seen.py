@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reqdedup.storage import Layout, TableSource, create_table
+from reqdedup.storage import spill as spill_module
 from reqdedup.storage.commit import StagedFiles
 from reqdedup.storage.layout import buckets_of
 from reqdedup.storage.seen import SeenRequests
@@ -38,7 +39,8 @@ def test_requests_are_found_as_in_a_dictionary(rounds, limit):
 
 
 @pytest.mark.parametrize("layout", list(Layout))
-def test_a_shuffled_log_is_spilled_once_per_request(catalog, layout):
+def test_a_shuffled_log_is_spilled_once_per_request(catalog, layout, monkeypatch):
+    monkeypatch.setattr(spill_module, "SMALL_ROWS", 1)  # every batch for itself
     log = make_log(num_users=15, seed=3)
     whole = to_batch(log)
     pieces = [

@@ -71,11 +71,22 @@ def plain(batch: pa.RecordBatch) -> list[tuple]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(log=logs, seed=st.integers(0, 2**32 - 1), pieces=st.integers(1, 5), max_rows=st.integers(1, 12))
-def test_any_log_comes_back_in_request_order_whatever_the_order_of_arrival(log, seed, pieces, max_rows):
+@given(
+    log=logs,
+    seed=st.integers(0, 2**32 - 1),
+    pieces=st.integers(1, 5),
+    max_rows=st.integers(1, 12),
+    small_rows=st.sampled_from([1, 9, 10**6]),
+    flush_bytes=st.sampled_from([1, 1_000, 10**6]),
+)
+def test_any_log_comes_back_in_request_order_whatever_the_order_of_arrival(
+    log, seed, pieces, max_rows, small_rows, flush_bytes
+):
     rows = rows_of_log(log)
     shuffled = np.random.default_rng(seed).permutation(len(rows))
-    with Spill(SMALL, lambda users, request_ts: users % 3) as spill:
+    with pytest.MonkeyPatch.context() as patch, Spill(SMALL, lambda users, request_ts: users % 3) as spill:
+        patch.setattr(spill_module, "SMALL_ROWS", small_rows)
+        patch.setattr(spill_module, "FLUSH_BYTES", flush_bytes)
         for piece in np.array_split(shuffled, pieces):
             if len(piece):
                 spill.add(batch_of([rows[i] for i in piece]))
