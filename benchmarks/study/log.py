@@ -60,7 +60,7 @@ class StudyLog:
         return np.unique(self.users_of(clicks) * self.num_items + self.item_B[clicks])
 
 
-def synthetic_log(*, seed: int, num_users: int, num_items: int, held_out: float, exponent: float = 0.6) -> StudyLog:
+def synthetic_log(*, seed: int, num_users: int, num_items: int, held_out: float) -> StudyLog:
     """The project's generator as it is; only sizes are set, before any training and for reasons that are none of the arms'.
 
     popularity_exponent 0.6 instead of 0.9: under IID fewer than 0.5% of in-batch negatives are then items that the user
@@ -75,7 +75,7 @@ def synthetic_log(*, seed: int, num_users: int, num_items: int, held_out: float,
         mean_fan_out=64,
         history_scale=1 / 200,
         max_history=HISTORY,
-        popularity_exponent=exponent,
+        popularity_exponent=0.6,
     )
     catalogue = make_catalogue(config)
 

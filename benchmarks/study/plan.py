@@ -26,16 +26,14 @@ from benchmarks.study.arms import (
 )
 from benchmarks.study.log import StudyLog, movielens_log, synthetic_log
 
-LARGE, HEAD_HEAVY, MOVIELENS = "large catalogue", "head-heavy", "movielens"
+LARGE, MOVIELENS = "large catalogue", "movielens"
 TUNING_SEED = 100
 """A log and weights of its own: no figure of the study uses it."""
 
 TUNED: dict[tuple[str, str], Tuned] = {
     ("ranking", LARGE): Tuned(learning_rate=0.01, table_rate=0.1, weight_decay=0.01),
-    ("ranking", HEAD_HEAVY): Tuned(learning_rate=0.01, table_rate=0.3, weight_decay=0.01),
     ("ranking", MOVIELENS): Tuned(learning_rate=0.001, table_rate=1.0, weight_decay=0.01),
     ("retrieval", LARGE): Tuned(learning_rate=0.01, table_rate=0.3, weight_decay=0.01, temperature=0.2),
-    ("retrieval", HEAD_HEAVY): Tuned(learning_rate=0.01, table_rate=0.3, weight_decay=0.01, temperature=0.1),
     ("retrieval", MOVIELENS): Tuned(learning_rate=0.001, table_rate=0.3, weight_decay=0.01, temperature=0.4),
 }
 """Tuned once on the IID arm with every fix, by `--tune` (results/study_tuning.jsonl), then the same for all arms."""
@@ -65,13 +63,12 @@ class Sizes:
     world_sizes: tuple[int, ...]
     gradient_seeds: int
     gradient_steps: int
-    with_head_heavy: bool = True
 
 
 FULL = Sizes(
     main_seeds=6,
     side_seeds=4,
-    close_seeds=24,
+    close_seeds=20,
     held_out=0.25,
     num_users=6_000,
     num_items=200_000,
@@ -97,20 +94,16 @@ QUICK = Sizes(
     world_sizes=(4,),
     gradient_seeds=1,
     gradient_steps=4,
-    with_head_heavy=False,
 )
 
 
 def make_log(name: str, seed: int, sizes: Sizes, movielens: Path | None) -> StudyLog:
-    """LARGE: low popularity skew.  HEAD_HEAVY: the generator's default.  MOVIELENS: needs the folder of MovieLens 100K."""
-    if name == MOVIELENS:
-        if movielens is None:
-            raise ValueError("the movielens log needs its folder; give --movielens FOLDER")
-        return movielens_log(movielens, seed=seed, held_out=0.2)
-    exponent = {LARGE: 0.6, HEAD_HEAVY: 0.9}[name]
-    return synthetic_log(
-        seed=seed, num_users=sizes.num_users, num_items=sizes.num_items, exponent=exponent, held_out=sizes.held_out
-    )
+    """LARGE: the synthetic log.  MOVIELENS: needs the folder of MovieLens 100K."""
+    if name == LARGE:
+        return synthetic_log(seed=seed, num_users=sizes.num_users, num_items=sizes.num_items, held_out=sizes.held_out)
+    if movielens is None:
+        raise ValueError("the movielens log needs its folder; give --movielens FOLDER")
+    return movielens_log(movielens, seed=seed, held_out=0.2)
 
 
 def blocks(sizes: Sizes, *, with_movielens: bool) -> list[Block]:
@@ -147,8 +140,6 @@ def blocks(sizes: Sizes, *, with_movielens: bool) -> list[Block]:
                 num_seeds=sizes.side_seeds,
             )
         )
-    if sizes.with_head_heavy:
-        found += _main(HEAD_HEAVY, step["ranking"], step["retrieval"], sizes)
     if with_movielens:
         found += _main(MOVIELENS, MOVIELENS_STEPS, MOVIELENS_STEPS, sizes)
     return found
@@ -156,7 +147,6 @@ def blocks(sizes: Sizes, *, with_movielens: bool) -> list[Block]:
 
 def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Block]:
     """Every fix alone and together, at equal rows; the reference is IID with every fix that is not about order."""
-    num_seeds = sizes.side_seeds if log == HEAD_HEAVY else sizes.main_seeds
     return [
         Block(
             name=f"ranking, {ranking.world_size} ranks",
@@ -165,7 +155,7 @@ def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Bloc
             steps=ranking,
             arms=RANKING_ARMS,
             references=(RANKING_IID.name,),
-            num_seeds=num_seeds,
+            num_seeds=sizes.main_seeds,
             close_arms=(RANKING_IID.name, RANKING_ALL.name) if log == LARGE else (),
             close_seeds=sizes.close_seeds,
         ),
@@ -176,7 +166,7 @@ def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Bloc
             steps=retrieval,
             arms=RETRIEVAL_ARMS,
             references=(RETRIEVAL_IID.name,),
-            num_seeds=num_seeds,
+            num_seeds=sizes.main_seeds,
         ),
     ]
 

@@ -31,7 +31,7 @@ TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
 @pytest.fixture(scope="module")
 def log() -> StudyLog:
     torch.set_num_threads(1)
-    return synthetic_log(seed=3, num_users=40, num_items=2_000, held_out=0.2, exponent=0.6)
+    return synthetic_log(seed=3, num_users=40, num_items=2_000, held_out=0.2)
 
 
 def _layer(num_ranks: int) -> RankwiseBatchNorm1d:
