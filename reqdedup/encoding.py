@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, EngagementSchema, Kind
 
 BLOB_TYPE = pa.dictionary(pa.int32(), pa.binary())
+
+MAX_BINARY_BYTES = 2**31 - 2
+"""Of all values of one binary or string array, which has 32-bit offsets; whatever would be longer is cut into several."""
 
 _ARROW_TYPES = {
     "bool": pa.bool_(),
@@ -73,13 +77,13 @@ def blobs_from_numpy(values: np.ndarray, offsets: np.ndarray) -> pa.BinaryArray:
     """Blobs of a packed numeric array, `len(offsets) - 1` of them, without copying the values.
 
     values: [T] numbers of 4 or 8 bytes, little-endian; offsets: [N + 1] in elements, offsets[0] == 0.
-    Raises ValueError when the bytes pass 2^31 - 1, the limit of Arrow's binary offsets: make smaller batches.
+    Raises ValueError where the bytes pass MAX_BINARY_BYTES: make smaller batches.
     """
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     end_bytes = int(offsets[-1]) * values.itemsize
-    if end_bytes > 2**31 - 1:
+    if end_bytes > MAX_BINARY_BYTES:
         raise ValueError(
-            f"one batch of blobs holds at most {2**31 - 1:,} bytes, found {end_bytes:,}; make smaller batches"
+            f"one batch of blobs holds at most {MAX_BINARY_BYTES:,} bytes, found {end_bytes:,}; make smaller batches"
         )
     offset_bytes = (np.asarray(offsets, dtype=np.int64) * values.itemsize).astype(np.int32)
     return pa.BinaryArray.from_buffers(
@@ -87,7 +91,18 @@ def blobs_from_numpy(values: np.ndarray, offsets: np.ndarray) -> pa.BinaryArray:
     )
 
 
-def numpy_from_blobs(blobs: pa.BinaryArray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def take_blobs(blobs: pa.BinaryArray, positions: np.ndarray) -> pa.BinaryArray | pa.LargeBinaryArray:
+    """The blobs at these positions, [N] integers, one after the other; large_binary where they pass MAX_BINARY_BYTES.
+
+    Many positions may share a blob, so that a small dictionary can lay out to more than Arrow's 32-bit offsets count.
+    """
+    lengths = pc.binary_length(blobs).to_numpy(zero_copy_only=False)
+    if int(lengths[positions].sum(dtype=np.int64)) > MAX_BINARY_BYTES:
+        blobs = blobs.cast(pa.large_binary())
+    return blobs.take(pa.array(positions))
+
+
+def numpy_from_blobs(blobs: pa.BinaryArray | pa.LargeBinaryArray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Packed values [T] and offsets [N + 1] (elements, offsets[0] == 0) of blobs, values without a copy.
 
     dtype: one of int32, int64, float32, float64. Raises ValueError for a blob that is no whole number of elements.
@@ -160,6 +175,10 @@ def sequence_lengths(array: pa.DictionaryArray, column: Column) -> np.ndarray:
 
 def check_deduplicated(batch: pa.RecordBatch, schema: EngagementSchema) -> None:
     """Raise ValueError where `batch` is not a deduplicated batch of `schema`, naming the first column that differs."""
+    if not isinstance(batch, pa.RecordBatch):
+        raise ValueError(
+            f"batch: a pa.RecordBatch required, found {type(batch).__name__}; of a table, its to_batches()"
+        )
     wanted = deduplicated_schema(schema)
     for field in wanted:
         index = batch.schema.get_field_index(field.name)

@@ -186,8 +186,17 @@ def iceberg_type(column: Column, layout: Layout, *, element_id: int) -> IcebergT
 
 
 def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Schema:
-    """Arrow schema of the table's data files, with the Iceberg field ids that Parquet needs."""
+    """Arrow schema of the table's data files, with the Iceberg field ids that Parquet needs.
+
+    Raises ValueError for columns that the Iceberg table does not have (any more), or not in the layout's form.
+    """
     fields = []
+    gone = [name for name in schema.names if name not in table.schema().column_names]
+    if gone:
+        raise ValueError(
+            f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found {', '.join(table.schema().column_names)}; another "
+            "engine renamed or dropped them: give them their names back there"
+        )
     for column in schema.columns:
         field = table.schema().find_field(column.name)
         if not column.is_blob:

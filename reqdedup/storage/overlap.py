@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
 
-from reqdedup.encoding import numpy_from_blobs
+from reqdedup.encoding import numpy_from_blobs, take_blobs
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID
 from reqdedup.storage.hashing import mix
 from reqdedup.storage.keys import run_starts
@@ -61,8 +61,10 @@ def user_overlap(table: Table) -> UserOverlap:
         starts = run_starts([batch.column(name).to_numpy() for name in (USER_ID, REQUEST_ID)])
         tokens, token_offsets = None, None
         for column in sequences:
-            array = batch.column(column.name).take(pa.array(starts))
-            values, offsets = numpy_from_blobs(array.dictionary.take(array.indices), column.dtype)
+            array = batch.column(column.name)
+            values, offsets = numpy_from_blobs(
+                take_blobs(array.dictionary, array.indices.to_numpy()[starts]), column.dtype
+            )
             hashed = mix(
                 np.ascontiguousarray(values)
                 .astype(np.float64 if values.dtype.kind == "f" else np.int64)

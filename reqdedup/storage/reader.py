@@ -8,7 +8,7 @@ lists weigh.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlparse
 
@@ -18,10 +18,19 @@ import pyarrow.parquet as pq
 from pyiceberg.io import FileIO
 from pyiceberg.table import Table
 
-from reqdedup.encoding import BLOB_TYPE, blobs_from_lists, element_type
+from reqdedup import encoding
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
-from reqdedup.storage.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
-from reqdedup.storage.source import compact_blobs, take_rows
+from reqdedup.storage.file_batches import (
+    deduplicated,
+    dictionary_leaves,
+    fitting,
+    is_list,
+    merged,
+    readable,
+    unreadable,
+)
+from reqdedup.storage.layout import SCHEMA_PROPERTY, Layout, buckets_of, table_buckets, table_layout, table_schema
+from reqdedup.storage.source import take_rows
 
 LIST_CHUNK_BYTES = 64 * 2**20
 """Plain lists are read and deduplicated in pieces of about this many uncompressed bytes."""
@@ -45,6 +54,7 @@ class FileSource:
     merge_pieces: give one batch per row group for plain lists too; off where requests are not contiguous anyway.
     known_columns: all that a file may hold. A nullable column may be missing in an older file and is null there, but not
         beside one that nobody knows: that is a renamed column or a damaged footer. None means that any is known.
+    field_ids: Iceberg's id of each column. A file that has another column of that name, dropped since, is refused.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class FileSource:
         num_buckets: int | None = None,
         merge_pieces: bool = True,
         known_columns: Iterable[str] | None = None,
+        field_ids: Mapping[str, int] | None = None,
     ) -> None:
         self._paths = list(paths)
         self._schema = schema
@@ -65,6 +76,7 @@ class FileSource:
         self._num_buckets = num_buckets
         self._merge_pieces = merge_pieces
         self._known_columns = None if known_columns is None else frozenset(known_columns)
+        self._field_ids = dict(field_ids or {})
         self._footers: dict[str, pq.FileMetaData] = {}
 
     @property
@@ -118,7 +130,8 @@ class FileSource:
     def batches(
         self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Deduplicated batches, one per row group (of a shuffled list table: one per piece of a row group).
+        """Deduplicated batches, one per row group; more where a column would pass `encoding.MAX_BINARY_BYTES`, and one
+        per piece of a row group of a shuffled list table.
 
         columns: exactly these, in schema order; None means all.  users: only rows of these user ids; files of other
         buckets and row groups outside the ids' range are not read.
@@ -129,8 +142,14 @@ class FileSource:
                 yield from self._read(files, [group], self._columns(columns), wanted)
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """One row group as one deduplicated batch."""
-        return next(self.stream([group], columns))
+        """One row group as one deduplicated batch. Raises ValueError for one that is too large for that."""
+        batches = list(self.stream([group], columns))
+        if len(batches) != 1:
+            raise ValueError(
+                f"{group.path}: at most {encoding.MAX_BINARY_BYTES:,} bytes a column in row group {group.index} required, found "
+                "more, which no one batch holds; compact the table (force=True), which cuts row groups smaller"
+            )
+        return batches[0]
 
     def stream(
         self,
@@ -140,7 +159,7 @@ class FileSource:
         scalar_rows: int = 0,
         use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
-        """These row groups in this order, one batch each; a file stays open from one to the next.
+        """These row groups in this order, one batch each (or more, as in `batches`); a file stays open from one to the next.
 
         scalar_rows: where no column is a blob, neighbours in a file come as one batch of at most so many rows: a batch
         has its fixed cost, and a row group of blobs is short.
@@ -150,7 +169,7 @@ class FileSource:
         limit = 0 if any(column.is_blob for column in chosen) else scalar_rows
         with _OpenFiles(self) as files:
             for together in _neighbours(groups, limit):
-                yield _concat(list(self._read(files, together, chosen, None, use_threads=use_threads)))
+                yield from merged(self._read(files, together, chosen, None, use_threads=use_threads))
 
     def _columns(self, names: Sequence[str] | None) -> list[Column]:
         if names is None:
@@ -181,7 +200,7 @@ class FileSource:
                 f"{path}: data file of the snapshot required, found nothing there; was it swept away or moved?"
             ) from error
         except (OSError, pa.ArrowInvalid) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
     def _read(
         self,
@@ -196,11 +215,10 @@ class FileSource:
         path = groups[0].path
         names = {column.name for column in columns}
         read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
-        leaves = set(self.footer(path).schema.names)
-        file = files.open(path, [column.name for column in read if column.is_blob and column.name in leaves])
-        pieces = _readable(path, self._pieces(file, groups, read, use_threads=use_threads))
+        file = files.open(path, dictionary_leaves(self.footer(path), [c.name for c in read if c.is_blob]))
+        pieces = readable(path, self._pieces(file, groups, read, use_threads=use_threads))
         if self._merge_pieces:
-            pieces = iter([_concat(list(pieces))])
+            pieces = merged(pieces)
         for batch in pieces:
             if users is not None:
                 batch = take_rows(batch, np.isin(batch.column(USER_ID).to_numpy(), users))
@@ -213,16 +231,13 @@ class FileSource:
         self, file: pq.ParquetFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
     ) -> Iterator[pa.RecordBatch]:
         group = groups[0]
-        present = [column for column in columns if column.name in file.schema_arrow.names]
-        strange = self._known_columns is not None and not self._known_columns.issuperset(file.schema_arrow.names)
-        for column in columns:
-            if column not in present and (strange or not column.nullable):
-                raise ValueError(f"{group.path}: column {column.name} required, found {file.schema_arrow.names}")
+        present = self._present(group.path, file.schema_arrow, columns)
         names = [column.name for column in present]
-        lists = [c for c in present if c.is_blob and not pa.types.is_dictionary(file.schema_arrow.field(c.name).type)]
+        lists = [column for column in present if column.is_blob and is_list(file.schema_arrow.field(column.name).type)]
         if not lists:
             table = file.read_row_groups([one.index for one in groups], columns=names, use_threads=use_threads)
-            yield _deduplicated(table, columns, sum(one.num_rows for one in groups))
+            num_rows = sum(one.num_rows for one in groups)
+            yield from (deduplicated(group.path, part, columns) for part in fitting(table, columns, num_rows))
             return
         prefixes = tuple(f"{column.name}." for column in lists)
         footer = file.metadata.row_group(group.index)
@@ -234,7 +249,28 @@ class FileSource:
         for piece in file.iter_batches(
             batch_size=rows, row_groups=[group.index], columns=names, use_threads=use_threads
         ):
-            yield _deduplicated(pa.Table.from_batches([piece]), columns, piece.num_rows)
+            parts = fitting(pa.Table.from_batches([piece]), columns, piece.num_rows)
+            yield from (deduplicated(group.path, part, columns) for part in parts)
+
+    def _present(self, path: str, found: pa.Schema, columns: list[Column]) -> list[Column]:
+        """The columns that the file has. Raises ValueError for one that it lacks and must have, or has under another id."""
+        strange = self._known_columns is not None and not self._known_columns.issuperset(found.names)
+        for column in columns:
+            if column.name not in found.names:
+                if strange or not column.nullable:
+                    raise ValueError(
+                        f"{path}: column {column.name} required, found {found.names}; if another engine renamed or dropped "
+                        "it, give it its name back there, or read the other columns"
+                    )
+                continue
+            metadata = found.field(column.name).metadata or {}
+            field_id, wanted = metadata.get(b"PARQUET:field_id"), self._field_ids.get(column.name)
+            if field_id is not None and wanted is not None and int(field_id) != wanted:
+                raise ValueError(
+                    f"{path}: column {column.name} with field id {wanted} required, found {int(field_id)}: another engine "
+                    "dropped the column and made one of the same name; rewrite the table's files there"
+                )
+        return [column for column in columns if column.name in found.names]
 
 
 class TableSource(FileSource):
@@ -242,15 +278,28 @@ class TableSource(FileSource):
 
     columns: what to read; the keys and request_ts always come along in `schema`. None means all.
     snapshot_id: which snapshot; None means the newest of the table as it was loaded (`table.refresh()` sees later ones).
-    Raises ValueError for a table that carries no engagement schema, and for one with delete files, which a reader of
-    whole row groups cannot apply.
+    Raises ValueError for a table that carries no engagement schema, a snapshot that is not there (any more), columns that
+    another engine renamed or dropped, and delete files, which a reader of whole row groups cannot apply.
     """
 
     def __init__(self, table: Table, *, columns: Sequence[str] | None = None, snapshot_id: int | None = None) -> None:
+        name = ".".join(table.name())
+        if snapshot_id is not None and table.snapshot_by_id(snapshot_id) is None:
+            raise ValueError(
+                f"{name}: snapshot {snapshot_id} required, found none of that id among {len(table.metadata.snapshots)}: expired, "
+                "of another table, or newer than this Table object; choose one of table.snapshots(), or refresh() it"
+            )
         schema = table_schema(table, snapshot_id)
         known_columns = schema.names
         if columns is not None:
             schema = schema.select({*columns, *KEYS, REQUEST_TS})
+        fields = column_ids(table, snapshot_id)
+        gone = [column for column in schema.names if column not in fields] if snapshot_id is None else []
+        if gone:
+            raise ValueError(
+                f"{name}: columns {', '.join(gone)} required by its property {SCHEMA_PROPERTY}, found {', '.join(fields)}; another "
+                "engine renamed or dropped them: give them their names back there, or read the others with columns=[...]"
+            )
         self.table, self.layout = table, table_layout(table)
         self.snapshot_id = snapshot_id
         if snapshot_id is None and table.current_snapshot() is not None:
@@ -259,14 +308,14 @@ class TableSource(FileSource):
         for task in tasks:
             if task.delete_files:
                 raise ValueError(
-                    f"{'.'.join(table.name())}: {task.file.file_path} has {len(task.delete_files)} delete files, which "
+                    f"{name}: {task.file.file_path} has {len(task.delete_files)} delete files, which "
                     "request-sorted row groups cannot carry; rewrite the table (compaction, or `reqdedup convert`)"
                 )
         spec_ids = {task.file.spec_id for task in tasks} or {table.spec().spec_id}  # of an old snapshot maybe another
         if len(spec_ids) > 1:
             raise ValueError(
-                f"{'.'.join(table.name())}: files of one partition spec required, found {len(spec_ids)} specs in snapshot "
-                f"{self.snapshot_id}; another engine changed the partitioning without rewriting: run `reqdedup convert`"
+                f"{name}: files of one partition spec required, found {len(spec_ids)} specs in snapshot {self.snapshot_id}; another "
+                "engine changed the partitioning without rewriting: compact the table with force=True"
             )
         num_buckets = table_buckets(table, spec_ids.pop())
         placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]
@@ -281,7 +330,25 @@ class TableSource(FileSource):
             num_buckets=num_buckets,
             merge_pieces=self.layout is not Layout.SHUFFLED,
             known_columns=known_columns,
+            field_ids=fields,
         )
+
+
+def column_ids(table: Table, snapshot_id: int | None = None) -> dict[str, int]:
+    """Iceberg's field id of each column, at a snapshot or now."""
+    snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+    schema = table.schema()
+    if snapshot is not None and snapshot.schema_id is not None:
+        schema = table.schemas().get(snapshot.schema_id, schema)
+    return {field.name: field.field_id for field in schema.fields}
+
+
+def table_files(
+    table: Table, paths: Iterable[str], schema: EngagementSchema, snapshot_id: int | None = None
+) -> FileSource:
+    """Some of a table's data files, in the order of the paths; `schema` is of all its columns."""
+    ids = column_ids(table, snapshot_id)
+    return FileSource(paths, schema, io=table.io, known_columns=schema.names, field_ids=ids)
 
 
 class _OpenFiles:
@@ -310,41 +377,6 @@ class _OpenFiles:
         return self._file
 
 
-def _deduplicated(table: pa.Table, columns: list[Column], num_rows: int) -> pa.RecordBatch:
-    """One batch of what a file gave: lists to blobs, columns that the file does not have yet to nulls."""
-    arrays, fields = [], []
-    for column in columns:
-        wanted = BLOB_TYPE if column.is_blob else element_type(column)
-        if column.name not in table.column_names:
-            array = pa.nulls(num_rows, wanted)
-        else:
-            array = _one_array(table.column(column.name), column)
-        if array.type != wanted:
-            array = array.cast(wanted)
-        arrays.append(array)
-        fields.append(pa.field(column.name, wanted, nullable=column.nullable))
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-
-
-def _one_array(chunked: pa.ChunkedArray, column: Column) -> pa.Array:
-    if not column.is_blob:
-        return chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
-    if not pa.types.is_dictionary(chunked.type):
-        lists = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
-        return blobs_from_lists(lists, column).dictionary_encode()
-    if chunked.num_chunks != 1:  # a chunk of pages without a dictionary: some other writer made the file
-        chunked = chunked.unify_dictionaries()
-        return compact_blobs(chunked.combine_chunks())
-    return chunked.chunk(0)
-
-
-def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-    return table.to_batches()[0]
-
-
 def _neighbours(groups: Iterable[RowGroup], max_rows: int) -> Iterator[list[RowGroup]]:
     """Row groups that follow one another in a file, together while they hold at most `max_rows`."""
     together: list[RowGroup] = []
@@ -357,26 +389,6 @@ def _neighbours(groups: Iterable[RowGroup], max_rows: int) -> Iterator[list[RowG
         together.append(group)
     if together:
         yield together
-
-
-def _readable(path: str, pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from pieces
-    except (OSError, pa.ArrowInvalid) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: Exception) -> Exception:
-    """The same trouble with the file's name: the storage failed (OSError), or the file is damaged (ValueError)."""
-    found = " ".join(str(error).split())
-    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
-        return type(error)(
-            f"{path}: the file's storage refused or did not answer ({found}); check that it runs, its endpoint and "
-            "credentials (s3.* of the catalog's properties), and try again"
-        )
-    return ValueError(
-        f"{path}: a whole Parquet file required, found a damaged one ({found}); restore it or roll the table back"
-    )
 
 
 def _user_array(users: np.ndarray | pa.Array) -> np.ndarray:

@@ -123,6 +123,8 @@ def write(
             "table.to_batches()"
         )
     table.refresh()
+    if mode == "append":
+        _check_same_spec(table)
     started = time.monotonic()
 
     def report(phase: str, rows_done: int, rows_total: int | None) -> None:
@@ -155,6 +157,18 @@ def write(
         seconds=time.monotonic() - started,
         snapshot_id=snapshot_id,
     )
+
+
+def _check_same_spec(table: Table) -> None:
+    """Raise ValueError where the files lie in other partitions than new ones would: a reader needs one spec for all."""
+    snapshot, now = table.current_snapshot(), table.metadata.default_spec_id
+    manifests = snapshot.manifests(table.io) if snapshot is not None else []
+    of_files = {one.partition_spec_id for one in manifests if one.has_added_files() or one.has_existing_files()}
+    if not of_files <= {now}:
+        raise ValueError(
+            f"{'.'.join(table.name())}: partition spec {', '.join(map(str, sorted(of_files)))} of its files required by an "
+            f"append, found the table at spec {now}, which another engine changed; compact the table with force=True first"
+        )
 
 
 def write_rows(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from reqdedup.batch import RequestBatch
-from reqdedup.encoding import numpy_from_blobs
+from reqdedup.encoding import numpy_from_blobs, take_blobs
 from reqdedup.logs.windows import anchored_start, default_stride, gather_windows, offsets_of, ragged_positions
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
 from reqdedup.storage.source import compact_batch
@@ -187,7 +187,7 @@ class RequestBlock:
         if len(codes) and np.all(np.diff(codes) == 1):
             blobs = array.dictionary.slice(int(codes[0]), len(codes))
         else:
-            blobs = array.dictionary.take(pa.array(codes))
+            blobs = take_blobs(array.dictionary, codes)
         return numpy_from_blobs(blobs, column.dtype)
 
 

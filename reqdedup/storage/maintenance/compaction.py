@@ -17,13 +17,12 @@ from pathlib import Path
 
 from pyiceberg.table import Table
 
-from reqdedup.schema import EngagementSchema
 from reqdedup.storage.commit import MAX_WAIT_S, ConflictError, StagedFiles
 from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.feature_table import is_feature_table
 from reqdedup.storage.layout import Layout, table_layout, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
-from reqdedup.storage.reader import FileSource
+from reqdedup.storage.reader import table_files
 from reqdedup.storage.writer import write_rows
 
 ATTEMPTS = 5
@@ -144,7 +143,7 @@ def _rewrite_once(table: Table, groups: dict[int, list[LiveFile]], spill_dir: st
     before, num_requests = RunningChecksum(), 0
     with StagedFiles(table) as files:
         for group in groups.values():
-            source = _source(table, schema, [file.path for file in group])
+            source = table_files(table, [file.path for file in group], schema)
             _, requests = write_rows(files, before.through(source.batches()), schema, spill_dir=spill_dir)
             num_requests += requests
         files.verify(num_rows=sum(file.num_rows for file in old), num_requests=num_requests if is_bucketed else None)
@@ -169,16 +168,12 @@ def _rewrite_once(table: Table, groups: dict[int, list[LiveFile]], spill_dir: st
 
 def check_same_rows(table: Table, before: RunningChecksum, paths: list[str]) -> None:
     """Raise RuntimeError unless these new files hold exactly the rows that were counted."""
-    after = content_checksum(_source(table, table_schema(table), paths))
+    after = content_checksum(table_files(table, paths, table_schema(table)))
     if before.so_far != after:
         raise RuntimeError(
             f"{'.'.join(table.name())}: the same rows after the rewrite required ({before.so_far}), found {after}; nothing was "
             "committed. This is a defect of the reader or the writer: report it"
         )
-
-
-def _source(table: Table, schema: EngagementSchema, paths: list[str]) -> FileSource:
-    return FileSource(paths, schema, io=table.io)
 
 
 def _some(groups: dict[int | None, list[LiveFile]]) -> str:

@@ -15,7 +15,7 @@ from reqdedup.storage.feature_positions import feature_side
 from reqdedup.storage.feature_table import as_engagement_schema, feature_schema, is_by_position, is_feature_table
 from reqdedup.storage.layout import buckets_of, table_buckets, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, live_files
-from reqdedup.storage.reader import FileSource
+from reqdedup.storage.reader import FileSource, table_files
 from reqdedup.storage.rejects import is_rejects_table
 
 USER_KEY = "user_key"
@@ -130,7 +130,7 @@ def rows_schema(table: Table, snapshot_id: int | None) -> EngagementSchema:
 
 
 def file_source(table: Table, paths: list[str], snapshot_id: int | None) -> FileSource:
-    return FileSource(paths, rows_schema(table, snapshot_id), io=table.io)
+    return table_files(table, paths, rows_schema(table, snapshot_id), snapshot_id)
 
 
 def request_keys(rows: pa.RecordBatch) -> np.ndarray:
