@@ -9,6 +9,7 @@ from typing import Any
 
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.training.devices import DEVICES, PRECISIONS
+from reqdedup.training.loss import check_same_user_share
 
 LOG_QS = ("exact", "streaming", "none")
 _MODELS: dict[str, type[TwoTowerConfig] | type[DCATConfig]] = {"retrieval": TwoTowerConfig, "ranking": DCATConfig}
@@ -29,7 +30,8 @@ class TrainingConfig:
     history_stride: of the anchored windows where the log's histories are longer than model.max_history; 0 means a
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
-    temperature: of the retrieval scores (cosines).  mask_same_user, log_q: see `info_nce`; log_q one of LOG_QS.
+    temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see `info_nce`; log_q one of
+        LOG_QS.
     gather_negatives: contrast with the items of all ranks; W ranks then equal one process on the whole batch.
     held_out: share of users kept for evaluation.  eval_requests: at most so many of their requests are evaluated.
     catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.
@@ -56,6 +58,7 @@ class TrainingConfig:
     positive_label: str | None = "click"
     temperature: float = 0.1
     mask_same_user: bool = True
+    same_user_share: float = 0.0
     log_q: str = "exact"
     gather_negatives: bool = True
     held_out: float = 0.1
@@ -77,6 +80,7 @@ class TrainingConfig:
             )
         if not 0 <= self.held_out < 1:
             raise ValueError(f"training: held_out in [0, 1) required, found {self.held_out}")
+        check_same_user_share(self.same_user_share, self.mask_same_user)
         for name, allowed in (("log_q", LOG_QS), ("device", DEVICES), ("precision", tuple(PRECISIONS))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"training: {name} one of {allowed} required, found {getattr(self, name)!r}")

@@ -129,6 +129,7 @@ class Retrieval:
             item_id_B=batch.item_id_B,
             temperature=self.config.temperature,
             mask_same_user=self.config.mask_same_user,
+            same_user_share=self.config.same_user_share,
         )
         return losses.loss_B.sum() + 0.0 * (user_RD.sum() + item_BD.sum()), int(losses.is_legal_B.sum())
 

@@ -191,6 +191,8 @@ def test_a_configuration_survives_json_and_refuses_what_it_does_not_know(source)
         TrainingConfig.from_dict({**config.to_dict(), "task": "cooking"})
     with pytest.raises(ValueError, match="a request per rank"):
         _config("ranking", source.schema, requests_per_step=1)
+    with pytest.raises(ValueError, match="0 <= share < 1 required"):
+        _config("retrieval", source.schema, same_user_share=1.0)
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero(source):

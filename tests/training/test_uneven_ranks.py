@@ -33,20 +33,21 @@ def _double(batch):
     return batch._map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
-def _case(task_name, sizes):
+def _case(task_name, sizes, **options):
     torch.manual_seed(0)
     log = random_log(num_groups=1, requests_per_group=sum(sizes), seed=4)
     block = RequestBlock.of(log.groups[0].select(list(NO_STRINGS.names)), NO_STRINGS)
     batches = [_double(block.take(np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1])))) for rank in range(len(sizes))]
     for batch in batches:  # few items, so that identities collide over ranks too
         batch.item_id_B.remainder_(7)
-    config = TrainingConfig(model=_model(task_name), num_steps=1, requests_per_step=16, learning_rate=1e-3)
+    config = TrainingConfig(model=_model(task_name), num_steps=1, requests_per_step=16, learning_rate=1e-3, **options)
     items = torch.cat([batch.item_id_B for batch in batches]).numpy()
     catalogue = Catalogue.of_rows(items, np.ones(len(items)), {})
     return make_task(config, catalogue, torch.device("cpu")), build_model(config.model).double(), batches
 
 
 CASES = {(task, name): _case(task, sizes) for task in ("ranking", "retrieval") for name, sizes in SIZES.items()}
+CASES["retrieval", "uneven, same-user share"] = _case("retrieval", SIZES["uneven"], same_user_share=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,12 @@ def test_ranks_take_the_step_of_one_process(results, key):
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-11, msg=name)
         for name, buffer in model.named_buffers():
             torch.testing.assert_close(buffers[name], buffer, rtol=1e-9, atol=1e-11)
+
+
+def test_the_share_of_same_user_negatives_reaches_the_loss():
+    losses = []
+    for name in ("uneven", "uneven, same-user share"):
+        task, model, batches = CASES["retrieval", name]
+        whole = concatenate_batches(batches)
+        losses.append(task.loss(copy.deepcopy(model)(whole), whole)[0].item())
+    assert losses[0] < losses[1]
