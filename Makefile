@@ -21,7 +21,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run ui test check format notebooks bench-training bench-gpu clean distclean
+.PHONY: help setup run ui test check format notebooks study bench-training bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -32,6 +32,7 @@ help: ## list the targets
 	@echo "  make run LOGS=ml-100k/u.data PRESET=movielens   your own log: movielens, mind or kuairand"
 	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
 	@echo "                                               (STRICT=1: a rejected row fails the run; NAMESPACE=name: where to)"
+	@echo "  make study MOVIELENS=ml-100k                 with a section on MovieLens 100K, its folder given"
 	@echo "  make ui PORT=3001                            another port"
 	@echo "  export DAGSTER_HOME=$(DAGSTER_HOME); $(BIN)/dg launch --assets '*'"
 	@echo "                                               the same graph from Dagster's command line, or a selection of it"
@@ -64,6 +65,9 @@ notebooks: setup ## run the notebooks against the embedded warehouse, into noteb
 	  $(ACTIVATED) jupyter-execute --inplace "$$notebook"; \
 	  echo "$$notebook"; \
 	done
+
+study: setup ## quality beside IID, every fix alone and together (30 minutes on 2 cores), into docs/study.md
+	@$(ACTIVATED) python -m benchmarks.study $(if $(MOVIELENS),--movielens '$(MOVIELENS)')
 
 bench-training: setup ## measure every claim about training (10 minutes on 2 cores), into benchmarks/results/training.jsonl
 	@$(ACTIVATED) python -m benchmarks.training

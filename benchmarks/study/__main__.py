@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.record import write_results
 from benchmarks.study import plan
 from benchmarks.study.arms import Arm, Block, Steps, Tuned
+from benchmarks.study.report import DOCUMENT, report
 from benchmarks.study.results import MAIN, RISES, gradient_rows, result_rows
 from benchmarks.study.run import GradientRun, Outcome, Run, run_all, run_gradients
 
@@ -136,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     write = not (arguments.quick or arguments.only)
     rows = study(sizes, movielens=arguments.movielens, processes=arguments.processes, only=arguments.only, write=write)
+    if write:
+        DOCUMENT.write_text(report(rows))
     for row in rows:
         low, high = row["spread"]
         print(f"{row['claim']:<44} {row['variant']:<52} {row['value']:+8.4f} [{low}, {high}] {row['unit']}")

@@ -33,11 +33,12 @@ def comparison(rows: Sequence[Row]) -> str:
     names = SHOWN[rows[0]["task"]]
     main, others = names[0], names[1:]
     unit = "%" if main == "auc" else "nats"
-    header = ["arm", TITLES[main], f"against reference, {unit}", *(f"{TITLES[name]}, %" for name in others)]
+    header = ["arm", "seeds", TITLES[main], f"against reference, {unit}", *(f"{TITLES[name]}, %" for name in others)]
     lines = []
     for row in rows:
         is_reference = row["variant"] == row["reference"]
-        cells = [f"**{row['variant']}**" if is_reference else row["variant"], f"{mean(row, main):.{DIGITS[main]}f}"]
+        cells = [f"**{row['variant']}**" if is_reference else row["variant"], str(row["runs"])]
+        cells.append(f"{mean(row, main):.{DIGITS[main]}f}")
         if is_reference:
             cells += ["reference"] + [f"({mean(row, name):.4f})" for name in others]
         else:
@@ -83,6 +84,22 @@ def sweep(with_norm: Sequence[Row]) -> str:
             ]
         )
     return markdown(header, lines)
+
+
+def negatives(rows: Sequence[Row]) -> str:
+    """How many negatives a row has, of how many users, and the mean log-rank."""
+    header = ["arm", "negatives of a row", "of effective users", f"{TITLES['log_rank']}, nats"]
+    lines = []
+    for row in rows:
+        meters = row["meters"]
+        cells = [row["variant"], f"{meters['negatives']:.0f}", f"{meters['negative_users']:.1f}"]
+        lines.append([*cells, "reference" if row["variant"] == row["reference"] else difference(row, "log_rank")])
+    return markdown(header, lines)
+
+
+def of_gradients(rows: Iterable[Row], task: str) -> list[Row]:
+    """The gradient rows of a task."""
+    return [row for row in rows if "group" in row and row["task"] == task]
 
 
 def gradients(rows: Sequence[Row]) -> str:

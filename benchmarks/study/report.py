@@ -1,0 +1,310 @@
+"""docs/study.md from the result rows: text whose every figure is looked up, and tables.
+
+python -m benchmarks.study.report
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.record import RESULTS
+from benchmarks.study import tables
+from benchmarks.study.arms import RANKING_ALL, RETRIEVAL_ALL, RETRIEVAL_WHOLE
+from benchmarks.study.plan import LARGE, MOVIELENS, TUNED
+from benchmarks.study.tables import Row
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "study.md"
+
+
+class Study:
+    """The rows, found by comparison and arm."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def block(self, name: str, log: str = LARGE) -> list[Row]:
+        found = tables.select(self.rows, log, name)
+        if not found:
+            raise ValueError(f"study report: rows of `{log}: {name}` required, found none; run `make study`")
+        return found
+
+    def row(self, name: str, arm: str, log: str = LARGE) -> Row:
+        (found,) = [row for row in self.block(name, log) if row["variant"] == arm]
+        return found
+
+    def best(self, name: str, arm: str) -> Row:
+        """The best rate of an arm that was run at several."""
+        found = [row for row in self.block(name) if row["variant"].startswith(f"{arm}, ")]
+        sign = -1 if found[0]["task"] == "ranking" else 1
+        return min(found, key=lambda row: sign * row["value"])
+
+    def has(self, log: str) -> bool:
+        return any(row.get("log") == log for row in self.rows)
+
+
+def says(row: Row) -> str:
+    """The main figure's difference with its unit, and on how many pairs it rests."""
+    name = tables.SHOWN[row["task"]][0]
+    unit = "%" if name == "auc" else " nats"
+    low, high = row["differences"][name]["ci95"]
+    mean = row["differences"][name]["mean"]
+    if low is None:
+        return f"{mean:+.3f}{unit} (one seed)"
+    return f"{mean:+.3f}{unit} ({low:+.3f} to {high:+.3f}, {row['runs']} seeds)"
+
+
+def within(row: Row, bound: float) -> str:
+    """What the interval says about a bound in the main figure's unit."""
+    low, high = row["spread"]
+    if low is None:
+        return "one seed says nothing"
+    if -bound <= low and high <= bound:
+        return f"shown: the whole interval lies within {bound:g}"
+    if low > bound or high < -bound:
+        return f"no: the whole interval lies outside {bound:g}"
+    return f"not shown: the interval crosses {bound:g}"
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The whole document."""
+    study = Study(rows)
+    parts = [
+        _head(study),
+        _setup(study),
+        _ranking(study),
+        _retrieval(study),
+        _equal_compute(study),
+        _why(study),
+        _both_tuned(study),
+        _movielens(study) if study.has(MOVIELENS) else _NO_MOVIELENS,
+        _recipe(study),
+        _LIMITS,
+    ]
+    return "\n".join(part.strip() + "\n" for part in parts)
+
+
+def _head(study: Study) -> str:
+    eight, many, retrieval = "ranking, 8 ranks", "ranking, 32 ranks", "retrieval, 8 ranks"
+    sync = study.row(eight, "sorted + sync")
+    lines = [
+        [
+            "SyncBatchNorm recovers ranking",
+            f"it recovers most: sorted {says(study.row(eight, 'sorted'))}, with it {says(sync)}; 32 ranks "
+            f"{says(study.row(many, 'sorted + sync'))}",
+            "partly: the rest is noise of few users per step, which models without norm layers have too",
+        ],
+        [
+            "with all fixes ranking is as good as IID (goal: within 0.1%)",
+            f"8 ranks {says(study.row(eight, RANKING_ALL.name))}; 32 ranks {says(study.row(many, RANKING_ALL.name))}",
+            f"8 ranks {within(study.row(eight, RANKING_ALL.name), 0.1)}; "
+            f"32 ranks {within(study.row(many, RANKING_ALL.name), 0.1)}",
+        ],
+        [
+            "the user mask recovers retrieval",
+            f"alone it makes sorted batches worse: {says(study.row(retrieval, 'sorted + sync'))} without, "
+            f"{says(study.row(retrieval, 'sorted + sync + mask'))} with it; with negatives of all ranks "
+            f"{says(study.row(retrieval, 'sorted + sync + mask + gather'))}",
+            "differs: the mask needs negatives of many users",
+        ],
+        [
+            "with all fixes retrieval is as good as IID at equal rows",
+            f"whole requests {says(study.row(retrieval, RETRIEVAL_WHOLE.name))}, "
+            f"chunks of 4 {says(study.row(retrieval, RETRIEVAL_ALL.name))}",
+            f"within 0.02 nats: {within(study.row(retrieval, RETRIEVAL_ALL.name), 0.02)}",
+        ],
+        [
+            "sharing passes buys more rows (goal: ahead at equal compute)",
+            f"retrieval, 64 passes a step: {says(study.best('retrieval, 64 passes per step', 'whole requests'))}; ranking "
+            f"{says(study.best('ranking, 64 passes per step', 'whole requests'))}",
+            "ahead, by more than anything sorting costs",
+        ],
+    ]
+    return f"""# Does training on deduplicated batches cost quality?
+
+Made from `benchmarks/results/study.jsonl` by `make study`; do not edit. AUC differences are in % of the AUC, so higher is
+better; mean log-rank's are in nats, so lower is better. Intervals are 95%, over paired seeds.
+
+{tables.markdown(["the article says, or the goal", "what we see", "verdict"], lines)}"""
+
+
+def _setup(study: Study) -> str:
+    sizes = study.rows[0]["sizes"]
+    tuned = tables.markdown(
+        ["log", "task", "learning rate", "table rate", "temperature"],
+        [
+            [
+                log,
+                task,
+                f"{t.learning_rate:g}",
+                f"{t.table_rate:g}",
+                f"{t.temperature:g}" if task == "retrieval" else "",
+            ]
+            for (task, log), t in TUNED.items()
+            if study.has(log)
+        ],
+    )
+    return f"""## Setup
+
+- Log: the project's generator, {sizes["users"]:,} users (a quarter held out), {sizes["items"]:,} items, about 3 requests per user,
+  64 rows per request; ranking learns from all rows, retrieval from clicks. Each seed has its own log, weights and order,
+  shared by all arms of the seed: differences are paired. One epoch. Only sizes and the popularity exponent (0.6, for an IID
+  false-negative rate near 0) were set, before any arm was run.
+- Models: two-tower and a ranking head with user-item product, BatchNorm in the heads, AdamW, row-wise Adagrad for the item
+  table, linear warm-up and decay to 0. Ranks are simulated in one process; tests compare them with real ranks.
+- Orders: `iid`, rows at random; `sorted`, each rank reads its share of the table in order; `shuffle`, whole requests in a
+  window of 2,048, as `RequestLoader` does; `chunks of m`, the requests cut into pieces of at most m rows first.
+- `sync`: norm statistics over all ranks. `mask`: negatives of the row's own user left out. `gather`: negatives of all ranks.
+- Reference: IID with the same fixes. Every run measures users, effective users (1 / sum of squared shares), passes and false
+  negatives (negatives that the user clicked anywhere), and stops where they are not what the arm's name says.
+
+Hyper-parameters were tuned on IID with all fixes, on a seed of its own (`benchmarks/results/study_tuning.jsonl`), and are the
+same for all arms except where a name says `rates x`:
+
+{tuned}"""
+
+
+def _ranking(study: Study) -> str:
+    parts = []
+    for ranks in (8, 32):
+        rows = study.block(f"ranking, {ranks} ranks")
+        parts.append(f"{ranks} ranks x 128 rows:\n\n{tables.comparison(rows)}\n{tables.batches(rows)}")
+    return "## Ranking at equal rows\n\n" + "\n".join(parts)
+
+
+def _retrieval(study: Study) -> str:
+    parts = []
+    for ranks, per_rank in ((8, 64), (32, 32)):
+        rows = study.block(f"retrieval, {ranks} ranks")
+        parts.append(f"{ranks} ranks x {per_rank} rows:\n\n{tables.comparison(rows)}\n{tables.batches(rows)}")
+    return "## Retrieval at equal rows\n\n" + "\n".join(parts)
+
+
+def _equal_compute(study: Study) -> str:
+    blocks = [f"{task}, {passes} passes per step" for task in ("retrieval", "ranking") for passes in (64, 256)]
+    epochs = study.block("retrieval, epochs")
+    one, two = (study.row("retrieval, epochs", f"all, {text}") for text in ("1 epoch", "2 epochs"))
+    iid_two = study.row("retrieval, epochs", "iid, 2 epochs")
+    return f"""## At equal compute
+
+Equal user-tower passes per step and equal steps; a shared pass serves all rows of its piece, so deduplicated arms see more rows
+for the same cost of the user tower (the item tower's grows with the rows). Both sides get the same three factors on the tuned
+rates; the reference is IID's best. No arm sees a row twice.
+
+{chr(10).join(f"{name}:{chr(10)}{chr(10)}{tables.comparison(study.block(name))}" for name in blocks)}
+That no row is seen twice matters. An arm that shares passes runs through the log sooner, and a second epoch hurts here
+whatever the order of the rows: IID {says(iid_two)}, all fixes {says(two)} against {says(one)} after one epoch. Item
+embeddings learn their few rows by heart. At 256 passes a step chunks of 4 begin their second epoch after 188 steps; compared
+at 256 steps they looked worse than IID for that reason alone.
+
+{tables.comparison(epochs)}"""
+
+
+def _why(study: Study) -> str:
+    mask = study.row("retrieval, negatives", "sorted + sync + mask")
+    few = study.row("retrieval, negatives", "iid + sync, negatives of 16 rows")
+    gradients = [
+        f"{task}:\n\n{tables.gradients(tables.of_gradients(study.rows, task))}" for task in ("ranking", "retrieval")
+    ]
+    return f"""## Why
+
+Gradients of one model, trained on IID for a quarter of a run, over steps of each arm. Bias is the distance of the mean gradient
+from IID's in lengths of IID's; noise is the variance around it beside IID's; effective rows is what the noise leaves of a
+step's rows. The IID row, drawn twice, shows the method's own error.
+
+{chr(10).join(gradients)}
+Users per step, one reader, everything else fixed (windows hold 2,048 requests, so even small pieces have fewer users than IID):
+
+{tables.sweep(study.block("ranking, users per step"))}
+{tables.sweep(study.block("retrieval, users per step"))}
+No norm layer, so nothing for SyncBatchNorm to mend:
+
+{tables.comparison(study.block("ranking, no norm"))}
+{tables.comparison(study.block("retrieval, no norm"))}
+### What the mask does to sorted batches
+
+A rank's sorted rows belong to very few users. The mask takes the row's own user out, and what is left are
+{mask["meters"]["negatives"]:.0f} negatives of {mask["meters"]["negative_users"]:.1f} effective users: {says(mask)}. It is not their number:
+IID rows with {few["meters"]["negatives"]:.0f} negatives of {few["meters"]["negative_users"]:.0f} users lose {says(few)}. Negatives
+of one or two users are items of one or two tastes: the softmax learns to tell this user from that one, not an item from the
+catalogue, and logQ, which corrects for popularity alone, does not know. Negatives of all ranks mend it, so does shuffling.
+
+{tables.negatives(study.block("retrieval, negatives"))}
+### A weight instead of the mask
+
+`same_user_share` lets same-user negatives count for at most a share of all (see `info_nce`), on whole requests with
+`gather`:
+
+{tables.comparison(study.block("retrieval, same-user weight"))}"""
+
+
+def _both_tuned(study: Study) -> str:
+    return f"""## Both sides tuned
+
+Equal rows, 8 ranks, both sides at the same three factors on the rates that were tuned on IID; the reference is IID's best:
+
+{tables.comparison(study.block("ranking, rates"))}
+{tables.comparison(study.block("retrieval, rates"))}"""
+
+
+def _movielens(study: Study) -> str:
+    rows = {task: study.block(f"{task}, 8 ranks", MOVIELENS) for task in ("ranking", "retrieval")}
+    iid = study.row("retrieval, 8 ranks", "iid + sync + gather", MOVIELENS)
+    return f"""## MovieLens 100K
+
+A request is a sitting, a click a rating of 4 or more; 8 ranks x 32 rows, 4 epochs, seeds split the users. 1,682 items are few:
+under IID {100 * iid["meters"]["false_negatives"]:.0f}% of the negatives are already items that the user liked, so this log cannot
+show what in-batch false negatives cost, and 943 users make every difference uncertain.
+
+{tables.comparison(rows["ranking"])}
+{tables.comparison(rows["retrieval"])}
+{tables.batches(rows["retrieval"])}"""
+
+
+_NO_MOVIELENS = """## MovieLens 100K
+
+Not run: `make study MOVIELENS=folder` was not given the log.
+"""
+
+
+def _recipe(study: Study) -> str:
+    prices = []
+    for task, arms in (("ranking", ("sorted + sync + shuffle", RANKING_ALL.name)), ("retrieval", _RETRIEVAL_PRICES)):
+        for arm in arms:
+            row = study.row(f"{task}, 8 ranks", arm)
+            per_pass = row["sizes"]["rows_per_step"] / row["meters"]["passes"]
+            prices.append([task, arm, f"{per_pass:.1f}", f"{row['meters']['effective_users']:.0f}", says(row)])
+    return f"""## What to set
+
+The defaults of `TrainingConfig` and `RequestLoader`: `shuffle="requests"`, `sync_batchnorm`, `mask_same_user`,
+`gather_negatives`, whole requests. Compute is what deduplication saves, and at equal compute whole requests win in both tasks.
+Where rows are scarce instead and a step holds few users, `chunk_rows` (8 for ranking, 4 for retrieval) brings more users into
+a step and costs passes: rows per pass is the price.
+
+{tables.markdown(["task", "arm, 8 ranks", "rows per pass", "effective users", "against IID at equal rows"], prices)}"""
+
+
+_RETRIEVAL_PRICES = (RETRIEVAL_WHOLE.name, RETRIEVAL_ALL.name)
+
+_LIMITS = """## Limits
+
+- Small models, one generator, one small public log, one epoch of half a million to a million rows. Signs and mechanisms should
+  carry over, sizes will not.
+- Retrieval's candidates are 20,000 items drawn from the catalogue; its histories are given as shares of categories.
+- Equal compute counts user-tower passes. Item towers, losses and loading are outside it; `make bench-training` times those.
+- Seeds are paired, and intervals are Student's, without a correction for the number of comparisons: of 20 true zeros one
+  is bold by chance.
+"""
+
+
+def main() -> int:
+    rows = [json.loads(line) for line in (RESULTS / "study.jsonl").read_text().splitlines()]
+    DOCUMENT.write_text(report(rows))
+    print(DOCUMENT, file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
