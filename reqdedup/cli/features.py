@@ -230,7 +230,7 @@ def run_promote(arguments: argparse.Namespace) -> int:
         print_json({"table": arguments.table, **vars(report), "checksum": str(report.checksum)})
     else:
         print(
-            f"{arguments.table}: {', '.join(report.columns)} are columns now; {report.rows:,} rows, "
+            f"{arguments.table}: {counted(len(report.columns), 'new column')} ({', '.join(report.columns)}); {report.rows:,} rows, "
             f"{format_bytes(report.old_bytes)} became {format_bytes(report.bytes)}, {report.seconds:.1f} s"
         )
     return 0

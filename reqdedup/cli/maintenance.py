@@ -105,10 +105,10 @@ def run_compact(arguments: argparse.Namespace) -> int:
         return 0
     for name, report in reports.items():
         if not report.buckets:
-            print(f"{name}: nothing to do, all {report.left_alone} are compact")
+            print(f"{name}: nothing to do, {report.left_alone} of {report.left_alone} buckets are compact")
             continue
         print(
-            f"{name}: {len(report.buckets)} rewritten, {report.left_alone} were compact; {report.rows:,} rows, "
+            f"{name}: {counted(len(report.buckets), 'bucket')} rewritten, {report.left_alone:,} left alone; {report.rows:,} rows, "
             f"{counted(report.old_files, 'file')} ({format_bytes(report.old_bytes)}) became "
             f"{counted(report.files, 'file')} ({format_bytes(report.bytes)}). The old ones go with `reqdedup expire`"
         )

@@ -31,10 +31,10 @@ def plain(value: Any) -> Any:
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "  ") -> str:
-    """Columns as wide as their widest cell; text to the left, everything else to the right."""
+    """Columns as wide as their widest cell; words to the left, what begins with a digit to the right."""
     cells = [[format_cell(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(head, *cells)]
-    to_left = [all(isinstance(row[position], str) for row in rows) for position in range(len(head))]
+    to_left = [not any(cell[:1].isdigit() for cell in column) for column in zip(*cells)]
     lines = []
     for row in [list(head), *cells]:
         padded = [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(row, widths, to_left)]

@@ -292,6 +292,7 @@ def test_bad_input_says_what_is_required(catalog, tmp_path):
         ({"exclude": skip[1:]}, "column list_of_words of numbers, or of ids .* found a list of string"),
         ({"exclude": skip[:1]}, "column per_row: lists that are the same on all rows .* exclude it"),
         ({"exclude": skip, "rename": {"rank": "taste"}}, "one target column per name required, found taste"),
+        ({"exclude": skip, "rename": {"member": "who"}}, "column member becomes user_id and cannot be renamed"),
         ({"exclude": skip, "levels": {"rank": Level.KEY}}, "column rank: a level of request, item or label"),
         (
             {"exclude": skip, "vectors": {"taste": 3}},

@@ -101,6 +101,11 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
         raise ValueError(
             f"{source.name}: column {name} required{hint}, found {', '.join(source.leaves)}; name a column that is there"
         )
+    fixed = {mapping.user: USER_ID, mapping.item: ITEM_ID, mapping.time: REQUEST_TS}
+    if len(mapping.request_names) == 1:
+        fixed[mapping.request_names[0]] = REQUEST_ID
+    for name in sorted(set(mapping.rename) & set(fixed)):
+        raise ValueError(f"{source.name}: column {name} becomes {fixed[name]} and cannot be renamed; leave it out of rename")
     for name in (mapping.user, *mapping.request_names, mapping.item):
         leaf = source.leaves[name]
         if leaf.shape is not Shape.SCALAR or not (_is_text(leaf.type) or pa.types.is_integer(leaf.type)):

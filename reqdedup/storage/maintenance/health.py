@@ -25,6 +25,9 @@ MANY_SNAPSHOTS, MANY_MANIFESTS = 100, 100
 SKEWED = 3.0
 """A bucket with so many times the mean bytes sets the time and memory of what works bucket by bucket."""
 
+FEW_BUCKETS = 16
+"""So many cost a small table nothing that is worth a rewrite."""
+
 HEAVY_USER = 0.2
 """Part of a bucket's rows: a user is never split, so no bucket count helps."""
 
@@ -161,7 +164,8 @@ def _advice(health: TableHealth) -> list[str]:
         )
     if health.num_buckets and health.rows:
         choice = choose_num_buckets(stored_bytes=health.bytes, rows=health.rows, users=health.users)
-        if not choice.num_buckets / 4 < health.num_buckets < choice.num_buckets * 4:
+        too_many = health.num_buckets > max(choice.num_buckets * 4 - 1, FEW_BUCKETS)
+        if too_many or health.num_buckets <= choice.num_buckets / 4:
             advice.append(
                 f"rebucket to {choice.num_buckets}: {health.num_buckets} buckets were found; {choice.reason}. docs/buckets.md"
             )
