@@ -66,4 +66,9 @@ def load_tables(catalog: Catalog, names: Iterable[str]) -> list[Table]:
 
 def _tables_there(catalog: Catalog) -> str:
     names = [".".join(name) for namespace in catalog.list_namespaces() for name in catalog.list_tables(namespace)]
-    return f"there are: {', '.join(sorted(names)[:20])}" if names else "there are none: run `reqdedup ingest` first"
+    if names:
+        return f"there are: {', '.join(sorted(names)[:20])}"
+    return (
+        f"there are none under the catalog name {catalog.name!r}: run `reqdedup ingest` first, or name a SQL catalog as those "
+        "who wrote to it did (`make run`: reqdedup)"
+    )

@@ -26,31 +26,11 @@ from reqdedup.storage.layout import buckets_of
 from reqdedup.storage.maintenance import compact, delete_user, expire_snapshots, sweep_orphans
 from tests.storage import searched_bytes
 from tests.storage.feature_tables import COUNT, SEQUENCE, constant, of_request
+from tests.storage.marked_user import HISTORY, LOG, MARKED, NEEDLES, OTHERS
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
 from tests.storage.test_writer import files_of, rows_of
 
 NOW = timedelta(0)
-MARKED = 0x5D0_7A6B_13C9_4E21  # no neighbour of any other id
-KEY = f"nutzer-Ж{MARKED}-用户"
-HISTORY = np.random.default_rng(77).integers(2**61, 2**62, (40, 3))
-
-
-def log_with_the_user() -> list[dict]:
-    """Two requests of the marked user, with a history that is nobody else's and does not compress, among others."""
-    rng = np.random.default_rng(1)
-    HISTORY[:, 1] &= 7
-    marked = [make_request(rng, MARKED, 900_000 + i, fan_out=4, events=HISTORY, day=i) for i in range(2)]
-    log = make_log(num_users=24, seed=6)
-    return [*log[:10], *marked, *log[10:]]
-
-
-LOG = log_with_the_user()
-OTHERS = [request for request in LOG if request["user_id"] != MARKED]
-NEEDLES = {
-    "user id": MARKED.to_bytes(8, "little"),
-    "user key": KEY.encode(),
-    "history": HISTORY[:, 0].astype("<i8")[3:6].tobytes(),
-}
 
 
 def table_of(catalog, layout):
