@@ -37,10 +37,10 @@ from reqdedup.storage.seen import SeenRequests
 from reqdedup.storage.streams import concat
 
 PART = "part"
-FLUSH_BYTES = 64 * 2**20
+FLUSH_BYTES = 16 * 2**20
 """Of arrived data that is collected before it is written by partition."""
 
-SMALL_ROWS, SMALL_BYTES = 16_384, 16 * 2**20
+SMALL_ROWS, SMALL_BYTES = 16_384, 8 * 2**20
 """Batches are put together until they hold so many rows or bytes: a batch costs some hundred Arrow calls, whatever is in it."""
 
 PartitionOf = Callable[[np.ndarray, pa.Array], np.ndarray]
