@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+GUIDES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
 
 
 def commands(document: str) -> list[str]:
@@ -31,8 +32,8 @@ def commands(document: str) -> list[str]:
     return found
 
 
-def cases(pattern: str) -> list[str]:
-    every = [command for document in DOCUMENTS for command in commands(document)]
+def cases(pattern: str, documents: tuple[str, ...] = DOCUMENTS) -> list[str]:
+    every = [command for document in documents for command in commands(document)]
     return sorted({command for command in every if re.match(pattern, command)})
 
 
@@ -86,6 +87,21 @@ def test_subcommands_and_options_of_reqdedup_exist(command):
         assert all(option in shown for option in options(words))
     else:
         build_parser().parse_args(words)  # exits where it does not parse
+
+
+@pytest.mark.parametrize("command", cases(r"(\S*/)?reqdedup\s", GUIDES))
+def test_commands_in_the_guides_know_their_options(command):
+    from reqdedup.cli import build_parser
+
+    parser, words = build_parser(), shlex.split(command)[1:]
+    for word in words:  # `features` has subcommands of its own
+        below = next((action for action in parser._actions if isinstance(action.choices, dict)), None)
+        if below is None or word.startswith("-") or word.isupper():
+            break
+        assert word in below.choices, f"no such subcommand: {command}"
+        parser = below.choices[word]
+    missing = set(options(words)) - set(parser._option_string_actions)
+    assert not missing, f"{command}: {missing} unknown"
 
 
 @pytest.mark.parametrize("command", cases(r"\S*python\S* -m "))
@@ -143,5 +159,6 @@ def claims_table(text: str) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / document).read_text())
-    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    folder = (ROOT / document).parent
+    missing = [target for target in targets if "://" not in target and not (folder / target).exists()]
     assert not missing
