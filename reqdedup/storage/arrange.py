@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from reqdedup import encoding
 from reqdedup.encoding import BLOB_TYPE, deduplicated_schema, element_type
-from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, EngagementSchema
+from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema
 from reqdedup.storage.keys import order_in_groups, run_starts
 from reqdedup.storage.parts import blob_bytes, equal_values, two_values_error
 from reqdedup.storage.spill import PART, Spill, gather, greedy_ranges
@@ -32,7 +33,7 @@ def in_request_order(
 ) -> Iterator[pa.RecordBatch]:
     """The bucket's rows by (user_id, request_id, item_id), cut between requests.
 
-    max_rows: per batch.  max_column_bytes: of one blob column's distinct values in a batch.
+    max_rows: per batch.  max_column_bytes: of one blob column's distinct values in a batch, or of one string column.
     max_fat_bytes: of the batch with every blob repeated on each of its rows. One request may be larger than any limit.
     Raises ValueError where parts of one request disagree in a request-level value.
     """
@@ -54,6 +55,10 @@ def in_request_order(
     column_bytes = _blob_bytes(requests, spill.schema)
     limits = [(max_rows, rows_per_request)]
     limits += [(max_column_bytes, sizes[position_of_request]) for sizes in column_bytes]
+    text_bytes = _text_bytes(spill, requests, rows, position_of_request[request_of_row])
+    limits += [
+        (max_column_bytes, np.bincount(request_of_row, sizes, len(starts)).astype(np.int64)) for sizes in text_bytes
+    ]
     if max_fat_bytes is not None:
         row_bytes = sum(column_bytes, np.zeros(len(by_key), np.int64)) + scalar_bytes(spill.schema)
         limits.append((max_fat_bytes, rows_per_request * row_bytes[position_of_request]))
@@ -68,12 +73,14 @@ def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_
     requests, rows = spill.requests(partition), spill.rows(partition)
     position_of_row = _part_positions(requests, rows)
     column_bytes = _blob_bytes(requests, spill.schema)
+    text_bytes = _text_bytes(spill, requests, rows, position_of_row)
     start = 0
     while start < rows.num_rows:
         positions = position_of_row[start : start + max_rows]
         first_use = np.zeros(len(positions), bool)
         first_use[np.unique(positions, return_index=True)[1]] = True
         limits = [(max_column_bytes, sizes[positions] * first_use) for sizes in column_bytes]
+        limits += [(max_column_bytes, sizes[start : start + max_rows]) for sizes in text_bytes]
         _, length = greedy_ranges((max_rows, np.ones(len(positions), np.int64)), *limits)[0]
         yield _batch(spill, requests, rows.slice(start, length), positions[:length])
         start += length
@@ -90,7 +97,8 @@ def in_random_order(spill: Spill, *, seed: int, max_fat_bytes: int) -> Iterator[
         rows = pa.Table.from_batches([spill.rows(partition) for partition in together]).combine_chunks().to_batches()[0]
         rows = rows.take(pa.array(np.random.default_rng((seed, 1, together[0])).permutation(rows.num_rows)))
         position_of_row = _part_positions(requests, rows)
-        for start, end in greedy_ranges((max_fat_bytes, row_bytes[position_of_row])):
+        text_bytes = sum(_text_bytes(spill, requests, rows, position_of_row), np.zeros(rows.num_rows, np.int64))
+        for start, end in greedy_ranges((max_fat_bytes, row_bytes[position_of_row] + text_bytes)):
             yield _batch(spill, requests, rows.slice(start, end - start), position_of_row[start:end])
         spill.release()
 
@@ -113,7 +121,7 @@ class DealRows:
 
 
 def scalar_bytes(schema: EngagementSchema) -> int:
-    """Arrow bytes of the scalars of one row, strings taken as 16."""
+    """Arrow bytes of the scalars of one row, strings taken as 16 without their text."""
     widths = (element_type(column) for column in schema.columns if not column.is_blob)
     return sum(16 if pa.types.is_string(kind) else (kind.bit_width + 7) // 8 for kind in widths)
 
@@ -134,16 +142,43 @@ def _batch(
     columns = []
     for column in spill.schema.columns:
         if column in spill.row_columns:
-            columns.append(rows.column(column.name))
+            columns.append(_narrow(rows.column(column.name), column, requests, positions))
             continue
         values = gather(requests, positions, column.name)
         if not column.is_blob:
-            columns.append(values.take(pa.array(code_of_row)))
+            columns.append(_narrow(values.take(pa.array(code_of_row)), column, requests, positions))
             continue
         encoded = values.dictionary_encode()
         indices = pa.array(encoded.indices.to_numpy()[code_of_row], pa.int32())
         columns.append(pa.DictionaryArray.from_arrays(indices, encoded.dictionary.cast(BLOB_TYPE.value_type)))
     return pa.RecordBatch.from_arrays(columns, schema=deduplicated_schema(spill.schema))
+
+
+def _narrow(array: pa.Array, column: Column, requests: Sequence[pa.RecordBatch], positions: np.ndarray) -> pa.Array:
+    """Strings with 32-bit offsets again. Raises ValueError where one request has too many for that."""
+    if column.dtype != "string":
+        return array
+    num_bytes = int(blob_bytes(array).sum())
+    if num_bytes > encoding.MAX_BINARY_BYTES:  # greedy ranges leave no other reason
+        user, request = (gather(requests, positions[:1], key)[0].as_py() for key in (USER_ID, REQUEST_ID))
+        raise ValueError(
+            f"column {column.name}: at most {encoding.MAX_BINARY_BYTES:,} bytes on the rows of one request required, found "
+            f"{num_bytes:,} in request {request} of user {user}; shorten the text, or store an id in its place"
+        )
+    return array.cast(pa.string())
+
+
+def _text_bytes(
+    spill: Spill, requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, position_of_row: np.ndarray
+) -> list[np.ndarray]:
+    """Per string column the bytes that it takes on each row, [N] int64."""
+    sizes = []
+    for column in spill.schema.columns:
+        if column.dtype == "string" and column in spill.row_columns:
+            sizes.append(blob_bytes(rows.column(column.name)))
+        elif column.dtype == "string":
+            sizes.append(np.concatenate([blob_bytes(b.column(column.name)) for b in requests])[position_of_row])
+    return sizes
 
 
 def _numbers(batches: Sequence[pa.RecordBatch], name: str) -> np.ndarray:

@@ -82,13 +82,18 @@ def _one_array(chunked: pa.ChunkedArray, column: Column) -> pa.Array:
 
 
 def dictionary_leaves(footer: pq.FileMetaData, names: list[str]) -> list[str]:
-    """Which of these blobs can be read as dictionaries; pyarrow 26 cannot where another writer chose delta encodings."""
+    """Which of these blobs can be read as dictionaries.
+
+    pyarrow 26 cannot where another writer chose delta encodings, or left out dictionaries and put more into a row group
+    than one may hold.
+    """
     chosen = []
     for index, name in enumerate(footer.schema.names):
         if name in names:
-            groups = range(footer.num_row_groups)
-            encodings = {encoding for i in groups for encoding in footer.row_group(i).column(index).encodings}
-            if not encodings & {"DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"}:
+            chunks = [footer.row_group(i).column(index) for i in range(footer.num_row_groups)]
+            encodings = {one for chunk in chunks for one in chunk.encodings}
+            fits = all(chunk.total_uncompressed_size <= encoding.MAX_BINARY_BYTES for chunk in chunks)
+            if fits and not encodings & {"DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"}:
                 chosen.append(name)
     return chosen
 
@@ -121,10 +126,10 @@ def _binary_bytes(chunked: pa.ChunkedArray, column: Column) -> int:
     """Bytes of the one binary or string array that the chunks are to become."""
     if is_list(chunked.type):
         return sum(len(chunk.flatten()) for chunk in chunked.chunks) * NUMBER_WIDTH_BYTES[column.dtype]
-    if chunked.num_chunks == 1:
-        return 0
     if not pa.types.is_dictionary(chunked.type):
         return int(chunked.nbytes)
+    if chunked.num_chunks == 1:
+        return 0
     return sum(compact_blobs(chunk).dictionary.nbytes for chunk in chunked.chunks)
 
 

@@ -130,7 +130,7 @@ class Spill:
             requests = self._request_rows(batch, new_row[start:end], new_number[start:end])
             self._requests.add(requests, new_partition[by_partition[start:end]])
         rows = [pa.array(number[part_of_row])]
-        rows += [batch.column(column.name) for column in self.row_columns]
+        rows += [_spilled(batch.column(column.name), column) for column in self.row_columns]
         of_row = partition[part_of_row] if self._rows_partition_of is None else self._rows_partition_of(batch.num_rows)
         self._rows.add(pa.RecordBatch.from_arrays(rows, schema=self._rows.schema), of_row)
         self.num_parts += len(new_row)
@@ -203,7 +203,7 @@ class Spill:
                 array = array.dictionary.cast(pa.large_binary()).take(array.indices.take(at))
                 check_blobs(array, column)
             else:
-                array = array.take(at)
+                array = _spilled(array.take(at), column)
             arrays.append(array)
         requests = pa.RecordBatch.from_arrays(arrays, schema=self._requests.schema)
         check_sequence_lengths(requests, self.schema.sequences)
@@ -329,6 +329,16 @@ def greedy_ranges(*limits: tuple[int, np.ndarray]) -> list[tuple[int, int]]:
 
 
 def _spill_schema(columns: Sequence[Column]) -> pa.Schema:
-    types = [pa.large_binary() if column.is_blob else element_type(column) for column in columns]
-    fields = [pa.field(column.name, kind) for column, kind in zip(columns, types)]
+    fields = [pa.field(column.name, _spilled_type(column)) for column in columns]
     return pa.schema([pa.field(PART, pa.int64()), *fields])
+
+
+def _spilled_type(column: Column) -> pa.DataType:
+    """With 64-bit offsets, since a partition may hold any number of bytes."""
+    if column.is_blob:
+        return pa.large_binary()
+    return pa.large_string() if column.dtype == "string" else element_type(column)
+
+
+def _spilled(array: pa.Array, column: Column) -> pa.Array:
+    return array.cast(pa.large_string()) if column.dtype == "string" else array

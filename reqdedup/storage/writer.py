@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table, TableProperties
 
+from reqdedup import encoding
 from reqdedup.encoding import lists_from_blobs
 from reqdedup.schema import REQUEST_TS, Column, EngagementSchema
 from reqdedup.storage.arrange import DealRows, in_arrival_order, in_random_order, in_request_order
@@ -273,7 +274,7 @@ def _row_groups(spill: Spill, partition: int, layout: Layout, target_bytes: int)
         spill,
         partition,
         max_rows=TableProperties.PARQUET_ROW_GROUP_LIMIT_DEFAULT,
-        max_column_bytes=fat_bytes,
+        max_column_bytes=min(fat_bytes, encoding.MAX_BINARY_BYTES),
         max_fat_bytes=fat_bytes,
     )
 

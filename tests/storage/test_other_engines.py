@@ -10,7 +10,18 @@ from pyiceberg.transforms import BucketTransform
 from pyiceberg.types import FloatType, LongType
 
 from reqdedup.encoding import expand_to_lists
-from reqdedup.storage import FileSource, Layout, TableSource, checks, compact, create_table, write
+from reqdedup.storage import (
+    ColumnMapping,
+    FileSource,
+    Layout,
+    TableSource,
+    checks,
+    compact,
+    convert_table,
+    create_table,
+    write,
+)
+from reqdedup.storage.audit.leaves import leaf_arrays
 from tests.storage.small_log import log_schema, make_log, to_batch
 
 SCHEMA = log_schema()
@@ -67,17 +78,34 @@ def test_files_of_other_writers_hold_the_same_rows(tmp_path, name):
     assert found == int(np.isin(BATCH["user_id"].to_numpy(), users).sum())
 
 
-def test_list_views_are_lists(tmp_path):
-    column = FAT["history_item_id"].combine_chunks()
-    offsets = column.offsets.to_numpy()
-    order = np.random.default_rng(0).permutation(len(column))  # views may lie in any order
-    starts, sizes = pa.array(offsets[:-1][order]), pa.array(np.diff(offsets)[order].astype(np.int32))
-    views = pa.ListViewArray.from_arrays(starts, sizes, column.values).take(pa.array(np.argsort(order)))
-    for name in ("history_action", "history_ts"):
-        assert views.value_lengths().to_pylist() == FAT[name].combine_chunks().value_lengths().to_pylist()
-    index = FAT.schema.get_field_index("history_item_id")
-    pq.write_table(FAT.set_column(index, "history_item_id", views), tmp_path / "file.parquet")
-    assert plain(FileSource([str(tmp_path / "file.parquet")], SCHEMA).batches()) == plain([BATCH])
+def with_list_views(name: str) -> pa.Table:
+    """FAT with one column as views, which lie in no order and in part over one another."""
+    column = FAT[name].combine_chunks()
+    offsets, lengths = column.offsets.to_numpy(), column.value_lengths()
+    order = np.random.default_rng(0).permutation(len(column))
+    values = pa.concat_arrays([column.take(pa.array(order)).flatten(), column.values])
+    starts = np.empty(len(column), np.int32)
+    starts[order] = np.cumsum([0, *np.diff(offsets)[order][:-1]])
+    starts[::2] = offsets[:-1][::2] + len(column.values)
+    views = pa.ListViewArray.from_arrays(pa.array(starts), lengths, values)
+    assert views.to_pylist() == column.to_pylist()
+    return FAT.set_column(FAT.schema.get_field_index(name), name, views)
+
+
+def test_list_views_are_read_audited_and_converted_as_the_lists_they_are(catalog, tmp_path):
+    """pyarrow 26 casts a view to other lists, without an error (GH-50994)."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    table = with_list_views("history_item_id")
+    pq.write_table(table, folder / "file.parquet", row_group_size=100)
+    assert plain(FileSource([str(folder / "file.parquet")], SCHEMA).batches()) == plain([BATCH])
+    for part in (table["history_item_id"].combine_chunks(), table["history_item_id"].chunk(0).slice(7)):
+        (leaf,) = leaf_arrays("x", part).values()
+        assert leaf.to_pylist() == part.to_pylist()
+    mapping = ColumnMapping(user="user_id", request="request_id", item="item_id", time="request_ts", labels=["click"])
+    convert_table(str(folder), catalog, "lake.new", mapping)
+    read = TableSource(catalog.load_table("lake.new")).batches()
+    assert plain(batch.select(SCHEMA.names) for batch in read) == plain([BATCH])
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def _is_list(kind: pa.DataType) -> bool:
 def _plain_list(array: pa.Array) -> pa.Array:
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         return array
-    return array.cast(pa.list_(array.type.value_type))
+    return _relist(array, array.flatten())  # pyarrow 26 casts list views to other lists than they are (GH-50994)
 
 
 def _relist(lists: pa.Array, values: pa.Array) -> pa.Array:

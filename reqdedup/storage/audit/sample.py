@@ -272,9 +272,7 @@ def _rank(columns: list[SampleColumn]) -> np.ndarray:
     ranks = []
     for column in columns:
         if column.is_stored:
-            order = pc.rank(
-                column.values.cast(pa.binary()) if len(column.values) else pa.array([], pa.binary()), tiebreaker="dense"
-            )
+            order = pc.rank(column.values, tiebreaker="dense")
             ranks.append(order.to_numpy(zero_copy_only=False).astype(np.int64)[column.ids])
         else:
             ranks.append(

@@ -48,7 +48,7 @@ def find_levels(
 
     Raises ValueError for lists that nearly always repeat, naming an example: they cannot be stored per request.
     """
-    levels: dict[str, Level] = dict(mapping.levels)
+    levels: dict[str, Level] = {name: column.level for name, column in source.known.items()} | dict(mapping.levels)
     widths = _fixed_widths(source) if mapping.vectors is None else dict(mapping.vectors)
     keys = KeyColumns(request=mapping.request_names, user=(mapping.user,))
     wanted = [name for name in source.leaves if name not in mapping.exclude and name not in mapping.labels]
@@ -95,7 +95,7 @@ def find_levels(
 
 
 def _fixed_widths(source: RowSource) -> dict[str, int]:
-    """Lists whose type says how long they are."""
-    return {
-        field.name: field.type.list_size for field in source.files.schema if pa.types.is_fixed_size_list(field.type)
-    }
+    """Lists whose type, or whose table of ours, says how long they are."""
+    known = {name: column.width for name, column in source.known.items() if column.width}
+    fixed = [field for field in source.files.schema if pa.types.is_fixed_size_list(field.type)]
+    return known | {field.name: field.type.list_size for field in fixed}

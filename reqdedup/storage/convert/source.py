@@ -2,29 +2,39 @@
 
 A leaf is a scalar or one list of scalars (`audit.leaves`): `user.country`, `history.item_id`. Rows that another engine
 has deleted through position-delete files are left out; equality deletes are refused. Columns that are only in an Iceberg
-table's partition (as after `add_files` on Hive folders) get their partition's value.
+table's partition (as after `add_files` on Hive folders) get their partition's value. Of a table of ours, blobs are decoded
+and levels and widths known: so it is rewritten after another engine deleted rows, or from one layout into another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.io.pyarrow import _read_all_delete_files, schema_to_pyarrow
 from pyiceberg.manifest import DataFileContent
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.transforms import IdentityTransform
 
+from reqdedup.encoding import element_type, lists_from_blobs, take_blobs
+from reqdedup.schema import Column, Level
 from reqdedup.storage.audit.files import DataFile, TableFiles, open_table
 from reqdedup.storage.audit.leaves import Leaf, Shape, leaf_arrays, leaves_of
+from reqdedup.storage.layout import SCHEMA_PROPERTY, table_layout, table_schema
+from reqdedup.storage.parts import blob_bytes
+from reqdedup.storage.spill import greedy_ranges
 
 PIECE_BYTES = 32 * 2**20
 """Of a piece's rows, laid down as the plain lists that they are."""
+
+MAX_PIECE_BYTES = 2 * PIECE_BYTES
+"""Of the lists of a piece: where long ones lie together, it is cut."""
 
 MAX_PIECE_ROWS = 2**16
 
@@ -42,6 +52,7 @@ class RowSource:
     """A table's rows as pieces.
 
     leaves: what can be read, by name.  skipped: leaves of a deeper nesting, which have no place in a flat table.
+    known: columns of a table of ours, by name, the keys left out; nothing for other tables.
     Raises ValueError for what holds no Parquet files, or rows that only deletes by value tell apart.
     """
 
@@ -59,6 +70,15 @@ class RowSource:
                     schema = schema.append(pa.field(name, schema_to_pyarrow(source.schema().find_type(name))))
         found = leaves_of(schema)
         self.leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in found if leaf.shape is not Shape.NESTED}
+        self.known: dict[str, Column] = {}
+        self._blobs: dict[str, Column] = {}
+        if isinstance(source, Table) and SCHEMA_PROPERTY in source.properties:
+            columns = [column for column in table_schema(source).columns if column.level is not Level.KEY]
+            self.known = {column.name: column for column in columns if column.name in self.leaves}
+            if table_layout(source).has_blobs:
+                self._blobs = {column.name: column for column in self.known.values() if column.is_blob}
+        for name, column in self._blobs.items():
+            self.leaves[name] = Leaf(name, name, Shape.LIST, element_type(column))
         self.skipped = tuple(leaf.name for leaf in found if leaf.shape is Shape.NESTED)
         self._footers: dict[str, pq.FileMetaData] = {}
 
@@ -105,24 +125,27 @@ class RowSource:
         in_file = [file.name_in_file[name] for name in present]
         deleted, constants = self._deleted.get(file.path), self._constants.get(file.path, {})
         first = 0
-        with file.parquet() as parquet:
+        with file.parquet(list(self._blobs)) as parquet:
             for group in range(parquet.num_row_groups):
                 rows = _piece_rows(parquet.metadata.row_group(group), in_file)
                 for batch in parquet.iter_batches(rows, row_groups=[group], columns=in_file, use_threads=False):
                     arrays: dict[str, pa.Array] = {}
                     for name, found in zip(present, in_file):
                         arrays |= leaf_arrays(name, batch.column(found))
-                    num_rows, where = batch.num_rows, f"{file.path} at row {first}"
-                    keep = _kept(deleted, first, num_rows)
-                    first += num_rows
-                    arrays = {leaf.name: self._leaf(arrays, leaf, num_rows, constants) for leaf in leaves}
+                    where = f"{file.path} at row {first}"
+                    keep = _kept(deleted, first, batch.num_rows)
+                    first += batch.num_rows
                     if keep is not None:
-                        num_rows = int(keep.sum())
                         arrays = {name: array.filter(pa.array(keep)) for name, array in arrays.items()}
-                    if num_rows:
-                        yield Piece(arrays, num_rows, where)
+                    num_rows = batch.num_rows if keep is None else int(keep.sum())
+                    for start, end in _ranges(arrays, self._blobs, num_rows):
+                        part = {name: array.slice(start, end - start) for name, array in arrays.items()}
+                        part = {leaf.name: self._leaf(part, leaf, end - start, constants) for leaf in leaves}
+                        yield Piece(part, end - start, where)
 
     def _leaf(self, arrays: dict[str, pa.Array], leaf: Leaf, num_rows: int, constants: dict[str, Any]) -> pa.Array:
+        if leaf.name in self._blobs and leaf.name in arrays:
+            return _lists(arrays[leaf.name], self._blobs[leaf.name])
         if leaf.name in arrays:
             return arrays[leaf.name]
         if leaf.name in constants:
@@ -145,6 +168,32 @@ def _piece_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
         if leaf.path_in_schema.split(".")[0] in wanted:
             num_bytes += max(leaf.total_uncompressed_size, 8 * leaf.num_values)
     return int(np.clip(PIECE_BYTES * group.num_rows / max(num_bytes, 1), 1, MAX_PIECE_ROWS))
+
+
+def _ranges(arrays: dict[str, pa.Array], blobs: Container[str], num_rows: int) -> list[tuple[int, int]]:
+    """Rows in stretches whose lists take at most MAX_PIECE_BYTES."""
+    row_bytes = np.zeros(num_rows, np.int64)
+    for name, array in arrays.items():
+        if name in blobs:
+            if pa.types.is_dictionary(array.type):
+                row_bytes += (
+                    blob_bytes(array.dictionary)[array.indices.fill_null(0).to_numpy()] if len(array.dictionary) else 0
+                )
+            else:
+                row_bytes += blob_bytes(array)
+        elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+            row_bytes += 8 * pc.fill_null(array.value_lengths(), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return greedy_ranges((MAX_PIECE_BYTES, row_bytes))
+
+
+def _lists(blobs: pa.Array, column: Column) -> pa.Array:
+    if blobs.null_count:
+        raise ValueError(
+            f"column {column.name}: blobs without nulls required, found {blobs.null_count}; store empty values"
+        )
+    if pa.types.is_dictionary(blobs.type):
+        blobs = take_blobs(blobs.dictionary, blobs.indices.to_numpy())
+    return lists_from_blobs(blobs, column)
 
 
 def _deleted_positions(table: Table, tasks: list[FileScanTask]) -> dict[str, np.ndarray]:
