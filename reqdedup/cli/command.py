@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not _is_for_the_caller(error):
             raise
-        print(f"reqdedup {arguments.command}: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+        command = " ".join([arguments.command, *filter(None, [getattr(arguments, "action", None)])])
+        print(f"reqdedup {command}: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return 2
 
 

@@ -14,6 +14,7 @@ from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_tabl
 if TYPE_CHECKING:
     import argparse
 
+    from reqdedup.schema import Level
     from reqdedup.storage import ColumnMapping, ConvertReport
 
 TIME_UNITS = ("s", "ms", "us", "ns")
@@ -107,7 +108,6 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def read_mapping(arguments: argparse.Namespace) -> ColumnMapping:
     """What the file and the options say of the columns. Raises ValueError for keys and values that mean nothing."""
-    from reqdedup.schema import Level
     from reqdedup.storage import ColumnMapping
 
     known = [field.name for field in fields(ColumnMapping)]
@@ -130,16 +130,35 @@ def read_mapping(arguments: argparse.Namespace) -> ColumnMapping:
             f"columns for user, request, item and time required, not found: {', '.join(missing)}; name them with "
             f"{', '.join('--' + name for name in missing)} or in --mapping"
         )
+    for name in ("labels", "ids", "exclude"):
+        if isinstance(said.get(name), str):
+            said[name] = [said[name]]
     try:
         if "levels" in said:
-            said["levels"] = {name: Level(str(level).lower()) for name, level in said["levels"].items()}
+            said["levels"] = {name: _level(name, level) for name, level in said["levels"].items()}
         if "vectors" in said:
-            said["vectors"] = {name: int(width) for name, width in said["vectors"].items()}
+            said["vectors"] = {name: _width(name, width) for name, width in said["vectors"].items()}
         return ColumnMapping(**said)
     except (AttributeError, TypeError) as error:
         raise ValueError(
             f"{arguments.mapping}: a value of another kind required: {error}; see docs/convert.md"
         ) from None
+
+
+def _level(name: str, text: object) -> Level:
+    from reqdedup.schema import Level
+
+    try:
+        return Level(str(text).lower())
+    except ValueError:
+        raise ValueError(f"level of {name}: request or item required, found {text!r}") from None
+
+
+def _width(name: str, text: object) -> int:
+    try:
+        return int(str(text))
+    except ValueError:
+        raise ValueError(f"width of vector {name}: a whole number required, found {text!r}") from None
 
 
 def format_conversion(report: ConvertReport) -> str:

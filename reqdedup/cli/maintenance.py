@@ -86,18 +86,19 @@ def add_commands(commands: Commands) -> None:
 
 def run_compact(arguments: argparse.Namespace) -> int:
     """Compact the named tables."""
-    from reqdedup.storage import compact
+    from reqdedup.storage import compact, table_layout
 
-    reports = {}
+    reports, parts = {}, {}
     for table in load_tables(open_catalog(arguments), arguments.table):
         name = ".".join(table.name())
+        parts[name] = "bucket" if table_layout(table).is_bucketed else "day"
         with ProgressLine() as progress:
             reports[name] = compact(
                 table,
                 arguments.bucket,
                 one_commit=arguments.one_commit,
                 force=arguments.force,
-                progress=lambda done, total, name=name: progress(f"compact {name}: {done} of {total} buckets"),  # type: ignore[misc]
+                progress=lambda done, total, name=name: progress(f"compact {name}: {done} of {total}"),  # type: ignore[misc]
                 spill_dir=arguments.spill_dir,
             )
     if arguments.json:
@@ -105,10 +106,10 @@ def run_compact(arguments: argparse.Namespace) -> int:
         return 0
     for name, report in reports.items():
         if not report.buckets:
-            print(f"{name}: nothing to do, {report.left_alone} of {report.left_alone} buckets are compact")
+            print(f"{name}: nothing to do, {report.left_alone:,} of {counted(report.left_alone, parts[name])} compact")
             continue
         print(
-            f"{name}: {counted(len(report.buckets), 'bucket')} rewritten, {report.left_alone:,} left alone; {report.rows:,} rows, "
+            f"{name}: {counted(len(report.buckets), parts[name])} rewritten, {report.left_alone:,} left alone; {report.rows:,} rows, "
             f"{counted(report.old_files, 'file')} ({format_bytes(report.old_bytes)}) became "
             f"{counted(report.files, 'file')} ({format_bytes(report.bytes)}). The old ones go with `reqdedup expire`"
         )

@@ -38,6 +38,9 @@ MAPPING = {
 }
 
 
+KEYS = ("--user", "a", "--request", "b", "--item", "c", "--time", "d")
+
+
 class Lake:
     """A catalog in a folder of its own; `run` is the command line on it, with its output."""
 
@@ -249,6 +252,14 @@ def test_rebucketing_names_the_feature_tables_that_no_longer_fit(lake):
         (["sample", "--table", "lake.t", "--rate", "1.5"], "rate must be at least 0 and at most 1, found 1.5"),
         (["sample", "--table", "lake.t", "--rate", "a=b"], "--rate: NUMBER or STRATUM=NUMBER required, found 'a=b'"),
         (["convert", "x.parquet", "--table", "lake.new"], "columns for user, request, item and time required"),
+        (
+            ["convert", "x.parquet", "--table", "lake.new", *KEYS, "--level", "a=b"],
+            "level of a: request or item required",
+        ),
+        (
+            ["convert", "x.parquet", "--table", "lake.new", *KEYS, "--vector", "a=b"],
+            "width of vector a: a whole number",
+        ),
         (["convert", "--table", "lake.new"], "either PATH or --source-table required"),
     ],
 )
@@ -258,7 +269,7 @@ def test_errors_are_one_message_without_a_traceback(errors_lake, capsys, argumen
     printed = capsys.readouterr()
     assert printed.out == ""
     assert said in printed.err
-    assert printed.err.startswith(f"reqdedup {arguments[0]}: ")
+    assert printed.err.startswith(f"reqdedup {' '.join(arguments[: 2 if arguments[0] == 'features' else 1])}: ")
     assert len(printed.err.splitlines()) == 1
 
 
