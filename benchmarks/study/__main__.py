@@ -66,11 +66,11 @@ def gradients(blocks: Sequence[Block], sizes: plan.Sizes, *, processes: int) -> 
     return gradient_rows(runs, run_gradients(runs, processes=processes)) if runs else []
 
 
-def tune(sizes: plan.Sizes, *, movielens: Path | None, processes: int) -> list[dict[str, Any]]:
+def tune(sizes: plan.Sizes, *, movielens: Path | None, processes: int, only: str) -> list[dict[str, Any]]:
     """Rows of the search on IID with synchronised norms and all negatives."""
     rows = []
     for task, log in plan.TUNED:
-        if log == plan.MOVIELENS and movielens is None:
+        if (log == plan.MOVIELENS and movielens is None) or only not in f"{log}: {task}":
             continue
         arm = Arm(name="iid", sync=True, gather=True)
         per_rank = sizes.ranking_rows if task == "ranking" else sizes.retrieval_rows[0]
@@ -132,10 +132,12 @@ def main(argv: list[str] | None = None) -> int:
             f"--movielens: a folder with {' or '.join(MOVIELENS_FILES)} required, found {arguments.movielens} without; "
             "unpack MovieLens 100K (https://grouplens.org/datasets/movielens/100k/) and name its folder"
         )
-    if arguments.tune:
-        write_results("study_tuning", tune(sizes, movielens=arguments.movielens, processes=arguments.processes))
-        return 0
     write = not (arguments.quick or arguments.only)
+    if arguments.tune:
+        rows = tune(sizes, movielens=arguments.movielens, processes=arguments.processes, only=arguments.only)
+        if write:
+            write_results("study_tuning", rows)
+        return 0
     rows = study(sizes, movielens=arguments.movielens, processes=arguments.processes, only=arguments.only, write=write)
     if write:
         DOCUMENT.write_text(report(rows))

@@ -194,7 +194,7 @@ NEGATIVES_ARMS = (
 EPOCHS_ARMS = tuple(
     replace(arm, name=f"{name}, {epochs:g} {'epoch' if epochs == 1 else 'epochs'}", epochs=epochs)
     for name, arm in (("iid", RETRIEVAL_IID), ("all", RETRIEVAL_ALL))
-    for epochs in (1.0, 1.5, 2.0)
+    for epochs in (1.0, 1.5)
 )
 RATES = (0.3, 1.0, 3.0)
 

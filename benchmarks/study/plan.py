@@ -32,13 +32,13 @@ TUNING_SEED = 100
 
 TUNED: dict[tuple[str, str], Tuned] = {
     ("ranking", LARGE): Tuned(learning_rate=0.01, table_rate=0.1, weight_decay=0.01),
-    ("ranking", MOVIELENS): Tuned(learning_rate=0.001, table_rate=1.0, weight_decay=0.01),
+    ("ranking", MOVIELENS): Tuned(learning_rate=0.03, table_rate=0.1, weight_decay=0.01),
     ("retrieval", LARGE): Tuned(learning_rate=0.01, table_rate=0.3, weight_decay=0.01, temperature=0.2),
-    ("retrieval", MOVIELENS): Tuned(learning_rate=0.001, table_rate=0.3, weight_decay=0.01, temperature=0.4),
+    ("retrieval", MOVIELENS): Tuned(learning_rate=0.001, table_rate=0.1, weight_decay=0.01, temperature=0.4),
 }
 """Tuned once on the IID arm with every fix, by `--tune` (results/study_tuning.jsonl), then the same for all arms."""
 
-MOVIELENS_STEPS = Steps(world_size=8, rows=32, epochs=4)
+MOVIELENS_STEPS = Steps(world_size=8, rows=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,15 @@ class Sizes:
     """How large the study is.
 
     main_seeds, side_seeds: paired, each with its own log (MovieLens: split), weights and order; for the comparisons of
-    every fix, and for the rest.  close_seeds: for ranking with all fixes beside IID, 0.1% apart.  held_out: share of the users.  ranking_rows, retrieval_rows: per rank and step, for
-    each of world_sizes.  equal_passes: of the user tower, per rank and step.
+    every fix, and for the rest.  close_seeds: for ranking with all fixes beside IID, 0.1% apart.  movielens_seeds: for all
+    arms of that small log.  held_out: share of the users.  ranking_rows, retrieval_rows: per rank and step, for each of
+    world_sizes.  equal_passes: of the user tower, per rank and step.
     """
 
     main_seeds: int
     side_seeds: int
     close_seeds: int
+    movielens_seeds: int
     held_out: float
     num_users: int
     num_items: int
@@ -68,7 +70,8 @@ class Sizes:
 FULL = Sizes(
     main_seeds=6,
     side_seeds=4,
-    close_seeds=20,
+    close_seeds=48,
+    movielens_seeds=12,
     held_out=0.25,
     num_users=6_000,
     num_items=200_000,
@@ -81,9 +84,10 @@ FULL = Sizes(
     gradient_steps=100,
 )
 QUICK = Sizes(
-    main_seeds=2,
+    main_seeds=1,
     side_seeds=1,
-    close_seeds=2,
+    close_seeds=1,
+    movielens_seeds=1,
     held_out=0.25,
     num_users=30,
     num_items=2_000,
@@ -147,6 +151,7 @@ def blocks(sizes: Sizes, *, with_movielens: bool) -> list[Block]:
 
 def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Block]:
     """Every fix alone and together, at equal rows; the reference is IID with every fix that is not about order."""
+    num_seeds = sizes.movielens_seeds if log == MOVIELENS else sizes.main_seeds
     return [
         Block(
             name=f"ranking, {ranking.world_size} ranks",
@@ -155,7 +160,7 @@ def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Bloc
             steps=ranking,
             arms=RANKING_ARMS,
             references=(RANKING_IID.name,),
-            num_seeds=sizes.main_seeds,
+            num_seeds=num_seeds,
             close_arms=(RANKING_IID.name, RANKING_ALL.name) if log == LARGE else (),
             close_seeds=sizes.close_seeds,
         ),
@@ -166,7 +171,7 @@ def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Bloc
             steps=retrieval,
             arms=RETRIEVAL_ARMS,
             references=(RETRIEVAL_IID.name,),
-            num_seeds=sizes.main_seeds,
+            num_seeds=num_seeds,
         ),
     ]
 
