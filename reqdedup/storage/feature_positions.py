@@ -36,7 +36,6 @@ from reqdedup.storage.feature_table import (
     feature_buckets,
     is_by_position,
 )
-from reqdedup.storage.keys import run_starts
 from reqdedup.storage.layout import buckets_of
 from reqdedup.storage.reader import RowGroup, TableSource
 from reqdedup.storage.source import take_rows
@@ -76,8 +75,8 @@ def first_rows(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Reco
     """One row per request, the first, of batches in request order; `name` of the table, for errors."""
     cursor = Cursor(batches, REQUEST_KEY, name)
     while cursor.fill():
-        batch = cursor.take()
-        yield take_rows(batch, run_starts(key_columns(batch, REQUEST_KEY)))
+        rows = cursor.take()
+        yield take_rows(rows.batch, rows.runs.starts[-1])
 
 
 class PositionSource:

@@ -10,7 +10,7 @@ never compared; they are copied only where a batch is cut, once each. Not done h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 
 from reqdedup.encoding import element_type
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, Kind
-from reqdedup.storage.keys import match_runs, prefix_runs, run_starts, unmatched
+from reqdedup.storage.keys import KeyRuns, run_starts
+from reqdedup.storage.match import Match, match_sorted, unmatched
 from reqdedup.storage.source import compact_batch, compact_blobs
-from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, Cursor, key_columns
+from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, Cursor, SortedRows
 
 INNER, LEFT = "inner", "left"
 DUPLICATES_ERROR, DUPLICATES_FIRST = "error", "first"
@@ -76,7 +77,7 @@ class MergeJoin:
         and dictionaries hold only values that a row has.
         Raises ValueError for a side that is not in order, and for duplicate right keys unless they are allowed.
         """
-        left_rows = Cursor(left, REQUEST_KEY, self.left_name)
+        left_rows = Cursor(left, REQUEST_KEY, self.left_name, on=self.on)
         right_rows = Cursor(right, self.on, self.right_name)
         rest_of_cut = False
         while left_rows.fill():
@@ -85,35 +86,34 @@ class MergeJoin:
                 left_piece, right_piece = left_rows.take_up_to(last), right_rows.take_up_to(last)
             else:
                 left_piece, right_piece = left_rows.take(), None
-            is_cut, rest_of_cut = rest_of_cut or left_rows.batch is not None, left_rows.batch is not None
-            joined = self._join_piece(compact_batch(left_piece) if is_cut else left_piece, right_piece, counts)
+            is_cut, rest_of_cut = rest_of_cut or left_rows.rows is not None, left_rows.rows is not None
+            joined = self._join_piece(left_piece, right_piece, counts, is_cut=is_cut)
             if joined.num_rows:
                 yield joined
         while right_rows.fill():  # no left row is left: what comes is unused, but counted and checked like the rest
-            key = key_columns(right_rows.take(), self.on)
-            starts = run_starts(key)
-            self._count_right(key, starts, counts)
-            counts.unused_right_keys += len(starts)
+            runs = right_rows.take().runs
+            self._count_right(runs, counts)
+            counts.unused_right_keys += len(runs.starts[-1])
 
-    def _join_piece(self, left: pa.RecordBatch, right: pa.RecordBatch | None, counts: JoinCounts) -> pa.RecordBatch:
-        if right is None:
-            position = np.full(left.num_rows, -1, np.int64)
-            found, matched, num_found = position >= 0, position[:0], 0
+    def _join_piece(
+        self, left_rows: SortedRows, right_rows: SortedRows | None, counts: JoinCounts, *, is_cut: bool
+    ) -> pa.RecordBatch:
+        left = compact_batch(left_rows.batch) if is_cut else left_rows.batch
+        right = None if right_rows is None else right_rows.batch
+        if right_rows is None:
+            match = Match(np.zeros(left.num_rows, bool), np.zeros(0, np.int64))
         else:
-            left_key, right_key = key_columns(left, self.on), key_columns(right, self.on)
-            right_runs = prefix_runs(right_key)
-            self._count_right(right_key, right_runs[-1], counts)
-            position = match_runs(left_key, prefix_runs(left_key), right_key, right_runs)
-            found = position >= 0
-            num_found = int(np.count_nonzero(found))
-            matched = position if num_found == len(position) else position[found]
-            counts.unused_right_keys += unmatched(matched, right_runs[-1])
+            self._count_right(right_rows.runs, counts)
+            match = match_sorted(left_rows.runs, right_rows.runs)
+            counts.unused_right_keys += unmatched(match.position, right_rows.runs.starts[-1])
+        num_missing = left.num_rows - match.num_found
         counts.left_rows += left.num_rows
-        counts.matched_rows += num_found
-        counts.missing_rows += left.num_rows - num_found
-        if self.how == INNER and num_found < left.num_rows:
-            left, position = _filtered(left, found), matched
-        at = _Positions(position)
+        counts.matched_rows += match.num_found
+        counts.missing_rows += num_missing
+        at = _Positions(match.position, None if self.how == INNER or not num_missing else match.found)
+        if num_missing and self.how == INNER:
+            same = {} if right is None or not at.is_slice else {name: at.slice(right.column(name)) for name in self.on}
+            left = _filtered(left, match.found, same)
         added = [_gather(None if right is None else right.column(c.name), at, c) for c in self.right_columns]
         fields = [
             pa.field(column.name, array.type, nullable=column.nullable)
@@ -121,9 +121,9 @@ class MergeJoin:
         ]
         return pa.RecordBatch.from_arrays([*left.columns, *added], schema=pa.schema([*left.schema, *fields]))
 
-    def _count_right(self, key: Sequence[np.ndarray], starts: np.ndarray, counts: JoinCounts) -> None:
-        """Count right rows and duplicate keys; `starts` is the first row of each key. A match is that first row."""
-        num_rows = len(key[0])
+    def _count_right(self, runs: KeyRuns, counts: JoinCounts) -> None:
+        """Count right rows and duplicate keys. A match is the first row of its key."""
+        key, starts, num_rows = runs.key, runs.starts[-1], runs.num_rows
         counts.right_rows += num_rows
         counts.duplicate_right_keys += num_rows - len(starts)
         if len(starts) < num_rows and self.duplicates == DUPLICATES_ERROR:
@@ -143,30 +143,38 @@ def missing_blob(column: Column) -> bytes:
     return b"" if column.kind is Kind.SEQUENCE else bytes(column.width * NUMBER_WIDTH_BYTES[column.dtype])
 
 
-def _filtered(batch: pa.RecordBatch, keep: np.ndarray) -> pa.RecordBatch:
-    """The rows where `keep` holds; dictionaries compacted."""
+def _filtered(batch: pa.RecordBatch, keep: np.ndarray, known: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    """The rows where `keep` holds, of which some columns are known already; dictionaries compacted."""
     bits = pa.py_buffer(np.packbits(keep, bitorder="little"))
     mask, columns = pa.BooleanArray.from_buffers(pa.bool_(), len(keep), [None, bits]), []
-    for column in batch.columns:
-        kept = column.filter(mask)
+    for name, column in zip(batch.schema.names, batch.columns):
+        kept = known[name] if name in known else column.filter(mask)
         columns.append(compact_blobs(kept) if pa.types.is_dictionary(kept.type) else kept)
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 class _Positions:
-    """Right row of each left row, [B] int64, -1 where there is none, and what all gathered columns ask about it."""
+    """Right row of each left row, [B] int64, -1 where there is none, and what all gathered columns ask about it.
 
-    def __init__(self, position: np.ndarray) -> None:
-        self.rows = position
-        self.missing = position < 0
-        self.has_missing = bool(self.missing.any())
+    found: which left rows have one of `position`; None means all.
+    """
+
+    def __init__(self, position: np.ndarray, found: np.ndarray | None) -> None:
+        self.rows, self.has_missing = position, found is not None
+        if found is not None:
+            self.rows = np.full(len(found), -1, np.int64)
+            self.rows[found] = position
         steps = len(position) > 0 and int(position[-1]) - int(position[0]) == len(position) - 1
-        self.is_slice = steps and not self.has_missing and bool((position[1:] > position[:-1]).all())
+        self.is_slice = steps and found is None and bool((position[1:] > position[:-1]).all())
+
+    def slice(self, array: pa.Array) -> pa.Array:
+        """The values at the positions, which must be a slice, without a copy."""
+        return array.slice(int(self.rows[0]), len(self.rows))
 
     @cached_property
     def indices(self) -> pa.Array:
         """For `take`, null where there is no row."""
-        return pa.array(self.rows, mask=self.missing if self.has_missing else None)
+        return pa.array(self.rows, mask=self.rows < 0 if self.has_missing else None)
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -183,7 +191,7 @@ def _gather(array: pa.Array | None, at: _Positions, column: Column) -> pa.Array:
         return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(at.rows), np.int32)), values)
     if not column.is_blob:
         if at.is_slice:
-            return array.slice(int(at.rows[0]), len(at.rows))
+            return at.slice(array)
         return pc.take(array, at.indices, boundscheck=False)
     rows = at.rows[at.starts]  # compact per request, not per row
     if at.has_missing:

@@ -16,7 +16,8 @@ from pyiceberg.table import Table
 
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
 from reqdedup.storage.hashing import below_rate, stable_hash
-from reqdedup.storage.keys import match_keys, run_starts
+from reqdedup.storage.keys import run_starts
+from reqdedup.storage.match import match_keys
 from reqdedup.storage.reader import TableSource
 from reqdedup.storage.sampling_report import sampling_report
 from reqdedup.storage.source import BatchSource, take_rows
