@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,7 +36,7 @@ from tests.storage.feature_tables import (
     of_request,
     values,
 )
-from tests.storage.small_log import log_schema, make_log, to_batches
+from tests.storage.small_log import log_schema, make_log, make_request, to_batch, to_batches
 
 EXPECTED = {request["request_id"]: request["request_id"] for request in LOG}
 
@@ -182,6 +183,41 @@ def test_no_history_of_replacements_hands_a_value_to_another_request(catalog, da
         add_request_feature(main, side, constant(None), users=np.array([present[0]["user_id"]]))
         expire_all_but_the_newest(main) if len(day) % 2 else None
         realign_or_refused(main, side)
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    keys=st.sets(st.tuples(*2 * [st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63)])]), min_size=1, max_size=12),
+    main_rows=st.integers(1, 6),
+    side_requests=st.integers(1, 6),
+    num_buckets=st.integers(1, 3),
+)
+def test_positions_are_those_of_the_requests_in_order_whatever_the_row_groups(
+    catalog, monkeypatch, keys, main_rows, side_requests, num_buckets
+):
+    """A row group of values may begin and end anywhere in row groups of the main table."""
+    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", main_rows)
+    monkeypatch.setattr(feature_values, "ROW_GROUP_REQUESTS", side_requests)
+    catalog.create_namespace_if_not_exists("lake")
+    rng, events = np.random.default_rng(len(keys)), np.ones((2, 3), np.int64)
+    log = [make_request(rng, 7, 7, fan_out=int(rng.integers(1, 4)), events=events, day=0) for _ in keys]
+    log = [request | {"user_id": user, "request_id": number} for request, (user, number) in zip(log, sorted(keys))]
+    name = f"lake.main_{len(catalog.list_tables('lake'))}"
+    main = create_table(catalog, name, log_schema(), Layout.BY_REQUEST, num_buckets=num_buckets)
+    write(main, [to_batch([log[i]]) for i in rng.permutation(len(log)).tolist()])
+    side = create_feature_table(catalog, f"{name}_f", main, [SEQUENCE], by_position=True)
+    add_request_feature(
+        main, side, lambda r: pa.array(list(zip(r["user_id"].to_pylist(), r["request_id"].to_pylist())))
+    )
+    files = {path: pq.ParquetFile(path.removeprefix("file://")) for path in file_of_bucket(side).values()}
+    assert sum(file.metadata.num_rows for file in files.values()) == len(keys)
+    found = []
+    for batch in bucket_join(main, side, how="inner").batches(["user_id", "request_id", "item_id", "sequence"]):
+        for user, request, blob in zip(*(batch[n].to_pylist() for n in ("user_id", "request_id", "sequence"))):
+            assert np.frombuffer(blob, "<i8").tolist() == [user, request]
+            found.append((user, request))
+    rows = {(r["user_id"], r["request_id"]): len(r["items"]) for r in log}
+    assert sorted(found) == sorted(key for key, count in rows.items() for _ in range(count))
 
 
 def realign_or_refused(main, side):

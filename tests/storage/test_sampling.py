@@ -297,3 +297,71 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 def test_activity_strata_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Activity(**settings)
+
+
+EXTREME_IDS = st.sampled_from([0, -1, 2**63 - 1, -(2**63)]) | st.integers(-(2**63), 2**63 - 1)
+
+
+def python_hash(value: int, seed: int) -> int:
+    """`stable_hash` in Python's own integers."""
+
+    def mix_(z: int) -> int:
+        z = (z + 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    return mix_(mix_(value % 2**64) ^ mix_(seed % 2**64))
+
+
+@settings(max_examples=40, derandomize=True)
+@given(
+    log=st.dictionaries(st.tuples(EXTREME_IDS, EXTREME_IDS), st.integers(1, 3), max_size=12),
+    shares=st.lists(st.integers(0, 2), min_size=12, max_size=12),
+    seed=st.integers(-5, 5),
+    order=st.randoms(use_true_random=False),
+    how=st.sampled_from(["rate", "target", "cap"]),
+    amount=st.integers(0, 4),
+    limit=st.none() | st.integers(1, 2),
+)
+def test_a_sample_follows_a_plain_loop_whatever_the_order_of_files_and_batches(
+    log, shares, seed, order, how, amount, limit
+):
+    # A few users with several requests each: every third request is the first user's.
+    users = sorted({user for user, _ in log})
+    keys = {
+        (users[0] if share == 0 else user, request): rows for ((user, request), rows), share in zip(log.items(), shares)
+    }
+    rows = [(user, request, item) for (user, request), count in keys.items() for item in range(count)]
+    order.shuffle(rows)
+    columns = [pa.array(column, pa.int64()) for column in (zip(*rows) if rows else [[], [], []])]
+    table = pa.table(
+        {
+            **dict(zip(("user_id", "request_id", "item_id"), columns)),
+            "request_ts": pa.array([0] * len(rows), pa.timestamp("us", tz="UTC")),
+            "device": pa.nulls(len(rows), pa.string()),
+            "history_item_id": pa.array([b""] * len(rows), pa.binary()).dictionary_encode(),
+        }
+    )
+    settings_ = {how: amount / 4 if how == "rate" else amount}
+    sample = sample_users(
+        MemorySource(table, whole=False, batch_rows=5), **settings_, seed=seed, max_requests_per_user=limit
+    )
+
+    drawn = sorted({user for user, _ in keys}, key=lambda user: python_hash(user, seed))
+    if how == "rate":
+        drawn = [user for user in drawn if python_hash(user, seed) >> 11 < amount / 4 * 2**53]
+    else:
+        drawn = drawn[:amount]
+    assert sample.user_ids.to_pylist() == sorted(drawn)
+    found = sampled_rows(sample)
+    found_rows = (
+        list(zip(*(found[name].to_pylist() for name in ("user_id", "request_id", "item_id")))) if len(found) else []
+    )
+    kept = {key[:2] for key in found_rows}
+    assert sorted(found_rows) == sorted(row for row in rows if row[:2] in kept), "requests are whole"
+    for user in drawn:
+        own = sorted((request for owner, request in keys if owner == user), key=lambda r: python_hash(r, seed ^ 0x5EED))
+        assert {request for owner, request in kept if owner == user} == set(own[:limit])
+    assert {user for user, _ in kept} == set(drawn)
+    assert sample.report.to_pylist()[-1]["users_after"] == len(drawn)
