@@ -41,6 +41,12 @@ class Study:
         sign = -1 if found[0]["task"] == "ranking" else 1
         return min(found, key=lambda row: sign * row["value"])
 
+    def gradient(self, task: str, arm: str) -> Row:
+        """Of the network."""
+        found = tables.of_gradients(self.rows, task)
+        (row,) = [row for row in found if row["variant"] == arm and row["group"] == "network"]
+        return row
+
     def has(self, log: str) -> bool:
         return any(row.get("log") == log for row in self.rows)
 
@@ -125,7 +131,8 @@ def _head(study: Study) -> str:
     return f"""# Does training on deduplicated batches cost quality?
 
 Made from `benchmarks/results/study.jsonl` by `make study`; do not edit. AUC differences are in % of the AUC, so higher is
-better; mean log-rank's are in nats, so lower is better. Intervals are 95%, over paired seeds.
+better; mean log-rank's are in nats, so lower is better. Intervals are 95%, over paired seeds; bold ones leave out 0. An arm's
+own figure is the mean over its seeds, so arms of other numbers of seeds compare by their differences alone.
 
 {tables.markdown(["the article says, or the goal", "what we see", "verdict"], lines)}"""
 
@@ -167,44 +174,58 @@ same for all arms except where a name says `rates x`:
 
 
 def _ranking(study: Study) -> str:
-    parts = []
-    for ranks in (8, 32):
-        rows = study.block(f"ranking, {ranks} ranks")
-        parts.append(f"{ranks} ranks x 128 rows:\n\n{tables.comparison(rows)}\n{tables.batches(rows)}")
-    return "## Ranking at equal rows\n\n" + "\n".join(parts)
+    few, many = (study.block(f"ranking, {ranks} ranks") for ranks in (8, 32))
+    return f"""## Ranking at equal rows
+
+8 ranks x 128 rows, and what their steps hold:
+
+{tables.comparison(few)}
+{tables.batches(few)}
+32 ranks x 128 rows:
+
+{tables.comparison(many)}"""
 
 
 def _retrieval(study: Study) -> str:
-    parts = []
-    for ranks, per_rank in ((8, 64), (32, 32)):
-        rows = study.block(f"retrieval, {ranks} ranks")
-        parts.append(f"{ranks} ranks x {per_rank} rows:\n\n{tables.comparison(rows)}\n{tables.batches(rows)}")
-    return "## Retrieval at equal rows\n\n" + "\n".join(parts)
+    few, many = (study.block(f"retrieval, {ranks} ranks") for ranks in (8, 32))
+    return f"""## Retrieval at equal rows
+
+8 ranks x 64 rows, and what their steps hold:
+
+{tables.comparison(few)}
+{tables.batches(few)}
+32 ranks x 32 rows:
+
+{tables.comparison(many)}"""
 
 
 def _equal_compute(study: Study) -> str:
     blocks = [f"{task}, {passes} passes per step" for task in ("retrieval", "ranking") for passes in (64, 256)]
     epochs = study.block("retrieval, epochs")
-    one, two = (study.row("retrieval, epochs", f"all, {text}") for text in ("1 epoch", "2 epochs"))
-    iid_two = study.row("retrieval, epochs", "iid, 2 epochs")
+    iid_again, all_again = (study.row("retrieval, epochs", f"{name}, 1.5 epochs") for name in ("iid", "all"))
+    epochs_steps = study.block("retrieval, 256 passes per step")[0]["sizes"]["steps"]
     return f"""## At equal compute
 
 Equal user-tower passes per step and equal steps; a shared pass serves all rows of its piece, so deduplicated arms see more rows
 for the same cost of the user tower (the item tower's grows with the rows). Both sides get the same three factors on the tuned
 rates; the reference is IID's best. No arm sees a row twice.
 
-{chr(10).join(f"{name}:{chr(10)}{chr(10)}{tables.comparison(study.block(name))}" for name in blocks)}
-That no row is seen twice matters. An arm that shares passes runs through the log sooner, and a second epoch hurts here
-whatever the order of the rows: IID {says(iid_two)}, all fixes {says(two)} against {says(one)} after one epoch. Item
-embeddings learn their few rows by heart. At 256 passes a step chunks of 4 begin their second epoch after 188 steps; compared
-at 256 steps they looked worse than IID for that reason alone.
+{chr(10).join(f"{name}:{chr(10)}{chr(10)}{tables.comparison(study.block(name), short=True)}" for name in blocks)}
+That no row is seen twice matters. An arm that shares passes runs through the log sooner, and here half a second epoch hurts
+whatever the order of the rows (the one-epoch phenomenon, [Zhang et al. 2022](https://arxiv.org/abs/2209.06053)):
+IID {says(iid_again)}, all fixes {says(all_again)}, both against IID's one epoch. 256 steps of 256 passes are 1.4 epochs for chunks of 4 and 0.4 for IID: compared there,
+retrieval looks worse than IID for that reason alone. So these comparisons stop after {epochs_steps} steps.
 
-{tables.comparison(epochs)}"""
+{tables.comparison(epochs, short=True)}"""
 
 
 def _why(study: Study) -> str:
     mask = study.row("retrieval, negatives", "sorted + sync + mask")
     few = study.row("retrieval, negatives", "iid + sync, negatives of 16 rows")
+    steps = tables.of_gradients(study.rows, "ranking")[0]["sizes"]["steps"]
+    noise, kept, gathered = (
+        study.gradient("retrieval", f"sorted + sync{fix}") for fix in (" + mask", "", " + mask + gather")
+    )
     gradients = [
         f"{task}:\n\n{tables.gradients(tables.of_gradients(study.rows, task))}" for task in ("ranking", "retrieval")
     ]
@@ -212,7 +233,8 @@ def _why(study: Study) -> str:
 
 Gradients of one model, trained on IID for a quarter of a run, over steps of each arm. Bias is the distance of the mean gradient
 from IID's in lengths of IID's; noise is the variance around it beside IID's; effective rows is what the noise leaves of a
-step's rows. The IID row, drawn twice, shows the method's own error.
+step's rows. A bias that {steps} steps cannot tell from noise comes out as 0. The reference, drawn twice, shows the method's own
+error.
 
 {chr(10).join(gradients)}
 Users per step, one reader, everything else fixed (windows hold 2,048 requests, so even small pieces have fewer users than IID):
@@ -221,15 +243,18 @@ Users per step, one reader, everything else fixed (windows hold 2,048 requests, 
 {tables.sweep(study.block("retrieval, users per step"))}
 No norm layer, so nothing for SyncBatchNorm to mend:
 
-{tables.comparison(study.block("ranking, no norm"))}
-{tables.comparison(study.block("retrieval, no norm"))}
+{tables.comparison(study.block("ranking, no norm"), short=True)}
+{tables.comparison(study.block("retrieval, no norm"), short=True)}
 ### What the mask does to sorted batches
 
 A rank's sorted rows belong to very few users. The mask takes the row's own user out, and what is left are
-{mask["meters"]["negatives"]:.0f} negatives of {mask["meters"]["negative_users"]:.1f} effective users: {says(mask)}. It is not their number:
-IID rows with {few["meters"]["negatives"]:.0f} negatives of {few["meters"]["negative_users"]:.0f} users lose {says(few)}. Negatives
-of one or two users are items of one or two tastes: the softmax learns to tell this user from that one, not an item from the
-catalogue, and logQ, which corrects for popularity alone, does not know. Negatives of all ranks mend it, so does shuffling.
+{mask["meters"]["negatives"]:.0f} negatives of {mask["meters"]["negative_users"]:.1f} effective users: {says(mask)}. With SyncBatchNorm the
+masked gradient has no bias that shows ({noise["bias"]:.2f}), but {noise["value"]:.1f} times IID's noise, as if a step of
+{mask["sizes"]["rows_per_step"]} rows had {noise["effective_rows"]}. The number of negatives is not the cause: IID rows with
+{few["meters"]["negatives"]:.0f} negatives of {few["meters"]["negative_users"]:.0f} users lose {says(few)}. Negatives of one or two users are
+items of one or two tastes, and a whole rank's rows share them, so their errors do not cancel. Without the mask sorted batches
+are biased ({kept["bias"]:.2f}) but calm ({kept["value"]:.1f}x), and lose less. Negatives of all ranks bring the noise to
+{gathered["value"]:.1f}x, shuffling too.
 
 {tables.negatives(study.block("retrieval, negatives"))}
 ### A weight instead of the mask
@@ -237,7 +262,7 @@ catalogue, and logQ, which corrects for popularity alone, does not know. Negativ
 `same_user_share` lets same-user negatives count for at most a share of all (see `info_nce`), on whole requests with
 `gather`:
 
-{tables.comparison(study.block("retrieval, same-user weight"))}"""
+{tables.comparison(study.block("retrieval, same-user weight"), short=True)}"""
 
 
 def _both_tuned(study: Study) -> str:
@@ -245,8 +270,8 @@ def _both_tuned(study: Study) -> str:
 
 Equal rows, 8 ranks, both sides at the same three factors on the rates that were tuned on IID; the reference is IID's best:
 
-{tables.comparison(study.block("ranking, rates"))}
-{tables.comparison(study.block("retrieval, rates"))}"""
+{tables.comparison(study.block("ranking, rates"), short=True)}
+{tables.comparison(study.block("retrieval, rates"), short=True)}"""
 
 
 def _movielens(study: Study) -> str:
@@ -254,9 +279,9 @@ def _movielens(study: Study) -> str:
     iid = study.row("retrieval, 8 ranks", "iid + sync + gather", MOVIELENS)
     return f"""## MovieLens 100K
 
-A request is a sitting, a click a rating of 4 or more; 8 ranks x 32 rows, 4 epochs, seeds split the users. 1,682 items are few:
-under IID {100 * iid["meters"]["false_negatives"]:.0f}% of the negatives are already items that the user liked, so this log cannot
-show what in-batch false negatives cost, and 943 users make every difference uncertain.
+A request is a sitting, a click a rating of 4 or more; 8 ranks x 32 rows, one epoch, which IID likes best; seeds split the
+users. 1,682 items are few: under IID {100 * iid["meters"]["false_negatives"]:.0f}% of the negatives are already items that the user
+liked, so this log cannot show what in-batch false negatives cost, and 943 users make every difference uncertain.
 
 {tables.comparison(rows["ranking"])}
 {tables.comparison(rows["retrieval"])}

@@ -28,9 +28,13 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table) + "\n"
 
 
-def comparison(rows: Sequence[Row]) -> str:
-    """Figures of a comparison beside its reference: the mean over seeds, differences with their 95% interval."""
+def comparison(rows: Sequence[Row], *, short: bool = False) -> str:
+    """Figures of a comparison beside its reference: the mean over seeds, differences with their 95% interval.
+
+    short: the main figure and one other.
+    """
     names = SHOWN[rows[0]["task"]]
+    names = (names[0], names[-2] if len(names) > 2 else names[-1]) if short else names
     main, others = names[0], names[1:]
     unit = "%" if main == "auc" else "nats"
     header = ["arm", "seeds", TITLES[main], f"against reference, {unit}", *(f"{TITLES[name]}, %" for name in others)]
