@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,6 @@ from reqdedup.cli.catalog import load_tables, open_catalog
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
 
 if TYPE_CHECKING:
-    import argparse
-
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
@@ -37,7 +36,7 @@ def add_commands(commands: Commands) -> None:
             "reqdedup delete-user --key U13740 --namespace news --apply --erase --drop-refs",
         ],
     )
-    command.add_argument("users", nargs="*", type=int, metavar="USER_ID", help="user_id as the tables have it")
+    command.add_argument("users", nargs="*", type=_user_id, metavar="USER_ID", help="user_id as the tables have it")
     command.add_argument(
         "--key", action="append", default=[], metavar="TEXT", help="original id of a log with ids of text; repeat it"
     )
@@ -54,6 +53,13 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--erase", action="store_true", help="expire all old snapshots at once; their readers fail")
     command.add_argument("--drop-refs", action="store_true", help="remove branches and tags that hold the users")
     add_apply(command)
+
+
+def _user_id(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number required, found {text!r}; --key takes ids of text") from None
 
 
 @dataclass

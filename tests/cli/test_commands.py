@@ -308,3 +308,9 @@ def test_an_age_has_a_unit(age, capsys):
     with pytest.raises(SystemExit):
         cli.main(["expire", "--table", "a.b", f"--older-than={age}"])
     assert "an age like 5d, 36h or 90m required" in capsys.readouterr().err
+
+
+def test_an_id_of_text_is_told_its_option(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["delete-user", "U13740", "--namespace", "news"])
+    assert "a whole number required, found 'U13740'; --key takes ids of text" in capsys.readouterr().err

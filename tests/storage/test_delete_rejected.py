@@ -11,7 +11,7 @@ import pytest
 from reqdedup.logs import read_log
 from reqdedup.logs.ids import hash_string
 from reqdedup.storage import Layout, create_table, write, write_rejects
-from reqdedup.storage.maintenance import delete_user
+from reqdedup.storage.maintenance import delete_user, rejected_rows
 from reqdedup.storage.maintenance.namespace import tables_of
 from reqdedup.storage.maintenance.rejected_rows import names_users
 from tests.storage.searched_bytes import bytes_of
@@ -100,6 +100,21 @@ def test_branches_and_tags_of_rejected_rows_are_named_and_dropped_on_request(tab
     assert delete_user(tables, USER)[0].held_by == ("v1",)
     assert delete_user(rejects, USER, drop_refs=True, erase=True)[0].held_by == ()
     assert set(rejects.refresh().metadata.refs) == {"main"}
+
+
+def test_an_ingest_that_replaces_the_rows_meanwhile_is_searched_too(catalog, tables, monkeypatch):
+    rejects, pending = tables[1], [tables[1].scan().to_arrow()]
+    forget = rejected_rows.forget_removed
+
+    def after_another(snapshot):
+        if pending:
+            rows = pending.pop()
+            write_rejects(catalog, "test.rejected_engagements", pa.concat_tables([rows, rows]))
+        forget(snapshot)
+
+    monkeypatch.setattr(rejected_rows, "forget_removed", after_another)
+    assert delete_user(tables, USER)[0].rows == 6
+    assert lines(rejects) == sorted(2 * [(8, "time"), (9, "fields"), (10, "null_id")])
 
 
 def test_only_whole_words_of_rows_without_an_owner_count():
