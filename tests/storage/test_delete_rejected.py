@@ -113,7 +113,9 @@ def test_an_ingest_that_replaces_the_rows_meanwhile_is_searched_too(catalog, tab
         forget(snapshot)
 
     monkeypatch.setattr(rejected_rows, "forget_removed", after_another)
-    assert delete_user(tables, USER)[0].rows == 6
+    assert delete_user(tables, USER, erase=True)[0].rows == 6
+    folder = Path(rejects.location().removeprefix("file://"))
+    assert len(list(folder.rglob("*.parquet"))) == len(list(rejects.refresh().scan().plan_files()))
     assert lines(rejects) == sorted(2 * [(8, "time"), (9, "fields"), (10, "null_id")])
 
 

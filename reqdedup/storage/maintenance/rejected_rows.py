@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.table import Table
 
 from reqdedup.schema import USER_ID
 from reqdedup.storage.commit import ConflictError, forget_removed
+from reqdedup.storage.maintenance.expire import delete_files
 
 ATTEMPTS = 5
 
@@ -56,18 +57,19 @@ def delete_rejected(table: Table, users: np.ndarray, words: Collection[str]) -> 
             return Rewritten()
         old = [task.file for task in table.scan().plan_files()]
         kept = rows.filter(pa.array(~gone))
+        new = list(_dataframe_to_data_files(table.metadata, kept, table.io)) if len(kept) else []
         try:
             with table.transaction() as transaction:
                 update = transaction.update_snapshot(snapshot_properties={"reqdedup.operation": "delete"})
                 with update.overwrite() as snapshot:
                     forget_removed(snapshot)
-                    new = list(_dataframe_to_data_files(table.metadata, kept, table.io)) if len(kept) else []
                     for data_file in old:
                         snapshot.delete_data_file(data_file)
                     for data_file in new:
                         snapshot.append_data_file(data_file)
-        except CommitFailedException as error:
+        except (CommitFailedException, ValidationException) as error:  # an ingest has replaced the rows
             conflict = error
+            delete_files(table, [file.file_path for file in new])
             time.sleep(0.1 * attempt)
             continue
         current = table.current_snapshot()
