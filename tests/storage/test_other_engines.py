@@ -21,6 +21,7 @@ from reqdedup.storage import (
     create_table,
     write,
 )
+from reqdedup.storage.audit import audit_table
 from reqdedup.storage.audit.leaves import leaf_arrays
 from tests.storage.small_log import log_schema, make_log, to_batch
 
@@ -104,6 +105,25 @@ def test_list_views_are_read_audited_and_converted_as_the_lists_they_are(catalog
         assert leaf.to_pylist() == part.to_pylist()
     mapping = ColumnMapping(user="user_id", request="request_id", item="item_id", time="request_ts", labels=["click"])
     convert_table(str(folder), catalog, "lake.new", mapping)
+    read = TableSource(catalog.load_table("lake.new")).batches()
+    assert plain(batch.select(SCHEMA.names) for batch in read) == plain([BATCH])
+
+
+def test_views_of_strings_are_audited_and_converted_as_strings(catalog, tmp_path):
+    views = {"user_key": pa.string_view(), "item_key": pa.string_view(), "words": pa.list_(pa.string_view())}
+    words = pa.array([["a", "Ж"], []])
+    request = FAT["request_id"].to_numpy()
+    table = FAT.append_column("words", words.take(pa.array(request % 2)))
+    for name, kind in views.items():
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
+    pq.write_table(table, tmp_path / "file.parquet")
+    assert pq.read_schema(tmp_path / "file.parquet").field("words").type == views["words"]
+    path = str(tmp_path / "file.parquet")
+    assert audit_table(path, request_key="request_id", user_key="user_id", item_key="item_id").table.rows == len(FAT)
+    mapping = ColumnMapping(
+        user="user_id", request="request_id", item="item_id", time="request_ts", labels=["click"], exclude=["words"]
+    )
+    convert_table(path, catalog, "lake.new", mapping)
     read = TableSource(catalog.load_table("lake.new")).batches()
     assert plain(batch.select(SCHEMA.names) for batch in read) == plain([BATCH])
 

@@ -59,6 +59,7 @@ def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
     """The scalar and list leaves of one top-level array; lists come as `list_` or `large_list`, nested ones are left out."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
+    array = without_views(array)
     if isinstance(array, pa.DictionaryArray) and not is_text(array.type.value_type):
         array = array.dictionary_decode()
     kind = array.type
@@ -74,6 +75,25 @@ def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
     return {
         leaf: _relist(lists, child) for leaf, child in leaf_arrays(name, values).items() if not _is_list(child.type)
     }
+
+
+def without_views(array: pa.Array) -> pa.Array:
+    """The same values without views of strings, as DataFusion writes them: pyarrow 26 can neither take nor filter those."""
+    kind = _without_views(array.type)
+    return array if kind.equals(array.type) else array.cast(kind)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    for is_list, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if is_list(kind):
+            return make(kind.value_field.with_type(_without_views(kind.value_type)))
+    return kind
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from reqdedup.storage.audit.files import DataFile, TableFiles
 from reqdedup.storage.audit.footers import RowGroupRef, TableFacts
-from reqdedup.storage.audit.leaves import Leaf, Shape, leaf_arrays
+from reqdedup.storage.audit.leaves import Leaf, Shape, leaf_arrays, without_views
 from reqdedup.storage.audit.scan import BATCH_ROWS, KeyColumns, RequestIndex, read_keys
 from reqdedup.storage.audit.values import SampleColumn
 from reqdedup.storage.hashing import below_rate, stable_hash
@@ -203,7 +203,7 @@ def _read_rows(
             arrays: dict[str, pa.Array] = {}
             for name in tops:
                 if name in file.name_in_file:
-                    array = batch.column(file.name_in_file[name]).take(take)
+                    array = without_views(batch.column(file.name_in_file[name])).take(take)
                     arrays |= leaf_arrays(name, array)
                     if name in key_columns:
                         key_columns[name].add(array, len(take))

@@ -162,6 +162,8 @@ def scan_keys(
                 progress(done_rows, facts.num_rows)
     kept = _merge([kept, *pending])
     kept = {name: values[_below(kept["user"], shift)] for name, values in kept.items()}
+    if not done_rows:
+        raise ValueError(f"{table.name}: a table with rows required, found {len(table.files):,} files without any")
     if done_rows == null_rows:
         raise ValueError(
             f"{table.name}: rows with a request key required, found {done_rows:,} rows and a null in "

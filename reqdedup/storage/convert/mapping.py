@@ -97,7 +97,7 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
     for name in mapping.named:
         if name in source.leaves or (name in mapping.exclude and name in source.skipped):
             continue
-        hint = ", nested too deep to be one" if name in source.skipped else ""
+        hint = ", nested too deep or without a type" if name in source.skipped else ""
         raise ValueError(
             f"{source.name}: column {name} required{hint}, found {', '.join(source.leaves)}; name a column that is there"
         )
@@ -105,7 +105,9 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
     if len(mapping.request_names) == 1:
         fixed[mapping.request_names[0]] = REQUEST_ID
     for name in sorted(set(mapping.rename) & set(fixed)):
-        raise ValueError(f"{source.name}: column {name} becomes {fixed[name]} and cannot be renamed; leave it out of rename")
+        raise ValueError(
+            f"{source.name}: column {name} becomes {fixed[name]} and cannot be renamed; leave it out of rename"
+        )
     for name in (mapping.user, *mapping.request_names, mapping.item):
         leaf = source.leaves[name]
         if leaf.shape is not Shape.SCALAR or not (_is_text(leaf.type) or pa.types.is_integer(leaf.type)):
