@@ -2,9 +2,9 @@
 
 Our settings: zstd at the table's level; dictionaries of whole sequences without a size limit, so that they never fall
 back to plain; a dictionary for scalars of the request (one value repeated F times), none for floats of the item. Where
-values decide, the first rows are tried: `row_encodings` and `scalar_codecs` for scalars, `lists_with_dictionary` for plain
-lists with large pages. The control layouts take exactly what pyiceberg's own writer takes. pyiceberg 0.12 has no public
-way to write a file with settings per column, hence its private `_get_parquet_writer_kwargs` and the hand-built DataFile.
+values decide, the first rows are tried (`reqdedup.storage.encodings`). The control layouts take exactly what pyiceberg's
+own writer takes. pyiceberg 0.12 has no public way to write a file with settings per column, hence its private
+`_get_parquet_writer_kwargs` and the hand-built DataFile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table, TableProperties
 
-from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema, Level
+from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
+from reqdedup.storage.encodings import SAMPLE_ROWS, list_settings, may_be_compact, row_encodings, scalar_codecs
 from reqdedup.storage.keys import first_disorder
 from reqdedup.storage.layout import (
     LARGE_PAGE_BYTES,
@@ -39,18 +40,6 @@ from reqdedup.storage.layout import (
 )
 
 DAY_MICROSECONDS = 86_400_000_000
-
-
-SAMPLE_BYTES = 32 * 2**20
-"""Uncompressed bytes of a list column that `lists_with_dictionary` tries."""
-
-SAMPLE_ROWS = 16_384
-"""Rows of a scalar column that are tried; with a sixteenth of them what was found serves for later files."""
-
-WORTH_COMPRESSING = 1 / 8
-"""Of a scalar column's bytes that the codec must save; below it they are stored as they are, and read three times faster."""
-
-DELTA = "DELTA_BINARY_PACKED"
 
 
 def parquet_settings(
@@ -75,102 +64,17 @@ def parquet_settings(
     }
     if layout is Layout.SORTED_LARGE_PAGES:
         settings |= {"data_page_size": LARGE_PAGE_BYTES, "dictionary_pagesize_limit": LARGE_PAGE_BYTES}
-        if first_rows is not None:
-            with_dictionary += lists_with_dictionary(first_rows, schema, settings)
-        return settings | {"use_dictionary": with_dictionary}
+        settings["use_dictionary"] = with_dictionary
+        return settings if first_rows is None else settings | list_settings(first_rows, schema, settings)
     blobs = [column.name for column in schema.blobs]
-    if ITEM_ID not in schema.names:  # one row per request: keys hardly repeat, but rise in small steps
-        keys = [name for name in KEYS if name in schema.names]
-        settings["column_encoding"] = dict.fromkeys(keys, DELTA)
     if first_rows is not None:
-        settings["column_encoding"] = settings.get("column_encoding", {}) | row_encodings(first_rows, schema, settings)
-    with_dictionary = [name for name in with_dictionary if name not in settings.get("column_encoding", {})]
+        encodings = row_encodings(first_rows, schema, settings, compact=may_be_compact(properties))
+        with_dictionary = [name for name in with_dictionary if name not in encodings]
+        settings["column_encoding"] = encodings
     settings |= {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
     if first_rows is not None and ITEM_ID in schema.names:
         settings |= scalar_codecs(first_rows, schema, settings)
     return settings
-
-
-def row_encodings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> dict[str, str]:
-    """Encodings of the scalars of a row that come out smaller without a dictionary, tried on the first rows, by name.
-
-    Ids that hardly repeat lose a third of their bytes, and three quarters of the CPU of reading them: their dictionary
-    is as long as the column. Inside a request items rise, so that deltas are also shorter than the ids. Where a row is a
-    request (features), its scalars are tried too; floats that do not repeat take 1.4 times their bytes in a dictionary.
-    """
-    chosen: dict[str, str] = {}
-    row_is_request = ITEM_ID not in schema.names
-    for column in schema.columns:
-        is_float = column.dtype.startswith("float")
-        is_of_row = column.name == ITEM_ID or column.level in (Level.ITEM, Level.LABEL)
-        if row_is_request:
-            is_of_row, is_float = column.level is Level.REQUEST, False
-        if not is_of_row or column.is_blob or is_float:
-            continue
-        sample = rows.select([column.name]).slice(0, SAMPLE_ROWS)
-        sizes = {}
-        for encoding in (None, *_other_encodings(column)):
-            sink = pa.BufferOutputStream()
-            options: dict[str, Any] = {"use_dictionary": encoding is None, "write_statistics": False}
-            options["column_encoding"] = {column.name: encoding} if encoding is not None else None
-            pq.write_table(sample, sink, **(settings | options))
-            sizes[encoding] = sink.tell()
-        best = min(sizes, key=lambda encoding: sizes[encoding])
-        if best is not None:
-            chosen[column.name] = best
-    return chosen
-
-
-def scalar_codecs(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> dict[str, Any]:
-    """Codec and level by column: none for scalars in which the codec finds next to nothing, tried on the first rows.
-
-    Dictionary indices are bit-packed and their runs are runs already. Such columns are small beside sequences, and opening
-    a compressed page of them costs more than reading it.
-    """
-    codecs = dict.fromkeys(schema.names, settings["compression"])
-    for column in schema.columns:
-        if not column.is_blob:
-            sink = pa.BufferOutputStream()
-            sample = rows.select([column.name]).slice(0, SAMPLE_ROWS)
-            pq.write_table(sample, sink, **(settings | {"write_statistics": False}))
-            chunk = pq.read_metadata(pa.BufferReader(sink.getvalue())).row_group(0).column(0)
-            saved = chunk.total_uncompressed_size - chunk.total_compressed_size
-            if saved < WORTH_COMPRESSING * chunk.total_uncompressed_size:
-                codecs[column.name] = "none"
-    level = settings["compression_level"]
-    return {
-        "compression": codecs,
-        "compression_level": {name: level for name, codec in codecs.items() if codec != "none"},
-    }
-
-
-def _other_encodings(column: Column) -> tuple[str, ...]:
-    """What a scalar may be written in beside a dictionary."""
-    if column.dtype in ("int32", "int64", "timestamp"):
-        return (DELTA,)
-    return ("PLAIN", "BYTE_STREAM_SPLIT") if column.dtype.startswith("float") else ("PLAIN",)
-
-
-def lists_with_dictionary(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> list[str]:
-    """Leaf names of the list columns that come out smaller with a dictionary of elements, tried on the first rows.
-
-    Many distinct elements (items, times) do not: their dictionary is long, and bit-packed indices hide the repetition of
-    whole lists from the codec. Few distinct ones (actions) do, by two orders of magnitude: their plain bytes hold so many
-    short repetitions that zstd misses the long ones.
-    """
-    chosen = []
-    for column in schema.blobs:
-        row_bytes = max(rows.column(column.name).nbytes // max(len(rows), 1), 1)
-        sample = rows.select([column.name]).slice(0, max(SAMPLE_BYTES // row_bytes, 1))
-        sizes = {}
-        for use_dictionary in (False, True):
-            sink = pa.BufferOutputStream()
-            options = settings | {"use_dictionary": use_dictionary, "write_statistics": False}
-            pq.write_table(sample, sink, row_group_size=max(len(sample), 1), **options)
-            sizes[use_dictionary] = sink.tell()
-        if sizes[True] < sizes[False]:
-            chosen.append(f"{column.name}.list.element")
-    return chosen
 
 
 class FileSettings:

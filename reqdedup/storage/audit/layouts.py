@@ -287,10 +287,7 @@ class SampleLayouts:
 
 
 def _without_a_dictionary_of_rows(kind: pa.DataType) -> list[WriterSettings]:
-    if pa.types.is_floating(kind):
-        return []
-    is_whole = pa.types.is_integer(kind) or pa.types.is_temporal(kind)
-    return [replace(OUR_SCALARS, encoding="DELTA_BINARY_PACKED" if is_whole else "PLAIN")]
+    return [] if pa.types.is_floating(kind) else [replace(OUR_SCALARS, encoding="PLAIN")]
 
 
 def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
