@@ -188,6 +188,8 @@ def test_bad_input_says_what_to_do(catalog):
     add_request_feature(main, side, constant(3))
     with pytest.raises(ValueError, match=r"its main table test.by_request among the tables required"):
         delete_user(side, MARKED)
+    with pytest.raises(ValueError, match=r"by position among the tables required with erase.*not found: test.side"):
+        delete_user(main, MARKED, erase=True)
     foreign = catalog.create_table("test.foreign", pa.schema([("user_id", pa.int64())]))
     with pytest.raises(ValueError, match=r"table property reqdedup.layout required"):
         delete_user([main, foreign], MARKED)

@@ -31,6 +31,7 @@ from reqdedup.storage.keys import run_starts
 from reqdedup.storage.layout import Layout, table_layout
 from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, live_files
+from reqdedup.storage.maintenance.namespace import feature_tables_of
 from reqdedup.storage.maintenance.rejected_rows import Rewritten, count_rejected, delete_rejected
 from reqdedup.storage.maintenance.user_rows import (
     RowCounts,
@@ -93,12 +94,12 @@ def delete_user(
     the users are gone from the disk; readers of older snapshots fail. Files that a killed writer left go with
     `sweep_orphans`.  progress: called with the name of each table before its turn.
     One commit per table; a run that was killed is finished by the same call. Raises ValueError for ids that are no
-    int64, tables of no such kind, and a feature table by position without its main table; ConflictError where other
-    writers replaced the same files again and again.
+    int64, tables of no such kind, and a feature table by position without its main table or, with erase, a main table
+    without those; ConflictError where other writers replaced the same files again and again.
     """
     users = _user_array(user_ids)
     tables = [tables] if isinstance(tables, Table) else list(tables)
-    _check_tables(tables)
+    _check_tables(tables, erase=erase)
     reports = []
     words = {*map(str, users.tolist()), *keys}
     # Rejected rows first: only as long as a table has the users it also tells their keys.
@@ -123,7 +124,7 @@ def delete_user(
     return reports
 
 
-def _check_tables(tables: list[Table]) -> None:
+def _check_tables(tables: list[Table], *, erase: bool) -> None:
     names = {".".join(table.name()) for table in tables}
     for table in tables:
         if is_feature_table(table):
@@ -135,6 +136,13 @@ def _check_tables(tables: list[Table]) -> None:
                 )
         elif not is_rejects_table(table):
             table_layout(table)
+            sides = [side for side in feature_tables_of(table) if is_by_position(side)] if erase else []
+            left_out = sorted({".".join(side.name()) for side in sides} - names)
+            if left_out:
+                raise ValueError(
+                    f"{'.'.join(table.name())}: its feature tables by position among the tables required with erase, since "
+                    f"old snapshots tell whose their values are, not found: {', '.join(left_out)}; name them too"
+                )
 
 
 def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None]:
