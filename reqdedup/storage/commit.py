@@ -11,7 +11,14 @@ from types import TracebackType
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
-from pyiceberg.manifest import DATA_FILE_TYPE, DEFAULT_READ_VERSION, DataFile, ManifestEntry, ManifestFile
+from pyiceberg.manifest import (
+    DATA_FILE_TYPE,
+    DEFAULT_READ_VERSION,
+    DataFile,
+    ManifestContent,
+    ManifestEntry,
+    ManifestFile,
+)
 from pyiceberg.table import Table
 from pyiceberg.table.update import AssertDefaultSpecId, TableUpdate
 from pyiceberg.table.update.snapshot import _OverwriteFiles
@@ -155,9 +162,10 @@ class StagedFiles:
             return None
         write_id = str(uuid.uuid4())
         summary = {**(properties or {}), WRITE_ID: write_id}
+        is_all = replace and removed is None
         for attempt in range(COMMIT_ATTEMPTS):
             try:
-                self._commit_once(old, replace=replace, summary=summary, branch=branch, updates=updates)
+                self._commit_once(old, replace=replace, is_all=is_all, summary=summary, branch=branch, updates=updates)
                 break
             except ConflictError:
                 if attempt + 1 == COMMIT_ATTEMPTS or (replace and not rebase):
@@ -189,6 +197,7 @@ class StagedFiles:
         old: list[DataFile],
         *,
         replace: bool,
+        is_all: bool,
         summary: dict[str, str],
         branch: str,
         updates: tuple[TableUpdate, ...],
@@ -202,7 +211,7 @@ class StagedFiles:
                 update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
                 with update.overwrite() if replace else update.fast_append() as snapshot:
                     if isinstance(snapshot, _OverwriteFiles):
-                        forget_removed(snapshot)
+                        forget_removed(snapshot, deletes=is_all)
                     for data_file in old:
                         snapshot.delete_data_file(data_file)
                     for data_file, _ in self._done:
@@ -237,9 +246,10 @@ class StagedFiles:
         return None
 
 
-def forget_removed(snapshot: _OverwriteFiles) -> None:
+def forget_removed(snapshot: _OverwriteFiles, *, deletes: bool = False) -> None:
     """Keep no values of removed files: their bounds may be the last that is known of a deleted user.
 
+    deletes: nor delete files of another engine, which apply to nothing where every data file is replaced.
     pyiceberg 0.12 copies the bounds into the manifest of what was removed, and carries such manifests of earlier
     snapshots along for ever.
     """
@@ -253,6 +263,7 @@ def forget_removed(snapshot: _OverwriteFiles) -> None:
         return entries
 
     def with_files() -> list[ManifestFile]:
-        return [one for one in manifests_of() if one.has_added_files() or one.has_existing_files()]
+        kept = [one for one in manifests_of() if one.has_added_files() or one.has_existing_files()]
+        return [one for one in kept if not deletes or one.content is ManifestContent.DATA]
 
     snapshot._deleted_entries, snapshot._existing_manifests = without_bounds, with_files  # type: ignore[method-assign]
