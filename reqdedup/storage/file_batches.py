@@ -138,17 +138,23 @@ def merged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     together: list[pa.RecordBatch] = []
     sizes = np.zeros(0, np.int64)
     for batch in batches:
-        added = np.array([_held_bytes(array) for array in batch.columns], np.int64)
-        if together and np.any(sizes + added > encoding.MAX_BINARY_BYTES):
-            yield _concat(together)
-            together = []
-        sizes = sizes + added if together else added
+        if together:  # a batch that stays alone is not weighed
+            sizes = sizes if len(together) > 1 else _held_bytes(together[0])
+            sizes = sizes + _held_bytes(batch)
+            if np.any(sizes > encoding.MAX_BINARY_BYTES):
+                yield _concat(together)
+                together = []
         together.append(batch)
     if together:
         yield _concat(together)
 
 
-def _held_bytes(array: pa.Array) -> int:
+def _held_bytes(batch: pa.RecordBatch) -> np.ndarray:
+    """Bytes of each column that become one binary or string array, [C] int64."""
+    return np.array([_array_bytes(array) for array in batch.columns], np.int64)
+
+
+def _array_bytes(array: pa.Array) -> int:
     if pa.types.is_dictionary(array.type):
         return int(array.dictionary.nbytes)
     return int(array.nbytes) if pa.types.is_string(array.type) else 0

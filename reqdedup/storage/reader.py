@@ -215,8 +215,7 @@ class FileSource:
         path = groups[0].path
         names = {column.name for column in columns}
         read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
-        file = files.open(path, dictionary_leaves(self.footer(path), [c.name for c in read if c.is_blob]))
-        pieces = readable(path, self._pieces(file, groups, read, use_threads=use_threads))
+        pieces = readable(path, self._pieces(files.open(path, read), groups, read, use_threads=use_threads))
         if self._merge_pieces:
             pieces = merged(pieces)
         for batch in pieces:
@@ -228,12 +227,14 @@ class FileSource:
             yield batch
 
     def _pieces(
-        self, file: pq.ParquetFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
+        self, opened: _OpenFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
     ) -> Iterator[pa.RecordBatch]:
-        group = groups[0]
-        present = self._present(group.path, file.schema_arrow, columns)
-        names = [column.name for column in present]
-        lists = [column for column in present if column.is_blob and is_list(file.schema_arrow.field(column.name).type)]
+        group, file = groups[0], opened.file
+        if opened.present is None:  # once per file: pyarrow makes its Arrow schema anew whenever it is asked
+            found = file.schema_arrow
+            opened.present = self._present(group.path, found, columns)
+            opened.lists = [c for c in opened.present if c.is_blob and is_list(found.field(c.name).type)]
+        names, lists = [column.name for column in opened.present], opened.lists
         if not lists:
             table = file.read_row_groups([one.index for one in groups], columns=names, use_threads=use_threads)
             num_rows = sum(one.num_rows for one in groups)
@@ -351,30 +352,39 @@ def table_files(
     return FileSource(paths, schema, io=table.io, known_columns=schema.names, field_ids=ids)
 
 
+@dataclass
+class _OpenFile:
+    """A file opened for some columns: those that it has, and which of them are lists, once somebody has looked."""
+
+    file: pq.ParquetFile
+    present: list[Column] | None = None
+    lists: Sequence[Column] = ()
+
+
 class _OpenFiles:
     """Keeps the file of the last row group open, since the next one usually is in it."""
 
     def __init__(self, source: FileSource) -> None:
         self._source = source
         self._key: tuple[str, tuple[str, ...]] | None = None
-        self._file: pq.ParquetFile | None = None
+        self._opened: _OpenFile | None = None
 
     def __enter__(self) -> _OpenFiles:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._opened is not None:
+            self._opened.file.close()
 
-    def open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
-        key = (path, tuple(blobs))
-        if self._file is None or self._key != key:
-            if self._file is not None:
-                self._file.close()
-            self._file = self._source._open(path, blobs)
-            self._source._footers.setdefault(path, self._file.metadata)
-            self._key = key
-        return self._file
+    def open(self, path: str, columns: list[Column]) -> _OpenFile:
+        key = (path, tuple(column.name for column in columns))
+        if self._opened is None or self._key != key:
+            if self._opened is not None:
+                self._opened.file.close()
+            blobs = [column.name for column in columns if column.is_blob]
+            file = self._source._open(path, dictionary_leaves(self._source.footer(path), blobs))
+            self._opened, self._key = _OpenFile(file), key
+        return self._opened
 
 
 def _neighbours(groups: Iterable[RowGroup], max_rows: int) -> Iterator[list[RowGroup]]:
