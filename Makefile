@@ -21,7 +21,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run ui test check format notebooks study bench-training bench-gpu clean distclean
+.PHONY: help setup run ui test check format notebooks study bench-storage bench-training bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -68,6 +68,9 @@ notebooks: setup ## run the notebooks against the embedded warehouse, into noteb
 
 study: setup ## quality beside IID, every fix alone and together (30 minutes on 2 cores), into docs/study.md
 	@$(ACTIVATED) python -m benchmarks.study $(if $(MOVIELENS),--movielens '$(MOVIELENS)')
+
+bench-storage: setup ## measure every claim about storage (40 minutes on 2 free cores), into benchmarks/results/storage_*.jsonl
+	@$(ACTIVATED) python -m benchmarks.storage
 
 bench-training: setup ## measure every claim about training (10 minutes on 2 cores), into benchmarks/results/training.jsonl
 	@$(ACTIVATED) python -m benchmarks.training

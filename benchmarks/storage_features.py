@@ -42,7 +42,7 @@ from reqdedup.storage.features.values import feature_array
 from reqdedup.storage.hashing import mix
 
 TARGET = 1.2
-REQUESTS_PER_USER, NUM_BUCKETS, ROUNDS = 5, 16, 3
+REQUESTS, REQUESTS_PER_USER, NUM_BUCKETS, ROUNDS = 1_000_000, 5, 16, 3
 FORMS = {"stored keys": False, "by position": True}
 
 SCHEMA = EngagementSchema(
@@ -213,7 +213,7 @@ def measure(catalog: Catalog, num_requests: int, *, hashed: bool) -> Iterator[di
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storage_features", description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=1_000_000, help="the results hold a run of 1,000,000")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help=f"the results hold a run of {REQUESTS:,}")
     arguments = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
