@@ -78,6 +78,7 @@ class FileSource:
         self._known_columns = None if known_columns is None else frozenset(known_columns)
         self._field_ids = dict(field_ids or {})
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._encoded: dict[str, list[str]] = {}
 
     @property
     def schema(self) -> EngagementSchema:
@@ -178,6 +179,12 @@ class FileSource:
         if unknown:
             raise ValueError(f"no such columns: {', '.join(unknown)}; there are {', '.join(self._schema.names)}")
         return [column for column in self._schema.columns if column.name in set(names)]
+
+    def _encoded_blobs(self, path: str) -> list[str]:
+        """Blobs that can be read as dictionaries; looked up once, since it takes a look at every row group."""
+        if path not in self._encoded:
+            self._encoded[path] = dictionary_leaves(self.footer(path), [column.name for column in self._schema.blobs])
+        return self._encoded[path]
 
     def _open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
         """`blobs` that are binary in the file come as dictionaries, their pages decoded no further than that."""
@@ -381,8 +388,9 @@ class _OpenFiles:
         if self._opened is None or self._key != key:
             if self._opened is not None:
                 self._opened.file.close()
-            blobs = [column.name for column in columns if column.is_blob]
-            file = self._source._open(path, dictionary_leaves(self._source.footer(path), blobs))
+            encoded = self._source._encoded_blobs(path)
+            blobs = [column.name for column in columns if column.is_blob and column.name in encoded]
+            file = self._source._open(path, blobs)
             self._opened, self._key = _OpenFile(file), key
         return self._opened
 

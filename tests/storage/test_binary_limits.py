@@ -123,6 +123,7 @@ def test_a_row_group_of_another_writer_is_read_in_parts(tmp_path, monkeypatch, f
     whole = list(source.batches())
     assert len(whole) == 1, "one batch per row group where it fits"
     monkeypatch.setattr(encoding, "MAX_BINARY_BYTES", 3_000)
+    source = FileSource([path], schema)
     parts = list(source.batches())
     assert plain(parts) == plain(whole)
     assert len(parts) > 3
