@@ -29,7 +29,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
-	@echo "  make run LOGS=ml-100k/u.data PRESET=movielens   your own log: movielens, mind or kuairand"
+	@echo "  make run LOGS=ml-100k PRESET=movielens       your own log: movielens, mind or kuairand"
 	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
 	@echo "                                               (STRICT=1: a rejected row fails the run; NAMESPACE=name: where to)"
 	@echo "  make study MOVIELENS=ml-100k                 with a section on MovieLens 100K, its folder given"
@@ -71,9 +71,11 @@ study: setup ## quality beside IID, every fix alone and together (30 minutes on 
 
 bench-storage: setup ## measure every claim about storage (40 minutes on 2 free cores), into benchmarks/results/storage_*.jsonl
 	@$(ACTIVATED) python -m benchmarks.storage
+	@$(ACTIVATED) python -m benchmarks.report --write
 
 bench-training: setup ## measure every claim about training (10 minutes on 2 cores), into benchmarks/results/training.jsonl
 	@$(ACTIVATED) python -m benchmarks.training
+	@$(ACTIVATED) python -m benchmarks.report --write
 
 bench-gpu: setup ## crossing attention on an NVIDIA GPU beside the alternatives (exit code 2 without one)
 	@$(ACTIVATED) python -m benchmarks.gpu_crossing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from benchmarks import report
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -140,6 +143,25 @@ def test_every_claim_names_the_result_it_came_from():
             assert (ROOT / path).exists(), f"{path} is named in the README's table and does not exist:\n{row}"
     claims = claims_table(text)
     assert not [row for row in claims if "benchmarks/results/" not in row], "a claim without its result file"
+
+
+def test_every_figure_is_the_one_in_its_result_file():
+    text = (ROOT / "README.md").read_text()
+    assert text == report.with_table(text), "python -m benchmarks.report --write puts the measured figures there"
+
+
+def test_a_measured_figure_that_changed_shows_in_the_table(tmp_path):
+    for path in report.RESULTS.glob("*.jsonl"):
+        (tmp_path / path.name).write_text(path.read_text())
+    rows = [json.loads(line) for line in (tmp_path / "storage_layouts.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["value"] *= 2
+    (tmp_path / "storage_layouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (ROOT / "README.md").read_text()
+    before, after = (claims_table(document) for document in (text, report.with_table(text, tmp_path)))
+    changed = [old for old, new in zip(before, after, strict=True) if old != new]
+    assert changed
+    assert all("storage_layouts.jsonl" in line for line in changed)
 
 
 def claims_table(text: str) -> list[str]:

@@ -1,0 +1,224 @@
+"""The README's table of claims, written from `benchmarks/results`, so that no figure is typed by hand.
+
+    python -m benchmarks.report           prints the table
+    python -m benchmarks.report --write   puts it into README.md
+
+A claim names its rows by file, claim and variant; its texts are format strings over them. A claim whose rows were not
+measured yet is left out and named on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- claims: .venv/bin/python -m benchmarks.report --write -->", "<!-- end of claims -->"
+HEAD = "| claim | ours | the article | measure again | result |\n| --- | --- | --- | --- | --- |"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One row of the table.
+
+    file: in `benchmarks/results`, without its ending.  rows: name, then (claim, variant) of a result row.
+    text, ours: format strings over these names.  article: what Pinterest published.  command: that measures it again.
+    """
+
+    file: str
+    rows: Mapping[str, tuple[str, str]]
+    text: str
+    ours: str
+    article: str = ""
+    command: str
+
+    def line(self, results: Mapping[tuple[str, str], Mapping[str, Any]]) -> str | None:
+        """The row as Markdown; None where a result is missing. results: by (claim, variant)."""
+        if not all(key in results for key in self.rows.values()):
+            return None
+        found = {name: results[key] for name, key in self.rows.items()}
+        path = f"benchmarks/results/{self.file}.jsonl"
+        cells = (
+            self.text.format(**found),
+            self.ours.format(**found),
+            self.article,
+            f"`{self.command}`",
+            f"[{path}]({path})",
+        )
+        return "| " + " | ".join(cells).replace("|  |", "| |") + " |"
+
+
+def storage(part: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
+    """A claim about storage. part: of `benchmarks.storage`."""
+    command = f".venv/bin/python -m benchmarks.storage --only {part}"
+    return Claim(file=f"storage_{part}", rows=rows, text=text, ours=ours, article=article, command=command)
+
+
+def training(name: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str) -> Claim:
+    """A claim about training. name: of `benchmarks.training`."""
+    command = f".venv/bin/python -m benchmarks.training --only {name}"
+    return Claim(file="training", rows=rows, text=text, ours=ours, command=command)
+
+
+RATIO = "{a[value]:.3g}x, {a[fraction_of_limit]:.0%} of the store-once limit"
+SPREAD = "{a[value]:.3g}x less CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g})"
+SORTING = "10-50x, from sorting"
+READ = "read one sequence column, {}: {}"
+WRITE = "write BY_REQUEST, {} tokens: {}"
+APPEND = "by_request against append_one_commit"
+
+CLAIMS = (
+    storage(
+        "layouts",
+        {"a": ("shared_16k", "by_request")},
+        "sequence columns, {a[sizes][max_history]:,} tokens, fan-out {a[sizes][fan_out]:.0f}, 3 requests a user that share "
+        "history: `BY_REQUEST` against shuffled",
+        RATIO,
+        SORTING,
+    ),
+    storage(
+        "layouts",
+        {"a": ("shared_16k", "sorted")},
+        "the same, the published layout (`SORTED`, writer's defaults)",
+        "{a[value]:.3g}x",
+        SORTING,
+    ),
+    storage(
+        "layouts",
+        {"a": ("shared_16k", "sorted_large_pages")},
+        "the same, plain lists that any engine reads (`SORTED_LARGE_PAGES`)",
+        "{a[value]:.3g}x",
+    ),
+    storage(
+        "layouts",
+        {"a": ("one_request_16k", "by_request"), "b": ("one_request_16k", "sorted_large_pages")},
+        "one request per user, fan-out {a[sizes][fan_out]:.0f}: `BY_REQUEST`; plain lists",
+        RATIO + "; {b[value]:.3g}x",
+    ),
+    storage(
+        "layouts",
+        {"a": ("short_history", "by_request")},
+        "short histories ({a[sizes][max_history]} tokens), fan-out {a[sizes][fan_out]:.0f}: `BY_REQUEST`",
+        RATIO,
+    ),
+    storage(
+        "features",
+        {
+            "a": ("count of every request, ids in order", "by position"),
+            "b": ("count of every request, ids in order", "stored keys"),
+        },
+        "one integer feature for all of {a[sizes][requests]:,} requests, bytes written over bytes of the values",
+        "{a[value]:.4g}x by position, {b[value]:.2g}x with stored keys",
+    ),
+    storage(
+        "read",
+        {
+            "a": (READ.format("whole", "CPU time"), "by_request_whole against sorted_whole"),
+            "b": (READ.format("whole", "peak memory"), "by_request_whole against sorted_whole"),
+        },
+        "reading one {a[sizes][max_history]:,}-token sequence column whole, against the sorted list table",
+        SPREAD + ", {b[value]:.3g}x less peak memory",
+    ),
+    *(
+        storage(
+            "write",
+            {
+                "a": (WRITE.format(name, "CPU time"), APPEND),
+                "b": (WRITE.format(name, "peak memory"), APPEND),
+            },
+            "writing `BY_REQUEST`, {a[sizes][max_history]:,} tokens, fan-out {a[sizes][fan_out]:.0f}, against pyiceberg's "
+            "`append` of the same rows as sorted lists",
+            SPREAD + ", {b[value]:.2g}x less peak memory",
+        )
+        for name in ("16k", "2k", "64")
+    ),
+    storage(
+        "join",
+        {
+            name: (f"bucket join, 5M x 5M rows, scalars only: {metric}", f"reqdedup against {engine}_full")
+            for metric, prefix in (("wall time", "t"), ("peak memory", "m"))
+            for engine, name in (("duckdb", f"{prefix}d"), ("polars", f"{prefix}p"), ("acero", f"{prefix}a"))
+        },
+        "bucket join of {td[sizes][rows]:,} rows with as many, against full hash joins of DuckDB, Polars, Acero",
+        "{td[value]:.2g}x, {tp[value]:.2g}x, {ta[value]:.2g}x less time; {md[value]:.2g}x, {mp[value]:.2g}x, {ma[value]:.2g}x "
+        "less peak memory",
+    ),
+    storage(
+        "write",
+        {"a": ("write BY_REQUEST, a log 10 times as long: peak memory", "buckets in proportion")},
+        "peak memory of writing a log 10 times as long, buckets in proportion",
+        "{a[value]:.3g}x",
+    ),
+    storage(
+        "maintenance",
+        {"a": ("one user deleted: files rewritten", "main table")},
+        "one user deleted: files rewritten, of {a[table_files]} in {a[sizes][buckets]} buckets",
+        "{a[files]}, all of the user's bucket; {a[value]:.1%} of the bytes",
+    ),
+    *(
+        training(
+            "retrieval_and_ranking_end_to_end",
+            {"a": (claim, "reqdedup")},
+            claim + ", against training on the same rows one by one",
+            SPREAD,
+        )
+        for claim in ("retrieval end to end, fan-out 64", "ranking end to end, fan-out 128")
+    ),
+    training(
+        "scoring",
+        {"a": ("scoring 500, context kept", "reqdedup")},
+        "scoring 500 candidates with a kept context, against the duplicated model",
+        SPREAD,
+    ),
+)
+
+
+def results_of(file: str, folder: Path = RESULTS) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of one result file by (claim, variant); none where it was not measured."""
+    path = folder / f"{file}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(row["claim"], row["variant"]): row for row in map(json.loads, lines)}
+
+
+def table(folder: Path = RESULTS) -> str:
+    """The table of all claims that were measured, as Markdown."""
+    lines = [HEAD]
+    for claim in CLAIMS:
+        line = claim.line(results_of(claim.file, folder))
+        if line is None:
+            print(f"{claim.file}: not measured: {', '.join(key for key, _ in claim.rows.values())}", file=sys.stderr)
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def with_table(document: str, folder: Path = RESULTS) -> str:
+    """The document with the table between its two marks. Raises ValueError where they are not there."""
+    pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(document):
+        raise ValueError(
+            f"document: the marks {BEGIN} and {END} required, found none; put them where the table belongs"
+        )
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{table(folder)}\n\n{END}", document)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="into README.md, between its marks")
+    if parser.parse_args(argv).write:
+        README.write_text(with_table(README.read_text()))
+    else:
+        print(table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
