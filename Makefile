@@ -29,7 +29,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
-	@echo "  make run LOGS=ml-100k PRESET=movielens       your own log: movielens, mind or kuairand"
+	@echo "  make run LOGS=ml-100k PRESET=movielens          your own log: movielens, mind or kuairand"
 	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
 	@echo "                                               (STRICT=1: a rejected row fails the run; NAMESPACE=name: where to)"
 	@echo "  make study MOVIELENS=ml-100k                 with a section on MovieLens 100K, its folder given"

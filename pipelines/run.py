@@ -45,11 +45,22 @@ def main(argv: list[str] | None = None) -> int:
     selection = [dg.AssetKey(name) for name in arguments.select.split(",")] if arguments.select else None
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(instance=instance, asset_selection=selection, raise_on_error=False)
-        print_summary(instance, environment, seconds=time.monotonic() - started)
+        if result.success:
+            print_summary(instance, environment, seconds=time.monotonic() - started)
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        print(f"failed: {event.step_key}: {_reason(event)}", file=sys.stderr)
     failed_checks = [check for check in result.get_asset_check_evaluations() if not check.passed]
     for check in failed_checks:
         print(f"check failed: {check.asset_key.to_user_string()} {check.check_name}: {check.metadata}", file=sys.stderr)
     return 0 if result.success and not failed_checks else 1
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    """The error that a step ended with, without Dagster's wrapping and without its traceback."""
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else "no reason given"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
