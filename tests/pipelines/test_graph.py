@@ -203,7 +203,9 @@ def test_strict_run_fails_and_keeps_the_old_table(smoke_run, tmp_path):
     done = run_graph(*arguments, "--select", "raw_engagements", "--strict", folder=folder)
     assert done.returncode == 1
     assert "FAILED" in done.stderr
-    assert "failed: raw_engagements: " in done.stderr.splitlines()[-1]  # the reason is the last thing one reads
+    assert (
+        "\nfailed: raw_engagements: " in done.stderr.split("run failed")[-1]
+    )  # the reason is the last thing one reads
     assert content(folder, "strictly", "raw_engagements") == before
 
 
