@@ -85,6 +85,7 @@ def test_a_user_is_never_their_own_negative():
     others = torch.nonzero(own & (batch["request_of_row_B"] != 0)).squeeze(1)
     moved = {**batch, "item_BD": batch["item_BD"].detach().clone()}
     moved["item_BD"][others] += 100.0
+
     def losses(b):
         columns = Columns(
             item_ND=b["item_BD"],

@@ -1,0 +1,61 @@
+"""Request-level features from a side table reach the batch through the bucket join, once per request, on every rank."""
+
+from __future__ import annotations
+
+import pytest
+
+from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
+from reqdedup.storage import (
+    Layout,
+    TableSource,
+    add_request_feature,
+    bucket_join,
+    create_feature_table,
+    create_table,
+    open_catalog,
+    recent_event_counts,
+    write,
+)
+from reqdedup.training import RequestLoader
+
+LOG = SyntheticLogConfig(seed=5, num_users=40, mean_fan_out=5, max_fan_out=20, max_history=32, history_scale=1 / 100)
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lake")
+    lake = {"type": "sql", "uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}"}
+    catalog = open_catalog(properties=lake)
+    main = create_table(catalog, "lake.main", synthetic_schema(LOG), Layout.BY_REQUEST, num_buckets=4)
+    write(main, synthesize(LOG))
+    feature = recent_event_counts(86_400)
+    side = create_feature_table(catalog, "lake.side", main, [feature.column])
+    add_request_feature(main, side, feature)
+    return main, bucket_join(main, side)
+
+
+def of_requests(batches, name):
+    """request id -> value, each request once."""
+    pairs = [
+        pair for batch in batches for pair in zip(batch.request["request_id"].tolist(), batch.request[name].tolist())
+    ]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_side_feature_arrives_once_per_request_on_one_rank(joined, world_size):
+    main, join = joined
+    name = "recent_event_count"
+    wanted = {}
+    for rows in join.batches(["request_id", name]):
+        wanted |= dict(zip(rows.column("request_id").to_pylist(), rows.column(name).to_pylist()))
+    loaders = [
+        RequestLoader(join, requests_per_batch=8, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    found = [of_requests(loader, name) for loader in loaders]
+    assert {request: value for part in found for request, value in part.items()} == wanted
+    assert sum(len(part) for part in found) == len(wanted) > 50
+    assert max(wanted.values()) > 0
+    rows = sum(batch.num_rows for loader in loaders for batch in loader)
+    assert rows == TableSource(main).num_rows
