@@ -3,8 +3,8 @@
     left   bucket 0 | bucket 1 | ...      bucket b of one side only ever meets bucket b of the other;
     right  bucket 0 | bucket 1 | ...      inside, both are sorted, so each is read once, from front to back
 
-Nothing is hashed, sorted, spilled or exchanged. Memory is about one row group of each side per thread, whatever the
-tables hold. Blobs stay dictionary-encoded and are never compared; those of the left side keep their memory, except in a
+Nothing is hashed, sorted, spilled or exchanged. Memory is about one row group of each side per thread, and of the joined
+batches what a thread has ready before its turn, whatever the tables hold. Blobs stay dictionary-encoded and are never compared; those of the left side keep their memory, except in a
 batch that is cut or put together of two, those of the right side are gathered once per request.
 """
 
@@ -28,6 +28,9 @@ from reqdedup.storage.reader import TableSource
 from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, merge_streams
 
 LARGEST_THRESHOLD_BYTES = 32 * 2**20
+
+MAX_AHEAD_BYTES = 32 * 2**20
+"""Of joined batches that a thread may have ready before the buckets ahead of its own have been read."""
 
 
 class BucketJoin:
@@ -80,7 +83,9 @@ class BucketJoin:
         units = [
             partial(self._unit, unit, self.num_buckets, names, wanted, counts[unit]) for unit in range(len(counts))
         ]
-        yield from run_ordered(units, threads=self._threads)
+        yield from run_ordered(
+            units, threads=self._threads, weigh=lambda batch: batch.nbytes, max_ahead=MAX_AHEAD_BYTES
+        )
         if users is None:
             total = JoinCounts()
             for one in counts:

@@ -1,26 +1,31 @@
 """Several iterators at once, their output in order and bounded.
 
 Threads are worth it where the work is Parquet decoding and numpy, which release the interpreter lock. Each iterator
-runs on one worker and may be at most `AHEAD` items before its reader; the reader empties them in the order given. So
-at most `threads` iterators are open, and memory is `threads * (AHEAD + 1)` items whatever the number of iterators.
+runs on one worker; the reader empties them in the order given. What a worker has made before its reader comes is bounded
+by weight: with room for all of an iterator's items workers never wait for one another, with less they do, and the memory
+is `threads` times that room whatever the number of iterators.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-AHEAD = 1
-_WAIT_S = 0.1
-_END = object()
 
-
-def run_ordered(make: Sequence[Callable[[], Iterator[Item]]], *, threads: int) -> Iterator[Item]:
+def run_ordered(
+    make: Sequence[Callable[[], Iterator[Item]]],
+    *,
+    threads: int,
+    weigh: Callable[[Item], int] = lambda item: 1,
+    max_ahead: int = 1,
+) -> Iterator[Item]:
     """The items of `make[0]()`, then those of `make[1]()`, and so on, with up to `threads` of them running.
+
+    weigh, max_ahead: a worker stops before the items that its reader has not taken weigh more, unless it is just one.
 
     An exception of any of them is raised here, in its place. Closing the iterator early stops the workers.
     Raises ValueError for threads < 1.
@@ -31,31 +36,22 @@ def run_ordered(make: Sequence[Callable[[], Iterator[Item]]], *, threads: int) -
         for one in make:
             yield from one()
         return
-    stop = threading.Event()
-    queues: list[queue.Queue] = [queue.Queue(AHEAD) for _ in make]
+    outputs: list[_Output[Item]] = [_Output(max_ahead) for _ in make]
 
-    def put(out: queue.Queue, item: object) -> bool:
-        while not stop.is_set():
-            try:
-                out.put(item, timeout=_WAIT_S)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work(one: Callable[[], Iterator[Item]], out: queue.Queue) -> None:
+    def work(one: Callable[[], Iterator[Item]], out: _Output[Item]) -> None:
         try:
             for item in one():
-                if not put(out, (item, None)):
+                if not out.put(item, weigh(item)):
                     return
-            put(out, (_END, None))
+            out.end()
         except BaseException as error:
-            put(out, (_END, error))
+            out.end(error)
 
     # Workers start iterators in order, so the one that is read next is always running: no deadlock. They are daemons: a
     # program that ends with an iterator half read, which nobody closes then, does not wait for them.
-    todo = iter(list(zip(make, queues)))
+    todo = iter(list(zip(make, outputs)))
     lock = threading.Lock()
+    stop = threading.Event()
 
     def worker() -> None:
         while not stop.is_set():
@@ -69,15 +65,59 @@ def run_ordered(make: Sequence[Callable[[], Iterator[Item]]], *, threads: int) -
     for thread in workers:
         thread.start()
     try:
-        for out in queues:
-            while True:
-                item, error = out.get()
-                if error is not None:
-                    raise error
-                if item is _END:
-                    break
-                yield item
+        for out in outputs:
+            yield from out
     finally:
         stop.set()
+        for out in outputs:
+            out.close()
         for thread in workers:
             thread.join()
+
+
+class _Output(Generic[Item]):
+    """What one worker has made and its reader has not taken yet; `max_weight` of it, and one item in any case."""
+
+    def __init__(self, max_weight: int) -> None:
+        self._items: deque[tuple[Item, int]] = deque()
+        self._weight, self._max_weight = 0, max_weight
+        self._ended, self._closed = False, False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def put(self, item: Item, weight: int) -> bool:
+        """Wait for room and add an item; False where nobody will take it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._items or self._weight + weight <= self._max_weight)
+            if not self._closed:
+                self._items.append((item, weight))
+                self._weight += weight
+                self._changed.notify_all()
+            return not self._closed
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Nothing comes any more; after what is there, the reader gets this error."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing is taken any more."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Item]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._items) or self._ended)
+                if not self._items:
+                    break
+                item, weight = self._items.popleft()
+                self._weight -= weight
+                self._changed.notify_all()
+            yield item
+            del item
+        if self._error is not None:
+            raise self._error

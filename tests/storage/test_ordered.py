@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -19,6 +20,36 @@ def counting(start: int, length: int):
 def test_items_come_in_the_order_of_the_iterators(threads):
     make = [counting(100 * number, number % 4) for number in range(12)]
     assert list(run_ordered(make, threads=threads)) == [item for one in make for item in one()]
+
+
+@pytest.mark.parametrize(("max_ahead", "made"), [(0, 1), (10, 1), (25, 2), (1000, 6)])
+def test_a_worker_is_ahead_of_its_reader_by_a_weight_and_at_least_an_item(max_ahead, made):
+    seen: list[int] = []
+    started, gate = threading.Event(), threading.Event()
+
+    def first():
+        started.wait(30)
+        yield 0
+
+    def second():
+        started.set()
+        for item in range(6):
+            seen.append(item)
+            yield item
+        gate.set()
+
+    items = run_ordered([first, second], threads=2, weigh=lambda item: 10, max_ahead=max_ahead)
+    assert next(items) == 0
+    # The worker makes one item more, which it holds until there is room.
+    wanted = min(made + 1, 6)
+    for _ in range(300):
+        if len(seen) == wanted:
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(seen) == wanted
+    assert gate.is_set() == (made == 6)
+    assert list(items) == list(range(6))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
