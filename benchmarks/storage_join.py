@@ -4,8 +4,9 @@
 
 Two tables of `--rows` rows, late labels for 99% of the impressions, joined by (user, request, item). `full` reads the
 shuffled tables, as an engine finds them; `per_bucket` reads the bucketed, sorted ones bucket by bucket, the files that our
-join reads. Everyone has the same threads, streams the joined batches with the same columns, and sums three of them. Rows and
-sums must agree, on small tables before anything is timed, with the histories, and in every timed run.
+join reads (`reqdedup_compact` reads those of tables with compact encodings). Everyone has the same threads, streams the
+joined batches with the same columns, and sums three of them. Rows and sums must agree, on small tables before anything is
+timed, with the histories, and in every timed run.
 
 Histories are lists in the shuffled tables and blobs in the bucketed ones. Our batches keep them as dictionaries, as the
 loader wants them; the engines hand them out per row, which is part of what a join costs there. Acero has no full join with
@@ -43,6 +44,7 @@ from benchmarks.tables import local_catalog
 from reqdedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, numpy_from_blobs
 from reqdedup.schema import HISTORY_ITEM_ID, Column, EngagementSchema, Kind, Level
 from reqdedup.storage import Layout, bucket_join, create_table, table_schema, write
+from reqdedup.storage.encodings import COMPACT, ENCODINGS_PROPERTY
 
 KEYS = ("user_id", "request_id", "item_id")
 ADDED = ("purchase", "dwell_s")
@@ -52,6 +54,9 @@ ROWS, WARM_ROWS, HISTORIES, THREADS = 5_000_000, 4_000, (0, 64), 2
 ROUNDS, ROUNDS_WITH_HISTORY = 5, 3
 FULL_TARGETS = {"cpu": 4.0, "wall": 4.0, "peak": 3.5}
 PER_BUCKET_TARGETS = {"cpu": 1.0, "wall": 1.0}
+
+FORMS = {"by_request": Layout.BY_REQUEST, "compact": Layout.BY_REQUEST, "shuffled": Layout.SHUFFLED}
+"""Of each table; `compact` has the encodings that some readers of Iceberg refuse (docs/decisions/0012)."""
 
 _KEY_COLUMNS = (
     *(Column(name=name, dtype="int64", level=Level.KEY) for name in KEYS),
@@ -123,10 +128,12 @@ def build(folder: Path, num_rows: int, history: int) -> None:
     catalog = local_catalog(folder)
     for namespace, rows in (("warm", WARM_ROWS), ("bench", num_rows)):
         for name, schema in (("left", left_schema(history)), ("right", RIGHT)):
-            for layout in (Layout.BY_REQUEST, Layout.SHUFFLED):
-                identifier = f"{namespace}.{name}_{layout.value}"
-                table = create_table(catalog, identifier, schema, layout, num_buckets=NUM_BUCKETS)
+            for form, layout in FORMS.items():
+                table = create_table(catalog, f"{namespace}.{name}_{form}", schema, layout, num_buckets=NUM_BUCKETS)
                 if table.current_snapshot() is None:
+                    if form == "compact":
+                        with table.transaction() as transaction:
+                            transaction.set_properties({ENCODINGS_PROPERTY: COMPACT})
                     write(table, batches(rows, schema, history=history, labelled=name == "right"))
 
 
@@ -181,17 +188,17 @@ ENGINES: dict[str, Callable[[list[str], list[str]], Iterable[pa.RecordBatch]]] =
     "polars": polars_join,
     "acero": acero_join,
 }
-OURS, LIMIT = "reqdedup", "limit"
+OURS, OURS_COMPACT, LIMIT = "reqdedup", "reqdedup_compact", "limit"
 FULL, PER_BUCKET = ([f"{engine}_{how}" for engine in ENGINES] for how in ("full", "per_bucket"))
-VARIANTS = [OURS, LIMIT, *FULL, *PER_BUCKET]
+VARIANTS = [OURS, OURS_COMPACT, LIMIT, *FULL, *PER_BUCKET]
 
 
 def joined(catalog: Catalog, variant: str, namespace: str) -> Iterator[pa.RecordBatch]:
     """The joined batches, in the variant's way."""
     engine, _, how = variant.partition("_")
-    form = "shuffled" if how == "full" else "by_request"
+    form = {"full": "shuffled", "compact": "compact"}.get(how, "by_request")
     left, right = (catalog.load_table(f"{namespace}.{name}_{form}") for name in ("left", "right"))
-    if variant == OURS:
+    if engine == OURS:
         yield from bucket_join(left, right, on=KEYS, columns=ADDED, threads=THREADS).batches()
         return
     left_paths, right_paths = paths(left), paths(right)
@@ -306,7 +313,8 @@ def run(folder: Path, num_rows: int, history: int, rounds: int) -> list[dict[str
     ):
         present = [variant for variant in theirs if variant in found]
         found_best = {**found, name: [best(runs) for runs in zip(*(found[variant] for variant in present))]}
-        rows += ratio_rows(claim, found_best, ours=OURS, theirs=[name], targets=targets, sizes=sizes)
+        for ours in (OURS, OURS_COMPACT) if theirs is FULL else (OURS,):
+            rows += ratio_rows(claim, found_best, ours=ours, theirs=[name], targets=targets, sizes=sizes)
         rows += ratio_rows(claim, found, ours=OURS, theirs=present, targets={}, sizes=sizes)
     for metric in ("cpu", "wall"):
         shares = [getattr(a, metric) / getattr(b, metric) for a, b in zip(found[LIMIT], found[OURS])]
