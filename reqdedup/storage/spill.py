@@ -167,9 +167,10 @@ class Spill:
         return user, request
 
     def release(self) -> None:
-        """Give the memory of the pages read so far back to the operating system."""
+        """Give the memory of the pages read so far, and what Arrow no longer uses, back to the operating system."""
         self._requests.release()
         self._rows.release()
+        pa.default_memory_pool().release_unused()
 
     def _number_parts(self, batch: pa.RecordBatch, first_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Number of each part, [P] int64, and where it is a new one, [P] bool, whose values must be kept."""
@@ -286,6 +287,7 @@ class _SpillFile:
                 self._writer.write_batch(pa.concat_batches(pieces) if len(pieces) > 1 else pieces[0])
             self._num_batches += 1
         self._pending_bytes = 0
+        pa.default_memory_pool().release_unused()  # else the allocator's leftovers grow with the log
 
 
 def gather(batches: Sequence[pa.RecordBatch], positions: np.ndarray, column: str) -> pa.Array:
