@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, EngagementSchema, Kind
+from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, EngagementSchema, Kind, Level
 
 BLOB_TYPE = pa.dictionary(pa.int32(), pa.binary())
 
@@ -186,7 +186,9 @@ def check_deduplicated(batch: pa.RecordBatch, schema: EngagementSchema) -> None:
             raise ValueError(f"batch: column {field.name} ({field.type}) required, found only {batch.schema.names}")
         found = batch.schema.field(index).type
         if found != field.type:
-            raise ValueError(f"batch: column {field.name} must be {field.type}, found {found}")
+            is_text_id = schema[field.name].level is Level.KEY and found in (pa.string(), pa.large_string())
+            hint = "; ids of text become numbers with `reqdedup convert`, or with hash_string" if is_text_id else ""
+            raise ValueError(f"batch: column {field.name} must be {field.type}, found {found}{hint}")
         if not field.nullable and batch.column(index).null_count:
             raise ValueError(
                 f"batch: column {field.name} must not be null, found {batch.column(index).null_count} nulls"

@@ -183,7 +183,10 @@ class TwoTowerConfig(ModelConfig):
 def _inputs(schema: EngagementSchema, *, exclude: Iterable[str], numbers: Iterable[str]) -> dict[str, Any]:
     """The input fields of a ModelConfig from the columns of a log."""
     if HISTORY_ITEM_ID not in schema:
-        raise ValueError(f"a model needs the sequence column {HISTORY_ITEM_ID}; the log has {', '.join(schema.names)}")
+        raise ValueError(
+            f"a model needs the sequence column {HISTORY_ITEM_ID}; the log has {', '.join(schema.names)}. Where one of these "
+            f"holds the item ids of the history, convert the log with --rename COLUMN={HISTORY_ITEM_ID}"
+        )
     left_out, counts = {*exclude, *_NO_FEATURE}, set(numbers)
     request = [column for column in schema.request_columns if column.name not in left_out]
     scalars = [column for column in request if column.kind is Kind.SCALAR]

@@ -62,10 +62,24 @@ def check_one_value_per_request(
             raise two_values_error(column.name, user, request, f"row {row} of the batch")
 
 
-def two_values_error(name: str, user: int, request: int, where: str) -> ValueError:
-    return ValueError(
+class RequestValuesError(ValueError):
+    """Values of a request that do not go together.
+
+    columns: one with two values, or two sequences of different lengths.  user_id, request_id: whose.
+    """
+
+    def __init__(self, message: str, *, columns: tuple[str, ...], user_id: int, request_id: int) -> None:
+        super().__init__(message)
+        self.columns, self.user_id, self.request_id = columns, user_id, request_id
+
+
+def two_values_error(name: str, user: int, request: int, where: str) -> RequestValuesError:
+    return RequestValuesError(
         f"column {name}: one value per request required, found two in request {request} of user {user} ({where}); "
-        "declare the column at Level.ITEM, or give the requests ids of their own"
+        "make the column item-level, or give the requests ids of their own",
+        columns=(name,),
+        user_id=user,
+        request_id=request,
     )
 
 
@@ -101,10 +115,13 @@ def check_sequence_lengths(requests: pa.RecordBatch, sequences: Sequence[Column]
     for column, found in zip(sequences[1:], lengths[1:]):
         if not np.array_equal(found, lengths[0]):
             row = int(np.argmax(found != lengths[0]))
-            raise ValueError(
-                f"request {requests.column(REQUEST_ID)[row].as_py()} of user {requests.column(USER_ID)[row].as_py()}: "
-                f"sequences of one length required, found {int(lengths[0][row])} events in {sequences[0].name} and "
-                f"{int(found[row])} in {column.name}"
+            user, request = (requests.column(key)[row].as_py() for key in (USER_ID, REQUEST_ID))
+            raise RequestValuesError(
+                f"request {request} of user {user}: sequences of one length required, found {int(lengths[0][row])} events in "
+                f"{sequences[0].name} and {int(found[row])} in {column.name}",
+                columns=(sequences[0].name, column.name),
+                user_id=user,
+                request_id=request,
             )
 
 

@@ -148,7 +148,7 @@ class FileSource:
         if len(batches) != 1:
             raise ValueError(
                 f"{group.path}: at most {encoding.MAX_BINARY_BYTES:,} bytes a column in row group {group.index} required, found "
-                "more, which no one batch holds; compact the table (force=True), which cuts row groups smaller"
+                "more, which no one batch holds; compact the table (force=True, --force), which cuts row groups smaller"
             )
         return batches[0]
 
@@ -323,7 +323,7 @@ class TableSource(FileSource):
         if len(spec_ids) > 1:
             raise ValueError(
                 f"{name}: files of one partition spec required, found {len(spec_ids)} specs in snapshot {self.snapshot_id}; another "
-                "engine changed the partitioning without rewriting: compact the table with force=True"
+                "engine changed the partitioning without rewriting: compact the table with force=True (--force)"
             )
         num_buckets = table_buckets(table, spec_ids.pop())
         placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]

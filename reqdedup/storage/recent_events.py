@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from reqdedup.encoding import numpy_from_blobs
 from reqdedup.schema import HISTORY_ITEM_ID, HISTORY_TS, REQUEST_TS, Column, EngagementSchema, Level
+from reqdedup.storage.history_time import check_history_times, newest_events
 
 CHUNK_TOKENS = 2**22
 """History tokens looked at together: bounds the working memory to about 100 MB."""
@@ -43,12 +44,17 @@ class RecentEventCounts:
             return (REQUEST_TS, HISTORY_TS)
         if HISTORY_ITEM_ID not in schema:
             raise ValueError(
-                f"recent_event_counts: {HISTORY_TS} or {HISTORY_ITEM_ID} required, found {', '.join(schema.names)}"
+                f"recent_event_counts: {HISTORY_TS} or {HISTORY_ITEM_ID} required, found "
+                f"{', '.join(schema.names)}; convert the table with --rename COLUMN={HISTORY_TS}, and --history-time-unit where "
+                "the times are not in milliseconds"
             )
         return (HISTORY_ITEM_ID,)
 
     def __call__(self, requests: pa.RecordBatch) -> pa.Array:
-        """Count of each request, [R] int32, of a batch with one row per request."""
+        """Count of each request, [R] int32, of a batch with one row per request.
+
+        Raises ValueError where the times of events cannot be milliseconds: all counts would be 0.
+        """
         if HISTORY_TS not in requests.schema.names:
             history = requests.column(HISTORY_ITEM_ID)
             _, offsets = numpy_from_blobs(history.dictionary, "int64")
@@ -57,6 +63,13 @@ class RecentEventCounts:
         time_ms, offsets = numpy_from_blobs(history.dictionary, "int64")
         of_request = history.indices.to_numpy()
         request_us = requests.column(REQUEST_TS).cast(pa.int64()).to_numpy()
+        check_history_times(
+            newest_events(time_ms, offsets)[of_request],
+            request_us // 1000,
+            what=f"recent_event_counts: {HISTORY_TS}",
+            unit="ms",
+            todo="convert the log again with --history-time-unit {unit}",
+        )
         counts = np.zeros(len(of_request), np.int32)
         start, length = offsets[of_request], np.diff(offsets)[of_request]
         for chunk in _chunks(length):

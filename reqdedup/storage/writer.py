@@ -125,7 +125,7 @@ def write(
         )
     table.refresh()
     if mode == "append":
-        _check_same_spec(table)
+        check_same_spec(table)
     started = time.monotonic()
 
     def report(phase: str, rows_done: int, rows_total: int | None) -> None:
@@ -160,7 +160,7 @@ def write(
     )
 
 
-def _check_same_spec(table: Table) -> None:
+def check_same_spec(table: Table) -> None:
     """Raise ValueError where the files lie in other partitions than new ones would: a reader needs one spec for all."""
     snapshot, now = table.current_snapshot(), table.metadata.default_spec_id
     manifests = snapshot.manifests(table.io) if snapshot is not None else []
@@ -168,7 +168,7 @@ def _check_same_spec(table: Table) -> None:
     if not of_files <= {now}:
         raise ValueError(
             f"{'.'.join(table.name())}: partition spec {', '.join(map(str, sorted(of_files)))} of its files required by an "
-            f"append, found the table at spec {now}, which another engine changed; compact the table with force=True first"
+            f"append, found the table at spec {now}, which another engine changed; compact the table with force=True (--force) first"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from hashlib import blake2b
 
 import duckdb
@@ -13,8 +14,9 @@ import pytest
 
 from reqdedup.logs.ids import hash_string
 from reqdedup.schema import Kind, Level
-from reqdedup.storage import Layout, TableSource, checks, table_layout, table_schema
-from reqdedup.storage.convert import ColumnMapping, convert_table, source
+from reqdedup.storage import ConflictError, Layout, TableSource, checks, rebucket, table_layout, table_schema
+from reqdedup.storage.convert import ColumnMapping, conversion, convert_table, source
+from reqdedup.storage.history_time import UNIT_DIGITS
 from reqdedup.storage.layout import table_buckets
 from tests.storage.test_writer import files_of
 
@@ -124,6 +126,7 @@ def test_every_row_and_value_arrives_in_every_layout(catalog, tmp_path, layout, 
     report = convert_table(
         folder_of(tmp_path, rows), catalog, "test.ours", MAPPING, layout=layout, num_buckets=4, progress=seen.append
     )
+    assert report.notes == ()
     table = catalog.load_table("test.ours")
     assert rows_in(table) == expected(rows)
     assert (report.rows, report.requests) == (len(rows), 40)
@@ -251,14 +254,106 @@ def test_lists_of_string_ids_become_the_hashes_of_items_and_null_lists_empty(cat
     assert {row["clicks"] for row in found} == {np.array([hash_string("N7"), hash_string("N1")]).tobytes(), b""}
     assert {row["item_id"] for row in found} == {hash_string("N1"), hash_string("N2")}
     assert any("1 null lists became empty" in note for note in report.notes)
+    assert any(
+        "models need history_item_id, " in note and "--rename clicks=history_item_id" in note for note in report.notes
+    )
 
 
 def test_a_column_of_another_level_than_given_is_an_error_and_leaves_no_table(catalog, tmp_path):
     folder = folder_of(tmp_path, their_rows())
     wrong = ColumnMapping(user="member", request="session", item="shown.id", time="at", levels={"rank": Level.REQUEST})
-    with pytest.raises(ValueError, match=r"column rank: one value per request required, found two in request"):
+    with pytest.raises(ValueError, match="column rank: one value per request required") as caught:
         convert_table(folder, catalog, "test.ours", wrong)
     assert not catalog.table_exists("test.ours")
+    said = re.search(
+        r"found (\d+) \((.*) at row (\d+)\) and (\d+) \((.*) at row (\d+)\) in request '(\w+)' of user '([^']+)'",
+        str(caught.value),
+    ).groups()
+    for value, path, row in (said[:3], said[3:6]):
+        stored = pq.read_table(path).slice(int(row), 1).to_pylist()[0]
+        assert (str(stored["rank"]), stored["session"], stored["member"]) == (value, *said[6:])
+
+
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_times_of_history_events_become_milliseconds_whatever_their_unit(catalog, tmp_path, unit):
+    newest_ms = [[1_699_999_000_500, 1_699_999_100_999], [], [1_600_000_000_000]]
+    times = [[value * 10**digits // 1000 for value in one] for one in newest_ms for digits in [UNIT_DIGITS[unit]]]
+    expected = [[value // 1000 * 1000 if unit == "s" else value for value in one] for one in newest_ms]
+    rows = pa.table(
+        {
+            "u": ["a", "b", "c"],
+            "r": [1, 2, 3],
+            "i": [1, 2, 3],
+            "t": pa.array([1_700_000_000] * 3, pa.timestamp("s")),
+            "numbers": pa.array(times, pa.list_(pa.int64())),
+        }
+    )
+    typed = rows.append_column("typed", rows["numbers"].cast(pa.list_(pa.timestamp(unit)))).drop_columns("numbers")
+    (tmp_path / "typed").mkdir()
+    keys = {"user": "u", "request": "r", "item": "i", "time": "t"}
+    folders = {"numbers": folder_of(tmp_path, rows), "typed": folder_of(tmp_path / "typed", typed)}
+    for name, folder in folders.items():
+        mapping = ColumnMapping(
+            **keys, rename={name: "history_ts"}, history_time_unit=unit if name == "numbers" else None
+        )
+        convert_table(folder, catalog, f"test.{name}", mapping)
+        table = catalog.load_table(f"test.{name}")
+        found = [row for batch in TableSource(table).batches() for row in batch.to_pylist()]
+        assert {row["request_id"]: np.frombuffer(row["history_ts"], "<i8").tolist() for row in found} == dict(
+            zip([1, 2, 3], expected)
+        )
+    if unit != "ms":
+        with pytest.raises(ValueError, match=f"found ones that seem to be in {unit} .*--history-time-unit {unit}"):
+            convert_table(
+                folders["numbers"], catalog, "test.w", ColumnMapping(**keys, rename={"numbers": "history_ts"})
+            )
+        assert not catalog.table_exists("test.w")
+
+
+@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.ARRIVAL])
+def test_rows_are_appended_to_a_converted_table_in_one_commit(catalog, tmp_path, layout):
+    rows = their_rows()
+    days = [rows.slice(0, 60), rows.slice(60)]
+    for name in ("first", "second", "other"):
+        (tmp_path / name).mkdir()
+    convert_table(folder_of(tmp_path / "first", days[0]), catalog, "test.ours", MAPPING, layout=layout, num_buckets=2)
+    table = catalog.load_table("test.ours")
+    second = folder_of(tmp_path / "second", days[1], num_files=1)
+    report = convert_table(second, catalog, "test.ours", MAPPING, append=True)
+    assert (report.rows, report.is_append, report.layout) == (len(rows) - 60, True, layout)
+    assert len(table.refresh().metadata.snapshots) == 2
+    assert rows_in(table) == expected(rows)
+
+    other = days[1].drop_columns(["country"]).append_column("new", pa.array([1.0] * len(days[1])))
+    other = other.set_column(other.column_names.index("rank"), "rank", other["rank"].cast(pa.float64()))
+    other = folder_of(tmp_path / "other", other, num_files=1)
+    wanted = r"no column for country; new has no place there; rank is float64 \(item\), there int32 \(item\)"
+    for source_, options, message in [
+        (other, {}, wanted),
+        (second, {"layout": Layout.SHUFFLED}, "its layout .* required by an append, found shuffled"),
+        (second, {"num_buckets": 3}, "buckets required by an append, found 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            convert_table(source_, catalog, "test.ours", MAPPING, append=True, **options)
+    with pytest.raises(ValueError, match=r"test.nowhere: a table required to append to, found none"):
+        convert_table(second, catalog, "test.nowhere", MAPPING, append=True)
+    assert len(rows_in(table.refresh())) == len(rows)
+
+
+def test_an_append_meets_a_rebucketed_table_with_a_conflict(catalog, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, their_rows(num_requests=6))
+    convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2)
+    opened = conversion.open_for_append
+
+    def and_rebucketed(*arguments):
+        table = opened(*arguments)
+        rebucket(catalog.load_table("test.ours"), 4)
+        return table
+
+    monkeypatch.setattr(conversion, "open_for_append", and_rebucketed)
+    with pytest.raises(ConflictError, match="another writer changed the table"):
+        convert_table(folder, catalog, "test.ours", MAPPING, append=True)
+    assert len(catalog.load_table("test.ours").metadata.snapshots) == 2  # the conversion's and the rebucketing's
 
 
 def test_a_value_that_changes_on_the_way_stops_the_conversion(catalog, tmp_path, monkeypatch):
@@ -288,7 +383,7 @@ def test_bad_input_says_what_is_required(catalog, tmp_path):
     for changed, message in [
         ({"user": "nobody"}, "column nobody required, found member"),
         ({"item": "taste"}, "key column taste of whole numbers or strings required, found list"),
-        ({"time": "rank"}, "time column rank of timestamps required.* and no time_unit"),
+        ({"time": "rank"}, "time column rank of timestamps required.* and no unit; .*--time-unit"),
         ({"exclude": skip[1:]}, "column list_of_words of numbers, or of ids .* found a list of string"),
         ({"exclude": skip[:1]}, "column per_row: lists that are the same on all rows .* exclude it"),
         ({"exclude": skip, "rename": {"rank": "taste"}}, "one target column per name required, found taste"),
@@ -308,7 +403,7 @@ def test_bad_input_says_what_is_required(catalog, tmp_path):
         convert_table(tmp_path / "nowhere", catalog, "test.ours", MAPPING)
     fine = ColumnMapping(**keys, exclude=skip)
     convert_table(folder, catalog, "test.ours", fine)
-    with pytest.raises(ValueError, match=r"test.ours: a new table required, found one"):
+    with pytest.raises(ValueError, match=r"test.ours: a new table required, found one; append to it"):
         convert_table(folder, catalog, "test.ours", fine)
 
 

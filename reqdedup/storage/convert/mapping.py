@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from reqdedup.schema import (
+    HISTORY_ITEM_ID,
+    HISTORY_TS,
     ITEM_ID,
     REQUEST_ID,
     REQUEST_TS,
@@ -27,8 +29,10 @@ from reqdedup.schema import (
 )
 from reqdedup.storage.audit.leaves import Leaf, Shape
 from reqdedup.storage.convert.source import RowSource
+from reqdedup.storage.history_time import UNIT_DIGITS
 
-TIME_UNITS = ("s", "ms", "us", "ns")
+TIME_UNITS = tuple(UNIT_DIGITS)
+ALWAYS_SEQUENCES = (HISTORY_ITEM_ID, HISTORY_TS)
 ORIGINALS = {USER_ID: "user_key", REQUEST_ID: "request_key", ITEM_ID: "item_key"}
 
 
@@ -38,6 +42,8 @@ class ColumnMapping:
 
     user, item: one column each.  request: one, or several that together tell requests apart.  time: of the request.
     time_unit: of a time that is a whole number (s, ms, us, ns since 1970).  labels: what is to be predicted.
+    history_time_unit: of the numbers in the sequence that becomes history_ts, by default ms; lists of timestamps carry
+    their own. In the new table they are whole milliseconds.
     levels: of columns, where they are known; the others are inferred from a sample.  rename: target name by source name.
     ids: further columns of string ids, lists too, that become their int64 hash as a string item does.  exclude: left out.
     vectors: width of the lists that are vectors; None means lists of a fixed size, and lists of fractions that have one
@@ -49,6 +55,7 @@ class ColumnMapping:
     item: str
     time: str
     time_unit: str | None = None
+    history_time_unit: str | None = None
     labels: Sequence[str] = ()
     levels: Mapping[str, Level] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
@@ -57,14 +64,20 @@ class ColumnMapping:
     vectors: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.time_unit is not None and self.time_unit not in TIME_UNITS:
-            raise ValueError(f"time_unit: one of {', '.join(TIME_UNITS)} required, found {self.time_unit!r}")
+        for name in ("time_unit", "history_time_unit"):
+            unit = getattr(self, name)
+            if unit is not None and unit not in TIME_UNITS:
+                raise ValueError(f"{name}: one of {', '.join(TIME_UNITS)} required, found {unit!r}")
         if not self.request_names:
             raise ValueError("request: at least one column required, found none")
 
     @property
     def request_names(self) -> tuple[str, ...]:
         return (self.request,) if isinstance(self.request, str) else tuple(self.request)
+
+    def target_name(self, leaf: str) -> str:
+        """Name in the new table of a column that is no key."""
+        return self.rename.get(leaf, leaf.replace(".", "_"))
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -76,11 +89,15 @@ class ColumnMapping:
 
 
 class Conversion(enum.Enum):
-    """How a target column is made of its source: `PLAIN`, values as they are; `HASH`, the int64 hash of ids; `TIME`."""
+    """How a target column is made of its source.
+
+    `PLAIN`, values as they are; `HASH`, the int64 hash of ids; `TIME`; `HISTORY_TIME`, lists of times in milliseconds.
+    """
 
     PLAIN = "plain"
     HASH = "hash"
     TIME = "time"
+    HISTORY_TIME = "history_time"
 
 
 @dataclass(frozen=True)
@@ -118,8 +135,8 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
     is_time = pa.types.is_timestamp(leaf.type) or pa.types.is_date(leaf.type)
     if leaf.shape is not Shape.SCALAR or not (is_time or (pa.types.is_integer(leaf.type) and mapping.time_unit)):
         raise ValueError(
-            f"{source.name}: time column {mapping.time} of timestamps required, or of whole numbers with time_unit, found "
-            f"{leaf.shape.value} {leaf.type}{'' if mapping.time_unit else ' and no time_unit'}"
+            f"{source.name}: time column {mapping.time} of timestamps required, or of whole numbers and their unit, found "
+            f"{leaf.shape.value} {leaf.type}{'' if mapping.time_unit else ' and no unit; name it with time_unit (--time-unit)'}"
         )
 
 
@@ -148,6 +165,11 @@ def plan_columns(
                 f"{source.name}: one target column per name required, found {target.column.name} for {other.sources[0]} and for "
                 f"{target.sources[0]}; rename or exclude one of them"
             )
+    if mapping.history_time_unit and not any(target.conversion is Conversion.HISTORY_TIME for target in columns):
+        raise ValueError(
+            f"{source.name}: history_time_unit is of lists that are named {HISTORY_TS}, found none; name the lists of times with "
+            f"rename (--rename COLUMN={HISTORY_TS}), or leave the unit out"
+        )
     return tuple(columns)
 
 
@@ -171,25 +193,38 @@ def _keys(source: RowSource, mapping: ColumnMapping) -> list[TargetColumn]:
 
 
 def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level, width: int) -> TargetColumn:
-    name = mapping.rename.get(leaf.name, leaf.name.replace(".", "_"))
+    name = mapping.target_name(leaf.name)
     is_id = leaf.name in mapping.ids and _is_text(leaf.type)
     dtype = "int64" if is_id else scalar_type(leaf.type)
     is_list = leaf.shape is Shape.LIST
+    is_history_time = is_list and name == HISTORY_TS and dtype not in (None, "string", "bool")
+    if is_history_time:
+        dtype = "int64"
     if dtype is None or (is_list and dtype not in ("int32", "int64", "float32", "float64", "bool")):
         kinds = "numbers, or of ids that are named in ids" if is_list else ", ".join(SCALAR_TYPES)
+        times = (
+            f", or rename it to {HISTORY_TS} where these are the times of history events"
+            if dtype == "timestamp"
+            else ""
+        )
         raise ValueError(
             f"{source.name}: column {leaf.name} of {kinds} required, found {'a list of ' if is_list else ''}{leaf.type}; exclude "
-            "it, or cast it in the source"
+            f"it, or cast it in the source{times}"
         )
     if level is Level.KEY:
         raise ValueError(f"{source.name}: column {leaf.name}: a level of request, item or label required, found key")
     if is_list and level is not Level.REQUEST:
         raise ValueError(
             f"{source.name}: column {leaf.name}: lists that are the same on all rows of a request required, found one that "
-            "differs; exclude it, or give its level as REQUEST if the sample misled"
+            f"differs; are --request and --item right? Otherwise exclude it (--exclude), or give its level as request (--level "
+            f"{leaf.name}=request) if the sample misled"
         )
     conversion = Conversion.HASH if is_id else Conversion.TIME if dtype == "timestamp" else Conversion.PLAIN
+    if is_history_time:
+        column = Column(name=name, dtype=dtype, level=level, doc=f"{leaf.name}, ms since 1970", kind=Kind.SEQUENCE)
+        return TargetColumn(column, (leaf.name,), Conversion.HISTORY_TIME)
     if is_list:
+        width = 0 if name in ALWAYS_SEQUENCES else width
         kind = Kind.VECTOR if width else Kind.SEQUENCE
         dtype = "int32" if dtype == "bool" else dtype
         column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, kind=kind, width=width)

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reqdedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, element_type
-from reqdedup.schema import Column, EngagementSchema
+from reqdedup.schema import HISTORY_TS, REQUEST_TS, Column, EngagementSchema
 from reqdedup.storage.content import RunningChecksum, bytes_hash, row_hashes, value_hashes
 from reqdedup.storage.convert.mapping import Conversion, TargetColumn, engagement_schema
 from reqdedup.storage.convert.source import Piece, RowSource
 from reqdedup.storage.hashing import mix
+from reqdedup.storage.history_time import UNIT_DIGITS, check_history_times, newest_events
 
 _ID_MASK = np.uint64(2**63 - 1)
 
@@ -28,13 +29,22 @@ class Converter:
 
     checksum: of the source's values so far, as `content_checksum` of the target must be.
     null_lists: lists that were null and become empty, since a sequence cannot be null.
+    time_unit, history_time_unit: see `ColumnMapping`.
     """
 
-    def __init__(self, source: RowSource, columns: Sequence[TargetColumn], *, time_unit: str | None) -> None:
+    def __init__(
+        self,
+        source: RowSource,
+        columns: Sequence[TargetColumn],
+        *,
+        time_unit: str | None,
+        history_time_unit: str | None = None,
+    ) -> None:
         self.source, self.columns = source, tuple(columns)
         self.schema: EngagementSchema = engagement_schema(columns)
         self.checksum, self.null_lists = RunningChecksum(), 0
-        self._time_unit = time_unit
+        self._time_unit, self._history_time_unit = time_unit, history_time_unit or "ms"
+        self._history_times = next((one for one in columns if one.conversion is Conversion.HISTORY_TIME), None)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Deduplicated batches of all rows. Raises ValueError for values that the target cannot hold, naming where."""
@@ -44,9 +54,10 @@ class Converter:
 
     def _batch(self, piece: Piece) -> pa.RecordBatch:
         arrays, hashes = [], []
+        plain: dict[str, pa.Array] = {}
         for target in self.columns:
             try:
-                array = self._values(piece, target)
+                array = plain[target.column.name] = self.values(piece, target)
                 if array.null_count and not target.column.nullable and not target.column.is_blob:
                     raise ValueError(f"no nulls allowed, found {array.null_count}; filter them, or give them a value")
                 if target.column.is_blob:
@@ -60,10 +71,25 @@ class Converter:
                 raise ValueError(
                     f"{piece.where}: column {', '.join(target.sources)} as {target.column.dtype} required: {error}"
                 ) from error
+        if self._history_times is not None and self._is_plausible(plain, self._history_times):
+            self._history_times = None  # one piece with events is enough
         self.checksum.add(piece.num_rows, row_hashes(self.schema.names, hashes, piece.num_rows))
         return pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(self.schema))
 
-    def _values(self, piece: Piece, target: TargetColumn) -> pa.Array:
+    def _is_plausible(self, plain: dict[str, pa.Array], target: TargetColumn) -> bool:
+        unit = self._history_time_unit
+        if pa.types.is_timestamp(self.source.leaves[target.sources[0]].type):
+            unit = "ms"  # a timestamp has its unit
+        request_ms = plain[REQUEST_TS].cast(pa.int64()).to_numpy() // 1000
+        return check_history_times(
+            newest_events(*_packed(plain[HISTORY_TS])),
+            request_ms,
+            what=f"{self.source.name}: column {target.sources[0]} as {HISTORY_TS}",
+            unit=unit,
+            todo="say so with history_time_unit (--history-time-unit {unit}), or give the column another name",
+        )
+
+    def values(self, piece: Piece, target: TargetColumn) -> pa.Array:
         """The column's values, cast and not deduplicated: an array of scalars, or of lists."""
         found = [piece.arrays[name] for name in target.sources]
         kind = element_type(target.column)
@@ -71,6 +97,8 @@ class Converter:
             if target.column.is_blob:
                 return _relist(found[0], hash_ids([_flat(found[0])]))
             return hash_ids(found)
+        if target.conversion is Conversion.HISTORY_TIME:
+            return _relist(found[0], milliseconds(_flat(found[0]), self._history_time_unit))
         if target.column.is_blob:
             return _relist(found[0], _cast(_flat(found[0]), kind))
         if target.conversion is Conversion.TIME and pa.types.is_integer(found[0].type):
@@ -103,6 +131,25 @@ def _string_ids(array: pa.Array) -> pa.Array:
     ]
     values = pa.array((np.array(ids, np.uint64) & _ID_MASK).view(np.int64))
     return values.take(encoded.indices)
+
+
+def milliseconds(times: pa.Array, unit: str) -> pa.Array:
+    """Times as int64 milliseconds since 1970; whole numbers of a finer unit are rounded down.
+
+    times: timestamps, dates, or numbers of `unit`.
+    """
+    if pa.types.is_date(times.type):
+        times = times.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(times.type):
+        times, unit = times.cast(pa.int64()), times.type.unit
+    digits = UNIT_DIGITS["ms"] - UNIT_DIGITS[unit]
+    if pa.types.is_floating(times.type):
+        return pc.round(pc.multiply(times.cast(pa.float64()), 10.0**digits)).cast(pa.int64())
+    times = times.cast(pa.int64())
+    if digits >= 0:
+        return pc.multiply_checked(times, 10**digits)
+    whole = np.floor_divide(pc.fill_null(times, 0).to_numpy(zero_copy_only=False), 10**-digits)
+    return pa.array(whole, mask=times.is_null().to_numpy(zero_copy_only=False))
 
 
 def blobs_of(lists: pa.LargeListArray, column: Column) -> pa.DictionaryArray:

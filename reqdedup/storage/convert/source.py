@@ -41,11 +41,16 @@ MAX_PIECE_ROWS = 2**16
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows. arrays: by leaf name; a leaf that the file does not have is null.  where: for errors."""
+    """Some rows of a file. arrays: by leaf name; a leaf that the file does not have is null.  rows: their numbers in it, [N]."""
 
     arrays: dict[str, pa.Array]
     num_rows: int
-    where: str
+    path: str
+    rows: np.ndarray
+
+    @property
+    def where(self) -> str:
+        return f"{self.path} at row {self.rows[0] if len(self.rows) else 0}"
 
 
 class RowSource:
@@ -132,16 +137,17 @@ class RowSource:
                     arrays: dict[str, pa.Array] = {}
                     for name, found in zip(present, in_file):
                         arrays |= leaf_arrays(name, batch.column(found))
-                    where = f"{file.path} at row {first}"
                     keep = _kept(deleted, first, batch.num_rows)
+                    row_numbers = np.arange(first, first + batch.num_rows)
                     first += batch.num_rows
                     if keep is not None:
+                        row_numbers = row_numbers[keep]
                         arrays = {name: array.filter(pa.array(keep)) for name, array in arrays.items()}
                     num_rows = batch.num_rows if keep is None else int(keep.sum())
                     for start, end in _ranges(arrays, self._blobs, num_rows):
                         part = {name: array.slice(start, end - start) for name, array in arrays.items()}
                         part = {leaf.name: self._leaf(part, leaf, end - start, constants) for leaf in leaves}
-                        yield Piece(part, end - start, where)
+                        yield Piece(part, end - start, file.path, row_numbers[start:end])
 
     def _leaf(self, arrays: dict[str, pa.Array], leaf: Leaf, num_rows: int, constants: dict[str, Any]) -> pa.Array:
         if leaf.name in self._blobs and leaf.name in arrays:

@@ -1,0 +1,60 @@
+"""Whether the times of history events are in the unit that they should be: milliseconds, as the requests' own times.
+
+A unit that is wrong is off by a factor of 1000 or more, and no other error shows: events then lie decades before every
+request, or after it. The newest event of a request lies near the request, so a factor of ten is told apart from truth.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+UNIT_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+"""Decimal digits of a unit after the second."""
+
+MIN_REQUEST_MS = 10**11
+"""March 1973; times before are no dates but counted from some start, and their ratios say nothing."""
+
+MAX_DIGITS_OFF = 1.0
+
+
+def newest_events(time_ms: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Largest time of each list, [N] int64; 0 for an empty one.
+
+    time_ms: [T] int64.  offsets: [N + 1] int64.
+    """
+    newest = np.zeros(len(offsets) - 1, np.int64)
+    has_events = np.diff(offsets) > 0
+    if has_events.any():
+        newest[has_events] = np.maximum.reduceat(time_ms[: offsets[-1]], offsets[:-1][has_events])
+    return newest
+
+
+def digits_off(newest_ms: np.ndarray, request_ms: np.ndarray) -> float | None:
+    """Median of log10(newest event / request), [N] int64 both; None where no pair has two real times."""
+    known = (newest_ms > 0) & (request_ms > MIN_REQUEST_MS)
+    if not known.any():
+        return None
+    return float(np.median(np.log10(newest_ms[known] / request_ms[known])))
+
+
+def check_history_times(newest_ms: np.ndarray, request_ms: np.ndarray, *, what: str, unit: str, todo: str) -> bool:
+    """Whether there were times to judge by. Raises ValueError where history events are implausibly far from requests.
+
+    newest_ms, request_ms: of each request, [N] int64.  what: the column, for the error.  unit: in which the values were
+    read.  todo: what to do, with {unit} for the unit that they seem to be in.
+    """
+    off = digits_off(newest_ms, request_ms)
+    if off is None:
+        return False
+    if abs(off) <= MAX_DIGITS_OFF:
+        return True
+    seems = next((name for name, digits in UNIT_DIGITS.items() if digits == UNIT_DIGITS[unit] + round(off)), None)
+    found = (
+        f"ones that seem to be in {seems}" if seems else f"ones that are 10^{off:.1f} times as large as the requests'"
+    )
+    known = (newest_ms > 0) & (request_ms > MIN_REQUEST_MS)
+    newest, request = (int(np.median(values[known])) for values in (newest_ms, request_ms))
+    raise ValueError(
+        f"{what}: times of events in {unit} since 1970 required, found {found} (in the median the newest event of a request is "
+        f"read as {newest:,} ms, the request as {request:,} ms); {todo.format(unit=seems or 'UNIT')}"
+    )
