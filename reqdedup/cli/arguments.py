@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `ArgumentParser.add_subparsers` returns."""
@@ -39,6 +41,51 @@ def add_command(
     catalog.add_argument("--warehouse", metavar="DIR", help="folder or s3:// location of the tables' files")
     catalog.add_argument("--catalog", metavar="NAME", help="a catalog of your pyiceberg configuration instead")
     return command
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's, which names an unknown option or command first, with the closest that there is and the right usage.
+
+    By itself argparse would say what is missing where an option is misspelled, and show the usage of the whole program.
+    """
+
+    commands: Commands | None = None
+
+    def add_subparsers(self, **options: Any) -> Commands:  # type: ignore[override]
+        self.commands = super().add_subparsers(**options)
+        return self.commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        if self.commands is not None:
+            self._check_command(words)
+        else:
+            self._check_options(words)
+        namespace, rest = super().parse_known_args(words, namespace)
+        if rest and self.commands is None:
+            self.error(f"nothing more required, found {' '.join(rest)}")
+        return namespace, rest
+
+    def _check_command(self, words: list[str]) -> None:
+        assert self.commands is not None
+        there = list(self.commands.choices)
+        found = next((word for word in words if not word.startswith("-")), None)
+        if found is not None and found not in there:
+            self.error(f"one of {', '.join(there)} required, found {found}{_closest(found, there)}")
+
+    def _check_options(self, words: list[str]) -> None:
+        there = list(self._option_string_actions)
+        for word in words:
+            name = word.partition("=")[0]
+            if name == "--":
+                return
+            if name.startswith("--") and not any(option.startswith(name) for option in there):
+                self.error(f"an option of {self.prog} required, found {name}{_closest(name, there)}")
+
+
+def _closest(found: str, there: Sequence[str]) -> str:
+    close = difflib.get_close_matches(found, there, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class ExamplesFormatter(argparse.HelpFormatter):

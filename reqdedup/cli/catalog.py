@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +20,7 @@ DEFAULT_DATA_DIR = Path("warehouse/data")
 def open_catalog(arguments: argparse.Namespace, *, make: bool = False) -> Catalog:
     """The catalog of --catalog, or of --catalog-uri and --warehouse; by default the embedded one.
 
-    make: the folder of an embedded catalog that is not there yet; else that is an error.
+    make: an embedded catalog that is not there yet, which is said; else that is an error.
     """
     from reqdedup.storage import catalogs
 
@@ -31,6 +33,11 @@ def open_catalog(arguments: argparse.Namespace, *, make: bool = False) -> Catalo
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///")).absolute()
         if make:
+            if not (database.exists() or arguments.catalog_uri):
+                print(
+                    f"reqdedup {arguments.command}: making a new catalog, {database}; --catalog-uri or --catalog name another",
+                    file=sys.stderr,
+                )
             database.parent.mkdir(parents=True, exist_ok=True)
         elif not database.exists():
             raise ValueError(
@@ -45,6 +52,25 @@ def open_catalog(arguments: argparse.Namespace, *, make: bool = False) -> Catalo
     if "://" not in warehouse:
         warehouse = f"file://{Path(warehouse).absolute()}"
     return catalogs.open_catalog(properties={"uri": uri, "warehouse": warehouse})
+
+
+def describe_catalog(arguments: argparse.Namespace) -> str:
+    """The options that open the same catalog again from any folder, without a password."""
+    if arguments.catalog:
+        return f"--catalog {arguments.catalog}"
+    uri = arguments.catalog_uri or f"sqlite:///{DEFAULT_DATA_DIR.absolute() / 'catalog.db'}"
+    if uri.startswith("sqlite:///"):
+        return f"--catalog-uri sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    parts = urlsplit(uri)
+    return f"--catalog-uri {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def check_table_name(name: str) -> None:
+    """Raise ValueError for a name without a namespace."""
+    if "." not in name.strip("."):
+        raise ValueError(
+            f"a table is named as namespace.table, found {name!r}; for example lake.{name.strip('.') or 't'}"
+        )
 
 
 def load_table(catalog: Catalog, name: str) -> Table:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from reqdedup.cli import conversion, deletion, features, health, ingest, maintenance, reports, sampling
-from reqdedup.cli.arguments import ExamplesFormatter
+from reqdedup.cli.arguments import CommandParser, ExamplesFormatter
 
 EXAMPLES = """examples:
   reqdedup audit data/impressions --request-key request_id --user-key user_id     what a table of yours would save
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line; a subcommand is a function of the parsed arguments in `run`."""
     from reqdedup import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="reqdedup",
         description="Request-level data stored, moved and computed once per request.",
         epilog=EXAMPLES,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, pair, positive
-from reqdedup.cli.catalog import load_table, open_catalog
+from reqdedup.cli.catalog import check_table_name, describe_catalog, load_table, open_catalog
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ def add_commands(commands: Commands) -> None:
         "convert",
         run_convert,
         help="rewrite a table that you already have into a layout",
-        description="Make a new table from Parquet files or an Iceberg table, which are only read. Levels of columns are "
+        description="Make a new table, or with --append add to one, from Parquet files or an Iceberg table, which are only read. Levels of columns are "
         "taken from a sample where they are not given; every row is checked, and nothing is visible before both sides "
         "have the same checksum. Columns inside structs are named with dots. See docs/convert.md.",
         examples=[
             "reqdedup convert data/impressions --table lake.engagements --user user_id --request request_id \\\n"
             "      --item item_id --time ts --time-unit ms --label clicked",
             "reqdedup convert --source-table ads.impressions --catalog prod --table ads.by_request --mapping ads.toml",
+            "reqdedup convert data/2026-02-02 --table lake.engagements --mapping lake.toml --append",
         ],
     )
     command.add_argument(
@@ -45,7 +46,12 @@ def add_commands(commands: Commands) -> None:
         help="its catalog of your pyiceberg configuration (default: that of --table)",
     )
     add_table(command, "the new table")
-    command.add_argument("--layout", choices=LAYOUTS, default="by_request", help="physical form (default: by_request)")
+    command.add_argument(
+        "--append",
+        action="store_true",
+        help="the table is there: add the rows to it, in one commit and in its own form",
+    )
+    command.add_argument("--layout", choices=LAYOUTS, help="physical form (default: by_request)")
     command.add_argument(
         "--buckets", type=positive, metavar="N", help="partitions by user (default: what fits the size)"
     )
@@ -57,6 +63,9 @@ def add_commands(commands: Commands) -> None:
     columns.add_argument("--item", metavar="COLUMN")
     columns.add_argument("--time", metavar="COLUMN", help="of the request")
     columns.add_argument("--time-unit", choices=TIME_UNITS, help="of a time that is a whole number")
+    columns.add_argument(
+        "--history-time-unit", choices=TIME_UNITS, help="of the numbers that become history_ts (default: ms)"
+    )
     columns.add_argument("--label", nargs="+", dest="labels", metavar="COLUMN", help="what is to be predicted")
     columns.add_argument(
         "--level",
@@ -83,7 +92,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     if arguments.source_catalog and not arguments.source_table:
         raise ValueError("--source-catalog is the catalog of --source-table, which is missing")
     mapping = read_mapping(arguments)
-    catalog = open_catalog(arguments, make=True)
+    check_table_name(arguments.table)
+    catalog = open_catalog(arguments, make=not arguments.append)
     source: Any = arguments.files[0] if len(arguments.files) == 1 else arguments.files
     if arguments.source_table:
         other = catalogs.open_catalog(arguments.source_catalog) if arguments.source_catalog else catalog
@@ -94,15 +104,17 @@ def run_convert(arguments: argparse.Namespace) -> int:
             catalog,
             arguments.table,
             mapping,
-            layout=Layout(arguments.layout),
+            layout=Layout(arguments.layout) if arguments.layout else None,
             num_buckets=arguments.buckets,
+            append=arguments.append,
             progress=progress,
             spill_dir=arguments.spill_dir,
         )
     if arguments.json:
-        print_json({**vars(report), "checksum": str(report.checksum)})
+        print_json({**vars(report), "checksum": str(report.checksum), "catalog": describe_catalog(arguments)})
     else:
         print(format_conversion(report))
+        print(f"  catalog: {describe_catalog(arguments)}; files: {report.location}")
     return 0
 
 
@@ -166,10 +178,12 @@ def format_conversion(report: ConvertReport) -> str:
     ratio = f", {report.source_bytes / report.bytes:.1f} times smaller" if report.bytes else ""
     buckets = f" in {counted(report.num_buckets, 'bucket')}" if report.num_buckets else ""
     rows = [[name, level.value, sources] for name, (sources, level) in report.columns.items()]
+    done = " appended" if report.is_append else ""
+    but = " but for null lists, now empty" if report.null_lists else ""
     lines = [
-        f"{report.table} ({report.layout.value}){buckets}: {report.rows:,} rows, {report.requests:,} requests, "
+        f"{report.table} ({report.layout.value}){buckets}: {report.rows:,} rows, {report.requests:,} requests{done}, "
         f"{format_bytes(report.source_bytes)} became {format_bytes(report.bytes)}{ratio}; {report.seconds:.1f} s",
-        f"  row for row the same as the source: {report.checksum}",
+        f"  row for row the same as the source{but}: {report.checksum}",
         format_table(["column", "level", "from"], rows),
     ]
     return "\n".join([*lines, *(f"  note: {note}" for note in report.notes)])

@@ -59,7 +59,9 @@ def _user_id(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"a whole number required, found {text!r}; --key takes ids of text") from None
+        raise argparse.ArgumentTypeError(
+            f"a whole number required, found {text!r}; of an id of text use --key {text}"
+        ) from None
 
 
 @dataclass
@@ -90,12 +92,14 @@ def run_delete_user(arguments: argparse.Namespace) -> int:
             erase=arguments.erase,
             progress=lambda name: progress(f"delete-user: {name}"),
         )
+    is_found = any(report.rows or report.held_by for report in reports)
     is_erased = arguments.erase and arguments.apply
     if arguments.json:
         print_json(
             {
                 "dry_run": not arguments.apply,
                 "erased": is_erased,
+                "found": is_found,
                 "tables": reports,
                 "not_searched": [*scope.not_searched, *ELSEWHERE],
             }
@@ -106,10 +110,14 @@ def run_delete_user(arguments: argparse.Namespace) -> int:
         if report.held_by:
             print(f"  {report.table}: held by {', '.join(report.held_by)}; --drop-refs removes these branches and tags")
     snapshots = sum(report.snapshots for report in reports)
-    if not arguments.apply:
+    if not is_found:
+        users = [*map(str, arguments.users), *(f"--key {key}" for key in arguments.key)]
+        print(f"no table holds {'this user' if len(users) == 1 else 'any of these users'}: {', '.join(users)}")
+    if is_found and not arguments.apply:
         print("nothing was changed: --apply does it, --apply --erase also frees the bytes")
     elif snapshots and not is_erased:
-        print(f"up to {counted(snapshots, 'old snapshot')} hold them still: `reqdedup expire`, or again with --erase")
+        hold = "hold them still" if is_found else "may hold them, and were not searched"
+        print(f"up to {counted(snapshots, 'old snapshot')} {hold}: `reqdedup expire`, or again with --apply --erase")
     print("not searched:")
     for one in [*scope.not_searched, *ELSEWHERE]:
         print(f"  {one}")

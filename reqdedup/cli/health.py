@@ -68,7 +68,10 @@ def format_health(health: TableHealth, choice: BucketChoice | None) -> str:
         lines.append(_format_buckets(health, shown))
     if len(rows) > len(shown):
         lines.append(f"  ... {len(rows) - len(shown):,} more; --json has all")
-    return "\n".join([*lines, *(f"  to do: {one}" for one in health.advice or ["nothing"])])
+    nothing = "nothing"
+    if health.small_files and health.num_buckets:
+        nothing += "; small files are as large as their buckets, and so few buckets cost a table of this size nothing"
+    return "\n".join([*lines, *(f"  to do: {one}" for one in health.advice or [nothing])])
 
 
 def _format_buckets(health: TableHealth, rows: list[dict[str, Any]]) -> str:

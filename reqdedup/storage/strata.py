@@ -129,8 +129,10 @@ def per_stratum(setting: float | Mapping[str, float] | None, labels: Sequence[st
     unknown = sorted(set(setting) - set(labels) - {OTHERS})
     left_out = [label for label in labels if label not in setting and OTHERS not in setting]
     if unknown or left_out:
+        meant = [(label, setting[one]) for one in unknown for label in labels if label.endswith(f"={one}")]
+        hint = f"; write --{name} '{meant[0][0]}={meant[0][1]:g}'" if meant else ""
         raise ValueError(
             f"{name}: every stratum once required ({OTHERS!r} for all others), found no value for {left_out} and "
-            f"values for strata that are not there: {unknown}; the strata are {list(labels)}"
+            f"values for strata that are not there: {unknown}; the strata are {list(labels)}{hint}"
         )
     return [setting.get(label, setting.get(OTHERS)) for label in labels]

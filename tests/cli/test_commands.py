@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -142,11 +143,14 @@ def test_a_user_leaves_all_tables_and_what_was_not_searched_is_named(lake):
     assert "nothing was changed" in lake.run("delete-user", "--key", "m3", "--namespace", "lake")
     # named by its feature table alone: what belongs together is found
     out = lake.run("delete-user", hash_string("m3"), "--table", "lake.f", "--apply")
-    assert "hold them still: `reqdedup expire`, or again with --erase" in out
+    assert "hold them still: `reqdedup expire`, or again with --apply --erase" in out
     assert b"m3" in b"".join(path.read_bytes() for path in lake.folder.glob("tables/**/*.parquet"))
     done = lake.json("delete-user", "--key", "m3", "--namespace", "lake", "--apply", "--erase")
     assert [one["rows"] for one in done["tables"]] == [0, 0, 0]
     assert b"m3" not in b"".join(path.read_bytes() for path in lake.folder.glob("tables/**/*.parquet"))
+    assert "no table holds this user: --key m3" in lake.run("delete-user", "--key", "m3", "--namespace", "lake")
+    assert lake.json("delete-user", "--key", "m3", "--namespace", "lake")["found"] is False
+    assert planned["found"]
     assert TableSource(main.refresh()).num_rows == 66
 
 
@@ -174,7 +178,17 @@ def test_a_foreign_table_is_converted_with_a_mapping_of_which_options_win(lake):
     assert (report["rows"], report["requests"], report["layout"]) == (60, 20, "by_request")
     assert report["columns"]["country"] == ["land", "request"]
     assert report["columns"]["y"] == ["y", "label"]
+    assert (report["catalog"], report["is_append"]) == (f"--catalog-uri {lake._uri}", False)
     assert "a new table required" in lake.run("convert", lake.folder / "theirs.parquet", *options, code=2)
+    pq.write_table(
+        pa.Table.from_pylist([row | {"session": row["session"] + 20} for row in rows]), lake.folder / "b.parquet"
+    )
+    out = lake.run("convert", lake.folder / "b.parquet", *options, "--append")
+    assert "60 rows, 20 requests appended" in out
+    assert f"  catalog: --catalog-uri {lake._uri}; files: file://{lake.folder}/tables/" in out
+    assert TableSource(lake.catalog.load_table("lake.ours")).num_rows == 120
+    wrong = [*options, "--append", "--layout", "sorted"]
+    assert "its layout by_request required" in lake.run("convert", lake.folder / "b.parquet", *wrong, code=2)
     again = ["--source-table", "lake.ours", "--table", "lake.wide", "--layout", "sorted", "--buckets", "2"]
     keys = ["--user", "user_id", "--request", "request_id", "--item", "item_id", "--time", "request_ts"]
     out = lake.run("convert", *again, *keys)
@@ -199,6 +213,12 @@ def test_a_sample_is_reported_and_written_only_when_told(lake):
     (_, often, _) = lake.json(*few, "--to", "lake.s", "--replace")["strata"]
     assert (often["stratum"], often["target"], often["users_after"]) == ("requests > 1", 3, 3)
     assert "another table than lake.t" in lake.run(*draw, "--to", "lake.t", "--replace", code=2)
+    by_hour = ["sample", "--table", "lake.t", "--by", "hour_of_day", "--rate", "*=1"]
+    (first, *_) = lake.json(*by_hour)["strata"]
+    value = first["stratum"].partition("=")[2]
+    said = lake.run(*by_hour, "--rate", f"{value}=0.5", code=2)
+    quoted = re.search(r"write --rate '(hour_of_day=.*)'", said).group(1)
+    assert lake.json(*by_hour, "--rate", quoted)["strata"][0]["rate"] == 0.5
 
 
 def test_features_are_published_tagged_rolled_back_and_promoted(lake):
@@ -261,6 +281,8 @@ def test_rebucketing_names_the_feature_tables_that_no_longer_fit(lake):
             "width of vector a: a whole number",
         ),
         (["convert", "--table", "lake.new"], "either PATH or --source-table required"),
+        (["convert", "x.parquet", "--table", "new", *KEYS], "a table is named as namespace.table, found 'new'"),
+        (["convert", "x.parquet", "--table", "a.b", *KEYS, "--history-time-unit", "s"], "found nothing there"),
     ],
 )
 def test_errors_are_one_message_without_a_traceback(errors_lake, capsys, arguments, said):
@@ -303,6 +325,26 @@ def test_a_conflict_is_a_message_and_an_unknown_error_keeps_its_traceback(lake, 
         lake.run("compact", "--table", "lake.t")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "usage", "said"),
+    [
+        (["convert", "x", "--tabel", "a.b"], "reqdedup convert", "found --tabel; did you mean --table?"),
+        (["health", "--table", "a.b", "--tables=c"], "reqdedup health", "found --tables; did you mean --table?"),
+        (["health", "--table", "a.b", "c"], "reqdedup health", "nothing more required, found c"),
+        (["features", "pblish", "--table", "a.b"], "reqdedup features", "found pblish; did you mean publish?"),
+        (["helth"], "reqdedup", "found helth; did you mean health?"),
+        (["quux"], "reqdedup", "found quux\n"),
+    ],
+)
+def test_what_is_misspelled_is_named_with_the_usage_of_its_command(capsys, arguments, usage, said):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert printed.startswith(f"usage: {usage} [-h]")
+    assert said in printed
+
+
 @pytest.mark.parametrize("age", ["5", "d", "-1d", "1y"])
 def test_an_age_has_a_unit(age, capsys):
     with pytest.raises(SystemExit):
@@ -313,4 +355,4 @@ def test_an_age_has_a_unit(age, capsys):
 def test_an_id_of_text_is_told_its_option(capsys):
     with pytest.raises(SystemExit):
         cli.main(["delete-user", "U13740", "--namespace", "news"])
-    assert "a whole number required, found 'U13740'; --key takes ids of text" in capsys.readouterr().err
+    assert "a whole number required, found 'U13740'; of an id of text use --key U13740" in capsys.readouterr().err

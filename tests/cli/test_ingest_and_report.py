@@ -66,6 +66,7 @@ def test_ingest_makes_a_table_and_puts_bad_rows_beside_it(here, capsys):
     ]
     printed = capsys.readouterr()
     assert "6 rows, 4 requests, 3 users" in printed.out
+    assert f"making a new catalog, {here}/warehouse/data/catalog.db; --catalog-uri" in printed.err
     assert "2 rejected rows" in printed.out
 
 

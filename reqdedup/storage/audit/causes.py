@@ -31,8 +31,8 @@ on plain ones finds short matches everywhere and misses the copy of the whole li
 
 SMALL_GROUP_REQUESTS = 8
 MANY_USER_RUNS = 1.5
-NOTABLE_SHARE = 0.01
-"""Of the plain table's bytes: a cause below this is not listed."""
+NOTABLE_SHARE = 0.001
+"""Of today's bytes: a cause below this is noise, and not listed."""
 
 WRITABLE_CODECS = ("none", "snappy", "gzip", "brotli", "lz4", "zstd")
 LARGE_ENOUGH_PAGE_BYTES = 32 * 2**20
@@ -118,7 +118,9 @@ def diagnose(
     with_dictionary = [name for name, (_, settings) in large_pages.items() if settings.dictionary]
     limit = min(limits, key=lambda limit: sum(total.total for total in limits[limit].values()))
     found = [
-        _cause(kind, by_column, facts, requests) for kind, by_column in costs.items() if sum(by_column.values()) > 0
+        _cause(kind, by_column, facts, requests)
+        for kind, by_column in costs.items()
+        if sum(by_column.values()) > NOTABLE_SHARE * facts.compressed_bytes
     ]
     found.sort(key=lambda cause: -cause.bytes)
     check = expected / actual if actual else None

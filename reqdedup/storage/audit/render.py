@@ -181,6 +181,10 @@ def _settings(report: AuditReport) -> list[str]:
         f"with one dictionary limit for all columns (pyiceberg, Spark) {format_bytes(report.step.one_limit_bytes)}, "
         f"with one switch per column (pyarrow, parquet-mr) {format_bytes(report.step.bytes)}"
     )
+    if report.step.one_limit_bytes < report.step.bytes:
+        one_limit += (
+            ": here the limit is the better one, since it turns dictionaries off by their size and not column by column"
+        )
     lines = [f"what to set: {one_limit}"]
     for writer, texts in report.settings.items():
         lines += [f"  {writer}", *[f"    {text}" for text in texts]]

@@ -21,7 +21,9 @@ def verdict(
     else:
         first = f"{format_bytes(today)} today, {format_bytes(best.bytes)} as BY_REQUEST ({format_ratio(best)})."
     if step.is_worth_it:
-        second = f"Cheapest step: {' + '.join(step.changes)} -> {format_bytes(step.bytes)} ({today / max(step.bytes, 1):.3g}x), readable by any engine."
+        best_bytes = min(step.bytes, step.one_limit_bytes)
+        how = "" if best_bytes == step.bytes else " with the dictionary limit below"
+        second = f"Cheapest step: {' + '.join(step.changes)} -> {format_bytes(best_bytes)} ({today / max(best_bytes, 1):.3g}x){how}, readable by any engine."
     else:
         second = f"Plain columns cannot do much better: {format_bytes(step.bytes)} sorted, with large pages and zstd."
     why = [

@@ -113,7 +113,7 @@ def _users(table: Table, files: list[LiveFile]) -> tuple[np.ndarray, np.ndarray]
     """The distinct users of these files, rising, and the rows of each."""
     source = FileSource([file.path for file in files], table_schema(table), io=table.io)
     users, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for batch in source.stream(source.row_groups(), [USER_ID], scalar_rows=2**20):
+    for batch in source.stream(source.row_groups(), [USER_ID], rows_together=2**20):
         found, found_counts = np.unique(batch.column(0).to_numpy(), return_counts=True)
         both, position = np.unique(np.append(users, found), return_inverse=True)
         counts = np.bincount(position, weights=np.append(counts, found_counts), minlength=len(both)).astype(np.int64)
@@ -174,16 +174,16 @@ def _advice(health: TableHealth) -> list[str]:
         worst = max(heavy, key=lambda row: row["rows"])
         advice.append(
             f"cap the largest users: user {worst['largest_user']} has {worst['largest_user_share']:.0%} of the rows of bucket "
-            f"{worst['partition']}; a user is never split, sample_users(max_requests_per_user=...) cuts whole requests"
+            f"{worst['partition']}; a user is never split, `sample --max-requests-per-user N` cuts whole requests"
         )
     elif health.num_buckets and (health.skew or 0) > SKEWED:
         advice.append(
             f"more buckets do not split users: the largest has {health.skew:.1f} times the mean bytes; expect it to set the time"
         )
     if health.snapshots > MANY_SNAPSHOTS:
-        advice.append(f"expire: {health.snapshots} snapshots keep their files on disk; expire_snapshots frees them")
+        advice.append(f"expire: {health.snapshots} snapshots keep their files on disk; `expire` frees them")
     if health.manifests > MANY_MANIFESTS:
         advice.append(
-            f"compact with one_commit=True: a scan reads {health.manifests} manifests; a rewrite leaves one for all it wrote"
+            f"compact with --one-commit: a scan reads {health.manifests} manifests; a rewrite leaves one for all it wrote"
         )
     return advice
