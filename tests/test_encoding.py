@@ -113,6 +113,10 @@ def test_fat_rows_hold_each_list_on_every_row_and_lengths_are_those_of_the_lists
             lambda batch: batch.set_column(0, "user_id", batch["user_id"].cast(pa.int32(), safe=False)),
             "user_id must be",
         ),
+        (
+            lambda batch: batch.set_column(0, "user_id", batch["user_id"].cast(pa.string())),
+            "user_id must be int64, found string; ids of text become numbers with `reqdedup convert`",
+        ),
         (lambda batch: batch.set_column(0, "user_id", pa.nulls(len(batch), pa.int64())), "user_id must not be null"),
         (
             lambda batch: batch.set_column(8, "user_embedding", batch["history_ts"]),

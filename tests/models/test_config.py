@@ -98,7 +98,10 @@ def test_a_configuration_survives_json(config):
         (lambda: DCATConfig(hidden_widths=()), "hidden_widths"),
         (lambda: DCATConfig(labels=()), "at least one label"),
         (lambda: DCATConfig.from_schema(FULL, labels=["like"]), r"labels \['like'\] are not in the log"),
-        (lambda: TwoTowerConfig.from_schema(EngagementSchema((*KEYS, CLICK))), "needs the sequence column"),
+        (
+            lambda: TwoTowerConfig.from_schema(EngagementSchema((*KEYS, CLICK))),
+            "needs .* --rename COLUMN=history_item_id",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(build, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.storage import Layout, create_table, write
 from reqdedup.storage.audit import AuditProgress, AuditReport, audit_table, render
+from reqdedup.storage.audit.verdict import format_bytes, verdict
 from reqdedup.storage.layout import ZSTD_LEVEL
 from tests.storage.audit_tables import (
     KEYS,
@@ -94,6 +96,7 @@ def test_snappy_and_scattered_rows_are_found(snappy_report):
     assert [cause.bytes for cause in snappy_report.causes] == sorted(
         (c.bytes for c in snappy_report.causes), reverse=True
     )
+    assert min(cause.bytes for cause in causes.values()) > 0.001 * snappy_report.table.compressed_bytes
     assert {"sort by member, session", f"zstd {ZSTD_LEVEL}"} <= set(snappy_report.step.changes)
     assert snappy_report.step.is_worth_it
     assert snappy_report.model_check == pytest.approx(1, abs=0.05)
@@ -226,6 +229,18 @@ def test_the_verdict_heads_a_text_that_fits_a_terminal(snappy_report):
     assert max(map(len, before_settings)) <= 120
     assert re.match(r"[\d.]+ \wB today, [\d.]+ \wB as BY_REQUEST \([\d.]+x, 95% interval [\d.]+-[\d.]+\)\.", lines[0])
     assert len(snappy_report.verdict) == 3
+
+
+def test_the_cheapest_step_is_never_said_to_be_larger_than_one_limit(snappy_report):
+    report = snappy_report
+    limited = replace(report.step, one_limit_bytes=report.step.bytes // 2)
+    (_, second, _) = verdict(report.table, report.requests, report.layouts, report.causes, limited, None)
+    assert f"-> {format_bytes(report.step.bytes // 2)} (" in second
+    assert "with the dictionary limit below" in second
+    assert "here the limit is the better one" in render(replace(report, step=limited))
+    assert "here the limit is the better one" not in render(
+        replace(report, step=replace(limited, one_limit_bytes=2**60))
+    )
 
 
 def test_the_json_keys_are_those_that_are_documented(snappy_report):

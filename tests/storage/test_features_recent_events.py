@@ -54,8 +54,18 @@ def test_a_log_without_event_times_counts_the_history():
     assert feature(requests([5, 6, 7], [[], [9, 9, 9], []], HISTORY_ITEM_ID)).to_pylist() == [0, 3, 0]
 
 
+@pytest.mark.parametrize(("per_second", "unit"), [(1, "s"), (10**6, "us"), (10**9, "ns")])
+def test_event_times_in_another_unit_are_refused_and_not_counted_as_none(per_second, unit):
+    request_s = 1_760_000_000
+    batch = requests([request_s * 10**6] * 3, [[(request_s - 60) * per_second], [], [(request_s - 5) * per_second]])
+    with pytest.raises(ValueError, match=f"history_ts: .* ms .* seem to be in {unit} .* --history-time-unit {unit}"):
+        recent_event_counts(3600)(batch)
+    in_ms = requests([request_s * 10**6] * 3, [[(request_s - 60) * 1000], [0], [1, (request_s - 5) * 1000]])
+    assert recent_event_counts(3600)(in_ms).to_pylist() == [1, 0, 1]
+
+
 def test_a_log_without_history_or_a_window_without_length_is_refused():
-    with pytest.raises(ValueError, match="history_ts or history_item_id required"):
+    with pytest.raises(ValueError, match=r"history_ts or history_item_id required.* --rename COLUMN=history_ts"):
         recent_event_counts(60).inputs(EngagementSchema(tuple(KEYS)))
     with pytest.raises(ValueError, match="window_s must be positive"):
         recent_event_counts(0)
