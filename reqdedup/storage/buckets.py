@@ -24,8 +24,8 @@ from reqdedup.storage.reader import FileSource, RowGroup
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.streams import merge_streams
 
-SCALAR_ROWS = 2**17
-"""Rows of scalars alone that are read together: few enough for the processor's caches, enough to pay for a call."""
+ROWS_TOGETHER = 2**17
+"""Rows that are read as one batch where their blobs are small: enough to pay for the calls that a batch takes."""
 
 
 class SortedSource(Protocol):
@@ -86,7 +86,7 @@ class SortedTable:
         self, groups: Sequence[RowGroup], columns: Sequence[str], users: np.ndarray | None
     ) -> Iterator[pa.RecordBatch]:
         if users is None:
-            yield from self._source.stream(groups, columns, scalar_rows=SCALAR_ROWS, use_threads=self._use_threads)
+            yield from self._source.stream(groups, columns, rows_together=ROWS_TOGETHER, use_threads=self._use_threads)
             return
         for group in groups:
             # The ids alone first: most row groups hold none of a small sample's users.

@@ -35,6 +35,9 @@ from reqdedup.storage.source import take_rows
 LIST_CHUNK_BYTES = 64 * 2**20
 """Plain lists are read and deduplicated in pieces of about this many uncompressed bytes."""
 
+BLOB_BYTES_TOGETHER = 4 * 2**20
+"""Row groups with fewer bytes of blobs may be read as one batch: their rows weigh more than putting dictionaries together."""
+
 
 @dataclass(frozen=True)
 class RowGroup:
@@ -157,20 +160,45 @@ class FileSource:
         groups: Iterable[RowGroup],
         columns: Sequence[str] | None = None,
         *,
-        scalar_rows: int = 0,
+        rows_together: int = 0,
         use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
         """These row groups in this order, one batch each (or more, as in `batches`); a file stays open from one to the next.
 
-        scalar_rows: where no column is a blob, neighbours in a file come as one batch of at most so many rows: a batch
-        has its fixed cost, and a row group of blobs is short.
+        rows_together: neighbours in a file come as one batch of at most so many rows, and BLOB_BYTES_TOGETHER of blobs: a
+        batch has its fixed cost. Their dictionaries become one, by value.
         use_threads: decode the columns of a batch at once; off where whole streams run beside one another.
         """
         chosen = self._columns(columns)
-        limit = 0 if any(column.is_blob for column in chosen) else scalar_rows
         with _OpenFiles(self) as files:
-            for together in _neighbours(groups, limit):
+            for together in self._neighbours(
+                groups, rows_together, [column.name for column in chosen if column.is_blob]
+            ):
                 yield from merged(self._read(files, together, chosen, None, use_threads=use_threads))
+
+    def _neighbours(self, groups: Iterable[RowGroup], max_rows: int, blobs: Sequence[str]) -> Iterator[list[RowGroup]]:
+        """Row groups that follow one another in a file, together while they hold at most `max_rows`."""
+        together: list[RowGroup] = []
+        num_rows = num_bytes = 0
+        leaves: tuple[str, list[int]] = ("", [])
+        for group in groups:
+            footer = self.footer(group.path)
+            if leaves[0] != group.path:
+                leaves = (group.path, [i for i, name in enumerate(footer.schema.names) if name in blobs])
+            if len(leaves[1]) < len(blobs):  # lists, which are read in pieces
+                added = BLOB_BYTES_TOGETHER
+            else:
+                added = sum(footer.row_group(group.index).column(i).total_uncompressed_size for i in leaves[1])
+            if together:
+                follows = (group.path, group.index) == (together[-1].path, together[-1].index + 1)
+                too_much = num_rows + group.num_rows > max_rows or num_bytes + added > BLOB_BYTES_TOGETHER
+                if not follows or too_much:
+                    yield together
+                    together, num_rows, num_bytes = [], 0, 0
+            together.append(group)
+            num_rows, num_bytes = num_rows + group.num_rows, num_bytes + added
+        if together:
+            yield together
 
     def _columns(self, names: Sequence[str] | None) -> list[Column]:
         if names is None:
@@ -393,20 +421,6 @@ class _OpenFiles:
             file = self._source._open(path, blobs)
             self._opened, self._key = _OpenFile(file), key
         return self._opened
-
-
-def _neighbours(groups: Iterable[RowGroup], max_rows: int) -> Iterator[list[RowGroup]]:
-    """Row groups that follow one another in a file, together while they hold at most `max_rows`."""
-    together: list[RowGroup] = []
-    for group in groups:
-        if together:
-            follows = (group.path, group.index) == (together[-1].path, together[-1].index + 1)
-            if not follows or sum(one.num_rows for one in together) + group.num_rows > max_rows:
-                yield together
-                together = []
-        together.append(group)
-    if together:
-        yield together
 
 
 def _user_array(users: np.ndarray | pa.Array) -> np.ndarray:

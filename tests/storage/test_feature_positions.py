@@ -16,6 +16,7 @@ from reqdedup.storage import (
     TableSource,
     add_request_feature,
     bucket_join,
+    buckets,
     create_feature_table,
     create_table,
     realign,
@@ -52,6 +53,7 @@ def expire_all_but_the_newest(table):
 @pytest.fixture
 def main(catalog, monkeypatch):
     monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 30)
+    monkeypatch.setattr(buckets, "ROWS_TOGETHER", 0)
     monkeypatch.setattr(feature_values, "ROW_GROUP_REQUESTS", 5)
     return main_table(catalog)
 

@@ -19,6 +19,7 @@ from reqdedup.storage import (
     TableSource,
     add_request_feature,
     bucket_join,
+    buckets,
     create_feature_table,
     create_table,
     recent_event_counts,
@@ -39,6 +40,7 @@ VECTOR = Column(name="vector", dtype="float32", level=Level.REQUEST, kind=Kind.V
 @pytest.fixture
 def main(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Table:
     monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 40)
+    monkeypatch.setattr(buckets, "ROWS_TOGETHER", 0)
     table = create_table(catalog, "lake.main", log_schema(), Layout.BY_REQUEST, num_buckets=4)
     write(table, to_batches(LOG))
     return table

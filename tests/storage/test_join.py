@@ -13,7 +13,16 @@ from pyiceberg.table import Table
 
 from reqdedup.encoding import BLOB_TYPE, check_deduplicated
 from reqdedup.schema import Column, EngagementSchema, Level
-from reqdedup.storage import Layout, TableSource, bucket_join, create_feature_table, create_table, write, writer
+from reqdedup.storage import (
+    Layout,
+    TableSource,
+    bucket_join,
+    buckets,
+    create_feature_table,
+    create_table,
+    write,
+    writer,
+)
 from reqdedup.storage.features import add_request_feature
 from reqdedup.storage.merge import JoinCounts
 from reqdedup.storage.streams import ROW_KEY
@@ -39,6 +48,7 @@ FEATURES = (
 def small_row_groups(monkeypatch):
     """Several row groups in every file, so that both sides of a join have to be cut."""
     monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 60)
+    monkeypatch.setattr(buckets, "ROWS_TOGETHER", 0)
 
 
 def late_batch(requests: list[dict], *, every: int = 1) -> pa.RecordBatch:

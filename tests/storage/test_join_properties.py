@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from reqdedup.encoding import check_deduplicated, deduplicated_schema
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
-from reqdedup.storage import Layout, TableSource, bucket_join, create_table, write, writer
+from reqdedup.storage import Layout, TableSource, bucket_join, buckets, create_table, write, writer
 from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY
 
 ROW_GROUP_ROWS = 5
@@ -86,6 +86,7 @@ def rows_of(batches: list[pa.RecordBatch]) -> list[tuple]:
 @pytest.mark.parametrize("on", [REQUEST_KEY, ROW_KEY])
 def test_joined_rows_are_those_of_a_dictionary(catalog, monkeypatch, on, how):
     monkeypatch.setattr(writer, "ROW_GROUP_ROWS", ROW_GROUP_ROWS)
+    monkeypatch.setattr(buckets, "ROWS_TOGETHER", 3 * ROW_GROUP_ROWS)
     numbers = itertools.count()
 
     def table(side: dict, schema: EngagementSchema, num_buckets: int):
@@ -97,14 +98,17 @@ def test_joined_rows_are_those_of_a_dictionary(catalog, monkeypatch, on, how):
 
     @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
-        left=sides, right=sides, buckets=st.sampled_from([(1, 1), (2, 2), (1, 4), (4, 2)]), threads=st.integers(1, 2)
+        left=sides,
+        right=sides,
+        num_buckets=st.sampled_from([(1, 1), (2, 2), (1, 4), (4, 2)]),
+        threads=st.integers(1, 2),
     )
-    @example(left=LARGE, right=SMALL, buckets=(2, 1), threads=1)
-    @example(left=SMALL, right=LARGE, buckets=(1, 2), threads=2)
-    @example(left={}, right=SMALL, buckets=(1, 1), threads=1)
-    @example(left=LARGE, right={}, buckets=(2, 2), threads=1)
-    def check(left, right, buckets, threads):
-        left_table, right_table = table(left, LEFT, buckets[0]), table(right, RIGHT, buckets[1])
+    @example(left=LARGE, right=SMALL, num_buckets=(2, 1), threads=1)
+    @example(left=SMALL, right=LARGE, num_buckets=(1, 2), threads=2)
+    @example(left={}, right=SMALL, num_buckets=(1, 1), threads=1)
+    @example(left=LARGE, right={}, num_buckets=(2, 2), threads=1)
+    def check(left, right, num_buckets, threads):
+        left_table, right_table = table(left, LEFT, num_buckets[0]), table(right, RIGHT, num_buckets[1])
         join = bucket_join(
             left_table, right_table, on=on, how=how, columns=ADDED[on], duplicates="first", threads=threads
         )

@@ -12,7 +12,17 @@ from pyiceberg.schema import Schema
 from pyiceberg.types import LongType, NestedField
 
 from reqdedup.encoding import check_deduplicated
-from reqdedup.storage import BatchSource, FileSource, Layout, TableSource, create_table, table_schema, write, writer
+from reqdedup.storage import (
+    BatchSource,
+    FileSource,
+    Layout,
+    TableSource,
+    create_table,
+    reader,
+    table_schema,
+    write,
+    writer,
+)
 from reqdedup.storage.source import compact_blobs, take_rows
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.test_writer import files_of, new_table, rows_of
@@ -43,6 +53,30 @@ def test_row_groups_and_batches_go_together(table):
     for group, batch in zip(groups, source.batches(), strict=True):
         assert source.read_row_group(group).equals(batch)
         assert group.num_rows == batch.num_rows
+
+
+@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED])
+def test_short_row_groups_read_together_hold_the_same_rows_and_each_value_once(catalog, monkeypatch, layout):
+    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 50)
+    table = new_table(catalog, layout)
+    write(table, to_batches(make_log(num_users=40)))
+    source = TableSource(table)
+    groups = source.row_groups()
+    alone = list(source.stream(groups))
+    together = list(source.stream(groups, rows_together=200))
+    assert pa.Table.from_batches(together).to_pylist() == pa.Table.from_batches(alone).to_pylist()
+    if layout is Layout.SORTED:  # its lists are read in pieces
+        assert len(together) == len(alone)
+        return
+    assert max(batch.num_rows for batch in together) <= 200
+    assert len(together) < len(alone) / 2
+    for batch in together:
+        check_deduplicated(batch, source.schema)
+        for column in source.schema.blobs:
+            values = batch[column.name].dictionary.to_pylist()
+            assert len(values) == len(set(values)) == len(set(batch[column.name].to_pylist()))
+    monkeypatch.setattr(reader, "BLOB_BYTES_TOGETHER", 1)
+    assert [batch.num_rows for batch in source.stream(groups, rows_together=200)] == [b.num_rows for b in alone]
 
 
 def test_columns_come_in_schema_order_and_exactly_as_asked(table):

@@ -113,7 +113,7 @@ def _users(table: Table, files: list[LiveFile]) -> tuple[np.ndarray, np.ndarray]
     """The distinct users of these files, rising, and the rows of each."""
     source = FileSource([file.path for file in files], table_schema(table), io=table.io)
     users, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for batch in source.stream(source.row_groups(), [USER_ID], scalar_rows=2**20):
+    for batch in source.stream(source.row_groups(), [USER_ID], rows_together=2**20):
         found, found_counts = np.unique(batch.column(0).to_numpy(), return_counts=True)
         both, position = np.unique(np.append(users, found), return_inverse=True)
         counts = np.bincount(position, weights=np.append(counts, found_counts), minlength=len(both)).astype(np.int64)
