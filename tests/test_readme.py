@@ -158,7 +158,7 @@ def test_a_measured_figure_that_changed_shows_in_the_table(tmp_path):
         row["value"] *= 2
     (tmp_path / "storage_layouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = (ROOT / "README.md").read_text()
-    before, after = (claims_table(document) for document in (text, report.with_table(text, tmp_path)))
+    before, after = (claims_table(report.with_table(text, folder)) for folder in (report.RESULTS, tmp_path))
     changed = [old for old, new in zip(before, after, strict=True) if old != new]
     assert changed
     assert all("storage_layouts.jsonl" in line for line in changed)
