@@ -68,11 +68,17 @@ def training(name: str, rows: Mapping[str, tuple[str, str]], text: str, ours: st
     return Claim(file="training", rows=rows, text=text, ours=ours, command=command)
 
 
+def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
+    """A claim about quality beside IID; see docs/study.md."""
+    return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
+
+
 RATIO = "{a[value]:.3g}x, {a[fraction_of_limit]:.0%} of the store-once limit"
 SPREAD = "{a[value]:.3g}x less CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g})"
 SORTING = "10-50x, from sorting"
 READ = "read one sequence column, {}: {}"
 WRITE = "write BY_REQUEST, {} tokens: {}"
+RETRIEVAL = "large catalogue: retrieval, 8 ranks"
 APPEND = "by_request against append_one_commit"
 
 CLAIMS = (
@@ -177,6 +183,31 @@ CLAIMS = (
         {"a": ("scoring 500, context kept", "reqdedup")},
         "scoring 500 candidates with a kept context, against the duplicated model",
         SPREAD,
+    ),
+    *(
+        study(
+            {"a": (ranks, "sorted"), "b": (ranks, "sorted + sync"), "c": (ranks, "all: sync + shuffle + chunks of 8")},
+            "ranking, AUC against IID at equal rows, {a[sizes][ranks]} ranks ([docs/study.md](docs/study.md)): sorted; with "
+            "SyncBatchNorm; with shuffled chunks of 8 too",
+            "{a[value]:+.1f}%; {b[value]:+.2f}%; {c[value]:+.2f}% ({c[spread][0]:+.2f} to {c[spread][1]:+.2f})",
+            "recovered by SyncBatchNorm",
+        )
+        for ranks in ("large catalogue: ranking, 8 ranks", "large catalogue: ranking, 32 ranks")
+    ),
+    study(
+        {
+            "a": (RETRIEVAL, "sorted"),
+            "b": (RETRIEVAL, "sorted + mask"),
+            "c": (RETRIEVAL, "all: sync + mask + shuffle + gather + chunks of 4"),
+        },
+        "retrieval, mean log-rank against IID at equal rows, nats, less is better: sorted; with the user mask alone; all fixes",
+        "{a[value]:+.2f}; {b[value]:+.2f}; {c[value]:+.3f} ({c[spread][0]:+.3f} to {c[spread][1]:+.3f})",
+        "recovered by the user mask",
+    ),
+    study(
+        {"a": ("large catalogue: retrieval, 64 passes per step", "whole requests, rates x 1")},
+        "the same at equal user-tower passes, whole requests shuffled, all fixes",
+        "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
     ),
 )
 
