@@ -24,7 +24,7 @@ from reqdedup.storage.reader import FileSource, RowGroup
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.streams import merge_streams
 
-ROWS_TOGETHER = 2**17
+ROWS_TOGETHER = 2**18
 """Rows that are read as one batch where their blobs are small: enough to pay for the calls that a batch takes."""
 
 
