@@ -42,12 +42,13 @@ from reqdedup.storage.maintenance import (
     to_realign,
 )
 from reqdedup.storage.overlap import UserOverlap, user_overlap
-from reqdedup.storage.reader import FileSource, RowGroup, TableSource
+from reqdedup.storage.reader import FileSource, RowGroup
 from reqdedup.storage.recent_events import recent_event_counts
 from reqdedup.storage.rejects import write_rejects
 from reqdedup.storage.sampling import UserSample, sample_users
 from reqdedup.storage.source import BatchSource
 from reqdedup.storage.strata import Activity
+from reqdedup.storage.table_source import TableSource
 from reqdedup.storage.writer import WriteProgress, WriteReport, write
 
 __all__ = [

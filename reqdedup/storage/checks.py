@@ -18,7 +18,7 @@ from reqdedup.schema import HISTORY_TS, KEYS, REQUEST_ID, REQUEST_TS, USER_ID
 from reqdedup.storage.content import ContentChecksum, content_checksum
 from reqdedup.storage.keys import first_disorder, run_starts
 from reqdedup.storage.layout import buckets_of, table_buckets
-from reqdedup.storage.reader import TableSource
+from reqdedup.storage.table_source import TableSource
 
 __all__ = [
     "CheckResult",

@@ -18,9 +18,9 @@ from reqdedup.storage.arrange import in_request_order
 from reqdedup.storage.hashing import mix, stable_hash
 from reqdedup.storage.keys import run_starts
 from reqdedup.storage.layout import Layout, buckets_of
-from reqdedup.storage.reader import TableSource
 from reqdedup.storage.spill import Spill
 from reqdedup.storage.store_once import Codec, store_once_bytes
+from reqdedup.storage.table_source import TableSource
 
 REPORT_SCHEMA = pa.schema(
     [

@@ -37,9 +37,10 @@ from reqdedup.storage.feature_table import (
     is_by_position,
 )
 from reqdedup.storage.layout import buckets_of
-from reqdedup.storage.reader import RowGroup, TableSource
+from reqdedup.storage.reader import RowGroup
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.streams import REQUEST_KEY, Cursor, concat, key_columns, merge_streams
+from reqdedup.storage.table_source import TableSource
 
 FOOTER_KEY = "reqdedup.positions"
 """Entry of a file's footer: a JSON object with the fields of `Positions`."""

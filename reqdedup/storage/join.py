@@ -24,8 +24,8 @@ from reqdedup.storage.feature_positions import feature_side
 from reqdedup.storage.feature_table import is_feature_table
 from reqdedup.storage.merge import DUPLICATES_ERROR, DUPLICATES_FIRST, INNER, LEFT, JoinCounts, MergeJoin, join_order
 from reqdedup.storage.ordered import run_ordered
-from reqdedup.storage.reader import TableSource
 from reqdedup.storage.streams import REQUEST_KEY, ROW_KEY, merge_streams
+from reqdedup.storage.table_source import TableSource
 
 LARGEST_THRESHOLD_BYTES = 32 * 2**20
 

@@ -19,7 +19,7 @@ from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID
 from reqdedup.storage.hashing import mix
 from reqdedup.storage.keys import run_starts
 from reqdedup.storage.layout import table_layout
-from reqdedup.storage.reader import TableSource
+from reqdedup.storage.table_source import TableSource
 
 
 @dataclass(frozen=True, kw_only=True)

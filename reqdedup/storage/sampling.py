@@ -18,11 +18,11 @@ from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
 from reqdedup.storage.hashing import below_rate, stable_hash
 from reqdedup.storage.keys import run_starts
 from reqdedup.storage.match import match_keys
-from reqdedup.storage.reader import TableSource
 from reqdedup.storage.sampling_report import sampling_report
 from reqdedup.storage.source import BatchSource, take_rows
 from reqdedup.storage.strata import Activity, Division, Strata, divide, per_stratum, strata_columns
 from reqdedup.storage.streams import REQUEST_KEY, key_columns
+from reqdedup.storage.table_source import TableSource
 from reqdedup.storage.tally import UserTally, count_requests, reduce_runs, tally_users
 
 KEEP_BY_HASH, KEEP_LATEST = "hash", "latest"

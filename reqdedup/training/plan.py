@@ -24,8 +24,9 @@ from pyiceberg.io import load_file_io
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.hashing import below_rate, stable_hash
-from reqdedup.storage.reader import FileSource, RowGroup, TableSource
+from reqdedup.storage.reader import FileSource, RowGroup
 from reqdedup.storage.source import BatchSource
+from reqdedup.storage.table_source import TableSource
 from reqdedup.training.blocks import RequestBlock
 
 
@@ -69,7 +70,7 @@ def source_for_ranks(source: Source) -> Source:
     Raises ValueError for a source that cannot be pickled.
     """
     if isinstance(source, TableSource):
-        return FileSource(source.paths, source.schema, io=source.table.io)
+        return source.files()
     try:
         pickle.dumps(source)
     except Exception as error:

@@ -7,7 +7,7 @@ from pyiceberg.catalog import Catalog
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.layout import Layout, create_table, table_buckets, table_layout, table_schema
-from reqdedup.storage.reader import TableSource
+from reqdedup.storage.table_source import TableSource
 
 
 @pytest.mark.parametrize("layout", list(Layout))

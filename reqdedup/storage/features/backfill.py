@@ -46,8 +46,8 @@ from reqdedup.storage.features.values import (
 )
 from reqdedup.storage.layout import Layout, buckets_of
 from reqdedup.storage.merge import LEFT, JoinCounts, MergeJoin
-from reqdedup.storage.reader import TableSource
 from reqdedup.storage.streams import REQUEST_KEY, key_columns
+from reqdedup.storage.table_source import TableSource
 
 MAIN_TABLE, MAIN_SNAPSHOT, BUCKETS = "reqdedup.main-table", "reqdedup.main-snapshot", "reqdedup.buckets"
 """Snapshot properties: what the features were computed from, and the buckets that were written (or "all")."""

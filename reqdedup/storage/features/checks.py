@@ -18,8 +18,8 @@ from reqdedup.storage.keys import run_starts
 from reqdedup.storage.layout import buckets_of
 from reqdedup.storage.merge import DUPLICATES_FIRST, INNER, JoinCounts, MergeJoin
 from reqdedup.storage.parts import blob_bytes
-from reqdedup.storage.reader import TableSource
 from reqdedup.storage.streams import REQUEST_KEY
+from reqdedup.storage.table_source import TableSource
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value allowed, by feature; of each element where a value is many. NaN lies in no range."""

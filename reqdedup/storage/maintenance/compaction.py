@@ -22,7 +22,7 @@ from reqdedup.storage.content import RunningChecksum, content_checksum
 from reqdedup.storage.feature_table import is_feature_table
 from reqdedup.storage.layout import Layout, table_layout, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
-from reqdedup.storage.reader import table_files
+from reqdedup.storage.table_source import table_files
 from reqdedup.storage.writer import write_rows
 
 ATTEMPTS = 5

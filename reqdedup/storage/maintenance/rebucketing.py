@@ -25,9 +25,10 @@ from reqdedup.storage.feature_table import FeatureSource, is_by_position, is_fea
 from reqdedup.storage.features.values import row_groups
 from reqdedup.storage.layout import buckets_of, table_buckets, table_layout, table_schema
 from reqdedup.storage.maintenance.live import live_files
-from reqdedup.storage.reader import FileSource, TableSource
+from reqdedup.storage.reader import FileSource
 from reqdedup.storage.source import take_rows
 from reqdedup.storage.streams import REQUEST_KEY
+from reqdedup.storage.table_source import TableSource
 from reqdedup.storage.writer import write_rows
 
 
