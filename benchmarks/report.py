@@ -62,10 +62,10 @@ def storage(part: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str
     return Claim(file=f"storage_{part}", rows=rows, text=text, ours=ours, article=article, command=command)
 
 
-def training(name: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str) -> Claim:
+def training(name: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
     """A claim about training. name: of `benchmarks.training`."""
     command = f".venv/bin/python -m benchmarks.training --only {name}"
-    return Claim(file="training", rows=rows, text=text, ours=ours, command=command)
+    return Claim(file="training", rows=rows, text=text, ours=ours, article=article, command=command)
 
 
 def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
@@ -75,6 +75,8 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
 
 RATIO = "{a[value]:.3g}x, {a[fraction_of_limit]:.0%} of the store-once limit"
 SPREAD = "{a[value]:.3g}x less CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g})"
+TWO_RATIOS = "{a[value]:.3g}x; {b[value]:.3g}x less CPU"
+BESIDE = "loader beside {} training, wall time"
 SORTING = "10-50x, from sorting"
 READ = "read one sequence column, {}: {}"
 JOIN = "bucket join, 5M x 5M rows, {}: {}"
@@ -178,20 +180,78 @@ CLAIMS = (
         "one user deleted: files rewritten, of {a[table_files]} in {a[sizes][buckets]} buckets",
         "{a[files]}, all of the user's bucket; {a[value]:.1%} of the bytes",
     ),
-    *(
-        training(
-            "retrieval_and_ranking_end_to_end",
-            {"a": (claim, "reqdedup")},
-            claim + ", against training on the same rows one by one",
-            SPREAD,
-        )
-        for claim in ("retrieval end to end, fan-out 64", "ranking end to end, fan-out 128")
+    training(
+        "retrieval_step",
+        {
+            "a": ("retrieval step, fan-out 8, 2048 rows", "reqdedup"),
+            "b": ("retrieval step, fan-out 256, 4096 rows", "reqdedup"),
+        },
+        "retrieval step (forward, backward, optimiser), history 64, against the duplicated model: fan-out 8; 256",
+        TWO_RATIOS,
+    ),
+    training(
+        "ranking_step",
+        {"a": ("ranking step, 10 candidates", "reqdedup"), "b": ("ranking step, 128 candidates", "reqdedup")},
+        "ranking step, DCAT at L = 512, against the sensible duplicated model: 10 candidates; 128",
+        TWO_RATIOS,
+        "2x",
+    ),
+    training(
+        "retrieval_and_ranking_end_to_end",
+        {"a": ("retrieval end to end, fan-out 64", "reqdedup")},
+        "retrieval end to end, table on disk and loader included, history 512, fan-out 64, against reading and training row "
+        "by row",
+        SPREAD,
+        "4x",
+    ),
+    training(
+        "retrieval_and_ranking_end_to_end",
+        {
+            "a": ("ranking end to end, fan-out 10", "reqdedup"),
+            "b": ("ranking end to end, fan-out 128", "reqdedup"),
+        },
+        "ranking end to end, the same, history 512: fan-out 10; 128",
+        TWO_RATIOS,
+        "2.8x",
     ),
     training(
         "scoring",
         {"a": ("scoring 500, context kept", "reqdedup")},
         "scoring 500 candidates with a kept context, against the duplicated model",
         SPREAD,
+        "7x",
+    ),
+    training(
+        "loader",
+        {
+            "a": (BESIDE.format("retrieval"), "with the loader"),
+            "b": (BESIDE.format("ranking"), "with the loader"),
+            "c": ("loader alone, retrieval columns", "loader alone"),
+        },
+        "throughput with the loader, of that of the trainer alone: retrieval at fan-out 256; ranking at 10; the loader by itself",
+        "{a[value]:.0%}; {b[value]:.0%}; {c[rows_per_s]:,.0f} rows/s on one core",
+    ),
+    training(
+        "break_even",
+        {
+            "a": ("break-even, ranking, fan-out 1", "reqdedup"),
+            "b": ("break-even, retrieval, fan-out 1", "reqdedup"),
+            "c": ("break-even, ranking, fan-out 2", "reqdedup"),
+            "d": ("break-even, ranking, fan-out 40", "reqdedup"),
+            "e": ("break-even, ranking, fan-out 1000", "reqdedup"),
+        },
+        "break-even, one row a request: ranking; retrieval. Ranking step at fan-out 2; 40; 1,000",
+        "{a[value]:.2f}x; {b[value]:.2f}x. {c[value]:.2g}x; {d[value]:.2g}x; {e[value]:.0f}x",
+    ),
+    training(
+        "share_context",
+        {
+            "a": ("shared context, 5 requests a user", "reqdedup"),
+            "b": ("shared context, 20 requests a user", "reqdedup"),
+            "c": ("shared context, whole step, 20 a user", "step"),
+        },
+        '`share_context="user"`, context pass against one per request: 5 requests a user; 20; the whole step at 20',
+        "{a[value]:.2g}x; {b[value]:.2g}x; {c[value]:.2g}x less CPU",
     ),
     *(
         study(

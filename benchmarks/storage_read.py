@@ -32,7 +32,7 @@ from reqdedup.schema import HISTORY_ITEM_ID
 from reqdedup.storage import Layout, TableSource, create_table, write
 
 COLUMN = HISTORY_ITEM_ID
-NUM_BUCKETS, USERS, ROUNDS = 4, 20, 5
+NUM_BUCKETS, USERS, ROUNDS = 4, 40, 5
 TARGETS = {"whole": {"cpu": 5.0, "peak": 15.0}, "stream": {"cpu": 5.0}}
 LEAN_ROWS, REPEATS = 64, 20
 LAYOUTS = (Layout.BY_REQUEST, Layout.SORTED)
