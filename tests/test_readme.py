@@ -178,7 +178,7 @@ def claims_table(text: str) -> list[str]:
     return body
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", DOCUMENTS + GUIDES)
 def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / document).read_text())
     folder = (ROOT / document).parent
