@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.record import write_results
 from benchmarks.study import plan
 from benchmarks.study.arms import Arm, Block, Steps, Tuned
-from benchmarks.study.report import DOCUMENT, report
+from benchmarks.study.report import DOCUMENT, read_rows, report
 from benchmarks.study.results import MAIN, RISES, gradient_rows, result_rows
 from benchmarks.study.run import GradientRun, Outcome, Run, run_all, run_gradients
 
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     rows = study(sizes, movielens=arguments.movielens, processes=arguments.processes, only=arguments.only, write=write)
     if write:
-        DOCUMENT.write_text(report(rows))
+        DOCUMENT.write_text(report(rows, read_rows("study_windows")))
     for row in rows:
         low, high = row["spread"]
         print(f"{row['claim']:<44} {row['variant']:<52} {row['value']:+8.4f} [{low}, {high}] {row['unit']}")

@@ -76,8 +76,8 @@ def no_worse(row: Row, bound: float) -> str:
     return f"no, it loses at least {best:.3f}{unit}" if best > bound else f"open, it may lose {worst:.3f}{unit}"
 
 
-def report(rows: Sequence[Row]) -> str:
-    """The whole document."""
+def report(rows: Sequence[Row], windows: Sequence[Row] = ()) -> str:
+    """The whole document. windows: the rows of `benchmarks.study.windows`."""
     study = Study(rows)
     parts = [
         _head(study),
@@ -88,6 +88,7 @@ def report(rows: Sequence[Row]) -> str:
         _why(study),
         _both_tuned(study),
         _movielens(study) if study.has(MOVIELENS) else _NO_MOVIELENS,
+        *([_windows(windows)] if windows else []),
         _recipe(study),
         _LIMITS,
     ]
@@ -306,6 +307,39 @@ Not run: `make study MOVIELENS=folder` was not given the log.
 """
 
 
+def _windows(rows: Sequence[Row]) -> str:
+    """Anchored windows beside last-S windows."""
+    sizes = rows[0]["sizes"]
+    parts = [
+        f"""## Anchored windows beside the last S events
+
+`share_context="user"` needs windows whose start moves in steps; they hold fewer events on average than the last S. The
+library's own models (two layers, RoPE) and training loop, {sizes["steps"]} steps of {sizes["requests_per_step"]} requests,
+against the last 32 events, and beside last-S with about as many events on average. Bold differences leave out 0. Measured by
+`.venv/bin/python -m benchmarks.study.windows` (`benchmarks/results/study_windows.jsonl`)."""
+    ]
+    for claim in dict.fromkeys(row["claim"] for row in rows):
+        lines = []
+        for row in (row for row in rows if row["claim"] == claim):
+            figure = f"{sum(row['figures']) / len(row['figures']):.4f}"
+            low, high = row["spread"]
+            text = f"{row['value']:+.3f} ± {(high - low) / 2:.3f}"
+            is_reference = row["variant"] == row["unit"].rpartition("against ")[2]
+            found = "reference" if is_reference else f"**{text}**" if low > 0 or high < 0 else text
+            lines.append([row["variant"], f"{row['mean_events']:g}", str(row["runs"]), figure, found])
+        unit = rows_unit(rows, claim)
+        header = ["window", "events of a long history, mean", "seeds", unit[1], f"against the last 32, {unit[0]}"]
+        parts.append(f"{claim.removeprefix('windows: ')}:\n\n{tables.markdown(header, lines)}")
+    return "\n\n".join(parts)
+
+
+def rows_unit(rows: Sequence[Row], claim: str) -> tuple[str, str]:
+    """(unit of the difference, name of the figure) of a comparison of windows."""
+    text = next(row["unit"] for row in rows if row["claim"] == claim)
+    unit, _, figure = text.partition(" against ")[0].partition(" of ")
+    return unit, {"auc_click": "AUC", "mean_log_rank": "mean log-rank"}[figure]
+
+
 def _recipe(study: Study) -> str:
     prices = []
     for task, arms in (("ranking", ("sorted + sync + shuffle", RANKING_ALL.name)), ("retrieval", _RETRIEVAL_PRICES)):
@@ -336,9 +370,14 @@ _LIMITS = """## Limits
 """
 
 
+def read_rows(name: str) -> list[Row]:
+    """The rows of a result file; none where it was not measured."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def main() -> int:
-    rows = [json.loads(line) for line in (RESULTS / "study.jsonl").read_text().splitlines()]
-    DOCUMENT.write_text(report(rows))
+    DOCUMENT.write_text(report(read_rows("study"), read_rows("study_windows")))
     print(DOCUMENT, file=sys.stderr)
     return 0
 

@@ -18,7 +18,7 @@ from benchmarks.study.gradient import Moments
 from benchmarks.study.log import StudyLog, synthetic_log
 from benchmarks.study.models import RankingModel, RankwiseBatchNorm1d, RetrievalModel, TorchLog, set_norms
 from benchmarks.study.ranking import Ranking
-from benchmarks.study.report import DOCUMENT, report
+from benchmarks.study.report import DOCUMENT, read_rows, report
 from benchmarks.study.retrieval import loss_of_ranks
 from benchmarks.study.run import Run, check_meters
 from benchmarks.study.statistics import paired
@@ -268,8 +268,8 @@ def test_paired_differences_have_students_interval():
 
 
 def test_the_document_is_what_the_report_makes_of_the_results():
-    rows = [json.loads(line) for line in (RESULTS / "study.jsonl").read_text().splitlines()]
-    assert DOCUMENT.read_text() == report(rows), "run `.venv/bin/python -m benchmarks.study.report`"
+    found = report(read_rows("study"), read_rows("study_windows"))
+    assert DOCUMENT.read_text() == found, "run `.venv/bin/python -m benchmarks.study.report`"
 
 
 def test_the_quick_study_trains_and_reports_every_arm_of_a_block_with_its_meters():
