@@ -329,7 +329,7 @@ against the last 32 events, and beside last-S with about as many events on avera
             lines.append([row["variant"], f"{row['mean_events']:g}", str(row["runs"]), figure, found])
         unit = rows_unit(rows, claim)
         header = ["window", "events of a long history, mean", "seeds", unit[1], f"against the last 32, {unit[0]}"]
-        parts.append(f"{claim.removeprefix('windows: ')}:\n\n{tables.markdown(header, lines)}")
+        parts.append(f"{claim.removeprefix('windows: ')}:\n\n{tables.markdown(header, lines).strip()}")
     return "\n\n".join(parts)
 
 
