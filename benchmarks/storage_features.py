@@ -112,7 +112,10 @@ def batches(num_requests: int, *, hashed: bool, block: int = 2**17) -> Iterator[
 
 def key_entropy_bytes(num_requests: int, *, hashed: bool) -> float:
     """Bytes without which nobody can tell whose value is whose: the users of the requests, and ids nobody can predict."""
-    log2_factorial = lambda n: math.lgamma(n + 1) / math.log(2)  # noqa: E731
+
+    def log2_factorial(n: int) -> float:
+        return math.lgamma(n + 1) / math.log(2)
+
     num_users = num_requests // REQUESTS_PER_USER
     bits = log2_factorial(num_requests) - num_users * log2_factorial(REQUESTS_PER_USER)
     if hashed:

@@ -6,7 +6,7 @@ for the IID arms, which the project's loader never does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,8 +111,13 @@ def movielens_log(path: Path, *, seed: int, held_out: float) -> StudyLog:
     return _in_table_order(_gather(read_log(path, preset="movielens"), features), seed=seed, held_out=held_out)
 
 
-def _gather(batches: Iterable[pa.RecordBatch], features) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
-    """Columns of all batches: names ending in _B per row, in _R per request."""
+def _gather(
+    batches: Iterable[pa.RecordBatch], features: Callable[[pa.RecordBatch, np.ndarray], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Columns of all batches: names ending in _B per row, in _R per request.
+
+    features: of a batch and the first row of each of its requests.
+    """
     parts: dict[str, list[np.ndarray]] = {}
     num_requests = 0
     for batch in batches:

@@ -39,6 +39,7 @@ class RankwiseBatchNorm1d(nn.BatchNorm1d):
         if len(input) % ranks:
             raise ValueError(f"equally many rows for each of {ranks} ranks required, found {len(input)}")
         x_bWC = input.view(ranks, -1, channels).transpose(0, 1).reshape(-1, ranks * channels)
+        # A norm that tracks statistics, as all here do, has them; the types allow one that does not.
         mean, variance = self.running_mean.repeat(ranks), self.running_var.repeat(ranks)  # type: ignore[union-attr]
         y_bWC = F.batch_norm(
             x_bWC,

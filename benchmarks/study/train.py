@@ -81,6 +81,7 @@ def reestimate_norms(state: State, log: StudyLog, rows: np.ndarray, seed: int) -
     norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm1d)]
     for norm in norms:
         norm.reset_running_stats()
+        # None is torch's word for a plain mean, which its types leave out; num_ranks is of the study's own norm.
         norm.momentum, norm.num_ranks = None, 1  # type: ignore[assignment]
     data, rng = TorchLog(log), np.random.default_rng([seed, 13])
     state.model.train()

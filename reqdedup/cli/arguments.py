@@ -51,6 +51,7 @@ class CommandParser(argparse.ArgumentParser):
 
     commands: Commands | None = None
 
+    # argparse names its return type privately and gives it type variables; the object is the same.
     def add_subparsers(self, **options: Any) -> Commands:  # type: ignore[override]
         self.commands = super().add_subparsers(**options)
         return self.commands

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from reqdedup.cli.arguments import Commands, add_apply, add_command, add_table, add_tables, age, positive
@@ -98,7 +99,7 @@ def run_compact(arguments: argparse.Namespace) -> int:
                 arguments.bucket,
                 one_commit=arguments.one_commit,
                 force=arguments.force,
-                progress=lambda done, total, name=name: progress(f"compact {name}: {done} of {total}"),  # type: ignore[misc]
+                progress=partial(_show_progress, progress, name),
                 spill_dir=arguments.spill_dir,
             )
     if arguments.json:
@@ -230,3 +231,7 @@ def _say_dry_run(is_dry_run: Iterable[bool]) -> None:
 
 def _add_spill(command: argparse.ArgumentParser) -> None:
     command.add_argument("--spill-dir", metavar="DIR", help="for temporary files (default: the system's)")
+
+
+def _show_progress(line: ProgressLine, name: str, done: int, total: int) -> None:
+    line(f"compact {name}: {done} of {total}")

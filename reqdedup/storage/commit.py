@@ -206,6 +206,7 @@ class StagedFiles:
         try:
             with self.table.transaction() as transaction:
                 # A writer that began before the bucket count changed would put its files under a spec that is not theirs.
+                # pyiceberg 0.12 has no public way to add a requirement to a transaction; its models are named by alias.
                 transaction._stage((), (AssertDefaultSpecId(default_spec_id=spec_id),))  # type: ignore[call-arg]
                 transaction._stage(updates)
                 update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)

@@ -14,12 +14,15 @@ from collections.abc import Mapping, Sequence
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
+from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import (
     AddSchemaUpdate,
     AssertLastAssignedFieldId,
     AssertRefSnapshotId,
     AssertTableUUID,
+    RemoveSnapshotRefUpdate,
     SetCurrentSchemaUpdate,
+    SetSnapshotRefUpdate,
     TableRequirement,
     TableUpdate,
 )
@@ -94,6 +97,19 @@ def add_columns(table: Table, columns: Sequence[Column], layout: Layout, propert
 def show_schema(table: Table) -> tuple[TableUpdate, ...]:
     """The update that makes the schema of `table` (of `add_columns`) the one that readers see."""
     return (SetCurrentSchemaUpdate(schema_id=table.metadata.current_schema_id),)  # type: ignore[call-arg]
+
+
+# pyiceberg's models take field names, as here, but declare their aliases ("ref-name") to the type checker.
+
+
+def move_ref(name: str, snapshot_id: int, kind: SnapshotRefType = SnapshotRefType.BRANCH) -> TableUpdate:
+    """A branch or tag comes to be at this snapshot."""
+    return SetSnapshotRefUpdate(ref_name=name, snapshot_id=snapshot_id, type=kind)  # type: ignore[call-arg]
+
+
+def remove_ref(name: str) -> TableUpdate:
+    """A branch or tag goes."""
+    return RemoveSnapshotRefUpdate(ref_name=name)  # type: ignore[call-arg]
 
 
 def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mapping[str, int | None]) -> None:

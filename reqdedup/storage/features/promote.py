@@ -20,14 +20,13 @@ from pathlib import Path
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
-from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.snapshots import Summary
-from pyiceberg.table.update import RemoveSnapshotRefUpdate, SetPropertiesUpdate, SetSnapshotRefUpdate
+from pyiceberg.table.update import SetPropertiesUpdate
 
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage.checks import ContentChecksum, content_checksum
 from reqdedup.storage.commit import StagedFiles
-from reqdedup.storage.evolve import MAIN, add_columns, commit_refs, ref_snapshot, show_schema
+from reqdedup.storage.evolve import MAIN, add_columns, commit_refs, move_ref, ref_snapshot, remove_ref, show_schema
 from reqdedup.storage.feature_table import feature_schema
 from reqdedup.storage.join import BucketJoin, bucket_join
 from reqdedup.storage.layout import (
@@ -162,7 +161,7 @@ class _Promotion:
         if parts and all(part.get(BASE) == str(self.base) for part in parts):
             return done
         assert self.base is not None
-        commit_refs(self.table, [_move(BRANCH, self.base)], expected={MAIN: self.base, BRANCH: head})
+        commit_refs(self.table, [move_ref(BRANCH, self.base)], expected={MAIN: self.base, BRANCH: head})
         return set()
 
     def write(self, unit: int, spill_dir: str | Path | None) -> None:
@@ -209,8 +208,8 @@ class _Promotion:
         updates = [
             SetPropertiesUpdate(updates=table_properties(self.schema, self.layout)),
             *show_schema(self.table),
-            _move(MAIN, head),
-            RemoveSnapshotRefUpdate(ref_name=BRANCH),  # type: ignore[call-arg]
+            move_ref(MAIN, head),
+            remove_ref(BRANCH),
         ]
         commit_refs(self.table, updates, expected={MAIN: self.base, BRANCH: head})
         self.main.refresh()
@@ -264,7 +263,3 @@ def _chosen(side: Table, columns: Sequence[str] | None) -> list[Column]:
 
 def _as_filled(column: Column, missing: str) -> Column:
     return replace(column, nullable=True) if missing == MISSING_NULL else column
-
-
-def _move(ref: str, snapshot_id: int) -> SetSnapshotRefUpdate:
-    return SetSnapshotRefUpdate(ref_name=ref, snapshot_id=snapshot_id, type=SnapshotRefType.BRANCH)  # type: ignore[call-arg]

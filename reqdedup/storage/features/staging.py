@@ -17,16 +17,14 @@ import pyarrow as pa
 from pyiceberg.table import Table
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import (
-    RemoveSnapshotRefUpdate,
     SetCurrentSchemaUpdate,
     SetPropertiesUpdate,
-    SetSnapshotRefUpdate,
     TableUpdate,
 )
 
 from reqdedup.schema import Column
 from reqdedup.storage.checks import CheckResult
-from reqdedup.storage.evolve import MAIN, commit_refs, ref_snapshot
+from reqdedup.storage.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
 from reqdedup.storage.feature_table import feature_properties, feature_schema
 from reqdedup.storage.features.backfill import BUCKETS, Backfill, FeatureReport
 from reqdedup.storage.features.checks import Ranges, feature_checks
@@ -146,17 +144,17 @@ class StagedFeature:
         updates: list[TableUpdate] = [SetPropertiesUpdate(updates=feature_properties(schema))]
         if self._schema_id is not None:
             updates.append(SetCurrentSchemaUpdate(schema_id=self._schema_id))  # type: ignore[call-arg]
-        updates += [_to(MAIN, self.snapshot_id), RemoveSnapshotRefUpdate(ref_name=self._branch)]  # type: ignore[call-arg]
+        updates += [move_ref(MAIN, self.snapshot_id), remove_ref(self._branch)]
         expected: dict[str, int | None] = {MAIN: self.base_snapshot_id, self._branch: self.snapshot_id}
         if tag is not None:
             expected[tag] = None
-            updates.append(_to(tag, self.snapshot_id, SnapshotRefType.TAG))
+            updates.append(move_ref(tag, self.snapshot_id, SnapshotRefType.TAG))
         commit_refs(self.side_table, updates, expected=expected)
         return self.snapshot_id
 
     def drop(self) -> None:
         """Forget it; its files go when snapshots expire. Raises RuntimeError where it is no longer there."""
-        remove = RemoveSnapshotRefUpdate(ref_name=self._branch)  # type: ignore[call-arg]
+        remove = remove_ref(self._branch)
         commit_refs(self.side_table, [remove], expected={self._branch: self.snapshot_id})
 
 
@@ -172,14 +170,10 @@ def _empty_version(table: Table) -> int:
 def _branch_off(table: Table, branch: str, base_snapshot_id: int) -> None:
     """Put the branch at the base, whatever it was at."""
     head = ref_snapshot(table.refresh(), branch)
-    commit_refs(table, [_to(branch, base_snapshot_id)], expected={MAIN: base_snapshot_id, branch: head})
+    commit_refs(table, [move_ref(branch, base_snapshot_id)], expected={MAIN: base_snapshot_id, branch: head})
 
 
 def _branch(name: str) -> str:
     if not name.strip():
         raise ValueError("stage: a name required, found an empty one; it names the branch")
     return STAGED + name
-
-
-def _to(ref: str, snapshot_id: int, kind: str = SnapshotRefType.BRANCH) -> SetSnapshotRefUpdate:
-    return SetSnapshotRefUpdate(ref_name=ref, snapshot_id=snapshot_id, type=kind)  # type: ignore[call-arg, arg-type]

@@ -9,14 +9,12 @@ from __future__ import annotations
 from pyiceberg.table import Table
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import (
-    RemoveSnapshotRefUpdate,
     SetCurrentSchemaUpdate,
     SetPropertiesUpdate,
-    SetSnapshotRefUpdate,
     TableUpdate,
 )
 
-from reqdedup.storage.evolve import MAIN, commit_refs, ref_snapshot
+from reqdedup.storage.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
 from reqdedup.storage.feature_table import feature_properties, feature_schema, is_feature_table
 from reqdedup.storage.layout import SCHEMA_PROPERTY, table_schema
 
@@ -32,7 +30,7 @@ def tag(table: Table, name: str, *, snapshot_id: int | None = None) -> int:
         raise ValueError(f"{_name(table)}: snapshot {wanted} required, found none; write the table first")
     if tags(table).get(name) == wanted:
         return wanted
-    update = SetSnapshotRefUpdate(ref_name=name, snapshot_id=wanted, type=SnapshotRefType.TAG)  # type: ignore[call-arg]
+    update = move_ref(name, wanted, SnapshotRefType.TAG)
     commit_refs(table, [update], expected={name: None})
     return wanted
 
@@ -46,7 +44,7 @@ def tags(table: Table) -> dict[str, int]:
 def drop_tag(table: Table, name: str) -> None:
     """Remove a tag, so that its version may expire. Raises ValueError where there is none of this name."""
     target = _tagged(table, name)
-    commit_refs(table, [RemoveSnapshotRefUpdate(ref_name=name)], expected={name: target})  # type: ignore[call-arg]
+    commit_refs(table, [remove_ref(name)], expected={name: target})
 
 
 def rollback_to(table: Table, name: str) -> int:
@@ -57,7 +55,7 @@ def rollback_to(table: Table, name: str) -> int:
     target = _tagged(table, name)
     updates: list[TableUpdate] = [
         SetPropertiesUpdate(updates=_properties_at(table, target)),
-        SetSnapshotRefUpdate(ref_name=MAIN, snapshot_id=target, type=SnapshotRefType.BRANCH),  # type: ignore[call-arg]
+        move_ref(MAIN, target),
     ]
     snapshot = table.snapshot_by_id(target)
     if snapshot is not None and snapshot.schema_id is not None:

@@ -19,12 +19,11 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
-from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
 from reqdedup.schema import USER_ID
 from reqdedup.storage.commit import MAX_WAIT_S, ConflictError, StagedFiles
 from reqdedup.storage.content import RunningChecksum, content_checksum
-from reqdedup.storage.evolve import MAIN, commit_refs
+from reqdedup.storage.evolve import MAIN, commit_refs, remove_ref
 from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
 from reqdedup.storage.features import realign
 from reqdedup.storage.keys import run_starts
@@ -270,7 +269,7 @@ def _drop_refs(table: Table, held_by: tuple[str, ...], is_wanted: bool) -> tuple
     """Remove these branches and tags where that is wanted; those that are left."""
     if not (is_wanted and held_by):
         return held_by
-    removals = [RemoveSnapshotRefUpdate(ref_name=ref) for ref in held_by]  # type: ignore[call-arg]
+    removals = [remove_ref(ref) for ref in held_by]
     commit_refs(table, removals, expected={ref: table.metadata.refs[ref].snapshot_id for ref in held_by})
     return ()
 
