@@ -8,6 +8,7 @@ read         CPU and memory of reading one sequence column                      
 join         bucket join against DuckDB, Polars and Acero                                       8
 write        CPU and memory of writing BY_REQUEST against pyiceberg's `append`                 10
 maintenance  what one user's change rewrites, what compaction costs                             3
+audit        what `reqdedup audit` predicts against what is written                             2
 
 Each is a module of its own, `benchmarks.storage_<name>`, with more options. Ratios are within one run; every part passes
 its gates before it reports, and a part that is measured in full replaces `benchmarks/results/storage_<name>.jsonl`.
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    storage_audit,
     storage_features,
     storage_join,
     storage_layouts,
@@ -88,6 +90,12 @@ def maintenance(folder: Path, *, quick: bool) -> Rows:
     yield from storage_maintenance.compaction(folder, log, rounds=rounds)
 
 
+def audit(folder: Path, *, quick: bool) -> Rows:
+    for name, (log, sample_bytes) in storage_audit.CASES.items():
+        logs = {"num_logs": 1} if quick else {}
+        yield from storage_audit.measure(folder, name, tiny(log) if quick else log, sample_bytes, **logs)
+
+
 PARTS: dict[str, Callable[..., Rows]] = {
     "layouts": layouts,
     "features": features,
@@ -95,6 +103,7 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "join": join,
     "write": write,
     "maintenance": maintenance,
+    "audit": audit,
 }
 
 

@@ -200,3 +200,15 @@ def test_the_guide_to_features_has_the_figures_of_the_results():
         ordered, hashed = (value[claim.format(ids), "stored keys"] for ids in ("ids in order", "hashed ids"))
         by_position = value[claim.format("ids in order"), "by position"]
         assert f"| {column} | {ordered:.3g}x | {hashed:.3g}x | {by_position:.2f}x |" in text
+
+
+def test_the_guide_to_the_audit_has_the_figures_of_the_results():
+    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/storage_audit.jsonl").read_text().splitlines()]
+    text = (ROOT / "docs/audit.md").read_text()
+    for layout in {row["variant"] for row in rows}:
+        cells = [
+            f"{row['value']:.1%} ({max(map(abs, row['spread'])):.1%}), {row['intervals_that_held']} of {row['runs']}"
+            for row in rows
+            if row["variant"] == layout
+        ]
+        assert f"| {layout.upper()} | {' | '.join(cells)} |" in text
