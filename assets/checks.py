@@ -8,7 +8,8 @@ from pyiceberg.table import Table
 
 from assets.resources import Warehouse
 from reqdedup import training
-from reqdedup.storage import TableSource, checks
+from reqdedup.storage import TableSource
+from reqdedup.storage.measure import checks
 
 BUCKETED = ("engagements_sorted", "engagements_by_request", "training_sample")
 LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")

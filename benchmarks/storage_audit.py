@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
 from benchmarks.tables import local_catalog
+from reqdedup.audit import audit_table
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.storage import Layout, create_table, write
-from reqdedup.storage.audit import audit_table
 
 LAYOUTS = (Layout.SHUFFLED, Layout.SORTED, Layout.SORTED_LARGE_PAGES, Layout.BY_REQUEST)
 NUM_LOGS = 8

@@ -27,6 +27,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from benchmarks.record import write_results
+from reqdedup.arrays.hashing import mix
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage import (
     Layout,
@@ -39,7 +40,6 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.features.values import feature_array
-from reqdedup.storage.hashing import mix
 
 TARGET = 1.2
 REQUESTS, REQUESTS_PER_USER, NUM_BUCKETS, ROUNDS = 1_000_000, 5, 16, 3

@@ -41,10 +41,10 @@ from pyiceberg.table import Table
 from benchmarks.own_process import METRICS, Measured, in_turns, load, measure, ratio_rows, shown
 from benchmarks.record import write_results
 from benchmarks.tables import local_catalog
-from reqdedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, numpy_from_blobs
+from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, numpy_from_blobs
 from reqdedup.schema import HISTORY_ITEM_ID, Column, EngagementSchema, Kind, Level
 from reqdedup.storage import Layout, bucket_join, create_table, table_schema, write
-from reqdedup.storage.encodings import COMPACT, ENCODINGS_PROPERTY
+from reqdedup.storage.iceberg.encodings import COMPACT, ENCODINGS_PROPERTY
 
 KEYS = ("user_id", "request_id", "item_id")
 ADDED = ("purchase", "dwell_s")

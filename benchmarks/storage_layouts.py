@@ -21,7 +21,7 @@ import polars as pl
 from benchmarks.record import write_results
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.storage import Layout, TableSource, compression_report, create_table, open_catalog, user_overlap, write
-from reqdedup.storage.checks import content_checksum
+from reqdedup.storage.measure.checks import content_checksum
 
 LAYOUTS = (Layout.SHUFFLED, Layout.SORTED, Layout.SORTED_LARGE_PAGES, Layout.BY_REQUEST)
 

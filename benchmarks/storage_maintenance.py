@@ -29,6 +29,7 @@ from pyiceberg.table import Table
 from benchmarks.own_process import in_turns, measure, ratio_rows, shown
 from benchmarks.record import write_results
 from benchmarks.tables import local_catalog, read_stream, write_stream
+from reqdedup.dedup.source import take_rows
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.schema import Column, Level
 from reqdedup.storage import (
@@ -40,10 +41,9 @@ from reqdedup.storage import (
     create_table,
     write,
 )
-from reqdedup.storage.checks import content_checksum
-from reqdedup.storage.layout import buckets_of
+from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.maintenance import compact, delete_user
-from reqdedup.storage.source import take_rows
+from reqdedup.storage.measure.checks import content_checksum
 
 MODULE = "benchmarks.storage_maintenance"
 NUM_BUCKETS, NUM_APPENDS, USERS, ROUNDS = 16, 7, 5_000, 3

@@ -26,7 +26,7 @@ from pyiceberg.table import Table
 from benchmarks.own_process import in_turns, measure, ratio_rows, shown
 from benchmarks.record import write_results
 from benchmarks.tables import local_catalog
-from reqdedup.encoding import lists_from_blobs
+from reqdedup.dedup.encoding import lists_from_blobs
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.schema import HISTORY_ITEM_ID
 from reqdedup.storage import Layout, TableSource, create_table, write

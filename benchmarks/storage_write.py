@@ -39,10 +39,10 @@ from benchmarks.tables import local_catalog, read_stream, write_stream
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, TableSource, create_table, table_schema, write
-from reqdedup.storage.checks import content_checksum
-from reqdedup.storage.datafile import FileSettings
-from reqdedup.storage.layout import file_schema, table_buckets
-from reqdedup.storage.writer import fat_rows
+from reqdedup.storage.iceberg.datafile import FileSettings
+from reqdedup.storage.iceberg.layout import file_schema, table_buckets
+from reqdedup.storage.measure.checks import content_checksum
+from reqdedup.storage.write.writer import fat_rows
 
 TARGET, FLAT = 20.0, 1.1
 NUM_BUCKETS, ROUNDS, LONGER = 8, 3, 10

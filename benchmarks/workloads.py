@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reqdedup.arrays.windows import anchored_start
 from reqdedup.batch import RequestBatch
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
-from reqdedup.logs.windows import anchored_start
 from reqdedup.models import DCAT, DCATConfig, TwoTower, TwoTowerConfig, naive
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, TableSource, create_table, open_catalog, write

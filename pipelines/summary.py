@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.environment import Environment
-from reqdedup.storage.catalogs import shown_uri
+from reqdedup.storage.iceberg.catalogs import shown_uri
 
 RUNS_LOOKED_AT = 100
 LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")

@@ -87,7 +87,7 @@ def test_the_storage_half_imports_without_torch_and_dagster():
     loaded = import_in_child(
         "reqdedup",
         "reqdedup.schema",
-        "reqdedup.encoding",
+        "reqdedup.dedup.encoding",
         "reqdedup.logs",
         "reqdedup.storage",
         "reqdedup.cli",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyiceberg.catalog import Catalog
 
-from reqdedup.storage import catalogs
+from reqdedup.storage.iceberg import catalogs
 
 DATA_DIR = Path(__file__).resolve().parent / "data"
 """Where the embedded default keeps its catalog, tables, models and run history (git-ignored)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.encoding import numpy_from_blobs
+from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.logs import SyntheticLogConfig, read_log, synthesize
 from reqdedup.logs.synthetic_config import make_catalogue
 

@@ -22,7 +22,7 @@ def open_catalog(arguments: argparse.Namespace, *, make: bool = False) -> Catalo
 
     make: an embedded catalog that is not there yet, which is said; else that is an error.
     """
-    from reqdedup.storage import catalogs
+    from reqdedup.storage.iceberg import catalogs
 
     if arguments.catalog:
         if arguments.catalog_uri or arguments.warehouse:

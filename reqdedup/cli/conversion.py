@@ -14,8 +14,8 @@ from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_tabl
 if TYPE_CHECKING:
     import argparse
 
+    from reqdedup.convert import ColumnMapping, ConvertReport
     from reqdedup.schema import Level
-    from reqdedup.storage import ColumnMapping, ConvertReport
 
 TIME_UNITS = ("s", "ms", "us", "ns")
 
@@ -85,7 +85,9 @@ def add_commands(commands: Commands) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Convert, then say what came out."""
-    from reqdedup.storage import Layout, catalogs, convert_table
+    from reqdedup.convert import convert_table
+    from reqdedup.storage import Layout
+    from reqdedup.storage.iceberg import catalogs
 
     if bool(arguments.source_table) == bool(arguments.files):
         raise ValueError("either PATH or --source-table required; name Parquet files, or one Iceberg table")
@@ -120,7 +122,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def read_mapping(arguments: argparse.Namespace) -> ColumnMapping:
     """What the file and the options say of the columns. Raises ValueError for keys and values that mean nothing."""
-    from reqdedup.storage import ColumnMapping
+    from reqdedup.convert import ColumnMapping
 
     known = [field.name for field in fields(ColumnMapping)]
     said: dict[str, Any] = {}

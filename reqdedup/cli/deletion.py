@@ -127,7 +127,7 @@ def run_delete_user(arguments: argparse.Namespace) -> int:
 def _scope(catalog: Catalog, namespaces: list[str], names: list[str]) -> _Scope:
     """All tables of the namespaces, and the named ones with what belongs to them."""
     from reqdedup.storage import feature_tables_of, tables_of
-    from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, is_feature_table
+    from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_feature_table
 
     scope = _Scope()
     beside: set[str] = set()

@@ -108,7 +108,7 @@ def add_commands(commands: Commands) -> None:
 def run_list(arguments: argparse.Namespace) -> int:
     """Print features, staged versions and tags."""
     from reqdedup.storage import feature_tables_of
-    from reqdedup.storage.feature_table import is_feature_table
+    from reqdedup.storage.read.feature_table import is_feature_table
 
     table = load_table(open_catalog(arguments), arguments.table)
     sides = [table] if is_feature_table(table) else list(feature_tables_of(table))
@@ -128,7 +128,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def _described(side: Table) -> dict[str, Any]:
     from reqdedup.storage import staged_features, tags
-    from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, feature_buckets, feature_schema, is_by_position
+    from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, feature_buckets, feature_schema, is_by_position
 
     current = side.current_snapshot()
     return {
@@ -254,7 +254,7 @@ def _staged(catalog: Catalog, arguments: argparse.Namespace) -> StagedFeature:
 
 
 def _main_table(catalog: Catalog, side: Table) -> Table:
-    from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, feature_schema
+    from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, feature_schema
 
     feature_schema(side)  # a clear error where it is no feature table
     return load_table(catalog, side.properties[MAIN_TABLE_PROPERTY])

@@ -50,7 +50,7 @@ def run_ingest(arguments: argparse.Namespace) -> int:
     from reqdedup.logs import read_log
     from reqdedup.logs.checks import REASONS
     from reqdedup.storage import Layout, create_table, write, write_rejects
-    from reqdedup.storage.rejects import rejects_identifier
+    from reqdedup.storage.write.rejects import rejects_identifier
 
     rejects_name = rejects_identifier(arguments.table)
     progress = ProgressLine()
@@ -104,7 +104,7 @@ def run_ingest(arguments: argparse.Namespace) -> int:
 def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
     """Raise ValueError where a new ingest would have to drop the table, as `create_table` does."""
     from reqdedup.storage import table_layout, table_schema
-    from reqdedup.storage.layout import LAYOUT_PROPERTY, table_buckets
+    from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
 
     if LAYOUT_PROPERTY not in table.properties:
         return  # not ours: create_table refuses it

@@ -209,7 +209,7 @@ def run_rebucket(arguments: argparse.Namespace) -> int:
 def _features_of_other_buckets(table: Table, num_buckets: int) -> dict[str, str]:
     """Feature tables of this table that have another bucket count, and what to do."""
     from reqdedup.storage import feature_tables_of
-    from reqdedup.storage.feature_table import feature_buckets, is_by_position, is_feature_table
+    from reqdedup.storage.read.feature_table import feature_buckets, is_by_position, is_feature_table
 
     if is_feature_table(table):
         return {}

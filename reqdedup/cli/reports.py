@@ -75,7 +75,7 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def run_audit(arguments: argparse.Namespace) -> int:
     """Print the audit of a table or of Parquet files."""
-    from reqdedup.storage.audit import audit_table, render
+    from reqdedup.audit import audit_table, render
 
     if bool(arguments.table) == bool(arguments.files):
         raise ValueError("either PATH or --table required; name Parquet files, or one Iceberg table")

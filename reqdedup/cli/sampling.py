@@ -105,7 +105,7 @@ def _check_target(catalog: Catalog, arguments: argparse.Namespace) -> None:
 
 def _write(catalog: Catalog, sample: UserSample, arguments: argparse.Namespace) -> WriteReport:
     from reqdedup.storage import Layout, create_table, write
-    from reqdedup.storage.layout import table_buckets
+    from reqdedup.storage.iceberg.layout import table_buckets
 
     buckets = arguments.buckets or table_buckets(catalog.load_table(arguments.table)) or 16
     layout, is_new = Layout(arguments.layout), not catalog.table_exists(arguments.to)

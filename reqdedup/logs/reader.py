@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from reqdedup.arrays.windows import default_stride
 from reqdedup.logs.checks import LogError, Rejects, UnreadableFile
 from reqdedup.logs.formats import find_files, read_blocks, read_size
 from reqdedup.logs.impressions import IdTypes, ImpressionParser, detect_id_types
@@ -29,7 +30,6 @@ from reqdedup.logs.requests import count_owners, find_disputed, form_requests
 from reqdedup.logs.sequences import emit_batches, log_schema
 from reqdedup.logs.text import BLOCK_BYTES
 from reqdedup.logs.values import check_time_rule
-from reqdedup.logs.windows import default_stride
 from reqdedup.schema import EngagementSchema
 
 DEFAULT_MAX_HISTORY = 1_024

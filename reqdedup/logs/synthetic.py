@@ -22,7 +22,8 @@ from statistics import NormalDist
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.encoding import blobs_from_numpy, deduplicated_schema
+from reqdedup.arrays.windows import anchored_start, gather_windows, offsets_of, ragged_positions
+from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema
 from reqdedup.logs.catalogue import Catalogue, random_stream
 from reqdedup.logs.synthetic_config import (
     LABELS,
@@ -32,7 +33,6 @@ from reqdedup.logs.synthetic_config import (
     make_catalogue,
     synthetic_schema,
 )
-from reqdedup.logs.windows import anchored_start, gather_windows, offsets_of, ragged_positions
 
 _USER_STREAM, _LOG_STREAM, _EMBEDDING_STREAM = 1, 2, 3
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000

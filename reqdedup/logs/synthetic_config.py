@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from reqdedup.arrays.windows import default_stride
 from reqdedup.logs.catalogue import Catalogue
-from reqdedup.logs.windows import default_stride
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 
 LABELS = ("click", "save", "long_dwell")

@@ -1,10 +1,6 @@
 """Layouts, writer, reader, compression, join, backfill, sampling, maintenance of Iceberg tables."""
 
-from reqdedup.storage.catalogs import open_catalog
-from reqdedup.storage.commit import ConflictError
-from reqdedup.storage.compression import compression_report
-from reqdedup.storage.convert import ColumnMapping, ConvertProgress, ConvertReport, convert_table
-from reqdedup.storage.feature_table import create_feature_table
+from reqdedup.dedup.source import BatchSource
 from reqdedup.storage.features import (
     FeatureReport,
     PromoteReport,
@@ -19,8 +15,11 @@ from reqdedup.storage.features import (
     tag,
     tags,
 )
-from reqdedup.storage.join import BucketJoin, bucket_join
-from reqdedup.storage.layout import Layout, create_table, table_layout, table_schema
+from reqdedup.storage.features.recent_events import recent_event_counts
+from reqdedup.storage.iceberg.catalogs import open_catalog
+from reqdedup.storage.iceberg.commit import ConflictError
+from reqdedup.storage.iceberg.layout import Layout, create_table, table_layout, table_schema
+from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.maintenance import (
     BucketChoice,
     CompactReport,
@@ -41,26 +40,23 @@ from reqdedup.storage.maintenance import (
     tables_of,
     to_realign,
 )
-from reqdedup.storage.overlap import UserOverlap, user_overlap
-from reqdedup.storage.reader import FileSource, RowGroup
-from reqdedup.storage.recent_events import recent_event_counts
-from reqdedup.storage.rejects import write_rejects
-from reqdedup.storage.sampling import UserSample, sample_users
-from reqdedup.storage.source import BatchSource
-from reqdedup.storage.strata import Activity
-from reqdedup.storage.table_source import TableSource
-from reqdedup.storage.writer import WriteProgress, WriteReport, write
+from reqdedup.storage.measure.compression import compression_report
+from reqdedup.storage.measure.overlap import UserOverlap, user_overlap
+from reqdedup.storage.read.feature_table import create_feature_table
+from reqdedup.storage.read.reader import FileSource, RowGroup
+from reqdedup.storage.read.table_source import TableSource
+from reqdedup.storage.sampling.sample import UserSample, sample_users
+from reqdedup.storage.sampling.strata import Activity
+from reqdedup.storage.write.rejects import write_rejects
+from reqdedup.storage.write.writer import WriteProgress, WriteReport, write
 
 __all__ = [
     "Activity",
     "BatchSource",
     "BucketChoice",
     "BucketJoin",
-    "ColumnMapping",
     "CompactReport",
     "ConflictError",
-    "ConvertProgress",
-    "ConvertReport",
     "DeletionReport",
     "ExpireReport",
     "FeatureReport",
@@ -83,7 +79,6 @@ __all__ = [
     "choose_num_buckets",
     "compact",
     "compression_report",
-    "convert_table",
     "create_feature_table",
     "create_table",
     "delete_user",

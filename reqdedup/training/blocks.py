@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from reqdedup.arrays.windows import anchored_start, default_stride, gather_windows, offsets_of, ragged_positions
 from reqdedup.batch import RequestBatch
-from reqdedup.encoding import numpy_from_blobs, take_blobs
-from reqdedup.logs.windows import anchored_start, default_stride, gather_windows, offsets_of, ragged_positions
+from reqdedup.dedup.encoding import numpy_from_blobs, take_blobs
+from reqdedup.dedup.source import compact_batch
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
-from reqdedup.storage.source import compact_batch
 
 HISTORY_PREFIX = "history_"
 NULL_INTEGER = -1

@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.io import load_file_io
 
+from reqdedup.arrays.hashing import below_rate, stable_hash
+from reqdedup.dedup.source import BatchSource
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.hashing import below_rate, stable_hash
-from reqdedup.storage.reader import FileSource, RowGroup
-from reqdedup.storage.source import BatchSource
-from reqdedup.storage.table_source import TableSource
+from reqdedup.storage.read.reader import FileSource, RowGroup
+from reqdedup.storage.read.table_source import TableSource
 from reqdedup.training.blocks import RequestBlock
 
 

@@ -14,7 +14,7 @@ from benchmarks import storage, storage_maintenance, storage_write
 from benchmarks.own_process import METRICS, Measured
 from benchmarks.tables import local_catalog, read_stream
 from reqdedup.storage import write
-from reqdedup.storage.layout import buckets_of
+from reqdedup.storage.iceberg.layout import buckets_of
 
 FIELDS = ("claim", "variant", "value", "unit", "target", "sizes")
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.fs
 from pyiceberg.table import Table
 
-from reqdedup.encoding import blobs_from_lists
+from reqdedup.dedup.encoding import blobs_from_lists
 from reqdedup.schema import KEYS, EngagementSchema
 
 

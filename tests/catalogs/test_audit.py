@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog
 
+from reqdedup.audit import audit_table
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, create_table, write
-from reqdedup.storage.audit import audit_table
 
 
 def test_the_audit_says_the_same_of_a_table_in_any_catalog(

@@ -16,7 +16,7 @@ from pyiceberg.table import Table
 import warehouse.catalogs
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, TableSource, WriteProgress, create_table, write
-from reqdedup.storage.catalogs import open_catalog
+from reqdedup.storage.iceberg.catalogs import open_catalog
 from tests.catalogs.conftest import postgres_config
 from tests.catalogs.rows import plain, same, stored_files
 from tests.servers.dropping_proxy import DroppingProxy

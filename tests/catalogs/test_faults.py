@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog
 
-from reqdedup.storage.catalogs import open_catalog
+from reqdedup.storage.iceberg.catalogs import open_catalog
 from tests.catalogs.conftest import postgres_config
 from tests.servers.postgres import Postgres
 from tests.servers.process import LOOPBACK, free_ports

@@ -15,7 +15,6 @@ from reqdedup.storage import (
     TableSource,
     add_request_feature,
     bucket_join,
-    checks,
     create_feature_table,
     create_table,
     promote,
@@ -25,6 +24,7 @@ from reqdedup.storage import (
     tag,
     write,
 )
+from reqdedup.storage.measure import checks
 
 COUNT = Column(name="visits", dtype="int32", level=Level.REQUEST, nullable=True)
 RATE = Column(name="rate", dtype="float64", level=Level.REQUEST)

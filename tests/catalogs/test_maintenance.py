@@ -12,16 +12,14 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
+from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.schema import EngagementSchema, Level
 from reqdedup.storage import (
-    ColumnMapping,
     Layout,
     TableSource,
     add_request_feature,
     bucket_join,
-    checks,
     compact,
-    convert_table,
     create_feature_table,
     create_table,
     delete_user,
@@ -31,15 +29,16 @@ from reqdedup.storage import (
     write,
     write_rejects,
 )
-from reqdedup.storage.catalogs import open_catalog
-from reqdedup.storage.layout import table_buckets
+from reqdedup.storage.iceberg.catalogs import open_catalog
+from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.storage.maintenance.files import file_key, reachable_files
+from reqdedup.storage.measure import checks
 from tests.catalogs.rows import plain, same, stored_files
 from tests.catalogs.test_data_faults import catalog_in, no_file_larger_than
 from tests.servers.seaweedfs import SeaweedFS
 from tests.storage.feature_tables import COUNT, of_request
-from tests.storage.marked_user import KEY, LOG, MARKED, NEEDLES, OTHERS
-from tests.storage.searched_bytes import search_bytes
+from tests.storage.maintenance.marked_user import KEY, LOG, MARKED, NEEDLES, OTHERS
+from tests.storage.maintenance.searched_bytes import search_bytes
 from tests.storage.small_log import log_schema, to_batches
 
 NOW = timedelta(0)

@@ -14,7 +14,8 @@ from pyiceberg.table import Table
 import warehouse
 from reqdedup import storage
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage import Layout, TableSource, checks, create_table, write
+from reqdedup.storage import Layout, TableSource, create_table, write
+from reqdedup.storage.measure import checks
 from tests.catalogs.conftest import new_namespace
 from tests.catalogs.rows import plain, same, stored_files
 

@@ -6,8 +6,8 @@ import pytest
 from pyiceberg.catalog import Catalog
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.layout import Layout, create_table, table_buckets, table_layout, table_schema
-from reqdedup.storage.table_source import TableSource
+from reqdedup.storage.iceberg.layout import Layout, create_table, table_buckets, table_layout, table_schema
+from reqdedup.storage.read.table_source import TableSource
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -28,7 +28,7 @@ from reqdedup.storage import (
     write,
     write_rejects,
 )
-from reqdedup.storage.layout import table_buckets
+from reqdedup.storage.iceberg.layout import table_buckets
 
 VISITS = Column(name="visits", dtype="int32", level=Level.REQUEST, nullable=True, doc="how often")
 MAPPING = {

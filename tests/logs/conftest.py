@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pytest
 
-from reqdedup.encoding import check_deduplicated, expand_to_lists
+from reqdedup.dedup.encoding import check_deduplicated, expand_to_lists
 from reqdedup.logs import LogReader, read_log
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reqdedup.encoding import expand_to_lists
+from reqdedup.dedup.encoding import expand_to_lists
 from reqdedup.logs import read_log
 from reqdedup.logs.ids import hash_string
 from reqdedup.schema import Level

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from reqdedup.encoding import check_deduplicated, expand_to_lists, numpy_from_blobs, sequence_lengths
+from reqdedup.arrays.windows import anchored_start
+from reqdedup.dedup.encoding import check_deduplicated, expand_to_lists, numpy_from_blobs, sequence_lengths
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.logs.catalogue import Catalogue, random_stream
 from reqdedup.logs.synthetic import user_factors
 from reqdedup.logs.synthetic_config import make_catalogue
-from reqdedup.logs.windows import anchored_start
 
 SMALL = SyntheticLogConfig(
     seed=3, num_users=150, num_items=5_000, mean_fan_out=20, max_fan_out=100, history_scale=0.02, max_history=256,

@@ -12,7 +12,8 @@ from assets.recipes import smoke
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
 from pipelines.summary import asset_metadata
-from reqdedup.storage import TableSource, checks
+from reqdedup.storage import TableSource
+from reqdedup.storage.measure import checks
 from warehouse import embedded_catalog, load_table, open_catalog
 
 ROOT = Path(__file__).resolve().parents[2]

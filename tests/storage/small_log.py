@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema
+from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 
 DAY_US = 86_400_000_000

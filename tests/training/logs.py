@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reqdedup.encoding import deduplicated_schema
+from reqdedup.dedup.encoding import deduplicated_schema
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
-from reqdedup.storage.reader import FileSource, RowGroup
+from reqdedup.storage.read.reader import FileSource, RowGroup
 
 SCHEMA = EngagementSchema((
     Column(name="user_id", dtype="int64", level=Level.KEY),

@@ -18,12 +18,23 @@ import pyarrow as pa
 from pyiceberg.table import Table
 from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 
+from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import Column, Level
-from reqdedup.storage.buckets import SortedSource, SortedTable
-from reqdedup.storage.commit import StagedFiles
-from reqdedup.storage.evolve import MAIN, add_columns, ref_snapshot, show_schema
-from reqdedup.storage.feature_positions import Positions, feature_side, first_rows, key_hash
-from reqdedup.storage.feature_table import (
+from reqdedup.storage.features.values import (
+    Compute,
+    choose,
+    compute_values,
+    input_columns,
+    missing_values,
+    row_groups,
+)
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.evolve import MAIN, add_columns, ref_snapshot, show_schema
+from reqdedup.storage.iceberg.layout import Layout, buckets_of
+from reqdedup.storage.join.merge import LEFT, JoinCounts, MergeJoin
+from reqdedup.storage.read.buckets import SortedSource, SortedTable
+from reqdedup.storage.read.feature_positions import Positions, feature_side, first_rows, key_hash
+from reqdedup.storage.read.feature_table import (
     FEATURES_PROPERTY,
     FeatureSchema,
     as_engagement_schema,
@@ -36,18 +47,7 @@ from reqdedup.storage.feature_table import (
     is_by_position,
     stored_schema,
 )
-from reqdedup.storage.features.values import (
-    Compute,
-    choose,
-    compute_values,
-    input_columns,
-    missing_values,
-    row_groups,
-)
-from reqdedup.storage.layout import Layout, buckets_of
-from reqdedup.storage.merge import LEFT, JoinCounts, MergeJoin
-from reqdedup.storage.streams import REQUEST_KEY, key_columns
-from reqdedup.storage.table_source import TableSource
+from reqdedup.storage.read.table_source import TableSource
 
 MAIN_TABLE, MAIN_SNAPSHOT, BUCKETS = "reqdedup.main-table", "reqdedup.main-snapshot", "reqdedup.buckets"
 """Snapshot properties: what the features were computed from, and the buckets that were written (or "all")."""

@@ -8,18 +8,18 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
 
-from reqdedup.encoding import numpy_from_blobs
+from reqdedup.arrays.keys import run_starts
+from reqdedup.dedup.encoding import numpy_from_blobs
+from reqdedup.dedup.parts import blob_bytes
+from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import NUMBER_WIDTH_BYTES, USER_ID, Column, Kind
-from reqdedup.storage.buckets import SortedTable
-from reqdedup.storage.checks import CheckResult
-from reqdedup.storage.feature_positions import feature_side, first_rows
-from reqdedup.storage.feature_table import FeatureSchema, is_by_position
-from reqdedup.storage.keys import run_starts
-from reqdedup.storage.layout import buckets_of
-from reqdedup.storage.merge import DUPLICATES_FIRST, INNER, JoinCounts, MergeJoin
-from reqdedup.storage.parts import blob_bytes
-from reqdedup.storage.streams import REQUEST_KEY
-from reqdedup.storage.table_source import TableSource
+from reqdedup.storage.iceberg.layout import buckets_of
+from reqdedup.storage.join.merge import DUPLICATES_FIRST, INNER, JoinCounts, MergeJoin
+from reqdedup.storage.measure.checks import CheckResult
+from reqdedup.storage.read.buckets import SortedTable
+from reqdedup.storage.read.feature_positions import feature_side, first_rows
+from reqdedup.storage.read.feature_table import FeatureSchema, is_by_position
+from reqdedup.storage.read.table_source import TableSource
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value allowed, by feature; of each element where a value is many. NaN lies in no range."""

@@ -24,20 +24,28 @@ from pyiceberg.table.snapshots import Summary
 from pyiceberg.table.update import SetPropertiesUpdate
 
 from reqdedup.schema import Column, EngagementSchema
-from reqdedup.storage.checks import ContentChecksum, content_checksum
-from reqdedup.storage.commit import StagedFiles
-from reqdedup.storage.evolve import MAIN, add_columns, commit_refs, move_ref, ref_snapshot, remove_ref, show_schema
-from reqdedup.storage.feature_table import feature_schema
-from reqdedup.storage.join import BucketJoin, bucket_join
-from reqdedup.storage.layout import (
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.evolve import (
+    MAIN,
+    add_columns,
+    commit_refs,
+    move_ref,
+    ref_snapshot,
+    remove_ref,
+    show_schema,
+)
+from reqdedup.storage.iceberg.layout import (
     SCHEMA_PROPERTY,
     table_layout,
     table_properties,
     table_schema,
 )
-from reqdedup.storage.merge import INNER, LEFT
-from reqdedup.storage.reader import FileSource
-from reqdedup.storage.writer import write_rows
+from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
+from reqdedup.storage.join.merge import INNER, LEFT
+from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
+from reqdedup.storage.read.feature_table import feature_schema
+from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.write.writer import write_rows
 
 BRANCH = "promoting"
 PLAN, UNIT, BASE = "reqdedup.promote-plan", "reqdedup.promote-unit", "reqdedup.promote-base"

@@ -23,14 +23,14 @@ from pyiceberg.table.update import (
 )
 
 from reqdedup.schema import Column
-from reqdedup.storage.checks import CheckResult
-from reqdedup.storage.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
-from reqdedup.storage.feature_table import feature_properties, feature_schema
 from reqdedup.storage.features.backfill import BUCKETS, Backfill, FeatureReport
 from reqdedup.storage.features.checks import Ranges, feature_checks
 from reqdedup.storage.features.values import Compute
-from reqdedup.storage.join import BucketJoin, bucket_join
-from reqdedup.storage.merge import INNER
+from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
+from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
+from reqdedup.storage.join.merge import INNER
+from reqdedup.storage.measure.checks import CheckResult
+from reqdedup.storage.read.feature_table import feature_properties, feature_schema
 
 STAGED = "staged-"
 """Prefix of the branches of staged features."""

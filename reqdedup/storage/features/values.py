@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, sequence_lengths
+from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, sequence_lengths
+from reqdedup.dedup.source import compact_blobs
+from reqdedup.dedup.streams import REQUEST_KEY, concat
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
-from reqdedup.storage.merge import missing_blob
-from reqdedup.storage.source import compact_blobs
-from reqdedup.storage.streams import REQUEST_KEY, concat
+from reqdedup.storage.join.merge import missing_blob
 
 Compute = Callable[[pa.RecordBatch], Any]
 """One row per request in; out: a pa.Array (of the only feature) or a dict of them by name, one value per request."""

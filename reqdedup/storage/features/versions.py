@@ -14,9 +14,9 @@ from pyiceberg.table.update import (
     TableUpdate,
 )
 
-from reqdedup.storage.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
-from reqdedup.storage.feature_table import feature_properties, feature_schema, is_feature_table
-from reqdedup.storage.layout import SCHEMA_PROPERTY, table_schema
+from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
+from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, table_schema
+from reqdedup.storage.read.feature_table import feature_properties, feature_schema, is_feature_table
 
 
 def tag(table: Table, name: str, *, snapshot_id: int | None = None) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reqdedup.storage.writer import DEFAULT_FILE_BYTES
+from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
 
 MAX_BUCKET_ROWS = 16_000_000
 """The writer holds the scalars of one bucket: about 100 bytes a row while it sorts them."""

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from pyiceberg.table import Table
 
-from reqdedup.storage.commit import MAX_WAIT_S, ConflictError, StagedFiles
-from reqdedup.storage.content import RunningChecksum, content_checksum
-from reqdedup.storage.feature_table import is_feature_table
-from reqdedup.storage.layout import Layout, table_layout, table_schema
+from reqdedup.dedup.checksum import RunningChecksum, content_checksum
+from reqdedup.storage.iceberg.commit import MAX_WAIT_S, ConflictError, StagedFiles
+from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
-from reqdedup.storage.table_source import table_files
-from reqdedup.storage.writer import write_rows
+from reqdedup.storage.read.feature_table import is_feature_table
+from reqdedup.storage.read.table_source import table_files
+from reqdedup.storage.write.writer import write_rows
 
 ATTEMPTS = 5
 """Of one bucket whose files another writer replaced while they were rewritten."""

@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
 
+from reqdedup.arrays.keys import run_starts
+from reqdedup.dedup.checksum import RunningChecksum, content_checksum
+from reqdedup.dedup.source import take_rows
 from reqdedup.schema import USER_ID
-from reqdedup.storage.commit import MAX_WAIT_S, ConflictError, StagedFiles
-from reqdedup.storage.content import RunningChecksum, content_checksum
-from reqdedup.storage.evolve import MAIN, commit_refs, remove_ref
-from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
 from reqdedup.storage.features import realign
-from reqdedup.storage.keys import run_starts
-from reqdedup.storage.layout import Layout, table_layout
+from reqdedup.storage.iceberg.commit import MAX_WAIT_S, ConflictError, StagedFiles
+from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, remove_ref
+from reqdedup.storage.iceberg.layout import Layout, table_layout
 from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, live_files
 from reqdedup.storage.maintenance.namespace import feature_tables_of
@@ -43,9 +43,9 @@ from reqdedup.storage.maintenance.user_rows import (
     rows_schema,
     user_keys,
 )
-from reqdedup.storage.rejects import is_rejects_table
-from reqdedup.storage.source import take_rows
-from reqdedup.storage.writer import fat_rows
+from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
+from reqdedup.storage.write.rejects import is_rejects_table
+from reqdedup.storage.write.writer import fat_rows
 
 ATTEMPTS = 10
 """Of one table whose files another writer replaced, or added the user to, while they were rewritten."""

@@ -17,8 +17,8 @@ from pyiceberg.table.refs import SnapshotRef, SnapshotRefType
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 
-from reqdedup.storage.commit import ConflictError
-from reqdedup.storage.evolve import commit_refs
+from reqdedup.storage.iceberg.commit import ConflictError
+from reqdedup.storage.iceberg.evolve import commit_refs
 from reqdedup.storage.maintenance.files import NeededFile, file_key, is_under, reachable_files
 
 DEFAULT_AGE = timedelta(days=5)

@@ -15,11 +15,11 @@ from pyiceberg.manifest import ManifestContent
 from pyiceberg.table import Table
 
 from reqdedup.schema import USER_ID
-from reqdedup.storage.feature_table import is_feature_table
-from reqdedup.storage.layout import Layout, table_buckets, table_layout, table_schema
+from reqdedup.storage.iceberg.layout import Layout, table_buckets, table_layout, table_schema
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.maintenance.live import SMALL_SHARE, LiveFile, by_partition, is_compact, live_files
-from reqdedup.storage.reader import FileSource
+from reqdedup.storage.read.feature_table import is_feature_table
+from reqdedup.storage.read.reader import FileSource
 
 MANY_SNAPSHOTS, MANY_MANIFESTS = 100, 100
 SKEWED = 3.0

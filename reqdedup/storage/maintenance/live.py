@@ -14,11 +14,11 @@ from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.typedef import Record
 
-from reqdedup.encoding import element_type
+from reqdedup.dedup.encoding import element_type
 from reqdedup.schema import ITEM_ID, USER_ID
-from reqdedup.storage.feature_table import feature_schema, is_feature_table
-from reqdedup.storage.layout import Layout, table_layout, table_schema
-from reqdedup.storage.writer import DEFAULT_FILE_BYTES
+from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
+from reqdedup.storage.read.feature_table import feature_schema, is_feature_table
+from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
 
 SMALL_SHARE = 0.5
 """A file below this part of the target size is small: two of them fit into one."""

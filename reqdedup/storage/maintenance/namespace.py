@@ -9,10 +9,10 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
-from reqdedup.storage.feature_positions import PositionSource
-from reqdedup.storage.feature_table import MAIN_TABLE_PROPERTY, FeatureSource, is_by_position, is_feature_table
-from reqdedup.storage.layout import LAYOUT_PROPERTY
-from reqdedup.storage.rejects import is_rejects_table
+from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
+from reqdedup.storage.read.feature_positions import PositionSource
+from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, FeatureSource, is_by_position, is_feature_table
+from reqdedup.storage.write.rejects import is_rejects_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,19 +17,19 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import AddPartitionSpecUpdate, SetDefaultSpecUpdate, TableUpdate
 from pyiceberg.transforms import BucketTransform
 
+from reqdedup.dedup.checksum import RunningChecksum, content_checksum
+from reqdedup.dedup.source import take_rows
+from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import USER_ID
-from reqdedup.storage.buckets import SortedTable
-from reqdedup.storage.commit import StagedFiles
-from reqdedup.storage.content import RunningChecksum, content_checksum
-from reqdedup.storage.feature_table import FeatureSource, is_by_position, is_feature_table
 from reqdedup.storage.features.values import row_groups
-from reqdedup.storage.layout import buckets_of, table_buckets, table_layout, table_schema
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout, table_schema
 from reqdedup.storage.maintenance.live import live_files
-from reqdedup.storage.reader import FileSource
-from reqdedup.storage.source import take_rows
-from reqdedup.storage.streams import REQUEST_KEY
-from reqdedup.storage.table_source import TableSource
-from reqdedup.storage.writer import write_rows
+from reqdedup.storage.read.buckets import SortedTable
+from reqdedup.storage.read.feature_table import FeatureSource, is_by_position, is_feature_table
+from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.read.table_source import TableSource
+from reqdedup.storage.write.writer import write_rows
 
 
 @dataclass(frozen=True, kw_only=True)

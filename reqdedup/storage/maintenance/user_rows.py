@@ -10,14 +10,14 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema
-from reqdedup.storage.evolve import MAIN
-from reqdedup.storage.feature_positions import feature_side
-from reqdedup.storage.feature_table import as_engagement_schema, feature_schema, is_by_position, is_feature_table
-from reqdedup.storage.layout import buckets_of, table_buckets, table_schema
+from reqdedup.storage.iceberg.evolve import MAIN
+from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, live_files
-from reqdedup.storage.reader import FileSource
-from reqdedup.storage.rejects import is_rejects_table
-from reqdedup.storage.table_source import table_files
+from reqdedup.storage.read.feature_positions import feature_side
+from reqdedup.storage.read.feature_table import as_engagement_schema, feature_schema, is_by_position, is_feature_table
+from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.read.table_source import table_files
+from reqdedup.storage.write.rejects import is_rejects_table
 
 USER_KEY = "user_key"
 """Column of the original string that a user_id is the hash of, where there is one."""

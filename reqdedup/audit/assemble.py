@@ -1,0 +1,199 @@
+"""What was measured, put into the report's form: the table, its requests, its columns, and what must be said beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.audit.estimate import ColumnTotal, Estimate, Population, interval
+from reqdedup.audit.footers import TableFacts
+from reqdedup.audit.repeats import Repeats, RequestRows
+from reqdedup.audit.report import (
+    SORTED,
+    ColumnAudit,
+    LayoutAudit,
+    RequestAudit,
+    SampleAudit,
+    Spread,
+    TableAudit,
+)
+from reqdedup.audit.sample import MIN_USERS, Sample, SamplePlan
+from reqdedup.audit.scan import KeyColumns, RequestIndex
+from reqdedup.storage.foreign.files import TableFiles
+from reqdedup.storage.foreign.leaves import Shape
+
+GROUPED_RUNS, SCATTERED_SHARE = 1.05, 0.5
+"""Up to so many runs per request, its rows are grouped; from this part of its rows on, scattered."""
+
+CHECK_TOLERANCE = 0.1
+LONG_BINARY_BYTES = 64
+
+
+def request_audit(index: RequestIndex, keys: KeyColumns) -> RequestAudit:
+    runs = float((index.runs * 1.0).sum() / len(index.runs))
+    fan_out = float(index.rows.mean())
+    order = "grouped" if runs <= GROUPED_RUNS else "partly" if runs < SCATTERED_SHARE * fan_out else "scattered"
+    users = index.num_users if keys.user else None
+    return RequestAudit(
+        request_key=list(keys.request),
+        user_key=list(keys.user),
+        requests=index.num_requests,
+        users=users,
+        is_exact=index.rate == 1,
+        requests_per_user=index.num_requests / users if users else None,
+        single_row_requests=float((index.rows == 1).mean()),
+        rows_per_request=_spread(index.rows),
+        runs_per_request=_spread(index.runs),
+        row_groups_per_request=_spread(index.row_groups),
+        files_per_request=_spread(index.files),
+        user_runs=index.user_runs / users if users else None,
+        order=order,
+        shared_ids=index.shared_ids,
+    )
+
+
+def _spread(values: np.ndarray) -> Spread:
+    p50, p90, p99 = (float(value) for value in np.quantile(values, [0.5, 0.9, 0.99]))
+    return Spread(mean=float(values.mean()), p50=p50, p90=p90, p99=p99, max=float(values.max()))
+
+
+def table_audit(table: TableFiles, facts: TableFacts, index: RequestIndex) -> TableAudit:
+    return TableAudit(
+        name=table.name,
+        kind=table.kind,
+        rows=facts.num_rows,
+        rows_without_key=index.null_rows,
+        files=facts.num_files,
+        row_groups=len(facts.row_groups),
+        file_bytes=facts.file_bytes,
+        compressed_bytes=facts.compressed_bytes,
+        uncompressed_bytes=facts.uncompressed_bytes,
+        median_row_group_rows=facts.median_row_group_rows,
+        median_row_group_bytes=facts.median_row_group_bytes,
+        written_by=list(facts.created_by),
+    )
+
+
+def sample_audit(sample: Sample, rows: RequestRows, plan: SamplePlan) -> SampleAudit:
+    return SampleAudit(
+        users=rows.num_users,
+        requests=rows.num_requests,
+        rows=len(rows.order),
+        single_rows=int(sample.in_single.sum()),
+        fat_bytes=int(plan.row_bytes * len(rows.order)),
+        is_whole_table=plan.is_whole,
+    )
+
+
+def layout_audit(name: str, total: Estimate, today: int) -> LayoutAudit:
+    return LayoutAudit(
+        layout=name,
+        bytes=total.bytes,
+        low=total.low,
+        high=total.high,
+        ratio=today / max(total.bytes, 1.0),
+        ratio_low=today / max(total.high, 1.0),
+        ratio_high=today / max(total.low, 1.0),
+    )
+
+
+def column_audit(
+    name: str,
+    facts: TableFacts,
+    repeats: dict[str, Repeats],
+    measured: dict[str, dict[str, ColumnTotal]],
+    populations: dict[str, Population],
+) -> ColumnAudit:
+    column, found = facts.columns[name], repeats.get(name)
+    kind = str(column.leaf.type)
+    return ColumnAudit(
+        name=name,
+        type=kind
+        if column.leaf.shape is Shape.SCALAR
+        else f"list<{kind}>"
+        if column.leaf.shape is Shape.LIST
+        else "nested",
+        level=found.level if found else "unknown",
+        is_constant=bool(found and found.is_constant),
+        repeat_ratio=found.repeat_ratio if found else None,
+        checked_requests=found.checked_requests if found else 0,
+        broken_requests=found.broken_requests if found else 0,
+        example=found.example if found else None,
+        user_overlap=found.user_overlap if found else None,
+        compressed_bytes=column.compressed_bytes,
+        uncompressed_bytes=column.uncompressed_bytes,
+        codec=column.codec if len(column.codecs) == 1 else "+".join(column.codecs),
+        encodings=sorted(column.encodings),
+        page_bytes=column.page_bytes,
+        rows_per_page=column.rows_per_page,
+        dictionary_share=column.dictionary_share,
+        estimates={
+            layout: interval([columns[name]], populations[layout], with_element_dictionaries=layout == SORTED)
+            for layout, columns in measured.items()
+            if name in columns
+        },
+    )
+
+
+def table_overlap(sample: Sample, repeats: dict[str, Repeats], heavy: Sequence[str]) -> float | None:
+    """Of all heavy columns, weighted by the bytes of their distinct values."""
+    weights = {
+        name: float(sample.columns[name].value_bytes.sum()) for name in heavy if repeats[name].user_overlap is not None
+    }
+    total = sum(weights.values())
+    return (
+        sum(weight * (repeats[name].user_overlap or 0.0) for name, weight in weights.items()) / total if total else None
+    )
+
+
+def audit_notes(
+    table: TableFiles,
+    facts: TableFacts,
+    index: RequestIndex,
+    plan: SamplePlan,
+    sample: Sample,
+    requests: RequestAudit,
+    check: float | None,
+) -> list[str]:
+    notes = list(table.notes)
+    nested = [name for name, column in facts.columns.items() if column.leaf.shape is Shape.NESTED]
+    if nested:
+        notes.append(f"nested deeper than one list, taken to stay as they are: {', '.join(nested)}")
+    if index.null_rows:
+        notes.append(
+            f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to no "
+            "request, are in today's bytes, and in no estimate"
+        )
+    if requests.shared_ids:
+        notes.append(
+            f"{requests.shared_ids:,} request keys belong to more than one user; each user's part counts as a request of its own"
+        )
+    if not requests.is_exact:
+        notes.append(f"requests and users are estimated from {index.rate:.2%} of the users")
+    if requests.rows_per_request.max == 1:
+        notes.append("every request has one row: nothing repeats within a request, and only user overlap can be saved")
+    filled = [name for name, column in sample.columns.items() if column.null_elements]
+    if filled:
+        notes.append(f"null elements of lists were written as zeros: {', '.join(filled)}")
+    binary = [
+        name
+        for name, column in sample.columns.items()
+        if column.is_stored
+        and not column.is_list
+        and pa.types.is_binary(column.leaf.type)
+        and column.row_bytes.mean() > LONG_BINARY_BYTES
+    ]
+    if binary:
+        notes.append(
+            f"binary columns stay binary in every layout, also where that of lists is meant: {', '.join(binary)}"
+        )
+    if plan.num_users < MIN_USERS and not plan.is_whole:
+        notes.append(f"only {plan.num_users} users were sampled; allow a larger sample")
+    if check is not None and abs(check - 1) > CHECK_TOLERANCE:
+        notes.append(
+            f"the sample, written as the table is today, comes to {check:.2f} of its real bytes: settings that footers do not "
+            "show (a codec's level) or another writer; read the causes with that in mind"
+        )
+    return notes

@@ -1,0 +1,209 @@
+"""`audit_table`: what a table that a team already has would save, and what to set. It reads, and writes nothing to it.
+
+    footers -> keys (every row) -> sample (whole users) -> the sample in each layout -> causes -> report
+
+Reading: all footers, the key columns of all rows, all columns of the row groups that hold sampled users. Temporary disk
+space is the distinct values of the sample and one column of it; memory is bounded by the sample, not by the table.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pyiceberg.table import Table
+
+from reqdedup.audit.advice import cheapest_step, writer_settings
+from reqdedup.audit.assemble import (
+    audit_notes,
+    column_audit,
+    layout_audit,
+    request_audit,
+    sample_audit,
+    table_audit,
+    table_overlap,
+)
+from reqdedup.audit.causes import diagnose, small_group_rows
+from reqdedup.audit.estimate import (
+    ColumnTotal,
+    interval,
+)
+from reqdedup.audit.footers import read_facts
+from reqdedup.audit.layouts import SampleLayouts
+from reqdedup.audit.repeats import Repeats, RequestRows, measure_repeats
+from reqdedup.audit.report import (
+    BY_REQUEST,
+    LAYOUTS,
+    SHUFFLED,
+    SORTED,
+    SORTED_LARGE_PAGES,
+    STORE_ONCE,
+    AuditReport,
+)
+from reqdedup.audit.sample import Sample, gather, plan_sample
+from reqdedup.audit.scan import KeyColumns, check_keys, scan_keys
+from reqdedup.audit.verdict import verdict
+from reqdedup.audit.writing import PYICEBERG_DEFAULTS, WriterSettings
+from reqdedup.storage.foreign.files import open_table
+from reqdedup.storage.foreign.leaves import Shape
+
+DEFAULT_SAMPLE_BYTES = 2 * 2**30
+DEFAULT_READ_BYTES = 256 * 10**9
+
+
+@dataclass(frozen=True)
+class AuditProgress:
+    """How far an audit is. phase: footers, keys, sample, layouts or causes; done of total, in `unit`."""
+
+    phase: str
+    done: int
+    total: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.phase}: {self.done:,} of {self.total:,} {self.unit}"
+
+
+def audit_table(
+    source: Table | str | Path | Sequence[str | Path],
+    *,
+    request_key: str | Sequence[str],
+    user_key: str | Sequence[str] = (),
+    item_key: str | Sequence[str] = (),
+    snapshot_id: int | None = None,
+    sample_bytes: int = DEFAULT_SAMPLE_BYTES,
+    read_bytes: int = DEFAULT_READ_BYTES,
+    num_buckets: int = 16,
+    threads: int | None = None,
+    progress: Callable[[AuditProgress], None] | None = None,
+    temp_dir: str | Path | None = None,
+) -> AuditReport:
+    """What each column of a table repeats, what that costs, and what to set.
+
+    source: a pyiceberg Table of any catalog, a folder of Parquet files (local or a URI), one file, or several.
+    request_key: the column or columns that are equal on all rows of a request.  user_key: of the user; without it requests
+    are sampled instead of users, and user overlap is not reported.  item_key: what the rows of a request are ordered by in
+    the estimated layouts; without it they stay in the table's order.
+    sample_bytes: of the sampled rows with every value laid down; a larger sample narrows the intervals and takes longer.
+    read_bytes: compressed, the most that the sample may read.  num_buckets: of the layouts that are estimated.
+    threads: columns written at once, up to four where None; each holds one column of one row group in memory.
+    temp_dir: for the sample; the system's where None.
+    Raises ValueError for missing or unusable key columns, no Parquet file, mixed schemas, an empty table, and damaged or
+    encrypted files, which it names.
+    """
+    started = time.monotonic()
+
+    def report(phase: str, unit: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(AuditProgress(phase, done, total, unit)) if progress else None
+
+    if sample_bytes < 1 or num_buckets < 1:
+        raise ValueError(f"sample_bytes and num_buckets must be positive, found {sample_bytes} and {num_buckets}")
+    threads = threads or min(4, os.cpu_count() or 1)
+    keys = KeyColumns(_names(request_key), _names(user_key), _names(item_key))
+    table = open_table(source, snapshot_id=snapshot_id)
+    check_keys(table, keys)
+    facts = read_facts(table, report("footers", "files"))
+    if facts.num_rows == 0:
+        raise ValueError(f"{table.name}: a table with rows required, found {facts.num_files:,} files without any")
+    index = scan_keys(table, facts, keys, report("keys", "rows"))
+    plan = plan_sample(table, facts, index, sample_bytes=sample_bytes, read_bytes=read_bytes)
+    requests = request_audit(index, keys)
+    with tempfile.TemporaryDirectory(prefix="reqdedup-audit-", dir=temp_dir) as directory:
+        sample = gather(
+            table, facts, keys, plan, Path(directory), num_buckets=num_buckets, progress=report("sample", "row groups")
+        )
+        rows = RequestRows(sample, is_whole=plan.is_whole)
+        repeats = _repeats(sample, rows, keys)
+        layouts = SampleLayouts(
+            sample, rows, repeats, facts, index, plan, num_buckets=num_buckets, directory=Path(directory)
+        )
+        layouts.prepare([small_group_rows(facts, requests), facts.median_row_group_rows])
+        with ThreadPoolExecutor(threads, thread_name_prefix="audit") as pool:
+            measured, large_pages = _measure_layouts(layouts, pool, report("layouts", "columns"))
+            diagnosis = diagnose(
+                layouts,
+                facts,
+                requests,
+                large_pages=large_pages,
+                run=pool.map,
+                progress=report("causes", "columns"),
+            )
+        overlap = table_overlap(sample, repeats, diagnosis.heavy) if keys.user else None
+        notes = audit_notes(table, facts, index, plan, sample, requests, diagnosis.check)
+    nested = sum(column.compressed_bytes for column in facts.columns.values() if column.leaf.shape is Shape.NESTED)
+    populations = dict.fromkeys(LAYOUTS, layouts.users) | {SHUFFLED: layouts.singles}
+    totals = {
+        name: interval(list(columns.values()), populations[name], with_element_dictionaries=name == SORTED).plus(nested)
+        for name, columns in measured.items()
+    }
+    plain, one_limit = (
+        interval(list(columns.values()), layouts.users).plus(nested)
+        for columns in (diagnosis.plain, diagnosis.one_limit)
+    )
+    audited = table_audit(table, facts, index)
+    step = cheapest_step(facts.compressed_bytes, plain, one_limit, diagnosis, requests)
+    layout_audits = [layout_audit(name, totals[name], facts.compressed_bytes) for name in LAYOUTS]
+    return AuditReport(
+        verdict=verdict(audited, requests, layout_audits, diagnosis.causes, step, overlap),
+        table=audited,
+        requests=requests,
+        sample=sample_audit(sample, rows, plan),
+        layouts=layout_audits,
+        user_overlap=overlap,
+        columns=[column_audit(name, facts, repeats, measured, populations) for name in facts.columns],
+        causes=diagnosis.causes,
+        step=step,
+        model_check=diagnosis.check,
+        settings=writer_settings(
+            audited, facts, requests, diagnosis, step, num_buckets=num_buckets, row_bytes=plan.row_bytes
+        ),
+        notes=notes,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _names(key: str | Sequence[str]) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else tuple(key)
+
+
+def _repeats(sample: Sample, rows: RequestRows, keys: KeyColumns) -> dict[str, Repeats]:
+    name = keys.request[0]
+    key = sample.columns[name].rows(np.arange(len(sample.user))) if name in sample.columns else None
+    return {
+        column: measure_repeats(
+            values, rows, is_key=column in keys.all, has_users=bool(keys.user), request_name=name, request_key=key
+        )
+        for column, values in sample.columns.items()
+    }
+
+
+def _measure_layouts(
+    layouts: SampleLayouts, pool: ThreadPoolExecutor, progress: Callable[[int, int], None]
+) -> tuple[dict[str, dict[str, ColumnTotal]], dict[str, tuple[ColumnTotal, WriterSettings]]]:
+    """layout -> column -> bytes; and column -> bytes and settings with large pages."""
+    names = list(layouts.sample.columns)
+    measured: dict[str, dict[str, ColumnTotal]] = {layout: {} for layout in LAYOUTS}
+    large_pages = {}
+
+    def measure(name: str) -> tuple[dict[str, ColumnTotal], WriterSettings]:
+        large, settings = layouts.large_pages(name)
+        return {
+            SHUFFLED: layouts.shuffled(name, PYICEBERG_DEFAULTS),
+            SORTED: layouts.sorted(name, PYICEBERG_DEFAULTS),
+            SORTED_LARGE_PAGES: large,
+            BY_REQUEST: layouts.by_request(name),
+            STORE_ONCE: layouts.store_once(name),
+        }, settings
+
+    for done, (name, (totals, settings)) in enumerate(zip(names, pool.map(measure, names)), start=1):
+        for layout, total in totals.items():
+            measured[layout][name] = total
+        large_pages[name] = totals[SORTED_LARGE_PAGES], settings
+        progress(done, len(names))
+    return measured, large_pages

@@ -1,0 +1,210 @@
+"""An audit as text for a terminal: the verdict first, then the figures behind it, at most WIDTH columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from reqdedup.audit.report import (
+    BY_REQUEST,
+    SHUFFLED,
+    SORTED,
+    SORTED_LARGE_PAGES,
+    STORE_ONCE,
+    AuditReport,
+    ColumnAudit,
+    Spread,
+)
+from reqdedup.audit.verdict import format_bytes, format_count, format_times
+
+WIDTH = 110
+NAME_WIDTH = 28
+LEVELS = {"nearly_request": "nearly", "request": "request", "item": "item", "key": "key", "unknown": "?"}
+SMALL_SHARE = 0.002
+
+
+def render(report: AuditReport, *, width: int = WIDTH) -> str:
+    """The whole report as plain text, lines of at most `width` columns except settings, which are meant to be copied."""
+    parts = [
+        _wrapped(report.verdict, width),
+        _table(report, width),
+        _layouts(report),
+        _columns(report, width),
+        _causes(report, width),
+        _settings(report),
+        _notes(report, width),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _wrapped(lines: Iterable[str], width: int, indent: str = "", then: str = "  ") -> list[str]:
+    return [
+        piece
+        for line in lines
+        for piece in textwrap.wrap(
+            line,
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent + then,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    ]
+
+
+def _table(report: AuditReport, width: int) -> list[str]:
+    table, requests, sample = report.table, report.requests, report.sample
+    about = "" if requests.is_exact else "about "
+    lines = [
+        f"{table.name}: {table.rows:,} rows in {table.files:,} files and {table.row_groups:,} row groups "
+        f"({table.median_row_group_rows:,} rows, {format_bytes(table.median_row_group_bytes)} in the median), "
+        f"{format_bytes(table.file_bytes)} on disk, {format_bytes(table.uncompressed_bytes)} before compression",
+        f"requests: {about}{requests.requests:,} by {', '.join(requests.request_key)}"
+        + (
+            f", of {about}{requests.users:,} users by {', '.join(requests.user_key)} ({requests.requests_per_user:.3g} each)"
+            if requests.users is not None
+            else " (no user key given: user overlap is not reported)"
+        ),
+        f"rows per request: {_spread(requests.rows_per_request)}; {requests.single_row_requests:.1%} have one row",
+        f"order: {requests.order}; a request lies in {_spread(requests.runs_per_request)} runs of neighbouring rows, "
+        f"{format_count(requests.row_groups_per_request.mean)} row groups, {format_count(requests.files_per_request.mean)} files",
+        "sample: "
+        + ("the whole table, " if sample.is_whole_table else "")
+        + f"{sample.users:,} {'users' if requests.user_key else 'requests'}, {sample.requests:,} requests, {sample.rows:,} rows, "
+        f"{format_bytes(sample.fat_bytes)} with every value laid down"
+        + (f"; written as today it gives {report.model_check:.1%} of the real bytes" if report.model_check else ""),
+    ]
+    return _wrapped(lines, width)
+
+
+def _spread(spread: Spread) -> str:
+    return (
+        f"mean {format_count(spread.mean)}, p50 {format_count(spread.p50)}, p90 {format_count(spread.p90)}, "
+        f"p99 {format_count(spread.p99)}, max {format_count(spread.max)}"
+    )
+
+
+def _layouts(report: AuditReport) -> list[str]:
+    remarks = {
+        SHUFFLED: "random order, lists, pyiceberg's defaults: the control",
+        SORTED: "by user and request, lists, pyiceberg's defaults",
+        SORTED_LARGE_PAGES: "the same, 128 MB pages, zstd: any engine reads it",
+        BY_REQUEST: "each sequence once per row group, as a blob",
+        STORE_ONCE: "the limit: every distinct value once",
+    }
+    rows = [["layout", "bytes", "95% interval", "smaller by", ""]]
+    rows.append(
+        ["today", format_bytes(report.table.compressed_bytes), "exact", "1x", "column chunks, from the footers"]
+    )
+    for layout in report.layouts:
+        rows.append(
+            [
+                layout.layout,
+                format_bytes(layout.bytes),
+                f"{format_bytes(layout.low)} to {format_bytes(layout.high)}",
+                format_times(layout.ratio),
+                remarks[layout.layout],
+            ]
+        )
+    return _aligned(rows, "<>>><")
+
+
+def _columns(report: AuditReport, width: int) -> list[str]:
+    shown = sorted(report.columns, key=lambda column: -column.compressed_bytes)
+    small = [column for column in shown if column.compressed_bytes < SMALL_SHARE * report.table.compressed_bytes]
+    shown = [column for column in shown if column not in small] or shown[:5]
+    rows = [
+        [
+            "column",
+            "level",
+            "repeats",
+            "overlap",
+            "today",
+            "codec",
+            "page",
+            "rows/page",
+            "sorted",
+            "large p.",
+            "by req.",
+            "once",
+        ]
+    ]
+    for column in shown:
+        rows.append(
+            [
+                column.name if len(column.name) <= NAME_WIDTH else column.name[: NAME_WIDTH - 1] + "~",
+                LEVELS[column.level],
+                _percent(column.repeat_ratio),
+                _percent(column.user_overlap),
+                format_bytes(column.compressed_bytes),
+                column.codec,
+                format_bytes(column.page_bytes),
+                "-" if column.rows_per_page is None else format_count(column.rows_per_page),
+                *[_estimate(column, name) for name in (SORTED, SORTED_LARGE_PAGES, BY_REQUEST, STORE_ONCE)],
+            ]
+        )
+    lines = _aligned(rows, "<<>>><>>>>>>")
+    if small:
+        total = sum(column.compressed_bytes for column in small)
+        names = ", ".join(column.name for column in small)
+        lines += _wrapped([f"{len(small)} small columns, {format_bytes(total)} together: {names}"], width)
+    broken = [column for column in report.columns if column.example]
+    lines += _wrapped(
+        [
+            f"{column.name} is not the same in {column.broken_requests:,} of {column.checked_requests:,} sampled requests; "
+            f"{column.example}"
+            for column in broken
+        ],
+        width,
+    )
+    return lines
+
+
+def _causes(report: AuditReport, width: int) -> list[str]:
+    if not report.causes:
+        return []
+    lines = ["likely causes, each by what it would cost if it alone stayed as it is:"]
+    for number, cause in enumerate(report.causes, start=1):
+        lines += _wrapped(
+            [f"{number}. {format_bytes(cause.bytes)}: {cause.text} ({', '.join(cause.columns[:4])})"],
+            width,
+            "  ",
+            "   ",
+        )
+    return lines
+
+
+def _settings(report: AuditReport) -> list[str]:
+    if not report.step.is_worth_it:
+        return []
+    one_limit = (
+        f"with one dictionary limit for all columns (pyiceberg, Spark) {format_bytes(report.step.one_limit_bytes)}, "
+        f"with one switch per column (pyarrow, parquet-mr) {format_bytes(report.step.bytes)}"
+    )
+    if report.step.one_limit_bytes < report.step.bytes:
+        one_limit += (
+            ": here the limit is the better one, since it turns dictionaries off by their size and not column by column"
+        )
+    lines = [f"what to set: {one_limit}"]
+    for writer, texts in report.settings.items():
+        lines += [f"  {writer}", *[f"    {text}" for text in texts]]
+    return lines
+
+
+def _notes(report: AuditReport, width: int) -> list[str]:
+    return _wrapped([f"note: {note}" for note in report.notes], width)
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "100%" if value == 1 else f"{min(100 * value, 99.99):.4g}%" if value > 0.9 else f"{100 * value:.2g}%"
+
+
+def _estimate(column: ColumnAudit, name: str) -> str:
+    return format_bytes(column.estimates[name].bytes) if name in column.estimates else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    widths = [max(len(row[position]) for row in rows) for position in range(len(sides))]
+    return ["  ".join(f"{cell:{side}{wide}}" for cell, side, wide in zip(row, sides, widths)).rstrip() for row in rows]

@@ -1,0 +1,287 @@
+"""The rows that estimates are made from: whole users with all their requests, and rows drawn one by one.
+
+Whole users, because deduplication is about the rows of a request and about what a user's requests share. The keys say how
+many requests and rows every user has, so users are drawn at equal steps from the list of all, ordered by these (and by a
+hash of the key where they tie): light and heavy users come in their true shares, and the same ones at any time and from any
+file order. Single rows, because in a shuffled
+table two rows of one request almost never meet in a page, while in a small shuffled sample they would all the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reqdedup.arrays.hashing import below_rate, stable_hash
+from reqdedup.audit.footers import RowGroupRef, TableFacts
+from reqdedup.audit.scan import BATCH_ROWS, KeyColumns, RequestIndex, read_keys
+from reqdedup.audit.values import SampleColumn
+from reqdedup.storage.foreign.files import DataFile, TableFiles
+from reqdedup.storage.foreign.leaves import Leaf, Shape, leaf_arrays, without_views
+from reqdedup.storage.iceberg.layout import buckets_of
+
+MIN_USERS = 50
+"""Fewer say too little about the others."""
+
+MAX_SAMPLE_ROWS = 1_000_000
+SINGLE_ROWS_BYTES = 512 * 2**20
+"""Of the rows drawn one by one: as many as one file of a shuffled table holds."""
+
+PROBE_ROWS, PROBE_GROUPS = 256, 4
+READ_BYTES = 64 * 2**20
+"""Arrow bytes read at a time."""
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """users: sorted hashes of the users to take.  row_rate: of single rows, in what is read.
+
+    row_bytes: Arrow bytes of a fat row.  is_whole: every user is taken, so the sample is the table.
+    """
+
+    users: np.ndarray = field(repr=False)
+    row_rate: float
+    row_bytes: float
+    is_whole: bool
+
+    @property
+    def num_users(self) -> int:
+        return len(self.users)
+
+
+@dataclass
+class Sample:
+    """The sampled rows in the table's order.
+
+    columns: by leaf name.  user, request: hashes of each row.  in_users, in_single: which of the two sets it is in.
+    run: number of the run of neighbouring rows of one request that it lay in.  key_rank: of its (user key, request key, item key).
+    bucket: of its user, as Iceberg's bucket transform has it where the key is one integer.
+    rows_touched: rows of the row groups that were read.
+    """
+
+    columns: dict[str, SampleColumn]
+    user: np.ndarray
+    request: np.ndarray
+    in_users: np.ndarray
+    in_single: np.ndarray
+    run: np.ndarray
+    key_rank: np.ndarray
+    bucket: np.ndarray
+    rows_touched: int
+
+
+def plan_sample(
+    table: TableFiles, facts: TableFacts, index: RequestIndex, *, sample_bytes: int, read_bytes: int
+) -> SamplePlan:
+    """How many users to take so that their fat rows weigh about `sample_bytes`.
+
+    Raises ValueError where reading their rows would take more than `read_bytes`, because they lie in too many row groups.
+    """
+    row_bytes = max(_row_bytes(table, facts), 1.0)
+    users, inverse = np.unique(index.user, return_inverse=True)
+    rows, groups = (np.bincount(inverse, weights=values) for values in (index.rows, index.row_groups))
+    by_size = np.lexsort((users, rows, np.bincount(inverse)))
+    budget_rows = min(sample_bytes / row_bytes, MAX_SAMPLE_ROWS)
+    if index.num_rows <= budget_rows and index.rate == 1:
+        num_users = len(users)
+    else:
+        num_users = min(max(int(index.num_users * budget_rows / index.num_rows), MIN_USERS), len(users))
+    drawn = by_size[_equal_steps(len(users), num_users)]
+    while _read_share(groups[drawn], facts) * facts.compressed_bytes > read_bytes and num_users > MIN_USERS:
+        num_users = max(num_users // 2, MIN_USERS)
+        drawn = by_size[_equal_steps(len(users), num_users)]
+    touched = _read_share(groups[drawn], facts)
+    if touched * facts.compressed_bytes > read_bytes:
+        raise ValueError(
+            f"{table.name}: a sample of {num_users} users reads about {touched * facts.compressed_bytes / 1e9:,.1f} GB, "
+            f"because their rows lie in {touched:.0%} of {len(facts.row_groups):,} row groups; {read_bytes / 1e9:,.1f} GB are "
+            "allowed. Allow more, or audit some of the files (one day)"
+        )
+    is_whole = num_users == len(users) and index.rate == 1
+    single_rows = min(SINGLE_ROWS_BYTES / row_bytes, MAX_SAMPLE_ROWS)
+    return SamplePlan(
+        users=np.sort(users[drawn]),
+        row_rate=1.0 if is_whole else min(1.0, single_rows / max(touched * index.num_rows, 1)),
+        row_bytes=row_bytes,
+        is_whole=is_whole,
+    )
+
+
+def _equal_steps(num_all: int, num_drawn: int) -> np.ndarray:
+    """The middle of each of `num_drawn` equal stretches."""
+    return ((np.arange(num_drawn) + 0.5) * num_all / num_drawn).astype(np.int64)
+
+
+def gather(
+    table: TableFiles,
+    facts: TableFacts,
+    keys: KeyColumns,
+    plan: SamplePlan,
+    directory: Path,
+    *,
+    num_buckets: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sample:
+    """Read the rows of the plan; row groups without any of its users are skipped after their keys."""
+    leaves = [column.leaf for column in facts.columns.values() if column.leaf.shape is not Shape.NESTED]
+    columns = {leaf.name: SampleColumn(leaf, directory, number) for number, leaf in enumerate(leaves)}
+    key_columns = {
+        name: SampleColumn(Leaf(name, name, Shape.SCALAR, _key_type(table, name)), directory, -1 - number)
+        for number, name in enumerate((*keys.all, *keys.item))
+    }
+    parts: list[tuple[np.ndarray, ...]] = []
+    touched = first_run = 0
+    for number, group in enumerate(facts.row_groups):
+        file = table.files[group.file]
+        wanted, part = _choose(file, group, keys, plan)
+        if wanted.any():
+            touched += group.num_rows
+            part[-1][:] += first_run
+            first_run = int(part[-1].max()) + 1
+            parts.append(tuple(values[wanted] for values in part))
+            _read_rows(file, group, wanted, columns, key_columns, plan.row_bytes)
+        progress(number + 1, len(facts.row_groups))
+    for column in (*columns.values(), *key_columns.values()):
+        column.finish()
+    user, request, in_users, in_single, run = (np.concatenate(arrays) for arrays in zip(*parts))
+    bucket = (user % np.uint64(num_buckets)).astype(np.int64)
+    if len(keys.user) == 1 and pa.types.is_integer(key_columns[keys.user[0]].leaf.type):
+        user_ids = key_columns[keys.user[0]].plain_values().cast(pa.int64(), safe=False)
+        bucket = buckets_of(user_ids.to_numpy(zero_copy_only=False), num_buckets)
+    rank = _rank(list(key_columns.values()))
+    return Sample(columns, user, request, in_users, in_single, run, rank, bucket, touched)
+
+
+def _choose(
+    file: DataFile, group: RowGroupRef, keys: KeyColumns, plan: SamplePlan
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Which rows of a row group to take, and (user, request, in_users, in_single, run) of all of them."""
+    users, requests, masks = [], [], []
+    with file.parquet(keys.all) as parquet:
+        names = [file.name_in_file[name] for name in keys.all]
+        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group.index], columns=names, use_threads=False):
+            request, user, _, missing = read_keys(batch, keys, file.name_in_file)
+            users.append(user)
+            requests.append(request)
+            masks.append(missing)
+    user, request, missing = (np.concatenate(part) for part in (users, requests, masks))
+    position = np.minimum(np.searchsorted(plan.users, user), len(plan.users) - 1)
+    in_users = (plan.users[position] == user) & ~missing
+    row_hash = stable_hash(np.arange(len(user)), group.file * 1_000_003 + group.index)
+    in_single = below_rate(row_hash, plan.row_rate) & ~missing & in_users.any()
+    run = np.cumsum(np.concatenate([[False], request[1:] != request[:-1]])) if len(request) else np.zeros(0, np.int64)
+    return in_users | in_single, [user, request, in_users, in_single, run.astype(np.int64)]
+
+
+def _read_rows(
+    file: DataFile,
+    group: RowGroupRef,
+    wanted: np.ndarray,
+    columns: dict[str, SampleColumn],
+    key_columns: dict[str, SampleColumn],
+    row_bytes: float,
+) -> None:
+    tops = dict.fromkeys([column.leaf.column for column in columns.values()] + list(key_columns))
+    names = [file.name_in_file[name] for name in tops if name in file.name_in_file]
+    batch_rows = int(np.clip(READ_BYTES / row_bytes, 16, BATCH_ROWS))
+    at = 0
+    with file.parquet(list(tops)) as parquet:
+        batches = parquet.iter_batches(batch_rows, row_groups=[group.index], columns=names, use_threads=False)
+        while True:
+            batch = next(batches, None)
+            if batch is None:
+                break
+            take = pa.array(np.flatnonzero(wanted[at : at + batch.num_rows]))
+            at += batch.num_rows
+            if not len(take):
+                continue
+            arrays: dict[str, pa.Array] = {}
+            for name in tops:
+                if name in file.name_in_file:
+                    array = without_views(batch.column(file.name_in_file[name])).take(take)
+                    arrays |= leaf_arrays(name, array)
+                    if name in key_columns:
+                        key_columns[name].add(array, len(take))
+            for name, column in columns.items():
+                column.add(arrays.get(name), len(take))
+
+
+def _row_bytes(table: TableFiles, facts: TableFacts) -> float:
+    """Arrow bytes of a mean row with every value laid down, from footers where widths are fixed, else from a probe."""
+    total = 0.0
+    text = []
+    for name, column in facts.columns.items():
+        if column.leaf.shape is Shape.NESTED:
+            continue
+        if column.leaf.width_bytes:
+            total += column.leaf.width_bytes * column.num_values / max(facts.num_rows, 1)
+        else:
+            text.append(name)
+    return total + _probe_text(table, facts, text)
+
+
+def _probe_text(table: TableFiles, facts: TableFacts, names: list[str]) -> float:
+    if not names:
+        return 0.0
+    tops = list(dict.fromkeys(facts.columns[name].leaf.column for name in names))
+    total = rows = 0
+    positions = np.linspace(0, len(facts.row_groups) - 1, min(PROBE_GROUPS, len(facts.row_groups))).astype(int)
+    for position in np.unique(positions).tolist():
+        group = facts.row_groups[position]
+        file = table.files[group.file]
+        with file.parquet(tops) as parquet:
+            in_file = [file.name_in_file[name] for name in tops if name in file.name_in_file]
+            for batch in parquet.iter_batches(PROBE_ROWS, row_groups=[group.index], columns=in_file, use_threads=False):
+                rows += batch.num_rows
+                for name in tops:
+                    if name in file.name_in_file:
+                        leaves = leaf_arrays(name, batch.column(file.name_in_file[name]))
+                        total += sum(_text_bytes(array) for leaf, array in leaves.items() if leaf in names)
+                break
+    return total / max(rows, 1)
+
+
+def _text_bytes(array: pa.Array) -> int:
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.binary_length(array.dictionary).take(array.indices)
+        return int(pc.sum(lengths).as_py() or 0)
+    if pa.types.is_large_list(array.type) or pa.types.is_list(array.type):
+        return _text_bytes(array.flatten())
+    return int(array.nbytes)
+
+
+def _read_share(groups_of_user: np.ndarray, facts: TableFacts) -> float:
+    """Expected part of the row groups that hold a row of these users, users placed independently."""
+    shares = np.minimum(groups_of_user / max(len(facts.row_groups), 1), 1.0)
+    with np.errstate(divide="ignore"):
+        return float(1 - np.exp(np.log1p(-shares).sum()))
+
+
+def _key_type(table: TableFiles, name: str) -> pa.DataType:
+    kind = table.schema.field(name).type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _rank(columns: list[SampleColumn]) -> np.ndarray:
+    """Dense rank of each row's key values in the order of the columns, [N] int64."""
+    ranks = []
+    for column in columns:
+        if column.is_stored:
+            order = pc.rank(column.values, tiebreaker="dense")
+            ranks.append(order.to_numpy(zero_copy_only=False).astype(np.int64)[column.ids])
+        else:
+            ranks.append(
+                pc.rank(column.plain_values(), tiebreaker="dense").to_numpy(zero_copy_only=False).astype(np.int64)
+            )
+    order = np.lexsort(ranks[::-1])
+    changed = np.zeros(len(order), bool)
+    for rank in ranks:
+        changed[1:] |= rank[order][1:] != rank[order][:-1]
+    ranked = np.empty(len(order), np.int64)
+    ranked[order] = np.cumsum(changed)
+    return ranked

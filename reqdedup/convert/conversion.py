@@ -1,0 +1,248 @@
+"""A table that a team already has, rewritten into a layout and verified row for row.
+
+    source -> levels (a sample) -> pieces -> deduplicated batches -> the writer -> files -> checksum of both sides -> commit
+
+Further rows are appended the same way, with the table's own levels in place of the sample's. One pass over the source after the sample. Memory is a piece of the source and what a write takes; the disk holds the
+deduplicated rows, also of a shuffled source, whose requests are recognised when they come again. The source is only read.
+Nothing is visible before both checksums agree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from reqdedup.convert.append import in_table_order, known_columns, open_for_append
+from reqdedup.convert.levels import find_levels
+from reqdedup.convert.mapping import ColumnMapping, TargetColumn, check_mapping, engagement_schema, plan_columns
+from reqdedup.convert.place import in_source
+from reqdedup.convert.rows import Converter
+from reqdedup.dedup.checksum import ContentChecksum, content_checksum
+from reqdedup.dedup.parts import RequestValuesError
+from reqdedup.schema import HISTORY_ITEM_ID, Kind, Level
+from reqdedup.storage.foreign.source import RowSource
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.layout import (
+    LAYOUT_PROPERTY,
+    Layout,
+    create_table,
+    table_buckets,
+    table_layout,
+    table_schema,
+)
+from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
+from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.write.writer import write_rows
+
+REMEMBERED_REQUESTS = 20_000_000
+"""Of a shuffled source; 0.8 GB where it has as many. Further ones take their place on disk once per piece of the source."""
+
+
+@dataclass(frozen=True)
+class ConvertProgress:
+    """How far a conversion is. phase: keys, sample, rows or verify; done of total rows (of row groups in sample)."""
+
+    phase: str
+    done: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.phase}: {self.done:,} of {self.total:,}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport:
+    """What a conversion did.
+
+    columns: target name -> (source names, level).  rows, requests, files, bytes: of the new files; source_bytes: of the old.
+    checksum: of both.  null_lists: that became empty ones, on both sides of the checksum.
+    is_append: the files were added to a table that was there.  location: of the table.
+    notes: what a reader of the table should know.
+    """
+
+    table: str
+    location: str
+    is_append: bool
+    layout: Layout
+    num_buckets: int
+    columns: Mapping[str, tuple[str, Level]]
+    rows: int
+    requests: int
+    files: int
+    bytes: int
+    source_bytes: int
+    checksum: ContentChecksum
+    null_lists: int
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def convert_table(
+    source: Table | str | Path | Sequence[str | Path],
+    catalog: Catalog,
+    identifier: str,
+    mapping: ColumnMapping,
+    *,
+    layout: Layout | None = None,
+    num_buckets: int | None = None,
+    location: str | None = None,
+    append: bool = False,
+    seed: int = 0,
+    progress: Callable[[ConvertProgress], None] | None = None,
+    spill_dir: str | Path | None = None,
+) -> ConvertReport:
+    """Make the table `identifier` of `layout` from an Iceberg table of any catalog, or from Parquet files; or append them.
+
+    source: a pyiceberg Table, a folder, a file, or several files.  layout: BY_REQUEST where None.
+    num_buckets: by default what `choose_num_buckets` says.  location: of the new table.  seed: of a SHUFFLED one.
+    append: the table is there, and the rows are added to it in one commit, with its columns, layout and buckets. What is
+    appended twice is there twice.  spill_dir: for temporary files, which take the deduplicated rows.
+    Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with the
+    request that shows it), for nulls in keys, for times of history events in another unit than said, and where the new
+    table is there already; with append where columns differ from the table's. ConflictError where another writer
+    changed the table in a way that the rows cannot be put on top of. Then no table is new or changed.
+    """
+    started = time.monotonic()
+    rows = RowSource(source)
+    check_mapping(rows, mapping)
+
+    def report(phase: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(ConvertProgress(phase, done, total))
+
+    notes = [*rows.notes]
+    if append:
+        if location is not None:
+            raise ValueError(
+                f"{identifier}: an append goes where the table is, found location={location!r}; leave it out"
+            )
+        table = open_for_append(catalog, identifier, layout, num_buckets)
+        schema = table_schema(table)
+        columns = in_table_order(
+            plan_columns(rows, mapping, *known_columns(rows, mapping, schema)), table, schema, rows
+        )
+    else:
+        _check_new(catalog, identifier)
+        found = find_levels(rows, mapping, progress=report, temp_dir=spill_dir)
+        columns = plan_columns(rows, mapping, found.levels, found.widths)
+        notes += [*found.notes, *_notes_on_models(columns)]
+        layout = layout or Layout.BY_REQUEST
+        if num_buckets is None:
+            repeats = max(rows.num_rows / max(found.num_requests, 1), 1.0) if layout is not Layout.SHUFFLED else 1.0
+            num_buckets = choose_num_buckets(
+                stored_bytes=round(rows.num_bytes / repeats), rows=rows.num_rows
+            ).num_buckets
+        schema = engagement_schema(columns)
+        table = create_table(catalog, identifier, schema, layout, num_buckets=num_buckets, location=location)
+    converter = Converter(rows, columns, time_unit=mapping.time_unit, history_time_unit=mapping.history_time_unit)
+    try:
+        written = _write(table, converter, rows.num_rows, report, seed=seed, spill_dir=spill_dir)
+    except BaseException as error:
+        if not append:
+            catalog.purge_table(identifier)
+        if isinstance(error, RequestValuesError):
+            raise in_source(error, converter) from error
+        raise
+    if rows.skipped:
+        notes.append(f"left out, nested too deep: {', '.join(rows.skipped)}")
+    if converter.null_lists:
+        notes.append(
+            f"{converter.null_lists:,} null lists became empty ones, since a sequence cannot be null; all else is as it was"
+        )
+    return ConvertReport(
+        table=identifier,
+        location=table.location(),
+        is_append=append,
+        layout=table_layout(table),
+        num_buckets=table_buckets(table) or 0,
+        columns={target.column.name: (", ".join(target.sources), target.column.level) for target in columns},
+        rows=rows.num_rows,
+        requests=written.num_requests,
+        files=len(written.data_files),
+        bytes=sum(file.file_size_in_bytes for file in written.data_files),
+        source_bytes=rows.num_bytes,
+        checksum=converter.checksum.so_far,
+        null_lists=converter.null_lists,
+        notes=tuple(notes),
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Written:
+    data_files: list[DataFile]
+    num_requests: int
+
+
+def _write(
+    table: Table,
+    converter: Converter,
+    num_rows: int,
+    report: Callable[[str, int, int], None],
+    *,
+    seed: int,
+    spill_dir: str | Path | None,
+) -> _Written:
+    """All rows of the source as new files of the table, compared with the source and committed."""
+    layout, name = table_layout(table), ".".join(table.name())
+    with StagedFiles(table) as files:
+        batches = _reporting(converter.batches(), num_rows, report)
+        written, num_requests = write_rows(
+            files, batches, converter.schema, seed=seed, spill_dir=spill_dir, remember=REMEMBERED_REQUESTS
+        )
+        files.verify(num_rows=num_rows, num_requests=num_requests if layout.is_bucketed else None)
+        report("verify", 0, written)
+        paths = [file.file_path for file in files.data_files]
+        checksum = content_checksum(FileSource(paths, converter.schema, io=table.io, merge_pieces=False))
+        if checksum != converter.checksum.so_far:
+            raise RuntimeError(
+                f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}), found {checksum}; nothing "
+                "was committed. This is a defect of the conversion: report it"
+            )
+        files.commit(replace=False, properties={"reqdedup.operation": "convert"})
+        return _Written(files.data_files, num_requests)
+
+
+def _notes_on_models(columns: Sequence[TargetColumn]) -> list[str]:
+    """What a model would miss of a table with these columns."""
+    if any(target.column.name == HISTORY_ITEM_ID for target in columns):
+        return []
+    ids = [t.sources[0] for t in columns if t.column.kind is Kind.SEQUENCE and t.column.dtype in ("int32", "int64")]
+    if not ids:
+        return [f"models need a sequence of item ids, {HISTORY_ITEM_ID}; these columns have none"]
+    likely = next((name for name in ids if "item" in name.lower()), ids[0])
+    return [
+        f"models need {HISTORY_ITEM_ID}, the item ids of the user's history; if {likely} has them, convert with --rename "
+        f"{likely}={HISTORY_ITEM_ID}"
+    ]
+
+
+def _check_new(catalog: Catalog, identifier: str) -> None:
+    """Raise ValueError where the table is there already; what a killed conversion left, which has no rows, goes."""
+    try:
+        table = catalog.load_table(identifier)
+    except NoSuchTableError:
+        return
+    if LAYOUT_PROPERTY not in table.properties or table.metadata.snapshots:
+        raise ValueError(
+            f"{identifier}: a new table required, found one; append to it (--append), choose another name, or drop it first"
+        )
+    catalog.purge_table(identifier)
+
+
+def _reporting(
+    batches: Iterator[pa.RecordBatch], total: int, report: Callable[[str, int, int], None]
+) -> Iterator[pa.RecordBatch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += batch.num_rows
+        report("rows", done, total)

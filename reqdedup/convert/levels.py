@@ -1,0 +1,102 @@
+"""What the columns of a table are: request-level or item-level, vectors or sequences; from a sample of whole users.
+
+The audit's own sample and measure. A column counts as request-level where it never differs inside a request of the
+sample; the conversion itself looks at every row, so a wrong guess ends in an error and not in a wrong table.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.audit.audit import DEFAULT_READ_BYTES
+from reqdedup.audit.footers import read_facts
+from reqdedup.audit.repeats import NEARLY_REQUEST, REQUEST, UNKNOWN, RequestRows, measure_repeats
+from reqdedup.audit.sample import gather, plan_sample
+from reqdedup.audit.scan import KeyColumns, check_keys, scan_keys
+from reqdedup.convert.mapping import ColumnMapping
+from reqdedup.schema import Level
+from reqdedup.storage.foreign.source import RowSource
+
+SAMPLE_BYTES = 256 * 2**20
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """levels: of every leaf that was asked for.  widths: of lists that are vectors.  notes: what was close to the line.
+
+    num_requests: about how many requests the table has.
+    """
+
+    levels: dict[str, Level]
+    widths: dict[str, int]
+    notes: tuple[str, ...]
+    num_requests: int
+
+
+def find_levels(
+    source: RowSource, mapping: ColumnMapping, *, progress: Progress, temp_dir: str | Path | None = None
+) -> Found:
+    """Levels of all columns that are neither keys nor excluded, those given ones first.
+
+    Raises ValueError for lists that nearly always repeat, naming an example: they cannot be stored per request.
+    """
+    levels: dict[str, Level] = {name: column.level for name, column in source.known.items()} | dict(mapping.levels)
+    widths = _fixed_widths(source) if mapping.vectors is None else dict(mapping.vectors)
+    keys = KeyColumns(request=mapping.request_names, user=(mapping.user,))
+    wanted = [name for name in source.leaves if name not in mapping.exclude and name not in mapping.labels]
+    check_keys(source.files, keys)
+    facts = read_facts(source.files)
+    index = scan_keys(source.files, facts, keys, lambda done, total: progress("keys", done, total))
+    plan = plan_sample(source.files, facts, index, sample_bytes=SAMPLE_BYTES, read_bytes=DEFAULT_READ_BYTES)
+    notes = []
+    with tempfile.TemporaryDirectory(prefix="reqdedup-convert-", dir=temp_dir) as directory:
+        sample = gather(
+            source.files,
+            facts,
+            keys,
+            plan,
+            Path(directory),
+            num_buckets=1,
+            progress=lambda done, total: progress("sample", done, total),
+        )
+        rows = RequestRows(sample, is_whole=plan.is_whole)
+        for name in wanted:
+            values = sample.columns.get(name)
+            if values is None:  # only in the table's partition, so a request may have two values where days meet
+                levels.setdefault(name, Level.ITEM)
+                continue
+            found = measure_repeats(values, rows, is_key=False, has_users=True, request_name=mapping.request_names[0])
+            is_fraction = values.is_list and pa.types.is_floating(values.leaf.type)
+            if mapping.vectors is None and is_fraction and name not in widths:
+                lengths = np.unique(values.slots[values.ids >= 0])
+                if len(lengths) == 1 and lengths[0] > 1:
+                    widths[name] = int(lengths[0])
+            if name in levels:
+                continue
+            if found.level == NEARLY_REQUEST:
+                if values.is_list:
+                    raise ValueError(
+                        f"{source.name}: column {name}: lists that are the same on all rows of a request required, found ones that "
+                        f"differ in {found.broken_requests} of {found.checked_requests} requests ({found.example}); are {mapping.user} "
+                        f"the user (--user), {', '.join(mapping.request_names)} the request (--request) and {mapping.item} the item "
+                        "(--item)? Otherwise put it right in the source, or exclude it (--exclude)"
+                    )
+                notes.append(f"{name} is kept per row: it differs in {found.broken_requests} requests of the sample")
+            is_request = found.level in (REQUEST, UNKNOWN) and not (found.is_constant and not values.is_list)
+            levels[name] = Level.REQUEST if is_request else Level.ITEM
+    return Found(levels, widths, tuple(notes), index.num_requests)
+
+
+def _fixed_widths(source: RowSource) -> dict[str, int]:
+    """Lists whose type, or whose table of ours, says how long they are."""
+    known = {name: column.width for name, column in source.known.items() if column.width}
+    fixed = [field for field in source.files.schema if pa.types.is_fixed_size_list(field.type)]
+    return known | {field.name: field.type.list_size for field in fixed}

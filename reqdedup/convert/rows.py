@@ -1,0 +1,209 @@
+"""Pieces of the source as deduplicated batches, and the same pieces hashed value by value for the check at the end.
+
+The two ways share nothing but the casts: batches go through blobs and dictionaries, hashes are taken of the source's own
+lists. Their checksums agree exactly when the table holds what the source holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reqdedup.arrays.hashing import mix
+from reqdedup.convert.mapping import Conversion, TargetColumn, engagement_schema
+from reqdedup.dedup.checksum import RunningChecksum, bytes_hash, row_hashes, value_hashes
+from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, element_type
+from reqdedup.dedup.history_time import UNIT_DIGITS, check_history_times, newest_events
+from reqdedup.schema import HISTORY_TS, REQUEST_TS, Column, EngagementSchema
+from reqdedup.storage.foreign.source import Piece, RowSource
+
+_ID_MASK = np.uint64(2**63 - 1)
+
+
+class Converter:
+    """Turns the source's rows into batches of the target schema.
+
+    checksum: of the source's values so far, as `content_checksum` of the target must be.
+    null_lists: lists that were null and become empty, since a sequence cannot be null.
+    time_unit, history_time_unit: see `ColumnMapping`.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        columns: Sequence[TargetColumn],
+        *,
+        time_unit: str | None,
+        history_time_unit: str | None = None,
+    ) -> None:
+        self.source, self.columns = source, tuple(columns)
+        self.schema: EngagementSchema = engagement_schema(columns)
+        self.checksum, self.null_lists = RunningChecksum(), 0
+        self._time_unit, self._history_time_unit = time_unit, history_time_unit or "ms"
+        self._history_times = next((one for one in columns if one.conversion is Conversion.HISTORY_TIME), None)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Deduplicated batches of all rows. Raises ValueError for values that the target cannot hold, naming where."""
+        names = list(dict.fromkeys(name for target in self.columns for name in target.sources))
+        for piece in self.source.pieces(names):
+            yield self._batch(piece)
+
+    def _batch(self, piece: Piece) -> pa.RecordBatch:
+        arrays, hashes = [], []
+        plain: dict[str, pa.Array] = {}
+        for target in self.columns:
+            try:
+                array = plain[target.column.name] = self.values(piece, target)
+                if array.null_count and not target.column.nullable and not target.column.is_blob:
+                    raise ValueError(f"no nulls allowed, found {array.null_count}; filter them, or give them a value")
+                if target.column.is_blob:
+                    self.null_lists += array.null_count
+                    hashes.append(list_hashes(array))
+                    arrays.append(blobs_of(array, target.column))
+                else:
+                    hashes.append(value_hashes(array))
+                    arrays.append(array)
+            except (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise ValueError(
+                    f"{piece.where}: column {', '.join(target.sources)} as {target.column.dtype} required: {error}"
+                ) from error
+        if self._history_times is not None and self._is_plausible(plain, self._history_times):
+            self._history_times = None  # one piece with events is enough
+        self.checksum.add(piece.num_rows, row_hashes(self.schema.names, hashes, piece.num_rows))
+        return pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(self.schema))
+
+    def _is_plausible(self, plain: dict[str, pa.Array], target: TargetColumn) -> bool:
+        unit = self._history_time_unit
+        if pa.types.is_timestamp(self.source.leaves[target.sources[0]].type):
+            unit = "ms"  # a timestamp has its unit
+        request_ms = plain[REQUEST_TS].cast(pa.int64()).to_numpy() // 1000
+        return check_history_times(
+            newest_events(*_packed(plain[HISTORY_TS])),
+            request_ms,
+            what=f"{self.source.name}: column {target.sources[0]} as {HISTORY_TS}",
+            unit=unit,
+            todo="say so with history_time_unit (--history-time-unit {unit}), or give the column another name",
+        )
+
+    def values(self, piece: Piece, target: TargetColumn) -> pa.Array:
+        """The column's values, cast and not deduplicated: an array of scalars, or of lists."""
+        found = [piece.arrays[name] for name in target.sources]
+        kind = element_type(target.column)
+        if target.conversion is Conversion.HASH:
+            if target.column.is_blob:
+                return _relist(found[0], hash_ids([_flat(found[0])]))
+            return hash_ids(found)
+        if target.conversion is Conversion.HISTORY_TIME:
+            return _relist(found[0], milliseconds(_flat(found[0]), self._history_time_unit))
+        if target.column.is_blob:
+            return _relist(found[0], _cast(_flat(found[0]), kind))
+        if target.conversion is Conversion.TIME and pa.types.is_integer(found[0].type):
+            return found[0].cast(pa.int64()).cast(pa.timestamp(self._time_unit or "us", tz="UTC")).cast(kind)
+        return _cast(found[0], kind)
+
+
+def hash_ids(columns: Sequence[pa.Array]) -> pa.Array:
+    """int64 ids of strings, as `ingest` gives them; of several columns together, or of numbers, another stable hash.
+
+    A string becomes the first 8 bytes of its BLAKE2b digest without the top bit; null stays null.
+    """
+    if len(columns) == 1 and not pa.types.is_integer(columns[0].type):
+        return _string_ids(columns[0])
+    combined = np.zeros(len(columns[0]), np.uint64)
+    missing = np.zeros(len(columns[0]), bool)
+    for column in columns:
+        ids = column if pa.types.is_integer(column.type) else _string_ids(column)
+        missing |= ids.is_null().to_numpy(zero_copy_only=False)
+        values = pc.fill_null(ids, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        combined = mix(combined ^ mix(values.view(np.uint64)))
+    return pa.array((combined & _ID_MASK).view(np.int64), mask=missing)
+
+
+def _string_ids(array: pa.Array) -> pa.Array:
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    ids = [
+        int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+        for text in encoded.dictionary.to_pylist()
+    ]
+    values = pa.array((np.array(ids, np.uint64) & _ID_MASK).view(np.int64))
+    return values.take(encoded.indices)
+
+
+def milliseconds(times: pa.Array, unit: str) -> pa.Array:
+    """Times as int64 milliseconds since 1970; whole numbers of a finer unit are rounded down.
+
+    times: timestamps, dates, or numbers of `unit`.
+    """
+    if pa.types.is_date(times.type):
+        times = times.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(times.type):
+        times, unit = times.cast(pa.int64()), times.type.unit
+    digits = UNIT_DIGITS["ms"] - UNIT_DIGITS[unit]
+    if pa.types.is_floating(times.type):
+        return pc.round(pc.multiply(times.cast(pa.float64()), 10.0**digits)).cast(pa.int64())
+    times = times.cast(pa.int64())
+    if digits >= 0:
+        return pc.multiply_checked(times, 10**digits)
+    whole = np.floor_divide(pc.fill_null(times, 0).to_numpy(zero_copy_only=False), 10**-digits)
+    return pa.array(whole, mask=times.is_null().to_numpy(zero_copy_only=False))
+
+
+def blobs_of(lists: pa.LargeListArray, column: Column) -> pa.DictionaryArray:
+    """Lists as dictionary-encoded blobs; a null list as an empty one."""
+    values, offsets = _packed(lists)
+    if column.width:
+        wrong = np.flatnonzero(np.diff(offsets) != column.width)
+        if len(wrong):
+            raise ValueError(
+                f"{column.width} elements each required, found {int(np.diff(offsets)[wrong[0]])} in a row; say that it is a sequence, "
+                "or leave it out"
+            )
+    return blobs_from_numpy(values, offsets).dictionary_encode().cast(BLOB_TYPE)
+
+
+def list_hashes(lists: pa.LargeListArray) -> np.ndarray:
+    """A hash of each list's bytes, [N] uint64; equal neighbours are compared and hashed once."""
+    values, offsets = _packed(lists)
+    data = pa.py_buffer(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
+    ends = (offsets * values.itemsize).tolist()
+    hashes = np.zeros(len(lists), np.uint64)
+    last, last_hash = None, np.uint64(0)
+    for row in range(len(lists)):
+        blob = data.slice(ends[row], ends[row + 1] - ends[row])
+        if last is None or not blob.equals(last):
+            last, last_hash = blob, bytes_hash(blob)
+        hashes[row] = last_hash
+    return hashes
+
+
+def _packed(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Elements [T] and offsets [N + 1]. Raises ValueError where an element is null."""
+    values = lists.flatten()
+    if values.null_count:
+        raise ValueError(f"no null elements allowed, found {values.null_count}; give them a value in the source")
+    lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
+    return values.to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _flat(lists: pa.Array) -> pa.Array:
+    return lists.flatten()
+
+
+def _relist(lists: pa.Array, values: pa.Array) -> pa.LargeListArray:
+    """The same lists around other values of the same count."""
+    lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    mask = lists.is_null() if lists.null_count else None
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values, mask=mask)
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("us"))
+    return array if array.type == kind else array.cast(kind)

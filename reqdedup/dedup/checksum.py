@@ -1,0 +1,101 @@
+"""What a table holds, as one number: a checksum over rows that no order, layout or dictionary changes.
+
+Tables of any layout that hold the same rows and values have the same checksum, in any process and on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.arrays.hashing import mix
+from reqdedup.dedup.source import BatchSource
+
+_NULL = np.uint64(0x9AE16A3B2F90404F)
+_NAN = np.uint64(0xC3A5C85C97CB3127)
+
+
+@dataclass(frozen=True)
+class ContentChecksum:
+    """rows: how many.  checksum: the sum over rows of a 64-bit hash of all their values, modulo 2^64."""
+
+    rows: int
+    checksum: int
+
+    def __str__(self) -> str:
+        return f"{self.checksum:016x} over {self.rows:,} rows"
+
+
+class RunningChecksum:
+    """`content_checksum` of batches as they pass by."""
+
+    def __init__(self) -> None:
+        self._rows, self._total = 0, 0
+
+    def through(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, each counted before it is handed on."""
+        for batch in batches:
+            self.add(batch.num_rows, row_hashes(batch.schema.names, map(value_hashes, batch.columns), batch.num_rows))
+            yield batch
+
+    def add(self, num_rows: int, hashes: np.ndarray) -> None:
+        """Count rows whose `row_hashes` these are."""
+        self._rows += num_rows
+        self._total = (self._total + int(np.sum(hashes, dtype=np.uint64))) % 2**64
+
+    @property
+    def so_far(self) -> ContentChecksum:
+        return ContentChecksum(self._rows, self._total)
+
+
+def content_checksum(source: BatchSource) -> ContentChecksum:
+    """Checksum of all rows and values of the source, independent of order, layout and dictionaries.
+
+    One changed, missing or repeated row changes it; a blob is hashed once per distinct value of a batch. Equal rows in
+    equal number give equal checksums in any process and on any machine.
+    """
+    running = RunningChecksum()
+    for _ in running.through(source.batches()):
+        pass
+    return running.so_far
+
+
+def row_hashes(names: Iterable[str], hashes: Iterable[np.ndarray], num_rows: int) -> np.ndarray:
+    """A 64-bit hash of each row, [N] uint64, from the hashes of its columns' values; the order of columns is no matter."""
+    total = np.zeros(num_rows, np.uint64)
+    for name, values in zip(names, hashes):
+        total += mix(values ^ bytes_hash(name.encode()))
+    return mix(total)
+
+
+def value_hashes(array: pa.Array) -> np.ndarray:
+    """A 64-bit hash of each value, [N] uint64; the same for a value however it is encoded."""
+    if pa.types.is_dictionary(array.type):
+        return _blob_hashes(array.dictionary)[array.indices.to_numpy()]
+    if pa.types.is_string(array.type):
+        encoded = array.dictionary_encode()
+        hashes = np.append(_blob_hashes(encoded.dictionary.cast(pa.binary())), _NULL)
+        return hashes[encoded.indices.fill_null(len(hashes) - 1).to_numpy()]
+    if pa.types.is_floating(array.type):
+        numbers = array.cast(pa.float64()).fill_null(0).to_numpy()
+        bits = np.where(np.isnan(numbers), _NAN, numbers.view(np.uint64))
+    elif pa.types.is_boolean(array.type):
+        bits = array.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint64)
+    else:
+        bits = array.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
+    hashes = mix(bits)
+    if array.null_count:
+        hashes = np.where(array.is_null().to_numpy(zero_copy_only=False), _NULL, hashes)
+    return hashes
+
+
+def _blob_hashes(blobs: pa.BinaryArray) -> np.ndarray:
+    return np.array([bytes_hash(blob.as_buffer()) for blob in blobs], np.uint64)
+
+
+def bytes_hash(value: bytes | pa.Buffer) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little"))

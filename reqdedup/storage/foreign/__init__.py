@@ -1,0 +1,1 @@
+"""Tables that other engines wrote, read by field id."""

@@ -1,0 +1,1 @@
+"""Tables as Iceberg has them: layout, data files, commit, references, catalogs."""

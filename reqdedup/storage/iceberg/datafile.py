@@ -1,0 +1,233 @@
+"""One Parquet data file of a table: the writer settings of each layout, the Iceberg statistics, the check after writing.
+
+Our settings: zstd at the table's level; dictionaries of whole sequences without a size limit, so that they never fall
+back to plain; a dictionary for scalars of the request (one value repeated F times), none for floats of the item. Where
+values decide, the first rows are tried (`reqdedup.storage.iceberg.encodings`). The control layouts take exactly what pyiceberg's
+own writer takes. pyiceberg 0.12 has no public way to write a file with settings per column, hence its private
+`_get_parquet_writer_kwargs` and the hand-built DataFile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.io.pyarrow import (
+    _get_parquet_writer_kwargs,
+    compute_statistics_plan,
+    data_file_statistics_from_parquet_metadata,
+    parquet_path_to_id_mapping,
+)
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.table import Table, TableProperties
+
+from reqdedup.arrays.keys import first_disorder
+from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
+from reqdedup.storage.iceberg.encodings import SAMPLE_ROWS, list_settings, may_be_compact, row_encodings, scalar_codecs
+from reqdedup.storage.iceberg.layout import (
+    LARGE_PAGE_BYTES,
+    ZSTD_LEVEL,
+    Layout,
+    buckets_of,
+    file_schema,
+    table_buckets,
+)
+
+DAY_MICROSECONDS = 86_400_000_000
+
+
+def parquet_settings(
+    layout: Layout, schema: EngagementSchema, properties: dict[str, str], first_rows: pa.Table | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of `pq.ParquetWriter` for this layout.
+
+    first_rows: the first row group, where some settings depend on values; without it those are left plain.
+    """
+    if layout.has_writer_defaults:
+        return {**_get_parquet_writer_kwargs(properties), "store_decimal_as_integer": True}
+    scalars = [column for column in schema.columns if not column.is_blob]
+    with_dictionary = [
+        column.name for column in scalars if not (column.level is Level.ITEM and column.dtype.startswith("float"))
+    ]
+    settings: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": int(properties.get(TableProperties.PARQUET_COMPRESSION_LEVEL, ZSTD_LEVEL)),
+        "write_statistics": [column.name for column in scalars],
+        "store_schema": False,
+        "write_page_checksum": True,  # so that a flipped bit is an error, not another value
+    }
+    if layout is Layout.SORTED_LARGE_PAGES:
+        settings |= {"data_page_size": LARGE_PAGE_BYTES, "dictionary_pagesize_limit": LARGE_PAGE_BYTES}
+        settings["use_dictionary"] = with_dictionary
+        return settings if first_rows is None else settings | list_settings(first_rows, schema, settings)
+    blobs = [column.name for column in schema.blobs]
+    if first_rows is not None:
+        encodings = row_encodings(first_rows, schema, settings, compact=may_be_compact(properties))
+        with_dictionary = [name for name in with_dictionary if name not in encodings]
+        settings["column_encoding"] = encodings
+    settings |= {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
+    if first_rows is not None and ITEM_ID in schema.names:
+        settings |= scalar_codecs(first_rows, schema, settings)
+    return settings
+
+
+class FileSettings:
+    """`parquet_settings` for the files of one write: what was tried on one file's rows serves for the next."""
+
+    def __init__(self, layout: Layout, schema: EngagementSchema, properties: dict[str, str]) -> None:
+        self._layout, self._schema, self._properties = layout, schema, properties
+        self._settings: dict[str, Any] | None = None
+
+    def of(self, first_rows: pa.Table) -> dict[str, Any]:
+        """Keyword arguments of `pq.ParquetWriter` for a file that begins with these rows."""
+        if self._settings is not None:
+            return self._settings
+        settings = parquet_settings(self._layout, self._schema, self._properties, first_rows)
+        if len(first_rows) >= SAMPLE_ROWS // 16:
+            self._settings = settings
+        return settings
+
+
+class DataFileWriter:
+    """Writes one data file of `table`, row group by row group.
+
+    partition: the bucket, or the day since 1970, or None where the table is not partitioned.
+    metadata: entries for the file's footer, until it is closed.
+    """
+
+    def __init__(
+        self, table: Table, schema: EngagementSchema, layout: Layout, partition: int | None, settings: FileSettings
+    ) -> None:
+        self._table, self._layout, self._settings = table, layout, settings
+        self.partition = partition
+        key = PartitionKey(
+            [PartitionFieldValue(field, partition) for field in table.spec().fields], table.spec(), table.schema()
+        )
+        self._record = key.partition
+        name = f"{uuid.uuid4()}.parquet"
+        self.path = table.location_provider().new_data_location(name, key if table.spec().fields else None)
+        self.schema = file_schema(table, schema, layout)
+        self._output = table.io.new_output(self.path)
+        with _naming(self.path):
+            self._stream = self._output.create()
+        self._parquet: pq.ParquetWriter | None = None
+        self.metadata: dict[str, str] = {}
+        self.num_rows = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Compressed bytes so far."""
+        return int(self._stream.tell())
+
+    def write(self, rows: pa.Table) -> None:
+        """Write these rows as one row group."""
+        with _naming(self.path):
+            if self._parquet is None:
+                self._parquet = self._open(rows)
+            self._parquet.write_table(rows.cast(self.schema) if rows.schema != self.schema else rows, len(rows))
+        self.num_rows += len(rows)
+
+    def _open(self, first_rows: pa.Table) -> pq.ParquetWriter:
+        settings = self._settings.of(first_rows)
+        if self._layout.is_bucketed:
+            keys = [name for name in KEYS if name in self.schema.names]
+            sorting_columns = [pq.SortingColumn(self.schema.get_field_index(name)) for name in keys]
+            settings = settings | {"sorting_columns": sorting_columns}
+        return pq.ParquetWriter(self._stream, self.schema, **settings)
+
+    def close(self) -> DataFile:
+        """Finish the file; what the commit needs to know about it."""
+        assert self._parquet is not None
+        with _naming(self.path):
+            if self.metadata:
+                self._parquet.add_key_value_metadata(self.metadata)
+            self._parquet.close()
+            footer = self._parquet.writer.metadata
+            self._stream.close()
+        self._parquet = None
+        statistics = data_file_statistics_from_parquet_metadata(
+            parquet_metadata=footer,
+            stats_columns=compute_statistics_plan(self._table.schema(), self._table.properties),
+            parquet_column_mapping=parquet_path_to_id_mapping(self._table.schema()),
+        )
+        data_file = DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=self.path,
+            file_format=FileFormat.PARQUET,
+            partition=self._record,
+            file_size_in_bytes=len(self._output),
+            sort_order_id=self._table.sort_order().order_id if self._layout.is_bucketed else None,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
+        data_file.spec_id = self._table.spec().spec_id  # from_args of pyiceberg 0.12 drops it
+        return data_file
+
+    def abandon(self) -> None:
+        """Leave the file unfinished; the caller deletes it."""
+        self._parquet = None
+        self._stream.close()
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path}: could not be written ({error}); check that the storage has space, answers and takes the credentials. Nothing was committed",
+        ) from error
+
+
+def verify_file(table: Table, path: str, layout: Layout, partition: int | None, num_rows: int) -> int:
+    """Read the keys of a written file back and check what a commit would promise; returns its number of requests.
+
+    Raises RuntimeError where rows are missing, lie in another partition than the file's, or break the order: a wrong
+    bucket would silently lose rows to pruning.
+    """
+    keys = [name for name in KEYS if name in table.schema().column_names]  # a feature table has no items
+    names = [*keys, REQUEST_TS] if layout is Layout.ARRIVAL else keys
+    if not layout.is_bucketed and layout is not Layout.ARRIVAL:
+        names = []
+    num_requests, found, last = 0, 0, None
+    num_buckets = table_buckets(table)
+    with table.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
+        found = file.metadata.num_rows
+        for index in range(file.num_row_groups if names else 0):
+            group = file.read_row_group(index, columns=names).combine_chunks()
+            if layout is Layout.ARRIVAL:
+                days = group.column(REQUEST_TS).cast(pa.int64()).to_numpy() // DAY_MICROSECONDS
+                _require(bool(np.all(days == partition)), table, path, index, f"rows of day {partition}")
+                continue
+            key = [group.column(name).to_numpy() for name in keys]
+            buckets = buckets_of(np.unique(group.column(USER_ID).to_numpy()), num_buckets or 1)
+            _require(bool(np.all(buckets == partition)), table, path, index, f"rows of bucket {partition}")
+            if last is not None:
+                key = [np.concatenate([[value], column]) for value, column in zip(last, key)]
+            _require(first_disorder(key) < 0, table, path, index, f"rows in ({', '.join(keys)}) order")
+            changes = (key[0][1:] != key[0][:-1]) | (key[1][1:] != key[1][:-1])
+            if last is not None:
+                _require(bool(changes[0]), table, path, index, "a new request at the start of a row group")
+            num_requests += int(changes.sum()) + (last is None)
+            last = [int(column[-1]) for column in key]
+    if found != num_rows:
+        raise RuntimeError(
+            f"{'.'.join(table.name())}: {path}: {num_rows} rows written, {found} found; nothing committed"
+        )
+    return num_requests
+
+
+def _require(holds: bool, table: Table, path: str, index: int, what: str) -> None:
+    if not holds:
+        raise RuntimeError(
+            f"{'.'.join(table.name())}: {path}: {what} required, row group {index} differs; nothing was committed. "
+            "This is a defect of the writer: report it with the batches that were written"
+        )

@@ -1,0 +1,1 @@
+"""Merge join of bucketed tables without a shuffle."""

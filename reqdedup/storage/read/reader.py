@@ -1,0 +1,366 @@
+"""Reading Parquet files as deduplicated batches, one per row group; blobs arrive as DictionaryArrays, zero copy.
+
+Which files a table's snapshot has, `table_source` says. Tables of plain lists are read too, for control: their lists are
+deduplicated by value, which costs what the lists weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.io import FileIO
+
+from reqdedup.dedup import encoding
+from reqdedup.dedup.source import take_rows
+from reqdedup.schema import USER_ID, Column, EngagementSchema
+from reqdedup.storage.iceberg.layout import buckets_of
+from reqdedup.storage.read.file_batches import (
+    deduplicated,
+    dictionary_leaves,
+    fitting,
+    is_list,
+    merged,
+    readable,
+    unreadable,
+)
+
+LIST_CHUNK_BYTES = 64 * 2**20
+"""Plain lists are read and deduplicated in pieces of about this many uncompressed bytes."""
+
+BLOB_BYTES_TOGETHER = 4 * 2**20
+"""Row groups with fewer bytes of blobs may be read as one batch: their rows weigh more than putting dictionaries together."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a data file; bucket is its file's partition, None where the table has no buckets."""
+
+    path: str
+    index: int
+    num_rows: int
+    bucket: int | None = None
+
+
+class FileSource:
+    """Parquet files of one engagement table as deduplicated batches, in the order of the paths given.
+
+    paths: local paths, file:// URIs, or any URI that `io` opens.  schema: of the batches; every column must be in the
+    files unless it is nullable.  io: a pyiceberg FileIO; needed for anything but local files.
+    merge_pieces: give one batch per row group for plain lists too; off where requests are not contiguous anyway.
+    known_columns: all that a file may hold. A nullable column may be missing in an older file and is null there, but not
+        beside one that nobody knows: that is a renamed column or a damaged footer. None means that any is known.
+    field_ids: Iceberg's id of each column. A file that has another column of that name, dropped since, is refused.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str],
+        schema: EngagementSchema,
+        *,
+        io: FileIO | None = None,
+        buckets: Sequence[int | None] | None = None,
+        num_buckets: int | None = None,
+        merge_pieces: bool = True,
+        known_columns: Iterable[str] | None = None,
+        field_ids: Mapping[str, int] | None = None,
+    ) -> None:
+        self._paths = list(paths)
+        self._schema = schema
+        self._io = io
+        self._bucket_of_path = dict(zip(self._paths, buckets)) if buckets is not None else {}
+        self._num_buckets = num_buckets
+        self._merge_pieces = merge_pieces
+        self._known_columns = None if known_columns is None else frozenset(known_columns)
+        self._field_ids = dict(field_ids or {})
+        self._footers: dict[str, pq.FileMetaData] = {}
+        self._encoded: dict[str, list[str]] = {}
+
+    @property
+    def schema(self) -> EngagementSchema:
+        return self._schema
+
+    @property
+    def paths(self) -> list[str]:
+        """The data files, in reading order."""
+        return list(self._paths)
+
+    @property
+    def io(self) -> FileIO | None:
+        """What opens the files; None where they are local and no FileIO was given."""
+        return self._io
+
+    @property
+    def num_buckets(self) -> int | None:
+        """Bucket count of the files; None where they are not known to be bucketed by user."""
+        return self._num_buckets
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.footer(path).num_rows for path in self._paths)
+
+    def footer(self, path: str) -> pq.FileMetaData:
+        """The Parquet footer of one file, read once."""
+        if path not in self._footers:
+            with self._open(path, []) as file:
+                self._footers[path] = file.metadata
+        return self._footers[path]
+
+    def row_groups(self, users: np.ndarray | pa.Array | None = None) -> list[RowGroup]:
+        """All row groups in reading order; with `users` only those that may hold one of these user ids."""
+        wanted = None if users is None else _user_array(users)
+        buckets = None
+        if wanted is not None and self._num_buckets:
+            buckets = set(buckets_of(wanted, self._num_buckets).tolist()) if len(wanted) else set()
+        groups = []
+        for path in self._paths:
+            bucket = self._bucket_of_path.get(path)
+            if buckets is not None and bucket is not None and bucket not in buckets:
+                continue
+            footer = self.footer(path)
+            for index in range(footer.num_row_groups):
+                group = footer.row_group(index)
+                if group.num_rows and (wanted is None or _may_hold(group, wanted)):
+                    groups.append(RowGroup(path, index, group.num_rows, bucket))
+        return groups
+
+    def batches(
+        self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Deduplicated batches, one per row group; more where a column would pass `encoding.MAX_BINARY_BYTES`, and one
+        per piece of a row group of a shuffled list table.
+
+        columns: exactly these, in schema order; None means all.  users: only rows of these user ids; files of other
+        buckets and row groups outside the ids' range are not read.
+        """
+        wanted = None if users is None else _user_array(users)
+        with _OpenFiles(self) as files:
+            for group in self.row_groups(wanted):
+                yield from self._read(files, [group], self._columns(columns), wanted)
+
+    def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """One row group as one deduplicated batch. Raises ValueError for one that is too large for that."""
+        batches = list(self.stream([group], columns))
+        if len(batches) != 1:
+            raise ValueError(
+                f"{group.path}: at most {encoding.MAX_BINARY_BYTES:,} bytes a column in row group {group.index} required, found "
+                "more, which no one batch holds; compact the table (force=True, --force), which cuts row groups smaller"
+            )
+        return batches[0]
+
+    def stream(
+        self,
+        groups: Iterable[RowGroup],
+        columns: Sequence[str] | None = None,
+        *,
+        rows_together: int = 0,
+        use_threads: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """These row groups in this order, one batch each (or more, as in `batches`); a file stays open from one to the next.
+
+        rows_together: neighbours in a file come as one batch of at most so many rows, and BLOB_BYTES_TOGETHER of blobs: a
+        batch has its fixed cost. Their dictionaries become one, by value.
+        use_threads: decode the columns of a batch at once; off where whole streams run beside one another.
+        """
+        chosen = self._columns(columns)
+        with _OpenFiles(self) as files:
+            for together in self._neighbours(
+                groups, rows_together, [column.name for column in chosen if column.is_blob]
+            ):
+                yield from merged(self._read(files, together, chosen, None, use_threads=use_threads))
+
+    def _neighbours(self, groups: Iterable[RowGroup], max_rows: int, blobs: Sequence[str]) -> Iterator[list[RowGroup]]:
+        """Row groups that follow one another in a file, together while they hold at most `max_rows`."""
+        together: list[RowGroup] = []
+        num_rows = num_bytes = 0
+        leaves: tuple[str, list[int]] = ("", [])
+        for group in groups:
+            footer = self.footer(group.path)
+            if leaves[0] != group.path:
+                leaves = (group.path, [i for i, name in enumerate(footer.schema.names) if name in blobs])
+            if len(leaves[1]) < len(blobs):  # lists, which are read in pieces
+                added = BLOB_BYTES_TOGETHER
+            else:
+                added = sum(footer.row_group(group.index).column(i).total_uncompressed_size for i in leaves[1])
+            if together:
+                follows = (group.path, group.index) == (together[-1].path, together[-1].index + 1)
+                too_much = num_rows + group.num_rows > max_rows or num_bytes + added > BLOB_BYTES_TOGETHER
+                if not follows or too_much:
+                    yield together
+                    together, num_rows, num_bytes = [], 0, 0
+            together.append(group)
+            num_rows, num_bytes = num_rows + group.num_rows, num_bytes + added
+        if together:
+            yield together
+
+    def _columns(self, names: Sequence[str] | None) -> list[Column]:
+        if names is None:
+            return list(self._schema.columns)
+        unknown = sorted(set(names) - set(self._schema.names))
+        if unknown:
+            raise ValueError(f"no such columns: {', '.join(unknown)}; there are {', '.join(self._schema.names)}")
+        return [column for column in self._schema.columns if column.name in set(names)]
+
+    def _encoded_blobs(self, path: str) -> list[str]:
+        """Blobs that can be read as dictionaries; looked up once, since it takes a look at every row group."""
+        if path not in self._encoded:
+            self._encoded[path] = dictionary_leaves(self.footer(path), [column.name for column in self._schema.blobs])
+        return self._encoded[path]
+
+    def _open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
+        """`blobs` that are binary in the file come as dictionaries, their pages decoded no further than that."""
+        # Files of our layouts carry a checksum per page: without it most flipped bits would read as other values.
+        options = {
+            "read_dictionary": blobs,
+            "metadata": self._footers.get(path),
+            "page_checksum_verification": True,
+        }
+        try:
+            local = _local_path(path)
+            if local is not None:
+                return pq.ParquetFile(local, memory_map=True, **options)
+            if self._io is None:
+                raise ValueError(f"{path}: not a local file; give FileSource the table's FileIO as io=table.io")
+            stream = self._io.new_input(path).open()
+            return pq.ParquetFile(stream, pre_buffer=True, **options)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}: data file of the snapshot required, found nothing there; was it swept away or moved?"
+            ) from error
+        except (OSError, pa.ArrowInvalid) as error:
+            raise unreadable(path, error) from error
+
+    def _read(
+        self,
+        files: _OpenFiles,
+        groups: list[RowGroup],
+        columns: list[Column],
+        users: np.ndarray | None,
+        *,
+        use_threads: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """Row groups of one file; more than one only where no column is a list."""
+        path = groups[0].path
+        names = {column.name for column in columns}
+        read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
+        pieces = readable(path, self._pieces(files.open(path, read), groups, read, use_threads=use_threads))
+        if self._merge_pieces:
+            pieces = merged(pieces)
+        for batch in pieces:
+            if users is not None:
+                batch = take_rows(batch, np.isin(batch.column(USER_ID).to_numpy(), users))
+                if batch.num_rows == 0:
+                    continue
+                batch = batch.select([column.name for column in columns])
+            yield batch
+
+    def _pieces(
+        self, opened: _OpenFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
+    ) -> Iterator[pa.RecordBatch]:
+        group, file = groups[0], opened.file
+        if opened.present is None:  # once per file: pyarrow makes its Arrow schema anew whenever it is asked
+            found = file.schema_arrow
+            opened.present = self._present(group.path, found, columns)
+            opened.lists = [c for c in opened.present if c.is_blob and is_list(found.field(c.name).type)]
+        names, lists = [column.name for column in opened.present], opened.lists
+        if not lists:
+            table = file.read_row_groups([one.index for one in groups], columns=names, use_threads=use_threads)
+            num_rows = sum(one.num_rows for one in groups)
+            yield from (deduplicated(group.path, part, columns) for part in fitting(table, columns, num_rows))
+            return
+        prefixes = tuple(f"{column.name}." for column in lists)
+        footer = file.metadata.row_group(group.index)
+        leaves = [footer.column(i) for i in range(footer.num_columns)]
+        row_bytes = (
+            sum(8 * leaf.num_values for leaf in leaves if leaf.path_in_schema.startswith(prefixes)) / group.num_rows
+        )
+        rows = int(np.clip(LIST_CHUNK_BYTES / max(row_bytes, 1), 1, 65536))
+        for piece in file.iter_batches(
+            batch_size=rows, row_groups=[group.index], columns=names, use_threads=use_threads
+        ):
+            parts = fitting(pa.Table.from_batches([piece]), columns, piece.num_rows)
+            yield from (deduplicated(group.path, part, columns) for part in parts)
+
+    def _present(self, path: str, found: pa.Schema, columns: list[Column]) -> list[Column]:
+        """The columns that the file has. Raises ValueError for one that it lacks and must have, or has under another id."""
+        strange = self._known_columns is not None and not self._known_columns.issuperset(found.names)
+        for column in columns:
+            if column.name not in found.names:
+                if strange or not column.nullable:
+                    raise ValueError(
+                        f"{path}: column {column.name} required, found {found.names}; if another engine renamed or dropped "
+                        "it, give it its name back there, or read the other columns"
+                    )
+                continue
+            metadata = found.field(column.name).metadata or {}
+            field_id, wanted = metadata.get(b"PARQUET:field_id"), self._field_ids.get(column.name)
+            if field_id is not None and wanted is not None and int(field_id) != wanted:
+                raise ValueError(
+                    f"{path}: column {column.name} with field id {wanted} required, found {int(field_id)}: another engine "
+                    "dropped the column and made one of the same name; rewrite the table's files there"
+                )
+        return [column for column in columns if column.name in found.names]
+
+
+@dataclass
+class _OpenFile:
+    """A file opened for some columns: those that it has, and which of them are lists, once somebody has looked."""
+
+    file: pq.ParquetFile
+    present: list[Column] | None = None
+    lists: Sequence[Column] = ()
+
+
+class _OpenFiles:
+    """Keeps the file of the last row group open, since the next one usually is in it."""
+
+    def __init__(self, source: FileSource) -> None:
+        self._source = source
+        self._key: tuple[str, tuple[str, ...]] | None = None
+        self._opened: _OpenFile | None = None
+
+    def __enter__(self) -> _OpenFiles:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._opened is not None:
+            self._opened.file.close()
+
+    def open(self, path: str, columns: list[Column]) -> _OpenFile:
+        key = (path, tuple(column.name for column in columns))
+        if self._opened is None or self._key != key:
+            if self._opened is not None:
+                self._opened.file.close()
+            encoded = self._source._encoded_blobs(path)
+            blobs = [column.name for column in columns if column.is_blob and column.name in encoded]
+            file = self._source._open(path, blobs)
+            self._opened, self._key = _OpenFile(file), key
+        return self._opened
+
+
+def _user_array(users: np.ndarray | pa.Array) -> np.ndarray:
+    return np.unique(np.asarray(users, dtype=np.int64))
+
+
+def _may_hold(group: pq.RowGroupMetaData, users: np.ndarray) -> bool:
+    """Whether one of the sorted `users` lies in the row group's range of user_id."""
+    for index in range(group.num_columns):
+        leaf = group.column(index)
+        if leaf.path_in_schema == USER_ID:
+            statistics = leaf.statistics
+            if statistics is None or not statistics.has_min_max:
+                return True
+            at = int(np.searchsorted(users, statistics.min))
+            return at < len(users) and bool(users[at] <= statistics.max)
+    return True
+
+
+def _local_path(path: str) -> str | None:
+    scheme = urlparse(path).scheme
+    if scheme == "file":
+        return unquote(urlparse(path).path)
+    return path if scheme == "" else None

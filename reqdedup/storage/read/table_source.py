@@ -1,0 +1,115 @@
+"""The files of one Iceberg snapshot, read through the table's FileIO.
+
+Files come from `scan.plan_files()`, never from a directory listing. What other engines may have done to the table (delete
+files, renamed columns, another partitioning) is refused here, before a row is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pyiceberg.table import Table
+
+from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema
+from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, Layout, table_buckets, table_layout, table_schema
+from reqdedup.storage.read.reader import FileSource
+
+
+class TableSource(FileSource):
+    """One snapshot of an engagement table as deduplicated batches.
+
+    columns: what to read; the keys and request_ts always come along in `schema`. None means all.
+    snapshot_id: which snapshot; None means the newest of the table as it was loaded (`table.refresh()` sees later ones).
+    Raises ValueError for a table that carries no engagement schema, a snapshot that is not there (any more), columns that
+    another engine renamed or dropped, and delete files, which a reader of whole row groups cannot apply.
+    """
+
+    def __init__(self, table: Table, *, columns: Sequence[str] | None = None, snapshot_id: int | None = None) -> None:
+        name = ".".join(table.name())
+        if snapshot_id is not None and table.snapshot_by_id(snapshot_id) is None:
+            raise ValueError(
+                f"{name}: snapshot {snapshot_id} required, found none of that id among {len(table.metadata.snapshots)}: expired, "
+                "of another table, or newer than this Table object; choose one of table.snapshots(), or refresh() it"
+            )
+        schema = table_schema(table, snapshot_id)
+        known_columns = schema.names
+        if columns is not None:
+            schema = schema.select({*columns, *KEYS, REQUEST_TS})
+        fields = column_ids(table, snapshot_id)
+        gone = [column for column in schema.names if column not in fields] if snapshot_id is None else []
+        if gone:
+            raise ValueError(
+                f"{name}: columns {', '.join(gone)} required by its property {SCHEMA_PROPERTY}, found {', '.join(fields)}; another "
+                "engine renamed or dropped them: give them their names back there, or read the others with columns=[...]"
+            )
+        self.table, self.layout = table, table_layout(table)
+        self.snapshot_id = snapshot_id
+        if snapshot_id is None and table.current_snapshot() is not None:
+            self.snapshot_id = table.current_snapshot().snapshot_id  # type: ignore[union-attr]
+        tasks = list(table.scan(snapshot_id=self.snapshot_id).plan_files()) if self.snapshot_id is not None else []
+        for task in tasks:
+            if task.delete_files:
+                raise ValueError(
+                    f"{name}: {task.file.file_path} has {len(task.delete_files)} delete files, which "
+                    "request-sorted row groups cannot carry; rewrite the table (compaction, or `reqdedup convert`)"
+                )
+        spec_ids = {task.file.spec_id for task in tasks} or {table.spec().spec_id}  # of an old snapshot maybe another
+        if len(spec_ids) > 1:
+            raise ValueError(
+                f"{name}: files of one partition spec required, found {len(spec_ids)} specs in snapshot {self.snapshot_id}; another "
+                "engine changed the partitioning without rewriting: compact the table with force=True (--force)"
+            )
+        num_buckets = table_buckets(table, spec_ids.pop())
+        placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]
+        if num_buckets is not None:  # in bucket order, and inside a bucket in the order of the keys
+            lowest = {task.file.file_path: _lower_user(table, task.file.lower_bounds) for task in tasks}
+            placed.sort(key=lambda item: (item[0], lowest[item[1]], item[1]))
+        super().__init__(
+            [path for _, path in placed],
+            schema,
+            io=table.io,
+            buckets=[bucket for bucket, _ in placed],
+            num_buckets=num_buckets,
+            merge_pieces=self.layout is not Layout.SHUFFLED,
+            known_columns=known_columns,
+            field_ids=fields,
+        )
+
+    def files(self) -> FileSource:
+        """The same rows from the snapshot's files alone, without table and catalog: another process can open them."""
+        return FileSource(
+            self._paths,
+            self._schema,
+            io=self._io,
+            buckets=[self._bucket_of_path[path] for path in self._paths],
+            num_buckets=self._num_buckets,
+            merge_pieces=self._merge_pieces,
+            known_columns=self._known_columns,
+            field_ids=self._field_ids,
+        )
+
+
+def column_ids(table: Table, snapshot_id: int | None = None) -> dict[str, int]:
+    """Iceberg's field id of each column, at a snapshot or now."""
+    snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+    schema = table.schema()
+    if snapshot is not None and snapshot.schema_id is not None:
+        schema = table.schemas().get(snapshot.schema_id, schema)
+    return {field.name: field.field_id for field in schema.fields}
+
+
+def table_files(
+    table: Table, paths: Iterable[str], schema: EngagementSchema, snapshot_id: int | None = None
+) -> FileSource:
+    """Some of a table's data files, in the order of the paths; `schema` is of all its columns."""
+    ids = column_ids(table, snapshot_id)
+    return FileSource(paths, schema, io=table.io, known_columns=schema.names, field_ids=ids)
+
+
+def _bucket(partition: object, num_buckets: int | None) -> int | None:
+    return partition[0] if num_buckets is not None else None  # type: ignore[index]
+
+
+def _lower_user(table: Table, lower_bounds: dict[int, bytes] | None) -> int:
+    bound = (lower_bounds or {}).get(table.schema().find_field(USER_ID).field_id)
+    return int.from_bytes(bound, "little", signed=True) if bound else -(2**63)

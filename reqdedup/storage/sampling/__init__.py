@@ -1,0 +1,1 @@
+"""Samples of whole users, stratified and nested."""

@@ -1,0 +1,1 @@
+"""Writing a table: spill, arrange, data files, one commit; and the table of rejected rows."""

@@ -1,0 +1,214 @@
+"""A spilled log in the order of its layout: deduplicated batches, each of them one row group or one file's rows.
+
+    in_request_order   one bucket: (user_id, request_id, item_id), a request whole in one batch
+    in_arrival_order   one day, as it came
+    in_random_order    all rows, a permutation fixed by the seed
+
+Memory: the rows (not the blobs) of one partition, and the blobs of the batch in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.arrays.keys import order_in_groups, run_starts
+from reqdedup.dedup import encoding
+from reqdedup.dedup.encoding import BLOB_TYPE, deduplicated_schema, element_type
+from reqdedup.dedup.parts import blob_bytes, equal_values, two_values_error
+from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema
+from reqdedup.storage.write.spill import PART, Spill, gather, greedy_ranges
+
+NUM_SHUFFLE_PARTITIONS = 64
+"""Rows are dealt to so many partitions at random, then each is permuted: together a uniform permutation."""
+
+SHUFFLE_ROWS = 262_144
+"""Small partitions are permuted together."""
+
+
+def in_request_order(
+    spill: Spill, partition: int, *, max_rows: int, max_column_bytes: int, max_fat_bytes: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The bucket's rows by (user_id, request_id, item_id), cut between requests.
+
+    max_rows: per batch.  max_column_bytes: of one blob column's distinct values in a batch, or of one string column.
+    max_fat_bytes: of the batch with every blob repeated on each of its rows. One request may be larger than any limit.
+    Raises ValueError where parts of one request disagree in a request-level value.
+    """
+    requests = spill.requests(partition)
+    user, request = spill.keys(partition)
+    by_key = np.lexsort((request, user))  # stable: the parts of a request stay in order of arrival
+    starts = run_starts([user[by_key], request[by_key]])
+    request_of_part = np.empty(len(by_key), np.int64)
+    request_of_part[by_key] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(by_key))))
+    position_of_request = by_key[starts]
+    _check_parts_agree(spill, requests, by_key, starts)
+
+    rows = spill.rows(partition)
+    request_of_row = request_of_part[_part_positions(requests, rows)]
+    order = order_in_groups(request_of_row, rows.column(ITEM_ID).to_numpy())
+    rows_per_request = np.bincount(request_of_row, minlength=len(starts))
+    row_ends = np.cumsum(rows_per_request)
+
+    column_bytes = _blob_bytes(requests, spill.schema)
+    limits = [(max_rows, rows_per_request)]
+    limits += [(max_column_bytes, sizes[position_of_request]) for sizes in column_bytes]
+    text_bytes = _text_bytes(spill, requests, rows, position_of_request[request_of_row])
+    limits += [
+        (max_column_bytes, np.bincount(request_of_row, sizes, len(starts)).astype(np.int64)) for sizes in text_bytes
+    ]
+    if max_fat_bytes is not None:
+        row_bytes = sum(column_bytes, np.zeros(len(by_key), np.int64)) + scalar_bytes(spill.schema)
+        limits.append((max_fat_bytes, rows_per_request * row_bytes[position_of_request]))
+    for start, end in greedy_ranges(*limits):
+        first, last = (int(row_ends[start - 1]) if start else 0), int(row_ends[end - 1])
+        in_order = order[first:last]
+        yield _batch(spill, requests, rows.take(pa.array(in_order)), position_of_request[request_of_row[in_order]])
+
+
+def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_bytes: int) -> Iterator[pa.RecordBatch]:
+    """The partition's rows as they came; limits as in `in_request_order`, cut anywhere."""
+    requests, rows = spill.requests(partition), spill.rows(partition)
+    position_of_row = _part_positions(requests, rows)
+    column_bytes = _blob_bytes(requests, spill.schema)
+    text_bytes = _text_bytes(spill, requests, rows, position_of_row)
+    start = 0
+    while start < rows.num_rows:
+        positions = position_of_row[start : start + max_rows]
+        first_use = np.zeros(len(positions), bool)
+        first_use[np.unique(positions, return_index=True)[1]] = True
+        limits = [(max_column_bytes, sizes[positions] * first_use) for sizes in column_bytes]
+        limits += [(max_column_bytes, sizes[start : start + max_rows]) for sizes in text_bytes]
+        _, length = greedy_ranges((max_rows, np.ones(len(positions), np.int64)), *limits)[0]
+        yield _batch(spill, requests, rows.slice(start, length), positions[:length])
+        start += length
+
+
+def in_random_order(spill: Spill, *, seed: int, max_fat_bytes: int) -> Iterator[pa.RecordBatch]:
+    """All rows in a random order; `max_fat_bytes` as in `in_request_order`. Rows must have been dealt by `deal_rows`."""
+    if spill.num_rows == 0:
+        return
+    requests = spill.requests(0)
+    row_bytes = sum(_blob_bytes(requests, spill.schema), np.zeros(spill.num_parts, np.int64))
+    row_bytes += scalar_bytes(spill.schema)
+    for together in _partitions_together(spill):
+        rows = pa.Table.from_batches([spill.rows(partition) for partition in together]).combine_chunks().to_batches()[0]
+        rows = rows.take(pa.array(np.random.default_rng((seed, 1, together[0])).permutation(rows.num_rows)))
+        position_of_row = _part_positions(requests, rows)
+        text_bytes = sum(_text_bytes(spill, requests, rows, position_of_row), np.zeros(rows.num_rows, np.int64))
+        for start, end in greedy_ranges((max_fat_bytes, row_bytes[position_of_row] + text_bytes)):
+            yield _batch(spill, requests, rows.slice(start, end - start), position_of_row[start:end])
+        spill.release()
+
+
+def _partitions_together(spill: Spill) -> list[list[int]]:
+    """Partitions in groups of about SHUFFLE_ROWS rows; a union of random partitions is one."""
+    partitions = spill.partitions()
+    sizes = np.array([spill.num_rows_of(partition) for partition in partitions], np.int64)
+    return [partitions[start:end] for start, end in greedy_ranges((SHUFFLE_ROWS, sizes))] if partitions else []
+
+
+class DealRows:
+    """Deals rows to NUM_SHUFFLE_PARTITIONS at random, the same ones for the same seed and order of arrival."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng((seed, 0))
+
+    def __call__(self, num_rows: int) -> np.ndarray:
+        return self._generator.integers(0, NUM_SHUFFLE_PARTITIONS, num_rows)
+
+
+def scalar_bytes(schema: EngagementSchema) -> int:
+    """Arrow bytes of the scalars of one row, strings taken as 16 without their text."""
+    widths = (element_type(column) for column in schema.columns if not column.is_blob)
+    return sum(16 if pa.types.is_string(kind) else (kind.bit_width + 7) // 8 for kind in widths)
+
+
+def _batch(
+    spill: Spill, requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, position_of_row: np.ndarray
+) -> pa.RecordBatch:
+    """The deduplicated batch of these rows; blobs once each, in the order in which the rows first use them."""
+    runs = run_starts([position_of_row])
+    positions, code = position_of_row[runs], np.arange(len(runs))
+    distinct, first, inverse = np.unique(positions, return_index=True, return_inverse=True)
+    if len(distinct) < len(positions):  # not in request order: a request comes again
+        rank = np.empty(len(distinct), np.int64)
+        by_first = np.argsort(first)
+        rank[by_first] = np.arange(len(distinct))
+        positions, code = distinct[by_first], rank[inverse]
+    code_of_row = np.repeat(code, np.diff(np.append(runs, len(position_of_row))))
+    columns = []
+    for column in spill.schema.columns:
+        if column in spill.row_columns:
+            columns.append(_narrow(rows.column(column.name), column, requests, positions))
+            continue
+        values = gather(requests, positions, column.name)
+        if not column.is_blob:
+            columns.append(_narrow(values.take(pa.array(code_of_row)), column, requests, positions))
+            continue
+        encoded = values.dictionary_encode()
+        indices = pa.array(encoded.indices.to_numpy()[code_of_row], pa.int32())
+        columns.append(pa.DictionaryArray.from_arrays(indices, encoded.dictionary.cast(BLOB_TYPE.value_type)))
+    return pa.RecordBatch.from_arrays(columns, schema=deduplicated_schema(spill.schema))
+
+
+def _narrow(array: pa.Array, column: Column, requests: Sequence[pa.RecordBatch], positions: np.ndarray) -> pa.Array:
+    """Strings with 32-bit offsets again. Raises ValueError where one request has too many for that."""
+    if column.dtype != "string":
+        return array
+    num_bytes = int(blob_bytes(array).sum())
+    if num_bytes > encoding.MAX_BINARY_BYTES:  # greedy ranges leave no other reason
+        user, request = (gather(requests, positions[:1], key)[0].as_py() for key in (USER_ID, REQUEST_ID))
+        raise ValueError(
+            f"column {column.name}: at most {encoding.MAX_BINARY_BYTES:,} bytes on the rows of one request required, found "
+            f"{num_bytes:,} in request {request} of user {user}; shorten the text, or store an id in its place"
+        )
+    return array.cast(pa.string())
+
+
+def _text_bytes(
+    spill: Spill, requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, position_of_row: np.ndarray
+) -> list[np.ndarray]:
+    """Per string column the bytes that it takes on each row, [N] int64."""
+    sizes = []
+    for column in spill.schema.columns:
+        if column.dtype == "string" and column in spill.row_columns:
+            sizes.append(blob_bytes(rows.column(column.name)))
+        elif column.dtype == "string":
+            sizes.append(np.concatenate([blob_bytes(b.column(column.name)) for b in requests])[position_of_row])
+    return sizes
+
+
+def _numbers(batches: Sequence[pa.RecordBatch], name: str) -> np.ndarray:
+    return np.concatenate([batch.column(name).to_numpy() for batch in batches])
+
+
+def _part_positions(requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch) -> np.ndarray:
+    """Position of each row's part among the partition's parts, whose numbers rise in order of arrival."""
+    return np.searchsorted(_numbers(requests, PART), rows.column(PART).to_numpy())
+
+
+def _blob_bytes(requests: Sequence[pa.RecordBatch], schema: EngagementSchema) -> list[np.ndarray]:
+    """Per blob column the bytes of each part's value."""
+    return [np.concatenate([blob_bytes(b.column(column.name)) for b in requests]) for column in schema.blobs]
+
+
+def _check_parts_agree(
+    spill: Spill, requests: Sequence[pa.RecordBatch], by_key: np.ndarray, starts: np.ndarray
+) -> None:
+    lengths = np.diff(np.append(starts, len(by_key)))
+    is_later = np.ones(len(by_key), bool)
+    is_later[starts] = False
+    later, first = by_key[is_later], np.repeat(by_key[starts], lengths)[is_later]
+    for start in range(0, len(later), 1024):
+        piece = slice(start, start + 1024)
+        for column in spill.request_columns:
+            same = equal_values(
+                gather(requests, first[piece], column.name), gather(requests, later[piece], column.name)
+            )
+            if not same.all():
+                at = later[piece][int(np.argmin(same))]
+                user, request = (gather(requests, np.array([at]), key)[0].as_py() for key in (USER_ID, REQUEST_ID))
+                raise two_values_error(column.name, user, request, "in different batches")

@@ -1,0 +1,330 @@
+"""Writing a table: batches of any size and order in, the layout's physical form out, one atomic commit.
+
+    arrive -> spill (disk, by partition) -> arrange (one row group at a time) -> data files -> verify -> commit
+
+Peak memory is the rows of one bucket plus the blobs of one row group, not the log; the spill takes the deduplicated
+log once on disk. Nothing is visible before the commit; when anything fails before it, the files written so far are
+deleted and the table is as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.table import Table, TableProperties
+
+from reqdedup.arrays.keys import run_starts
+from reqdedup.dedup import encoding
+from reqdedup.dedup.encoding import lists_from_blobs
+from reqdedup.schema import REQUEST_TS, Column, EngagementSchema
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.datafile import DAY_MICROSECONDS
+from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
+from reqdedup.storage.write.arrange import DealRows, in_arrival_order, in_random_order, in_request_order
+from reqdedup.storage.write.spill import Spill, greedy_ranges
+
+ROW_GROUP_ROWS = 16_384
+"""Target rows of a row group with blobs; it ends with the request that passes it or before."""
+
+SCALAR_ROW_GROUPS = 4
+"""A row group without blobs is so many times longer: a page of scalars is short, and opening it costs as much as it holds."""
+
+MAX_DICTIONARY_BYTES = 128 * 2**20
+"""Of one blob column's values in a row group; far below 2^31, where Arrow's binary offsets end."""
+
+DEFAULT_FILE_BYTES = 512 * 2**20
+"""Iceberg's default target. For plain lists it counts uncompressed Arrow bytes, as pyiceberg does, and is one row group;
+for blobs it counts compressed bytes."""
+
+LARGE_PAGES_ROW_GROUP_BYTES = 512 * 2**20
+"""Uncompressed Arrow bytes of a row group of plain lists with large pages."""
+
+RELEASE_BYTES = 16 * 2**20
+"""Read from the spill before its pages are given back: pages of a mapped file count as memory of the process."""
+
+PIECE_BYTES = 32 * 2**20
+"""Shuffled rows are gathered in pieces of about this many bytes."""
+
+MAX_CHUNK_BYTES = 128 * 2**10
+"""Copies of one list that are laid down before the chunk is used again."""
+
+
+@dataclass(frozen=True)
+class WriteProgress:
+    """How far a write is. phase: spill, write, verify or commit.  rows_total: None while the log is still arriving."""
+
+    phase: str
+    rows_done: int
+    rows_total: int | None
+    seconds: float
+
+    def __str__(self) -> str:
+        of = (
+            f" of {self.rows_total:,} ({100 * self.rows_done / max(self.rows_total, 1):.0f}%)"
+            if self.rows_total
+            else ""
+        )
+        return f"{self.phase}: {self.rows_done:,}{of} rows, {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteReport:
+    """What a write did.
+
+    rows, requests, users: written.  files, row_groups, bytes: of the new data files.
+    spill_bytes: temporary disk space that was needed.  snapshot_id: of the commit; None where there was nothing to commit.
+    """
+
+    rows: int
+    requests: int
+    users: int
+    files: int
+    row_groups: int
+    bytes: int
+    spill_bytes: int
+    seconds: float
+    snapshot_id: int | None
+
+
+def write(
+    table: Table,
+    batches: Iterable[pa.RecordBatch],
+    layout: Layout | None = None,
+    *,
+    mode: str = "replace",
+    progress: Callable[[WriteProgress], None] | None = None,
+    seed: int = 0,
+    spill_dir: str | Path | None = None,
+) -> WriteReport:
+    """Write deduplicated batches into `table` in one commit; what was written.
+
+    batches: of the table's schema, any size and order; a request may be split over them.
+    layout: the table's own where None; must be it where given.
+    mode: "replace", the table then holds exactly these rows, or "append".
+    progress: called while it runs.  seed: of the SHUFFLED order.  spill_dir: for the temporary files.
+    Raises ValueError for wrong batches and options, RuntimeError where another writer's commit conflicts; the table then
+    is as it was.
+    """
+    schema, own_layout = table_schema(table), table_layout(table)
+    if layout is not None and layout is not own_layout:
+        raise ValueError(
+            f"{'.'.join(table.name())}: layout {own_layout.name} required by the table, found {layout.name}; "
+            "create a table of that layout"
+        )
+    if mode not in ("replace", "append"):
+        raise ValueError(f"mode must be 'replace' or 'append', found {mode!r}")
+    if isinstance(batches, pa.RecordBatch | pa.Table):
+        raise ValueError(
+            f"batches: an iterable of record batches required, found a {type(batches).__name__}; pass [batch] or "
+            "table.to_batches()"
+        )
+    table.refresh()
+    if mode == "append":
+        check_same_spec(table)
+    started = time.monotonic()
+
+    def report(phase: str, rows_done: int, rows_total: int | None) -> None:
+        if progress is not None:
+            progress(WriteProgress(phase, rows_done, rows_total, time.monotonic() - started))
+
+    with StagedFiles(table) as files:
+        with _open_spill(table, schema, own_layout, seed=seed, directory=spill_dir) as spill:
+            for batch in batches:
+                spill.add(batch)
+                report("spill", spill.num_rows, None)
+            spill.finish()
+            for rows_done in _write_files(files, spill, own_layout, seed=seed):
+                report("write", rows_done, spill.num_rows)
+            num_rows, spill_bytes = spill.num_rows, spill.num_bytes
+            num_requests, num_users = _count_requests(spill, users_apart=own_layout.is_bucketed)
+        report("verify", 0, num_rows)
+        files.verify(num_rows=num_rows, num_requests=num_requests if own_layout.is_bucketed else None)
+        report("commit", num_rows, num_rows)
+        snapshot_id = files.commit(replace=mode == "replace")
+        data_files = files.data_files
+    return WriteReport(
+        rows=num_rows,
+        requests=num_requests,
+        users=num_users,
+        files=len(data_files),
+        row_groups=sum(len(file.split_offsets or []) for file in data_files),
+        bytes=sum(file.file_size_in_bytes for file in data_files),
+        spill_bytes=spill_bytes,
+        seconds=time.monotonic() - started,
+        snapshot_id=snapshot_id,
+    )
+
+
+def check_same_spec(table: Table) -> None:
+    """Raise ValueError where the files lie in other partitions than new ones would: a reader needs one spec for all."""
+    snapshot, now = table.current_snapshot(), table.metadata.default_spec_id
+    manifests = snapshot.manifests(table.io) if snapshot is not None else []
+    of_files = {one.partition_spec_id for one in manifests if one.has_added_files() or one.has_existing_files()}
+    if not of_files <= {now}:
+        raise ValueError(
+            f"{'.'.join(table.name())}: partition spec {', '.join(map(str, sorted(of_files)))} of its files required by an "
+            f"append, found the table at spec {now}, which another engine changed; compact the table with force=True (--force) first"
+        )
+
+
+def write_rows(
+    files: StagedFiles,
+    batches: Iterable[pa.RecordBatch],
+    schema: EngagementSchema,
+    *,
+    seed: int = 0,
+    spill_dir: str | Path | None = None,
+    remember: int = 0,
+) -> tuple[int, int]:
+    """Write batches as data files of `files`, in the form of its table's layout; their rows and requests.
+
+    It neither verifies nor commits: that is up to who has the files. schema: of the batches and of the files.
+    remember: see `Spill`.
+    """
+    layout = table_layout(files.table)
+    with _open_spill(files.table, schema, layout, seed=seed, directory=spill_dir, remember=remember) as spill:
+        for batch in batches:
+            spill.add(batch)
+        spill.finish()
+        for _ in _write_files(files, spill, layout, seed=seed):
+            pass
+        num_requests, _ = _count_requests(spill, users_apart=True)
+        return spill.num_rows, num_requests
+
+
+def _open_spill(
+    table: Table,
+    schema: EngagementSchema,
+    layout: Layout,
+    *,
+    seed: int,
+    directory: str | Path | None,
+    remember: int = 0,
+) -> Spill:
+    if layout is Layout.SHUFFLED:
+        return Spill(
+            schema,
+            lambda users, request_ts: np.zeros(len(users), np.int64),
+            rows_partition_of=DealRows(seed),
+            directory=directory,
+            remember=remember,
+        )
+    if layout is Layout.ARRIVAL:
+        return Spill(schema, lambda users, request_ts: _day(request_ts), directory=directory, remember=remember)
+    num_buckets = table_buckets(table)
+    if num_buckets is None:
+        raise ValueError(
+            f"{'.'.join(table.name())}: partition spec bucket(N, user_id) required by {layout.name}, found {table.spec()}"
+        )
+    return Spill(
+        schema, lambda users, request_ts: buckets_of(users, num_buckets), directory=directory, remember=remember
+    )
+
+
+def _day(request_ts: pa.Array) -> np.ndarray:
+    """Days since 1970 of each time."""
+    if request_ts.null_count:
+        raise ValueError(f"{REQUEST_TS}: a time required on every row, found {request_ts.null_count} nulls in a batch")
+    return request_ts.cast(pa.int64()).to_numpy() // DAY_MICROSECONDS
+
+
+def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int) -> Iterator[int]:
+    """Write all data files; yields the rows written so far."""
+    target_bytes = int(files.table.properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, DEFAULT_FILE_BYTES))
+    rows_done = 0
+    if layout is Layout.SHUFFLED:
+        pieces: list[pa.Table] = []
+        for batch in in_random_order(spill, seed=seed, max_fat_bytes=PIECE_BYTES):
+            pieces.append(fat_rows(batch, spill.schema))
+            if sum(piece.nbytes for piece in pieces) >= target_bytes:
+                rows_done += files.write(None, pa.concat_tables(pieces), target_bytes=0)
+                pieces = []
+                yield rows_done
+        if pieces:
+            yield rows_done + files.write(None, pa.concat_tables(pieces), target_bytes=0)
+        return
+    for partition in spill.partitions():
+        read_bytes = 0
+        for batch in _row_groups(spill, partition, layout, target_bytes):
+            rows = pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, spill.schema)
+            # pyiceberg writes one row group per file of plain lists; our own layouts fill files with row groups.
+            rows_done += files.write(partition, rows, target_bytes=0 if layout is Layout.SORTED else target_bytes)
+            yield rows_done
+            read_bytes += batch.nbytes
+            if read_bytes >= RELEASE_BYTES:
+                spill.release()
+                read_bytes = 0
+        files.close_file()
+        spill.release()
+
+
+def _row_groups(spill: Spill, partition: int, layout: Layout, target_bytes: int) -> Iterator[pa.RecordBatch]:
+    max_rows = ROW_GROUP_ROWS if spill.schema.blobs else ROW_GROUP_ROWS * SCALAR_ROW_GROUPS
+    if layout is Layout.ARRIVAL:
+        return in_arrival_order(spill, partition, max_rows=max_rows, max_column_bytes=MAX_DICTIONARY_BYTES)
+    if layout is Layout.BY_REQUEST:
+        return in_request_order(spill, partition, max_rows=max_rows, max_column_bytes=MAX_DICTIONARY_BYTES)
+    fat_bytes = target_bytes if layout is Layout.SORTED else LARGE_PAGES_ROW_GROUP_BYTES
+    return in_request_order(
+        spill,
+        partition,
+        max_rows=TableProperties.PARQUET_ROW_GROUP_LIMIT_DEFAULT,
+        max_column_bytes=min(fat_bytes, encoding.MAX_BINARY_BYTES),
+        max_fat_bytes=fat_bytes,
+    )
+
+
+def fat_rows(batch: pa.RecordBatch, schema: EngagementSchema) -> pa.Table:
+    """The batch with every blob as a plain list on each of its rows.
+
+    A long list that many rows repeat is laid down a few times and those chunks are used again and again, so that the
+    rows of a request cost about MAX_CHUNK_BYTES and not F times the list.
+    """
+    arrays = []
+    for column in schema.columns:
+        array = batch.column(column.name)
+        arrays.append(_repeated_lists(array, column) if column.is_blob else array)
+    return pa.table(arrays, names=list(schema.names))
+
+
+def _repeated_lists(array: pa.DictionaryArray, column: Column) -> pa.ChunkedArray:
+    lists, codes = lists_from_blobs(array.dictionary, column), array.indices.to_numpy()
+    if np.array_equal(codes, np.arange(len(lists))):
+        return pa.chunked_array([lists])
+    starts = run_starts([codes])
+    ends = np.append(starts[1:], len(codes))
+    run_bytes = (ends - starts) * (lists.value_lengths().to_numpy() * lists.type.value_type.bit_width // 8)[
+        codes[starts]
+    ]
+    chunks = []
+    for first, last in greedy_ranges((MAX_CHUNK_BYTES, run_bytes)):
+        start, end = int(starts[first]), int(ends[last - 1])
+        if last - first > 1 or run_bytes[first] <= MAX_CHUNK_BYTES:
+            chunks.append(lists.take(pa.array(codes[start:end])))
+            continue
+        rows = max(1, int(MAX_CHUNK_BYTES * (end - start) // run_bytes[first]))
+        chunk = lists.take(pa.array(np.full(rows, codes[start])))
+        chunks += [chunk] * ((end - start) // rows)
+        if (end - start) % rows:
+            chunks.append(chunk.slice(0, (end - start) % rows))
+    return pa.chunked_array(chunks, lists.type)
+
+
+def _count_requests(spill: Spill, *, users_apart: bool) -> tuple[int, int]:
+    """Requests and users of the whole log; a request lies in one partition, and a user too where `users_apart`."""
+    num_requests, num_users, seen = 0, 0, np.zeros(0, np.int64)
+    for partition in spill.request_partitions():
+        user, request = spill.keys(partition)
+        order = np.lexsort((request, user))
+        user, request = user[order], request[order]
+        num_requests += len(run_starts([user, request]))
+        num_users += len(run_starts([user]))
+        if not users_apart:
+            seen = np.union1d(seen, user)
+        spill.release()
+    return num_requests, num_users if users_apart else len(seen)

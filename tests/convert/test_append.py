@@ -1,0 +1,56 @@
+"""Converted rows join a table that is there already: verified, in one commit, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from reqdedup.convert import conversion, convert_table
+from reqdedup.storage import ConflictError, Layout, rebucket
+from tests.convert.test_convert import MAPPING, expected, folder_of, rows_in, their_rows
+
+
+@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.ARRIVAL])
+def test_rows_are_appended_to_a_converted_table_in_one_commit(catalog, tmp_path, layout):
+    rows = their_rows()
+    days = [rows.slice(0, 60), rows.slice(60)]
+    for name in ("first", "second", "other"):
+        (tmp_path / name).mkdir()
+    convert_table(folder_of(tmp_path / "first", days[0]), catalog, "test.ours", MAPPING, layout=layout, num_buckets=2)
+    table = catalog.load_table("test.ours")
+    second = folder_of(tmp_path / "second", days[1], num_files=1)
+    report = convert_table(second, catalog, "test.ours", MAPPING, append=True)
+    assert (report.rows, report.is_append, report.layout) == (len(rows) - 60, True, layout)
+    assert len(table.refresh().metadata.snapshots) == 2
+    assert rows_in(table) == expected(rows)
+
+    other = days[1].drop_columns(["country"]).append_column("new", pa.array([1.0] * len(days[1])))
+    other = other.set_column(other.column_names.index("rank"), "rank", other["rank"].cast(pa.float64()))
+    other = folder_of(tmp_path / "other", other, num_files=1)
+    wanted = r"no column for country; new has no place there; rank is float64 \(item\), there int32 \(item\)"
+    for source_, options, message in [
+        (other, {}, wanted),
+        (second, {"layout": Layout.SHUFFLED}, "its layout .* required by an append, found shuffled"),
+        (second, {"num_buckets": 3}, "buckets required by an append, found 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            convert_table(source_, catalog, "test.ours", MAPPING, append=True, **options)
+    with pytest.raises(ValueError, match=r"test.nowhere: a table required to append to, found none"):
+        convert_table(second, catalog, "test.nowhere", MAPPING, append=True)
+    assert len(rows_in(table.refresh())) == len(rows)
+
+
+def test_an_append_meets_a_rebucketed_table_with_a_conflict(catalog, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, their_rows(num_requests=6))
+    convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2)
+    opened = conversion.open_for_append
+
+    def and_rebucketed(*arguments):
+        table = opened(*arguments)
+        rebucket(catalog.load_table("test.ours"), 4)
+        return table
+
+    monkeypatch.setattr(conversion, "open_for_append", and_rebucketed)
+    with pytest.raises(ConflictError, match="another writer changed the table"):
+        convert_table(folder, catalog, "test.ours", MAPPING, append=True)
+    assert len(catalog.load_table("test.ours").metadata.snapshots) == 2  # the conversion's and the rebucketing's

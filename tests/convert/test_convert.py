@@ -1,0 +1,373 @@
+"""A team's own table, in names and types of its own, comes out row for row the same, whatever form it had."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from hashlib import blake2b
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reqdedup.convert import ColumnMapping, convert_table
+from reqdedup.dedup.history_time import UNIT_DIGITS
+from reqdedup.logs.ids import hash_string
+from reqdedup.schema import Kind, Level
+from reqdedup.storage import Layout, TableSource, table_layout, table_schema
+from reqdedup.storage.foreign import source
+from reqdedup.storage.iceberg.layout import table_buckets
+from reqdedup.storage.measure import checks
+from tests.storage.write.test_writer import files_of
+
+MAPPING = ColumnMapping(
+    user="member",
+    request="session",
+    item="shown.id",
+    time="at",
+    labels=["clicked"],
+    rename={"history.item": "history_item_id"},
+)
+
+
+def their_rows(*, num_requests: int = 40, seed: int = 0) -> pa.Table:
+    """A log as another team might keep it: string ids, structs, a list of structs, small integers, nulls, a date."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for request in range(num_requests):
+        member = f"mitglied-Ж{request // 3}"
+        history = [
+            {"item": int(item), "watched": float(np.float32(share)), "kind": int(kind)}
+            for item, share, kind in zip(rng.integers(0, 10**9, 12), rng.random(12), rng.integers(0, 4, 12))
+        ][: int(rng.integers(0, 13))]
+        shared = {
+            "member": member,
+            "session": f"{request:08x}",
+            "at": dt.datetime(2025, 11, 1, 12) + dt.timedelta(minutes=7 * request),
+            "day": dt.date(2025, 11, 1 + request % 5),
+            "country": None if request % 7 == 0 else f"land-{request % 4}",
+            "history": history,
+            "taste": [float(np.float32(value)) for value in rng.normal(size=4)],
+        }
+        for _ in range(1 if request % 6 == 0 else int(rng.integers(2, 12))):
+            shown = {"id": int(rng.integers(0, 2**40)), "price": None if rng.random() < 0.2 else float(rng.random())}
+            rows.append(
+                shared | {"shown": shown, "rank": int(rng.integers(0, 100)), "clicked": bool(rng.random() < 0.2)}
+            )
+    return pa.Table.from_pylist(rows, THEIR_SCHEMA)
+
+
+THEIR_SCHEMA = pa.schema(
+    [
+        ("member", pa.string()),
+        ("session", pa.large_string()),
+        ("at", pa.timestamp("ms")),
+        ("day", pa.date32()),
+        ("country", pa.dictionary(pa.int32(), pa.string())),
+        ("history", pa.list_(pa.struct([("item", pa.int64()), ("watched", pa.float32()), ("kind", pa.int8())]))),
+        ("taste", pa.list_(pa.float32(), 4)),
+        ("shown", pa.struct([("id", pa.int64()), ("price", pa.float64())])),
+        ("rank", pa.int16()),
+        ("clicked", pa.bool_()),
+    ]
+)
+
+
+def folder_of(tmp_path, rows: pa.Table, *, shuffle: bool = True, num_files: int = 3):
+    order = np.random.default_rng(1).permutation(len(rows)) if shuffle else np.arange(len(rows))
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for number, part in enumerate(np.array_split(order, num_files)):
+        pq.write_table(rows.take(pa.array(part)), folder / f"part-{number}.parquet", row_group_size=50)
+    return folder
+
+
+def expected(rows: pa.Table) -> list[dict]:
+    """The rows as the new table must give them, from a plain loop over the old ones."""
+    found = []
+    for row in rows.to_pylist():
+        number = int.from_bytes(blake2b(row["session"].encode(), digest_size=8).digest(), "little") & (2**63 - 1)
+        history = row["history"]
+        found.append(
+            {
+                "user_id": hash_string(row["member"]),
+                "request_id": number,
+                "item_id": row["shown"]["id"],
+                "user_key": row["member"],
+                "request_key": row["session"],
+                "request_ts": row["at"].replace(tzinfo=dt.UTC),
+                "day": dt.datetime.combine(row["day"], dt.time(), dt.UTC),
+                "country": row["country"],
+                "history_item_id": np.array([one["item"] for one in history], "<i8").tobytes(),
+                "history_watched": np.array([one["watched"] for one in history], "<f4").tobytes(),
+                "history_kind": np.array([one["kind"] for one in history], "<i4").tobytes(),
+                "taste": np.array(row["taste"], "<f4").tobytes(),
+                "shown_price": row["shown"]["price"],
+                "rank": row["rank"],
+                "clicked": int(row["clicked"]),
+            }
+        )
+    return in_order(found)
+
+
+def in_order(rows: list[dict]) -> list[tuple]:
+    return sorted((tuple(sorted(row.items())) for row in rows), key=repr)
+
+
+def rows_in(table) -> list[tuple]:
+    return in_order([row for batch in TableSource(table).batches() for row in batch.to_pylist()])
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_every_row_and_value_arrives_in_every_layout(catalog, tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(source, "PIECE_BYTES", 4096)  # many pieces, each with a few rows of many requests
+    rows = their_rows()
+    seen = []
+    report = convert_table(
+        folder_of(tmp_path, rows), catalog, "test.ours", MAPPING, layout=layout, num_buckets=4, progress=seen.append
+    )
+    assert report.notes == ()
+    table = catalog.load_table("test.ours")
+    assert rows_in(table) == expected(rows)
+    assert (report.rows, report.requests) == (len(rows), 40)
+    assert report.checksum == checks.content_checksum(TableSource(table))
+    assert table_layout(table) is layout
+    if layout.is_bucketed:
+        assert table_buckets(table) == 4
+        for check in (checks.requests_whole, checks.sort_order_true, checks.buckets_right):
+            assert check(table).ok
+    assert {one.phase for one in seen} == {"keys", "sample", "rows", "verify"}
+
+
+def test_levels_kinds_and_names_are_found(catalog, tmp_path):
+    convert_table(folder_of(tmp_path, their_rows()), catalog, "test.ours", MAPPING)
+    schema = table_schema(catalog.load_table("test.ours"))
+    assert {column.name: column.level for column in schema.columns if column.level is not Level.KEY} == {
+        **dict.fromkeys(["user_key", "request_key", "request_ts", "day", "country"], Level.REQUEST),
+        **dict.fromkeys(["history_item_id", "history_watched", "history_kind", "taste"], Level.REQUEST),
+        **dict.fromkeys(["shown_price", "rank"], Level.ITEM),
+        "clicked": Level.LABEL,
+    }
+    assert (schema["taste"].kind, schema["taste"].width) == (Kind.VECTOR, 4)
+    assert (schema["history_kind"].kind, schema["history_kind"].dtype) == (Kind.SEQUENCE, "int32")
+
+
+def test_an_iceberg_table_with_renamed_columns_and_deleted_rows(catalog, tmp_path):
+    rows = their_rows().drop_columns(["history", "taste", "country"])
+    catalog.create_namespace("test")
+    theirs = catalog.create_table("test.theirs", plain_types(rows.schema))
+    theirs.append(rows.slice(0, 100).cast(plain_types(rows.schema)))
+    with theirs.update_schema() as update:
+        update.rename_column("rank", "position")
+        update.add_column("late", theirs.schema().find_type("member"))
+    later = (
+        rows.slice(100)
+        .cast(plain_types(rows.schema))
+        .rename_columns(["position" if name == "rank" else name for name in rows.column_names])
+    )
+    theirs.append(later.append_column("late", pa.array([f"spät-{i}" for i in range(len(later))])))
+    theirs.delete("position < 10")
+    mapping = ColumnMapping(user="member", request="session", item="shown.id", time="at", labels=["clicked"])
+    report = convert_table(theirs, catalog, "test.ours", mapping, layout=Layout.SORTED_LARGE_PAGES, num_buckets=2)
+    assert report.rows == theirs.scan().count() < len(rows)
+    ours = duckdb.sql(
+        "select user_key, request_key, item_id, shown_price, position, late, clicked::bool, epoch_us(request_ts) "
+        f"from read_parquet({files_of(catalog.load_table('test.ours'))}) order by all"
+    ).fetchall()
+    scanned = theirs.scan().to_arrow()  # noqa: F841
+    wanted = duckdb.sql(
+        'select member, session, shown.id, shown.price, position, late, clicked, epoch_us("at") from scanned order by all'
+    ).fetchall()
+    assert ours == wanted
+
+
+def plain_types(schema: pa.Schema) -> pa.Schema:
+    """What Iceberg can hold of it: no small integers, milliseconds or dictionaries."""
+    kinds = {"at": pa.timestamp("us"), "rank": pa.int32(), "session": pa.string()}
+    return pa.schema([pa.field(field.name, kinds.get(field.name, field.type)) for field in schema])
+
+
+def test_rows_that_position_deletes_name_are_left_out(catalog, tmp_path, monkeypatch):
+    """No engine here writes them, so the reader's own answer stands in: rows 3, 60 and 61 of the first file."""
+    rows = their_rows().drop_columns(["history", "taste", "country"])
+    catalog.create_namespace("test")
+    theirs = catalog.create_table("test.theirs", plain_types(rows.schema))
+    theirs.append(rows.cast(plain_types(rows.schema)))
+    (task,) = theirs.scan().plan_files()
+    positions = [pa.chunked_array([[61, 3]]), pa.chunked_array([[60, 3]])]
+    monkeypatch.setattr(source, "_read_all_delete_files", lambda io, tasks: {task.file.file_path: positions})
+    mapping = ColumnMapping(user="member", request="session", item="shown.id", time="at", labels=["clicked"])
+    report = convert_table(theirs, catalog, "test.ours", mapping)
+    assert report.rows == len(rows) - 3
+    assert "3 rows that delete files name were left out" in report.notes
+    stored = pq.read_table(task.file.file_path.removeprefix("file://")).column("shown").to_pylist()
+    kept = sorted(one["id"] for row, one in enumerate(stored) if row not in (3, 60, 61))
+    assert (
+        sorted(
+            row["item_id"]
+            for batch in TableSource(catalog.load_table("test.ours")).batches()
+            for row in batch.to_pylist()
+        )
+        == kept
+    )
+
+
+def test_integer_keys_stay_and_several_columns_make_a_request(catalog, tmp_path):
+    rows = pa.table(
+        {
+            "uid": pa.array([1, 1, 2, 2], pa.int32()),
+            "hour": pa.array([5, 6, 5, 5]),
+            "slot": ["a", "a", "a", "b"],
+            "iid": pa.array([10, 11, 12, 13], pa.uint32()),
+            "ms": pa.array([1_700_000_000_000 + i for i in range(4)]),
+        }
+    )
+    mapping = ColumnMapping(user="uid", request=["hour", "slot"], item="iid", time="ms", time_unit="ms")
+    report = convert_table(folder_of(tmp_path, rows, num_files=1), catalog, "test.ours", mapping)
+    table = catalog.load_table("test.ours")
+    found = [row for batch in TableSource(table).batches() for row in batch.to_pylist()]
+    assert report.requests == 4
+    assert sorted((row["user_id"], row["item_id"], row["hour"], row["slot"]) for row in found) == [
+        (1, 10, 5, "a"),
+        (1, 11, 6, "a"),
+        (2, 12, 5, "a"),
+        (2, 13, 5, "b"),
+    ]
+    assert {row["request_ts"] for row in found} == {
+        dt.datetime.fromtimestamp(1_700_000_000, dt.UTC) + dt.timedelta(milliseconds=i) for i in range(4)
+    }
+
+
+def test_lists_of_string_ids_become_the_hashes_of_items_and_null_lists_empty(catalog, tmp_path):
+    rows = pa.table(
+        {
+            "u": ["a", "a", "b"],
+            "r": ["1", "1", "2"],
+            "i": ["N1", "N2", "N1"],
+            "t": pa.array([1, 1, 2], pa.timestamp("s")),
+            "clicks": pa.array([["N7", "N1"], ["N7", "N1"], None], pa.list_(pa.string())),
+        }
+    )
+    mapping = ColumnMapping(user="u", request="r", item="i", time="t", ids=["clicks"])
+    report = convert_table(folder_of(tmp_path, rows), catalog, "test.ours", mapping)
+    found = [row for batch in TableSource(catalog.load_table("test.ours")).batches() for row in batch.to_pylist()]
+    assert {row["clicks"] for row in found} == {np.array([hash_string("N7"), hash_string("N1")]).tobytes(), b""}
+    assert {row["item_id"] for row in found} == {hash_string("N1"), hash_string("N2")}
+    assert any("1 null lists became empty" in note for note in report.notes)
+    assert any(
+        "models need history_item_id, " in note and "--rename clicks=history_item_id" in note for note in report.notes
+    )
+
+
+def test_a_column_of_another_level_than_given_is_an_error_and_leaves_no_table(catalog, tmp_path):
+    folder = folder_of(tmp_path, their_rows())
+    wrong = ColumnMapping(user="member", request="session", item="shown.id", time="at", levels={"rank": Level.REQUEST})
+    with pytest.raises(ValueError, match="column rank: one value per request required") as caught:
+        convert_table(folder, catalog, "test.ours", wrong)
+    assert not catalog.table_exists("test.ours")
+    said = re.search(
+        r"found (\d+) \((.*) at row (\d+)\) and (\d+) \((.*) at row (\d+)\) in request '(\w+)' of user '([^']+)'",
+        str(caught.value),
+    ).groups()
+    for value, path, row in (said[:3], said[3:6]):
+        stored = pq.read_table(path).slice(int(row), 1).to_pylist()[0]
+        assert (str(stored["rank"]), stored["session"], stored["member"]) == (value, *said[6:])
+
+
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_times_of_history_events_become_milliseconds_whatever_their_unit(catalog, tmp_path, unit):
+    newest_ms = [[1_699_999_000_500, 1_699_999_100_999], [], [1_600_000_000_000]]
+    times = [[value * 10**digits // 1000 for value in one] for one in newest_ms for digits in [UNIT_DIGITS[unit]]]
+    expected = [[value // 1000 * 1000 if unit == "s" else value for value in one] for one in newest_ms]
+    rows = pa.table(
+        {
+            "u": ["a", "b", "c"],
+            "r": [1, 2, 3],
+            "i": [1, 2, 3],
+            "t": pa.array([1_700_000_000] * 3, pa.timestamp("s")),
+            "numbers": pa.array(times, pa.list_(pa.int64())),
+        }
+    )
+    typed = rows.append_column("typed", rows["numbers"].cast(pa.list_(pa.timestamp(unit)))).drop_columns("numbers")
+    (tmp_path / "typed").mkdir()
+    keys = {"user": "u", "request": "r", "item": "i", "time": "t"}
+    folders = {"numbers": folder_of(tmp_path, rows), "typed": folder_of(tmp_path / "typed", typed)}
+    for name, folder in folders.items():
+        mapping = ColumnMapping(
+            **keys, rename={name: "history_ts"}, history_time_unit=unit if name == "numbers" else None
+        )
+        convert_table(folder, catalog, f"test.{name}", mapping)
+        table = catalog.load_table(f"test.{name}")
+        found = [row for batch in TableSource(table).batches() for row in batch.to_pylist()]
+        assert {row["request_id"]: np.frombuffer(row["history_ts"], "<i8").tolist() for row in found} == dict(
+            zip([1, 2, 3], expected)
+        )
+    if unit != "ms":
+        with pytest.raises(ValueError, match=f"found ones that seem to be in {unit} .*--history-time-unit {unit}"):
+            convert_table(
+                folders["numbers"], catalog, "test.w", ColumnMapping(**keys, rename={"numbers": "history_ts"})
+            )
+        assert not catalog.table_exists("test.w")
+
+
+def test_a_value_that_changes_on_the_way_stops_the_conversion(catalog, tmp_path, monkeypatch):
+    from reqdedup.convert import rows as rows_module
+
+    blobs_of = rows_module.blobs_of
+
+    def damaged(lists, column):
+        array = blobs_of(lists, column)
+        if column.name == "taste":
+            flipped = [bytes([value[0] ^ 1]) + value[1:] for value in array.dictionary.to_pylist()]
+            array = pa.DictionaryArray.from_arrays(array.indices, pa.array(flipped, pa.binary()))
+        return array
+
+    monkeypatch.setattr(rows_module, "blobs_of", damaged)
+    with pytest.raises(RuntimeError, match=r"the rows of .* required .*, found .*; nothing was committed"):
+        convert_table(folder_of(tmp_path, their_rows()), catalog, "test.ours", MAPPING)
+    assert not catalog.table_exists("test.ours")
+
+
+def test_bad_input_says_what_is_required(catalog, tmp_path):
+    rows = their_rows()
+    rows = rows.append_column("list_of_words", pa.array([["x"]] * len(rows)))
+    folder = folder_of(tmp_path, rows.append_column("per_row", pa.array([[i] for i in range(len(rows))])))
+    keys = {"user": "member", "request": "session", "item": "shown.id", "time": "at"}
+    skip = ["list_of_words", "per_row"]
+    for changed, message in [
+        ({"user": "nobody"}, "column nobody required, found member"),
+        ({"item": "taste"}, "key column taste of whole numbers or strings required, found list"),
+        ({"time": "rank"}, "time column rank of timestamps required.* and no unit; .*--time-unit"),
+        ({"exclude": skip[1:]}, "column list_of_words of numbers, or of ids .* found a list of string"),
+        ({"exclude": skip[:1]}, "column per_row: lists that are the same on all rows .* exclude it"),
+        ({"exclude": skip, "rename": {"rank": "taste"}}, "one target column per name required, found taste"),
+        ({"exclude": skip, "rename": {"member": "who"}}, "column member becomes user_id and cannot be renamed"),
+        ({"exclude": skip, "levels": {"rank": Level.KEY}}, "column rank: a level of request, item or label"),
+        (
+            {"exclude": skip, "vectors": {"taste": 3}},
+            "column taste as float32 required: 3 elements each required, found 4",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            convert_table(folder, catalog, "test.ours", ColumnMapping(**{**keys, **changed}))
+        assert not catalog.table_exists("test.ours")
+    with pytest.raises(ValueError, match="time_unit: one of s, ms, us, ns required, found 'min'"):
+        ColumnMapping(**keys, time_unit="min")
+    with pytest.raises(ValueError, match="found nothing there"):
+        convert_table(tmp_path / "nowhere", catalog, "test.ours", MAPPING)
+    fine = ColumnMapping(**keys, exclude=skip)
+    convert_table(folder, catalog, "test.ours", fine)
+    with pytest.raises(ValueError, match=r"test.ours: a new table required, found one; append to it"):
+        convert_table(folder, catalog, "test.ours", fine)
+
+
+def test_null_keys_and_null_elements_are_named_with_their_place(catalog, tmp_path):
+    rows = their_rows(num_requests=4).to_pylist()
+    rows[3]["shown"] = {"id": None, "price": 1.0}
+    folder = folder_of(tmp_path, pa.Table.from_pylist(rows, THEIR_SCHEMA), shuffle=False, num_files=1)
+    with pytest.raises(
+        ValueError, match=r"part-0.parquet at row 0: column shown.id as int64 required: no nulls allowed, found 1"
+    ):
+        convert_table(folder, catalog, "test.ours", MAPPING)
