@@ -1,5 +1,9 @@
 """Layouts, writer, reader, compression, join, backfill, sampling, maintenance of Iceberg tables."""
 
+import importlib
+import warnings
+from typing import Any
+
 from reqdedup.dedup.source import BatchSource
 from reqdedup.storage.features import (
     FeatureReport,
@@ -49,6 +53,17 @@ from reqdedup.storage.sampling.sample import UserSample, sample_users
 from reqdedup.storage.sampling.strata import Activity
 from reqdedup.storage.write.rejects import write_rejects
 from reqdedup.storage.write.writer import WriteProgress, WriteReport, write
+
+_MOVED = dict.fromkeys(("ColumnMapping", "ConvertProgress", "ConvertReport", "convert_table"), "reqdedup.convert")
+"""Names of 0.1.0 that live in another room now; they go with version 0.3."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    warnings.warn(f"{__name__}.{name} is {_MOVED[name]}.{name} now", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(_MOVED[name]), name)
+
 
 __all__ = [
     "Activity",
