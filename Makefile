@@ -21,7 +21,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run ui test check format notebooks study bench-storage bench-training bench-gpu clean distclean
+.PHONY: help setup run ui test test-fast soak check format notebooks study bench-storage bench-training bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -47,6 +47,12 @@ ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph
 
 test: check ## check, then run the tests
 	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile --durations 10
+
+test-fast: setup ## the inner loop: no servers, no browser, nothing slow; under a minute
+	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile -m 'not (slow or soak or servers)'
+
+soak: setup ## long kill and fuzz runs, at most 20 minutes
+	@$(ACTIVATED) pytest -n $(TEST_WORKERS) -m soak || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
 
 check: setup ## lint, format, types and import contracts
 	@$(BIN)/ruff check .
