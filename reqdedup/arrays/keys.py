@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -17,8 +18,6 @@ Key = Sequence[np.ndarray]
 
 MAX_ROW_NUMBERS = 2**20
 """Row numbers that are kept: those of the batches of a join, not those of a whole table."""
-
-_ROW_NUMBERS = np.zeros(0, np.int64)
 
 
 def run_starts(key: Key) -> np.ndarray:
@@ -69,14 +68,17 @@ def count_up_to(key: Key, last: Sequence[int]) -> int:
 
 def row_numbers(num_rows: int) -> np.ndarray:
     """0 to num_rows - 1, [N] int64; read-only, and the same memory again and again."""
-    global _ROW_NUMBERS
-    if num_rows > len(_ROW_NUMBERS):
-        if num_rows > MAX_ROW_NUMBERS:
-            return np.arange(num_rows)
-        numbers = np.arange(max(num_rows, 2 * len(_ROW_NUMBERS)))
-        numbers.flags.writeable = False
-        _ROW_NUMBERS = numbers
-    return _ROW_NUMBERS[:num_rows]
+    if num_rows > MAX_ROW_NUMBERS:
+        return np.arange(num_rows)
+    return _numbers(max(num_rows - 1, 0).bit_length())[:num_rows]
+
+
+@cache
+def _numbers(bits: int) -> np.ndarray:
+    """0 to 2^bits - 1; a thread never sees another's, since nothing of it changes once it is there."""
+    numbers = np.arange(1 << bits)
+    numbers.flags.writeable = False
+    return numbers
 
 
 @dataclass(frozen=True)

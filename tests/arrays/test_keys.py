@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bisect
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqdedup.arrays.keys import count_up_to, first_disorder, key_runs, run_starts
+from reqdedup.arrays.keys import count_up_to, first_disorder, key_runs, row_numbers, run_starts
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**31, 2**63 - 1]
 ids = st.one_of(st.integers(0, 4), st.sampled_from(EXTREMES))
@@ -62,3 +63,15 @@ def test_runs_and_order_in_one_go_are_those_of_each_alone(depth):
         ]
 
     check()
+
+
+def test_row_numbers_are_as_many_as_were_asked_for_whatever_other_threads_ask_for():
+    sizes = np.random.default_rng(0).integers(0, 3000, (4, 500))
+
+    def ask(of_thread: np.ndarray) -> bool:
+        return all(np.array_equal(row_numbers(n), np.arange(n)) for n in of_thread.tolist())
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(ask, sizes))
+    assert not row_numbers(7).flags.writeable
+    assert len(row_numbers(2**20 + 1)) == 2**20 + 1
