@@ -10,13 +10,14 @@ deleted and the table is as it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table, TableProperties
+from pyiceberg.table.update import SetPropertiesUpdate
 
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup import encoding
@@ -100,6 +101,7 @@ def write(
     progress: Callable[[WriteProgress], None] | None = None,
     seed: int = 0,
     spill_dir: str | Path | None = None,
+    properties: Mapping[str, str] | None = None,
 ) -> WriteReport:
     """Write deduplicated batches into `table` in one commit; what was written.
 
@@ -107,6 +109,7 @@ def write(
     layout: the table's own where None; must be it where given.
     mode: "replace", the table then holds exactly these rows, or "append".
     progress: called while it runs.  seed: of the SHUFFLED order.  spill_dir: for the temporary files.
+    properties: of the table, set in the same commit: what its rows were made from.
     Raises ValueError for wrong batches and options, RuntimeError where another writer's commit conflicts; the table then
     is as it was.
     """
@@ -145,7 +148,8 @@ def write(
         report("verify", 0, num_rows)
         files.verify(num_rows=num_rows, num_requests=num_requests if own_layout.is_bucketed else None)
         report("commit", num_rows, num_rows)
-        snapshot_id = files.commit(replace=mode == "replace")
+        updates = (SetPropertiesUpdate(updates=dict(properties)),) if properties else ()
+        snapshot_id = files.commit(replace=mode == "replace", updates=updates)
         data_files = files.data_files
     return WriteReport(
         rows=num_rows,

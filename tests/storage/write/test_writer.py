@@ -246,6 +246,21 @@ def test_an_error_on_the_way_leaves_the_old_rows_and_no_files(catalog, tmp_path,
     assert data_files_on_disk(tmp_path) == files
 
 
+def test_what_rows_were_made_from_lands_with_them_or_not_at_all(catalog):
+    table = new_table(catalog, Layout.BY_REQUEST)
+    write(table, to_batches(make_log()), properties={"made-from": "one"})
+
+    def broken():
+        yield from to_batches(make_log())
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        write(table, broken(), properties={"made-from": "two"})
+    assert table.refresh().properties["made-from"] == "one"
+    write(table, to_batches(make_log()), properties={"made-from": "two"})
+    assert catalog.load_table(table.name()).properties["made-from"] == "two"
+
+
 def test_the_spill_leaves_nothing_behind(catalog, tmp_path):
     spill_dir = tmp_path / "spill"
     spill_dir.mkdir()
