@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, TypeAlias
+
+from reqdedup.cli import values
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `ArgumentParser.add_subparsers` returns."""
 
 LAYOUTS = ("arrival", "by_request", "shuffled", "sorted", "sorted_large_pages")
-_AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def add_command(
@@ -114,24 +113,20 @@ def add_apply(command: argparse.ArgumentParser) -> None:
     )
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"a positive number required, found {text}")
+def checked(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
+    """A parser of `reqdedup.cli.values` as argparse wants it."""
+
+    def value(text: str) -> Any:
+        try:
+            return parse(text, **bounds)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
     return value
 
 
-def age(text: str) -> timedelta:
-    """'5d', '36h', '90m', '0s'."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])|0", text.strip())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"an age like 5d, 36h or 90m required, found {text!r}")
-    return timedelta(seconds=float(found.group(1) or 0) * _AGE_UNITS[found.group(2) or "s"])
-
-
-def pair(text: str) -> tuple[str, str]:
-    """'left=right'; what is left may hold further equals signs."""
-    left, equals, right = text.rpartition("=")
-    if not (left and equals and right):
-        raise argparse.ArgumentTypeError(f"NAME=VALUE required, found {text!r}")
-    return left, right
+positive = checked(values.whole)
+buckets = checked(values.whole, most=values.MOST_BUCKETS)
+number = checked(values.number)
+age = checked(values.age)
+pair = checked(values.pair)

@@ -66,11 +66,14 @@ def describe_catalog(arguments: argparse.Namespace) -> str:
 
 
 def check_table_name(name: str) -> None:
-    """Raise ValueError for a name without a namespace."""
+    """Raise ValueError for a name that a new table of engagements cannot have: without a namespace, or that of rejects."""
+    from reqdedup.storage.write.rejects import rejects_identifier
+
     if "." not in name.strip("."):
         raise ValueError(
             f"a table is named as namespace.table, found {name!r}; for example lake.{name.strip('.') or 't'}"
         )
+    rejects_identifier(name)
 
 
 def load_table(catalog: Catalog, name: str) -> Table:

@@ -7,6 +7,7 @@ import sys
 
 from reqdedup.cli import conversion, deletion, features, health, ingest, maintenance, reports, sampling
 from reqdedup.cli.arguments import CommandParser, ExamplesFormatter
+from reqdedup.masking import mask
 
 EXAMPLES = """examples:
   reqdedup audit data/impressions --request-key request_id --user-key user_id     what a table of yours would save
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         if not _is_for_the_caller(error):
             raise
         command = " ".join([arguments.command, *filter(None, [getattr(arguments, "action", None)])])
-        print(f"reqdedup {command}: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+        print(f"reqdedup {command}: {mask(str(error).strip()) or type(error).__name__}", file=sys.stderr)
         return 2
 
 

@@ -7,9 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, pair, positive
+from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, buckets, pair
 from reqdedup.cli.catalog import check_table_name, describe_catalog, load_table, open_catalog
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
+from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
     import argparse
@@ -53,7 +54,7 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--layout", choices=LAYOUTS, help="physical form (default: by_request)")
     command.add_argument(
-        "--buckets", type=positive, metavar="N", help="partitions by user (default: what fits the size)"
+        "--buckets", type=buckets, metavar="N", help="partitions by user (default: what fits the size)"
     )
     command.add_argument("--spill-dir", metavar="DIR", help="for temporary files (default: the system's)")
     columns = command.add_argument_group("columns", "What they mean; a file says the same, options here win.")
@@ -170,9 +171,9 @@ def _level(name: str, text: object) -> Level:
 
 def _width(name: str, text: object) -> int:
     try:
-        return int(str(text))
-    except ValueError:
-        raise ValueError(f"width of vector {name}: a whole number required, found {text!r}") from None
+        return whole(str(text))
+    except ValueError as error:
+        raise ValueError(f"width of vector {name}: {error}") from None
 
 
 def format_conversion(report: ConvertReport) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from reqdedup.cli.arguments import Commands, add_apply, add_command
+from reqdedup.cli.arguments import Commands, add_apply, add_command, checked
 from reqdedup.cli.catalog import load_tables, open_catalog
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
+from reqdedup.cli.values import key, user_id
 
 if TYPE_CHECKING:
+    import argparse
+
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
@@ -36,9 +38,16 @@ def add_commands(commands: Commands) -> None:
             "reqdedup delete-user --key U13740 --namespace news --apply --erase --drop-refs",
         ],
     )
-    command.add_argument("users", nargs="*", type=_user_id, metavar="USER_ID", help="user_id as the tables have it")
     command.add_argument(
-        "--key", action="append", default=[], metavar="TEXT", help="original id of a log with ids of text; repeat it"
+        "users", nargs="*", type=checked(user_id), metavar="USER_ID", help="user_id as the tables have it"
+    )
+    command.add_argument(
+        "--key",
+        type=checked(key),
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="original id of a log with ids of text; repeat it",
     )
     command.add_argument(
         "--namespace", action="append", default=[], metavar="NAME", help="all tables in it; repeat it for more"
@@ -53,15 +62,6 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--erase", action="store_true", help="expire all old snapshots at once; their readers fail")
     command.add_argument("--drop-refs", action="store_true", help="remove branches and tags that hold the users")
     add_apply(command)
-
-
-def _user_id(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"a whole number required, found {text!r}; of an id of text use --key {text}"
-        ) from None
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, positive
+from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, buckets, number, positive
 from reqdedup.cli.catalog import open_catalog
 from reqdedup.cli.output import ProgressLine, format_bytes, print_json
 
@@ -36,9 +36,9 @@ def add_commands(commands: Commands) -> None:
     how.add_argument("--mapping", type=Path, metavar="FILE", help="TOML file that names the log's columns")
     command.add_argument("--table", required=True, metavar="NAMESPACE.NAME", help="table to replace")
     command.add_argument("--layout", choices=LAYOUTS, default="by_request", help="physical form (default: by_request)")
-    command.add_argument("--buckets", type=positive, default=16, metavar="N", help="partitions by user (default: 16)")
+    command.add_argument("--buckets", type=buckets, default=16, metavar="N", help="partitions by user (default: 16)")
     command.add_argument(
-        "--session-gap", type=float, metavar="SECONDS", help="for logs without request ids: a longer gap starts one"
+        "--session-gap", type=number, metavar="SECONDS", help="for logs without request ids: a longer gap starts one"
     )
     command.add_argument("--max-history", type=positive, metavar="EVENTS", help="cut longer user histories")
     command.add_argument("--replace", action="store_true", help="drop a table of this name that has another form")

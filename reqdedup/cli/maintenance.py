@@ -6,9 +6,20 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reqdedup.cli.arguments import Commands, add_apply, add_command, add_table, add_tables, age, positive
+from reqdedup.cli.arguments import (
+    Commands,
+    add_apply,
+    add_command,
+    add_table,
+    add_tables,
+    age,
+    buckets,
+    checked,
+    positive,
+)
 from reqdedup.cli.catalog import load_table, load_tables, open_catalog
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
+from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +43,9 @@ def add_commands(commands: Commands) -> None:
         examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
     )
     add_tables(command)
-    command.add_argument("--bucket", type=int, action="append", metavar="N", help="only this one; repeat it for more")
+    command.add_argument(
+        "--bucket", type=checked(whole, least=0), action="append", metavar="N", help="only this one; repeat it for more"
+    )
     command.add_argument("--one-commit", action="store_true", help="one for all buckets instead of one each")
     command.add_argument("--force", action="store_true", help="those too that need it not")
     _add_spill(command)
@@ -81,7 +94,7 @@ def add_commands(commands: Commands) -> None:
         examples=["reqdedup rebucket --table movies.engagements_by_request --buckets 64"],
     )
     add_table(command)
-    command.add_argument("--buckets", type=positive, required=True, metavar="N", help="the new number")
+    command.add_argument("--buckets", type=buckets, required=True, metavar="N", help="the new number")
     _add_spill(command)
 
 

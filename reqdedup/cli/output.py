@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from reqdedup.masking import mask
+
 
 def print_json(value: object) -> None:
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str))
+    print(mask(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str)))
 
 
 def plain(value: Any) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.cli.arguments import Commands, add_command, add_tables, positive
+from reqdedup.cli.arguments import Commands, add_command, add_tables, buckets, checked
 from reqdedup.cli.catalog import load_table, load_tables, open_catalog
 from reqdedup.cli.output import ProgressLine, format_bytes, print_json
+from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
     import argparse
@@ -47,16 +48,20 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument(
         "--sample",
-        type=positive,
+        type=checked(whole, most=2**20),
         default=2048,
         metavar="MB",
         help="size of the sample with every value laid down (2048)",
     )
     command.add_argument(
-        "--read-at-most", type=positive, default=256, metavar="GB", help="compressed bytes read for the sample (256)"
+        "--read-at-most",
+        type=checked(whole, most=10**6),
+        default=256,
+        metavar="GB",
+        help="compressed bytes read for the sample (256)",
     )
     command.add_argument(
-        "--buckets", type=positive, default=16, metavar="N", help="of the estimated layouts (default: 16)"
+        "--buckets", type=buckets, default=16, metavar="N", help="of the estimated layouts (default: 16)"
     )
 
 

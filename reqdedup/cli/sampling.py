@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, positive
-from reqdedup.cli.catalog import load_table, open_catalog
+from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, buckets, checked, number, positive
+from reqdedup.cli.catalog import check_table_name, load_table, open_catalog
 from reqdedup.cli.output import ProgressLine, format_bytes, format_table, plain, print_json
+from reqdedup.cli.values import MOST_SEED, whole
+from reqdedup.cli.values import number as parse_number
 
 if TYPE_CHECKING:
     import argparse
@@ -40,9 +43,13 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--cap", action="append", metavar="NUMBER", help=f"users at most, {per_stratum}")
     strata = command.add_mutually_exclusive_group()
     strata.add_argument(
-        "--activity", nargs="+", type=int, metavar="BOUND", help="strata by a user's count, at these bounds"
+        "--activity",
+        nargs="+",
+        type=checked(whole, least=0),
+        metavar="BOUND",
+        help="strata by a user's count, at these bounds",
     )
-    strata.add_argument("--quantiles", nargs="+", type=float, metavar="SHARE", help="strata by shares of the users")
+    strata.add_argument("--quantiles", nargs="+", type=number, metavar="SHARE", help="strata by shares of the users")
     command.add_argument(
         "--measure", choices=("requests", "rows"), default="requests", help="what --activity and --quantiles count"
     )
@@ -51,11 +58,11 @@ def add_commands(commands: Commands) -> None:
         "--max-requests-per-user", type=positive, metavar="N", help="whole requests of the very active"
     )
     command.add_argument("--keep", choices=("hash", "latest"), default="hash", help="which of them (default: hash)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=checked(whole, least=0, most=MOST_SEED), default=0, metavar="N")
     command.add_argument("--to", metavar="NAMESPACE.NAME", help="write the sample into this table")
     command.add_argument("--replace", action="store_true", help="a table of that name is replaced")
     command.add_argument("--layout", choices=LAYOUTS, default="by_request", help="of that table (default: by_request)")
-    command.add_argument("--buckets", type=positive, metavar="N", help="of that table (default: as the table's)")
+    command.add_argument("--buckets", type=buckets, metavar="N", help="of that table (default: as the table's)")
 
 
 def run_sample(arguments: argparse.Namespace) -> int:
@@ -70,11 +77,12 @@ def run_sample(arguments: argparse.Namespace) -> int:
     table = load_table(catalog, arguments.table)
     if arguments.to:
         _check_target(catalog, arguments)
+    count = partial(whole, least=0)
     sample = sample_users(
         table,
-        rate=_setting(arguments.rate, float, "rate"),
-        target=_setting(arguments.target, int, "target"),
-        cap=_setting(arguments.cap, int, "cap"),
+        rate=_setting(arguments.rate, parse_number, "rate"),
+        target=_setting(arguments.target, count, "target"),
+        cap=_setting(arguments.cap, count, "cap"),
         strata=strata,
         max_requests_per_user=arguments.max_requests_per_user,
         keep=arguments.keep,
@@ -95,6 +103,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
 
 
 def _check_target(catalog: Catalog, arguments: argparse.Namespace) -> None:
+    check_table_name(arguments.to)
     if arguments.to == arguments.table:
         raise ValueError(f"--to: another table than {arguments.table} required, which the sample is drawn from")
     if catalog.table_exists(arguments.to) and not arguments.replace:
@@ -128,8 +137,8 @@ def _setting(texts: list[str] | None, kind: Callable[[str], Any], name: str) -> 
         stratum, _, number = text.rpartition("=")
         try:
             found[stratum.strip()] = kind(number)
-        except ValueError:
-            raise ValueError(f"--{name}: NUMBER or STRATUM=NUMBER required, found {text!r}") from None
+        except ValueError as error:
+            raise ValueError(f"--{name}: NUMBER or STRATUM=NUMBER required, found {text!r}; {error}") from None
     if "" in found and len(found) > 1:
         raise ValueError(
             f"--{name}: one number for all strata, or one for each required, found both; '*' means all others"

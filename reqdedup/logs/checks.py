@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import polars as pl
 import pyarrow as pa
 
+from reqdedup.masking import mask
+
 MAX_KEPT_REJECTS = 1_000_000
 """Rejected rows that are kept with their text; more are only counted."""
 
@@ -50,7 +52,13 @@ REASONS = {
 
 
 class LogError(ValueError):
-    """A log that cannot be read at all, or (strict) one with rejected rows: what was expected, found, and what to do."""
+    """A log that cannot be read at all, or (strict) one with rejected rows: what was expected, found, and what to do.
+
+    Its text names the place of the log, so that what may be a credential in there is masked.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(mask(text))
 
 
 class UnreadableFile(Exception):  # noqa: N818 (a signal inside this package, turned into a reject or a LogError)

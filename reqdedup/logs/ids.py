@@ -6,6 +6,7 @@ A string id becomes the first 8 bytes of its BLAKE2b digest (digest size 8, UTF-
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 
 import numpy as np
@@ -23,6 +24,20 @@ def mix64(values: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def parse_id(text: str) -> int:
+    """The int64 id that `text` spells: digits 0 to 9 in their one spelling, a minus sign before them or not.
+
+    Raises ValueError for anything else, such as 1_0, 010, +1, ` 1` or digits of another script, which int() would take
+    for an id that somebody else has.
+    """
+    value = int(text) if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) else None
+    if value is None:
+        raise ValueError(f"a whole number required, found {text!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"a whole number of 64 bits required, found {text}")
+    return value
 
 
 def hash_string(text: str) -> int:

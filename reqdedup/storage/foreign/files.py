@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
+from reqdedup.masking import mask
 from reqdedup.storage.foreign.leaves import is_text, same_values
 
 TAIL_BYTES, SIGNATURE_BYTES = 8, 28
@@ -114,21 +115,20 @@ def open_table(source: Table | str | Path | Sequence[str | Path], *, snapshot_id
     if not paths:
         raise ValueError("at least one Parquet file required, found an empty list")
     parts = [_listed_files(path) for path in paths]
-    name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    name = mask(paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
     notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
     return _united(name, "folder", [file for part in parts for file in part.files], notes)
 
 
-def _listed_files(location: str) -> TableFiles:
+def _listed_files(uri: str) -> TableFiles:
+    location = mask(uri)  # the only form that leaves this function: names, paths and errors are printed
     try:
         filesystem, root = (
-            pafs.FileSystem.from_uri(location)
-            if "://" in location
-            else (pafs.LocalFileSystem(), str(Path(location).absolute()))
+            pafs.FileSystem.from_uri(uri) if "://" in uri else (pafs.LocalFileSystem(), str(Path(uri).absolute()))
         )
         info = filesystem.get_file_info(root)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{location}: a folder or file required, cannot open it ({error})") from error
+        raise ValueError(f"{location}: a folder or file required, cannot open it ({mask(str(error))})") from None
     if info.type == pafs.FileType.NotFound:
         raise ValueError(f"{location}: a folder of Parquet files, or one file, required; found nothing there")
     if info.type == pafs.FileType.File:

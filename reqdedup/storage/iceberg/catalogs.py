@@ -23,6 +23,8 @@ from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.rest.auth import AuthManager
 from pyiceberg.utils.config import Config
 
+from reqdedup.masking import SECRET_NAMES, mask
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
@@ -30,9 +32,6 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0
 
 MAY_HAVE_LANDED = "a commit may have landed, so refresh the table before trying again"
-
-_SECRET = re.compile(r"password|secret|credential|token|key|authorization", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):\S*@")
 
 
 def open_catalog(
@@ -70,7 +69,7 @@ def open_catalog(
 def shown_uri(properties: Mapping[str, Any]) -> str:
     """The catalog's uri without a password or options, for messages."""
     uri = str(properties.get("uri") or "no uri given")
-    shown = _URL_PASSWORD.sub(r"\1:***@", uri)
+    shown = mask(uri)
     if shown == uri and "@" in uri:  # malformed, so that no part of it is surely not the password
         return uri.partition(":")[0] + ":***"
     return shown.partition("?")[0]
@@ -78,14 +77,14 @@ def shown_uri(properties: Mapping[str, Any]) -> str:
 
 def hide_secrets(text: str, properties: Mapping[str, Any]) -> str:
     """`text` with the values of all secret properties, whole or in parts, and passwords in URLs replaced by ***."""
-    secrets = [str(value) for key, value in properties.items() if _SECRET.search(key)]
+    secrets = [str(value) for key, value in properties.items() if SECRET_NAMES.search(key)]
     secrets += [part for secret in secrets for part in secret.split(":")]
     if uri := str(properties.get("uri") or ""):
         text = text.replace(uri, shown_uri(properties))
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= 4:
             text = text.replace(secret, "***")
-    return _URL_PASSWORD.sub(r"\1:***@", text)
+    return mask(text)
 
 
 def _kind(properties: Mapping[str, Any]) -> str:

@@ -96,7 +96,9 @@ def delete_user(
     int64, tables of no such kind, and a feature table by position without its main table or, with erase, a main table
     without those; ConflictError where other writers replaced the same files again and again.
     """
-    users = _user_array(user_ids)
+    users, keys = _user_array(user_ids), list(keys)
+    if not all(isinstance(key, str) and key.strip() for key in keys):
+        raise ValueError(f"keys: ids of at least one character required, found {keys!r}")
     tables = [tables] if isinstance(tables, Table) else list(tables)
     _check_tables(tables, erase=erase)
     reports = []

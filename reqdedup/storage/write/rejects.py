@@ -34,10 +34,18 @@ _SCHEMA = Schema(
 
 
 def rejects_identifier(identifier: str) -> str:
-    """Identifier of the rejects table that belongs to an engagement table: the same namespace."""
+    """Identifier of the rejects table that belongs to an engagement table: the same namespace.
+
+    Raises ValueError for a name without a namespace, and for the rejects table's own name, where rows and rejects would
+    replace each other.
+    """
     namespace, _, name = identifier.rpartition(".")
     if not namespace or not name:
         raise ValueError(f"a table is named as namespace.table, found {identifier!r}")
+    if name == REJECTS_TABLE:
+        raise ValueError(
+            f"{identifier}: another name required, since {REJECTS_TABLE} is that of the rows that an ingest rejects"
+        )
     return f"{namespace}.{REJECTS_TABLE}"
 
 
