@@ -6,6 +6,7 @@ from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup import storage
 from reqdedup.logs import read_log, synthesize, synthetic_schema
+from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
 
 @dg.asset(group_name="logs", kinds={"iceberg"})
@@ -16,6 +17,8 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         table = store.create("raw_engagements", synthetic_schema(recipe.log), num_buckets=recipe.num_buckets)
         report = storage.write(table, synthesize(recipe.log), progress=progress_log(context))
         return store.result(log=f"synthetic, recipe {recipe.name}", **write_metadata(report))
+    rejects_name = rejects_identifier(f"{store.namespace}.raw_engagements")
+    check_rejects_table(store.catalog(), rejects_name)
     log = read_log(
         run_recipe.logs,
         preset=run_recipe.preset or None,
@@ -26,7 +29,7 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     )
     table = store.create("raw_engagements", log.schema, num_buckets=recipe.num_buckets)
     report = storage.write(table, log, progress=progress_log(context))
-    storage.write_rejects(store.catalog(), f"{store.namespace}.rejected_engagements", log.rejects)
+    storage.write_rejects(store.catalog(), rejects_name, log.rejects)
     for reason, count in sorted(log.counts.rejected.items()):
         context.log.warning(f"{count:,} rows rejected: {reason}")
     return store.result(log=run_recipe.logs, rejected_rows=sum(log.counts.rejected.values()), **write_metadata(report))

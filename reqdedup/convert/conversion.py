@@ -38,6 +38,7 @@ from reqdedup.storage.iceberg.layout import (
     table_layout,
     table_schema,
 )
+from reqdedup.storage.iceberg.names import check_free_name
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.write.writer import write_rows
@@ -226,7 +227,8 @@ def _notes_on_models(columns: Sequence[TargetColumn]) -> list[str]:
 
 
 def _check_new(catalog: Catalog, identifier: str) -> None:
-    """Raise ValueError where the table is there already; what a killed conversion left, which has no rows, goes."""
+    """Raise ValueError if the name is taken; what a killed conversion left, which has no rows, goes."""
+    check_free_name(identifier)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:

@@ -143,7 +143,10 @@ def test_report_compares_layouts(here, capsys):
         (["ingest", "nowhere.csv", "--preset", "movielens", "--table", "a.b"], "nowhere.csv"),
         (["ingest", "empty.csv", "--preset", "movielens", "--table", "a.b"], "empty.csv"),
         (["ingest", "ratings.csv", "--mapping", "nowhere.toml", "--table", "a.b"], "nowhere.toml"),
-        (["ingest", "ratings.csv", "--preset", "movielens", "--table", "ratings"], "namespace.table, found 'ratings'"),
+        (
+            ["ingest", "ratings.csv", "--preset", "movielens", "--table", "ratings"],
+            "namespace.name required, found 'ratings'",
+        ),
         (
             ["ingest", "ratings.csv", "--preset", "movielens", "--table", "a.b", "--catalog-uri", "http://127.0.0.1:9"],
             "--warehouse",

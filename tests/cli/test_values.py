@@ -31,7 +31,9 @@ def test_an_id_has_one_spelling(text):
         assert str(value) == text
 
 
-@pytest.mark.parametrize("text", ["1_0", "１０", "٣", "010", "+1", "-0", " 1", "1\n", "1.0", "", str(MAX + 1), "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["1_0", "１０", "٣", "010", "+1", "-0", " 1", "1\n", "1.0", "", str(MAX + 1), "9" * 30]
+)
 def test_another_spelling_of_an_id_is_refused_before_anything_is_read(text, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["delete-user", "--namespace", "lake", "--apply", "--", text])

@@ -42,6 +42,7 @@ from pyiceberg.types import (
 from reqdedup.dedup.encoding import BLOB_TYPE, element_type
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
+from reqdedup.storage.iceberg.names import check_free_name
 
 SCHEMA_PROPERTY, LAYOUT_PROPERTY, DECODE_PROPERTY = "reqdedup.schema", "reqdedup.layout", "reqdedup.decode"
 
@@ -99,13 +100,12 @@ def create_table(
 
     num_buckets: partitions of the bucketed layouts, by hash of user_id.  location: of a new table; else the catalog's.
     An existing table of the same schema, layout and bucket count is returned with its rows. One that differs is dropped
-    with its files and created anew. Raises ValueError where `identifier` is a table that reqdedup did not make.
+    with its files and created anew. Raises ValueError if `identifier` is a table that reqdedup did not make, or the name
+    of the rejected rows.
     """
     if num_buckets < 1:
         raise ValueError(f"{identifier}: num_buckets must be positive, found {num_buckets}")
-    namespace = identifier.rpartition(".")[0]
-    if not namespace:
-        raise ValueError(f"table name: namespace.name required, found {identifier!r}")
+    namespace = check_free_name(identifier)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:

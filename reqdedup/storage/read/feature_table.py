@@ -44,6 +44,7 @@ from reqdedup.storage.iceberg.layout import (
     table_buckets,
     table_schema,
 )
+from reqdedup.storage.iceberg.names import check_free_name
 from reqdedup.storage.read.buckets import check_sorted
 from reqdedup.storage.read.reader import FileSource
 
@@ -187,6 +188,7 @@ def create_feature_table(
     `main_table` is not bucketed and sorted, where a feature is not request-level or has a name of the main table, and
     where `identifier` is no feature table.
     """
+    namespace = check_free_name(identifier)
     num_buckets = check_sorted(main_table, REQUEST_KEY)
     check_features(main_table, feature_columns)
     schema = FeatureSchema((*_KEY_COLUMNS, *feature_columns))
@@ -194,7 +196,7 @@ def create_feature_table(
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
-        catalog.create_namespace_if_not_exists(identifier.rpartition(".")[0])
+        catalog.create_namespace_if_not_exists(namespace)
     else:
         if not is_feature_table(table):
             raise ValueError(f"{identifier}: exists and is no feature table; choose another name")

@@ -1,7 +1,7 @@
 """The table of rejected rows: what of a log was not taken, why, and where it stands.
 
-Bad input never passes silently: every ingest replaces this table as a whole, an empty one included, so that it always
-speaks about the log that the engagement tables hold. It does not decide what is rejected; `reqdedup.logs` does.
+Bad input never passes silently: every ingest replaces the rows of this table as a whole, by none if none was rejected,
+so that it always speaks about the log that the engagement tables hold. What is rejected, `reqdedup.logs` decides.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pyiceberg.table import Table
 from pyiceberg.types import LongType, NestedField, StringType
 
 from reqdedup.schema import USER_ID
-
-REJECTS_TABLE = "rejected_engagements"
-"""Name of the table beside the engagement tables of a namespace."""
+from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
+from reqdedup.storage.iceberg.names import REJECTS_TABLE, check_free_name
 
 _SCHEMA = Schema(
     NestedField(
@@ -26,54 +25,57 @@ _SCHEMA = Schema(
     NestedField(2, "detail", StringType(), required=False, doc="what was found there"),
     NestedField(3, "file", StringType(), required=True, doc="file of the log that holds the row"),
     NestedField(4, "line", LongType(), required=False, doc="line or row number in that file, the first is 1"),
-    NestedField(5, "raw", StringType(), required=False, doc="the row as it stands in the file, cut where it is long"),
-    NestedField(
-        6, "user_id", LongType(), required=False, doc="user_id of the row's user, null where it cannot be read"
-    ),
+    NestedField(5, "raw", StringType(), required=False, doc="the row as it stands in the file, cut if it is long"),
+    NestedField(6, USER_ID, LongType(), required=False, doc="user_id of the row's user, null if it cannot be read"),
 )
 
 
 def rejects_identifier(identifier: str) -> str:
     """Identifier of the rejects table that belongs to an engagement table: the same namespace.
 
-    Raises ValueError for a name without a namespace, and for the rejects table's own name, where rows and rejects would
-    replace each other.
+    Raises ValueError if the engagement table has no namespace or would be the rejects table itself.
     """
-    namespace, _, name = identifier.rpartition(".")
-    if not namespace or not name:
-        raise ValueError(f"a table is named as namespace.table, found {identifier!r}")
-    if name == REJECTS_TABLE:
-        raise ValueError(
-            f"{identifier}: another name required, since {REJECTS_TABLE} is that of the rows that an ingest rejects"
-        )
-    return f"{namespace}.{REJECTS_TABLE}"
+    return f"{check_free_name(identifier)}.{REJECTS_TABLE}"
 
 
 def is_rejects_table(table: Table) -> bool:
-    """Whether a table is one of rejected rows, of this version or an earlier one without user_id."""
-    names = set(table.schema().column_names)
-    return names | {USER_ID} == set(_SCHEMA.column_names)
+    """Whether a table is one of rejected rows; one of an earlier version has no user_id, another engine may add columns."""
+    required = set(_SCHEMA.column_names) - {USER_ID}
+    return LAYOUT_PROPERTY not in table.properties and required <= set(table.schema().column_names)
+
+
+def check_rejects_table(catalog: Catalog, identifier: str) -> None:
+    """Raise ValueError if `write_rejects` would refuse this name: call it before the engagements are written."""
+    if catalog.table_exists(identifier) and not is_rejects_table(table := catalog.load_table(identifier)):
+        raise ValueError(
+            f"table {identifier}: a table of rejected rows required, found one with columns "
+            f"{', '.join(table.schema().column_names)}; rename it, or choose another namespace"
+        )
 
 
 def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterable[pa.RecordBatch]) -> Table:
-    """Replace the table `identifier` by these rejected rows, in one commit, and return it.
+    """Replace the rows of the table `identifier` by these rejected rows, in one commit, and return it.
 
-    rejects: columns reason, detail, file, raw (strings), line (integer) and, where known, user_id; others are left out.
-    May be empty. The namespace must exist. A table of another schema is dropped with its files and made anew.
-    Raises ValueError where a column is missing or a reason or file is null.
+    rejects: columns reason, detail, file, raw (strings), line (integer) and, if known, user_id; others are left out.
+    May be empty. The namespace must exist. A table of an earlier version gets its new columns in the same commit.
+    Raises ValueError if a column is missing, a reason or file is null, or the name is that of a table of other rows.
     """
     rows = _conform(rejects)
-    if catalog.table_exists(identifier):
-        table = catalog.load_table(identifier)
-        if table.schema().as_struct() == _SCHEMA.as_struct():
-            table.overwrite(rows)
-            return table
-        catalog.purge_table(identifier)
-    with catalog.create_table_transaction(
-        identifier, _SCHEMA, properties={"comment": "rows that the last ingest into this namespace rejected"}
-    ) as transaction:
-        transaction.append(rows)
-    return catalog.load_table(identifier)
+    check_rejects_table(catalog, identifier)
+    if not catalog.table_exists(identifier):
+        with catalog.create_table_transaction(
+            identifier, _SCHEMA, properties={"comment": "rows that the last ingest into this namespace rejected"}
+        ) as transaction:
+            transaction.append(rows)
+        return catalog.load_table(identifier)
+    table = catalog.load_table(identifier)
+    with table.transaction() as transaction:
+        if USER_ID not in table.schema().column_names:
+            with transaction.update_schema() as update:
+                added = _SCHEMA.find_field(USER_ID)
+                update.add_column(USER_ID, added.field_type, doc=added.doc)
+        transaction.overwrite(rows)
+    return table
 
 
 def _conform(rejects: pa.Table | Iterable[pa.RecordBatch]) -> pa.Table:

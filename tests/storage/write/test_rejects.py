@@ -6,9 +6,12 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.schema import Schema
-from pyiceberg.types import LongType, NestedField
+from pyiceberg.types import LongType, NestedField, StringType
 
-from reqdedup.storage.write.rejects import rejects_identifier, write_rejects
+from reqdedup.logs import SyntheticLogConfig, synthetic_schema
+from reqdedup.schema import Column, Level
+from reqdedup.storage import Layout, create_feature_table, create_table
+from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier, write_rejects
 
 
 @pytest.fixture
@@ -59,10 +62,43 @@ def test_batches_and_narrower_types_are_taken(catalog):
     assert table.scan().to_arrow().num_rows == 2
 
 
-def test_a_table_of_another_schema_is_made_anew(catalog):
+def test_a_table_of_an_earlier_version_gets_its_user_id_in_the_same_commit(catalog):
+    write_rejects(catalog, "shop.rejected_engagements", rejects(("null user id", "a.csv", 3, "x")))
+    with catalog.load_table("shop.rejected_engagements").update_schema() as update:
+        update.delete_column("user_id")
+        update.add_column("seen_by", StringType())
+    before = catalog.load_table("shop.rejected_engagements")
+    rows = rejects(("time", "a.csv", 4, "y")).append_column("user_id", pa.array([7], pa.int64()))
+    table = write_rejects(catalog, "shop.rejected_engagements", rows)
+    assert table.metadata.table_uuid == before.metadata.table_uuid
+    assert table.metadata.metadata_log[-1].metadata_file == before.metadata_location, "more than one commit"
+    assert table.scan().to_arrow().select(["line", "user_id", "seen_by"]).to_pylist() == [
+        {"line": 4, "user_id": 7, "seen_by": None}
+    ]
+
+
+def test_a_table_of_other_rows_is_left_alone(catalog):
     catalog.create_table("shop.rejected_engagements", Schema(NestedField(1, "n", LongType(), required=False)))
-    table = write_rejects(catalog, "shop.rejected_engagements", rejects(("null user id", "a.csv", 3, "x")))
-    assert table.scan().to_arrow().num_rows == 1
+    with pytest.raises(ValueError, match="a table of rejected rows required, found one with columns n"):
+        check_rejects_table(catalog, "shop.rejected_engagements")
+    with pytest.raises(ValueError, match="a table of rejected rows required, found one with columns n"):
+        write_rejects(catalog, "shop.rejected_engagements", rejects(("null user id", "a.csv", 3, "x")))
+    assert catalog.load_table("shop.rejected_engagements").schema().column_names == ["n"]
+    check_rejects_table(catalog, "shop.not_there")
+
+
+def test_no_table_of_engagements_or_features_takes_the_name_of_the_rejects(catalog):
+    schema = synthetic_schema(SyntheticLogConfig())
+    name = "shop.rejected_engagements"
+    message = "a name other than rejected_engagements required"
+    with pytest.raises(ValueError, match=message):
+        rejects_identifier(name)
+    with pytest.raises(ValueError, match=message):
+        create_table(catalog, name, schema, Layout.BY_REQUEST)
+    main = create_table(catalog, "shop.engagements", schema, Layout.BY_REQUEST)
+    with pytest.raises(ValueError, match=message):
+        create_feature_table(catalog, name, main, [Column(name="age", dtype="int32", level=Level.REQUEST)])
+    assert [".".join(table) for table in catalog.list_tables("shop")] == ["shop.engagements"]
 
 
 def test_rows_without_a_reason_are_refused(catalog):
@@ -74,5 +110,5 @@ def test_rows_without_a_reason_are_refused(catalog):
 
 def test_rejects_lie_beside_the_table_they_belong_to():
     assert rejects_identifier("shop.eu.engagements") == "shop.eu.rejected_engagements"
-    with pytest.raises(ValueError, match=r"namespace\.table, found 'engagements'"):
+    with pytest.raises(ValueError, match=r"namespace\.name required, found 'engagements'"):
         rejects_identifier("engagements")
