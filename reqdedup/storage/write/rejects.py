@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import LongType, NestedField, StringType
@@ -79,7 +80,7 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
 
 
 def _conform(rejects: pa.Table | Iterable[pa.RecordBatch]) -> pa.Table:
-    wanted = _SCHEMA.as_arrow()
+    wanted = schema_to_pyarrow(_SCHEMA, include_field_ids=False)  # by name: a table may have given them other ids
     if not isinstance(rejects, pa.Table):
         batches = list(rejects)
         if not batches:
