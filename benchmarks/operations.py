@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from reqdedup.models.config import DCATConfig, ModelConfig, TwoTowerConfig
+from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.models.config import ModelConfig
 
 
 def dcat_step(config: DCATConfig, lengths: Sequence[int], rows: Sequence[int]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ when a model asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -127,6 +127,30 @@ class RequestBatch:
         longest_G = torch.full_like(longest_G, num_requests).scatter_reduce(0, group_of_R, candidate_R, "amin")
         request_offsets_G1 = torch.cat([first_G, first_G.new_full((1,), num_requests)])
         return ContextGroups(Prefixes(request_offsets_G1, length_R), longest_G)
+
+    @staticmethod
+    def concatenate(batches: Sequence[RequestBatch]) -> RequestBatch:
+        """The requests of several batches as one, in order; at least one batch, all with the columns of the first."""
+        if len(batches) == 1:
+            return batches[0]
+
+        def offsets(name: str) -> torch.Tensor:
+            lengths = torch.cat([getattr(batch, name).diff() for batch in batches])
+            return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+        row_offsets_R1 = offsets("row_offsets_R1")
+        request_R = torch.arange(len(row_offsets_R1) - 1, device=row_offsets_R1.device)
+        first = batches[0]
+        return RequestBatch(
+            user_id_R=torch.cat([batch.user_id_R for batch in batches]),
+            item_id_B=torch.cat([batch.item_id_B for batch in batches]),
+            request_of_row_B=torch.repeat_interleave(request_R, row_offsets_R1.diff()),
+            row_offsets_R1=row_offsets_R1,
+            history_offsets_R1=offsets("history_offsets_R1"),
+            request={name: torch.cat([batch.request[name] for batch in batches]) for name in first.request},
+            row={name: torch.cat([batch.row[name] for batch in batches]) for name in first.row},
+            history={name: torch.cat([batch.history[name] for batch in batches]) for name in first.history},
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor under a flat name, `history/item_id` for example."""

@@ -8,6 +8,8 @@ window holds `max_history - stride / 2` events on average.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 _LONG_WINDOW = 32
@@ -29,6 +31,38 @@ def anchored_start(history_end: np.ndarray, max_history: int, stride: int) -> np
         raise ValueError(f"anchored windows: 1 <= stride <= max_history = {max_history} required, found {stride}")
     excess = np.maximum(0, np.asarray(history_end, np.int64) - max_history)
     return stride * -(-excess // stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryCut:
+    """The longest history [events] that a model is given, cut by anchored windows.
+
+    A longer one starts at stride * ceil(max(0, history_end - max_events) / stride), so that requests of one user keep
+    starting at the same event; stride 1 keeps the last max_events, 0 means a quarter of max_events. Without a history_end
+    column the history itself counts as the whole timeline.
+    """
+
+    max_events: int
+    stride: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stride <= self.max_events or self.max_events < 1:
+            raise ValueError(
+                "history cut: max_events of at least 1 and 0 <= stride <= max_events required, "
+                f"found {self.max_events} events, stride {self.stride}"
+            )
+
+    def start_of(self, history_end: np.ndarray) -> np.ndarray:
+        """First event of each window, counted in the user's timeline."""
+        return anchored_start(history_end, self.max_events, self.stride or default_stride(self.max_events))
+
+    def skipped(self, length: np.ndarray, history_end: np.ndarray) -> np.ndarray:
+        """How many of a history's oldest events are cut off; any shape.
+
+        length: events of each history, the last of which is number history_end - 1 of the timeline.
+        """
+        skipped = self.start_of(history_end) - (history_end - length)
+        return np.clip(skipped, np.maximum(0, length - self.max_events), length)
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:

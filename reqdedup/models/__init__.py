@@ -1,8 +1,8 @@
-"""Two-tower retrieval and DCAT ranking on deduplicated batches, and their duplicated twins (`naive`)."""
+"""Models on deduplicated batches, one folder each, and their duplicated twins (`naive`); `registry` lists them."""
 
 from reqdedup.models import naive
-from reqdedup.models.config import DCATConfig, TwoTowerConfig
-from reqdedup.models.dcat import DCAT, Context
-from reqdedup.models.two_tower import TwoTower
+from reqdedup.models.bundle import load_model
+from reqdedup.models.dcat import DCAT, Context, DCATConfig
+from reqdedup.models.two_tower import TwoTower, TwoTowerConfig
 
-__all__ = ["DCAT", "Context", "DCATConfig", "TwoTower", "TwoTowerConfig", "naive"]
+__all__ = ["DCAT", "Context", "DCATConfig", "TwoTower", "TwoTowerConfig", "load_model", "naive"]

@@ -123,64 +123,7 @@ class ModelConfig:
         return cls(**values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DCATConfig(ModelConfig):
-    """A ranking model. labels: names of the logits, one for each, in this order."""
-
-    labels: tuple[str, ...] = ("click",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.labels:
-            raise ValueError("DCATConfig: at least one label required, found none")
-
-    @classmethod
-    def from_schema(
-        cls,
-        schema: EngagementSchema,
-        *,
-        labels: Iterable[str] | None = None,
-        exclude: Iterable[str] = (),
-        numbers: Iterable[str] = (),
-        **sizes: Any,
-    ) -> Self:
-        """A ranking model of everything in the log that it can use.
-
-        labels: those to learn; all of the schema's unless named.  exclude: columns to leave out.
-        numbers: integer request columns that count something, so that they are no categories.
-        sizes: any other field of the configuration.
-        """
-        chosen = tuple(labels) if labels is not None else tuple(column.name for column in schema.labels)
-        unknown = sorted(set(chosen) - {column.name for column in schema.labels})
-        if unknown:
-            raise ValueError(f"labels {unknown} are not in the log; it has {[column.name for column in schema.labels]}")
-        return cls(labels=chosen, **{**_inputs(schema, exclude=exclude, numbers=numbers), **sizes})
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwoTowerConfig(ModelConfig):
-    """A retrieval model. output_width: of the two L2-normalised vectors whose product is the score."""
-
-    output_width: int = 64
-
-    @classmethod
-    def from_schema(
-        cls,
-        schema: EngagementSchema,
-        *,
-        exclude: Iterable[str] = ("position",),
-        numbers: Iterable[str] = (),
-        **sizes: Any,
-    ) -> Self:
-        """A retrieval model of everything in the log that it can use; see `DCATConfig.from_schema`.
-
-        exclude: columns to leave out, by default `position`: it belongs to an impression, and an item that waits in
-        an index has none.
-        """
-        return cls(**{**_inputs(schema, exclude=exclude, numbers=numbers), **sizes})
-
-
-def _inputs(schema: EngagementSchema, *, exclude: Iterable[str], numbers: Iterable[str]) -> dict[str, Any]:
+def inputs_of(schema: EngagementSchema, *, exclude: Iterable[str], numbers: Iterable[str]) -> dict[str, Any]:
     """The input fields of a ModelConfig from the columns of a log."""
     if HISTORY_ITEM_ID not in schema:
         raise ValueError(

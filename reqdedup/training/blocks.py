@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from reqdedup.arrays.windows import anchored_start, default_stride, gather_windows, offsets_of, ragged_positions
+from reqdedup.arrays.windows import HistoryCut, gather_windows, offsets_of, ragged_positions
 from reqdedup.batch import RequestBatch
 from reqdedup.dedup.encoding import numpy_from_blobs, take_blobs
 from reqdedup.dedup.source import compact_batch
@@ -33,30 +33,6 @@ _TORCH_TYPES = {
     "float64": torch.float64,
     "timestamp": torch.int64,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistoryCut:
-    """The longest history [events] that leaves the loader, cut by anchored windows.
-
-    A longer one starts at stride * ceil(max(0, history_end - max_events) / stride), so that requests of one user keep
-    starting at the same event; stride 1 keeps the last max_events, 0 means a quarter of max_events. Without a history_end
-    column the history itself counts as the whole timeline.
-    """
-
-    max_events: int
-    stride: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.stride <= self.max_events or self.max_events < 1:
-            raise ValueError(
-                "history cut: max_events of at least 1 and 0 <= stride <= max_events required, "
-                f"found {self.max_events} events, stride {self.stride}"
-            )
-
-    def start_of(self, history_end: np.ndarray) -> np.ndarray:
-        """First event of each window, counted in the user's timeline."""
-        return anchored_start(history_end, self.max_events, self.stride or default_stride(self.max_events))
 
 
 @dataclass(frozen=True)
@@ -216,29 +192,6 @@ def empty_batch(schema: EngagementSchema) -> RequestBatch:
     )
 
 
-def concatenate_batches(batches: Sequence[RequestBatch]) -> RequestBatch:
-    """The requests of several batches as one, in order."""
-    if len(batches) == 1:
-        return batches[0]
-
-    def offsets(name: str) -> torch.Tensor:
-        lengths = torch.cat([getattr(batch, name).diff() for batch in batches])
-        return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-
-    row_offsets_R1 = offsets("row_offsets_R1")
-    first = batches[0]
-    return RequestBatch(
-        user_id_R=torch.cat([batch.user_id_R for batch in batches]),
-        item_id_B=torch.cat([batch.item_id_B for batch in batches]),
-        request_of_row_B=torch.repeat_interleave(torch.arange(len(row_offsets_R1) - 1), row_offsets_R1.diff()),
-        row_offsets_R1=row_offsets_R1,
-        history_offsets_R1=offsets("history_offsets_R1"),
-        request={name: torch.cat([batch.request[name] for batch in batches]) for name in first.request},
-        row={name: torch.cat([batch.row[name] for batch in batches]) for name in first.row},
-        history={name: torch.cat([batch.history[name] for batch in batches]) for name in first.history},
-    )
-
-
 def history_name(column_name: str) -> str:
     """Key of a sequence column in `RequestBatch.history`."""
     return column_name.removeprefix(HISTORY_PREFIX)
@@ -295,9 +248,7 @@ def _cut(
     result = {}
     for name, (values, offsets) in sequences.items():
         length_R = np.diff(offsets)
-        end_R = length_R if history_end_R is None else history_end_R.numpy()
-        skipped_R = cut.start_of(end_R) - (end_R - length_R)
-        skipped_R = np.clip(skipped_R, np.maximum(0, length_R - cut.max_events), length_R)
+        skipped_R = cut.skipped(length_R, length_R if history_end_R is None else history_end_R.numpy())
         if skipped_R.any():
             kept_R = length_R - skipped_R
             values, offsets = gather_windows(values, offsets[:-1] + skipped_R, kept_R), offsets_of(kept_R)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.models.config import ModelConfig
+from reqdedup.models.registry import MODELS, kind_of
 from reqdedup.training.devices import DEVICES, PRECISIONS
 from reqdedup.training.loss import check_same_user_share
 
 LOG_QS = ("exact", "streaming", "none")
-_MODELS: dict[str, type[TwoTowerConfig] | type[DCATConfig]] = {"retrieval": TwoTowerConfig, "ranking": DCATConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TrainingConfig:
     collective_timeout_s: a rank that waits longer for another ends the run.
     """
 
-    model: TwoTowerConfig | DCATConfig
+    model: ModelConfig
     num_steps: int
     requests_per_step: int
     learning_rate: float
@@ -87,8 +87,8 @@ class TrainingConfig:
 
     @property
     def task(self) -> str:
-        """`retrieval` or `ranking`."""
-        return "retrieval" if isinstance(self.model, TwoTowerConfig) else "ranking"
+        """What the model is trained for: `retrieval` or `ranking`."""
+        return kind_of(self.model).task
 
     @property
     def requests_per_rank(self) -> int:
@@ -108,10 +108,11 @@ class TrainingConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         values = dict(values)
         task = values.pop("task", None)
-        if task not in _MODELS:
-            raise ValueError(f"training configuration: task one of {tuple(_MODELS)} required, found {task!r}")
+        configs = {kind.task: kind.config for kind in MODELS.values()}
+        if task not in configs:
+            raise ValueError(f"training configuration: task one of {tuple(configs)} required, found {task!r}")
         try:
-            return cls(**{**values, "model": _MODELS[task].from_dict(values["model"])})
+            return cls(**{**values, "model": configs[task].from_dict(values["model"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"training configuration: a field is unknown or missing: {error}") from error
 

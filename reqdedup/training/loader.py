@@ -19,7 +19,7 @@ import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.schema import HISTORY_END, KEYS, REQUEST_TS, EngagementSchema
-from reqdedup.training.blocks import HistoryCut, RequestBlock, concatenate_batches, empty_batch
+from reqdedup.training.blocks import HistoryCut, RequestBlock, empty_batch
 from reqdedup.training.devices import Sent, Transfer
 from reqdedup.training.plan import (
     RowGroupSource,
@@ -216,7 +216,7 @@ class RequestLoader:
         return max(end, at if num_rows else at + 1)
 
     def _finished(self, pieces: list[RequestBatch]) -> Sent:
-        return self._transfer.send(concatenate_batches(pieces))
+        return self._transfer.send(RequestBatch.concatenate(pieces))
 
     def _windows(self, start: Position) -> Iterator[tuple[int, int, RequestBlock]]:
         """(first block, number, requests) of each window from `start` on."""

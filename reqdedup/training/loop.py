@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reqdedup.training.checkpoint import CHECKPOINT_NAME
+from reqdedup.models.bundle import CHECKPOINT_NAME
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import run_ranks

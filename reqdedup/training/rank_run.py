@@ -19,10 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models import TwoTowerConfig
+from reqdedup.models.bundle import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from reqdedup.models.registry import build_model
 from reqdedup.training.blocks import HistoryCut
-from reqdedup.training.catalogue import Catalogue
-from reqdedup.training.checkpoint import CHECKPOINT_NAME, build_model, load_checkpoint, save_checkpoint
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.devices import autocast, device_of_rank, peak_device_memory_bytes
 from reqdedup.training.loader import RequestLoader
@@ -31,7 +30,7 @@ from reqdedup.training.meters import BatchMeters
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.plan import Source, UserSplit
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
-from reqdedup.training.tasks import Task, make_task
+from reqdedup.training.tasks import prepare_task
 
 METRICS_NAME = "metrics.csv"
 METRIC_COLUMNS = (
@@ -121,7 +120,7 @@ class _RankRun:
         self.tell("reading")
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device)
-        self.task = self.make_task()
+        self.task = prepare_task(config, self.table_loader, self.device)
         self.loader = self.make_loader(
             columns=self.task.columns,
             requests=max(1, config.requests_per_step // self.world_size),
@@ -151,15 +150,8 @@ class _RankRun:
             **options,
         )
 
-    def make_task(self) -> Task:
-        config, catalogue = self.config, None
-        if isinstance(config.model, TwoTowerConfig):
-            label = config.positive_label
-            columns = (*config.model.item_categories, *([label] if label else []))
-            items = self.make_loader(columns=columns, requests=4096, shuffle="none")
-            train = UserSplit(held_out=config.held_out, part="train", seed=config.seed)
-            catalogue = Catalogue.read(items, config.model.item_categories, counted=train, label=label)
-        return make_task(config, catalogue, self.device)
+    def table_loader(self, columns: tuple[str, ...]) -> RequestLoader:
+        return self.make_loader(columns=columns, requests=4096, shuffle="none")
 
     def distributed_model(self) -> nn.Module:
         """The model whose backward averages gradients over the ranks; `self.model` shares its parameters."""

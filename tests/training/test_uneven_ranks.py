@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig, TwoTowerConfig
-from reqdedup.training.blocks import RequestBlock, concatenate_batches
+from reqdedup.models.registry import build_model
+from reqdedup.training.blocks import RequestBlock
 from reqdedup.training.catalogue import Catalogue
-from reqdedup.training.checkpoint import build_model
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.launch import run_ranks
-from reqdedup.training.tasks import make_task
+from reqdedup.training.tasks import Ranking, Retrieval
 from tests.training import ranks
 from tests.training.logs import SCHEMA, random_log
 
@@ -43,7 +44,8 @@ def _case(task_name, sizes, **options):
     config = TrainingConfig(model=_model(task_name), num_steps=1, requests_per_step=16, learning_rate=1e-3, **options)
     items = torch.cat([batch.item_id_B for batch in batches]).numpy()
     catalogue = Catalogue.of_rows(items, np.ones(len(items)), {})
-    return make_task(config, catalogue, torch.device("cpu")), build_model(config.model).double(), batches
+    task = Ranking(config) if task_name == "ranking" else Retrieval(config, catalogue, torch.device("cpu"))
+    return task, build_model(config.model).double(), batches
 
 
 CASES = {(task, name): _case(task, sizes) for task in ("ranking", "retrieval") for name, sizes in SIZES.items()}
@@ -60,7 +62,7 @@ def results():
 def test_ranks_take_the_step_of_one_process(results, key):
     task, model, batches = CASES[key]
     model = copy.deepcopy(model)
-    whole = concatenate_batches(batches)
+    whole = RequestBatch.concatenate(batches)
     loss_sum, num_terms = task.loss(model(whole), whole)
     (loss_sum / num_terms).backward()
     assert num_terms > 20
@@ -76,6 +78,6 @@ def test_the_share_of_same_user_negatives_reaches_the_loss():
     losses = []
     for name in ("uneven", "uneven, same-user share"):
         task, model, batches = CASES["retrieval", name]
-        whole = concatenate_batches(batches)
+        whole = RequestBatch.concatenate(batches)
         losses.append(task.loss(copy.deepcopy(model)(whole), whole)[0].item())
     assert losses[0] < losses[1]

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reqdedup.models import DCAT, DCATConfig, TwoTower, TwoTowerConfig
-from reqdedup.training.config import TrainingConfig
+from reqdedup.models.registry import MODELS, build_model
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -61,13 +60,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def build_model(config: TwoTowerConfig | DCATConfig) -> nn.Module:
-    return TwoTower(config) if isinstance(config, TwoTowerConfig) else DCAT(config)
-
-
 def load_model(path: Path) -> nn.Module:
     """The trained model of a checkpoint, in evaluation mode."""
     state = load_checkpoint(path)
-    model = build_model(TrainingConfig.from_dict(state["config"]).model)
+    configs = {kind.task: kind.config for kind in MODELS.values()}
+    model = build_model(configs[state["config"]["task"]].from_dict(state["config"]["model"]))
     model.load_state_dict(state["model"])
     return model.eval()

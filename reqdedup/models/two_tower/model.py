@@ -1,7 +1,7 @@
 """Two-tower retrieval: the user tower on the R requests, the item tower on the B rows, both L2-normalised.
 
 The user tower runs once per request; its BatchNorm weighs each request by its rows, so that it equals the tower computed
-once per row (`reqdedup.models.naive.TwoTower`), outputs, gradients and running statistics. With share_context="user" its
+once per row (`reqdedup.models.two_tower.naive.TwoTower`), outputs, gradients and running statistics. With share_context="user" its
 transformer runs once per group of requests whose histories are prefixes of one another.
 """
 
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.config import TwoTowerConfig
 from reqdedup.models.histories import Histories, mean_over_history
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer
+from reqdedup.models.two_tower.config import TwoTowerConfig
 
 
 class TwoTower(nn.Module):

@@ -4,7 +4,7 @@
     score(context, batch) -> logits      each of the B candidates crosses its own request's context, then an MLP
 
 It equals the causal transformer over [history ; candidate] read at the candidate, computed once per row
-(`reqdedup.models.naive.DCAT`), outputs and gradients. The MLP on top has BatchNorm1d, the transformer none. With
+(`reqdedup.models.dcat.naive.DCAT`), outputs and gradients. The MLP on top has BatchNorm1d, the transformer none. With
 share_context="user" requests of one user whose histories begin at the same event share one pass, and each candidate
 crosses its own request's prefix of it.
 Source: PinFM (arXiv 2507.12704).
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.config import DCATConfig
+from reqdedup.models.dcat.config import DCATConfig
 from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures
 from reqdedup.models.mlp import NormedMLP

@@ -1,106 +1,32 @@
-"""What differs between retrieval and ranking: columns, loss, and what is measured on held-out users.
-
-Both give the loss as (sum over this rank's terms, number of terms), so that the loop can weigh uneven ranks right.
-"""
+"""Retrieval: masked InfoNCE over in-batch negatives with logQ; held-out positives ranked in a catalogue."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models import DCATConfig, TwoTower, TwoTowerConfig
+from reqdedup.models import TwoTower
 from reqdedup.training import metrics
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency, StreamingFrequency
 from reqdedup.training.gather import gather_columns
 from reqdedup.training.loss import Columns, row_losses
+from reqdedup.training.plan import UserSplit
+from reqdedup.training.tasks.task import LoaderOf
 
 RECALL_AT = (10, 50, 100)
 
 
-class Task(Protocol):
-    """columns: the loader reads these.  positive_label: and only the rows where this is positive (None: all)."""
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    @property
-    def positive_label(self) -> str | None: ...
-
-    def loss(self, outputs: Any, batch: RequestBatch) -> tuple[torch.Tensor, int]:
-        """Sum of the loss terms [nats] of this rank, part of the graph even without terms, and their number."""
-        ...
-
-    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Any:
-        """This rank's part of the held-out figures; the model is in evaluation mode, no collectives."""
-        ...
-
-    def summary(self, parts: Sequence[Any]) -> dict[str, float]:
-        """The figures of all ranks' parts, each with what chance would give as `<name>_chance`."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the loss has learned or counted, for the checkpoint."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Ranking:
-    """DCAT with binary cross-entropy over its labels; a missing label (NaN) is no term."""
-
-    def __init__(self, config: TrainingConfig, model: DCATConfig) -> None:
-        self.labels = model.labels
-        self.columns = (*model.columns, *model.labels)
-        self.positive_label = None
-
-    def loss(self, outputs: torch.Tensor, batch: RequestBatch) -> tuple[torch.Tensor, int]:
-        label_BL = self._labels(batch)
-        is_known_BL = ~torch.isnan(label_BL)
-        terms_BL = F.binary_cross_entropy_with_logits(
-            outputs, label_BL.nan_to_num().to(outputs.dtype), reduction="none"
-        )
-        return torch.where(is_known_BL, terms_BL, terms_BL * 0.0).sum(), int(is_known_BL.sum())
-
-    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = [model(batch).float().cpu() for batch in batches]
-        labels = [self._labels(batch).cpu() for batch in batches]
-        none = torch.zeros(0, len(self.labels))
-        return torch.cat([none, *logits]), torch.cat([none, *labels])
-
-    def summary(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-        logit_BL, label_BL = (torch.cat(tensors) for tensors in zip(*parts))
-        figures: dict[str, float] = {"eval_rows": len(label_BL)}
-        for column, label in enumerate(self.labels):
-            logit_B, label_B = logit_BL[:, column], label_BL[:, column]
-            figures[f"auc_{label}"] = metrics.auc(logit_B, label_B)
-            figures[f"auc_{label}_chance"] = 0.5
-            figures[f"log_loss_{label}"] = metrics.log_loss(logit_B, label_B)
-            figures[f"log_loss_{label}_chance"] = metrics.base_log_loss(label_B)
-        return figures
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def _labels(self, batch: RequestBatch) -> torch.Tensor:
-        return torch.stack([batch.row[label] for label in self.labels], dim=1)
-
-
 class Retrieval:
-    """Two-tower with masked InfoNCE and logQ; evaluated by the rank of held-out positives in a catalogue."""
+    """A model of two towers; evaluated by the rank of held-out positives in a catalogue."""
 
-    def __init__(
-        self, config: TrainingConfig, model: TwoTowerConfig, catalogue: Catalogue, device: torch.device
-    ) -> None:
+    def __init__(self, config: TrainingConfig, catalogue: Catalogue, device: torch.device) -> None:
+        model = config.model
         self.config = config
         self.columns = (*model.columns, *([config.positive_label] if config.positive_label else []))
         self.positive_label = config.positive_label
@@ -112,6 +38,13 @@ class Retrieval:
             self.frequency = ItemFrequency.from_counts(catalogue.item_id_V, catalogue.count_V).to(device)
         elif config.log_q == "streaming":
             self.frequency = StreamingFrequency(4 * len(catalogue.item_id_V) + 1)
+
+    @classmethod
+    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
+        label, items = config.positive_label, config.model.item_categories
+        loader = loader_of((*items, *([label] if label else [])))
+        train = UserSplit(held_out=config.held_out, part="train", seed=config.seed)
+        return cls(config, Catalogue.read(loader, items, counted=train, label=label), device)
 
     def loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: RequestBatch) -> tuple[torch.Tensor, int]:
         user_RD, item_BD = outputs
@@ -143,9 +76,8 @@ class Retrieval:
         return self.frequency.log_q(item_id_B)
 
     def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> tuple[torch.Tensor, int]:
-        assert isinstance(model, TwoTower)
         item_id_C, columns = self.catalogue
-        catalogue_CD = model.encode_items(item_id_C, columns)
+        catalogue_CD = cast(TwoTower, model).encode_items(item_id_C, columns)  # or any other with this method
         ranks = [torch.zeros(0, dtype=torch.float64)]
         for batch in batches:
             user_RD, item_BD = model(batch)
@@ -178,11 +110,3 @@ class Retrieval:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if isinstance(self.frequency, StreamingFrequency):  # exact counts are counted again from the same snapshot
             self.frequency.load_state_dict(state)
-
-
-def make_task(config: TrainingConfig, catalogue: Catalogue | None, device: torch.device) -> Task:
-    """catalogue: required by retrieval.  device: of the batches."""
-    if isinstance(config.model, TwoTowerConfig):
-        assert catalogue is not None
-        return Retrieval(config, config.model, catalogue, device)
-    return Ranking(config, config.model)

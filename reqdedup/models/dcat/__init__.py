@@ -1,0 +1,6 @@
+"""DCAT, the ranking model: its configuration, the model, and its naive twin."""
+
+from reqdedup.models.dcat.config import DCATConfig
+from reqdedup.models.dcat.model import DCAT, Context
+
+__all__ = ["DCAT", "Context", "DCATConfig"]

@@ -1,0 +1,44 @@
+"""The configuration of DCAT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from reqdedup.models.config import ModelConfig, inputs_of
+from reqdedup.schema import EngagementSchema
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCATConfig(ModelConfig):
+    """A ranking model. labels: names of the logits, one for each, in this order."""
+
+    labels: tuple[str, ...] = ("click",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.labels:
+            raise ValueError("DCATConfig: at least one label required, found none")
+
+    @classmethod
+    def from_schema(
+        cls,
+        schema: EngagementSchema,
+        *,
+        labels: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+        numbers: Iterable[str] = (),
+        **sizes: Any,
+    ) -> Self:
+        """A ranking model of everything in the log that it can use.
+
+        labels: those to learn; all of the schema's unless named.  exclude: columns to leave out.
+        numbers: integer request columns that count something, so that they are no categories.
+        sizes: any other field of the configuration.
+        """
+        chosen = tuple(labels) if labels is not None else tuple(column.name for column in schema.labels)
+        unknown = sorted(set(chosen) - {column.name for column in schema.labels})
+        if unknown:
+            raise ValueError(f"labels {unknown} are not in the log; it has {[column.name for column in schema.labels]}")
+        return cls(labels=chosen, **{**inputs_of(schema, exclude=exclude, numbers=numbers), **sizes})

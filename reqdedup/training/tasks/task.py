@@ -1,0 +1,55 @@
+"""What differs between the things that a model can be trained for: columns, loss, and what is measured on held-out users.
+
+The loss is given as (sum over this rank's terms, number of terms), so that the loop can weigh uneven ranks right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+
+from reqdedup.batch import RequestBatch
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.loader import RequestLoader
+
+
+class LoaderOf(Protocol):
+    """Makes this rank's loader over the users of both sides of the split, in the order of the table."""
+
+    def __call__(self, columns: tuple[str, ...]) -> RequestLoader: ...
+
+
+class Task(Protocol):
+    """columns: names of what the loader reads.  positive_label: label that is positive in the rows it keeps (None: all)."""
+
+    @classmethod
+    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
+        """The task, with what it must know of the log before the first step; a collective.  device: of the batches."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def positive_label(self) -> str | None: ...
+
+    def loss(self, outputs: Any, batch: RequestBatch) -> tuple[torch.Tensor, int]:
+        """Sum of the loss terms [nats] of this rank, part of the graph even without terms, and their number."""
+        ...
+
+    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Any:
+        """This rank's part of the held-out figures; the model is in evaluation mode, no collectives."""
+        ...
+
+    def summary(self, parts: Sequence[Any]) -> dict[str, float]:
+        """The figures of all ranks' parts, each with what chance would give as `<name>_chance`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the loss has learned or counted, for the checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
