@@ -79,8 +79,9 @@ bench-storage: setup ## measure every claim about storage (40 minutes on 2 free 
 	@$(ACTIVATED) python -m benchmarks.storage
 	@$(ACTIVATED) python -m benchmarks.report --write
 
-bench-training: setup ## measure every claim about training (10 minutes on 2 cores), into benchmarks/results/training.jsonl
+bench-training: setup ## measure every claim about training (15 minutes on 2 cores), into benchmarks/results/training*.jsonl
 	@$(ACTIVATED) python -m benchmarks.training
+	@$(ACTIVATED) python -m benchmarks.training_by_hand
 	@$(ACTIVATED) python -m benchmarks.report --write
 
 bench-gpu: setup ## crossing attention on an NVIDIA GPU beside the alternatives (exit code 2 without one)

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ from benchmarks.record import RESULTS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- claims: .venv/bin/python -m benchmarks.report --write -->", "<!-- end of claims -->"
-HEAD = "| claim | ours | the article | measure again | result |\n| --- | --- | --- | --- | --- |"
+HEAD = (
+    "| claim | ours | hand-written, once per request | the article | measure again | result |\n"
+    "| --- | --- | --- | --- | --- | --- |"
+)
+BY_HAND = "training_by_hand"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class Claim:
 
     file: in `benchmarks/results`, without its ending.  rows: name, then (claim, variant) of a result row.
     text, ours: format strings over these names.  article: what Pinterest published.  command: that measures it again.
+    by_hand: the same against code written by hand, a format string over `hand`: shapes of one task in
+        `benchmarks.training_by_hand`, by name.
     """
 
     file: str
@@ -38,22 +44,35 @@ class Claim:
     text: str
     ours: str
     article: str = ""
+    by_hand: str = ""
+    hand: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     command: str
 
-    def line(self, results: Mapping[tuple[str, str], Mapping[str, Any]]) -> str | None:
-        """The row as Markdown; None where a result is missing. results: by (claim, variant)."""
-        if not all(key in results for key in self.rows.values()):
+    def line(self, folder: Path) -> str | None:
+        """The row as Markdown; None if a result is missing. folder: of the result files."""
+        found, by_hand = _found(self.rows, self.file, folder), _found(self.hand, BY_HAND, folder)
+        if found is None:
             return None
-        found = {name: results[key] for name, key in self.rows.items()}
         path = f"benchmarks/results/{self.file}.jsonl"
         cells = (
             self.text.format(**found),
             self.ours.format(**found),
+            "" if by_hand is None else self.by_hand.format(**by_hand),
             self.article,
             f"`{self.command}`",
             f"[{path}]({path})",
         )
-        return "| " + " | ".join(cells).replace("|  |", "| |") + " |"
+        return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def _found(rows: Mapping[str, tuple[str, str]], file: str, folder: Path) -> dict[str, dict[str, Any]] | None:
+    """The result row of each name; None, with a word on stderr, if one was not measured."""
+    results = results_of(file, folder)
+    missing = [claim for claim, variant in rows.values() if (claim, variant) not in results]
+    if missing:
+        print(f"{file}: not measured: {', '.join(missing)}", file=sys.stderr)
+        return None
+    return {name: results[key] for name, key in rows.items()}
 
 
 def storage(part: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
@@ -62,10 +81,24 @@ def storage(part: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str
     return Claim(file=f"storage_{part}", rows=rows, text=text, ours=ours, article=article, command=command)
 
 
-def training(name: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
-    """A claim about training. name: of `benchmarks.training`."""
+def training(
+    name: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "", **by_hand: Any
+) -> Claim:
+    """A claim about training. name: of `benchmarks.training`.  by_hand: that field and `hand`."""
     command = f".venv/bin/python -m benchmarks.training --only {name}"
-    return Claim(file="training", rows=rows, text=text, ours=ours, article=article, command=command)
+    return Claim(file="training", rows=rows, text=text, ours=ours, article=article, command=command, **by_hand)
+
+
+def against_by_hand(task: str, *equal: str) -> dict[str, Any]:
+    """The fields `by_hand` and `hand` of one task. equal: shapes of equal lengths, in the order of the claim's text."""
+    shapes = [*equal, "ragged, news", "ragged, long"]
+    shapes += [f"{shape}, length-bucketed" for shape in shapes[-2:]]
+    ratios = [f"{{s{number}[value]:.3g}}x" for number in range(len(shapes))]
+    return {
+        "by_hand": f"{'; '.join(ratios[:-4])}. Ragged: {ratios[-4]} news, {ratios[-3]} long; in length buckets: "
+        f"{ratios[-2]}, {ratios[-1]}",
+        "hand": {f"s{number}": (f"{task}, {shape}", FASTEST) for number, shape in enumerate(shapes)},
+    }
 
 
 def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
@@ -73,6 +106,7 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
     return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
 
 
+FASTEST = "against the fastest by hand"
 RATIO = "{a[value]:.3g}x, {a[fraction_of_limit]:.0%} of the store-once limit"
 SPREAD = "{a[value]:.3g}x less CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g})"
 TWO_RATIOS = "{a[value]:.3g}x; {b[value]:.3g}x less CPU"
@@ -188,6 +222,7 @@ CLAIMS = (
         },
         "retrieval step (forward, backward, optimiser), history 64, against the duplicated model: fan-out 8; 256",
         TWO_RATIOS,
+        **against_by_hand("retrieval step", "equal, fan-out 8", "equal, fan-out 256"),
     ),
     training(
         "ranking_step",
@@ -195,6 +230,7 @@ CLAIMS = (
         "ranking step, DCAT at L = 512, against the sensible duplicated model: 10 candidates; 128",
         TWO_RATIOS,
         "2x",
+        **against_by_hand("ranking step", "equal, 10 candidates", "equal, 128 candidates"),
     ),
     training(
         "retrieval_and_ranking_end_to_end",
@@ -220,6 +256,7 @@ CLAIMS = (
         "scoring 500 candidates with a kept context, against the duplicated model",
         SPREAD,
         "7x",
+        **against_by_hand("scoring", "equal, 500 candidates"),
     ),
     training(
         "loader",
@@ -282,7 +319,7 @@ CLAIMS = (
 
 
 def results_of(file: str, folder: Path = RESULTS) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows of one result file by (claim, variant); none where it was not measured."""
+    """Rows of one result file by (claim, variant); none if it was not measured."""
     path = folder / f"{file}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return {(row["claim"], row["variant"]): row for row in map(json.loads, lines)}
@@ -291,12 +328,7 @@ def results_of(file: str, folder: Path = RESULTS) -> dict[tuple[str, str], dict[
 def table(folder: Path = RESULTS) -> str:
     """The table of all claims that were measured, as Markdown."""
     lines = [HEAD]
-    for claim in CLAIMS:
-        line = claim.line(results_of(claim.file, folder))
-        if line is None:
-            print(f"{claim.file}: not measured: {', '.join(key for key, _ in claim.rows.values())}", file=sys.stderr)
-        else:
-            lines.append(line)
+    lines += [line for claim in CLAIMS if (line := claim.line(folder)) is not None]
     return "\n".join(lines)
 
 

@@ -162,8 +162,19 @@ def retrieval_loss(model: nn.Module, batch: RequestBatch) -> torch.Tensor:
 
 
 def duplicated_retrieval_loss(model: nn.Module, batch: RequestBatch) -> torch.Tensor:
-    """The same loss as it is written without deduplication: B x B logits, masks and one cross-entropy."""
+    """The same loss as it is written without deduplication, of a model that gives a user vector per row."""
     user_BD, item_BD = model(batch)
+    return _row_by_row_loss(user_BD, item_BD, batch)
+
+
+def by_hand_retrieval_loss(model: nn.Module, batch: RequestBatch) -> torch.Tensor:
+    """The same loss as it is written without deduplication, of a model that gives a user vector per request."""
+    user_RD, item_BD = model(batch)
+    return _row_by_row_loss(user_RD.index_select(0, batch.request_of_row_B), item_BD, batch)
+
+
+def _row_by_row_loss(user_BD: torch.Tensor, item_BD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
+    """B x B logits, masks and one cross-entropy."""
     user_id_B = batch.user_id_R[batch.request_of_row_B]
     logits_BB = user_BD @ item_BD.mT / TEMPERATURE - LOG_Q
     is_no_negative = user_id_B[:, None] == user_id_B
