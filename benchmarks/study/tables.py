@@ -28,20 +28,28 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table) + "\n"
 
 
-def comparison(rows: Sequence[Row], *, short: bool = False) -> str:
+def comparison(rows: Sequence[Row], *, short: bool = False, work: bool = False) -> str:
     """Figures of a comparison beside its reference: the mean over seeds, differences with their 95% interval.
 
-    short: the main figure and one other.
+    short: the main figure and one other.  work: passes of both towers per step.
     """
     names = SHOWN[rows[0]["task"]]
     names = (names[0], names[-2] if len(names) > 2 else names[-1]) if short else names
     main, others = names[0], names[1:]
     unit = "%" if main == "auc" else "nats"
-    header = ["arm", "seeds", TITLES[main], f"against reference, {unit}", *(f"{TITLES[name]}, %" for name in others)]
+    header = [
+        "arm",
+        "seeds",
+        *(("user-tower passes", "item-tower passes") if work else ()),
+        TITLES[main],
+        f"against reference, {unit}",
+        *(f"{TITLES[name]}, %" for name in others),
+    ]
     lines = []
     for row in rows:
         is_reference = row["variant"] == row["reference"]
         cells = [f"**{row['variant']}**" if is_reference else row["variant"], str(row["runs"])]
+        cells += [f"{row['meters']['passes']:,.0f}", f"{row['sizes']['rows_per_step']:,}"] if work else []
         cells.append(f"{mean(row, main):.{DIGITS[main]}f}")
         if is_reference:
             cells += ["reference"] + [f"({mean(row, name):.4f})" for name in others]
