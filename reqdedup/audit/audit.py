@@ -50,8 +50,9 @@ from reqdedup.audit.sample import Sample, gather, plan_sample
 from reqdedup.audit.scan import KeyColumns, check_keys, scan_keys
 from reqdedup.audit.verdict import verdict
 from reqdedup.audit.writing import PYICEBERG_DEFAULTS, WriterSettings
-from reqdedup.storage.foreign.files import open_table
+from reqdedup.storage.foreign.files import TableFiles
 from reqdedup.storage.foreign.leaves import Shape
+from reqdedup.storage.foreign.table import open_table
 
 DEFAULT_SAMPLE_BYTES = 2 * 2**30
 DEFAULT_READ_BYTES = 256 * 10**9
@@ -150,7 +151,10 @@ def audit_table(
     step = cheapest_step(facts.compressed_bytes, plain, one_limit, diagnosis, requests)
     layout_audits = [layout_audit(name, totals[name], facts.compressed_bytes) for name in LAYOUTS]
     return AuditReport(
-        verdict=verdict(audited, requests, layout_audits, diagnosis.causes, step, overlap),
+        verdict=[
+            *_warning(table),
+            *verdict(audited, requests, layout_audits, diagnosis.causes, step, overlap),
+        ],
         table=audited,
         requests=requests,
         sample=sample_audit(sample, rows, plan),
@@ -166,6 +170,16 @@ def audit_table(
         notes=notes,
         seconds=time.monotonic() - started,
     )
+
+
+def _warning(table: TableFiles) -> list[str]:
+    """What comes first of all if the folder belongs to a table."""
+    if table.table_format is None:
+        return []
+    return [
+        f"These files are those of the {table.table_format}, among them files that its newest version no longer has: deleted and "
+        "rewritten rows were counted too. Audit it through its catalog, or a copy that its engine wrote out."
+    ]
 
 
 def _names(key: str | Sequence[str]) -> tuple[str, ...]:

@@ -101,7 +101,8 @@ class TableFacts:
 
 def read_facts(table: TableFiles, progress: Callable[[int, int], None] = lambda done, total: None) -> TableFacts:
     """Read every footer, and the page headers of some column chunks. Raises ValueError naming an unreadable file."""
-    columns = {leaf.name: ColumnFacts(leaf) for leaf in leaves_of(table.schema)}
+    found = {name for file in table.files for name in file.leaf_in_file}
+    columns = {leaf.name: ColumnFacts(leaf) for leaf in table.leaves if leaf.name in found}
     groups: list[RowGroupRef] = []
     writers: Counter[str] = Counter()
     with_pages = set(np.linspace(0, len(table.files) - 1, min(PAGE_FILES, len(table.files))).astype(int).tolist())
@@ -140,18 +141,14 @@ def read_facts(table: TableFiles, progress: Callable[[int, int], None] = lambda 
 
 def _leaf_names(file: DataFile, footer: pq.FileMetaData) -> list[str]:
     """The table's leaf name of each column of the footer; the file's own where the table has no such column."""
-    name_in_table = {in_file: name for name, in_file in file.name_in_file.items()}
+    name_in_table = {leaf.name: name for name, leaf in file.leaf_in_file.items()}
     leaves = leaves_of(file.schema)
     if len(leaves) != footer.num_columns:
         raise ValueError(
             f"{file.path}: {len(leaves)} leaf columns expected from its schema, found {footer.num_columns} in its footer; "
             "this audit cannot tell them apart: leave the file out and report its schema"
         )
-    names = []
-    for leaf in leaves:
-        column = name_in_table.get(leaf.column)
-        names.append(f"\0{leaf.name}" if column is None else column + leaf.name[len(leaf.column) :])
-    return names
+    return [name_in_table.get(leaf.name, f"\0{leaf.name}") for leaf in leaves]
 
 
 def _count(facts: ColumnFacts, chunk: pq.ColumnChunkMetaData, num_rows: int) -> None:

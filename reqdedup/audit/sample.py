@@ -22,7 +22,7 @@ from reqdedup.audit.footers import RowGroupRef, TableFacts
 from reqdedup.audit.scan import BATCH_ROWS, KeyColumns, RequestIndex, read_keys
 from reqdedup.audit.values import SampleColumn
 from reqdedup.storage.foreign.files import DataFile, TableFiles
-from reqdedup.storage.foreign.leaves import Leaf, Shape, leaf_arrays, without_views
+from reqdedup.storage.foreign.leaves import Leaf, Shape
 from reqdedup.storage.iceberg.layout import buckets_of
 
 MIN_USERS = 50
@@ -163,9 +163,9 @@ def _choose(
     """Which rows of a row group to take, and (user, request, in_users, in_single, run) of all of them."""
     users, requests, masks = [], [], []
     with file.parquet(keys.all) as parquet:
-        names = [file.name_in_file[name] for name in keys.all]
+        names = file.columns(keys.all)
         for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group.index], columns=names, use_threads=False):
-            request, user, _, missing = read_keys(batch, keys, file.name_in_file)
+            request, user, _, missing = read_keys(batch, keys, file)
             users.append(user)
             requests.append(request)
             masks.append(missing)
@@ -186,11 +186,11 @@ def _read_rows(
     key_columns: dict[str, SampleColumn],
     row_bytes: float,
 ) -> None:
-    tops = dict.fromkeys([column.leaf.column for column in columns.values()] + list(key_columns))
-    names = [file.name_in_file[name] for name in tops if name in file.name_in_file]
+    leaves = list(dict.fromkeys([*columns, *key_columns]))
+    names = file.columns(leaves)
     batch_rows = int(np.clip(READ_BYTES / row_bytes, 16, BATCH_ROWS))
     at = 0
-    with file.parquet(list(tops)) as parquet:
+    with file.parquet(leaves) as parquet:
         batches = parquet.iter_batches(batch_rows, row_groups=[group.index], columns=names, use_threads=False)
         while True:
             batch = next(batches, None)
@@ -200,14 +200,8 @@ def _read_rows(
             at += batch.num_rows
             if not len(take):
                 continue
-            arrays: dict[str, pa.Array] = {}
-            for name in tops:
-                if name in file.name_in_file:
-                    array = without_views(batch.column(file.name_in_file[name])).take(take)
-                    arrays |= leaf_arrays(name, array)
-                    if name in key_columns:
-                        key_columns[name].add(array, len(take))
-            for name, column in columns.items():
+            arrays = {name: array.take(take) for name, array in file.arrays(batch, leaves).items()}
+            for name, column in (*columns.items(), *key_columns.items()):
                 column.add(arrays.get(name), len(take))
 
 
@@ -228,20 +222,16 @@ def _row_bytes(table: TableFiles, facts: TableFacts) -> float:
 def _probe_text(table: TableFiles, facts: TableFacts, names: list[str]) -> float:
     if not names:
         return 0.0
-    tops = list(dict.fromkeys(facts.columns[name].leaf.column for name in names))
     total = rows = 0
     positions = np.linspace(0, len(facts.row_groups) - 1, min(PROBE_GROUPS, len(facts.row_groups))).astype(int)
     for position in np.unique(positions).tolist():
         group = facts.row_groups[position]
         file = table.files[group.file]
-        with file.parquet(tops) as parquet:
-            in_file = [file.name_in_file[name] for name in tops if name in file.name_in_file]
+        with file.parquet(names) as parquet:
+            in_file = file.columns(names)
             for batch in parquet.iter_batches(PROBE_ROWS, row_groups=[group.index], columns=in_file, use_threads=False):
                 rows += batch.num_rows
-                for name in tops:
-                    if name in file.name_in_file:
-                        leaves = leaf_arrays(name, batch.column(file.name_in_file[name]))
-                        total += sum(_text_bytes(array) for leaf, array in leaves.items() if leaf in names)
+                total += sum(map(_text_bytes, file.arrays(batch, names).values()))
                 break
     return total / max(rows, 1)
 
@@ -263,8 +253,7 @@ def _read_share(groups_of_user: np.ndarray, facts: TableFacts) -> float:
 
 
 def _key_type(table: TableFiles, name: str) -> pa.DataType:
-    kind = table.schema.field(name).type
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return next(leaf.type for leaf in table.leaves if leaf.name == name)
 
 
 def _rank(columns: list[SampleColumn]) -> np.ndarray:

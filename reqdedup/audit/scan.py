@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from reqdedup.audit.footers import TableFacts
 from reqdedup.audit.keys import hash_keys, null_keys
-from reqdedup.storage.foreign.files import TableFiles
+from reqdedup.storage.foreign.files import DataFile, TableFiles
+from reqdedup.storage.foreign.leaves import Shape
 
 MAX_REQUESTS = 1_000_000
 """Requests followed at most; about 200 bytes each while they are merged."""
@@ -74,15 +75,16 @@ class RequestIndex:
 
 
 def read_keys(
-    batch: pa.RecordBatch, keys: KeyColumns, name_in_file: dict[str, str]
+    batch: pa.RecordBatch, keys: KeyColumns, file: DataFile
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Hashes of a batch's keys: request (its user included), user, request alone, and where one of them is null."""
-    request_columns = [batch.column(name_in_file[name]) for name in keys.request]
+    arrays = file.arrays(batch, keys.all)
+    request_columns = [arrays[name] for name in keys.request]
     plain = hash_keys(request_columns)
     missing = null_keys(request_columns)
     user, request = plain, plain
     if keys.user:
-        user_columns = [batch.column(name_in_file[name]) for name in keys.user]
+        user_columns = [arrays[name] for name in keys.user]
         user = hash_keys(user_columns)
         missing |= null_keys(user_columns)
         request = hash_keys([pa.array(user), pa.array(plain)])
@@ -95,23 +97,23 @@ def check_keys(table: TableFiles, keys: KeyColumns) -> None:
         raise ValueError(
             "at least one request key column required, found none; name the column that says which request a row is of"
         )
+    leaves = {leaf.name: leaf for leaf in table.leaves}
     for name in (*keys.all, *keys.item):
-        if name not in table.schema.names:
+        if name not in leaves:
             hint = (
                 "; it is only in the folder names: audit one partition at a time, or through the table's catalog"
                 if name in table.partition_columns
                 else ""
             )
-            raise ValueError(
-                f"{table.name}: key column {name} required, found columns {', '.join(table.schema.names)}{hint}"
-            )
-        absent = [file.path for file in table.files if name not in file.name_in_file]
+            raise ValueError(f"{table.name}: key column {name} required, found columns {', '.join(leaves)}{hint}")
+        absent = [file.path for file in table.files if name not in file.leaf_in_file]
         if absent:
             raise ValueError(
                 f"{table.name}: key column {name} required in every file, not found in {absent[0]} ({len(absent)} such files)"
             )
         try:
-            hash_keys([pa.array([], table.schema.field(name).type)])
+            kind = leaves[name].type
+            hash_keys([pa.array([], kind if leaves[name].shape is Shape.SCALAR else pa.list_(kind))])
         except ValueError as error:
             raise ValueError(f"{table.name}: key column {name}: {error}") from error
 
@@ -136,8 +138,8 @@ def scan_keys(
         with file.parquet(keys.all) as parquet:
             for index in indices:
                 group_number += 1
-                for batch in _batches(parquet, index, [file.name_in_file[name] for name in keys.all]):
-                    request, user, plain, missing = read_keys(batch, keys, file.name_in_file)
+                for batch in _batches(parquet, index, file.columns(keys.all)):
+                    request, user, plain, missing = read_keys(batch, keys, file)
                     null_rows += int(missing.sum())
                     done_rows += len(request)
                     starts = _run_starts(request, last[0])

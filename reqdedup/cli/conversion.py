@@ -186,7 +186,7 @@ def format_conversion(report: ConvertReport) -> str:
     lines = [
         f"{report.table} ({report.layout.value}){buckets}: {report.rows:,} rows, {report.requests:,} requests{done}, "
         f"{format_bytes(report.source_bytes)} became {format_bytes(report.bytes)}{ratio}; {report.seconds:.1f} s",
-        f"  row for row the same as the source{but}: {report.checksum}",
+        f"  row for row the same as the source{but}: {report.checksum}; compared with {report.compared_with}",
         format_table(["column", "level", "from"], rows),
     ]
     return "\n".join([*lines, *(f"  note: {note}" for note in report.notes)])

@@ -2,9 +2,10 @@
 
     source -> levels (a sample) -> pieces -> deduplicated batches -> the writer -> files -> checksum of both sides -> commit
 
-Further rows are appended the same way, with the table's own levels in place of the sample's. One pass over the source after the sample. Memory is a piece of the source and what a write takes; the disk holds the
-deduplicated rows, also of a shuffled source, whose requests are recognised when they come again. The source is only read.
-Nothing is visible before both checksums agree.
+Further rows are appended the same way, with the table's own levels in place of the sample's. After the sample there is one
+pass over the source, and a second one with pyiceberg's own scan if it is an Iceberg table. Memory is a piece of the source
+and what a write takes; the disk holds the deduplicated rows, also of a shuffled source, whose requests are recognised when
+they come again. The source is only read. Nothing is visible before both checksums agree.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class ConvertReport:
     """What a conversion did.
 
     columns: target name -> (source names, level).  rows, requests, files, bytes: of the new files; source_bytes: of the old.
-    checksum: of both.  null_lists: that became empty ones, on both sides of the checksum.
+    checksum: of both sides.  compared_with: what the new rows were compared with, in words.
+    null_lists: that became empty ones, on both sides.
     is_append: the files were added to a table that was there.  location: of the table.
     notes: what a reader of the table should know.
     """
@@ -81,6 +83,7 @@ class ConvertReport:
     bytes: int
     source_bytes: int
     checksum: ContentChecksum
+    compared_with: str
     null_lists: int
     notes: tuple[str, ...]
     seconds: float
@@ -171,6 +174,7 @@ def convert_table(
         bytes=sum(file.file_size_in_bytes for file in written.data_files),
         source_bytes=rows.num_bytes,
         checksum=converter.checksum.so_far,
+        compared_with=converter.compared_with,
         null_lists=converter.null_lists,
         notes=tuple(notes),
         seconds=time.monotonic() - started,
@@ -201,12 +205,14 @@ def _write(
         )
         files.verify(num_rows=num_rows, num_requests=num_requests if layout.is_bucketed else None)
         report("verify", 0, written)
+        for done in converter.read_independently():
+            report("verify", done, written)
         paths = [file.file_path for file in files.data_files]
         checksum = content_checksum(FileSource(paths, converter.schema, io=table.io, merge_pieces=False))
         if checksum != converter.checksum.so_far:
             raise RuntimeError(
-                f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}), found {checksum}; nothing "
-                "was committed. This is a defect of the conversion: report it"
+                f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}, {converter.compared_with}), "
+                f"found {checksum}; nothing was committed. This is a defect of the conversion: report it"
             )
         files.commit(replace=False, properties={"reqdedup.operation": "convert"})
         return _Written(files.data_files, num_requests)

@@ -21,6 +21,7 @@ from reqdedup.audit.sample import gather, plan_sample
 from reqdedup.audit.scan import KeyColumns, check_keys, scan_keys
 from reqdedup.convert.mapping import ColumnMapping
 from reqdedup.schema import Level
+from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
 
 SAMPLE_BYTES = 256 * 2**20
@@ -70,8 +71,9 @@ def find_levels(
         rows = RequestRows(sample, is_whole=plan.is_whole)
         for name in wanted:
             values = sample.columns.get(name)
-            if values is None:  # only in the table's partition, so a request may have two values where days meet
-                levels.setdefault(name, Level.ITEM)
+            if values is None:  # in no file, but in the partition: a request may have two values where days meet
+                is_list = source.leaves[name].shape is Shape.LIST
+                levels.setdefault(name, Level.REQUEST if is_list else Level.ITEM)
                 continue
             found = measure_repeats(values, rows, is_key=False, has_users=True, request_name=mapping.request_names[0])
             is_fraction = values.is_list and pa.types.is_floating(values.leaf.type)

@@ -125,12 +125,16 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
         raise ValueError(
             f"{source.name}: column {name} becomes {fixed[name]} and cannot be renamed; leave it out of rename"
         )
-    for name in (mapping.user, *mapping.request_names, mapping.item):
-        leaf = source.leaves[name]
-        if leaf.shape is not Shape.SCALAR or not (_is_text(leaf.type) or pa.types.is_integer(leaf.type)):
-            raise ValueError(
-                f"{source.name}: key column {name} of whole numbers or strings required, found {leaf.shape.value} {leaf.type}"
-            )
+    keys = [source.leaves[name] for name in dict.fromkeys((mapping.user, *mapping.request_names, mapping.item))]
+    wrong = [
+        f"{leaf.name} ({leaf.shape.value} {leaf.type})"
+        for leaf in keys
+        if leaf.shape is not Shape.SCALAR or not (_is_text(leaf.type) or pa.types.is_integer(leaf.type))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source.name}: key columns of whole numbers, strings or UUIDs required, found {', '.join(wrong)}; cast them in the source"
+        )
     leaf = source.leaves[mapping.time]
     is_time = pa.types.is_timestamp(leaf.type) or pa.types.is_date(leaf.type)
     if leaf.shape is not Shape.SCALAR or not (is_time or (pa.types.is_integer(leaf.type) and mapping.time_unit)):
@@ -153,8 +157,16 @@ def plan_columns(
     if len(mapping.request_names) == 1:
         used |= set(mapping.request_names)
     rest = [leaf for leaf in source.leaves.values() if leaf.name not in used and leaf.name not in mapping.labels]
-    planned = [_column(source, mapping, leaf, levels[leaf.name], widths.get(leaf.name, 0)) for leaf in rest]
-    planned += [_column(source, mapping, source.leaves[name], Level.LABEL, 0) for name in mapping.labels]
+    wanted = [(leaf, levels[leaf.name], widths.get(leaf.name, 0)) for leaf in rest]
+    wanted += [(source.leaves[name], Level.LABEL, 0) for name in mapping.labels]
+    planned, errors = [], []
+    for leaf, level, width in wanted:
+        try:
+            planned.append(_column(source, mapping, leaf, level, width))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError(f"{source.name}: {'; '.join(errors)}")
     order = [Level.KEY, Level.REQUEST, Level.ITEM, Level.LABEL]
     columns = sorted([*columns, *planned], key=lambda target: order.index(target.column.level))
     by_name: dict[str, TargetColumn] = {}
@@ -208,14 +220,14 @@ def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level,
             else ""
         )
         raise ValueError(
-            f"{source.name}: column {leaf.name} of {kinds} required, found {'a list of ' if is_list else ''}{leaf.type}; exclude "
+            f"column {leaf.name} of {kinds} required, found {'a list of ' if is_list else ''}{leaf.type}; exclude "
             f"it, or cast it in the source{times}"
         )
     if level is Level.KEY:
-        raise ValueError(f"{source.name}: column {leaf.name}: a level of request, item or label required, found key")
+        raise ValueError(f"column {leaf.name}: a level of request, item or label required, found key")
     if is_list and level is not Level.REQUEST:
         raise ValueError(
-            f"{source.name}: column {leaf.name}: lists that are the same on all rows of a request required, found one that "
+            f"column {leaf.name}: lists that are the same on all rows of a request required, found one that "
             f"differs; are --request and --item right? Otherwise exclude it (--exclude), or give its level as request (--level "
             f"{leaf.name}=request) if the sample misled"
         )

@@ -1,7 +1,8 @@
-"""Pieces of the source as deduplicated batches, and the same pieces hashed value by value for the check at the end.
+"""The source as deduplicated batches, and its rows hashed value by value for the check at the end.
 
-The two ways share nothing but the casts: batches go through blobs and dictionaries, hashes are taken of the source's own
-lists. Their checksums agree exactly when the table holds what the source holds.
+The two ways share nothing but the casts: batches go through blobs and dictionaries, hashes are taken of plain lists. An
+Iceberg table is read a second time for the hashes, as pyiceberg itself projects it; other files have no second reader, and
+their hashes are taken of what was read. The checksums agree exactly if the table holds what the source holds.
 """
 
 from __future__ import annotations
@@ -45,36 +46,54 @@ class Converter:
         self.checksum, self.null_lists = RunningChecksum(), 0
         self._time_unit, self._history_time_unit = time_unit, history_time_unit or "ms"
         self._history_times = next((one for one in columns if one.conversion is Conversion.HISTORY_TIME), None)
+        self._names = list(dict.fromkeys(name for target in self.columns for name in target.sources))
+
+    @property
+    def compared_with(self) -> str:
+        """What `checksum` is taken of, in words."""
+        return self.source.independent_reader or "the values as they were read from the files"
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Deduplicated batches of all rows. Raises ValueError for values that the target cannot hold, naming where."""
-        names = list(dict.fromkeys(name for target in self.columns for name in target.sources))
-        for piece in self.source.pieces(names):
-            yield self._batch(piece)
+        for piece in self.source.pieces(self._names):
+            plain = self._plain(piece)
+            self.null_lists += sum(plain[column.name].null_count for column in self.schema.blobs)
+            if self.source.independent_reader is None:
+                self._count(plain, piece)
+            if self._history_times is not None and self._is_plausible(plain, self._history_times):
+                self._history_times = None  # one piece with events is enough
+            arrays = [
+                blobs_of(plain[column.name], column) if column.is_blob else plain[column.name]
+                for column in self.schema.columns
+            ]
+            yield pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(self.schema))
 
-    def _batch(self, piece: Piece) -> pa.RecordBatch:
-        arrays, hashes = [], []
-        plain: dict[str, pa.Array] = {}
+    def read_independently(self) -> Iterator[int]:
+        """Complete `checksum` with an independent reader, if the source has one; rows done so far, piece by piece."""
+        if self.source.independent_reader is not None:
+            for piece in self.source.independent_pieces(self._names):
+                self._count(self._plain(piece), piece)
+                yield self.checksum.so_far.rows
+
+    def _count(self, plain: dict[str, pa.Array], piece: Piece) -> None:
+        hashes = [
+            list_hashes(plain[column.name]) if column.is_blob else value_hashes(plain[column.name])
+            for column in self.schema.columns
+        ]
+        self.checksum.add(piece.num_rows, row_hashes(self.schema.names, hashes, piece.num_rows))
+
+    def _plain(self, piece: Piece) -> dict[str, pa.Array]:
+        """Values of every target column, not deduplicated. Raises ValueError that names all columns with one that has no place."""
+        plain, errors = {}, []
         for target in self.columns:
             try:
                 array = plain[target.column.name] = self.values(piece, target)
-                if array.null_count and not target.column.nullable and not target.column.is_blob:
-                    raise ValueError(f"no nulls allowed, found {array.null_count}; filter them, or give them a value")
-                if target.column.is_blob:
-                    self.null_lists += array.null_count
-                    hashes.append(list_hashes(array))
-                    arrays.append(blobs_of(array, target.column))
-                else:
-                    hashes.append(value_hashes(array))
-                    arrays.append(array)
+                _check_values(array, target.column, piece)
             except (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise ValueError(
-                    f"{piece.where}: column {', '.join(target.sources)} as {target.column.dtype} required: {error}"
-                ) from error
-        if self._history_times is not None and self._is_plausible(plain, self._history_times):
-            self._history_times = None  # one piece with events is enough
-        self.checksum.add(piece.num_rows, row_hashes(self.schema.names, hashes, piece.num_rows))
-        return pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(self.schema))
+                errors.append(f"column {', '.join(target.sources)} as {target.column.dtype} required: {error}")
+        if errors:
+            raise ValueError(f"{piece.where}: {'; '.join(errors)}")
+        return plain
 
     def _is_plausible(self, plain: dict[str, pa.Array], target: TargetColumn) -> bool:
         unit = self._history_time_unit
@@ -92,6 +111,8 @@ class Converter:
     def values(self, piece: Piece, target: TargetColumn) -> pa.Array:
         """The column's values, cast and not deduplicated: an array of scalars, or of lists."""
         found = [piece.arrays[name] for name in target.sources]
+        for array in found:
+            check_text(array, piece.rows)
         kind = element_type(target.column)
         if target.conversion is Conversion.HASH:
             if target.column.is_blob:
@@ -104,6 +125,40 @@ class Converter:
         if target.conversion is Conversion.TIME and pa.types.is_integer(found[0].type):
             return found[0].cast(pa.int64()).cast(pa.timestamp(self._time_unit or "us", tz="UTC")).cast(kind)
         return _cast(found[0], kind)
+
+
+def _check_values(array: pa.Array, column: Column, piece: Piece) -> None:
+    if column.is_blob:
+        _, offsets = _packed(array)
+        wrong = np.diff(offsets)[np.diff(offsets) != column.width]
+        if column.width and len(wrong):
+            raise ValueError(
+                f"{column.width} elements each required, found {wrong[0]} in a row; say that it is a sequence, "
+                "or leave it out"
+            )
+    elif array.null_count and not column.nullable:
+        raise ValueError(f"no nulls allowed, found {array.null_count}; filter them, or give them a value")
+
+
+def check_text(array: pa.Array, rows: np.ndarray) -> None:
+    """Raise ValueError, naming the row, for a string that is not UTF-8: other engines could not read it back."""
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        rows = np.repeat(rows, pc.fill_null(array.value_lengths(), 0).to_numpy(zero_copy_only=False))
+        array = array.flatten()
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return
+    try:
+        (array.dictionary if pa.types.is_dictionary(array.type) else array).validate(full=True)
+    except pa.ArrowInvalid:
+        plain = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        for row, value in zip(rows.tolist(), plain.cast(pa.large_binary()).to_pylist()):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"text in UTF-8 required, found {value[:40]!r} at row {row}; put it right in the source, or exclude the column"
+                ) from None
 
 
 def hash_ids(columns: Sequence[pa.Array]) -> pa.Array:
@@ -155,13 +210,6 @@ def milliseconds(times: pa.Array, unit: str) -> pa.Array:
 def blobs_of(lists: pa.LargeListArray, column: Column) -> pa.DictionaryArray:
     """Lists as dictionary-encoded blobs; a null list as an empty one."""
     values, offsets = _packed(lists)
-    if column.width:
-        wrong = np.flatnonzero(np.diff(offsets) != column.width)
-        if len(wrong):
-            raise ValueError(
-                f"{column.width} elements each required, found {int(np.diff(offsets)[wrong[0]])} in a row; say that it is a sequence, "
-                "or leave it out"
-            )
     return blobs_from_numpy(values, offsets).dictionary_encode().cast(BLOB_TYPE)
 
 

@@ -198,7 +198,8 @@ def test_a_column_renamed_since_a_file_was_written_is_found(rows, tmp_path):
 def test_the_folder_of_an_iceberg_table_is_warned_about(rows, tmp_path):
     table = append_all(local_catalog(tmp_path), "a.t", rows)
     report = audit_table(table.location().removeprefix("file://"), **KEYS)
-    assert any("folder is that of an Iceberg table" in note for note in report.notes)
+    assert f"those of the Iceberg table {tmp_path}" in report.verdict[0]
+    assert render(report).startswith("These files are those of the Iceberg table")
 
 
 @pytest.mark.parametrize("table", ["one request", "one row", "single rows", "keys only", "empty lists"])

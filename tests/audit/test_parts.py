@@ -17,8 +17,8 @@ from reqdedup.audit.keys import hash_keys, hash_values, null_keys
 from reqdedup.audit.repeats import shared_share
 from reqdedup.audit.scan import KeyColumns, scan_keys
 from reqdedup.audit.values import SampleColumn
-from reqdedup.storage.foreign.files import open_table
 from reqdedup.storage.foreign.leaves import Leaf, Shape, leaf_arrays, leaves_of
+from reqdedup.storage.foreign.table import open_table
 
 
 def test_equal_keys_have_equal_hashes_whatever_their_type():

@@ -189,15 +189,13 @@ def plain_types(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(field.name, kinds.get(field.name, field.type)) for field in schema])
 
 
-def test_rows_that_position_deletes_name_are_left_out(catalog, tmp_path, monkeypatch):
-    """No engine here writes them, so the reader's own answer stands in: rows 3, 60 and 61 of the first file."""
+def test_rows_that_position_deletes_name_are_left_out(catalog):
     rows = their_rows().drop_columns(["history", "taste", "country"])
     catalog.create_namespace("test")
     theirs = catalog.create_table("test.theirs", plain_types(rows.schema))
     theirs.append(rows.cast(plain_types(rows.schema)))
     (task,) = theirs.scan().plan_files()
-    positions = [pa.chunked_array([[61, 3]]), pa.chunked_array([[60, 3]])]
-    monkeypatch.setattr(source, "_read_all_delete_files", lambda io, tasks: {task.file.file_path: positions})
+    delete_positions(theirs, {task.file.file_path: [3, 60, 61]})
     mapping = ColumnMapping(user="member", request="session", item="shown.id", time="at", labels=["clicked"])
     report = convert_table(theirs, catalog, "test.ours", mapping)
     assert report.rows == len(rows) - 3

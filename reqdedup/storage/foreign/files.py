@@ -1,50 +1,70 @@
-"""The Parquet files of a table that a team already has: a folder, files, or an Iceberg snapshot of any catalog.
-
-Nothing is written anywhere. Iceberg's files come from `scan.plan_files()`, never from a listing, and are opened through
-the table's own FileIO; columns that were renamed since a file was written are found by their field ids.
-"""
+"""The Parquet files of a table that a team already has: how to open each, and which of its leaves is which of the table's."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pyiceberg.table import Table
 
-from reqdedup.masking import mask
-from reqdedup.storage.foreign.leaves import is_text, same_values
+from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, leaves_of, relist, same_values
 
 TAIL_BYTES, SIGNATURE_BYTES = 8, 28
 """The end of a Parquet file: the length of the footer, and `PAR1`; before it, where columns are encrypted, nonce and tag."""
 
-PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file: how to open its bytes, its size, and the file's name of each of the table's columns."""
+    """One Parquet file of a table.
+
+    schema: of the file.  leaf_in_file: the file's leaf for each leaf name of the table that it has.
+    list_in_file: of list leaves that it lacks, a leaf of the same list, for their lengths.
+    constants: values that all rows of the file have in columns that it lacks.
+    """
 
     path: str
     open_bytes: Callable[[], Any] = field(repr=False, compare=False)
     schema: pa.Schema = field(repr=False)
-    name_in_file: dict[str, str] = field(repr=False)
+    leaf_in_file: dict[str, Leaf] = field(repr=False)
+    list_in_file: dict[str, Leaf] = field(repr=False)
     size_bytes: int
+    constants: dict[str, pa.Scalar] = field(default_factory=dict, repr=False, compare=False)
 
     @contextlib.contextmanager
-    def parquet(self, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-        """The opened file; `columns` are those that come as dictionaries where Parquet allows it."""
-        names = [self.name_in_file[name] for name in columns if name in self.name_in_file]
-        names = [name for name in names if is_text(self.schema.field(name).type)]
+    def parquet(self, names: Collection[str] = ()) -> Iterator[pq.ParquetFile]:
+        """The opened file; those leaves of `names` that Parquet allows come as dictionaries."""
+        found = [self.leaf_in_file[name] for name in names if name in self.leaf_in_file]
+        encoded = [
+            leaf.name for leaf in found if leaf.name == leaf.column and is_text(self.schema.field(leaf.name).type)
+        ]
         with reading(self.path), contextlib.closing(self.open_bytes()) as stream:
             # Buffered reads, one page at a time: pre_buffer would hold whole column chunks.
-            yield pq.ParquetFile(stream, read_dictionary=names, pre_buffer=False, buffer_size=1 << 20)
+            yield pq.ParquetFile(stream, read_dictionary=encoded, pre_buffer=False, buffer_size=1 << 20)
+
+    def columns(self, names: Collection[str]) -> list[str]:
+        """The file's top-level columns that `arrays` needs for these leaves of the table."""
+        return list(dict.fromkeys(leaf.column for leaf in self._leaves(names).values()))
+
+    def arrays(self, batch: pa.RecordBatch, names: Collection[str]) -> dict[str, pa.Array]:
+        """Those leaves that the file has, by the table's names; an added field of a list of structs is null in each element."""
+        wanted = self._leaves(names)
+        found: dict[str, pa.Array] = {}
+        for column in self.columns(names):
+            found |= leaf_arrays(column, batch.column(column))
+        arrays = {}
+        for name, leaf in wanted.items():
+            if name in self.leaf_in_file:
+                arrays[name] = found[leaf.name]
+            else:
+                arrays[name] = relist(found[leaf.name], pa.nulls(len(found[leaf.name].flatten())))
+        return arrays
+
+    def _leaves(self, names: Collection[str]) -> dict[str, Leaf]:
+        either = self.list_in_file | self.leaf_in_file
+        return {name: either[name] for name in names if name in either}
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class TableFiles:
 
     name: for people.  kind: folder, file or iceberg.  schema: the table's columns, types that hold every file's values.
     notes: what a reader of the report must know about what was, and was not, taken in.
+    table_format: the table of another format that the folder belongs to; None if there is none.
     """
 
     name: str
@@ -61,6 +82,11 @@ class TableFiles:
     schema: pa.Schema
     notes: tuple[str, ...] = ()
     partition_columns: tuple[str, ...] = ()
+    table_format: str | None = None
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        return leaves_of(self.schema)
 
 
 @contextlib.contextmanager
@@ -99,151 +125,75 @@ def _encrypted(path: str) -> ValueError:
     )
 
 
-def open_table(source: Table | str | Path | Sequence[str | Path], *, snapshot_id: int | None = None) -> TableFiles:
-    """The files of a pyiceberg Table, of a folder (its subfolders too), of one file, or of several files.
-
-    Local paths and any URI that pyarrow opens (s3://, gs://, hdfs://). Raises ValueError where there is no Parquet file,
-    where a file cannot be read, or where files disagree on a column's type.
-    """
-    if isinstance(source, Table):
-        return _iceberg_files(source, snapshot_id)
-    if snapshot_id is not None:
-        raise ValueError("snapshot_id is for Iceberg tables; a folder has no snapshots")
-    if isinstance(source, (str, Path)):
-        return _listed_files(str(source))
-    paths = [str(path) for path in source]
-    if not paths:
-        raise ValueError("at least one Parquet file required, found an empty list")
-    parts = [_listed_files(path) for path in paths]
-    name = mask(paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
-    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
-    return _united(name, "folder", [file for part in parts for file in part.files], notes)
-
-
-def _listed_files(uri: str) -> TableFiles:
-    location = mask(uri)  # the only form that leaves this function: names, paths and errors are printed
-    try:
-        filesystem, root = (
-            pafs.FileSystem.from_uri(uri) if "://" in uri else (pafs.LocalFileSystem(), str(Path(uri).absolute()))
-        )
-        info = filesystem.get_file_info(root)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{location}: a folder or file required, cannot open it ({mask(str(error))})") from None
-    if info.type == pafs.FileType.NotFound:
-        raise ValueError(f"{location}: a folder of Parquet files, or one file, required; found nothing there")
-    if info.type == pafs.FileType.File:
-        return _united(location, "file", [_footer_of(location, _opener(filesystem, root), info.size)], ())
-    found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    inside = {entry.path: entry.path[len(root) :].strip("/") for entry in found}
-    kept = [
-        entry
-        for entry in found
-        if entry.type == pafs.FileType.File
-        and entry.path.endswith(PARQUET_SUFFIXES)
-        and not any(part.startswith(("_", ".")) for part in inside[entry.path].split("/"))
-    ]
-    if not kept:
-        raise ValueError(
-            f"{location}: at least one Parquet file ({', '.join(PARQUET_SUFFIXES)}) required, found {len(found):,} other "
-            "entries; give the folder that holds the data files"
-        )
-    kept.sort(key=lambda entry: entry.path)
-    files = [_footer_of(entry.path, _opener(filesystem, entry.path), entry.size) for entry in kept]
-    partitions = sorted(
-        {part.partition("=")[0] for name in inside.values() for part in name.split("/")[:-1] if "=" in part}
-    )
-    return _united(location, "folder", files, tuple(_folder_notes(inside.values(), partitions)), tuple(partitions))
-
-
-def _folder_notes(names: Any, partitions: list[str]) -> Iterator[str]:
-    names = list(names)
-    if any(name.endswith(".metadata.json") for name in names):
-        yield (
-            "the folder is that of an Iceberg table: files that its snapshot no longer has were counted too; "
-            "audit it through its catalog instead"
-        )
-    if any(name.startswith("_delta_log/") or "/_delta_log/" in name for name in names):
-        yield "the folder is that of a Delta table: files that were removed from it and not vacuumed were counted too"
-    if partitions:
-        yield f"partition columns that are only in folder names were left out: {', '.join(partitions)}"
-
-
-def _opener(filesystem: pafs.FileSystem, path: str) -> Callable[[], Any]:
-    return lambda: filesystem.open_input_file(path)
-
-
-def _footer_of(
-    path: str, open_bytes: Callable[[], Any], size_bytes: int, schema_names: dict[int, str] | None = None
+def open_file(
+    path: str,
+    open_bytes: Callable[[], Any],
+    size_bytes: int,
+    *,
+    ids: Callable[[pa.Schema], pa.Schema] | None = None,
+    leaves: Sequence[Leaf] | None = None,
 ) -> DataFile:
+    """The file, its footer read.
+
+    ids: gives a file's schema the ids that it has in the table.  leaves: of the table, found in the file by their ids; the
+    file's own, by name, if None.
+    """
     with reading(path), contextlib.closing(open_bytes()) as stream:
         schema = read_footer(path, stream).schema_arrow
-    names = {}
-    for column in schema:
-        field_id = (column.metadata or {}).get(b"PARQUET:field_id")
-        if schema_names is None or field_id is None:
-            names[column.name] = column.name
-        elif int(field_id) in schema_names:
-            names[schema_names[int(field_id)]] = column.name
-    return DataFile(path, open_bytes, schema, names, size_bytes)
+    own = leaves_of(ids(schema) if ids else schema)
+    if leaves is None:
+        return DataFile(path, open_bytes, schema, {leaf.name: leaf for leaf in own}, {}, size_bytes)
+    by_id = {leaf.field_id: leaf for leaf in own}
+    by_list = {leaf.list_id: leaf for leaf in own if leaf.shape is Shape.LIST}
+    found = {leaf.name: by_id[leaf.field_id] for leaf in leaves if leaf.field_id in by_id}
+    beside = {
+        leaf.name: by_list[leaf.list_id] for leaf in leaves if leaf.shape is Shape.LIST and leaf.list_id in by_list
+    }
+    return DataFile(path, open_bytes, schema, found, beside, size_bytes)
 
 
-def _iceberg_files(table: Table, snapshot_id: int | None) -> TableFiles:
-    name = ".".join(table.name())
-    if snapshot_id is None and table.current_snapshot() is None:
-        raise ValueError(f"{name}: a table with rows required, found no snapshot; write something first")
-    tasks = list(table.scan(snapshot_id=snapshot_id).plan_files())
-    if not tasks:
-        raise ValueError(f"{name}: a table with rows required, found a snapshot without data files")
-    other = sorted({str(task.file.file_format).rpartition(".")[2] for task in tasks} - {"PARQUET"})
-    if other:
-        raise ValueError(
-            f"{name}: Parquet data files required, found {', '.join(other)}; this audit reads only Parquet"
-        )
-    names = {column.field_id: column.name for column in table.schema().fields}
-    files = [
-        _footer_of(
-            task.file.file_path, _iceberg_opener(table, task.file.file_path), task.file.file_size_in_bytes, names
-        )
-        for task in sorted(tasks, key=lambda task: task.file.file_path)
-    ]
-    deletes = {delete.file_path for task in tasks for delete in task.delete_files}
-    notes = (
-        (
-            f"{len(deletes):,} delete files were not applied: rows that they delete are still in the data files and were counted",
-        )
-        if deletes
-        else ()
-    )
-    return _united(name, "iceberg", files, notes)
-
-
-def _iceberg_opener(table: Table, path: str) -> Callable[[], Any]:
-    parsed = urlparse(path)
-    if parsed.scheme in ("", "file"):
-        return lambda: pa.OSFile(unquote(parsed.path) if parsed.scheme else path)
-    return lambda: table.io.new_input(path).open()
-
-
-def _united(
-    name: str, kind: str, files: list[DataFile], notes: tuple[str, ...], partitions: tuple[str, ...] = ()
+def united(
+    name: str, kind: str, files: Sequence[DataFile], notes: tuple[str, ...] = (), partitions: tuple[str, ...] = ()
 ) -> TableFiles:
-    """One schema over all files; the columns in the order in which they are first met."""
+    """Files without a table around them: one schema over all; the columns in the order in which they are first met."""
     types: dict[str, pa.DataType] = {}
     first_file: dict[str, str] = {}
     for file in files:
-        for column, in_file in file.name_in_file.items():
-            found = file.schema.field(in_file).type
-            known = types.setdefault(column, found)
-            first_file.setdefault(column, file.path)
-            both = same_values(known, found)
+        for column in file.schema:
+            known = types.setdefault(column.name, column.type)
+            first_file.setdefault(column.name, file.path)
+            both = same_values(known, column.type)
             if both is None:
                 raise ValueError(
-                    f"{name}: one type per column required, found {column} as {known} in {first_file[column]} and as "
-                    f"{found} in {file.path}; audit files of one schema at a time"
+                    f"{name}: one type per column required, found {column.name} as {known} in {first_file[column.name]} and as "
+                    f"{column.type} in {file.path}; audit files of one schema at a time"
                 )
-            types[column] = both
-    missing = [column for column in types if any(column not in file.name_in_file for file in files)]
-    if missing:
-        notes += (f"columns that some files do not have count as null there: {', '.join(missing[:8])}",)
+            types[column.name] = both
     schema = pa.schema([pa.field(column, kind) for column, kind in types.items()])
-    return TableFiles(name, kind, tuple(files), schema, notes, partitions)
+    leaves = leaves_of(schema)
+    matched = []
+    for file in files:
+        by_list = {leaf.list_id: leaf for leaf in file.leaf_in_file.values() if leaf.shape is Shape.LIST}
+        beside = {leaf.name: by_list[leaf.list_id] for leaf in leaves if leaf.list_id in by_list}
+        matched.append(replace(file, list_in_file=beside))
+    return with_notes(TableFiles(name, kind, tuple(matched), schema, notes, partitions))
+
+
+def with_notes(table: TableFiles) -> TableFiles:
+    """The table with a note on leaves that some of its files lack. Raises ValueError if two leaves have one name."""
+    names = [leaf.name for leaf in table.leaves]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"{table.name}: one column per name required, found {', '.join(twice)} more than once (a dot in a column's name counts "
+            "as that of a field inside a struct); rename one of them"
+        )
+    missing = [
+        name
+        for name in names
+        if any(name not in file.leaf_in_file and name not in file.constants for file in table.files)
+    ]
+    if not missing:
+        return table
+    note = f"columns that some files do not have count as null there: {', '.join(missing[:8])}"
+    return replace(table, notes=(*table.notes, note))

@@ -8,11 +8,15 @@ scalars; deeper nesting (lists of lists, maps) is left as it is and named in the
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+FIELD_ID = b"PARQUET:field_id"
+"""Metadata of an Arrow field that a Parquet file's field has as its id."""
 
 
 class Shape(enum.Enum):
@@ -28,13 +32,18 @@ class Leaf:
     """One leaf column.
 
     name: dotted, without the levels that lists add.  column: the top-level column that it belongs to.
-    type: of a scalar, or of one element of a list.
+    type: of a scalar, or of one element of a list.  field_id: Iceberg's, None if the file has none.
+    list_id: Iceberg's id of the outermost list around it, or that list's name if it has no id.  is_uuid: 16 bytes that are
+    a UUID.
     """
 
     name: str
     column: str
     shape: Shape
     type: pa.DataType
+    field_id: int | None = field(default=None, compare=False)
+    list_id: int | str | None = field(default=None, compare=False)
+    is_uuid: bool = False
 
     @property
     def width_bytes(self) -> int:
@@ -50,9 +59,19 @@ class Leaf:
 def leaves_of(schema: pa.Schema) -> list[Leaf]:
     """Leaves in the order in which Parquet numbers its columns."""
     found: list[Leaf] = []
-    for field in schema:
-        _add_leaves(found, field.name, field.name, field.type, lists=0, deep=False)
+    for column in schema:
+        _add_leaves(found, column.name, column.name, column, lists=(), deep=False)
     return found
+
+
+def with_ids(schema: pa.Schema, id_of: Callable[[str], int | None]) -> pa.Schema:
+    """The schema with Iceberg's ids by path, as a name mapping has them, in place of those of the file."""
+    return pa.schema([_with_id(column, column.name, id_of) for column in schema])
+
+
+def has_ids(schema: pa.Schema) -> bool:
+    """Whether every leaf has a field id."""
+    return all(leaf.field_id is not None for leaf in leaves_of(schema))
 
 
 def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
@@ -72,9 +91,43 @@ def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
         return {} if pa.types.is_map(kind) or pa.types.is_union(kind) else {name: array}
     lists = _plain_list(array)
     values = lists.flatten()
-    return {
-        leaf: _relist(lists, child) for leaf, child in leaf_arrays(name, values).items() if not _is_list(child.type)
-    }
+    return {leaf: relist(lists, child) for leaf, child in leaf_arrays(name, values).items() if not _is_list(child.type)}
+
+
+def uuid_text(array: pa.Array) -> pa.Array:
+    """UUIDs of 16 bytes, alone or in lists, as text of 36 characters; null stays null."""
+    if _is_list(array.type):
+        return relist(array, uuid_text(array.flatten()))
+    data = np.frombuffer(b"".join(pc.fill_null(array, bytes(16)).to_pylist()), np.uint8).reshape(-1, 16)
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    text = np.full((len(data), 36), ord("-"), np.uint8)
+    text[:, _HEX_AT] = digits[np.stack([data >> 4, data & 15], axis=2).reshape(-1, 32)]
+    offsets = pa.py_buffer(np.arange(0, 36 * len(data) + 1, 36, dtype=np.int32))
+    made = pa.StringArray.from_buffers(len(data), offsets, pa.py_buffer(text))
+    return pc.if_else(array.is_null(), pa.scalar(None, pa.string()), made) if array.null_count else made
+
+
+_HEX_AT = [at for at in range(36) if at not in (8, 13, 18, 23)]
+
+
+def small_types(schema: pa.Schema) -> pa.Schema:
+    """The same columns with strings, binary and lists of 32-bit offsets, as files have them."""
+    return pa.schema([_small(column) for column in schema])
+
+
+def _small(of: pa.Field) -> pa.Field:
+    kind = of.type
+    if pa.types.is_large_string(kind):
+        kind = pa.string()
+    elif pa.types.is_large_binary(kind):
+        kind = pa.binary()
+    elif pa.types.is_struct(kind):
+        kind = pa.struct([_small(child) for child in kind])
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = pa.list_(_small(kind.value_field))
+    elif pa.types.is_map(kind):
+        kind = pa.map_(_small(kind.key_field), _small(kind.item_field))
+    return of.with_type(kind)
 
 
 def without_views(array: pa.Array) -> pa.Array:
@@ -117,23 +170,52 @@ def same_values(found: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None
 
 
-def _add_leaves(found: list[Leaf], name: str, column: str, kind: pa.DataType, *, lists: int, deep: bool) -> None:
+def _add_leaves(
+    found: list[Leaf], name: str, column: str, of: pa.Field, *, lists: tuple[int | str, ...], deep: bool
+) -> None:
+    kind = of.type
+    is_uuid = kind == pa.uuid()
     if isinstance(kind, pa.ExtensionType):
         kind = kind.storage_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_struct(kind):
-        for field in kind:
-            _add_leaves(found, f"{name}.{field.name}", column, field.type, lists=lists, deep=deep)
+        for child in kind:
+            _add_leaves(found, f"{name}.{child.name}", column, child, lists=lists, deep=deep)
     elif pa.types.is_map(kind):
-        _add_leaves(found, f"{name}.key", column, kind.key_type, lists=lists + 1, deep=True)
-        _add_leaves(found, f"{name}.value", column, kind.item_type, lists=lists + 1, deep=True)
+        for part, child in (("key", kind.key_field), ("value", kind.item_field)):
+            _add_leaves(found, f"{name}.{part}", column, child, lists=(*lists, _id_of(of) or name), deep=True)
     elif _is_list(kind):
-        _add_leaves(found, name, column, kind.value_type, lists=lists + 1, deep=deep)
+        _add_leaves(found, name, column, kind.value_field, lists=(*lists, _id_of(of) or name), deep=deep)
     else:
-        nested = deep or lists > 1 or pa.types.is_union(kind) or pa.types.is_null(kind)
+        nested = deep or len(lists) > 1 or pa.types.is_union(kind) or pa.types.is_null(kind)
         shape = Shape.NESTED if nested else Shape.LIST if lists else Shape.SCALAR
-        found.append(Leaf(name, column, shape, kind))
+        found.append(Leaf(name, column, shape, kind, _id_of(of), lists[0] if lists else None, is_uuid))
+
+
+def _id_of(of: pa.Field) -> int | None:
+    field_id = (of.metadata or {}).get(FIELD_ID)
+    return None if field_id is None else int(field_id)
+
+
+def _with_id(of: pa.Field, path: str, id_of: Callable[[str], int | None]) -> pa.Field:
+    kind = of.type
+    if pa.types.is_struct(kind):
+        kind = pa.struct([_with_id(child, f"{path}.{child.name}", id_of) for child in kind])
+    elif pa.types.is_map(kind):
+        key, value = (
+            _with_id(child, f"{path}.{part}", id_of)
+            for child, part in ((kind.key_field, "key"), (kind.item_field, "value"))
+        )
+        kind = pa.map_(key, value)
+    elif pa.types.is_fixed_size_list(kind):
+        kind = pa.list_(_with_id(kind.value_field, f"{path}.element", id_of), kind.list_size)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        kind = make(_with_id(kind.value_field, f"{path}.element", id_of))
+    field_id = id_of(path)
+    metadata = {} if field_id is None else {FIELD_ID: str(field_id)}
+    return pa.field(of.name, kind, of.nullable, metadata)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -149,10 +231,10 @@ def _is_list(kind: pa.DataType) -> bool:
 def _plain_list(array: pa.Array) -> pa.Array:
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         return array
-    return _relist(array, array.flatten())  # pyarrow 26 casts list views to other lists than they are (GH-50994)
+    return relist(array, array.flatten())  # pyarrow 26 casts list views to other lists than they are (GH-50994)
 
 
-def _relist(lists: pa.Array, values: pa.Array) -> pa.Array:
+def relist(lists: pa.Array, values: pa.Array) -> pa.Array:
     """The same lists around other values of the same count."""
     lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))

@@ -1,6 +1,6 @@
 """The rows of a table that a team already has, in pieces of bounded memory: leaf columns by name, deletes applied.
 
-A leaf is a scalar or one list of scalars (`audit.leaves`): `user.country`, `history.item_id`. Rows that another engine
+A leaf is a scalar or one list of scalars: `user.country`, `history.item_id`. Rows that another engine
 has deleted through position-delete files are left out; equality deletes are refused. Columns that are only in an Iceberg
 table's partition (as after `add_files` on Hive folders) get their partition's value. Of a table of ours, blobs are decoded
 and levels and widths known: so it is rewritten after another engine deleted rows, or from one layout into another.
@@ -9,7 +9,7 @@ and levels and widths known: so it is rewritten after another engine deleted row
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyiceberg.io.pyarrow import _read_all_delete_files, schema_to_pyarrow
-from pyiceberg.manifest import DataFileContent
 from pyiceberg.table import FileScanTask, Table
-from pyiceberg.transforms import IdentityTransform
 
 from reqdedup.dedup.encoding import element_type, lists_from_blobs, take_blobs
 from reqdedup.dedup.parts import blob_bytes
 from reqdedup.schema import Column, Level
-from reqdedup.storage.foreign.files import DataFile, TableFiles, open_table
-from reqdedup.storage.foreign.leaves import Leaf, Shape, leaf_arrays, leaves_of
+from reqdedup.storage.foreign.files import DataFile, TableFiles
+from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, relist, uuid_text
+from reqdedup.storage.foreign.table import open_table
 from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, table_layout, table_schema
+from reqdedup.storage.iceberg.scan import deleted_positions, projected_batches
 from reqdedup.storage.write.spill import greedy_ranges
 
 PIECE_BYTES = 32 * 2**20
@@ -56,31 +55,35 @@ class Piece:
 class RowSource:
     """A table's rows as pieces.
 
-    leaves: what can be read, by name.  skipped: leaves of a deeper nesting, which have no place in a flat table.
-    known: columns of a table of ours, by name, the keys left out; nothing for other tables.
-    Raises ValueError for what holds no Parquet files, or rows that only deletes by value tell apart.
+    leaves: what can be read, by name; UUIDs as text.  skipped: leaves of a deeper nesting, or without a type, which have no
+    place in a flat table.  known: columns of a table of ours, by name, the keys left out; nothing for other tables.
+    Raises ValueError for what holds no Parquet files, for rows that only deletes by value tell apart, and for a folder that
+    belongs to a table of another format.
     """
 
     def __init__(self, source: Table | str | Path | Sequence[str | Path]) -> None:
         self.files: TableFiles = open_table(source)
+        if self.files.table_format is not None:
+            raise ValueError(
+                f"{self.files.name}: Parquet files on their own required, found those of the {self.files.table_format}, among them "
+                "files that its newest version no longer has; read it through its catalog (--source-table for Iceberg), or have "
+                "its engine write it out, and give that folder"
+            )
+        self._table = source if isinstance(source, Table) else None
+        self._tasks: list[FileScanTask] = []
         self._deleted: dict[str, np.ndarray] = {}
-        self._constants: dict[str, dict[str, pa.Scalar]] = {}
-        schema = self.files.schema
-        if isinstance(source, Table):
-            tasks = list(source.scan().plan_files())
-            self._deleted = _deleted_positions(source, tasks)
-            self._constants = {task.file.file_path: _constants(source, task) for task in tasks}
-            for name in sorted({name for constants in self._constants.values() for name in constants}):
-                if name not in schema.names:
-                    schema = schema.append(pa.field(name, schema_to_pyarrow(source.schema().find_type(name))))
-        found = leaves_of(schema)
-        self.leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in found if leaf.shape is not Shape.NESTED}
+        if self._table is not None:
+            self._tasks = list(self._table.scan().plan_files())
+            self._deleted = deleted_positions(self._table, self._tasks)
+        found = self.files.leaves
+        self.leaves: dict[str, Leaf] = {leaf.name: _as_read(leaf) for leaf in found if leaf.shape is not Shape.NESTED}
+        self._uuids = {leaf.name for leaf in found if leaf.is_uuid}
         self.known: dict[str, Column] = {}
         self._blobs: dict[str, Column] = {}
-        if isinstance(source, Table) and SCHEMA_PROPERTY in source.properties:
-            columns = [column for column in table_schema(source).columns if column.level is not Level.KEY]
+        if self._table is not None and SCHEMA_PROPERTY in self._table.properties:
+            columns = [column for column in table_schema(self._table).columns if column.level is not Level.KEY]
             self.known = {column.name: column for column in columns if column.name in self.leaves}
-            if table_layout(source).has_blobs:
+            if table_layout(self._table).has_blobs:
                 self._blobs = {column.name: column for column in self.known.values() if column.is_blob}
         for name, column in self._blobs.items():
             self.leaves[name] = Leaf(name, name, Shape.LIST, element_type(column))
@@ -109,13 +112,19 @@ class RowSource:
         gone = sum(len(positions) for positions in self._deleted.values())
         return (*kept, f"{gone:,} rows that delete files name were left out") if gone else kept
 
+    @property
+    def independent_reader(self) -> str | None:
+        """The reader of `independent_pieces`, in words; None if there is no other than this one."""
+        return None if self._table is None else "pyiceberg's own scan"
+
     def is_required(self, leaf: Leaf) -> bool:
         """Whether no file can hold a null in it."""
         if leaf.name != leaf.column:
             return False
+        in_files = [file.leaf_in_file.get(leaf.name) for file in self.files.files]
         return all(
-            leaf.column in file.name_in_file and not file.schema.field(file.name_in_file[leaf.column]).nullable
-            for file in self.files.files
+            found is not None and not file.schema.field(found.column).nullable
+            for file, found in zip(self.files.files, in_files)
         )
 
     def pieces(self, names: Sequence[str]) -> Iterator[Piece]:
@@ -123,47 +132,80 @@ class RowSource:
         for file in self.files.files:
             yield from self._pieces_of(file, names)
 
+    def independent_pieces(self, names: Sequence[str]) -> Iterator[Piece]:
+        """The same rows in the same pieces or others, as pyiceberg projects them; the rows' numbers are not known."""
+        if self._table is None:
+            raise ValueError(f"{self.name}: an Iceberg table required for another reader, found a {self.files.kind}")
+        tops = list(dict.fromkeys(self.leaves[name].column for name in names))
+        schema = self._table.scan().projection().select(*tops)
+        for batch in projected_batches(self._table, self._tasks, schema, _piece_rows):
+            arrays: dict[str, pa.Array] = {}
+            for column in batch.schema.names:
+                arrays |= leaf_arrays(column, batch.column(column))
+            yield from self._cut(arrays, names, batch.num_rows, self.name, np.zeros(batch.num_rows, np.int64), {})
+
     def _pieces_of(self, file: DataFile, names: Sequence[str]) -> Iterator[Piece]:
-        leaves = [self.leaves[name] for name in names]
-        columns = list(dict.fromkeys(leaf.column for leaf in leaves))
-        present = [name for name in columns if name in file.name_in_file]
-        in_file = [file.name_in_file[name] for name in present]
-        deleted, constants = self._deleted.get(file.path), self._constants.get(file.path, {})
-        first = 0
+        in_file = file.columns(names)
+        deleted, first = self._deleted.get(file.path), 0
         with file.parquet(list(self._blobs)) as parquet:
             for group in range(parquet.num_row_groups):
                 rows = _piece_rows(parquet.metadata.row_group(group), in_file)
                 for batch in parquet.iter_batches(rows, row_groups=[group], columns=in_file, use_threads=False):
-                    arrays: dict[str, pa.Array] = {}
-                    for name, found in zip(present, in_file):
-                        arrays |= leaf_arrays(name, batch.column(found))
+                    arrays = file.arrays(batch, names)
                     keep = _kept(deleted, first, batch.num_rows)
                     row_numbers = np.arange(first, first + batch.num_rows)
                     first += batch.num_rows
                     if keep is not None:
                         row_numbers = row_numbers[keep]
                         arrays = {name: array.filter(pa.array(keep)) for name, array in arrays.items()}
-                    num_rows = batch.num_rows if keep is None else int(keep.sum())
-                    for start, end in _ranges(arrays, self._blobs, num_rows):
-                        part = {name: array.slice(start, end - start) for name, array in arrays.items()}
-                        part = {leaf.name: self._leaf(part, leaf, end - start, constants) for leaf in leaves}
-                        yield Piece(part, end - start, file.path, row_numbers[start:end])
+                    yield from self._cut(arrays, names, len(row_numbers), file.path, row_numbers, file.constants)
+
+    def _cut(
+        self,
+        arrays: dict[str, pa.Array],
+        names: Sequence[str],
+        num_rows: int,
+        path: str,
+        row_numbers: np.ndarray,
+        constants: dict[str, pa.Scalar],
+    ) -> Iterator[Piece]:
+        for start, end in _ranges(arrays, self._blobs, num_rows):
+            part = {name: array.slice(start, end - start) for name, array in arrays.items()}
+            part = {name: self._leaf(part, self.leaves[name], end - start, constants) for name in names}
+            yield Piece(part, end - start, path, row_numbers[start:end])
 
     def _leaf(self, arrays: dict[str, pa.Array], leaf: Leaf, num_rows: int, constants: dict[str, Any]) -> pa.Array:
-        if leaf.name in self._blobs and leaf.name in arrays:
-            return _lists(arrays[leaf.name], self._blobs[leaf.name])
-        if leaf.name in arrays:
-            return arrays[leaf.name]
-        if leaf.name in constants:
-            return pa.repeat(constants[leaf.name], num_rows)
         kind = pa.list_(leaf.type) if leaf.shape is Shape.LIST else leaf.type
+        if leaf.name in arrays:
+            found = arrays[leaf.name]
+            if leaf.name in self._blobs:
+                return _lists(found, self._blobs[leaf.name])
+            return uuid_text(found) if leaf.name in self._uuids else self._promoted(found, leaf)
+        if leaf.name in constants:
+            found = pa.repeat(constants[leaf.name], num_rows)
+            return uuid_text(found) if leaf.name in self._uuids else found
         return pa.nulls(num_rows, kind)
+
+    def _promoted(self, array: pa.Array, leaf: Leaf) -> pa.Array:
+        """An Iceberg column in the table's type, which may be wider than the file's; finer times are cut, as pyiceberg does."""
+        if self._table is None or is_text(leaf.type):
+            return array
+        if leaf.shape is Shape.LIST:
+            values = array.flatten()
+            return array if values.type == leaf.type else relist(array, values.cast(leaf.type, safe=False))
+        if pa.types.is_dictionary(array.type) or array.type == leaf.type:
+            return array
+        return array.cast(leaf.type, safe=not pa.types.is_timestamp(leaf.type))
 
     def _footer(self, file: DataFile) -> pq.FileMetaData:
         if file.path not in self._footers:
             with file.parquet() as parquet:
                 self._footers[file.path] = parquet.metadata
         return self._footers[file.path]
+
+
+def _as_read(leaf: Leaf) -> Leaf:
+    return replace(leaf, type=pa.string(), is_uuid=False) if leaf.is_uuid else leaf
 
 
 def _piece_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
@@ -200,40 +242,6 @@ def _lists(blobs: pa.Array, column: Column) -> pa.Array:
     if pa.types.is_dictionary(blobs.type):
         blobs = take_blobs(blobs.dictionary, blobs.indices.to_numpy())
     return lists_from_blobs(blobs, column)
-
-
-def _deleted_positions(table: Table, tasks: list[FileScanTask]) -> dict[str, np.ndarray]:
-    """Path -> rows that position-delete files name, rising. pyiceberg's reader has no public form of it."""
-    by_value = {
-        file.file_path
-        for task in tasks
-        for file in task.delete_files
-        if file.content is DataFileContent.EQUALITY_DELETES
-    }
-    if by_value:
-        raise ValueError(
-            f"{'.'.join(table.name())}: position deletes at most required, found {len(by_value)} files of equality deletes; have "
-            "the engine that wrote them rewrite the data files first"
-        )
-    deletes = _read_all_delete_files(table.io, tasks)
-    paths = {task.file.file_path for task in tasks}
-    return {
-        path: np.unique(np.concatenate([chunk.to_numpy() for chunk in positions]))
-        for path, positions in deletes.items()
-        if path in paths
-    }
-
-
-def _constants(table: Table, task: FileScanTask) -> dict[str, pa.Scalar]:
-    """Values that all rows of a file have by their partition."""
-    spec = table.specs()[task.file.spec_id]
-    constants = {}
-    for position, field in enumerate(spec.fields):
-        name = table.schema().find_column_name(field.source_id)
-        if isinstance(field.transform, IdentityTransform) and name is not None:
-            kind = schema_to_pyarrow(table.schema().find_type(name))
-            constants[name] = pa.scalar(task.file.partition[position], kind)
-    return constants
 
 
 def _kept(deleted: np.ndarray | None, first: int, num_rows: int) -> np.ndarray | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from reqdedup.dedup import encoding
 from reqdedup.dedup.source import take_rows
 from reqdedup.schema import USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
+from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.read.file_batches import (
     deduplicated,
     dictionary_leaves,
@@ -220,7 +220,7 @@ class FileSource:
             "page_checksum_verification": True,
         }
         try:
-            local = _local_path(path)
+            local = local_path(path)
             if local is not None:
                 return pq.ParquetFile(local, memory_map=True, **options)
             if self._io is None:
@@ -357,10 +357,3 @@ def _may_hold(group: pq.RowGroupMetaData, users: np.ndarray) -> bool:
             at = int(np.searchsorted(users, statistics.min))
             return at < len(users) and bool(users[at] <= statistics.max)
     return True
-
-
-def _local_path(path: str) -> str | None:
-    scheme = urlparse(path).scheme
-    if scheme == "file":
-        return unquote(urlparse(path).path)
-    return path if scheme == "" else None

@@ -1,0 +1,116 @@
+"""Parquet files in a folder of any storage, and whether the folder belongs to a table of Iceberg, Delta or Hudi.
+
+Such a table's folder holds files that its newest version no longer has, rows among them that were deleted. So the folder,
+all folders in it and all around it are searched for what these formats leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from reqdedup.masking import mask
+from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, united
+
+PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+
+
+def folder_files(uri: str) -> TableFiles:
+    """The files under a local path or a URI that pyarrow opens (s3://, gs://, hdfs://); a file is a folder of one.
+
+    Raises ValueError if there is no Parquet file, or if one cannot be read.
+    """
+    location = mask(uri)  # the only form that leaves this function: names, paths and errors are printed
+    try:
+        filesystem, root = _filesystem(uri)
+        info = filesystem.get_file_info(root)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{location}: a folder or file required, cannot open it ({mask(str(error))})") from None
+    if info.type == pafs.FileType.NotFound:
+        raise ValueError(f"{location}: a folder of Parquet files, or one file, required; found nothing there")
+    around = table_around(filesystem, root)
+    if info.type == pafs.FileType.File:
+        return _marked(united(location, "file", [_file(filesystem, root, info.size)]), around)
+    found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    inside = {entry.path: entry.path[len(root) :].strip("/") for entry in found}
+    kept = [
+        entry
+        for entry in found
+        if entry.type == pafs.FileType.File
+        and entry.path.endswith(PARQUET_SUFFIXES)
+        and not any(part.startswith(("_", ".")) for part in inside[entry.path].split("/"))
+    ]
+    if not kept:
+        raise ValueError(
+            f"{location}: at least one Parquet file ({', '.join(PARQUET_SUFFIXES)}) required, found {len(found):,} other "
+            "entries; give the folder that holds the data files"
+        )
+    kept.sort(key=lambda entry: entry.path)
+    files = [_file(filesystem, entry.path, entry.size) for entry in kept]
+    partitions = sorted(
+        {part.partition("=")[0] for name in inside.values() for part in name.split("/")[:-1] if "=" in part}
+    )
+    notes = (
+        (f"partition columns that are only in folder names were left out: {', '.join(partitions)}",)
+        if partitions
+        else ()
+    )
+    within = next((table for name in inside.values() if (table := _format_of(root, name))), None)
+    return _marked(united(location, "folder", files, notes, tuple(partitions)), around or within)
+
+
+def table_around(filesystem: pafs.FileSystem, path: str) -> str | None:
+    """The table that a folder or file lies in, in words; None if nothing around it says so. Folders that cannot be read are passed over."""
+    for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+        markers = [str(folder / name) for name in ("_delta_log", ".hoodie", "metadata")]
+        try:
+            delta, hudi, metadata = (
+                entry.type == pafs.FileType.Directory for entry in filesystem.get_file_info(markers)
+            )
+            names = filesystem.get_file_info(pafs.FileSelector(markers[2])) if metadata else []
+        except (pa.ArrowException, OSError):
+            continue
+        if delta or hudi:
+            return f"{'Delta' if delta else 'Hudi'} table {folder}"
+        if any(_is_iceberg_metadata(entry.base_name) for entry in names):
+            return f"Iceberg table {folder}"
+    return None
+
+
+def _format_of(root: str, name: str) -> str | None:
+    """The table that an entry below `root` says is there."""
+    parts = name.split("/")
+    for kind, marker in (("Delta", "_delta_log"), ("Hudi", ".hoodie")):
+        if marker in parts:
+            return f"{kind} table {'/'.join([root.rstrip('/'), *parts[: parts.index(marker)]])}"
+    if _is_iceberg_metadata(parts[-1]) and "metadata" in parts[-2:-1]:
+        return f"Iceberg table {'/'.join([root.rstrip('/'), *parts[:-2]])}"
+    return None
+
+
+def _is_iceberg_metadata(name: str) -> bool:
+    return name.endswith((".metadata.json", ".metadata.json.gz"))
+
+
+def _marked(table: TableFiles, table_format: str | None) -> TableFiles:
+    return table if table_format is None else replace(table, table_format=table_format)
+
+
+def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
+    """The storage and the path in it; `%2F` in a URI's path is taken as it stands if there is such a folder."""
+    if "://" not in location:
+        return pafs.LocalFileSystem(), str(Path(location).absolute())
+    parts = urlsplit(location)
+    if "%" in parts.path:
+        filesystem, root = pafs.FileSystem.from_uri(urlunsplit(parts._replace(path=parts.path.replace("%", "%25"))))
+        if filesystem.get_file_info(root).type != pafs.FileType.NotFound:
+            return filesystem, root
+    return pafs.FileSystem.from_uri(location)
+
+
+def _file(filesystem: pafs.FileSystem, path: str, size_bytes: int) -> DataFile:
+    return open_file(path, lambda: filesystem.open_input_file(path), size_bytes)
