@@ -175,7 +175,7 @@ def _add_leaves(
 ) -> None:
     kind = of.type
     is_uuid = kind == pa.uuid()
-    if isinstance(kind, pa.ExtensionType):
+    if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -243,7 +243,7 @@ def relist(lists: pa.Array, values: pa.Array) -> pa.Array:
 
 
 def _normalised(kind: pa.DataType) -> pa.DataType:
-    if isinstance(kind, pa.ExtensionType):
+    if isinstance(kind, pa.BaseExtensionType):
         return _normalised(kind.storage_type)
     if pa.types.is_dictionary(kind):
         return _normalised(kind.value_type)

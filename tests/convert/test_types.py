@@ -1,0 +1,100 @@
+"""Columns of awkward types: read where they have a meaning, else refused by name, all of them at once."""
+
+from __future__ import annotations
+
+import decimal
+import re
+import uuid
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyiceberg.schema import Schema
+from pyiceberg.types import LongType, NestedField, TimestampType, UUIDType
+
+from reqdedup.convert import ColumnMapping, convert_table
+from reqdedup.logs.ids import hash_string
+from reqdedup.storage import TableSource
+from reqdedup.storage.foreign.leaves import uuid_text
+
+IDS = [uuid.UUID(int=number**7) for number in (1, 1, 123456, 7)]
+MAPPING = ColumnMapping(user="user", request="request", item="item", time="at")
+
+
+def uuids(values) -> pa.Array:
+    storage = pa.array([None if value is None else value.bytes for value in values], pa.binary(16))
+    return pa.ExtensionArray.from_storage(pa.uuid(), storage)
+
+
+def plain(**columns) -> pa.Table:
+    rows = {
+        "user": pa.array(["a", "a", "b", "c"]),
+        "request": pa.array([1, 1, 2, 3]),
+        "item": pa.array([5, 6, 7, 8]),
+        "at": pa.array([0, 0, 1, 2], pa.timestamp("us")),
+    }
+    return pa.table(rows | columns)
+
+
+def converted(catalog, rows: pa.Table, path) -> list[dict]:
+    pq.write_table(rows, path)
+    convert_table(str(path), catalog, "lake.t", MAPPING)
+    batches = TableSource(catalog.load_table("lake.t")).batches()
+    return sorted((row for batch in batches for row in batch.to_pylist()), key=lambda row: row["item_id"])
+
+
+def test_uuids_are_text(catalog, tmp_path):
+    rows = plain(user=uuids(IDS), token=uuids([None, None, *IDS[2:]]))
+    found = converted(catalog, rows, tmp_path / "f.parquet")
+    assert [row["user_key"] for row in found] == [str(one) for one in IDS]
+    assert [row["user_id"] for row in found] == [hash_string(str(one)) for one in IDS]
+    assert [row["token"] for row in found] == [None, None, *map(str, IDS[2:])]
+    lists = pa.array([[IDS[0].bytes, IDS[3].bytes], None, []], pa.list_(pa.binary(16)))
+    assert uuid_text(lists).to_pylist() == [[str(IDS[0]), str(IDS[3])], None, []]
+    assert uuid_text(lists.slice(2).flatten()).to_pylist() == []
+
+
+def test_uuids_of_an_iceberg_table_are_text(catalog):
+    catalog.create_namespace("a")
+    fields = {"user": UUIDType(), "request": LongType(), "item": LongType(), "at": TimestampType()}
+    schema = Schema(*(NestedField(number, name, kind) for number, (name, kind) in enumerate(fields.items(), start=1)))
+    theirs = catalog.create_table("a.theirs", schema)
+    theirs.append(plain(user=uuids(IDS)))
+    assert convert_table(theirs, catalog, "lake.t", MAPPING).compared_with == "pyiceberg's own scan"
+    (batch,) = TableSource(catalog.load_table("lake.t")).batches()
+    assert set(batch["user_key"].to_pylist()) == {str(one) for one in IDS}
+
+
+def test_columns_without_a_place_are_named_together(catalog, tmp_path):
+    rows = plain(
+        raw=pa.array([b"x"] * 4),
+        fixed=pa.array([b"1234"] * 4, pa.binary(4)),
+        money=pa.array([decimal.Decimal("1.25")] * 4),
+        clock=pa.array([1] * 4, pa.time32("s")),
+        words=pa.array([["a"]] * 4),
+        ok=pa.array([1.5] * 4, pa.float16()),
+    )
+    pq.write_table(rows, tmp_path / "f.parquet")
+    with pytest.raises(
+        ValueError, match=r"column raw .*column fixed .*column money .*column clock .*column words"
+    ) as error:
+        convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
+    assert "column ok" not in str(error.value)
+    with pytest.raises(ValueError, match=r"key columns of .*found raw \(scalar binary\), money \(scalar decimal"):
+        convert_table(
+            str(tmp_path / "f.parquet"),
+            catalog,
+            "lake.t",
+            ColumnMapping(user="raw", request="request", item="money", time="at"),
+        )
+    assert not catalog.table_exists("lake.t")
+
+
+def test_bytes_that_are_no_text_are_named_with_their_row(catalog, tmp_path):
+    bad = pa.array([b"a", b"a", b"\xff\xfe", b"c"]).view(pa.string())
+    rows = plain(user=bad, note=bad, nested=pa.StructArray.from_arrays([bad], ["of"]))
+    pq.write_table(rows, tmp_path / "f.parquet")
+    expected = rf"column user as .*found {re.escape(repr(bytes([255, 254])))} at row 2.*column note as .*column nested.of as .*"
+    with pytest.raises(ValueError, match=expected):
+        convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
+    assert not catalog.table_exists("lake.t")

@@ -1,0 +1,78 @@
+"""A folder of a table format is no folder of Parquet files: `convert` refuses it, `audit` says so before all else."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reqdedup.audit import audit_table, render
+from reqdedup.convert import ColumnMapping, convert_table
+from reqdedup.storage.foreign.table import open_table
+from tests.storage.foreign.evolution import memory_catalog
+
+ROWS = pa.table({"u": [1, 1, 2], "r": [1, 1, 2], "i": [1, 2, 3], "t": pa.array([0, 0, 9], pa.timestamp("us"))})
+MAPPING = ColumnMapping(user="u", request="r", item="i", time="t")
+
+MARKERS = {
+    "Delta": "_delta_log/00000000000000000000.json",
+    "Hudi": ".hoodie/hoodie.properties",
+    "Iceberg": "metadata/v1.metadata.json",
+}
+
+
+def table_folder(tmp_path, marker: str):
+    folder = tmp_path / "lake" / "clicks"
+    (folder / "data" / "day=1").mkdir(parents=True)
+    (folder / marker).parent.mkdir(parents=True)
+    (folder / marker).write_text("{}")
+    pq.write_table(ROWS, folder / "data" / "day=1" / "f.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("kind", MARKERS)
+@pytest.mark.parametrize("inside", [".", "data", "data/day=1", "data/day=1/f.parquet", ".."])
+def test_a_folder_of_another_format_is_refused_by_name_from_all_around(tmp_path, kind, inside):
+    folder = table_folder(tmp_path, MARKERS[kind])
+    source = (folder / inside).resolve()
+    for path in (str(source), [str(source)]):
+        with pytest.raises(ValueError, match=rf"found those of the {kind} table {folder}, among them") as error:
+            convert_table(path, memory_catalog(tmp_path / "ours"), "a.ours", MAPPING)
+        assert "catalog" in str(error.value)
+    if inside in (".", "data/day=1"):
+        report = audit_table(str(source), request_key="r", user_key="u")
+        assert f"those of the {kind} table {folder}" in report.verdict[0]
+        assert render(report).startswith("These files are those of the")
+
+
+def test_the_folder_of_a_live_table_would_revive_deleted_rows(tmp_path):
+    catalog = memory_catalog(tmp_path)
+    table = catalog.create_table("a.theirs", ROWS.schema)
+    table.append(ROWS)
+    table.delete("u = 1")
+    with pytest.raises(ValueError, match=f"Iceberg table {tmp_path}"):
+        convert_table(table.location().removeprefix("file://") + "/data", catalog, "a.ours", MAPPING)
+    assert convert_table(table, catalog, "a.ours", MAPPING).rows == 1
+
+
+@pytest.mark.parametrize("beside", ["metadata/notes.json", "delta_log/x.json", "hoodie/x"])
+def test_folders_of_other_names_are_no_table(tmp_path, beside):
+    folder = table_folder(tmp_path, beside)
+    assert open_table(folder).table_format is None
+
+
+def test_percent_signs_in_a_uri_are_those_of_the_folder(tmp_path):
+    folder = tmp_path / "p=a%2Fb"
+    folder.mkdir()
+    pq.write_table(ROWS, folder / "f.parquet")
+    assert len(open_table(f"file://{folder}").files) == 1
+    (tmp_path / "with space").mkdir()
+    pq.write_table(ROWS, tmp_path / "with space" / "f.parquet")
+    assert len(open_table(f"file://{tmp_path}/with%20space").files) == 1
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    rows = ROWS.append_column("s.a", pa.array([1, 2, 3])).append_column("s", pa.array([{"a": 4}] * 3))
+    pq.write_table(rows, tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=r"one column per name required, found s\.a more than once"):
+        open_table(tmp_path)
