@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +10,11 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-import warehouse.catalogs
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, TableSource, WriteProgress, create_table, write
 from reqdedup.storage.iceberg.catalogs import open_catalog
 from tests.catalogs.conftest import postgres_config
+from tests.catalogs.files import catalog_in, no_file_larger_than
 from tests.catalogs.rows import plain, same, stored_files
 from tests.servers.dropping_proxy import DroppingProxy
 from tests.servers.postgres import Postgres
@@ -171,11 +168,6 @@ def test_a_commit_whose_answer_is_lost_is_not_lost_and_not_repeated(
     assert same(plain(batches), plain(TableSource(loaded).batches()))
 
 
-def catalog_in(folder: Path) -> Catalog:
-    """The embedded catalog: for what does not depend on which one it is."""
-    return warehouse.catalogs.open_catalog(warehouse.catalogs.embedded_catalog(folder))
-
-
 def data_paths(table: Table) -> list[str]:
     return [task.file.file_path for task in table.scan().plan_files()]
 
@@ -193,18 +185,3 @@ def put(table: Table, path: str, data: bytes) -> None:
 def snapshot_of(table: Table) -> int | None:
     current = table.refresh().current_snapshot()
     return None if current is None else current.snapshot_id
-
-
-@contextmanager
-def no_file_larger_than(size_bytes: int) -> Iterator[Callable[[int], None]]:
-    """No file of this process grows beyond so many bytes: what a full disk looks like, without one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-    limit(size_bytes)
-    try:
-        yield limit
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

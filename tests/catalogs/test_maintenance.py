@@ -33,8 +33,8 @@ from reqdedup.storage.iceberg.catalogs import open_catalog
 from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.storage.maintenance.files import file_key, reachable_files
 from reqdedup.storage.measure import checks
+from tests.catalogs.files import catalog_in, no_file_larger_than
 from tests.catalogs.rows import plain, same, stored_files
-from tests.catalogs.test_data_faults import catalog_in, no_file_larger_than
 from tests.servers.seaweedfs import SeaweedFS
 from tests.storage.feature_tables import COUNT, of_request
 from tests.storage.maintenance.marked_user import KEY, LOG, MARKED, NEEDLES, OTHERS

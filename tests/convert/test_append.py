@@ -7,7 +7,7 @@ import pytest
 
 from reqdedup.convert import conversion, convert_table
 from reqdedup.storage import ConflictError, Layout, rebucket
-from tests.convert.test_convert import MAPPING, expected, folder_of, rows_in, their_rows
+from tests.convert.their_log import MAPPING, expected, folder_of, rows_in, their_rows
 
 
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.ARRIVAL])

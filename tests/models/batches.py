@@ -70,3 +70,18 @@ def random_batch(history_lengths: Sequence[int], rows_of_request: Sequence[int],
         row={"item_category": integers(9, num_rows).int(), "click": integers(2, num_rows).float()},
         history={"item_id": integers(10**12, num_tokens), "action": integers(4, num_tokens).int()},
     ).validate()
+
+
+def one_request(batch: RequestBatch, r: int) -> RequestBatch:
+    """Request r of a batch, alone and without its history."""
+    rows = slice(*batch.row_offsets_R1[r : r + 2].tolist())
+    num_rows = rows.stop - rows.start
+    return RequestBatch(
+        user_id_R=batch.user_id_R[r : r + 1],
+        item_id_B=batch.item_id_B[rows],
+        request_of_row_B=torch.zeros(num_rows, dtype=torch.int64),
+        row_offsets_R1=offsets([num_rows]),
+        history_offsets_R1=offsets([0]),
+        request={name: x[r : r + 1] for name, x in batch.request.items()},
+        row={name: x[rows] for name, x in batch.row.items()},
+    )

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reqdedup.batch import RequestBatch
 from reqdedup.models import DCAT, Context, naive
-from tests.models.batches import SHAPES, dcat_config, offsets, random_batch
+from tests.models.batches import SHAPES, dcat_config, one_request, random_batch
 
 POSITIONS = ["learned", "rope"]
 
@@ -17,21 +16,6 @@ POSITIONS = ["learned", "rope"]
 def model(positions: str = "learned", **changes: object) -> DCAT:
     torch.manual_seed(0)
     return DCAT(dcat_config(positions=positions, **changes)).double().eval()
-
-
-def one_request(batch: RequestBatch, r: int) -> RequestBatch:
-    """Request r of a batch, alone and without its history."""
-    rows = slice(*batch.row_offsets_R1[r : r + 2].tolist())
-    num_rows = rows.stop - rows.start
-    return RequestBatch(
-        user_id_R=batch.user_id_R[r : r + 1],
-        item_id_B=batch.item_id_B[rows],
-        request_of_row_B=torch.zeros(num_rows, dtype=torch.int64),
-        row_offsets_R1=offsets([num_rows]),
-        history_offsets_R1=offsets([0]),
-        request={name: x[r : r + 1] for name, x in batch.request.items()},
-        row={name: x[rows] for name, x in batch.row.items()},
-    )
 
 
 @pytest.mark.parametrize("positions", POSITIONS)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from reqdedup import models
 from reqdedup.models import DCAT, TwoTower, naive
 from tests.models.batches import SHAPES, dcat_config, random_batch, two_tower_config
-
-TOLERANCE = 1e-10
+from tests.models.twins import TOLERANCE, assert_same, twins
 
 
 @pytest.fixture(autouse=True)
@@ -18,24 +16,6 @@ def _float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def twins(ours: nn.Module, duplicated: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Both with the same parameters, all of them far from their initial values."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    duplicated.load_state_dict(ours.state_dict())
-    return ours, duplicated
-
-
-def assert_same(ours: nn.Module, duplicated: nn.Module) -> None:
-    for (name, a), (_, b) in zip(ours.named_parameters(), duplicated.named_parameters(), strict=True):
-        assert a.grad is not None, f"{name} has no gradient"
-        torch.testing.assert_close(a.grad, b.grad, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
-    for (name, a), (_, b) in zip(ours.named_buffers(), duplicated.named_buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])

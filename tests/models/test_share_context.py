@@ -11,9 +11,8 @@ import torch
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCAT, Context, TwoTower, naive
 from reqdedup.models.histories import Histories
-from tests.models.batches import dcat_config, random_batch, two_tower_config
-from tests.models.test_dcat import one_request
-from tests.models.test_duplicated_twins import TOLERANCE, assert_same, twins
+from tests.models.batches import dcat_config, one_request, random_batch, two_tower_config
+from tests.models.twins import TOLERANCE, assert_same, twins
 
 TIMELINES = {  # (user, timeline version, first event, last event) of each request, and its rows
     "later requests see more": ([(7, 1, 0, 5), (7, 1, 0, 9), (7, 1, 0, 40), (9, 1, 0, 3)], [2, 3, 1, 4]),

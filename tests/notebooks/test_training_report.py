@@ -8,7 +8,7 @@ import json
 import pytest
 
 from reqdedup.training.rank_run import METRIC_COLUMNS
-from tests.notebooks.test_compression_report import NOTEBOOKS, outputs, run_notebook
+from tests.notebooks.running import NOTEBOOKS, outputs, run_notebook
 
 
 @pytest.fixture

@@ -11,14 +11,7 @@ import torch
 
 from reqdedup.ops.crossing_attention import crossing_attention
 from reqdedup.ops.crossing_attention_triton import crossing_attention_triton, tiles
-from tests.ops.test_crossing_attention import (
-    NAMES,
-    SHAPES,
-    SHARED,
-    random_inputs,
-    shared_inputs,
-    value_and_gradients,
-)
+from tests.ops.attention_inputs import NAMES, SHAPES, SHARED, random_inputs, shared_inputs, value_and_gradients
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reqdedup.ops.crossing_attention import crossing_attention
-from tests.ops.test_crossing_attention import SHAPES, random_inputs
+from tests.ops.attention_inputs import SHAPES, random_inputs
 
 triton = pytest.importorskip("triton", reason="Triton has no wheel for this platform; its kernels are not checked")
 

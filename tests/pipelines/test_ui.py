@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.test_graph import GRAPH, ROOT, content, surroundings
+from tests.pipelines.running import GRAPH, ROOT, content, surroundings
 
 START_TIMEOUT_S, RUN_TIMEOUT_S = 90, 120
 

@@ -1,0 +1,61 @@
+"""The graph as documented, and how a test runs it: a warehouse and a Dagster instance of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from reqdedup.storage import TableSource
+from reqdedup.storage.measure import checks
+from warehouse import embedded_catalog, load_table, open_catalog
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+GRAPH = {
+    "raw_engagements": set(),
+    "engagements_shuffled": {"raw_engagements"},
+    "engagements_sorted": {"raw_engagements"},
+    "engagements_by_request": {"raw_engagements"},
+    "compression_report": {"engagements_shuffled", "engagements_sorted", "engagements_by_request"},
+    "request_features": {"engagements_by_request"},
+    "training_sample": {"engagements_by_request", "request_features"},
+    "retrieval_model": {"training_sample"},
+    "ranking_model": {"training_sample"},
+    "training_report": {"retrieval_model", "ranking_model"},
+}
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """A warehouse and a Dagster instance of their own under `folder`."""
+    home = folder / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text((ROOT / "pipelines" / "dagster.yaml").read_text())
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("REQDEDUP_")}
+    environment = Path(sys.executable).parent.parent
+    return mine | {
+        "REQDEDUP_DATA_DIR": str(folder / "data"),
+        "DAGSTER_HOME": str(home),
+        "VIRTUAL_ENV": str(environment),
+        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def command(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=surroundings(folder) | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def run_graph(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    return command(sys.executable, "-m", "pipelines.run", *arguments, folder=folder, **variables)
+
+
+def content(folder: Path, namespace: str, table: str) -> checks.ContentChecksum:
+    catalog = open_catalog(embedded_catalog(folder / "data"))
+    return checks.content_checksum(TableSource(load_table(catalog, namespace, table)))
