@@ -186,22 +186,6 @@ def test_links_lead_somewhere(document):
     assert not missing
 
 
-def test_the_guide_to_features_has_the_figures_of_the_results():
-    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/storage_features.jsonl").read_text().splitlines()]
-    value = {(row["claim"], row["variant"]): row["value"] for row in rows}
-    text = (ROOT / "docs/features.md").read_text()
-    for name, column in (
-        ("flag", "a flag"),
-        ("count", "a small count"),
-        ("number", "a float32"),
-        ("embedding", "64 float32"),
-    ):
-        claim = f"{name} of every request, {{}}"
-        ordered, hashed = (value[claim.format(ids), "stored keys"] for ids in ("ids in order", "hashed ids"))
-        by_position = value[claim.format("ids in order"), "by position"]
-        assert f"| {column} | {ordered:.3g}x | {hashed:.3g}x | {by_position:.2f}x |" in text
-
-
 def test_the_guide_to_the_audit_has_the_figures_of_the_results():
     rows = [json.loads(line) for line in (ROOT / "benchmarks/results/storage_audit.jsonl").read_text().splitlines()]
     text = (ROOT / "docs/audit.md").read_text()
