@@ -50,8 +50,10 @@ class DeployedWarehouse(Warehouse):
     """The catalog that the environment names, read when it is opened, so that Dagster never holds a credential."""
 
     def catalog_config(self) -> CatalogConfig:
-        properties = Environment.from_os().catalog_properties
-        return CatalogConfig(properties=properties) if properties else super().catalog_config()
+        lake = Environment.from_os().lake
+        if lake is None:
+            return super().catalog_config()
+        return CatalogConfig(name=lake.catalog_name, properties=lake.properties)
 
 
 def build_definitions(environment: Environment) -> dg.Definitions:

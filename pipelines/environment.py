@@ -1,4 +1,4 @@
-"""The only reader of the environment: where tables live, which recipe and which log.
+"""What the environment says of a run: which recipe, which log, and where tables live (`reqdedup.environment` decides).
 
 | variable | meaning | default |
 |---|---|---|
@@ -13,20 +13,24 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reqdedup.environment import DATA_DIR_VARIABLE, LakePlace, find_lake, variables
 from warehouse.catalogs import DATA_DIR
 
-CATALOG_PREFIX = "REQDEDUP_CATALOG__"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """One run's surroundings; catalog properties may hold credentials and stay out of `repr`."""
+    """One run's surroundings.
+
+    data_dir: folder of models and, if the lake is embedded, of its tables.
+    lake: where the tables are; None for the embedded catalog under data_dir.
+    """
 
     recipe: str = "laptop"
     logs: str = ""
@@ -35,26 +39,27 @@ class Environment:
     strict: bool = False
     namespace: str = ""
     data_dir: Path = DATA_DIR
-    catalog_properties: dict[str, str] = field(default_factory=dict, repr=False)
+    lake: LakePlace | None = None
 
     @classmethod
-    def from_os(cls, variables: Mapping[str, str] | None = None) -> Environment:
-        variables = os.environ if variables is None else variables
-        catalog_properties = {
-            name.removeprefix(CATALOG_PREFIX).lower().replace("__", ".").replace("_", "-"): value
-            for name, value in variables.items()
-            if name.startswith(CATALOG_PREFIX)
-        }
+    def from_os(cls, found: Mapping[str, str] | None = None) -> Environment:
+        found = variables() if found is None else found
+        lake = find_lake(environment=found, folder=ROOT)
         return cls(
-            recipe=variables.get("REQDEDUP_RECIPE") or "laptop",
-            logs=variables.get("REQDEDUP_LOGS", ""),
-            preset=variables.get("REQDEDUP_PRESET", ""),
-            mapping=variables.get("REQDEDUP_MAPPING", ""),
-            strict=variables.get("REQDEDUP_STRICT", "") in ("1", "true", "yes"),
-            namespace=variables.get("REQDEDUP_NAMESPACE", ""),
-            data_dir=Path(variables.get("REQDEDUP_DATA_DIR") or DATA_DIR).resolve(),
-            catalog_properties=catalog_properties,
+            recipe=found.get("REQDEDUP_RECIPE") or "laptop",
+            logs=found.get("REQDEDUP_LOGS", ""),
+            preset=found.get("REQDEDUP_PRESET", ""),
+            mapping=found.get("REQDEDUP_MAPPING", ""),
+            strict=found.get("REQDEDUP_STRICT", "") in ("1", "true", "yes"),
+            namespace=found.get("REQDEDUP_NAMESPACE", ""),
+            data_dir=(lake.data_dir or Path(found.get(DATA_DIR_VARIABLE) or DATA_DIR)).resolve(),
+            lake=None if lake.data_dir else lake,
         )
+
+    @property
+    def catalog_properties(self) -> dict[str, str]:
+        """Properties of the catalog, credentials among them; empty for the embedded one."""
+        return self.lake.properties if self.lake else {}
 
     def with_arguments(self, **arguments: object) -> Environment:
         """The same surroundings with every argument that is not None or empty put in its place."""

@@ -76,7 +76,7 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, sec
 def _place(environment: Environment) -> str:
     """Where tables and models are; a catalog's uri without its password."""
     properties = environment.catalog_properties
-    if not properties:
+    if environment.lake is None:
         return f"{environment.data_dir}  (catalog.db, tables/, models/)"
     return (
         f"{properties.get('warehouse', 'where the catalog puts them')}, catalog {shown_uri(properties)}; "

@@ -50,7 +50,7 @@ class ContextGroups:
         return {name: x_T[token] for name, x_T in batch.history.items()}, offsets_G1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RequestBatch:
     """One deduplicated batch.
 
@@ -93,6 +93,14 @@ class RequestBatch:
     def fan_out(self) -> float:
         """Rows per request; 0 for an empty batch."""
         return self.num_rows / self.num_requests if self.num_requests else 0.0
+
+    def __repr__(self) -> str:
+        columns = {"request": self.request, "row": self.row, "history": self.history}
+        names = "; ".join(f"{kind}: {', '.join(values) or 'nothing'}" for kind, values in columns.items())
+        return (
+            f"<RequestBatch {self.num_requests:,} requests, {self.num_rows:,} rows, {self.num_history_tokens:,} history "
+            f"tokens, {self.user_id_R.device}; {names}>"
+        )
 
     def expand(self, x_R: torch.Tensor) -> torch.Tensor:
         """The value of each row's request: [R, ...] -> [B, ...]."""

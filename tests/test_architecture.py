@@ -123,11 +123,16 @@ def test_the_command_line_starts_without_the_heavy_libraries():
     assert not heavy, f"`reqdedup --help` would import {heavy}"
 
 
-def test_only_pipelines_reads_the_environment():
+def test_one_module_reads_the_environment():
     readers = []
-    for package in ("reqdedup", "warehouse", "assets"):  # benchmarks hand theirs on to the processes they measure
+    for package in (
+        "reqdedup",
+        "warehouse",
+        "assets",
+        "pipelines",
+    ):  # benchmarks hand theirs on to the processes they measure
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"):
                     readers.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert readers == []
+    assert {reader.partition(":")[0] for reader in readers} == {"reqdedup/environment.py"}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.environment import CATALOG_PREFIX, Environment
+from pipelines.environment import Environment
+from reqdedup.environment import CATALOG_PREFIX
 
 ROOT = Path(__file__).resolve().parents[1]
 

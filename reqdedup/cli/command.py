@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from reqdedup.cli import conversion, deletion, features, health, ingest, maintenance, reports, sampling
+from reqdedup.cli import conversion, deletion, features, health, ingest, maintenance, reports, sampling, tables
 from reqdedup.cli.arguments import CommandParser, ExamplesFormatter
 from reqdedup.masking import mask
 
@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   reqdedup audit data/impressions --request-key request_id --user-key user_id     what a table of yours would save
   reqdedup convert data/impressions --table lake.t --user user_id --request request_id --item item_id --time ts
   reqdedup ingest ratings.csv --preset movielens --table movies.engagements       or a log
+  reqdedup tables                                                                 what lies in the lake
   reqdedup health --table movies.engagements                                      what it needs
   reqdedup compact --table movies.engagements
   reqdedup expire --table movies.engagements --older-than 7d                      looks; --apply does it
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reqdedup {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (ingest, reports, conversion, health, maintenance, deletion, sampling, features):
+    for group in (ingest, tables, reports, conversion, health, maintenance, deletion, sampling, features):
         group.add_commands(commands)
     return parser
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from reqdedup.cli.arguments import Commands, add_apply, add_command, checked
-from reqdedup.cli.catalog import load_tables, open_catalog
+from reqdedup.cli.catalog import lake_of
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
 from reqdedup.cli.values import key, user_id
 
 if TYPE_CHECKING:
     import argparse
 
-    from pyiceberg.catalog import Catalog
-    from pyiceberg.table import Table
-
     from reqdedup.storage import DeletionReport
-
-ELSEWHERE = (
-    "the log files that were ingested, which bring the users back with the next ingest",
-    "models that were trained on the users' rows, and files that were exported",
-)
 
 
 def add_commands(commands: Commands) -> None:
@@ -64,35 +55,24 @@ def add_commands(commands: Commands) -> None:
     add_apply(command)
 
 
-@dataclass
-class _Scope:
-    """tables: to search, by name.  not_searched: names of what else lies beside them, or elsewhere in the catalog."""
-
-    tables: dict[str, Table] = field(default_factory=dict)
-    not_searched: list[str] = field(default_factory=list)
-
-
 def run_delete_user(arguments: argparse.Namespace) -> int:
     """Delete the users, or say what would go."""
-    from reqdedup.logs.ids import hash_string
-    from reqdedup.storage import delete_user
-
     if not (arguments.namespace or arguments.table):
         raise ValueError("--namespace or --table required, found neither; name where the users are to be deleted")
     if not (arguments.users or arguments.key):
         raise ValueError("USER_ID or --key required, found neither; name at least one user")
-    scope = _scope(open_catalog(arguments), arguments.namespace, arguments.table)
     with ProgressLine() as progress:
-        reports = delete_user(
-            list(scope.tables.values()),
-            [*arguments.users, *map(hash_string, arguments.key)],
+        done = lake_of(arguments).delete_user(
+            arguments.users,
             keys=arguments.key,
-            dry_run=not arguments.apply,
+            namespaces=arguments.namespace,
+            tables=arguments.table,
+            apply=arguments.apply,
             drop_refs=arguments.drop_refs,
             erase=arguments.erase,
             progress=lambda name: progress(f"delete-user: {name}"),
         )
-    is_found = any(report.rows or report.held_by for report in reports)
+    reports, is_found = done.reports, done.is_found
     is_erased = arguments.erase and arguments.apply
     if arguments.json:
         print_json(
@@ -101,7 +81,7 @@ def run_delete_user(arguments: argparse.Namespace) -> int:
                 "erased": is_erased,
                 "found": is_found,
                 "tables": reports,
-                "not_searched": [*scope.not_searched, *ELSEWHERE],
+                "not_searched": done.not_searched,
             }
         )
         return 0
@@ -119,36 +99,9 @@ def run_delete_user(arguments: argparse.Namespace) -> int:
         hold = "hold them still" if is_found else "may hold them, and were not searched"
         print(f"up to {counted(snapshots, 'old snapshot')} {hold}: `reqdedup expire`, or again with --apply --erase")
     print("not searched:")
-    for one in [*scope.not_searched, *ELSEWHERE]:
+    for one in done.not_searched:
         print(f"  {one}")
     return 0
-
-
-def _scope(catalog: Catalog, namespaces: list[str], names: list[str]) -> _Scope:
-    """All tables of the namespaces, and the named ones with what belongs to them."""
-    from reqdedup.storage import feature_tables_of, tables_of
-    from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_feature_table
-
-    scope = _Scope()
-    beside: set[str] = set()
-    for namespace in dict.fromkeys(namespaces):
-        found = tables_of(catalog, namespace)
-        scope.tables |= {".".join(table.name()): table for table in found.with_users}
-        beside |= set(found.others)
-    for table in load_tables(catalog, names):
-        together = [table]
-        if is_feature_table(table):  # its rows follow its main table
-            together += load_tables(catalog, [table.properties[MAIN_TABLE_PROPERTY]])
-        together += [side for main in together if not is_feature_table(main) for side in feature_tables_of(main)]
-        around = tables_of(catalog, ".".join(table.name()[:-1]))
-        together += around.rejects
-        scope.tables |= {".".join(one.name()): one for one in together}
-        beside |= {".".join(one.name()) for one in around.with_users} | set(around.others)
-    scope.not_searched = [f"table {name}" for name in sorted(beside - set(scope.tables))]
-    searched = {name.rpartition(".")[0] for name in scope.tables} | set(namespaces)
-    others = sorted({".".join(name) for name in catalog.list_namespaces()} - searched)
-    scope.not_searched += [f"namespace {name}" for name in others]
-    return scope
 
 
 def _format(reports: list[DeletionReport]) -> str:

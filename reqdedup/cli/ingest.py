@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, buckets, number, positive
-from reqdedup.cli.catalog import open_catalog
-from reqdedup.cli.output import ProgressLine, format_bytes, print_json
+from reqdedup.cli.catalog import lake_of
+from reqdedup.cli.output import ProgressLine, print_json
 
 if TYPE_CHECKING:
     import argparse
-
-    from pyiceberg.table import Table
-
-    from reqdedup.schema import EngagementSchema
-    from reqdedup.storage import Layout
 
 PRESETS = ("kuairand", "mind", "movielens")
 
@@ -49,74 +44,32 @@ def run_ingest(arguments: argparse.Namespace) -> int:
     """Read, write, commit, then say what was taken and what was not."""
     from reqdedup.logs import read_log
     from reqdedup.logs.checks import REASONS
-    from reqdedup.storage import Layout, create_table, write, write_rejects
     from reqdedup.storage.write.rejects import rejects_identifier
 
-    rejects_name = rejects_identifier(arguments.table)
-    progress = ProgressLine()
-    log = read_log(
-        arguments.log,
-        preset=arguments.preset,
-        mapping=arguments.mapping,
-        session_gap_s=arguments.session_gap,
-        strict=arguments.strict,
-        progress=lambda counts: progress(f"parse: {counts.rows_read:,} rows") if not counts.rows else None,
-        **({"max_history": arguments.max_history} if arguments.max_history else {}),
-    )
-    catalog, layout = open_catalog(arguments, make=True), Layout(arguments.layout)
-    is_new = not catalog.table_exists(arguments.table)
-    if not is_new and not arguments.replace:
-        check_same_form(catalog.load_table(arguments.table), log.schema, layout, arguments.buckets)
-    table = create_table(catalog, arguments.table, log.schema, layout, num_buckets=arguments.buckets)
-    try:
-        written = write(table, log, layout, mode="replace", progress=progress)
-    except BaseException:
-        if is_new:
-            catalog.purge_table(arguments.table)
-        raise
-    finally:
-        progress.close()
-    write_rejects(catalog, rejects_name, log.rejects)
-    rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
-    summary = {
-        "table": arguments.table,
-        "layout": layout.value,
-        "rows": written.rows,
-        "requests": written.requests,
-        "users": written.users,
-        "bytes": written.bytes,
-        "rejected": rejected,
-        "rejects_table": rejects_name,
-    }
+    rejects_identifier(arguments.table)
+    with ProgressLine() as progress:
+        log = read_log(
+            arguments.log,
+            preset=arguments.preset,
+            mapping=arguments.mapping,
+            session_gap_s=arguments.session_gap,
+            strict=arguments.strict,
+            progress=lambda counts: progress(f"parse: {counts.rows_read:,} rows") if not counts.rows else None,
+            **({"max_history": arguments.max_history} if arguments.max_history else {}),
+        )
+        report = lake_of(arguments, make=True).ingest(
+            log,
+            arguments.table,
+            layout=arguments.layout,
+            num_buckets=arguments.buckets,
+            replace=arguments.replace,
+            progress=progress,
+        )
     if arguments.json:
-        print_json(summary)
+        print_json(report)
         return 0
-    print(
-        f"{arguments.table} ({layout.value}): {written.rows:,} rows, {written.requests:,} requests, "
-        f"{written.users:,} users, {format_bytes(written.bytes)}"
-    )
-    print(f"{rejects_name}: {sum(rejected.values()):,} rejected rows")
-    for reason, count in rejected.items():
+    print(report)
+    print(f"{report.rejects_table}: {sum(report.rejected.values()):,} rejected rows")
+    for reason, count in report.rejected.items():
         print(f"  {count:,} {reason}: {REASONS[reason]}")
     return 0
-
-
-def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
-    """Raise ValueError where a new ingest would have to drop the table, as `create_table` does."""
-    from reqdedup.storage import table_layout, table_schema
-    from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
-
-    if LAYOUT_PROPERTY not in table.properties:
-        return  # not ours: create_table refuses it
-    differs = []
-    if table_schema(table) != schema:
-        differs.append("columns")
-    if table_layout(table) is not layout:
-        differs.append(f"layout {table_layout(table).value}")
-    if layout.is_bucketed and table_buckets(table) not in (None, num_buckets):
-        differs.append(f"{table_buckets(table)} buckets")
-    if differs:
-        raise ValueError(
-            f"table {'.'.join(table.name())} is there in another form ({', '.join(differs)}); choose another --table, or "
-            "pass --replace to drop it and its rows first"
-        )

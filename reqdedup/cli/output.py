@@ -6,11 +6,14 @@ import enum
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from reqdedup.display import counted, format_bytes, format_table
 from reqdedup.masking import mask
+
+__all__ = ["ProgressLine", "counted", "format_bytes", "format_table", "plain", "print_json"]
 
 
 def print_json(value: object) -> None:
@@ -30,43 +33,6 @@ def plain(value: Any) -> Any:
     if hasattr(value, "to_pylist"):
         return plain(value.to_pylist())
     return value
-
-
-def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "  ") -> str:
-    """Columns as wide as their widest cell; words to the left, what begins with a digit to the right."""
-    cells = [[format_cell(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(head, *cells)]
-    to_left = [not any(cell[:1].isdigit() for cell in column) for column in zip(*cells)]
-    lines = []
-    for row in [list(head), *cells]:
-        padded = [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(row, widths, to_left)]
-        lines.append((indent + "  ".join(padded)).rstrip())
-    return "\n".join(lines)
-
-
-def format_cell(value: object) -> str:
-    """Thousands apart, '-' for what there is not."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """'1 file', '3 files'."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def format_bytes(count: float | None) -> str:
-    """1536 -> '1.5 kB' (decimal units); '-' where there is no figure."""
-    if count is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 class ProgressLine:

@@ -43,7 +43,7 @@ def ingest(*more: str, log: str = "ratings.csv", table: str = "movies.ratings") 
 
 
 def embedded(folder):
-    data = folder / "warehouse" / "data"
+    data = folder / "reqdedup-lake"
     return open_catalog(properties={"uri": f"sqlite:///{data}/catalog.db", "warehouse": f"file://{data}/tables"})
 
 
@@ -66,7 +66,7 @@ def test_ingest_makes_a_table_and_puts_bad_rows_beside_it(here, capsys):
     ]
     printed = capsys.readouterr()
     assert "6 rows, 4 requests, 3 users" in printed.out
-    assert f"making a new catalog, {here}/warehouse/data/catalog.db; --catalog-uri" in printed.err
+    assert f"making a new catalog, {here}/reqdedup-lake/catalog.db; --catalog-uri" in printed.err
     assert "2 rejected rows" in printed.out
 
 
@@ -112,7 +112,7 @@ def test_catalog_and_files_lie_where_they_are_told(here, capsys):
     assert ingest("--catalog-uri", f"sqlite:///{here}/c/my.db", "--warehouse", "lake") == 0
     assert (here / "c" / "my.db").exists()
     assert list((here / "lake").rglob("*.parquet"))
-    assert not (here / "warehouse").exists()
+    assert not (here / "reqdedup-lake").exists()
 
 
 def test_report_compares_layouts(here, capsys):
@@ -161,7 +161,7 @@ def test_errors_are_one_message_and_exit_code_2(here, capsys, arguments, said):
     assert printed.out == ""
     assert said in printed.err
     assert "Traceback" not in printed.err
-    assert not (here / "warehouse" / "data" / "tables" / "a").exists()
+    assert not (here / "reqdedup-lake" / "tables" / "a").exists()
 
 
 def test_a_missing_table_is_answered_with_those_that_are_there(here, capsys):
@@ -192,7 +192,7 @@ def test_the_choices_are_those_of_the_library():
 
 
 def test_a_defect_keeps_its_traceback(here, monkeypatch):
-    monkeypatch.setattr("reqdedup.cli.ingest.open_catalog", lambda arguments, make: None.nothing)
+    monkeypatch.setattr("reqdedup.cli.ingest.lake_of", lambda arguments, make: None.nothing)
     with pytest.raises(AttributeError):
         ingest()
 

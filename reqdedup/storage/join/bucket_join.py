@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
 
+from reqdedup.dedup.readable import Readable
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, merge_streams
 from reqdedup.schema import KEYS, Column, EngagementSchema, Level
 from reqdedup.storage.join.merge import (
@@ -41,7 +42,7 @@ MAX_AHEAD_BYTES = 32 * 2**20
 """Of joined batches that a thread may have ready before the buckets ahead of its own have been read."""
 
 
-class BucketJoin:
+class BucketJoin(Readable):
     """A bucket join as a source of deduplicated batches, read anew at every pass; see `bucket_join`.
 
     schema: the left columns, then those that the right side adds.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
-from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
+from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
 from reqdedup.storage.read.feature_positions import PositionSource
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, FeatureSource, is_by_position, is_feature_table
 from reqdedup.storage.write.rejects import is_rejects_table
@@ -55,6 +57,74 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
             others.append(name)
     return NamespaceTables(
         engagement=tuple(engagement), features=tuple(features), rejects=tuple(rejects), others=tuple(others)
+    )
+
+
+LISTING_SCHEMA = pa.schema(
+    [
+        ("table", pa.string()),
+        ("kind", pa.string()),
+        ("layout", pa.string()),
+        ("buckets", pa.int32()),
+        ("rows", pa.int64()),
+        ("files", pa.int64()),
+        ("bytes", pa.int64()),
+        ("snapshot_id", pa.int64()),
+    ]
+)
+"""kind: engagements, features, rejects or other.  layout: null if it has none.  rows, files, bytes: of the snapshot."""
+
+
+def list_tables(catalog: Catalog, namespace: str | None = None) -> pa.Table:
+    """Every table of the catalog, or of a namespace, by name (LISTING_SCHEMA); from its metadata, no data file is read.
+
+    Raises ValueError if there is no such namespace.
+    """
+    namespaces = [namespace] if namespace else sorted(".".join(name) for name in catalog.list_namespaces())
+    rows: list[dict[str, Any]] = []
+    for one in namespaces:
+        found = tables_of(catalog, one)
+        kinds = {"engagements": found.engagement, "features": found.features, "rejects": found.rejects}
+        tables = [(kind, table) for kind, of_kind in kinds.items() for table in of_kind]
+        tables += [("other", catalog.load_table(name)) for name in found.others]
+        rows += [_listed(kind, table) for kind, table in tables]
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["table"]), LISTING_SCHEMA)
+
+
+def _listed(kind: str, table: Table) -> dict[str, Any]:
+    snapshot = table.current_snapshot()
+    summary = snapshot.summary if snapshot is not None else None
+    totals = {
+        name: int(summary.get(total) or 0) if summary is not None else 0
+        for name, total in (("rows", "total-records"), ("files", "total-data-files"), ("bytes", "total-files-size"))
+    }
+    return {
+        "table": ".".join(table.name()),
+        "kind": kind,
+        "layout": table.properties.get(LAYOUT_PROPERTY) if kind == "engagements" else None,
+        "buckets": table_buckets(table) if kind in ("engagements", "features") else None,
+        **totals,
+        "snapshot_id": snapshot.snapshot_id if snapshot is not None else None,
+    }
+
+
+def load_listed(catalog: Catalog, name: str) -> Table:
+    """The table of this name. Raises ValueError if there is none, naming those that there are."""
+    if "." not in name.strip("."):
+        raise ValueError(f"a table is named as namespace.table, found {name!r}; {_tables_there(catalog)}")
+    try:
+        return catalog.load_table(name)
+    except (NoSuchTableError, NoSuchNamespaceError):
+        raise ValueError(f"table {name} is not in the catalog; {_tables_there(catalog)}") from None
+
+
+def _tables_there(catalog: Catalog) -> str:
+    names = [".".join(name) for namespace in catalog.list_namespaces() for name in catalog.list_tables(namespace)]
+    if names:
+        return f"there are: {', '.join(sorted(names)[:20])}"
+    return (
+        f"there are none under the catalog name {catalog.name!r}: run `reqdedup ingest` first, or name a SQL catalog as those "
+        "who wrote to it did (`make run`: reqdedup)"
     )
 
 

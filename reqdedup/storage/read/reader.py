@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pyiceberg.io import FileIO
 
 from reqdedup.dedup import encoding
+from reqdedup.dedup.readable import Readable
 from reqdedup.dedup.source import take_rows
 from reqdedup.schema import USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
@@ -46,7 +47,7 @@ class RowGroup:
     bucket: int | None = None
 
 
-class FileSource:
+class FileSource(Readable):
     """Parquet files of one engagement table as deduplicated batches, in the order of the paths given.
 
     paths: local paths, file:// URIs, or any URI that `io` opens.  schema: of the batches; every column must be in the

@@ -17,6 +17,7 @@ from pyiceberg.table import Table
 from reqdedup.arrays.hashing import below_rate, stable_hash
 from reqdedup.arrays.keys import run_starts
 from reqdedup.arrays.match import match_keys
+from reqdedup.dedup.readable import Readable
 from reqdedup.dedup.source import BatchSource, take_rows
 from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
@@ -29,7 +30,7 @@ KEEP_BY_HASH, KEEP_LATEST = "hash", "latest"
 _REQUEST_STREAM = 0x5EED  # requests are drawn by another seed than users: else the first users' requests would lead
 
 
-class UserSample:
+class UserSample(Readable):
     """Whole users of a source; itself a source of deduplicated batches, readable any number of times.
 
     user_ids: the sampled users, rising.

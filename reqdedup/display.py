@@ -1,0 +1,118 @@
+"""How results look: small tables as text and as HTML, bytes and counts in words.
+
+A name says how its values are shown: `_bytes` in decimal units, `_ratio` and `ratio_` with an x, `fraction_` and `share`
+as per cent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+SHOWN_ROWS = 40
+
+
+class ReportTable:
+    """A small Arrow table that shows itself: text in a console, HTML in a notebook.
+
+    title: one line above it.  rows: the table itself, which `to_arrow` and `to_polars` give.
+    """
+
+    def __init__(self, title: str, rows: pa.Table) -> None:
+        self.title, self.rows = title, rows
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return self.title
+        return f"{self.title}\n{format_table(self.rows.column_names, self._cells())}{self._rest()}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{escape(self.title)}</b>{html_table(self.rows.column_names, self._cells())}{self._rest()}"
+
+    def _cells(self) -> list[list[str]]:
+        shown = self.rows.slice(0, SHOWN_ROWS).to_pylist()
+        return [[format_named(name, value) for name, value in row.items()] for row in shown]
+
+    def _rest(self) -> str:
+        rest = len(self) - SHOWN_ROWS
+        return f"\n  ... {counted(rest, 'more row')}; .to_arrow() has all" if rest > 0 else ""
+
+    def to_arrow(self) -> pa.Table:
+        return self.rows
+
+    def to_polars(self) -> pl.DataFrame:
+        import polars as pl
+
+        return pl.DataFrame(pl.from_arrow(self.rows))
+
+
+def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "  ") -> str:
+    """Columns as wide as their widest cell; words to the left, what begins with a digit to the right."""
+    cells = [[format_cell(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(head, *cells)]
+    to_left = [not any(cell[:1].isdigit() for cell in column) for column in zip(*cells)]
+    lines = []
+    for row in [list(head), *cells]:
+        padded = [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(row, widths, to_left)]
+        lines.append((indent + "  ".join(padded)).rstrip())
+    return "\n".join(lines)
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The same as an HTML table; every text is escaped."""
+    cells = [[format_cell(cell) for cell in row] for row in rows]
+    lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
+    for row in cells:
+        sides = ("right" if cell[:1].isdigit() else "left" for cell in row)
+        lines.append(
+            "<tr>"
+            + "".join(f'<td style="text-align:{side}">{escape(cell)}</td>' for side, cell in zip(sides, row))
+            + "</tr>"
+        )
+    return f"<table>{''.join(lines)}</table>"
+
+
+def format_named(name: str, value: Any) -> str:
+    """A value as its name says."""
+    if value is None or not isinstance(value, (int, float)) or isinstance(value, bool):
+        return format_cell(value)
+    if name == "bytes" or name.endswith("_bytes"):
+        return format_bytes(value)
+    if name.startswith("ratio_") or name.endswith("_ratio"):
+        return f"{value:.1f}x"
+    if name.startswith("fraction_") or name.endswith("share"):
+        return f"{value:.0%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value) if name.endswith("_id") else f"{value:,}"
+
+
+def format_cell(value: object) -> str:
+    """Thousands apart, '-' for what there is not."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """'1 file', '3 files'."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def format_bytes(count: float | None) -> str:
+    """1536 -> '1.5 kB' (decimal units); '-' if there is no figure."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

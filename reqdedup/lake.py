@@ -1,0 +1,347 @@
+"""`rd.open(...)`: the verbs that people use, as methods of a lake and of its tables.
+
+A thin layer. Every verb calls one function of a room below, which stays the place of its options, and refreshes what must
+be fresh: no object here goes stale if another process writes. What spans rooms is composed here alone, for the command
+line and the graph too: `ingest` (read, write, rejects) and deleting a user everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+
+from reqdedup import storage
+from reqdedup.display import ReportTable, format_bytes
+from reqdedup.environment import LakePlace, find_lake
+from reqdedup.logs import LogReader, read_log
+from reqdedup.schema import Column, EngagementSchema
+from reqdedup.storage import BucketJoin, Layout, TableSource, UserSample
+from reqdedup.storage.iceberg import catalogs
+from reqdedup.storage.maintenance.everywhere import UserDeletion, users_scope
+from reqdedup.storage.maintenance.namespace import list_tables, load_listed
+from reqdedup.storage.write.rejects import rejects_identifier
+
+if TYPE_CHECKING:
+    from reqdedup.audit.report import AuditReport
+    from reqdedup.convert import ColumnMapping, ConvertReport
+    from reqdedup.training import RequestLoader
+
+LayoutName = Literal["arrival", "shuffled", "sorted", "sorted_large_pages", "by_request"]
+Preset = Literal["movielens", "mind", "kuairand"]
+Progress = Callable[[object], None]
+
+
+def open(  # rd.open is what it is
+    where: str | Path | None = None, *, warehouse: str | None = None, catalog: str | None = None
+) -> Lake:
+    """The lake at a folder or a catalog's uri; by default that of the environment (`reqdedup.environment`).
+
+    warehouse: location of new tables' files, for the uri of a server.  catalog: name in pyiceberg's configuration.
+    Nothing is read or made yet. Raises ValueError for arguments or a reqdedup.toml that name no lake.
+    """
+    return Lake(find_lake(where, warehouse=warehouse, catalog=catalog))
+
+
+class Lake:
+    """The tables of one catalog. `place` says where it is and what decided that."""
+
+    def __init__(self, place: LakePlace) -> None:
+        self.place = place
+        self._catalog: Catalog | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """pyiceberg's catalog. Raises ValueError if the SQLite file of an embedded one is not there."""
+        database = self.place.database
+        if database is not None and not database.exists():
+            raise ValueError(
+                f"a catalog required, found none at {database} ({self.place.said_by}); name one with --catalog-uri or "
+                "rd.open(...), or make one with `reqdedup ingest` or `make run`"
+            )
+        return self.make()
+
+    def make(self) -> Catalog:
+        """The catalog, an embedded one made if it is not there."""
+        if self._catalog is None:
+            if self.place.database is not None:
+                self.place.database.parent.mkdir(parents=True, exist_ok=True)
+            self._catalog = catalogs.open_catalog(self.place.catalog_name, self.place.properties)
+        return self._catalog
+
+    def tables(self, namespace: str | None = None) -> ReportTable:
+        """Every table, or those of a namespace: layout, rows, bytes, files and snapshot."""
+        rows = list_tables(self.catalog, namespace)
+        return ReportTable(f"{self.place.options}: {rows.num_rows:,} tables", rows)
+
+    def table(self, name: str) -> EngagementTable:
+        """The engagement table `namespace.name`. Raises ValueError if there is none, naming those that there are."""
+        return EngagementTable(self, load_listed(self.catalog, name))
+
+    def ingest(
+        self,
+        log: str | Path | LogReader,
+        table: str,
+        *,
+        preset: Preset | None = None,
+        mapping: Any = None,
+        layout: LayoutName | Layout = "by_request",
+        num_buckets: int = 16,
+        replace: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> IngestReport:
+        """Read a log into `table`, which then holds exactly its rows; those that cannot be read go beside it.
+
+        preset, mapping, options: as of `reqdedup.logs.read_log`.  replace: also if the table has another form.
+        Raises ValueError for a log, a mapping or a table that does not fit; then no table is new or changed.
+        """
+        rejects_identifier(table)
+        reader = log if isinstance(log, LogReader) else read_log(log, preset=preset, mapping=mapping, **options)
+        return ingest(
+            self.make(), table, reader, Layout(layout), num_buckets=num_buckets, replace=replace, progress=progress
+        )
+
+    def convert(
+        self,
+        source: str | Path | Sequence[str | Path] | Table,
+        table: str,
+        columns: ColumnMapping | Mapping[str, Any],
+        *,
+        layout: LayoutName | Layout | None = None,
+        **options: Any,
+    ) -> ConvertReport:
+        """Make `table` from Parquet files or an Iceberg table; columns and options are those of `convert_table`."""
+        from reqdedup.convert import ColumnMapping, convert_table
+
+        mapping = columns if isinstance(columns, ColumnMapping) else ColumnMapping(**columns)
+        catalog = self.catalog if options.get("append") else self.make()
+        return convert_table(source, catalog, table, mapping, layout=layout and Layout(layout), **options)
+
+    def audit(self, source: str | Path | Sequence[str | Path] | Table, **options: Any) -> AuditReport:
+        """What a table of yours would save: a name here, Parquet files, or any Iceberg table (see `audit_table`)."""
+        from reqdedup.audit import audit_table
+
+        is_name = isinstance(source, str) and "/" not in source and not Path(source).exists()
+        return audit_table(load_listed(self.catalog, str(source)) if is_name else source, **options)
+
+    def delete_user(
+        self,
+        user_ids: int | Iterable[int] = (),
+        *,
+        keys: Iterable[str] = (),
+        namespaces: Iterable[str] = (),
+        tables: Iterable[str] = (),
+        apply: bool = False,
+        drop_refs: bool = False,
+        erase: bool = False,
+        progress: Callable[[str], None] | None = None,
+    ) -> UserDeletion:
+        """Delete users from all tables of some namespaces, or from some tables and what belongs to them.
+
+        keys: original ids of a log with ids of text.  apply: do it; without it nothing changes and what would go is said.
+        drop_refs, erase: as of `storage.delete_user`. Raises ValueError if no user or no place is named.
+        """
+        from reqdedup.logs.ids import hash_string
+
+        keys, namespaces, tables = list(keys), list(namespaces), list(tables)
+        ids = [user_ids] if isinstance(user_ids, int) else list(user_ids)
+        if not (namespaces or tables):
+            raise ValueError("namespaces or tables required, found neither; name where the users are to be deleted")
+        searched, not_searched = users_scope(self.catalog, namespaces, tables)
+        reports = storage.delete_user(
+            searched,
+            [*ids, *map(hash_string, keys)],
+            keys=keys,
+            dry_run=not apply,
+            drop_refs=drop_refs,
+            erase=erase,
+            progress=progress,
+        )
+        return UserDeletion(reports, not_searched, dry_run=not apply)
+
+    def __repr__(self) -> str:
+        return f"<Lake {self.place.options}, named by {self.place.said_by}>"
+
+    def _repr_html_(self) -> str:
+        return self.tables()._repr_html_()
+
+
+class EngagementTable:
+    """One engagement table of a lake, always as it is now. `iceberg` is pyiceberg's table, `source` its rows."""
+
+    def __init__(self, lake: Lake, table: Table) -> None:
+        self.lake, self.name, self._table = lake, ".".join(table.name()), table
+        storage.table_layout(table)  # an error if it is not one of ours
+
+    @property
+    def iceberg(self) -> Table:
+        self._table.refresh()
+        return self._table
+
+    @property
+    def source(self) -> TableSource:
+        return TableSource(self.iceberg)
+
+    @property
+    def schema(self) -> EngagementSchema:
+        return storage.table_schema(self.iceberg)
+
+    def append(self, rows: Any, columns: ColumnMapping | Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Add rows in one commit: deduplicated batches (`storage.write`), or with `columns` foreign files or a table."""
+        if columns is not None:
+            return self.lake.convert(rows, self.name, columns, append=True, **options)
+        return storage.write(self.iceberg, rows, mode="append", **options)
+
+    def report(self, *others: EngagementTable | str) -> ReportTable:
+        """Bytes per column, beside those of other forms of the same rows and the limit."""
+        tables = [self, *(one if isinstance(one, EngagementTable) else self.lake.table(one) for one in others)]
+        rows = storage.compression_report({one.name: one.iceberg for one in tables})
+        return ReportTable(f"compression of {', '.join(one.name for one in tables)}", rows)
+
+    def join(
+        self, features: EngagementTable | Table | str, *, how: Literal["left", "inner"] = "left", **options: Any
+    ) -> BucketJoin:
+        """Its rows with the columns of a feature table or another table, bucket by bucket (see `bucket_join`)."""
+        other = features.iceberg if isinstance(features, EngagementTable) else features
+        right = load_listed(self.lake.catalog, other) if isinstance(other, str) else other
+        return storage.bucket_join(self.iceberg, right, how=how, **options)
+
+    def feature(
+        self, table: str, columns: Column | Sequence[Column], compute: Any, *, by_position: bool = False, **options: Any
+    ) -> storage.FeatureReport:
+        """Compute request-level features of its requests into the feature table `table` (see `add_request_feature`)."""
+        wanted, main = [columns] if isinstance(columns, Column) else list(columns), self.iceberg
+        side = storage.create_feature_table(self.lake.catalog, table, main, wanted, by_position=by_position)
+        return storage.add_request_feature(main, side, compute, **options)
+
+    def sample(self, **options: Any) -> UserSample:
+        """Whole users, per stratum; itself readable, and its `report` says what was drawn (see `sample_users`)."""
+        return storage.sample_users(self.iceberg, **options)
+
+    def health(self, *, count_users: bool = True) -> storage.TableHealth:
+        """Files, skew and what to do about them."""
+        return storage.table_health(self.iceberg, count_users=count_users)
+
+    def compact(self, **options: Any) -> storage.CompactReport:
+        """Make the files of many appends those of one write; the old ones stay until they expire."""
+        return storage.compact(self.iceberg, **options)
+
+    def delete_user(self, user_ids: int | Iterable[int] = (), **options: Any) -> UserDeletion:
+        """As `Lake.delete_user`, from this table, its feature tables and the rejected rows beside it."""
+        return self.lake.delete_user(user_ids, tables=[self.name], **options)
+
+    def loader(self, **options: Any) -> RequestLoader:
+        """Batches for training (see `RequestLoader`); needs the `train` extra."""
+        from reqdedup.training import RequestLoader
+
+        return RequestLoader(self.source, **options)
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, every sequence a list of its own on each of them: for small tables, or some columns."""
+        return self.source.to_arrow(columns)
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> Any:
+        return self.source.to_polars(columns)
+
+    def _title(self) -> str:
+        source = self.source
+        snapshot = source.snapshot_id or "none yet"
+        return f"{self.name} ({source.layout.value}): {source.num_rows:,} rows, snapshot {snapshot}"
+
+    def __repr__(self) -> str:
+        return f"<EngagementTable {self._title()}>"
+
+    def _repr_html_(self) -> str:
+        names = ("name", "level", "dtype", "kind", "doc")
+        rows = [
+            {name: str(getattr(getattr(one, name), "value", getattr(one, name))) for name in names}
+            for one in self.schema.columns
+        ]
+        return ReportTable(self._title(), pa.Table.from_pylist(rows))._repr_html_()
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest took and what not.
+
+    bytes: stored size of the table.  rejected: rows by reason, the most frequent first.
+    rejects_table: name of the table that holds them.
+    """
+
+    table: str
+    layout: Layout
+    rows: int
+    requests: int
+    users: int
+    bytes: int
+    rejected: dict[str, int]
+    rejects_table: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.table} ({self.layout.value}): {self.rows:,} rows, {self.requests:,} requests, {self.users:,} users, "
+            f"{format_bytes(self.bytes)}"
+        )
+
+
+def ingest(
+    catalog: Catalog,
+    identifier: str,
+    log: LogReader,
+    layout: Layout,
+    *,
+    num_buckets: int = 16,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
+
+    Both are replaced, each in one commit, the rows first. Raises ValueError if the table has another form and `replace` is
+    not given.
+    """
+    rejects_name = rejects_identifier(identifier)
+    is_new = not catalog.table_exists(identifier)
+    if not (is_new or replace):
+        _check_same_form(catalog.load_table(identifier), log.schema, layout, num_buckets)
+    table = storage.create_table(catalog, identifier, log.schema, layout, num_buckets=num_buckets)
+    before = table.current_snapshot()
+    try:
+        written = storage.write(table, log, layout, progress=progress)
+    except BaseException:
+        if (
+            table.refresh().current_snapshot() != before
+        ):  # interrupted after the commit: the rejects belong to these rows
+            storage.write_rejects(catalog, rejects_name, log.rejects)
+        elif is_new:
+            catalog.purge_table(identifier)
+        raise
+    storage.write_rejects(catalog, rejects_name, log.rejects)
+    rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
+    return IngestReport(
+        identifier, layout, written.rows, written.requests, written.users, written.bytes, rejected, rejects_name
+    )
+
+
+def _check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
+    from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
+
+    if LAYOUT_PROPERTY not in table.properties:
+        return  # not ours: create_table refuses it
+    differs = []
+    if storage.table_schema(table) != schema:
+        differs.append("columns")
+    if storage.table_layout(table) is not layout:
+        differs.append(f"layout {storage.table_layout(table).value}")
+    if layout.is_bucketed and table_buckets(table) not in (None, num_buckets):
+        differs.append(f"{table_buckets(table)} buckets")
+    if differs:
+        raise ValueError(
+            f"table {'.'.join(table.name())} is there in another form ({', '.join(differs)}); choose another --table, or "
+            "pass --replace to drop it and its rows first"
+        )

@@ -1,0 +1,76 @@
+"""Which tables a user is to be deleted from, so that nothing that belongs together is forgotten, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+
+from reqdedup.display import ReportTable
+from reqdedup.storage.maintenance.deletion import DeletionReport
+from reqdedup.storage.maintenance.namespace import feature_tables_of, load_listed, tables_of
+from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_feature_table
+
+ELSEWHERE = (
+    "the log files that were ingested, which bring the users back with the next ingest",
+    "models that were trained on the users' rows, and files that were exported",
+)
+
+
+def users_scope(catalog: Catalog, namespaces: Iterable[str], names: Iterable[str]) -> tuple[list[Table], list[str]]:
+    """Tables that users are to be deleted from, and names of what else may hold them.
+
+    These are all tables of the namespaces, and the named ones with their main table, feature tables and rejected rows.
+    Raises ValueError for a namespace or table that is not there.
+    """
+    tables: dict[str, Table] = {}
+    beside: set[str] = set()
+    namespaces = list(dict.fromkeys(namespaces))
+    for namespace in namespaces:
+        found = tables_of(catalog, namespace)
+        tables |= {".".join(table.name()): table for table in found.with_users}
+        beside |= set(found.others)
+    for name in dict.fromkeys(names):
+        together = [load_listed(catalog, name)]
+        if is_feature_table(together[0]):  # its rows follow its main table
+            together.append(load_listed(catalog, together[0].properties[MAIN_TABLE_PROPERTY]))
+        together += [side for main in together if not is_feature_table(main) for side in feature_tables_of(main)]
+        around = tables_of(catalog, name.rpartition(".")[0])
+        together += around.rejects
+        tables |= {".".join(one.name()): one for one in together}
+        beside |= {".".join(one.name()) for one in around.with_users} | set(around.others)
+    not_searched = [f"table {name}" for name in sorted(beside - set(tables))]
+    searched = {name.rpartition(".")[0] for name in tables} | set(namespaces)
+    others = sorted({".".join(name) for name in catalog.list_namespaces()} - searched)
+    return list(tables.values()), [*not_searched, *(f"namespace {name}" for name in others), *ELSEWHERE]
+
+
+@dataclass(frozen=True)
+class UserDeletion:
+    """What a deletion did, or without `apply` would do.
+
+    reports: of every table that was searched.  not_searched: what lies beside them and elsewhere in the catalog.
+    """
+
+    reports: list[DeletionReport]
+    not_searched: list[str]
+    dry_run: bool
+
+    @property
+    def is_found(self) -> bool:
+        return any(report.rows or report.held_by for report in self.reports)
+
+    def __repr__(self) -> str:
+        return repr(self.shown())
+
+    def _repr_html_(self) -> str:
+        return self.shown()._repr_html_()
+
+    def shown(self) -> ReportTable:
+        names = ("table", "rows", "requests", "files", "old_bytes", "untouched")
+        rows = pa.Table.from_pylist([{name: getattr(report, name) for name in names} for report in self.reports])
+        would = "would go: apply=True does it" if self.dry_run else "gone"
+        return ReportTable(f"users, {would}; not searched: {', '.join(self.not_searched)}", rows)
