@@ -1,9 +1,10 @@
-"""Checkpoints: everything a run needs to go on, and a server to start, in one file written atomically.
+"""What training leaves and serving starts from: everything a run needs to go on, in one file written atomically.
 
-    config        TrainingConfig as plain values      model       weights and buffers
-    snapshot_id   of the table, or None               optimizer   its state
-    step          steps done                          loaders     position of each rank's loader
-    metrics       held-out metrics, once evaluated    log_q       item frequencies (retrieval)
+    format        number of this list of keys         model       weights and buffers
+    config        TrainingConfig as plain values      optimizer   its state
+    snapshot_id   of the table, or None               loaders     position of each rank's loader
+    step, rows    done                                log_q       item frequencies (retrieval)
+    losses        of every step                       metrics     held-out metrics, once evaluated
 
 Only tensors and plain values: `torch.load(weights_only=True)` reads it. The names in `model` are those of the plain
 model (SyncBatchNorm has BatchNorm's), so serving builds it without training.
@@ -12,15 +13,18 @@ model (SyncBatchNorm has BatchNorm's), so serving builds it without training.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from reqdedup.models.registry import MODELS, build_model
+from reqdedup.models.registry import build_model, config_from_dict
 
 CHECKPOINT_NAME = "checkpoint.pt"
+CHECKPOINT_FORMAT = 1
+"""Version 0.1.0 wrote none: its models can be loaded, its runs not resumed, since the loaders' positions say too little."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -47,7 +51,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote. Raises ValueError where the file is missing or is no checkpoint."""
+    """The state that `save_checkpoint` wrote.
+
+    Raises ValueError if the file is missing, is no checkpoint, or is one of a format that this version does not know.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"], state["model"], state["step"]
@@ -57,13 +64,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: a checkpoint of reqdedup.training required, found something else: {error}"
         ) from error
+    check_format(str(path), state, CHECKPOINT_FORMAT)
     return state
+
+
+def check_format(name: str, values: Mapping[str, Any], newest: int) -> None:
+    """Raises ValueError unless the file's `format` is one that can be read; none at all is that of version 0.1.0."""
+    found = values.get("format", 0)
+    if not isinstance(found, int) or not 0 <= found <= newest:
+        raise ValueError(f"{name}: format {newest} or older required, found {found!r}; read it with a newer reqdedup")
 
 
 def load_model(path: Path) -> nn.Module:
     """The trained model of a checkpoint, in evaluation mode."""
     state = load_checkpoint(path)
-    configs = {kind.task: kind.config for kind in MODELS.values()}
-    model = build_model(configs[state["config"]["task"]].from_dict(state["config"]["model"]))
+    config = state["config"]
+    model = build_model(config_from_dict(config["model"], task=config.get("task")))
     model.load_state_dict(state["model"])
     return model.eval()

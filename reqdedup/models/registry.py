@@ -64,10 +64,17 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     return {"kind": name_of(config), **config.to_dict()}
 
 
-def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
-    """Raises ValueError if the kind or a field is unknown."""
+_KIND_OF_TASK = {"ranking": "dcat", "retrieval": "two_tower"}
+"""Files of version 0.1.0 name the task and not the kind."""
+
+
+def config_from_dict(values: Mapping[str, Any], *, task: str | None = None) -> ModelConfig:
+    """task: what a file of version 0.1.0 names in place of the kind.
+
+    Raises ValueError if the kind or a field is unknown.
+    """
     fields = dict(values)
-    kind = fields.pop("kind", None)
+    kind = fields.pop("kind", None) or _KIND_OF_TASK.get(task or "")
     if kind not in MODELS:
         raise ValueError(f"a model: kind one of {', '.join(MODELS)} required, found {kind!r}")
     try:

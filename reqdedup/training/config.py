@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reqdedup.models.config import ModelConfig
-from reqdedup.models.registry import MODELS, kind_of
+from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
 from reqdedup.training.devices import DEVICES, PRECISIONS
 from reqdedup.training.loss import check_same_user_share
 
@@ -102,17 +102,14 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` is the inverse."""
-        return {**asdict(self), "task": self.task, "model": self.model.to_dict()}
+        return {**asdict(self), "model": config_to_dict(self.model)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         values = dict(values)
         task = values.pop("task", None)
-        configs = {kind.task: kind.config for kind in MODELS.values()}
-        if task not in configs:
-            raise ValueError(f"training configuration: task one of {tuple(configs)} required, found {task!r}")
         try:
-            return cls(**{**values, "model": configs[task].from_dict(values["model"])})
+            return cls(**{**values, "model": config_from_dict(values["model"], task=task)})
         except (TypeError, KeyError) as error:
             raise ValueError(f"training configuration: a field is unknown or missing: {error}") from error
 

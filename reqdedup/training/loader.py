@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from reqdedup.batch import RequestBatch
+from reqdedup.dedup.source import digest, fingerprint_of
 from reqdedup.schema import HISTORY_END, KEYS, REQUEST_TS, EngagementSchema
 from reqdedup.training.blocks import HistoryCut, RequestBlock, empty_batch
 from reqdedup.training.devices import Sent, Transfer
@@ -36,6 +37,8 @@ from reqdedup.training.prefetch import prefetched
 SHUFFLES = ("requests", "users", "none")
 DEFAULT_BUFFER_REQUESTS = 2048
 DEFAULT_BUFFER_BYTES = 512 * 2**20
+STATE_FORMAT = 1
+"""Number of what `RequestLoader.state_dict` gives; version 0.1.0 gave none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +145,34 @@ class RequestLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed out, and what it depends on."""
-        return {"position": asdict(self._position), "order": self._order()}
+        return {"format": STATE_FORMAT, "position": asdict(self._position), "order": self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the last batch of that loader; refuses a state whose batches would come in another order."""
-        for name, value in self._order().items():
-            if state["order"][name] != value:
+        """Continue after the last batch of that loader.
+
+        Raises ValueError, with the difference, for a state whose batches would be others or come in another order, and
+        for a source that cannot show that they would not.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise ValueError(
+                f"loader state: format {STATE_FORMAT} required, found {state.get('format', 'none, as version 0.1.0 wrote it')}; "
+                "it does not say what its batches depend on, so begin the epoch anew"
+            )
+        order = self._order()
+        if order["source"] is None:
+            raise ValueError(
+                f"loader state: a source with fingerprint() required to continue, found {type(self.source).__name__} without, so "
+                "nothing shows that the same rows would follow; write it to a table, or begin the epoch anew"
+            )
+        for name in sorted(order.keys() | state["order"].keys()):
+            wanted, found = state["order"].get(name), order.get(name)
+            if wanted != found:
+                if isinstance(wanted, dict) and isinstance(found, dict):
+                    parts = sorted(part for part in wanted.keys() | found.keys() if wanted.get(part) != found.get(part))
+                    name = f"{name}, {parts[0]}"
+                    wanted, found = wanted.get(parts[0]), found.get(parts[0])
                 raise ValueError(
-                    f"loader state: {name} = {state['order'][name]!r} required to continue, found {value!r}; "
+                    f"loader state: {name} = {wanted!r} required to continue, found {found!r}; "
                     "resume with the settings and the snapshot of the checkpoint"
                 )
         self._position = Position(**state["position"])
@@ -169,7 +192,8 @@ class RequestLoader:
             "positive_label": self.positive_label,
             "chunk_rows": self.chunk_rows,
             "users": asdict(self.users) if self.users else None,
-            "row_groups": _fingerprint(self.source),
+            "cut": asdict(self.cut) if self.cut else None,
+            "source": _fingerprint(self.source),
         }
 
     def _batches(self, start: Position) -> Iterator[tuple[Sent, Position]]:
@@ -273,6 +297,9 @@ def _read_schema(
     return schema.select(column.name for column in schema.columns if column.name in names and column.dtype != "string")
 
 
-def _fingerprint(source: Source) -> list[int] | None:
-    """Row counts of the row groups: another snapshot or another compaction has others."""
-    return [group.num_rows for group in source.row_groups()] if isinstance(source, RowGroupSource) else None
+def _fingerprint(source: Source) -> dict[str, str] | None:
+    """What the source says of its rows; of row groups that say nothing, their names and rows."""
+    found = fingerprint_of(source)
+    if found is None and isinstance(source, RowGroupSource):
+        return {"row groups": digest([[group.path, group.index, group.num_rows] for group in source.row_groups()])}
+    return found

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reqdedup.models.bundle import CHECKPOINT_NAME
+from reqdedup.models.bundle import CHECKPOINT_NAME, check_format
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import run_ranks
 from reqdedup.training.plan import Source, snapshot_id_of, source_for_ranks, source_from_dict, source_to_dict
 from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
-from reqdedup.training.report import RESULT_NAME
+from reqdedup.training.report import RESULT_FORMAT, RESULT_NAME
 
 RUN_NAME = "run.json"
+RUN_FORMAT = 1
+"""Version 0.1.0 wrote none, and its files are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,7 @@ def train(
 def _figures(result: TrainingResult) -> dict[str, Any]:
     """The numbers of a result, for the report over several runs."""
     return {
+        "format": RESULT_FORMAT,
         "steps": result.steps,
         "epochs": result.epochs,
         "rows": result.rows,
@@ -142,7 +145,13 @@ def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: 
     files = source_to_dict(source)
     if files is None:
         return
-    run = {"training": config.to_dict(), **files, "snapshot_id": snapshot_id, "out_dir": str(path.parent.resolve())}
+    run = {
+        "format": RUN_FORMAT,
+        "training": config.to_dict(),
+        **files,
+        "snapshot_id": snapshot_id,
+        "out_dir": str(path.parent.resolve()),
+    }
     path.write_text(json.dumps(run, indent=2))
 
 
@@ -150,13 +159,14 @@ def read_run(path: Path) -> tuple[TrainingConfig, Source, Path, int | None]:
     """(configuration, source, out_dir, snapshot id) of a run file. Raises ValueError where it is none."""
     try:
         run: dict[str, Any] = json.loads(path.read_text())
+        check_format(str(path), run, RUN_FORMAT)
         config = TrainingConfig.from_dict(run["training"])
         return config, source_from_dict(run), Path(run["out_dir"]), run.get("snapshot_id")
     except FileNotFoundError:
         raise ValueError(
             f"{path}: a run file (JSON) required, found no file; train() writes one as {RUN_NAME}"
         ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path}: a run file with training, paths, schema and out_dir required, found something else: {error!r}"
         ) from error

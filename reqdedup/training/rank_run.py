@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.bundle import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from reqdedup.models.bundle import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.models.registry import build_model
 from reqdedup.training.blocks import HistoryCut
 from reqdedup.training.config import TrainingConfig
@@ -263,6 +263,7 @@ class _RankRun:
         loaders = from_all_ranks(self.loader.state_dict())
         if self.rank == 0:
             state = {
+                "format": CHECKPOINT_FORMAT,
                 "config": self.config.to_dict(),
                 "snapshot_id": self.snapshot_id,
                 "step": self.result.steps,
@@ -280,14 +281,17 @@ class _RankRun:
         """Continue exactly where the checkpoint in out_dir ends."""
         path = self.out_dir / CHECKPOINT_NAME
         state = load_checkpoint(path)
-        if TrainingConfig.from_dict(state["config"]) != self.config or state["snapshot_id"] != self.snapshot_id:
-            raise ValueError(
-                f"{path}: resuming needs the configuration and snapshot of the checkpoint ({state['snapshot_id']}), "
-                f"found others (snapshot {self.snapshot_id}); train into a new directory, or pass the same ones"
-            )
+        then = {**_flat(TrainingConfig.from_dict(state["config"])), "snapshot_id": state["snapshot_id"]}
+        now = {**_flat(self.config), "snapshot_id": self.snapshot_id}
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                raise ValueError(
+                    f"{path}: resuming needs the configuration and snapshot of the checkpoint, {name} = {then.get(name)!r}, found "
+                    f"{now.get(name)!r}; train into a new directory, or pass the same ones"
+                )
+        self.loader.load_state_dict(state["loaders"][self.rank])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.loader.load_state_dict(state["loaders"][self.rank])
         self.task.load_state_dict(state["log_q"])
         self.result.steps, self.result.rows, self.result.losses = state["step"], state["rows"], list(state["losses"])
 
@@ -319,6 +323,13 @@ class _RankRun:
             self.report(
                 TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.config.num_steps, **figures)
             )
+
+
+def _flat(config: TrainingConfig) -> dict[str, Any]:
+    """The fields by name, those of the model as model.NAME."""
+    values = config.to_dict()
+    model = values.pop("model")
+    return {**values, **{f"model.{name}": value for name, value in model.items()}}
 
 
 class _MetricsFile:

@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from reqdedup.models.bundle import check_format
+
 RESULT_NAME = "result.json"
+RESULT_FORMAT = 1
+"""Version 0.1.0 wrote none, and its files are read."""
 CHANCE_SUFFIX = "_chance"
 
 _SCHEMA = pa.schema(
@@ -48,6 +52,8 @@ def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
         if not path.exists():
             raise ValueError(f"{path}: result of a finished training run required, found no file; train {model} first")
         figures: dict[str, float] = json.loads(path.read_text())
+        check_format(str(path), figures, RESULT_FORMAT)
+        figures.pop("format", None)
         for metric, value in figures.items():
             if not metric.endswith(CHANCE_SUFFIX):
                 chance = figures.get(metric + CHANCE_SUFFIX)

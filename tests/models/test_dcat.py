@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -70,14 +71,26 @@ def test_a_history_longer_than_the_learned_positions_is_refused():
     assert model("rope", max_history=30)(batch).shape == (2, 2)
 
 
-def test_predict_leaves_mode_and_statistics_as_they_were():
+def test_predict_needs_evaluation_mode_and_changes_nothing():
     dcat, batch = model().train(), random_batch(*SHAPES["ragged, empty histories and requests"])
-    buffers = {name: buffer.clone() for name, buffer in dcat.named_buffers()}
+    with pytest.raises(ValueError, match=r"evaluation mode required, found one in training mode; call model\.eval\(\)"):
+        dcat.predict(batch)
+    dcat.eval()
+    before = {name: buffer.clone() for name, buffer in dcat.state_dict().items()}
     logits = dcat.predict(batch)
-    assert dcat.training
     assert not logits.requires_grad
-    assert all(torch.equal(buffer, buffers[name]) for name, buffer in dcat.named_buffers())
-    assert torch.equal(logits, dcat.eval()(batch))
+    assert not any(module.training for module in dcat.modules())
+    assert all(torch.equal(x, before[name]) for name, x in dcat.state_dict().items())
+    assert torch.equal(logits, dcat(batch))
+
+
+def test_threads_that_predict_side_by_side_get_what_one_alone_gets():
+    dcat = model().eval()
+    batches = [random_batch([5 + n, 0, 63], [4, 1, 7], seed=n) for n in range(8)]
+    alone = [dcat.predict(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(dcat.predict, batches * 10))
+    assert all(torch.equal(found, wanted) for found, wanted in zip(together, alone * 10, strict=True))
 
 
 def test_an_empty_batch_has_no_logits():
@@ -87,11 +100,11 @@ def test_an_empty_batch_has_no_logits():
 
 def test_bfloat16_autocast_stays_close_to_float32():
     batch = random_batch([40, 0, 63], [4, 2, 7])
-    dcat = model().float().train()
+    dcat = model().float().eval()
     expected = dcat.predict(batch)
     with torch.autocast("cpu", torch.bfloat16):
         found = dcat.predict(batch)
-        dcat(batch).float().square().mean().backward()
+        dcat.train()(batch).float().square().mean().backward()
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in dcat.parameters())
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import re
 import threading
 import warnings
 
@@ -206,8 +208,52 @@ def test_a_state_of_another_order_is_refused():
     state = RequestLoader(random_log(), requests_per_batch=3, seed=1).state_dict()
     with pytest.raises(ValueError, match="seed = 1 required"):
         RequestLoader(random_log(), requests_per_batch=3, seed=2).load_state_dict(state)
-    with pytest.raises(ValueError, match="row_groups"):
+    with pytest.raises(ValueError, match="source, row groups"):
         RequestLoader(random_log(num_groups=3), requests_per_batch=3, seed=1).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cut": HistoryCut(max_events=5)}, "cut, max_events = 4 required to continue, found 5"),
+        ({"cut": HistoryCut(max_events=4, stride=4)}, "cut, stride = 1"),
+        ({"cut": None}, "cut = "),
+        ({"columns": ["click"]}, "columns = "),
+        ({"users": UserSplit(held_out=0.2, part="train")}, "users, held_out = 0.1"),
+        ({"chunk_rows": 3}, "chunk_rows = None"),
+    ],
+    ids=str,
+)
+def test_a_state_of_another_cut_or_selection_is_refused_by_name(changes, named):
+    options = {"cut": HistoryCut(max_events=4, stride=1), "users": UserSplit(held_out=0.1, part="train")}
+    state = RequestLoader(random_log(), requests_per_batch=3, **options).state_dict()
+    assert json.loads(json.dumps(state)) == state
+    RequestLoader(random_log(), requests_per_batch=3, **options).load_state_dict(state)
+    with pytest.raises(ValueError, match=re.escape(f"loader state: {named}")):
+        RequestLoader(random_log(), requests_per_batch=3, **{**options, **changes}).load_state_dict(state)
+
+
+def test_a_state_of_other_files_with_equal_row_counts_is_refused(tmp_path):
+    log = random_log()
+    state = RequestLoader(log.write(tmp_path / "a.parquet"), requests_per_batch=3).state_dict()
+    (tmp_path / "moved").mkdir()
+    RequestLoader(log.write(tmp_path / "moved" / "a.parquet"), requests_per_batch=3).load_state_dict(state)
+    others = [log.write(tmp_path / "b.parquet"), random_log(seed=1).write(tmp_path / "a.parquet")]
+    for other in others:
+        with pytest.raises(ValueError, match="source, files = "):
+            RequestLoader(other, requests_per_batch=3).load_state_dict(state)
+
+
+def test_a_source_that_cannot_say_what_it_reads_is_not_resumed():
+    loader = RequestLoader(random_log().cut_batches(7), requests_per_batch=3)
+    with pytest.raises(ValueError, match=r"fingerprint\(\) required to continue, found BatchesOnly"):
+        loader.load_state_dict(loader.state_dict())
+
+
+def test_a_state_of_version_0_1_0_is_refused():
+    old = {"position": {"epoch": 0, "block": 0, "window": 0, "request": 3}, "order": {"row_groups": [1, 2]}}
+    with pytest.raises(ValueError, match=r"format 1 required, found none, as version 0\.1\.0 wrote it"):
+        RequestLoader(random_log(), requests_per_batch=3).load_state_dict(old)
 
 
 def test_a_split_by_user_is_a_partition_and_stable():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.storage import (
@@ -14,6 +15,7 @@ from reqdedup.storage import (
     create_table,
     open_catalog,
     recent_event_counts,
+    sample_users,
     write,
 )
 from reqdedup.training import RequestLoader
@@ -31,7 +33,7 @@ def joined(tmp_path_factory):
     feature = recent_event_counts(86_400)
     side = create_feature_table(catalog, "lake.side", main, [feature.column])
     add_request_feature(main, side, feature)
-    return main, bucket_join(main, side)
+    return main, side, bucket_join(main, side)
 
 
 def of_requests(batches, name):
@@ -43,9 +45,31 @@ def of_requests(batches, name):
     return dict(pairs)
 
 
+def test_a_join_or_sample_is_resumed_exactly_and_no_other_in_its_place(joined):
+    main, side, join = joined
+    for source in (join, sample_users(join, rate=0.5), sample_users(TableSource(main), rate=1.0)):
+        one = RequestLoader(source, requests_per_batch=8)
+        whole = [batch.request["request_id"] for batch in one]
+        one.set_epoch(0)
+        iterator = iter(one)
+        begun = [next(iterator).request["request_id"] for _ in range(2)]
+        other = RequestLoader(source, requests_per_batch=8)
+        other.load_state_dict(one.state_dict())
+        assert torch.equal(torch.cat([*begun, *(b.request["request_id"] for b in other)]), torch.cat(whole))
+    state = RequestLoader(sample_users(join, rate=0.5), requests_per_batch=8, columns=["click"]).state_dict()
+    for source, named in (
+        (sample_users(join, rate=0.4), "sampled users"),
+        (sample_users(join, rate=0.5, max_requests_per_user=1), "kept requests"),
+        (sample_users(TableSource(main), rate=0.5), "files"),
+        (sample_users(bucket_join(main, side, how="left"), rate=0.5), "join"),
+    ):
+        with pytest.raises(ValueError, match=f"source, {named}"):
+            RequestLoader(source, requests_per_batch=8, columns=["click"]).load_state_dict(state)
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_side_feature_arrives_once_per_request_on_one_rank(joined, world_size):
-    main, join = joined
+    main, _, join = joined
     name = "recent_event_count"
     wanted = {}
     for rows in join.batches(["request_id", name]):

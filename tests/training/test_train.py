@@ -187,8 +187,8 @@ def test_a_configuration_survives_json_and_refuses_what_it_does_not_know(source)
         assert TrainingConfig.from_dict(json.loads(config.to_json())) == config
     with pytest.raises(ValueError, match="colour"):
         TrainingConfig.from_dict({**config.to_dict(), "colour": "red"})
-    with pytest.raises(ValueError, match="task one of"):
-        TrainingConfig.from_dict({**config.to_dict(), "task": "cooking"})
+    with pytest.raises(ValueError, match="kind one of dcat, two_tower required, found 'cooking'"):
+        TrainingConfig.from_dict({**config.to_dict(), "model": {"kind": "cooking"}})
     with pytest.raises(ValueError, match="a request per rank"):
         _config("ranking", source.schema, requests_per_step=1)
     with pytest.raises(ValueError, match="0 <= share < 1 required"):

@@ -155,9 +155,16 @@ class DCAT(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: RequestBatch) -> torch.Tensor:
-        """Logits [B, num_labels] in evaluation mode and without gradients, whatever mode the model is in."""
-        was_training = self.training
-        try:
-            return self.eval()(batch)
-        finally:
-            self.train(was_training)
+        """Logits [B, num_labels] without gradients; changes nothing, so that threads may call it side by side.
+
+        Raises ValueError for a model in training mode, whose BatchNorm would learn from the batch.
+        """
+        self.check_evaluates()
+        return self(batch)
+
+    def check_evaluates(self) -> None:
+        """Raises ValueError for a model in training mode."""
+        if self.training:
+            raise ValueError(
+                "predict: a model in evaluation mode required, found one in training mode; call model.eval() once"
+            )

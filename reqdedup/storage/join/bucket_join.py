@@ -74,6 +74,16 @@ class BucketJoin(Readable):
             raise ValueError(f"{self.name}: counts are known after a pass over batches() to its end, found none yet")
         return self._counts
 
+    def fingerprint(self) -> dict[str, str]:
+        """Of both sides, and how they are joined; see `BatchSource`."""
+        join = self._join
+        added = [column.name for column in join.right_columns]
+        return {
+            **{f"left {name}": value for name, value in self._left.fingerprint().items()},
+            **{f"right {name}": value for name, value in self._right.fingerprint().items()},
+            "join": f"{join.how} on {', '.join(join.on)}, duplicates: {join.duplicates}, adds {', '.join(added)}",
+        }
+
     def batches(
         self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
     ) -> Iterator[pa.RecordBatch]:

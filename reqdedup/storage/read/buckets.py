@@ -43,6 +43,10 @@ class SortedSource(Protocol):
         """
         ...
 
+    def fingerprint(self) -> dict[str, str]:
+        """See `BatchSource`."""
+        ...
+
 
 class SortedTable:
     """A bucketed, sorted table as a side of a join; `order` is the key that its rows must be sorted by.
@@ -70,6 +74,9 @@ class SortedTable:
         read = partial(self._read, columns=columns, users=users)
         streams = [read([group for path in chain for group in groups[path]]) for chain in chains]
         return merge_streams(streams, self._order, self.name) if streams else iter(())
+
+    def fingerprint(self) -> dict[str, str]:
+        return self._source.fingerprint()
 
     def _plan(self, users: np.ndarray | None) -> dict[int, list[RowGroup]]:
         """Row groups by bucket; looked up once for a pass over all buckets, which hands over the same `users`."""

@@ -108,6 +108,9 @@ class PositionSource:
         ]
         return merge_streams(streams, REQUEST_KEY, self.name) if streams else iter(())
 
+    def fingerprint(self) -> dict[str, str]:
+        return self._source.fingerprint()
+
     def positions(self, path: str) -> Positions:
         """What the footer of a file says. Raises ValueError where it says nothing."""
         entry = (self._source.footer(path).metadata or {}).get(FOOTER_KEY.encode())

@@ -16,7 +16,7 @@ from pyiceberg.io import FileIO
 
 from reqdedup.dedup import encoding
 from reqdedup.dedup.readable import Readable
-from reqdedup.dedup.source import take_rows
+from reqdedup.dedup.source import digest, take_rows
 from reqdedup.schema import USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.paths import local_path
@@ -110,6 +110,15 @@ class FileSource(Readable):
             with self._open(path, []) as file:
                 self._footers[path] = file.metadata
         return self._footers[path]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Which rows are read in which order, wherever the files lie: names, rows and bytes of their row groups."""
+        files = []
+        for path in self._paths:
+            footer = self.footer(path)
+            groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+            files.append([path.rpartition("/")[2], [[group.num_rows, group.total_byte_size] for group in groups]])
+        return {"files": digest(files)}
 
     def row_groups(self, users: np.ndarray | pa.Array | None = None) -> list[RowGroup]:
         """All row groups in reading order; with `users` only those that may hold one of these user ids."""

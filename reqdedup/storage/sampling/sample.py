@@ -18,7 +18,7 @@ from reqdedup.arrays.hashing import below_rate, stable_hash
 from reqdedup.arrays.keys import run_starts
 from reqdedup.arrays.match import match_keys
 from reqdedup.dedup.readable import Readable
-from reqdedup.dedup.source import BatchSource, take_rows
+from reqdedup.dedup.source import BatchSource, digest, fingerprint_of, take_rows
 from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
 from reqdedup.storage.read.table_source import TableSource
@@ -55,6 +55,15 @@ class UserSample(Readable):
     @property
     def requests_whole(self) -> bool:
         return requests_whole(self._source)
+
+    def fingerprint(self) -> dict[str, str] | None:
+        """Of the source, of the users, and of the requests kept of those with too many; None if the source has none."""
+        source = fingerprint_of(self._source)
+        return source and {
+            **source,
+            "sampled users": digest(self._user_ids),
+            "kept requests": digest(*self._kept),
+        }
 
     def batches(
         self, columns: Sequence[str] | None = None, users: pa.Array | np.ndarray | None = None
