@@ -21,7 +21,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run ui test test-fast soak check format notebooks study bench-storage bench-training bench-gpu clean distclean
+.PHONY: help setup run ui test test-fast soak check check-next format notebooks study bench-storage bench-training bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -59,6 +59,9 @@ check: setup ## lint, format, types and import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+check-next: setup ## do the tests pass with newer versions of pyiceberg, pyarrow, duckdb, polars, dagster, torch? (minutes each)
+	@$(ACTIVATED) python -m tests.next_versions $(LIBRARIES)
 
 format: setup ## format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
