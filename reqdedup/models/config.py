@@ -36,7 +36,8 @@ class ModelConfig:
     """Inputs, by the names that they have in a RequestBatch, and the sizes that both models share.
 
     history_categories: sequence columns besides item_id, each hashed into a table of its own and added to the token.
-    request_categories, request_numbers: scalar request columns; numbers enter as sign(x) log(1 + |x|), NaN as 0.
+    request_categories, request_numbers: scalar request columns; numbers enter as sign(x) log(1 + |x|), NaN and
+        infinite ones as 0.
     request_vectors: (name, width) of the request's vector columns.
     item_categories: integer item-level columns of the candidate.
     item_table_rows: rows of the hashed item table, which histories and candidates share.

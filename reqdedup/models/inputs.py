@@ -99,6 +99,8 @@ class RequestFeatures(nn.Module):
         for (name, _), project in zip(self.vectors, self.of_vector, strict=True):
             parts.append(project(column(batch.request, name, "request").to(dtype)))
         for name in self.numbers:
-            number_R = column(batch.request, name, "request").to(torch.promote_types(dtype, torch.float32))
-            parts.append((number_R.sign() * number_R.abs().log1p()).nan_to_num()[:, None].to(dtype))
+            number_R = column(batch.request, name, "request")
+            wide = torch.promote_types(number_R.dtype, torch.promote_types(dtype, torch.float32))
+            squeezed_R = number_R.to(wide).sign() * number_R.to(wide).abs().log1p()
+            parts.append(squeezed_R.nan_to_num(0.0, 0.0, 0.0)[:, None].to(dtype))
         return torch.cat(parts, dim=1)

@@ -5,15 +5,18 @@ Retrieval needs both before its first step: counts for logQ, and items to rank a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from reqdedup.batch import RequestBatch
-from reqdedup.training.loader import RequestLoader
 from reqdedup.training.plan import UserSplit
 from reqdedup.training.ranks import from_all_ranks
+
+_MERGED_TOGETHER = 16
+"""Parts held before they become one: memory is that of the distinct items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +44,17 @@ class Catalogue:
 
     @classmethod
     def read(
-        cls, loader: RequestLoader, columns: tuple[str, ...], *, counted: UserSplit, label: str | None
+        cls, batches: Iterable[RequestBatch], columns: tuple[str, ...], *, counted: UserSplit, label: str | None
     ) -> Catalogue:
         """Of all ranks' shares: every item, and its rows of the counted users where `label` is positive (None: all).
 
-        loader: this rank's, over all users; a collective, every rank must call it.
+        batches: this rank's, over all users, at least one (an empty one, say); a collective, every rank must call it.
         """
-        parts = [_part(batch, columns, counted, label) for batch in (loader.empty_batch(), *loader)]
+        parts: list[Catalogue] = []
+        for batch in batches:
+            parts.append(_part(batch, columns, counted, label))
+            if len(parts) >= _MERGED_TOGETHER:
+                parts = [cls.merged(parts)]
         return cls.merged(from_all_ranks(cls.merged(parts)))
 
     def sample(self, num_items: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -11,6 +11,7 @@ from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
 from reqdedup.training.devices import DEVICES, PRECISIONS
 from reqdedup.training.loss import check_same_user_share
+from reqdedup.training.plan import UserSplit
 
 LOG_QS = ("exact", "streaming", "none")
 
@@ -89,6 +90,11 @@ class TrainingConfig:
     def task(self) -> str:
         """What the model is trained for: `retrieval` or `ranking`."""
         return kind_of(self.model).task
+
+    @property
+    def training_users(self) -> UserSplit:
+        """The users who are not held out."""
+        return UserSplit(held_out=self.held_out, part="train", seed=self.seed)
 
     @property
     def requests_per_rank(self) -> int:

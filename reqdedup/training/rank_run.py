@@ -127,7 +127,7 @@ class _RankRun:
             shuffle=config.shuffle,
             positive_label=self.task.positive_label,
             chunk_rows=config.chunk_rows,
-            users=UserSplit(held_out=config.held_out, part="train", seed=config.seed),
+            users=config.training_users,
             device=self.device,
         )
         self.optimizer = torch.optim.AdamW(

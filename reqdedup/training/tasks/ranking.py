@@ -13,6 +13,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig
 from reqdedup.training import metrics
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 
 
@@ -27,7 +28,15 @@ class Ranking:
 
     @classmethod
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
-        return cls(config)
+        """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
+        task = cls(config)
+        survey = Survey.of(config.model, config.training_users, labels=task.labels)
+        for _ in survey.passing(loader_of(survey.columns)):
+            pass
+        survey = survey.over_ranks()
+        survey.check_inputs()
+        survey.check_labels()
+        return task
 
     def loss(self, outputs: torch.Tensor, batch: RequestBatch) -> tuple[torch.Tensor, int]:
         label_BL = self._labels(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Self, cast
 
 import torch
@@ -16,7 +17,7 @@ from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency, StreamingFrequency
 from reqdedup.training.gather import gather_columns
 from reqdedup.training.loss import Columns, row_losses
-from reqdedup.training.plan import UserSplit
+from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 
 RECALL_AT = (10, 50, 100)
@@ -41,10 +42,23 @@ class Retrieval:
 
     @classmethod
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
-        label, items = config.positive_label, config.model.item_categories
-        loader = loader_of((*items, *([label] if label else [])))
-        train = UserSplit(held_out=config.held_out, part="train", seed=config.seed)
-        return cls(config, Catalogue.read(loader, items, counted=train, label=label), device)
+        """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
+        requests = config.requests_per_step if config.gather_negatives else config.requests_per_rank
+        if config.mask_same_user and requests < 2:
+            raise ValueError(
+                f"training: at least two requests that are contrasted in a step required, found {requests}, whose negatives "
+                "mask_same_user takes out; raise requests_per_step"
+            )
+        users, label, items = config.training_users, config.positive_label, config.model.item_categories
+        survey = Survey.of(config.model, users, positive_label=label)
+        loader = loader_of((*items, *survey.columns))
+        batches = survey.passing(chain([loader.empty_batch()], loader))
+        catalogue = Catalogue.read(batches, items, counted=users, label=label)
+        survey = survey.over_ranks()
+        survey.check_inputs()
+        num_items = int((catalogue.count_V > 0).sum())
+        survey.check_contrast(num_items, mask_same_user=config.mask_same_user and not config.same_user_share)
+        return cls(config, catalogue, device)
 
     def loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: RequestBatch) -> tuple[torch.Tensor, int]:
         user_RD, item_BD = outputs
