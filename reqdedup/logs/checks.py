@@ -32,16 +32,16 @@ REASONS = {
     "unreadable": "the file, or the rest of it, cannot be read",
     "empty_file": "the file holds no rows",
     "missing_columns": "the file lacks columns that the mapping names",
-    "encoding": "the line is not UTF-8",
-    "truncated": "the last line ends in the middle",
-    "fields": "the line has too many or too few fields, or unbalanced quotes",
+    "encoding": "the row is not UTF-8",
+    "truncated": "the last row ends in the middle",
+    "fields": "the row has too many or too few fields, or unbalanced quotes",
     "json": "the line is not a JSON object",
     "null_id": "user, item or request is missing",
-    "id": "an id is not an integer although the log's ids are",
+    "id": "an id is not an integer although the log's ids are, or is no id at all",
     "time": "the time cannot be read",
     "absurd_time": "the time is before `earliest` or after `latest`",
-    "label": "a label is no number or out of its range",
-    "value": "another column does not have its type",
+    "label": "a label is no number, out of its range, or not whole",
+    "value": "another column does not have its type, or does not fit into it",
     "candidates": "the candidate list is empty or does not fit its labels",
     "history": "the history is malformed, or holds an event at or after the request",
     "two_users": "most rows of the request belong to another user",
@@ -71,16 +71,23 @@ class UnreadableFile(Exception):  # noqa: N818 (a signal inside this package, tu
 
 @dataclass(frozen=True)
 class Check:
-    """One way for a row to be bad: where `bad` is true, the row is rejected for `reason` with the text of `detail`."""
+    """One way for a row to be bad: if `bad` is true, the row is rejected for `reason` with the text of `detail`."""
 
     reason: str
     bad: pl.Expr
     detail: pl.Expr
 
 
+ENCODING = Check("encoding", ~pl.col("is_utf8"), pl.lit("UTF-8 required; convert the file with iconv"))
+
+
 @dataclass
 class Rejects:
-    """Rejected rows of one reading, in the order found. `files`: names by index, as the frames' column `file` has them."""
+    """Rejected rows of one reading, in the order found.
+
+    files: names of the log's files, in the order of the frames' column `file`.
+    by_reason: number of rejected rows, those included that are no longer kept with their text.
+    """
 
     files: Sequence[str] = ()
     by_reason: Counter[str] = field(default_factory=Counter)
@@ -97,7 +104,7 @@ class Rejects:
         self.add_rows(pl.DataFrame(row, schema_overrides={"file": pl.UInt32, "line": pl.Int64}))
 
     def add_rows(self, rows: pl.DataFrame) -> None:
-        """Rows with columns reason, detail, file (index), line, raw, and user_id where it is known whose they are."""
+        """Rows with columns reason, detail, file (index), line, raw, and user_id if it is known whose they are."""
         if rows.is_empty():
             return
         for reason, count in rows["reason"].value_counts().iter_rows():

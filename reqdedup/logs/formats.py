@@ -1,28 +1,24 @@
-"""Files of a log as frames with the mapped columns under internal names, and the line that each row stands on.
-
-Text, JSON Lines and Parquet give the same frame: one column per name of `LogMapping.sources()`, plus `line` and `raw`
-(the text of the row, null for Parquet). Values of text are strings; a list is a string that starts with LIST_MARK and
-holds its elements between LIST_MARKs, so that lists and separated text go the same way from here on.
-"""
+"""Files of a log as blocks of mapped columns: which files, of which kind, and delimited text; JSON and Parquet beside it."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reqdedup.logs.checks import Check, LogError, Rejects, UnreadableFile
+from reqdedup.logs.blocks import Block, resolve_columns
+from reqdedup.logs.checks import ENCODING, Check, LogError, Rejects, UnreadableFile
+from reqdedup.logs.json_lines import json_blocks
 from reqdedup.logs.mapping import LogMapping
-from reqdedup.logs.text import BLOCK_BYTES, guess_separator, line_blocks, split_fields, split_lines
+from reqdedup.logs.parquet import parquet_blocks
+from reqdedup.logs.records import header_fields, join_quoted, sniff_separator, split_records
+from reqdedup.logs.text import BLOCK_BYTES, line_blocks
+from reqdedup.logs.values import split_text
 
-LIST_MARK = "\x1f"
 _FORMAT_OF_SUFFIX = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -38,17 +34,8 @@ _FORMAT_OF_SUFFIX = {
     ".pq": "parquet",
 }
 _COMPRESSED = (".gz", ".bz2", ".zst")
-_TYPED_HEADER = ("token", "token_seq", "float", "float_seq")
-
-_ENCODING = Check("encoding", ~pl.col("is_utf8"), pl.lit("UTF-8 required; convert the file with iconv"))
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some rows of one file and the bytes that they were read from."""
-
-    frame: pl.DataFrame
-    num_bytes: int
+_SNIFFED_BYTES = 2**16
+_SNIFFED_LINES = 50
 
 
 def find_files(path: Path, mapping: LogMapping) -> list[Path]:
@@ -72,7 +59,7 @@ def find_files(path: Path, mapping: LogMapping) -> list[Path]:
 
 
 def read_size(path: Path, mapping: LogMapping) -> int:
-    """Bytes of a file's rows once decompressed, roughly; 0 where it cannot be read."""
+    """Bytes of a file's rows once decompressed, roughly; 0 if it cannot be read."""
     try:
         if _format(path, mapping) == "parquet":
             metadata = pq.read_metadata(path)
@@ -88,9 +75,9 @@ def read_blocks(
     """Blocks of a file's rows; lines that cannot be split are rejected. Raises UnreadableFile for the file or its rest."""
     kind = _format(path, mapping)
     if kind == "parquet":
-        yield from _parquet_blocks(path, mapping, rejects, file)
+        yield from parquet_blocks(path, mapping, rejects, file)
     elif kind == "jsonl":
-        yield from _json_blocks(path, mapping, rejects, file, block_bytes)
+        yield from json_blocks(path, mapping, rejects, file, block_bytes)
     else:
         yield from _text_blocks(path, mapping, rejects, file, block_bytes)
 
@@ -103,73 +90,62 @@ def _format(path: Path, mapping: LogMapping) -> str:
     return mapping.format or _FORMAT_OF_SUFFIX.get(_plain(path).suffix.lower(), "csv")
 
 
-def _resolve(mapping: LogMapping, available: Sequence[str]) -> dict[str, str]:
-    """Internal name -> column of this file; raises UnreadableFile naming what is missing."""
-    found, missing = {}, []
-    for name, candidates in mapping.sources().items():
-        column = next((column for column in candidates if column in available), None)
-        if column is None:
-            missing.append(" or ".join(candidates))
-        else:
-            found[name] = column
-    if missing:
-        raise UnreadableFile(
-            "missing_columns",
-            f"columns {', '.join(missing)} required, found {', '.join(available) or 'none'}; "
-            "change the mapping, or name the fields with `columns` where the file has no header",
-            1,
-        )
-    return found
-
-
 def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, block_bytes: int) -> Iterator[Block]:
-    separator = ""
+    lines = line_blocks(path, block_bytes)
+    separator = _separator(path, mapping)
     names: list[str] = []
-    columns: dict[str, str] = {}
-    for block in line_blocks(path, block_bytes):
-        frame = rejects.split(
-            block.frame.with_columns(pl.lit(file, pl.UInt32).alias("file")),
-            [_ENCODING],
-        )
-        if not columns:
-            if frame.is_empty():
-                continue
-            first = frame["raw"][0]
-            separator = (
-                mapping.separator
-                or ("\t" if mapping.format == "tsv" else None)
-                or guess_separator(first, _plain(path).suffix.lower())
-            )
-            names, has_header = _header(first, separator, mapping)
-            columns = _resolve(mapping, names)
-            if has_header:
-                frame = frame.slice(1)
-        split = split_lines(frame, separator, len(names))
+    fields: dict[str, str] = {}
+    for block in join_quoted(lines, separator):
+        frame = block.frame.with_columns(pl.lit(file, pl.UInt32).alias("file"))
+        if frame.is_empty():
+            continue
+        if not names:
+            names, has_header = _header(frame["raw"][0], separator, mapping)
+            fields = {name: f"field_{names.index(column)}" for name, column in resolve_columns(mapping, names).items()}
+            frame = frame.slice(int(has_header))
+        split = split_records(rejects.split(frame, [ENCODING]), separator, len(names))
         found = pl.col("num_fields_found")
-        short = (pl.col("line") == block.unfinished) & (found < len(names)) & (found > 0)
-        counted = pl.format(f"{len(names)} fields required, found {{}}", found)
+        counted = pl.when(found > 0).then(pl.format(f"{len(names)} fields required, found {{}}", found))
+        counted = counted.otherwise(pl.lit("balanced quotes required"))
         good = rejects.split(
             split,
             [
-                Check("truncated", short, counted),
-                Check("fields", found == 0, pl.lit("balanced quotes required")),
+                Check("truncated", (pl.col("line") == block.unfinished) & (found < len(names)), counted),
                 Check("fields", found != len(names), counted),
             ],
         )
-        fields = {name: f"field_{names.index(column)}" for name, column in columns.items()}
-        selected = [pl.col(field).alias(name) for name, field in fields.items()]
-        yield Block(good.select("line", "raw", *selected), block.num_bytes)
+        columns = []
+        for name, field in fields.items():
+            separated = mapping.list_separators.get(name)
+            value = pl.col(field) if separated is None else split_text(pl.col(field), separated)
+            columns.append(value.alias(name))
+        yield Block(good.select("line", "raw", *columns), block.num_bytes)
+
+
+def _separator(path: Path, mapping: LogMapping) -> str:
+    """The separator that the mapping names, or that the first lines show."""
+    if mapping.separator or mapping.format == "tsv":
+        return mapping.separator or "\t"
+    wanted = {column for columns in mapping.sources().values() for column in columns} if mapping.header else set()
+    lines: list[str] = []
+    try:
+        for block in line_blocks(path, _SNIFFED_BYTES):
+            lines += [line for line in block.frame["raw"].str.strip_chars_end("\r") if line]
+            if lines:
+                break
+    except UnreadableFile:
+        pass  # what came before it is there; the reading itself says it again
+    suffix = _plain(path).suffix.lower()
+    return (
+        sniff_separator(lines[:_SNIFFED_LINES], suffix, wanted=wanted, num_columns=len(mapping.columns))
+        if lines
+        else ","
+    )
 
 
 def _header(first: str, separator: str, mapping: LogMapping) -> tuple[list[str], bool]:
-    """Names of the fields, and whether the first line is a header."""
-    try:
-        fields = [field.strip() for field in split_fields(first, separator)]
-    except csv.Error:
-        fields = []
-    typed = [field.rpartition(":") for field in fields]
-    if fields and all(kind in _TYPED_HEADER and name for name, _, kind in typed):
-        fields = [name for name, _, _ in typed]
+    """Names of the fields, and whether the first record is a header."""
+    fields = header_fields(first, separator)
     wanted = {column for columns in mapping.sources().values() for column in columns}
     if mapping.header is True or (mapping.header == "auto" and wanted & set(fields)):
         return fields, True
@@ -181,95 +157,3 @@ def _header(first: str, separator: str, mapping: LogMapping) -> tuple[list[str],
             1,
         )
     return list(mapping.columns), False
-
-
-def _json_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, block_bytes: int) -> Iterator[Block]:
-    columns: dict[str, str] = {}
-    connection = duckdb.connect()
-    try:
-        for block in line_blocks(path, block_bytes):
-            frame = block.frame.with_columns(pl.lit(file, pl.UInt32).alias("file"))
-            connection.register("lines", frame.select("raw").to_arrow())
-            kind = "CASE WHEN json_valid(raw) THEN json_type(raw) END AS kind"
-            kinds = _sql(connection, f"SELECT {kind} FROM lines")["kind"]
-            is_object = pl.lit(kinds == "OBJECT").fill_null(False)
-            unfinished = (pl.col("line") == block.unfinished) & pl.lit(kinds).is_null()
-            good = rejects.split(
-                frame,
-                [
-                    _ENCODING,
-                    Check("truncated", unfinished, pl.lit("a whole JSON object required")),
-                    Check("json", ~is_object, pl.lit("a JSON object required")),
-                ],
-            )
-            if good.is_empty():
-                continue
-            connection.register("lines", good.select("raw").to_arrow())
-            if not columns:
-                keys = _sql(connection, "SELECT DISTINCT unnest(json_keys(raw)) AS key FROM lines")["key"]
-                columns = _resolve(mapping, sorted(keys))
-            selected = ", ".join(f'{_json_value(column)} AS "{name}"' for name, column in columns.items())
-            values = _sql(connection, f"SELECT {selected} FROM lines")
-            yield Block(good.select("line", "raw").hstack(values), block.num_bytes)
-    finally:
-        connection.close()
-
-
-def _json_value(column: str) -> str:
-    quoted = column.replace("\\", "\\\\").replace('"', '\\"').replace("'", "''")
-    key = f"'$.\"{quoted}\"'"
-    elements = f"list_transform(json_extract_string(raw, '$.\"{quoted}\"[*]'), lambda element: coalesce(element, ''))"
-    return (
-        f"CASE json_type(raw, {key}) WHEN 'ARRAY' THEN chr(31) || array_to_string({elements}, chr(31)) "
-        f"ELSE json_extract_string(raw, {key}) END"
-    )
-
-
-def _sql(connection: duckdb.DuckDBPyConnection, query: str) -> pl.DataFrame:
-    frame = pl.from_arrow(connection.sql(query).to_arrow_table())
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _parquet_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int) -> Iterator[Block]:
-    try:
-        parquet = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UnreadableFile("unreadable", f"a Parquet file required, found: {_one_line(error)}") from None
-    with parquet:
-        columns = _resolve(mapping, parquet.schema_arrow.names)
-        wanted = sorted(set(columns.values()))
-        first = 1
-        for group in range(parquet.num_row_groups):
-            metadata = parquet.metadata.row_group(group)
-            size = metadata.total_byte_size / max(1, metadata.num_rows)
-            row = first
-            try:
-                for batch in parquet.iter_batches(row_groups=[group], columns=wanted):
-                    frame = pl.from_arrow(batch)
-                    assert isinstance(frame, pl.DataFrame)
-                    values = [_parquet_value(column, frame.schema).alias(name) for name, column in columns.items()]
-                    lines = pl.int_range(row, row + frame.height, dtype=pl.Int64, eager=True).alias("line")
-                    row += frame.height
-                    raw = pl.lit(None, pl.String).alias("raw")
-                    yield Block(frame.select(lines, raw, *values), round(size * frame.height))
-            except (OSError, pa.ArrowException) as error:
-                lost = f"rows {row:,} to {first + metadata.num_rows - 1:,} cannot be read: {_one_line(error)}"
-                rejects.add("unreadable", lost, file, row)
-            first += metadata.num_rows
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _parquet_value(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
-    dtype, value = schema[column], pl.col(column)
-    if isinstance(dtype, pl.List | pl.Array):
-        texts = value.list if isinstance(dtype, pl.List) else value.arr.to_list().list
-        return pl.lit(LIST_MARK) + texts.eval(pl.element().cast(pl.String).fill_null("")).list.join(LIST_MARK)
-    if isinstance(dtype, pl.Categorical | pl.Enum):
-        return value.cast(pl.String)
-    if dtype == pl.Binary:
-        return value.cast(pl.String, strict=False)
-    return value

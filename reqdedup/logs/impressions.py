@@ -1,9 +1,9 @@
 """From mapped columns to typed impressions, one row each, and every row that does not fit to the rejects.
 
 Knows nothing of other rows: sessions, duplicates and histories come later (`requests`, `sequences`). Columns of the
-result: user_id, item_id, request_id (int64; the last only where the log has one), user_key, item_key, request_key
-(strings, where the ids were strings), ts_us, the labels (int32), mapped columns under their own names, history and
-history_times (text, where the log has its own), position, file and line.
+result: user_id, item_id, request_id (int64; the last only if the log has one), user_key, item_key, request_key
+(strings, if the ids were strings), ts_us, the labels (int32), mapped columns under their own names, history and
+history_times (packed text, if the log has its own), position, file and line.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from reqdedup.logs.checks import Check, Rejects
-from reqdedup.logs.formats import LIST_MARK
 from reqdedup.logs.ids import hash_strings
 from reqdedup.logs.mapping import FeatureRule, LogMapping
 from reqdedup.logs.values import (
     FAR_FUTURE_US,
+    INTEGER_ID,
+    LIST_MARK,
     candidate_item,
     candidate_label,
-    packed_events,
     parse_time,
     read_feature,
-    read_integer,
+    read_float,
+    read_integer_id,
     read_label,
-    read_number,
-    split_elements,
+    read_string_id,
+    read_whole,
 )
 
-_INTEGER = r"^-?(0|[1-9]\d{0,18})$"
+_REASONS = {"user": "id", "item": "id", "request": "id", "time": "time", "candidates": "candidates"}
+_REASONS |= dict.fromkeys(("history", "history_times"), "history")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +45,24 @@ class IdTypes:
 
 
 def detect_id_types(frame: pl.DataFrame, mapping: LogMapping) -> IdTypes:
-    """Ids are integers where the mapping says so, or says auto and most of these first rows have integers.
+    """Ids are integers if the mapping says so, or says auto and most of these first rows have integers.
 
-    Most and not all, since one bad id must not turn a log's integers into strings; the bad ones are rejected.
+    Most and not all, since one bad id must not turn a log's integers into strings; the bad ones are rejected. `007` and
+    dates are strings.
     """
 
     def is_string(name: str, rule_type: str) -> bool:
         if rule_type != "auto":
             return rule_type == "string"
-        values = frame[name]
-        if values.dtype != pl.String:
-            return False
-        if name == "candidates" and mapping.candidates is not None:
-            lists = frame.select(split_elements(name, mapping.candidates.separator, values.dtype).explode())
-            values = lists.select(candidate_item(name, mapping.candidates)).to_series()
-        texts = values.str.strip_chars().drop_nulls()
+        texts = frame[name]
+        if isinstance(texts.dtype, pl.List) and mapping.candidates is not None:
+            elements = frame.select(pl.col(name).list.explode(keep_nulls=False, empty_as_null=False))
+            texts = elements.select(candidate_item(name, mapping.candidates)).to_series()
+        if texts.dtype != pl.String:
+            return texts.dtype.is_temporal()
+        texts = texts.str.strip_chars().drop_nulls()
         texts = texts.filter(~texts.is_in(list(mapping.null_values)))
-        return 2 * int(texts.str.contains(_INTEGER).sum()) <= len(texts)
+        return 2 * int(texts.str.contains(INTEGER_ID).sum()) <= len(texts)
 
     return IdTypes(
         user=is_string("user", mapping.user_id.type),
@@ -85,12 +88,12 @@ class ImpressionParser:
     def parse(self, frame: pl.DataFrame, file: int) -> pl.DataFrame:
         """Impressions of a block's rows (columns: internal names, line, raw); the rest goes to the rejects."""
         mapping = self._mapping
-        names = [name for name in mapping.sources() if frame.schema[name] == pl.String]
+        lists = mapping.list_separators
         frame = frame.with_columns(
             pl.lit(file, pl.UInt32).alias("file"),
-            *(self._without_nulls(name) for name in names if not self._is_list(name)),
+            *(self._without_nulls(name, frame.schema[name]) for name in mapping.sources() if name not in lists),
         )
-        if frame["raw"].dtype == pl.Null or frame["raw"].null_count() == frame.height:
+        if frame["raw"].null_count() == frame.height:
             shown = [name for name in ("user", "request", "item", "time") if name in frame.columns]
             texts = [pl.format(f"{name}={{}}", pl.col(name).cast(pl.String).fill_null("null")) for name in shown]
             frame = frame.with_columns(pl.concat_str(texts, separator=", ").alias("raw"))
@@ -103,22 +106,21 @@ class ImpressionParser:
         frame = self._add_ids(frame)
         return frame.drop("raw")
 
-    def _without_nulls(self, name: str) -> pl.Expr:
+    def _without_nulls(self, name: str, dtype: pl.DataType) -> pl.Expr:
+        if dtype.is_float() and {"nan", "NaN"} & set(self._mapping.null_values):
+            return pl.col(name).fill_nan(None)
+        if dtype != pl.String:
+            return pl.col(name)
         stripped = pl.col(name).str.strip_chars()
         return pl.when(~stripped.is_in(list(self._mapping.null_values))).then(stripped).alias(name)
-
-    def _is_list(self, name: str) -> bool:
-        """Whether a column holds lists: its elements are cleaned after they are separated."""
-        if name in ("candidates", "history", "history_times"):
-            return True
-        return bool(self._mapping.candidates) and name.startswith(("label ", "row "))
 
     def _parse_request(self, frame: pl.DataFrame) -> pl.DataFrame:
         """User, request, time, request-level columns and history: what a row has once, however many candidates."""
         mapping, schema = self._mapping, frame.schema
         ts_us = parse_time(pl.col("time"), schema["time"], mapping.time)
         frame = frame.with_columns(ts_us.alias("ts_us"))
-        checks = [Check("null_id", pl.col("user").is_null(), pl.lit("user is null"))]
+        checks = [_unfit_check(name) for name in mapping.sources() if f"unfit {name}" in schema]
+        checks.append(Check("null_id", pl.col("user").is_null(), pl.lit("user is null")))
         checks += _id_checks("user", schema["user"], self._ids.user)
         if mapping.request_id:
             checks.append(Check("null_id", pl.col("request").is_null(), pl.lit("request is null")))
@@ -133,42 +135,43 @@ class ImpressionParser:
         ]
         columns = []
         for rule in mapping.request_columns:
-            columns.append(read_feature(f"request {rule.name}", schema, rule))
-            checks.append(_value_check(f"request {rule.name}", rule))
+            name = f"request {rule.name}"
+            columns.append(read_feature(pl.col(name), schema[name], rule).alias(rule.name))
+            checks.append(_value_check(name, rule))
         frame = frame.with_columns(columns)
-        return self._rejects.split(self._parse_history(self._rejects.split(frame, checks)), self._history_checks())
+        return self._parse_history(self._rejects.split(frame, checks))
 
     def _parse_history(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Histories in one form, elements between LIST_MARKs; empty or missing ones are empty."""
+        """Histories packed into text, items between LIST_MARKs; empty or missing ones are empty."""
         rule = self._mapping.history
+        names = [name for name, there in (("history", rule.columns), ("history_times", rule.time_columns)) if there]
+        if not names:
+            return frame
+        element = pl.element().str.strip_chars()
+        frame = frame.with_columns(pl.col(names).list.eval(element.filter((element != "").fill_null(True))))
+        checks = [Check("history", pl.col(name).list.contains(None), pl.lit("null in a list")) for name in names]
+        marked = pl.col("history").list.eval(pl.element().str.contains(LIST_MARK, literal=True)).list.any()
+        checks.append(Check("history", marked, pl.lit("items without the character U+001F required")))
         columns = []
-        for name, present in (("history", rule.columns), ("history_times", rule.time_columns)):
-            if present:
-                elements = split_elements(name, rule.separator, frame.schema[name]).list.eval(
-                    pl.element().filter(pl.element() != "")
-                )
-                columns.append(elements.list.join(LIST_MARK).fill_null("").alias(name))
-        return frame.with_columns(columns)
-
-    def _history_checks(self) -> list[Check]:
-        rule, checks = self._mapping.history, []
-        events = packed_events("history")
         if rule.columns and not self._ids.item:
-            bad = events.list.eval(pl.element().cast(pl.Int64, strict=False).is_null()).list.any()
-            checks.append(Check("history", bad, pl.lit("integer items required")))
+            columns.append(pl.col("history").list.eval(read_integer_id(pl.element(), pl.String())))
+            checks.append(Check("history", columns[0].list.contains(None), pl.lit("integer items required")))
         if rule.time_columns:
-            times = packed_events("history_times")
-            numbers = times.list.eval(pl.element().cast(pl.Int64, strict=False))
+            times = pl.col("history_times").list.eval(read_whole(pl.element(), pl.String()))
+            events = pl.col("history").list.len()
+            columns.append(times)
             checks += [
-                Check("history", times.list.len() != events.list.len(), pl.lit("as many times as items required")),
-                Check("history", numbers.list.eval(pl.element().is_null()).list.any(), pl.lit("times in ms required")),
+                Check("history", times.list.len() != events, pl.lit("as many times as items required")),
+                Check("history", times.list.contains(None), pl.lit("times in ms required")),
                 Check(
                     "history",
-                    numbers.list.max() >= pl.col("ts_us") // 1000,
-                    pl.format("event at {} ms, not before the request", numbers.list.max()),
+                    times.list.max() >= pl.col("ts_us") // 1000,
+                    pl.format("event at {} ms, not before the request", times.list.max()),
                 ),
             ]
-        return checks
+        frame = self._rejects.split(frame, checks).with_columns(columns)
+        packed = [pl.col(name).cast(pl.List(pl.String)).list.join(LIST_MARK) for name in names]
+        return frame.with_columns(packed)
 
     def _explode_candidates(self, frame: pl.DataFrame) -> pl.DataFrame:
         """One row per candidate; lists of labels and item columns go along with their candidates."""
@@ -176,9 +179,6 @@ class ImpressionParser:
         assert rule is not None
         along = [name for name in self._mapping.sources() if name.startswith(("label ", "row "))]
         lists = ["candidates", *along]
-        frame = frame.with_columns(
-            split_elements(name, rule.separator, frame.schema[name]).alias(name) for name in lists
-        )
         length = pl.col("candidates").list.len()
         checks = [Check("candidates", length.fill_null(0) == 0, pl.lit("at least one candidate required"))]
         for name in along:
@@ -190,14 +190,14 @@ class ImpressionParser:
             frame = frame.with_columns(pl.int_ranges(0, length, dtype=pl.Int32).alias("position"))
             lists.append("position")
         frame = frame.explode(lists)
-        columns = [self._without_nulls(name) for name in along]
+        columns = [self._without_nulls(name, frame.schema[name]) for name in along]
         columns.append(candidate_item("candidates", rule).alias("item"))
         if rule.label:
             columns.append(candidate_label("candidates", rule.label_separator).alias(f"label {rule.label}"))
         frame = frame.with_columns(columns)
         if rule.label:  # "N1-" has an empty label: missing, as in N1
-            frame = frame.with_columns(self._without_nulls(f"label {rule.label}"))
-        return frame.with_columns(self._without_nulls("item"))
+            frame = frame.with_columns(self._without_nulls(f"label {rule.label}", pl.String()))
+        return frame.with_columns(self._without_nulls("item", pl.String()))
 
     def _parse_row(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Item, labels and item-level columns."""
@@ -213,29 +213,25 @@ class ImpressionParser:
             if name not in frame.columns:
                 columns.append(pl.lit(None, pl.Int32).alias(label.name))
                 continue
-            number = read_number(pl.col(name), schema[name])
-            columns.append(read_label(number, label).alias(label.name))
-            outside = number.is_nan() | (number < label.lowest) | (number > label.highest)
+            value, dtype = pl.col(name), schema[name]
+            columns.append(read_label(value, dtype, label).alias(label.name))
+            no_number = read_float(value, dtype).is_null() & value.is_not_null()
+            within = f"from {label.lowest:g} to {label.highest:g}"
             if label.at_least is None:
-                outside |= number != number.floor()
-            text = pl.col(name).cast(pl.String)
+                within = f"a whole number {within}, at most {2**31 - 1},"
+            shown = (pl.lit(label.name), value.cast(pl.String))
             checks += [
+                Check("label", no_number, pl.format("{} {}: no number", *shown)),
                 Check(
                     "label",
-                    number.is_null() & pl.col(name).is_not_null(),
-                    pl.format("{} {}: no number", pl.lit(label.name), text),
-                ),
-                Check(
-                    "label",
-                    outside,
-                    pl.format(
-                        f"{{}} {{}}: from {label.lowest:g} to {label.highest:g} required", pl.lit(label.name), text
-                    ),
+                    pl.col(label.name).is_null() & value.is_not_null(),
+                    pl.format(f"{{}} {{}}: {within} required", *shown),
                 ),
             ]
         for rule in self._mapping.item_columns:
-            columns.append(read_feature(f"row {rule.name}", schema, rule))
-            checks.append(_value_check(f"row {rule.name}", rule))
+            name = f"row {rule.name}"
+            columns.append(read_feature(pl.col(name), schema[name], rule).alias(rule.name))
+            checks.append(_value_check(name, rule))
         return self._rejects.split(frame.with_columns(columns), checks)
 
     def _add_ids(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -264,19 +260,27 @@ class ImpressionParser:
 
 
 def _id_columns(frame: pl.DataFrame, name: str, *, is_string: bool) -> list[pl.Series]:
-    """The int64 id of a key column, null where it cannot be read, and of strings the original."""
+    """The int64 id of a key column, null if it cannot be read, and of strings the original."""
+    value, dtype = pl.col(name), frame.schema[name]
     if is_string:
-        texts = frame[name].cast(pl.String)
+        texts = frame.with_columns(read_string_id(value, dtype).alias("_text"))["_text"]
         return [texts.alias(f"{name}_key"), hash_strings(texts).alias(f"{name}_id")]
-    return [frame.select(read_integer(pl.col(name), frame.schema[name]).alias(f"{name}_id")).to_series()]
+    return [frame.with_columns(read_integer_id(value, dtype).alias(f"{name}_id"))[f"{name}_id"]]
 
 
 def _id_checks(name: str, dtype: pl.DataType, is_string: bool) -> list[Check]:
+    value = pl.col(name)
+    text = value.cast(pl.String)
     if is_string:
-        return []
-    text = pl.col(name).cast(pl.String)
+        detail = pl.format("{} {}: text or a whole number required", pl.lit(name), text)
+        return [Check("id", read_string_id(value, dtype).is_null(), detail)]
     detail = pl.format('{} {} is not a 64-bit integer; if ids are text, say type = "string"', pl.lit(name), text)
-    return [Check("id", read_integer(pl.col(name), dtype).is_null(), detail)]
+    return [Check("id", read_integer_id(value, dtype).is_null(), detail)]
+
+
+def _unfit_check(name: str) -> Check:
+    reason = _REASONS.get(name) or ("label" if name.startswith("label ") else "value")
+    return Check(reason, pl.col(f"unfit {name}").is_not_null(), pl.format(f"{name} {{}}", pl.col(f"unfit {name}")))
 
 
 def _value_check(name: str, rule: FeatureRule) -> Check:

@@ -147,6 +147,8 @@ class LogMapping:
             raise ValueError("mapping: item_id (one row per impression) or [candidates] (one row per request) required")
         if self.format not in (None, "csv", "tsv", "jsonl", "parquet"):
             raise ValueError(f"mapping: format csv, tsv, jsonl or parquet required, found {self.format!r}")
+        if self.separator is not None and (not self.separator or set(self.separator) & set('"\r\n')):
+            raise ValueError(f"mapping: separator without quotes and line ends required, found {self.separator!r}")
         if self.header not in (True, False, "auto"):
             raise ValueError(f'mapping: header true, false or "auto" required, found {self.header!r}')
         if self.header is False and not self.columns:
@@ -168,6 +170,15 @@ class LogMapping:
     @property
     def label_names(self) -> tuple[str, ...]:
         return tuple(label.name for label in self.labels)
+
+    @property
+    def list_separators(self) -> dict[str, str]:
+        """Internal names of the columns that hold a list, or text separated by this."""
+        lists = dict.fromkeys(("history", "history_times"), self.history.separator)
+        if self.candidates:
+            along = [name for name in self.sources() if name.startswith(("label ", "row "))]
+            lists |= dict.fromkeys(("candidates", *along), self.candidates.separator)
+        return lists
 
     def sources(self) -> dict[str, tuple[str, ...]]:
         """What is read: internal name -> the names that the column may have in a file, one of which must be there."""

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from reqdedup.arrays.windows import anchored_start, gather_windows, offsets_of
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema
-from reqdedup.logs.formats import LIST_MARK
 from reqdedup.logs.ids import hash_strings
 from reqdedup.logs.impressions import IdTypes
 from reqdedup.logs.mapping import FeatureRule, LogMapping
+from reqdedup.logs.values import LIST_MARK
 from reqdedup.schema import HISTORY_TS, Column, EngagementSchema, Kind, Level
 
 BATCH_ROWS = 65_536

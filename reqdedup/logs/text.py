@@ -1,13 +1,12 @@
-"""Text files as blocks of numbered lines, and lines as fields: CSV, TSV, any separator.
+"""Text files as blocks of numbered lines, cut at line feeds and decoded as UTF-8.
 
-Lines are cut at line feeds and fields at separators, vectorised; a line that holds a quote goes through the csv module
-by itself. So a stray quote costs its own line and not the rest of the file. The price: a quoted field cannot hold a
-line feed. Compressed files (.gz, .bz2, .zst) are read as they are.
+What a line means is decided elsewhere: `records` puts together the lines of a quoted field, `json_lines` takes each as
+an object. Compressed files (.gz, .bz2, .zst) are read as they are.
 """
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +20,19 @@ from reqdedup.logs.checks import UnreadableFile
 BLOCK_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 256 * 2**20
 _READ_BYTES = 2**18
-_BINARY_STARTS = {
-    b"PAR1": "Parquet",
-    b"PK": "a zip archive",
-    b"\x1f\x8b": "gzip",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
+_BINARY_STARTS = (
+    (re.compile(rb"PAR1[\x00-\x08\x0e-\x1f]"), "Parquet"),  # a header of text may begin with PAR1 or PK, too
+    (re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"), "a zip archive"),
+    (re.compile(rb"\x1f\x8b"), "gzip"),
+    (re.compile(rb"\xff\xfe|\xfe\xff"), "UTF-16"),
+)
 
 
 @dataclass(frozen=True)
 class LineBlock:
-    """Lines of a file: columns `line` (number, the first is 1), `raw` and `is_utf8`, blanks left out.
+    """Lines of a file: columns `line` (number, the first is 1), `raw` (without its line feed) and `is_utf8`.
 
-    unfinished: number of the last line where the file ends without a line feed, else 0.
+    unfinished: number of the last line if the file ends without a line feed, else 0.
     """
 
     frame: pl.DataFrame
@@ -43,7 +41,7 @@ class LineBlock:
 
 
 def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LineBlock]:
-    """Blocks of about `block_bytes`; raises UnreadableFile where the file, or its rest, cannot be read."""
+    """Blocks of about `block_bytes`; raises UnreadableFile if the file, or its rest, cannot be read."""
     next_line, carry, error = 1, b"", ""
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
@@ -62,7 +60,7 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LineBloc
                     next_line += num_lines
                     yield block
     except OSError as problem:
-        error = _one_line(problem)
+        error = one_line(problem)
     if error:
         raise UnreadableFile("unreadable", error, next_line)
 
@@ -75,7 +73,7 @@ def _read_up_to(stream: pa.NativeFile, num_bytes: int) -> tuple[bytes, bool, str
         try:
             piece = stream.read(min(_READ_BYTES, num_bytes - size))
         except (OSError, pa.ArrowInvalid) as problem:
-            return b"".join(pieces), True, _one_line(problem)
+            return b"".join(pieces), True, one_line(problem)
         if not piece:
             return b"".join(pieces), True, ""
         pieces.append(piece)
@@ -86,8 +84,8 @@ def _read_up_to(stream: pa.NativeFile, num_bytes: int) -> tuple[bytes, bool, str
 def _check_start(data: bytes) -> bytes:
     if data.startswith(b"\xef\xbb\xbf"):
         return data[3:]
-    for start, kind in _BINARY_STARTS.items():
-        if data.startswith(start):
+    for start, kind in _BINARY_STARTS:
+        if start.match(data):
             advice = "convert it with iconv" if kind == "UTF-16" else "name the right format"
             raise UnreadableFile("unreadable", f"UTF-8 text required, found {kind}; {advice}", 1)
     if 10 * data[:4096].count(0) > len(data[:4096]):
@@ -110,8 +108,7 @@ def _cut_lines(body: bytes, first_line: int, at_end: bool) -> tuple[LineBlock, i
         raw = pl.Series("raw", lines_array, dtype=pl.String)
         good = pl.repeat(True, len(raw), eager=True).alias("is_utf8")
     numbers = pl.Series("line", np.arange(first_line, first_line + len(raw)), dtype=pl.Int64)
-    frame = pl.DataFrame([numbers, raw, good]).with_columns(pl.col("raw").str.strip_chars_end("\r\n"))
-    frame = frame.filter(pl.col("raw") != "")
+    frame = pl.DataFrame([numbers, raw, good]).with_columns(pl.col("raw").str.strip_suffix("\n"))
     last = first_line + len(raw) - 1
     return LineBlock(frame, len(body), last if unfinished else 0), len(raw)
 
@@ -124,57 +121,5 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def split_fields(line: str, separator: str) -> list[str]:
-    """Fields of one line; quotes count where the separator is one character other than tab."""
-    if _knows_quotes(separator) and '"' in line:
-        return next(csv.reader([line], delimiter=separator, strict=True))
-    return line.split(separator)
-
-
-def split_lines(frame: pl.DataFrame, separator: str, num_fields: int) -> pl.DataFrame:
-    """Lines as columns field_0 .. field_{num_fields - 1} and `num_fields_found` (0: unbalanced quotes).
-
-    frame: columns line, raw, without nulls. Rows with another number of fields keep what fits.
-    """
-    fields = [f"field_{k}" for k in range(num_fields)]
-    parts = frame.with_columns(pl.col("raw").str.splitn(separator, num_fields + 1).alias("_parts")).unnest("_parts")
-    counted = parts.with_columns(
-        (pl.col("raw").str.count_matches(separator, literal=True) + 1).cast(pl.Int64).alias("num_fields_found")
-    ).drop(f"field_{num_fields}")
-    if not _knows_quotes(separator):
-        return counted
-    quoted = pl.col("raw").str.contains('"', literal=True)
-    if not counted.select(quoted.any()).item():
-        return counted
-    slow = [_quoted_fields(line, separator, num_fields) for line in counted.filter(quoted)["raw"]]
-    schema = dict.fromkeys(fields, pl.String) | {"num_fields_found": pl.Int64}
-    repaired = counted.filter(quoted).drop(schema).hstack(pl.DataFrame(slow, schema=schema, orient="row"))
-    return pl.concat([counted.filter(~quoted), repaired.select(counted.columns)]).sort("line")
-
-
-def _quoted_fields(line: str, separator: str, num_fields: int) -> list[str | int | None]:
-    try:
-        found = split_fields(line, separator)
-    except csv.Error:
-        return [*[None] * num_fields, 0]
-    kept: list[str | int | None] = [*found[:num_fields], *[None] * (num_fields - len(found))]
-    return [*kept, len(found)]
-
-
-def _knows_quotes(separator: str) -> bool:
-    return len(separator) == 1 and separator != "\t"
-
-
-def guess_separator(first_line: str, suffix: str) -> str:
-    """:: where the first line has one, else the separator that it holds most often; tab where it holds none."""
-    if "::" in first_line:
-        return "::"
-    if suffix == ".tsv":
-        return "\t"
-    counts = {separator: first_line.count(separator) for separator in ("\t", ",", ";", "|")}
-    best = max(counts, key=lambda separator: counts[separator])
-    return best if counts[best] else ("," if suffix == ".csv" else "\t")
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -1,6 +1,13 @@
-"""Expressions that read one value: times, integers, labels, features, lists. Null in, null out; unreadable gives null too.
+"""Expressions that read one value: ids, times, numbers, labels, features, lists. One rule for text, JSON and Parquet.
 
-The caller tells the two apart by looking at the input.
+A value is taken exactly as it is meant, or not at all: null in, null out, and null for what does not fit; the caller
+tells the two apart by looking at the input. What fits:
+
+- an integer id: `7`, `-7`, or the number 7.0 below 2^53; not `07` or `+7`, which another id would share with 7
+- a string id: text as it stands, or a whole number as its digits
+- a whole number: one of any spelling (`3.0`, `1e3`, `007`, true), within its type
+- a float: the nearest one; infinite only if it says so, NaN counts as missing
+- a bool: true, false, or a number that is 0 or 1
 """
 
 from __future__ import annotations
@@ -9,9 +16,20 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from reqdedup.logs.formats import LIST_MARK
 from reqdedup.logs.mapping import TIME_UNITS_US, CandidateRule, FeatureRule, LabelRule, TimeRule
 
+LIST_MARK = "\x1f"
+"""Between the items of a packed history, which no item may hold."""
+
+INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})(\.0+)?$"
+FAR_FUTURE_US = 253_402_300_799 * 1_000_000
+"""The end of the year 9999: what lies beyond it is absurd and printed as this."""
+
+_WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
+_SCIENTIFIC = r"^[+-]?[0-9](\.[0-9]{1,14})?[eE][+-]?[0-9]{1,3}$"
+_INFINITE = r"^[+-]?(?i:inf|infinity)$"
+_FRACTION_OF_ZEROS = r"\.0*$"
+_EXACT_BELOW = 2**53
 _ISO_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
     "%Y-%m-%d %H:%M:%S%.f%#z",
@@ -19,25 +37,16 @@ _ISO_FORMATS = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%d",
 )
-_POLARS_TYPES = {
-    "bool": pl.Boolean,
-    "int32": pl.Int32,
-    "int64": pl.Int64,
-    "float32": pl.Float32,
-    "float64": pl.Float64,
-    "string": pl.String,
-}
-_MAX_EXACT_FLOAT = 2**53
-FAR_FUTURE_US = 253_402_300_799 * 1_000_000
-"""The end of the year 9999: what lies beyond it is absurd and printed as this."""
 
 
 def parse_time(value: pl.Expr, dtype: pl.DataType, rule: TimeRule) -> pl.Expr:
-    """Microseconds since 1970, UTC, int64; null where the time cannot be read."""
+    """Microseconds since 1970, UTC, int64; null if the time cannot be read."""
     if dtype == pl.Date:
         dtype, value = pl.Datetime("us"), value.cast(pl.Datetime("us"))
     if isinstance(dtype, pl.Datetime):
         return _utc_us(value, aware=dtype.time_zone is not None, zone=rule.zone)
+    if rule.formats and dtype.is_numeric():
+        dtype, value = pl.String(), value.cast(pl.String)  # 20240501 is what its pattern says, in every kind of file
     if dtype.is_integer():
         return _scaled(value.cast(pl.Int64, strict=False), rule.unit)
     if dtype.is_float():
@@ -56,7 +65,7 @@ def parse_time(value: pl.Expr, dtype: pl.DataType, rule: TimeRule) -> pl.Expr:
 
 
 def check_time_rule(rule: TimeRule) -> None:
-    """Raise ValueError where the zone or a pattern is none, before any row is read."""
+    """Raise ValueError if the zone or a pattern is none, before any row is read."""
     sample = pl.Series([datetime(2001, 2, 3, tzinfo=UTC)])
     try:
         sample.dt.convert_time_zone(rule.zone)
@@ -94,69 +103,103 @@ def _scaled_float(value: pl.Expr, unit: str) -> pl.Expr:
     return pl.when(scaled.is_not_nan()).then(within.round()).cast(pl.Int64)
 
 
-def read_integer(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_float():
-        exact = (value == value.floor()) & (value.abs() <= _MAX_EXACT_FLOAT)
-        return pl.when(exact).then(value).cast(pl.Int64, strict=False)
-    return value.cast(pl.Int64, strict=False)
-
-
-def read_number(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+def read_integer_id(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """An id of a log of integer ids, int64."""
     if dtype == pl.String:
-        value = value.str.to_lowercase().replace({"true": "1", "false": "0"})
-    return value.cast(pl.Float64, strict=False)
+        return pl.when(value.str.contains(INTEGER_ID)).then(_without_zeros(value)).cast(pl.Int64, strict=False)
+    if dtype.is_integer():
+        return value.cast(pl.Int64, strict=False)
+    return _whole_float(value) if dtype.is_float() else pl.lit(None, pl.Int64)
 
 
-def read_label(number: pl.Expr, rule: LabelRule) -> pl.Expr:
+def read_string_id(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """An id of a log of string ids, as text."""
+    if dtype == pl.String:
+        return value
+    if dtype.is_float():
+        return _whole_float(value).cast(pl.String)
+    return value.cast(pl.String) if dtype.is_integer() or dtype.is_temporal() else pl.lit(None, pl.String)
+
+
+def read_whole(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """A whole number, int64."""
+    if dtype == pl.String:
+        value = _truth_as_number(value)
+        digits = pl.when(value.str.contains(_WHOLE)).then(_without_zeros(value)).cast(pl.Int64, strict=False)
+        power = pl.when(value.str.contains(_SCIENTIFIC)).then(value).cast(pl.Float64, strict=False)
+        return pl.coalesce(digits, _whole_float(power))
+    if dtype.is_float():
+        return _whole_float(value)
+    return value.cast(pl.Int64, strict=False) if dtype.is_integer() or dtype == pl.Boolean else pl.lit(None, pl.Int64)
+
+
+def read_float(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """A number, float64."""
+    if dtype == pl.String:
+        value = _truth_as_number(value)
+        number = value.cast(pl.Float64, strict=False)
+        return pl.when(number.is_finite() | number.is_nan() | value.str.contains(_INFINITE)).then(number)
+    fits = dtype.is_numeric() or dtype == pl.Boolean
+    return value.cast(pl.Float64, strict=False) if fits else pl.lit(None, pl.Float64)
+
+
+def read_label(value: pl.Expr, dtype: pl.DataType, rule: LabelRule) -> pl.Expr:
+    """A label within its range, int32: the number, or whether it is at least `at_least`."""
+    number = read_float(value, dtype)
+    within = number.is_between(rule.lowest, rule.highest)
     if rule.at_least is not None:
-        number = (number >= rule.at_least).cast(pl.Float64)
-    return number.cast(pl.Int32, strict=False)
+        return pl.when(within).then(number >= rule.at_least).cast(pl.Int32)
+    return pl.when(within).then(read_whole(value, dtype)).cast(pl.Int32, strict=False)
 
 
-def read_feature(name: str, schema: pl.Schema, rule: FeatureRule) -> pl.Expr:
-    value = pl.col(name)
-    if rule.dtype == "bool" and schema[name] == pl.String:
-        value = read_number(value, schema[name])
-    elif rule.dtype in ("int32", "int64") and schema[name] == pl.String:
-        number = value.cast(pl.Float64, strict=False)  # 3.0 is an integer; 64-bit integers are read directly
-        whole = pl.when(number == number.floor()).then(number).cast(pl.Int64, strict=False)
-        value = pl.coalesce(value.cast(pl.Int64, strict=False), whole)
-    return value.cast(_POLARS_TYPES[rule.dtype], strict=False).alias(rule.name)
+def read_feature(value: pl.Expr, dtype: pl.DataType, rule: FeatureRule) -> pl.Expr:
+    """A value of a mapped column, in its type."""
+    if rule.dtype == "string":
+        texts = dtype == pl.String or dtype.is_numeric() or dtype.is_temporal() or dtype == pl.Boolean
+        return value.cast(pl.String) if texts else pl.lit(None, pl.String)
+    if rule.dtype == "bool":
+        whole = read_whole(value, dtype)
+        return pl.when(whole.is_between(0, 1)).then(whole == 1)
+    if rule.dtype in ("int32", "int64"):
+        return read_whole(value, dtype).cast(pl.Int32 if rule.dtype == "int32" else pl.Int64, strict=False)
+    number = read_float(value, dtype)
+    if rule.dtype == "float64":
+        return number
+    narrow = number.cast(pl.Float32)
+    return pl.when(narrow.is_finite() | ~number.is_finite()).then(narrow)
 
 
-def split_elements(name: str, separator: str, dtype: pl.DataType) -> pl.Expr:
-    """Lists of strings, from marked lists or separated text; null and blank text give empty lists."""
-    value = pl.col(name).cast(pl.String) if dtype != pl.String else pl.col(name)
-    marked = value.str.starts_with(LIST_MARK)
-    inside = value.str.strip_prefix(LIST_MARK)
-    of_list = pl.when(inside != "").then(inside).str.split(LIST_MARK)
-    of_text = pl.when(value.str.strip_chars() != "").then(value.str.strip_chars()).str.split(separator)
-    empty = pl.lit([], dtype=pl.List(pl.String))
-    return pl.when(marked).then(of_list).otherwise(of_text).fill_null(empty)
+def _whole_float(value: pl.Expr) -> pl.Expr:
+    exact = (value == value.floor()) & (value.abs() < _EXACT_BELOW)
+    return pl.when(exact).then(value).cast(pl.Int64, strict=False)
 
 
-def packed_events(name: str) -> pl.Expr:
-    """A history in its one form as a list; empty text is no event."""
-    return (
-        pl.when(pl.col(name) != "")
-        .then(pl.col(name))
-        .str.split(LIST_MARK)
-        .fill_null(pl.lit([], dtype=pl.List(pl.String)))
-    )
+def _without_zeros(text: pl.Expr) -> pl.Expr:
+    return text.str.replace(_FRACTION_OF_ZEROS, "")
+
+
+def _truth_as_number(text: pl.Expr) -> pl.Expr:
+    lower = text.str.to_lowercase()
+    return pl.when(lower == "true").then(pl.lit("1")).when(lower == "false").then(pl.lit("0")).otherwise(text)
+
+
+def split_text(value: pl.Expr, separator: str) -> pl.Expr:
+    """Lists of the pieces of separated text; null and blank text give empty lists."""
+    text = value.str.strip_chars()
+    pieces = pl.when(text != "").then(text).str.split(separator)
+    return pieces.fill_null(pl.lit([], dtype=pl.List(pl.String)))
 
 
 def candidate_item(name: str, rule: CandidateRule) -> pl.Expr:
+    """The item of a candidate like `N35729-0`: what stands before the last separator of its label."""
     if not rule.label:
         return pl.col(name)
-    separator = rule.label_separator
-    last = pl.col(name).str.split(separator).list.slice(0, pl.col(name).str.split(separator).list.len() - 1)
-    return (
-        pl.when(pl.col(name).str.contains(separator, literal=True))
-        .then(last.list.join(separator))
-        .otherwise(pl.col(name))
-    )
+    pieces = pl.col(name).str.split(rule.label_separator)
+    before = pieces.list.slice(0, pieces.list.len() - 1).list.join(rule.label_separator)
+    return pl.when(pl.col(name).str.contains(rule.label_separator, literal=True)).then(before).otherwise(pl.col(name))
 
 
 def candidate_label(name: str, separator: str) -> pl.Expr:
+    """The label of a candidate like `N35729-0`, null if it has none."""
     has_one = pl.col(name).str.contains(separator, literal=True)
     return pl.when(has_one).then(pl.col(name).str.split(separator).list.last())

@@ -1,0 +1,125 @@
+"""JSON Lines as frames of mapped columns: every line is an object, a key that it lacks is null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from reqdedup.logs.blocks import ID_NAMES, Block, lists_of_texts, with_unfit
+from reqdedup.logs.checks import ENCODING, Check, Rejects
+from reqdedup.logs.mapping import LogMapping
+from reqdedup.logs.records import without_blanks
+from reqdedup.logs.text import line_blocks
+from reqdedup.logs.values import split_text
+
+_DIGITS = r"^(0|-?[1-9][0-9]*)$"
+_DIGITS_AND_ZERO = r"^(0|-?[1-9][0-9]{0,14})\.0$"
+
+
+def json_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, block_bytes: int) -> Iterator[Block]:
+    """Blocks of a file's rows; lines that are no JSON objects, or have a mapped key twice, are rejected."""
+    keys = sorted({key for keys in mapping.sources().values() for key in keys})
+    kind = "CASE WHEN json_valid(raw) THEN json_type(raw) END"
+    names = ", ".join(_quoted(key) for key in keys)
+    mapped = f"CASE WHEN {kind} = 'OBJECT' THEN list_filter(json_keys(raw), lambda key: key IN ({names})) END"
+    connection = duckdb.connect()
+    try:
+        for block in line_blocks(path, block_bytes):
+            frame = without_blanks(block.frame).with_columns(pl.lit(file, pl.UInt32).alias("file"))
+            found = _sql(connection, frame, f"SELECT {kind} AS kind, {mapped} AS keys FROM lines")
+            unfinished = (pl.col("line") == block.unfinished) & pl.lit(found["kind"]).is_null()
+            twice = pl.lit(found["keys"].list.n_unique() < found["keys"].list.len())
+            array = pl.when(pl.col("raw").str.starts_with("[")).then(pl.lit(", not an array of them: one a line"))
+            good = rejects.split(
+                frame,
+                [
+                    ENCODING,
+                    Check("truncated", unfinished, pl.lit("a whole JSON object required")),
+                    Check(
+                        "json",
+                        pl.lit(found["kind"]).ne_missing("OBJECT"),
+                        pl.format("a JSON object required{}", array.otherwise(pl.lit(""))),
+                    ),
+                    Check("json", twice, pl.lit("every key once required")),
+                ],
+            )
+            if not good.is_empty():
+                yield Block(_read_values(connection, good, keys, mapping), block.num_bytes)
+    finally:
+        connection.close()
+
+
+def _read_values(
+    connection: duckdb.DuckDBPyConnection, good: pl.DataFrame, keys: Sequence[str], mapping: LogMapping
+) -> pl.DataFrame:
+    """Columns line and raw, and the mapped ones; of several keys for one of them a line has the first that is not null."""
+    sources, separators = mapping.sources(), mapping.list_separators
+    paths = ", ".join(_quoted(_path(key)) for key in keys)
+    columns = [f"json_type(raw, [{paths}]) AS kinds", f"json_extract_string(raw, [{paths}]) AS texts"]
+    with_elements = {key for name, names in sources.items() if name in separators for key in names}
+    for number in sorted(keys.index(key) for key in with_elements):
+        elements = _quoted(_path(keys[number]) + "[*]")
+        columns.append(
+            f"json_type(raw, {elements}) AS kinds_{number}, json_extract_string(raw, {elements}) AS texts_{number}"
+        )
+    found = _sql(connection, good, f"SELECT {', '.join(columns)} FROM lines")
+    values, unfit = {}, {}
+    for name, names in sources.items():
+        numbers = [keys.index(key) for key in names]
+        kinds = [pl.col("kinds").list.get(number).replace("NULL", None) for number in numbers]
+        texts = pl.coalesce(pl.col("texts").list.get(number) for number in numbers)
+        scalars = found.select(kind=pl.coalesce(kinds), text=texts)
+        values[name], unfit[name] = _fitting(scalars, is_id=name in ID_NAMES)
+        if name in separators:
+            there = [kind.is_not_null() for kind in kinds]
+            lists = found.select(
+                pl.coalesce(pl.when(here).then(f"{of}_{number}") for here, number in zip(there, numbers)).alias(of)
+                for of in ("kinds", "texts")
+            )
+            values[name], unfit[name] = _lists(scalars, lists, name, values[name], unfit[name], separators[name])
+    return with_unfit(good.select("line", "raw").hstack([series.alias(name) for name, series in values.items()]), unfit)
+
+
+def _fitting(values: pl.DataFrame, *, is_id: bool) -> tuple[pl.Series, pl.Series]:
+    """Texts of the values (columns kind, text) that fit, and what is wrong with the others."""
+    kind, text = pl.col("kind"), pl.col("text")
+    reason = pl.when(kind.is_in(["OBJECT", "ARRAY"])).then(pl.format("is an {}", kind.str.to_lowercase()))
+    if is_id:
+        whole = text.str.contains(_DIGITS) | text.str.contains(_DIGITS_AND_ZERO)
+        reason = reason.when(kind == "BOOLEAN").then(pl.lit("is a boolean"))
+        reason = reason.when((kind == "DOUBLE") & ~whole).then(pl.lit("is not a whole number"))
+        text = pl.when(kind == "DOUBLE").then(text.str.strip_suffix(".0")).otherwise(text)
+    read = values.select(text=text, reason=reason)
+    return read.select(pl.when(pl.col("reason").is_null()).then("text")).to_series(), read["reason"]
+
+
+def _lists(
+    scalars: pl.DataFrame, lists: pl.DataFrame, name: str, text: pl.Series, unfit: pl.Series, separator: str
+) -> tuple[pl.Series, pl.Series]:
+    """Lists of texts: the elements of an array, or the pieces of a text."""
+    is_array = scalars.select((pl.col("kind") == "ARRAY").fill_null(False)).to_series()
+    lists = lists.select(pl.when(pl.lit(is_array)).then(pl.all()))
+    elements = lists.select(pl.col("kinds", "texts").list.explode(keep_nulls=False, empty_as_null=False))
+    read, reason = _fitting(elements.select(kind="kinds", text="texts"), is_id=name in ID_NAMES)
+    of_arrays, unfit_arrays = lists_of_texts(read, reason, lists["kinds"].list.len().fill_null(0).to_numpy())
+    pieces = text.alias("text").to_frame().select(split_text(pl.col("text"), separator)).to_series()
+    return of_arrays.zip_with(is_array, pieces), unfit_arrays.zip_with(is_array, unfit)
+
+
+def _path(key: str) -> str:
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f'$."{escaped}"'
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _sql(connection: duckdb.DuckDBPyConnection, lines: pl.DataFrame, query: str) -> pl.DataFrame:
+    connection.register("lines", lines.select("raw").to_arrow())
+    frame = pl.from_arrow(connection.sql(query).to_arrow_table())
+    assert isinstance(frame, pl.DataFrame)
+    return frame
