@@ -105,8 +105,8 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
             frame = frame.slice(int(has_header))
         split = split_records(rejects.split(frame, [ENCODING]), separator, len(names))
         found = pl.col("num_fields_found")
-        counted = pl.when(found > 0).then(pl.format(f"{len(names)} fields required, found {{}}", found))
-        counted = counted.otherwise(pl.lit("balanced quotes required"))
+        balanced = pl.format(f"{len(names)} fields required, found {{}}", found)
+        counted = pl.when(found > 0).then(balanced).otherwise(pl.lit("balanced quotes required"))
         good = rejects.split(
             split,
             [

@@ -66,47 +66,50 @@ def _read_values(
             f"json_type(raw, {elements}) AS kinds_{number}, json_extract_string(raw, {elements}) AS texts_{number}"
         )
     found = _sql(connection, good, f"SELECT {', '.join(columns)} FROM lines")
-    values, unfit = {}, {}
+    columns_of: list[pl.Expr] = []
     for name, names in sources.items():
         numbers = [keys.index(key) for key in names]
         kinds = [pl.col("kinds").list.get(number).replace("NULL", None) for number in numbers]
-        texts = pl.coalesce(pl.col("texts").list.get(number) for number in numbers)
-        scalars = found.select(kind=pl.coalesce(kinds), text=texts)
-        values[name], unfit[name] = _fitting(scalars, is_id=name in ID_NAMES)
+        kind, text = pl.coalesce(kinds), pl.coalesce(pl.col("texts").list.get(number) for number in numbers)
+        value, unfit = _fitting(kind, text, is_id=name in ID_NAMES)
+        columns_of += [value.alias(name), unfit.alias(f"unfit {name}")]
         if name in separators:
-            there = [kind.is_not_null() for kind in kinds]
-            lists = found.select(
-                pl.coalesce(pl.when(here).then(f"{of}_{number}") for here, number in zip(there, numbers)).alias(of)
-                for of in ("kinds", "texts")
-            )
-            values[name], unfit[name] = _lists(scalars, lists, name, values[name], unfit[name], separators[name])
-    return with_unfit(good.select("line", "raw").hstack([series.alias(name) for name, series in values.items()]), unfit)
+            columns_of.append((kind == "ARRAY").fill_null(False).alias(f"array {name}"))
+            for of in ("kinds", "texts"):
+                of_keys = [pl.when(kind.is_not_null()).then(f"{of}_{number}") for kind, number in zip(kinds, numbers)]
+                columns_of.append(pl.when(kind == "ARRAY").then(pl.coalesce(of_keys)).alias(f"{of} {name}"))
+    read = found.select(columns_of)
+    values = {name: read[name] for name in sources}
+    unfits = {name: read[f"unfit {name}"] for name in sources}
+    for name in separators.keys() & sources.keys():
+        values[name], unfits[name] = _lists(read, name, separators[name])
+    return with_unfit(good.select("line", "raw").hstack([values[name].alias(name) for name in sources]), unfits)
 
 
-def _fitting(values: pl.DataFrame, *, is_id: bool) -> tuple[pl.Series, pl.Series]:
-    """Texts of the values (columns kind, text) that fit, and what is wrong with the others."""
-    kind, text = pl.col("kind"), pl.col("text")
-    reason = pl.when(kind.is_in(["OBJECT", "ARRAY"])).then(pl.format("is an {}", kind.str.to_lowercase()))
-    if is_id:
-        whole = text.str.contains(_DIGITS) | text.str.contains(_DIGITS_AND_ZERO)
-        reason = reason.when(kind == "BOOLEAN").then(pl.lit("is a boolean"))
-        reason = reason.when((kind == "DOUBLE") & ~whole).then(pl.lit("is not a whole number"))
-        text = pl.when(kind == "DOUBLE").then(text.str.strip_suffix(".0")).otherwise(text)
-    read = values.select(text=text, reason=reason)
-    return read.select(pl.when(pl.col("reason").is_null()).then("text")).to_series(), read["reason"]
+def _fitting(kind: pl.Expr, text: pl.Expr, *, is_id: bool) -> tuple[pl.Expr, pl.Expr]:
+    """Texts of values that fit, and what is wrong with the others."""
+    nested = pl.when(kind.is_in(["OBJECT", "ARRAY"])).then(pl.format("is an {}", kind.str.to_lowercase()))
+    if not is_id:
+        return pl.when(nested.is_null()).then(text), nested
+    whole = text.str.contains(_DIGITS) | text.str.contains(_DIGITS_AND_ZERO)
+    fraction = pl.when((kind == "DOUBLE") & ~whole).then(pl.lit("is not a whole number"))
+    unfit = pl.coalesce(nested, pl.when(kind == "BOOLEAN").then(pl.lit("is a boolean")), fraction)
+    digits = pl.when(kind == "DOUBLE").then(text.str.strip_suffix(".0")).otherwise(text)
+    return pl.when(unfit.is_null()).then(digits), unfit
 
 
-def _lists(
-    scalars: pl.DataFrame, lists: pl.DataFrame, name: str, text: pl.Series, unfit: pl.Series, separator: str
-) -> tuple[pl.Series, pl.Series]:
-    """Lists of texts: the elements of an array, or the pieces of a text."""
-    is_array = scalars.select((pl.col("kind") == "ARRAY").fill_null(False)).to_series()
-    lists = lists.select(pl.when(pl.lit(is_array)).then(pl.all()))
-    elements = lists.select(pl.col("kinds", "texts").list.explode(keep_nulls=False, empty_as_null=False))
-    read, reason = _fitting(elements.select(kind="kinds", text="texts"), is_id=name in ID_NAMES)
-    of_arrays, unfit_arrays = lists_of_texts(read, reason, lists["kinds"].list.len().fill_null(0).to_numpy())
-    pieces = text.alias("text").to_frame().select(split_text(pl.col("text"), separator)).to_series()
-    return of_arrays.zip_with(is_array, pieces), unfit_arrays.zip_with(is_array, unfit)
+def _lists(read: pl.DataFrame, name: str, separator: str) -> tuple[pl.Series, pl.Series]:
+    """Lists of texts, the elements of an array or the pieces of a text, and what does not fit."""
+    elements = read.select(
+        pl.col(f"kinds {name}", f"texts {name}").list.explode(keep_nulls=False, empty_as_null=False).name.keep()
+    )
+    text, reason = _fitting(pl.col(f"kinds {name}"), pl.col(f"texts {name}"), is_id=name in ID_NAMES)
+    elements = elements.select(text=text, unfit=reason)
+    length_R = read[f"kinds {name}"].list.len().fill_null(0).to_numpy()
+    of_arrays, unfit = lists_of_texts(elements["text"], elements["unfit"], length_R)
+    pieces = read.select(split_text(pl.col(name), separator)).to_series()
+    is_array = read[f"array {name}"]
+    return of_arrays.zip_with(is_array, pieces), unfit.zip_with(is_array, read[f"unfit {name}"])
 
 
 def _path(key: str) -> str:

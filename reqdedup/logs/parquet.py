@@ -135,12 +135,10 @@ def _moments(array: pa.Array) -> _Values:
         array = array.cast(pa.timestamp(kind.unit, kind.tz and "UTC"))
         ticks, per_day = array.view(pa.int64()), 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
     first, last = (min(max(day * per_day, -(2**63)), 2**63 - 1) for day in _CALENDAR_DAYS)
-    fits = pl.Series(ticks).cast(pl.Int64).is_between(first, last, closed="left" if per_day > 1 else "both")
-    near = pc.if_else(fits.to_arrow(), array, pa.scalar(None, array.type))
-    beyond = (
-        fits.alias("fits").to_frame().select(pl.when(~pl.col("fits")).then(pl.lit("is beyond the years 1 to 9999")))
-    )
-    return pl.Series(near), beyond.to_series()
+    fits = pl.DataFrame([pl.Series("fits", ticks).cast(pl.Int64).is_between(first, last)])
+    near = pc.if_else(fits["fits"].to_arrow(), array, pa.scalar(None, array.type))
+    beyond = pl.when(~pl.col("fits")).then(pl.lit("is beyond the years 1 to 9999"))
+    return pl.Series(near), fits.select(beyond).to_series()
 
 
 def _decimals(array: pa.Array, *, is_id: bool) -> _Values:
@@ -164,17 +162,15 @@ def _lists(array: pa.Array, name: str, separator: str) -> _Values:
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _lists(array.dictionary_decode(), name, separator)
-    is_id = name in ID_NAMES
-    if not isinstance(kind, _LISTS):
-        texts, unfit = _scalars(array, is_id=is_id)
-        return texts.cast(pl.String).to_frame("x").select(split_text(pl.col("x"), separator)).to_series(), unfit
+    is_list = isinstance(kind, _LISTS)
     # flatten() and not cast(): of a list view the latter makes a wrong list without a word (upstream GH-50994)
-    elements, unfit = _scalars(array.flatten(), is_id=is_id)
+    elements, unfit = _scalars(array.flatten() if is_list else array, is_id=name in ID_NAMES)
+    element = pl.col("element")
+    texts = read_string_id(element, elements.dtype) if name in ID_NAMES else element.cast(pl.String)
+    no_id = pl.when(texts.is_null() & element.is_not_null()).then(pl.lit("holds what is no id"))
     frame = pl.DataFrame([elements.alias("element"), unfit.alias("unfit")])
-    texts = pl.col("element").cast(pl.String)
-    if is_id:
-        texts = read_string_id(pl.col("element"), elements.dtype)
-        no_id = texts.is_null() & pl.col("element").is_not_null()
-        frame = frame.with_columns(unfit=pl.coalesce("unfit", pl.when(no_id).then(pl.lit("holds what is no id"))))
+    frame = frame.with_columns(texts.alias("text"), pl.coalesce("unfit", no_id).alias("unfit"))
+    if not is_list:
+        return frame.select(split_text(pl.col("text"), separator)).to_series(), frame["unfit"]
     length_R = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    return lists_of_texts(frame.select(texts).to_series(), frame["unfit"], length_R)
+    return lists_of_texts(frame["text"], frame["unfit"], length_R)

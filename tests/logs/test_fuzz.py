@@ -44,7 +44,7 @@ def fuzz_text(folder, rng: random.Random) -> None:
     path = folder / f"log.{kind}{suffix}"
     path.write_bytes(mutations.compress(data, suffix))
     mapping = {**HEADERLESS, "separator": separator, "item_columns": {"price": "float32", "note": "string"}}
-    rows, rejected = read(path, mapping, block_bytes=rng.choice([100, 10**6]))
+    rows, rejected = read(path, mapping, block_bytes=rng.choice([300, 10**6]))
     if not WHOLE_FILE & rejected.keys():
         assert rows + sum(rejected.values()) == mutations.count_records(data, separator), data
 
@@ -55,7 +55,7 @@ def fuzz_header(folder, rng: random.Random) -> None:
     data = mutations.mutate(header + mutations.as_text(mutations.rows(rng, 10), separator), rng, rng.randrange(8))
     path = folder / f"log.{kind}"
     path.write_bytes(data)
-    read(path, rng.choice([mutations.MAPPING, CANDIDATES]), block_bytes=rng.choice([400, 10**6]))
+    read(path, rng.choice([mutations.MAPPING, CANDIDATES]), block_bytes=rng.choice([900, 10**6]))
 
 
 def fuzz_json(folder, rng: random.Random) -> None:
@@ -63,11 +63,12 @@ def fuzz_json(folder, rng: random.Random) -> None:
     suffix = rng.choice(["", ".gz"])
     path = folder / f"log.jsonl{suffix}"
     path.write_bytes(mutations.compress(data, suffix))
-    rows, rejected = read(path, mutations.MAPPING, block_bytes=rng.choice([400, 10**6]))
+    rows, rejected = read(path, mutations.MAPPING, block_bytes=rng.choice([900, 10**6]))
     if not WHOLE_FILE & rejected.keys():
         lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         assert rows + sum(rejected.values()) == sum(line.rstrip(b"\r") != b"" for line in lines), data
-    read(path, CANDIDATES)
+    if rng.random() < 0.3:
+        read(path, CANDIDATES)
 
 
 def fuzz_damaged_container(folder, rng: random.Random) -> None:
@@ -106,7 +107,7 @@ FUZZERS = [fuzz_text, fuzz_header, fuzz_json, fuzz_damaged_container, fuzz_types
 
 
 @pytest.mark.parametrize("fuzzer", FUZZERS)
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_file_costs_its_bad_rows_and_no_traceback(fuzzer: Callable, seed: int, tmp_path_factory):
     fuzzer(tmp_path_factory.mktemp("log"), random.Random(seed))
