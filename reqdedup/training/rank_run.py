@@ -8,6 +8,7 @@ import math
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,7 @@ class _RankRun:
         self.rank, self.world_size = rank_and_world_size()
         self.device = device_of_rank(config.device, self.rank, self.world_size)
         self.result = RankResult()
+        self.num_barren_steps = 0
         self.tell("reading")
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device)
@@ -186,6 +188,12 @@ class _RankRun:
                 if self.result.steps % self.config.checkpoint_every == 0:
                     self.checkpoint()
         self.result.training_s = time.monotonic() - started
+        if self.num_barren_steps and self.rank == 0:
+            warnings.warn(
+                f"training: {self.num_barren_steps} of {self.result.steps} steps had no loss term (no known label, or no legal "
+                "negative): their loss is 0 and taught nothing; shuffle, or take more requests per step",
+                stacklevel=2,
+            )
         self.result.epochs = self.loader.epoch
         self.tell("evaluating")
         self.result.metrics = self.evaluate()
@@ -198,13 +206,21 @@ class _RankRun:
     def batches(self) -> Iterator[tuple[RequestBatch, int]]:
         """Batches over as many epochs as the steps need; steps without two rows over all ranks are left out."""
         while self.result.steps < self.config.num_steps:
-            steps_before = self.result.steps
+            steps_before, barren_before = self.result.steps, self.num_barren_steps
             for batch, num_rows in in_lockstep(self.loader):
                 if num_rows < 2:  # BatchNorm has no variance to divide by
                     continue
                 yield batch, num_rows
                 if self.result.steps >= self.config.num_steps:
                     return
+            if (
+                self.result.steps > steps_before
+                and self.result.steps - steps_before == self.num_barren_steps - barren_before
+            ):
+                raise ValueError(
+                    f"training: a loss term in at least one of the {self.result.steps - steps_before} steps of an epoch required, "
+                    "found none (no known label, or no legal negative in any batch); shuffle, or take more requests per step"
+                )
             if self.result.steps == steps_before and self.loader.epoch > 1:
                 raise ValueError(
                     f"training: a whole epoch held no batch of two rows; {self.config.task} needs rows"
@@ -228,6 +244,7 @@ class _RankRun:
             [float(loss_sum.detach()), num_terms, *(getattr(meters, name) for name in names)]
         )
         loss = total / max(num_global_terms, 1)
+        self.num_barren_steps += not num_global_terms
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"{self.config.task}: the loss became {loss} at step {self.result.steps + 1}; {self.last_checkpoint()}. "

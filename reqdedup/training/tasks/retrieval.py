@@ -57,7 +57,7 @@ class Retrieval:
         survey = survey.over_ranks()
         survey.check_inputs()
         num_items = int((catalogue.count_V > 0).sum())
-        survey.check_contrast(num_items, mask_same_user=config.mask_same_user and not config.same_user_share)
+        survey.check_contrast(num_items, mask_same_user=config.mask_same_user)
         return cls(config, catalogue, device)
 
     def loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: RequestBatch) -> tuple[torch.Tensor, int]:
