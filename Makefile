@@ -15,7 +15,8 @@ TEST_WORKERS ?= 2
 FITTING_PYTHON := 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '$(LOGS)') \
 	$(if $(PRESET),--preset '$(PRESET)') $(if $(MAPPING),--mapping '$(MAPPING)') \
-	$(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(STRICT),--strict))
+	$(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(STRICT),--strict) \
+	$(if $(TAKE_OVER),--take-over))
 
 # Dagster keeps its run history here; without it every command forgets the one before.
 export DAGSTER_HOME := $(CURDIR)/.dagster
@@ -31,7 +32,8 @@ help: ## list the targets
 	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
 	@echo "  make run LOGS=ml-100k PRESET=movielens          your own log: movielens, mind or kuairand"
 	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
-	@echo "                                               (STRICT=1: a rejected row fails the run; NAMESPACE=name: where to)"
+	@echo "                                               (STRICT=1: a rejected row fails the run; NAMESPACE=name: where to;"
+	@echo "                                               TAKE_OVER=1: from a run that died on another machine)"
 	@echo "  make study MOVIELENS=ml-100k                 with a section on MovieLens 100K, its folder given"
 	@echo "  make ui PORT=3001                            another port"
 	@echo "  export DAGSTER_HOME=$(DAGSTER_HOME); $(BIN)/dg launch --assets '*'"

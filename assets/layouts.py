@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+import warehouse
 from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup import storage
@@ -11,9 +12,11 @@ from reqdedup.storage import TableSource
 def _layout_asset(name: str, description: str) -> dg.AssetsDefinition:
     @dg.asset(name=name, deps=["raw_engagements"], group_name="layouts", description=description, kinds={"iceberg"})
     def layout(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
-        raw = TableSource(store.table("raw_engagements"))
+        raw_engagements = store.table("raw_engagements")
+        raw = TableSource(raw_engagements)
         table = store.create(name, raw.schema, num_buckets=run_recipe.get().num_buckets)
-        report = storage.write(table, raw.batches(), progress=progress_log(context))
+        origin = warehouse.made_from(raw_engagements=raw_engagements)
+        report = storage.write(table, raw.batches(), progress=progress_log(context), properties=origin)
         return store.result(**write_metadata(report))
 
     return layout

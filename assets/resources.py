@@ -1,8 +1,6 @@
-"""What every asset is given: the catalog with its namespace, and the recipe of this run."""
+"""What every asset is given: the recipe of this run, and the catalog with the namespace that belongs to its log."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,46 +16,12 @@ from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import create_feature_table
 from warehouse.catalogs import DATA_DIR
 
-
-class Warehouse(dg.ConfigurableResource):
-    """The catalog and the namespace that holds this log's tables; the embedded catalog unless a subclass knows another.
-
-    Credentials are no field of it: Dagster shows the fields of a resource in its UI.
-    """
-
-    namespace: str
-    data_dir: str = str(DATA_DIR)
-
-    def catalog_config(self) -> warehouse.CatalogConfig:
-        return warehouse.embedded_catalog(self.data_dir)
-
-    def catalog(self) -> Catalog:
-        return warehouse.open_catalog(self.catalog_config())
-
-    def result(self, **metadata: Any) -> dg.MaterializeResult:
-        """The result of an asset; its metadata says which namespace it speaks about."""
-        return dg.MaterializeResult(metadata={"namespace": self.namespace, **metadata})
-
-    def create(self, name: str, schema: EngagementSchema, *, num_buckets: int) -> Table:
-        return warehouse.create_engagement_table(self.catalog(), self.namespace, name, schema, num_buckets=num_buckets)
-
-    def create_feature_table(self, name: str, main_table: Table, columns: Sequence[Column]) -> Table:
-        return create_feature_table(self.catalog(), f"{self.namespace}.{name}", main_table, columns)
-
-    def table(self, name: str) -> Table:
-        return warehouse.load_table(self.catalog(), self.namespace, name)
-
-    def write_report(self, name: str, rows: pa.Table) -> Table:
-        return warehouse.write_report_table(self.catalog(), self.namespace, name, rows)
-
-    def model_dir(self, name: str) -> Path:
-        path = Path(self.data_dir) / "models" / self.namespace / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+PROCESS_TAG = "reqdedup/process"
+"""Tag of a run: the process that works on it, by which a run that was killed is found out."""
 
 
 class RunRecipe(dg.ConfigurableResource):
-    """The size of a run, and the log: synthetic where `logs` is empty, else the user's own at that path."""
+    """The size of a run, and the log: synthetic if `logs` is empty, else the user's own at that path."""
 
     recipe: str = "laptop"
     logs: str = ""
@@ -67,8 +31,100 @@ class RunRecipe(dg.ConfigurableResource):
 
     def get(self) -> Recipe:
         if self.recipe not in RECIPES:
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, found {self.recipe!r}")
+            raise ValueError(f"recipe: one of {', '.join(RECIPES)} required, found {self.recipe!r}")
         return RECIPES[self.recipe]()
+
+    def log_record(self) -> dict[str, str]:
+        """The log as properties of the table of its rows: its path, or which synthetic one, and a fingerprint."""
+        return warehouse.log_record(recipe=self.recipe, logs=self.logs)
+
+
+class Warehouse(dg.ConfigurableResource):
+    """The catalog and the namespace that holds this run's tables; the embedded catalog unless a subclass knows another.
+
+    The namespace is the one given, else that of the run's own log, so that a run launched with another log moves there. A
+    run has its namespace to itself from the first asset to the last, and never writes over another log's unless it was given.
+    Credentials are no field of it: Dagster shows the fields of a resource in its UI.
+    """
+
+    run_recipe: dg.ResourceDependency[RunRecipe]
+    namespace: str = ""
+    data_dir: str = str(DATA_DIR)
+    take_over: bool = False
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        run = context.run
+        if run is None or context.instance is None:  # made for a look at the tables, not for a run
+            return
+        self.run_recipe.get()
+        instance, catalog, record = context.instance, self.catalog(), self.run_recipe.log_record()
+        mine = warehouse.GraphRun.begin(run.run_id, record[warehouse.LOG])
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: mine.process.to_json()})
+
+        def is_finished(run_id: str) -> bool:
+            other = instance.get_run_by_id(run_id)
+            return other is not None and other.is_finished
+
+        warehouse.claim(catalog, self.resolved_namespace, mine, is_finished=is_finished, take_over=self.take_over)
+        try:
+            if not _names_namespace(run.run_config, self.namespace):
+                warehouse.check_same_log(catalog, self.resolved_namespace, record)
+        except BaseException:
+            warehouse.release(catalog, self.resolved_namespace, run.run_id)
+            raise
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        if context.run is not None and context.instance is not None:
+            warehouse.release(self.catalog(), self.resolved_namespace, context.run.run_id)
+
+    @property
+    def resolved_namespace(self) -> str:
+        recipe = self.run_recipe
+        return self.namespace or warehouse.namespace_of(recipe=recipe.recipe, logs=recipe.logs, preset=recipe.preset)
+
+    def identifier(self, name: str) -> str:
+        """A table's full name."""
+        return f"{self.resolved_namespace}.{name}"
+
+    def catalog_config(self) -> warehouse.CatalogConfig:
+        return warehouse.embedded_catalog(self.data_dir)
+
+    def catalog(self) -> Catalog:
+        return warehouse.open_catalog(self.catalog_config())
+
+    def result(self, **metadata: Any) -> dg.MaterializeResult:
+        """The result of an asset; its metadata says which namespace it speaks about."""
+        return dg.MaterializeResult(metadata={"namespace": self.resolved_namespace, **metadata})
+
+    def create(self, name: str, schema: EngagementSchema, *, num_buckets: int) -> Table:
+        return warehouse.create_engagement_table(
+            self.catalog(), self.resolved_namespace, name, schema, num_buckets=num_buckets
+        )
+
+    def create_feature_table(self, name: str, main_table: Table, columns: Sequence[Column]) -> Table:
+        return create_feature_table(self.catalog(), self.identifier(name), main_table, columns)
+
+    def table(self, name: str) -> Table:
+        return warehouse.load_table(self.catalog(), self.resolved_namespace, name)
+
+    def write_report(self, name: str, rows: pa.Table) -> Table:
+        return warehouse.write_report_table(self.catalog(), self.resolved_namespace, name, rows)
+
+    def model_dir(self, name: str) -> Path:
+        path = Path(self.data_dir) / "models" / self.resolved_namespace / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:
+    """Whether somebody chose the namespace for this log: in the run's configuration, or where the graph was loaded.
+
+    What was chosen there was chosen for the log that was named there, and not for one that the run's configuration names.
+    """
+    resources = run_config.get("resources", {})
+    if "namespace" in (store := resources.get("store", {}).get("config", {})):
+        return bool(store["namespace"])
+    return bool(namespace) and not {"logs", "recipe"} & set(resources.get("run_recipe", {}).get("config", {}))
 
 
 def progress_log(context: dg.AssetExecutionContext, *, every_s: float = 2.0) -> Callable[[object], None]:

@@ -12,6 +12,7 @@ import assets.layouts
 import assets.sampling
 import assets.training
 from assets.resources import RunRecipe, Warehouse
+from pipelines.dead_runs import dead_runs
 from pipelines.environment import Environment
 from pipelines.progress import progress_logger
 from warehouse.catalogs import CatalogConfig
@@ -58,22 +59,30 @@ class DeployedWarehouse(Warehouse):
 
 def build_definitions(environment: Environment) -> dg.Definitions:
     """The graph for one environment. Unpartitioned, in-process: `dg launch --assets '*'` needs no more arguments."""
+    # At launch, so that a run's configuration of one field leaves the others as they are here, not at their class's defaults.
+    run_recipe = RunRecipe.configure_at_launch(
+        recipe=environment.recipe,
+        logs=environment.logs,
+        preset=environment.preset,
+        mapping=environment.mapping,
+        strict=environment.strict,
+    )
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),
         asset_checks=dg.load_asset_checks_from_modules([assets.checks]),
         jobs=[everything, storage_only],
         schedules=[daily],
+        sensors=[dead_runs],
         executor=dg.in_process_executor,
         loggers={"console": progress_logger},
         resources={
-            "store": DeployedWarehouse(namespace=environment.resolved_namespace, data_dir=str(environment.data_dir)),
-            "run_recipe": RunRecipe(
-                recipe=environment.recipe,
-                logs=environment.logs,
-                preset=environment.preset,
-                mapping=environment.mapping,
-                strict=environment.strict,
+            "store": DeployedWarehouse.configure_at_launch(
+                run_recipe=run_recipe,
+                namespace=environment.namespace,
+                data_dir=str(environment.data_dir),
+                take_over=environment.take_over,
             ),
+            "run_recipe": run_recipe,
         },
     )
 

@@ -6,20 +6,20 @@
 | REQDEDUP_LOGS | path of the user's own log; empty makes a synthetic one | |
 | REQDEDUP_PRESET / REQDEDUP_MAPPING | how to read it: movielens, mind, kuairand, or a TOML mapping | |
 | REQDEDUP_STRICT | 1: rejected rows fail the run | 0 |
-| REQDEDUP_NAMESPACE | namespace of the tables | the preset's or log's name, else the recipe's |
+| REQDEDUP_NAMESPACE | namespace of the tables | preset and log's name, else the recipe's |
 | REQDEDUP_DATA_DIR | folder of the embedded catalog, tables and models | warehouse/data |
 | REQDEDUP_CATALOG__<PROPERTY> | any pyiceberg catalog property, `__` for `.` and `_` for `-`: REQDEDUP_CATALOG__S3__ENDPOINT | embedded SQLite |
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reqdedup.environment import DATA_DIR_VARIABLE, LakePlace, find_lake, variables
 from warehouse.catalogs import DATA_DIR
+from warehouse.namespaces import namespace_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +38,7 @@ class Environment:
     mapping: str = ""
     strict: bool = False
     namespace: str = ""
+    take_over: bool = False
     data_dir: Path = DATA_DIR
     lake: LakePlace | None = None
 
@@ -68,9 +69,4 @@ class Environment:
     @property
     def resolved_namespace(self) -> str:
         """The namespace given, else one named for the log, else for the recipe."""
-        if self.namespace:
-            return self.namespace
-        if self.logs:
-            name = self.preset or Path(self.logs).resolve().stem
-            return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "log"
-        return self.recipe
+        return self.namespace or namespace_of(recipe=self.recipe, logs=self.logs, preset=self.preset)

@@ -12,6 +12,7 @@ import time
 
 import dagster as dg
 from dagster import DagsterEventType
+from dagster_shared.error import SerializableErrorInfo
 
 
 class ProgressFormatter(logging.Formatter):
@@ -49,12 +50,19 @@ class ProgressFormatter(logging.Formatter):
                 return "passed" if passed else "FAILED, its metadata says what was found"
             case DagsterEventType.STEP_FAILURE:
                 error = getattr(event.event_specific_data, "error", None)
-                while error is not None and error.cause is not None:
-                    error = error.cause
-                return f"FAILED: {error.message.strip() if error else event.message}"
+                return f"FAILED: {reason(error) or event.message}"
+            case DagsterEventType.RESOURCE_INIT_FAILURE:
+                return f"REFUSED: {reason(getattr(event.event_specific_data, 'error', None))}"
             case DagsterEventType.RUN_FAILURE:
                 return "run failed"
         return None
+
+
+def reason(error: SerializableErrorInfo | None) -> str:
+    """What went wrong, without Dagster's wrapping and without its traceback; empty if there is no error."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else ""
 
 
 class _DropEmpty(logging.StreamHandler):

@@ -13,15 +13,17 @@ from pathlib import Path
 import dagster as dg
 
 from assets.recipes import RECIPES
+from pipelines.dead_runs import fail_dead_runs
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from pipelines.progress import reason
 from pipelines.summary import print_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 when every asset was made and every check passed, 1 when one failed, 2 for bad arguments."""
+    """Exit code 0 if every asset was made and every check passed, 1 if one failed, 2 if the run was refused at its start."""
     arguments = _parse(argv)
     environment = Environment.from_os().with_arguments(
         recipe=arguments.recipe,
@@ -30,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         mapping=str(Path(arguments.mapping).resolve()) if arguments.mapping else "",
         namespace=arguments.namespace,
         strict=arguments.strict,
+        take_over=arguments.take_over,
     )
     if environment.logs and not (environment.preset or environment.mapping):
         print(
@@ -44,23 +47,22 @@ def main(argv: list[str] | None = None) -> int:
     job = definitions.resolve_job_def("everything")
     selection = [dg.AssetKey(name) for name in arguments.select.split(",")] if arguments.select else None
     with dg.DagsterInstance.get() as instance:
+        for dead in fail_dead_runs(instance):
+            print(dead, file=sys.stderr)
         result = job.execute_in_process(instance=instance, asset_selection=selection, raise_on_error=False)
         if result.success:
             print_summary(instance, environment, seconds=time.monotonic() - started)
     for event in result.filter_events(lambda event: event.is_step_failure):
-        print(f"failed: {event.step_key}: {_reason(event)}", file=sys.stderr)
+        print(f"failed: {event.step_key}: {reason(event.step_failure_data.error)}", file=sys.stderr)
+    refusals = result.filter_events(lambda event: event.event_type is dg.DagsterEventType.RESOURCE_INIT_FAILURE)
+    for event in refusals:
+        print(f"refused: {reason(event.engine_event_data.error)}", file=sys.stderr)
     failed_checks = [check for check in result.get_asset_check_evaluations() if not check.passed]
     for check in failed_checks:
         print(f"check failed: {check.asset_key.to_user_string()} {check.check_name}: {check.metadata}", file=sys.stderr)
+    if refusals:
+        return 2
     return 0 if result.success and not failed_checks else 1
-
-
-def _reason(event: dg.DagsterEvent) -> str:
-    """The error that a step ended with, without Dagster's wrapping and without its traceback."""
-    error = event.step_failure_data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return error.message.strip() if error is not None else "no reason given"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -70,6 +72,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="", help="how to read it: movielens, mind or kuairand")
     parser.add_argument("--mapping", default="", help="how to read it: a TOML file that names the columns")
     parser.add_argument("--namespace", default="", help="namespace of the tables (default: named for log or recipe)")
+    parser.add_argument("--take-over", action="store_true", help="take the namespace from a run that died elsewhere")
     parser.add_argument("--strict", action="store_true", help="fail when rows of the log are rejected")
     parser.add_argument("--select", default="", help="only these assets, by comma")
     return parser.parse_args(argv)

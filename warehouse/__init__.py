@@ -1,15 +1,36 @@
 """The tables of this deployment: which there are, in which physical form, and the catalog that holds them."""
 
 from warehouse.catalogs import CatalogConfig, embedded_catalog, open_catalog
-from warehouse.tables import ENGAGEMENT_TABLES, create_engagement_table, load_table, open_namespace, write_report_table
+from warehouse.namespaces import LOG, check_same_log, log_record, namespace_of
+from warehouse.runs import GraphRun, NamespaceTakenError, Process, claim, release
+from warehouse.tables import (
+    ENGAGEMENT_TABLES,
+    check_one_origin,
+    create_engagement_table,
+    load_table,
+    made_from,
+    open_namespace,
+    write_report_table,
+)
 
 __all__ = [
     "ENGAGEMENT_TABLES",
+    "LOG",
     "CatalogConfig",
+    "GraphRun",
+    "NamespaceTakenError",
+    "Process",
+    "check_one_origin",
+    "check_same_log",
+    "claim",
     "create_engagement_table",
     "embedded_catalog",
     "load_table",
+    "log_record",
+    "made_from",
+    "namespace_of",
     "open_catalog",
     "open_namespace",
+    "release",
     "write_report_table",
 ]

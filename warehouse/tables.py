@@ -1,10 +1,12 @@
 """The tables by name, each with its physical form.
 
-A namespace holds one log: `laptop` and `smoke` for the synthetic recipes, a name of its own for every log that is
-brought in, so that trying a new log never replaces the tables of another.
+A namespace holds one log (`warehouse.namespaces`), so that trying a new log never replaces the tables of another.
 """
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -24,10 +26,17 @@ ENGAGEMENT_TABLES = {
 }
 """Tables that hold impressions, with their layout."""
 
+MADE_FROM = "reqdedup.made-from"
+"""Table property: the snapshots that its rows were made from, by table name, as JSON."""
+
 
 def open_namespace(catalog: Catalog, namespace: str) -> None:
     """Make sure that the namespace exists."""
-    catalog.create_namespace_if_not_exists(namespace)
+    try:
+        catalog.create_namespace_if_not_exists(namespace)
+    except Exception:  # pyiceberg 0.12 lets a database's own error through if another process is faster
+        if not catalog.namespace_exists(namespace):
+            raise
 
 
 def create_engagement_table(
@@ -60,8 +69,41 @@ def write_report_table(catalog: Catalog, namespace: str, name: str, rows: pa.Tab
         if table.schema().as_arrow().names != rows.schema.names:
             catalog.drop_table(identifier)
     table = catalog.create_table_if_not_exists(identifier, rows.schema)
+    replace_rows(table, rows)
+    return table
+
+
+def replace_rows(table: Table, rows: pa.Table) -> None:
+    """Replace the rows of a small table in one commit."""
     with table.transaction() as transaction:
         if table.current_snapshot() is not None:
             transaction.delete(AlwaysTrue())
         transaction.append(rows)
-    return table
+
+
+def made_from(**tables: Table) -> dict[str, str]:
+    """What a table that is made from these says about it."""
+    return {MADE_FROM: json.dumps({name: _snapshot_id(table) for name, table in tables.items()})}
+
+
+def check_one_origin(tables: Mapping[str, Table], origin: Table) -> bool:
+    """Whether these tables, all made from one snapshot of `origin`, were made from its present one.
+
+    Raises ValueError that names the stale ones if they were made from different snapshots: they may hold different logs.
+    """
+    name = origin.name()[-1]
+    found = {made: json.loads(table.properties.get(MADE_FROM, "{}")).get(name) for made, table in tables.items()}
+    times = {snapshot.snapshot_id: snapshot.timestamp_ms for snapshot in origin.metadata.snapshots}
+    newest = max(found.values(), key=lambda snapshot_id: times.get(snapshot_id, 0))
+    stale = [made for made, snapshot_id in found.items() if snapshot_id != newest]
+    if stale:
+        raise ValueError(
+            f"{', '.join(found)}: made from one snapshot of {name} required, found {', '.join(stale)} made from an older one; "
+            f"materialize {' and '.join(stale)} first"
+        )
+    return newest is None or newest == _snapshot_id(origin)
+
+
+def _snapshot_id(table: Table) -> int | None:
+    snapshot = table.current_snapshot()
+    return snapshot.snapshot_id if snapshot is not None else None

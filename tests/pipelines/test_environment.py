@@ -24,7 +24,7 @@ def test_variables_become_settings():
 def test_arguments_go_before_variables():
     environment = Environment.from_os({"REQDEDUP_RECIPE": "full", "REQDEDUP_PRESET": "mind"})
     changed = environment.with_arguments(recipe="smoke", preset="", logs="x/behaviors.tsv")
-    assert (changed.recipe, changed.preset, changed.resolved_namespace) == ("smoke", "mind", "mind")
+    assert (changed.recipe, changed.preset, changed.resolved_namespace) == ("smoke", "mind", "mind_behaviors")
 
 
 @pytest.mark.parametrize(

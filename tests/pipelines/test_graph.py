@@ -89,7 +89,8 @@ def test_second_run_changes_nothing(smoke_run):
     folder, _ = smoke_run
     tables = ("raw_engagements", "engagements_by_request", "training_sample")
     before = [content(folder, "smoke", table) for table in tables]
-    chosen = "raw_engagements,engagements_by_request,request_features,training_sample"
+    layouts = "engagements_shuffled,engagements_sorted,engagements_by_request"
+    chosen = f"raw_engagements,{layouts},request_features,training_sample"
     done = run_graph("--recipe", "smoke", "--select", chosen, folder=folder)
     assert done.returncode == 0, done.stderr
     assert [content(folder, "smoke", table) for table in tables] == before
@@ -120,7 +121,7 @@ def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path):
     assert "300 rows" in done.stdout
     assert "1 rows rejected" in done.stdout
     catalog = open_catalog(embedded_catalog(folder / "data"))
-    rejected = load_table(catalog, "movielens", "rejected_engagements").scan().to_arrow().to_pylist()
+    rejected = load_table(catalog, "movielens_u", "rejected_engagements").scan().to_arrow().to_pylist()
     assert [(row["file"], row["line"]) for row in rejected] == [("u.data", 301)]
     assert content(folder, "smoke", "raw_engagements") == synthetic
 

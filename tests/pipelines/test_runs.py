@@ -1,0 +1,128 @@
+"""A run works in the namespace of its own log, has it to itself, and is failed if it was killed."""
+
+import contextlib
+from dataclasses import replace
+
+import dagster as dg
+import pytest
+
+from assets.resources import PROCESS_TAG
+from pipelines.dead_runs import START_S, fail_dead_runs
+from pipelines.definitions import build_definitions
+from pipelines.environment import Environment
+from warehouse import GraphRun, Process, claim, embedded_catalog, load_table, open_catalog
+
+RATINGS = "".join(f"{user}\t{item}\t5\t{881_250_000 + 60 * item}\n" for user in range(1, 4) for item in range(1, 6))
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return open_catalog(embedded_catalog(tmp_path))
+
+
+@pytest.fixture
+def run(tmp_path, instance, monkeypatch):
+    """A function that makes raw_engagements as the UI launches it: the graph as loaded, a configuration for the run."""
+    for name in ("REQDEDUP_CATALOG__TYPE", "REQDEDUP_CATALOG__URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(loaded: dict[str, str], **config):
+        environment = replace(Environment(recipe="smoke", data_dir=tmp_path), **loaded)
+        job = build_definitions(environment).resolve_job_def("everything")
+        resources = {name: {"config": values} for name, values in config.items()}
+        return job.execute_in_process(
+            instance=instance,
+            asset_selection=[dg.AssetKey("raw_engagements")],
+            run_config={"resources": resources},
+            raise_on_error=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def logs(tmp_path):
+    for name, user in (("one", 7), ("two", 8)):
+        (tmp_path / f"{name}.data").write_text(RATINGS + f"{user}\t9\t5\t881250949\n")
+    return {name: {"logs": str(tmp_path / f"{name}.data"), "preset": "movielens"} for name in ("one", "two")}
+
+
+def refusal(result) -> str:
+    events = result.filter_events(lambda event: event.event_type is dg.DagsterEventType.RESOURCE_INIT_FAILURE)
+    return " ".join(str(event.engine_event_data.error) for event in events)
+
+
+def snapshot(catalog, namespace: str) -> int:
+    return load_table(catalog, namespace, "raw_engagements").current_snapshot().snapshot_id
+
+
+def test_the_namespace_follows_the_log_that_the_run_is_configured_with(run, catalog, logs):
+    assert run(logs["one"]).success
+    before = snapshot(catalog, "movielens_one")
+    assert run(logs["one"], run_recipe=logs["two"]).success
+    assert snapshot(catalog, "movielens_one") == before
+    assert snapshot(catalog, "movielens_two")
+
+
+def test_a_namespace_chosen_for_one_log_is_not_taken_by_another(run, catalog, logs):
+    chosen = logs["one"] | {"namespace": "mine"}
+    assert run(chosen).success
+    before = snapshot(catalog, "mine")
+    refused = run(chosen, run_recipe=logs["two"])
+    assert not refused.success
+    assert f"tables of another log, {logs['one']['logs']}" in refusal(refused)
+    assert snapshot(catalog, "mine") == before
+    assert run(chosen, run_recipe=logs["two"], store={"namespace": "mine"}).success  # chosen again, for this log
+    assert snapshot(catalog, "mine") != before
+
+
+def test_a_run_is_refused_while_another_has_the_namespace(run, catalog):
+    claim(catalog, "smoke", GraphRun.begin("the-other", "/logs/other.csv"))
+    refused = run({})
+    assert not refused.success
+    assert "found run the-other of /logs/other.csv" in refusal(refused)
+    assert not catalog.table_exists("smoke.raw_engagements")
+
+
+def test_a_run_that_ends_leaves_the_namespace_to_the_next(run, catalog, logs, tmp_path):
+    (tmp_path / "one.data").write_text("no\tlog\n")
+    assert not run(logs["one"]).success
+    (tmp_path / "one.data").write_text(RATINGS)
+    assert run(logs["one"]).success
+    with contextlib.closing(open_catalog(embedded_catalog(tmp_path))) as catalog:
+        (row,) = catalog.load_table("movielens_one.graph_run").scan().to_arrow().to_pylist()
+    assert row["ended"] > row["started"]
+
+
+def test_started_runs_without_a_process_are_failed_and_others_are_not(instance, monkeypatch):
+    own = Process.own()
+    processes = {
+        "alive": own,
+        "killed": replace(own, process_started=own.process_started - 3600),
+        "elsewhere": replace(own, host="elsewhere"),
+    }
+    job = build_definitions(Environment()).resolve_job_def("storage_only")
+    tags = {name: {PROCESS_TAG: process.to_json()} for name, process in processes.items()} | {"silent": {}}
+    runs = {
+        name: instance.create_run_for_job(job, tags=tag, status=dg.DagsterRunStatus.STARTING)
+        for name, tag in tags.items()
+    }
+    for one in runs.values():
+        instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", one.job_name), one.run_id)
+
+    def statuses() -> dict[str, str]:
+        return {name: instance.get_run_by_id(one.run_id).status.value for name, one in runs.items()}
+
+    (said,) = fail_dead_runs(instance)
+    assert f"process {own.pid} on {own.host} is gone" in said
+    assert statuses() == {"alive": "STARTED", "killed": "FAILURE", "elsewhere": "STARTED", "silent": "STARTED"}
+    monkeypatch.setattr("pipelines.dead_runs.START_S", -1.0)
+    assert START_S > 0
+    assert len(fail_dead_runs(instance)) == 1
+    assert statuses()["silent"] == "FAILURE"
