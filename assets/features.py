@@ -14,6 +14,5 @@ def request_features(store: Warehouse) -> dg.MaterializeResult:
     """How much each user did in the day before the request: one value per request, in a side table."""
     main = store.table("engagements_by_request")
     feature = storage.recent_event_counts(WINDOW_S)
-    side = store.create_feature_table("request_features", main, [feature.column])
-    report = storage.add_request_feature(main, side, feature)
+    report = store.write_features("request_features", main, feature.column, feature)
     return store.result(**feature_metadata(report))

@@ -14,8 +14,14 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     """Impressions as logged, by day and in arrival order; rows that could not be read go to rejected_engagements."""
     recipe, record = run_recipe.get(), run_recipe.log_record()
     if not run_recipe.logs:
-        table = store.create("raw_engagements", synthetic_schema(recipe.log), num_buckets=recipe.num_buckets)
-        report = storage.write(table, synthesize(recipe.log), progress=progress_log(context), properties=record)
+        report = store.write(
+            "raw_engagements",
+            synthetic_schema(recipe.log),
+            synthesize(recipe.log),
+            num_buckets=recipe.num_buckets,
+            progress=progress_log(context),
+            properties=record,
+        )
         return store.result(log=f"synthetic, recipe {recipe.name}", **write_metadata(report))
     rejects_name = rejects_identifier(store.identifier("raw_engagements"))
     check_rejects_table(store.catalog(), rejects_name)
@@ -27,8 +33,14 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         max_history=recipe.max_history,
         strict=run_recipe.strict,
     )
-    table = store.create("raw_engagements", log.schema, num_buckets=recipe.num_buckets)
-    report = storage.write(table, log, progress=progress_log(context), properties=record)
+    report = store.write(
+        "raw_engagements",
+        log.schema,
+        log,
+        num_buckets=recipe.num_buckets,
+        progress=progress_log(context),
+        properties=record,
+    )
     storage.write_rejects(store.catalog(), rejects_name, log.rejects)
     for reason, count in sorted(log.counts.rejected.items()):
         context.log.warning(f"{count:,} rows rejected: {reason}")

@@ -5,7 +5,6 @@ import dagster as dg
 import warehouse
 from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
-from reqdedup import storage
 from reqdedup.storage import TableSource
 
 
@@ -14,9 +13,14 @@ def _layout_asset(name: str, description: str) -> dg.AssetsDefinition:
     def layout(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
         raw_engagements = store.table("raw_engagements")
         raw = TableSource(raw_engagements)
-        table = store.create(name, raw.schema, num_buckets=run_recipe.get().num_buckets)
-        origin = warehouse.made_from(raw_engagements=raw_engagements)
-        report = storage.write(table, raw.batches(), progress=progress_log(context), properties=origin)
+        report = store.write(
+            name,
+            raw.schema,
+            raw.batches(),
+            num_buckets=run_recipe.get().num_buckets,
+            progress=progress_log(context),
+            properties=warehouse.made_from(raw_engagements=raw_engagements),
+        )
         return store.result(**write_metadata(report))
 
     return layout

@@ -1,6 +1,6 @@
 """What every asset is given: the recipe of this run, and the catalog with the namespace that belongs to its log."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,7 +13,8 @@ from pyiceberg.table import Table
 import warehouse
 from assets.recipes import RECIPES, Recipe
 from reqdedup.schema import Column, EngagementSchema
-from reqdedup.storage import create_feature_table
+from reqdedup.storage import FeatureReport, WriteReport, replace_feature_table
+from reqdedup.storage.features.values import Compute
 from warehouse.catalogs import DATA_DIR
 
 PROCESS_TAG = "reqdedup/process"
@@ -96,13 +97,34 @@ class Warehouse(dg.ConfigurableResource):
         """The result of an asset; its metadata says which namespace it speaks about."""
         return dg.MaterializeResult(metadata={"namespace": self.resolved_namespace, **metadata})
 
-    def create(self, name: str, schema: EngagementSchema, *, num_buckets: int) -> Table:
-        return warehouse.create_engagement_table(
-            self.catalog(), self.resolved_namespace, name, schema, num_buckets=num_buckets
+    def write(
+        self,
+        name: str,
+        schema: EngagementSchema,
+        batches: Iterable[pa.RecordBatch],
+        *,
+        num_buckets: int,
+        progress: Callable[[object], None],
+        properties: Mapping[str, str] | None = None,
+    ) -> WriteReport:
+        """Make the table `name` hold exactly these rows, in the layout that the warehouse has for it.
+
+        properties: of the table, set in the same commit: what its rows were made from.
+        """
+        return warehouse.replace_engagement_table(
+            self.catalog(),
+            self.resolved_namespace,
+            name,
+            schema,
+            batches,
+            num_buckets=num_buckets,
+            progress=progress,
+            properties=properties,
         )
 
-    def create_feature_table(self, name: str, main_table: Table, columns: Sequence[Column]) -> Table:
-        return create_feature_table(self.catalog(), self.identifier(name), main_table, columns)
+    def write_features(self, name: str, main_table: Table, column: Column, compute: Compute) -> FeatureReport:
+        """Compute the feature for every request of `main_table`, into the table `name`."""
+        return replace_feature_table(self.catalog(), self.identifier(name), main_table, [column], compute)
 
     def table(self, name: str) -> Table:
         return warehouse.load_table(self.catalog(), self.resolved_namespace, name)

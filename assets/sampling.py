@@ -19,6 +19,11 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         max_requests_per_user=recipe.sample.max_requests_per_user,
         seed=recipe.sample.seed,
     )
-    table = store.create("training_sample", sample.schema, num_buckets=recipe.num_buckets)
-    report = storage.write(table, sample.batches(), progress=progress_log(context))
+    report = store.write(
+        "training_sample",
+        sample.schema,
+        sample.batches(),
+        num_buckets=recipe.num_buckets,
+        progress=progress_log(context),
+    )
     return store.result(**write_metadata(report), **sample_metadata(joined, sample))

@@ -23,6 +23,7 @@ from reqdedup.logs import LogReader, read_log
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import BucketJoin, Layout, TableSource, UserSample
 from reqdedup.storage.iceberg import catalogs
+from reqdedup.storage.iceberg.layout import check_same_form
 from reqdedup.storage.maintenance.everywhere import UserDeletion, users_scope
 from reqdedup.storage.maintenance.namespace import list_tables, load_listed
 from reqdedup.storage.write.rejects import rejects_identifier
@@ -306,42 +307,23 @@ def ingest(
     not given.
     """
     rejects_name = rejects_identifier(identifier)
-    is_new = not catalog.table_exists(identifier)
-    if not (is_new or replace):
-        _check_same_form(catalog.load_table(identifier), log.schema, layout, num_buckets)
-    table = storage.create_table(catalog, identifier, log.schema, layout, num_buckets=num_buckets)
-    before = table.current_snapshot()
+    before = None
+    if catalog.table_exists(identifier):
+        table = catalog.load_table(identifier)
+        before = table.current_snapshot()
+        if not replace:
+            check_same_form(table, log.schema, layout, num_buckets)
     try:
-        written = storage.write(table, log, layout, progress=progress)
+        written = storage.replace_table(
+            catalog, identifier, log.schema, layout, log, num_buckets=num_buckets, progress=progress
+        )
     except BaseException:
-        if (
-            table.refresh().current_snapshot() != before
-        ):  # interrupted after the commit: the rejects belong to these rows
+        # Interrupted after the commit: the rejects belong to these rows.
+        if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:
             storage.write_rejects(catalog, rejects_name, log.rejects)
-        elif is_new:
-            catalog.purge_table(identifier)
         raise
     storage.write_rejects(catalog, rejects_name, log.rejects)
     rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
     return IngestReport(
         identifier, layout, written.rows, written.requests, written.users, written.bytes, rejected, rejects_name
     )
-
-
-def _check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
-    from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
-
-    if LAYOUT_PROPERTY not in table.properties:
-        return  # not ours: create_table refuses it
-    differs = []
-    if storage.table_schema(table) != schema:
-        differs.append("columns")
-    if storage.table_layout(table) is not layout:
-        differs.append(f"layout {storage.table_layout(table).value}")
-    if layout.is_bucketed and table_buckets(table) not in (None, num_buckets):
-        differs.append(f"{table_buckets(table)} buckets")
-    if differs:
-        raise ValueError(
-            f"table {'.'.join(table.name())} is there in another form ({', '.join(differs)}); choose another --table, or "
-            "pass --replace to drop it and its rows first"
-        )

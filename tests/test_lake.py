@@ -205,13 +205,13 @@ def test_interrupting_a_kernel_leaves_nothing_half_done(lake, tmp_path, verb):
 
 def test_an_ingest_that_is_interrupted_after_its_commit_has_its_own_rejects(lake, tmp_path, monkeypatch):
     (tmp_path / "r.csv").write_text(RATINGS + ",1,2,3\n")
-    write = storage.write
+    replace_table = storage.replace_table
 
     def interrupted(*arguments, **options):
-        write(*arguments, **options)
+        replace_table(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "write", interrupted)
+    monkeypatch.setattr(storage, "replace_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
         lake.ingest(tmp_path / "r.csv", "w.t", preset="movielens")
     assert lake.table("w.t").source.num_rows == 30

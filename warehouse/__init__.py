@@ -6,10 +6,10 @@ from warehouse.runs import GraphRun, NamespaceTakenError, Process, claim, releas
 from warehouse.tables import (
     ENGAGEMENT_TABLES,
     check_one_origin,
-    create_engagement_table,
     load_table,
     made_from,
     open_namespace,
+    replace_engagement_table,
     write_report_table,
 )
 
@@ -23,7 +23,6 @@ __all__ = [
     "check_one_origin",
     "check_same_log",
     "claim",
-    "create_engagement_table",
     "embedded_catalog",
     "load_table",
     "log_record",
@@ -32,5 +31,6 @@ __all__ = [
     "open_catalog",
     "open_namespace",
     "release",
+    "replace_engagement_table",
     "write_report_table",
 ]

@@ -6,7 +6,7 @@ A namespace holds one log (`warehouse.namespaces`), so that trying a new log nev
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -15,7 +15,7 @@ from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.table import Table
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage import Layout, create_table
+from reqdedup.storage import Layout, WriteProgress, WriteReport, replace_table
 
 ENGAGEMENT_TABLES = {
     "raw_engagements": Layout.ARRIVAL,
@@ -39,15 +39,29 @@ def open_namespace(catalog: Catalog, namespace: str) -> None:
             raise
 
 
-def create_engagement_table(
-    catalog: Catalog, namespace: str, name: str, schema: EngagementSchema, *, num_buckets: int
-) -> Table:
-    """The table `namespace.name` in its layout, created where it is not there yet.
-
-    A table of another schema, layout or bucket count is replaced: the graph fills it from the log again.
-    """
+def replace_engagement_table(
+    catalog: Catalog,
+    namespace: str,
+    name: str,
+    schema: EngagementSchema,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    num_buckets: int,
+    progress: Callable[[WriteProgress], None] | None = None,
+    properties: Mapping[str, str] | None = None,
+) -> WriteReport:
+    """Make the table `namespace.name` hold exactly these rows in its layout, in one commit; see `storage.replace_table`."""
     open_namespace(catalog, namespace)
-    return create_table(catalog, f"{namespace}.{name}", schema, ENGAGEMENT_TABLES[name], num_buckets=num_buckets)
+    return replace_table(
+        catalog,
+        f"{namespace}.{name}",
+        schema,
+        ENGAGEMENT_TABLES[name],
+        batches,
+        num_buckets=num_buckets,
+        progress=progress,
+        properties=properties,
+    )
 
 
 def load_table(catalog: Catalog, namespace: str, name: str) -> Table:
@@ -61,24 +75,33 @@ def load_table(catalog: Catalog, namespace: str, name: str) -> Table:
 
 
 def write_report_table(catalog: Catalog, namespace: str, name: str, rows: pa.Table) -> Table:
-    """Replace the small report table `namespace.name` in one commit, recreated where its columns have changed."""
+    """Replace the small report table `namespace.name` in one commit, with its columns if they have changed."""
     open_namespace(catalog, namespace)
-    identifier = f"{namespace}.{name}"
-    if catalog.table_exists(identifier):
-        table = catalog.load_table(identifier)
-        if table.schema().as_arrow().names != rows.schema.names:
-            catalog.drop_table(identifier)
-    table = catalog.create_table_if_not_exists(identifier, rows.schema)
+    table = catalog.create_table_if_not_exists(f"{namespace}.{name}", rows.schema)
     replace_rows(table, rows)
     return table
 
 
 def replace_rows(table: Table, rows: pa.Table) -> None:
-    """Replace the rows of a small table in one commit."""
+    """Replace the rows of a small table in one commit, with its columns if they have changed."""
+    found, names = table.schema().as_arrow(), rows.schema.names
+    other = [field.name for field in found if field.name not in names or not _same_type(field, rows.schema)]
     with table.transaction() as transaction:
         if table.current_snapshot() is not None:
             transaction.delete(AlwaysTrue())
+        if other:
+            with transaction.update_schema() as update:
+                for column in other:
+                    update.delete_column(column)
+        if other or names != found.names:
+            with transaction.update_schema() as update:
+                update.union_by_name(rows.schema)
         transaction.append(rows)
+
+
+def _same_type(field: pa.Field, schema: pa.Schema) -> bool:
+    kind = schema.field(field.name).type
+    return field.type == (pa.large_string() if pa.types.is_string(kind) else kind)
 
 
 def made_from(**tables: Table) -> dict[str, str]:

@@ -113,19 +113,20 @@ def _check_target(catalog: Catalog, arguments: argparse.Namespace) -> None:
 
 
 def _write(catalog: Catalog, sample: UserSample, arguments: argparse.Namespace) -> WriteReport:
-    from reqdedup.storage import Layout, create_table, write
+    from reqdedup.storage import Layout, replace_table
     from reqdedup.storage.iceberg.layout import table_buckets
 
     buckets = arguments.buckets or table_buckets(catalog.load_table(arguments.table)) or 16
-    layout, is_new = Layout(arguments.layout), not catalog.table_exists(arguments.to)
-    table = create_table(catalog, arguments.to, sample.schema, layout, num_buckets=buckets)
-    try:
-        with ProgressLine() as progress:
-            return write(table, sample.batches(), progress=progress)
-    except BaseException:
-        if is_new:
-            catalog.purge_table(arguments.to)
-        raise
+    with ProgressLine() as progress:
+        return replace_table(
+            catalog,
+            arguments.to,
+            sample.schema,
+            Layout(arguments.layout),
+            sample.batches(),
+            num_buckets=buckets,
+            progress=progress,
+        )
 
 
 def _setting(texts: list[str] | None, kind: Callable[[str], Any], name: str) -> Any:

@@ -12,6 +12,7 @@ from reqdedup.storage.features import (
     add_request_feature,
     promote,
     realign,
+    replace_feature_table,
     rollback_to,
     stage_request_feature,
     staged_feature,
@@ -21,7 +22,7 @@ from reqdedup.storage.features import (
 )
 from reqdedup.storage.features.recent_events import recent_event_counts
 from reqdedup.storage.iceberg.catalogs import open_catalog
-from reqdedup.storage.iceberg.commit import ConflictError
+from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.layout import Layout, create_table, table_layout, table_schema
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.maintenance import (
@@ -52,6 +53,7 @@ from reqdedup.storage.read.table_source import TableSource
 from reqdedup.storage.sampling.sample import UserSample, sample_users
 from reqdedup.storage.sampling.strata import Activity
 from reqdedup.storage.write.rejects import write_rejects
+from reqdedup.storage.write.replace import replace_table
 from reqdedup.storage.write.writer import WriteProgress, WriteReport, write
 
 _MOVED = dict.fromkeys(("ColumnMapping", "ConvertProgress", "ConvertReport", "convert_table"), "reqdedup.convert")
@@ -76,6 +78,7 @@ __all__ = [
     "ExpireReport",
     "FeatureReport",
     "FileSource",
+    "IntegrityError",
     "Layout",
     "NamespaceTables",
     "PromoteReport",
@@ -104,6 +107,8 @@ __all__ = [
     "realign",
     "rebucket",
     "recent_event_counts",
+    "replace_feature_table",
+    "replace_table",
     "rollback_to",
     "sample_users",
     "stage_request_feature",

@@ -11,7 +11,7 @@ import pytest
 from pyiceberg.catalog import Catalog
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage import Layout, TableSource, create_table, write
+from reqdedup.storage import Layout, TableSource, create_table, replace_table, table_layout, write
 from tests.catalogs.rows import plain, same, scanned, stored_files
 from warehouse.catalogs import CatalogConfig, open_catalog
 
@@ -131,18 +131,19 @@ def test_of_two_writers_that_replace_the_later_is_told_and_changes_nothing(
     assert len(on_storage) == len(in_snapshots)
 
 
-def test_a_table_that_is_made_anew_leaves_no_file_behind(
+def test_another_form_comes_with_its_rows_in_one_commit(
     catalog: Catalog, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
     old = create_table(catalog, f"{namespace}.t", schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
-    write(old, batches)
-    data = {path for path in stored_files(old) if path.endswith(".parquet")}
-    new = create_table(catalog, f"{namespace}.t", schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS + 1)
-    assert data
-    assert not data & set(stored_files(new, old.location()))
-    assert list(TableSource(new).batches()) == []
-    write(new, batches)
-    assert same(plain(batches), plain(TableSource(catalog.load_table(f"{namespace}.t")).batches()))
+    first = write(old, batches).snapshot_id
+    for layout, num_buckets in ((Layout.BY_REQUEST, NUM_BUCKETS + 1), (Layout.SORTED, 2), (Layout.ARRIVAL, 1)):
+        replace_table(catalog, f"{namespace}.t", schema, layout, batches, num_buckets=num_buckets)
+        new = catalog.load_table(f"{namespace}.t")
+        assert table_layout(new) is layout
+        assert same(plain(batches), plain(TableSource(new).batches()))
+    assert new.metadata.table_uuid == old.metadata.table_uuid
+    assert new.snapshot_by_id(first) is not None
+    assert new.scan(snapshot_id=first).to_arrow().num_rows == new.scan().to_arrow().num_rows
 
 
 def split_by_user(batches: list[pa.RecordBatch]) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch]]:

@@ -100,10 +100,10 @@ def test_a_longer_session_gap_joins_sittings(here, capsys):
     assert json.loads(capsys.readouterr().out)["requests"] == 3
 
 
-def test_a_table_of_another_form_is_dropped_only_when_told(here, capsys):
+def test_a_table_of_another_form_is_replaced_only_when_told(here, capsys):
     assert ingest() == 0
     assert ingest("--layout", "sorted") == 2
-    assert "another form (layout by_request)" in capsys.readouterr().err
+    assert "another form (layout sorted required, found by_request)" in capsys.readouterr().err
     assert ingest("--layout", "sorted", "--replace") == 0
     assert table_layout(embedded(here).load_table("movies.ratings")) is Layout.SORTED
 

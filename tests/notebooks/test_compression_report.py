@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import pytest
 
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
-from reqdedup.storage import compression_report, write
+from reqdedup.storage import compression_report
 from tests.notebooks.running import NOTEBOOKS, outputs, run_notebook
-from warehouse import create_engagement_table, embedded_catalog, open_catalog, write_report_table
+from warehouse import embedded_catalog, load_table, open_catalog, replace_engagement_table, write_report_table
 
 COMPARED = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
 
@@ -27,8 +27,8 @@ def small_warehouse(tmp_path_factory):
     batches = list(synthesize(config))
     tables = {}
     for name in COMPARED:
-        tables[name] = create_engagement_table(catalog, "tiny", name, schema, num_buckets=2)
-        write(tables[name], batches)
+        replace_engagement_table(catalog, "tiny", name, schema, batches, num_buckets=2)
+        tables[name] = load_table(catalog, "tiny", name)
     report = compression_report(tables)
     write_report_table(catalog, "tiny", "compression_report", report)
     return data_dir, report

@@ -2,17 +2,16 @@
 
 import pytest
 
-from reqdedup.storage import write
 from tests.storage.small_log import log_schema, make_log, to_batches
-from warehouse import check_one_origin, check_same_log, create_engagement_table, log_record, made_from, namespace_of
+from warehouse import check_one_origin, check_same_log, log_record, made_from, namespace_of, replace_engagement_table
 
 
 @pytest.fixture
 def fill(catalog):
     def fill(name: str, properties=None):
-        table = create_engagement_table(catalog, "ns", name, log_schema(), num_buckets=2)
-        write(table, to_batches(make_log(num_users=3)), properties=properties)
-        return table.refresh()
+        batches = to_batches(make_log(num_users=3))
+        replace_engagement_table(catalog, "ns", name, log_schema(), batches, num_buckets=2, properties=properties)
+        return catalog.load_table(f"ns.{name}")
 
     return fill
 
@@ -62,7 +61,7 @@ def test_a_log_that_grew_or_was_moved_is_the_same_log(catalog, fill, log, tmp_pa
 def test_tables_that_nobody_recorded_are_not_written_over(catalog, fill):
     record = log_record(recipe="smoke")
     check_same_log(catalog, "ns", record)  # not there
-    create_engagement_table(catalog, "ns", "raw_engagements", log_schema(), num_buckets=2)
+    replace_engagement_table(catalog, "ns", "raw_engagements", log_schema(), [], num_buckets=2)
     check_same_log(catalog, "ns", record)  # empty, as an interrupted first run leaves it
     fill("engagements_by_request")
     with pytest.raises(ValueError, match="no log is recorded"):

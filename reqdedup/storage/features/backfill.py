@@ -29,7 +29,8 @@ from reqdedup.storage.features.values import (
     row_groups,
 )
 from reqdedup.storage.iceberg.commit import StagedFiles
-from reqdedup.storage.iceberg.evolve import MAIN, add_columns, ref_snapshot, show_schema
+from reqdedup.storage.iceberg.evolve import MAIN, add_columns, ref_snapshot
+from reqdedup.storage.iceberg.form import preview
 from reqdedup.storage.iceberg.layout import Layout, buckets_of
 from reqdedup.storage.join.merge import LEFT, JoinCounts, MergeJoin
 from reqdedup.storage.read.buckets import SortedSource, SortedTable
@@ -135,6 +136,7 @@ class Backfill:
     """One backfill, checked and ready to run; see `add_request_feature`, whose parameters these are.
 
     compute: None where values are only carried over.  buckets: to write; by default those of `users`, or all.
+    updates: that give the feature table another form; all its values are computed then.
     schema: the columns that the feature table has afterwards.
     """
 
@@ -148,17 +150,19 @@ class Backfill:
         users: np.ndarray | pa.Array | None = None,
         columns: Sequence[Column] | None = None,
         buckets: Sequence[int] | None = None,
+        updates: tuple[TableUpdate, ...] = (),
     ) -> None:
-        self.side_table, self._compute = side_table, compute
+        self.side_table, self._compute, self._updates = side_table, compute, updates
+        self._target = preview(side_table, updates)
         self.base_snapshot_id = ref_snapshot(side_table, MAIN)
-        own = feature_schema(side_table)
+        own = feature_schema(self._target)
         self._source = TableSource(main_table)
         self._main = SortedTable(main_table, self._source, REQUEST_KEY)
         self._keys = SortedTable(main_table, self._source, REQUEST_KEY)  # two, as each plans for one set of users
-        if feature_buckets(side_table) != self._main.num_buckets:
+        if feature_buckets(self._target) != self._main.num_buckets:
             raise ValueError(
                 f"{'.'.join(side_table.name())}: {self._main.num_buckets} buckets as in {self._main.name} required, found "
-                f"{feature_buckets(side_table)}; create it again with create_feature_table"
+                f"{feature_buckets(side_table)}; replace_feature_table computes it anew in these buckets"
             )
         self._columns = own.features if columns is None else tuple(columns)
         self._added = _added_columns(main_table, side_table, own, self._columns)
@@ -189,12 +193,14 @@ class Backfill:
         started = time.monotonic()
         old_files = feature_files(self.side_table, self.base_snapshot_id)
         removed = [file for file in old_files if file.partition[0] in set(self.buckets)]
-        table = add_columns(self.side_table, self._added, Layout.BY_REQUEST, feature_properties(self.schema))
-        stored = stored_schema(table, self.schema)
-        by_position = is_by_position(table)
+        updates = self._updates or add_columns(self.side_table, self._added, Layout.BY_REQUEST)
+        if self._added:
+            updates = (*updates, SetPropertiesUpdate(updates=feature_properties(self.schema)))
+        stored = stored_schema(self._target, self.schema)
+        by_position = is_by_position(self._target)
         old, self._old_schema = feature_side(self.side_table)
         num_requests = 0
-        with StagedFiles(table, as_engagement_schema(stored)) as files:
+        with StagedFiles(self.side_table, as_engagement_schema(stored), updates) as files:
             for done, bucket in enumerate(self.buckets):
                 hashes: list[str] = []
                 for rows in row_groups(self._rows(bucket, old)):
@@ -213,22 +219,19 @@ class Backfill:
                 )
             files.verify(num_rows=num_requests, num_requests=None if by_position else num_requests)
             if before_commit is not None:
-                before_commit(table)
+                before_commit(self.side_table)
             snapshot_id = files.commit(
                 replace=True,
-                removed=removed,
+                removed=None if self._updates else removed,
                 properties=self._summary() | (properties or {}),
                 branch=branch,
                 rebase=branch != MAIN,  # nobody else writes there
-                updates=self.updates(table) if branch == MAIN and self._added else (),
             )
-            data_files = files.data_files
-        if table is not self.side_table:
-            self.side_table.refresh()
+            data_files, names = files.data_files, files.target.schema()
         column_bytes = dict.fromkeys(self.schema.names, 0)
         for data_file in data_files:
             for field_id, size in data_file.column_sizes.items():
-                column_bytes[table.schema().find_column_name(field_id) or ""] += size
+                column_bytes[names.find_column_name(field_id) or ""] += size
         return FeatureReport(
             requests=num_requests,
             computed=self._num_computed,
@@ -240,10 +243,6 @@ class Backfill:
             seconds=time.monotonic() - started,
             snapshot_id=snapshot_id,
         )
-
-    def updates(self, table: Table) -> tuple[TableUpdate, ...]:
-        """What makes the added columns visible, in the commit that publishes their rows; `table` of `add_columns`."""
-        return (*show_schema(table), SetPropertiesUpdate(updates=feature_properties(self.schema)))
 
     def _summary(self) -> dict[str, str]:
         return {

@@ -32,7 +32,6 @@ from reqdedup.storage.iceberg.evolve import (
     move_ref,
     ref_snapshot,
     remove_ref,
-    show_schema,
 )
 from reqdedup.storage.iceberg.layout import (
     SCHEMA_PROPERTY,
@@ -162,14 +161,14 @@ class _Promotion:
     def resume(self) -> set[int]:
         """Make the branch this promotion's; the parts that it holds already."""
         properties = table_properties(self.schema, self.layout)
-        self.table = add_columns(self.main, self.added, self.layout, properties)
+        self.updates = (*add_columns(self.main, self.added, self.layout), SetPropertiesUpdate(updates=properties))
         head = ref_snapshot(self.main.refresh(), BRANCH)
         parts = list(self._parts(head))
         done = {int((part.get(UNIT) or "").partition("/")[0]) for part in parts}
         if parts and all(part.get(BASE) == str(self.base) for part in parts):
             return done
         assert self.base is not None
-        commit_refs(self.table, [move_ref(BRANCH, self.base)], expected={MAIN: self.base, BRANCH: head})
+        commit_refs(self.main, [move_ref(BRANCH, self.base)], expected={MAIN: self.base, BRANCH: head})
         return set()
 
     def write(self, unit: int, spill_dir: str | Path | None) -> None:
@@ -178,7 +177,7 @@ class _Promotion:
         num_rows = sum(file.record_count for file in old)
         if not old:
             return
-        with StagedFiles(self.table, self.schema) as files:
+        with StagedFiles(self.main, self.schema, self.updates) as files:
             batches = self.join.stream(unit, self.num_units, self.schema.names)
             written, num_requests = write_rows(files, batches, self.schema, spill_dir=spill_dir)
             if written != num_rows:
@@ -210,17 +209,10 @@ class _Promotion:
 
     def publish(self) -> int:
         """Show the branch and its columns to readers, in one commit; the snapshot that they see."""
-        self.table.refresh()
-        head = ref_snapshot(self.table, BRANCH)
+        head = ref_snapshot(self.main.refresh(), BRANCH)
         assert head is not None
-        updates = [
-            SetPropertiesUpdate(updates=table_properties(self.schema, self.layout)),
-            *show_schema(self.table),
-            move_ref(MAIN, head),
-            remove_ref(BRANCH),
-        ]
-        commit_refs(self.table, updates, expected={MAIN: self.base, BRANCH: head})
-        self.main.refresh()
+        updates = [*self.updates, move_ref(MAIN, head), remove_ref(BRANCH)]
+        commit_refs(self.main, updates, expected={MAIN: self.base, BRANCH: head})
         return head
 
     def report(self, snapshot_id: int, resumed: set[int], seconds: float) -> PromoteReport:

@@ -19,13 +19,19 @@ from pyiceberg.manifest import (
     ManifestEntry,
     ManifestFile,
 )
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table
-from pyiceberg.table.update import AssertDefaultSpecId, TableUpdate
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.update import AssertCurrentSchemaId, AssertDefaultSpecId, TableRequirement, TableUpdate
 from pyiceberg.table.update.snapshot import _OverwriteFiles
+from pyiceberg.types import NestedField
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.datafile import DataFileWriter, FileSettings, verify_file
-from reqdedup.storage.iceberg.layout import table_layout, table_schema
+from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
+from reqdedup.storage.iceberg.evolve import MAIN
+from reqdedup.storage.iceberg.form import preview, taken_back
+from reqdedup.storage.iceberg.layout import file_schema, table_layout, table_schema
 
 WRITE_ID = "reqdedup.write-id"
 """Snapshot property; tells whether a commit whose answer was lost has landed."""
@@ -44,22 +50,23 @@ _BOUNDS = [
 _OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
 
 
-class ConflictError(RuntimeError):
-    """Another writer changed the table in a way that a commit cannot be put on top of; nothing was written."""
-
-
 class StagedFiles:
     """New data files of a table, in a `with` block: deleted on the way out unless `commit` has landed.
 
     Nothing a reader can see changes before `commit`, and that is one atomic step of the catalog.
-    schema: columns of the files, where the table carries no engagement schema.
+    schema: columns of the files, if the table carries no engagement schema.
+    updates: of the table, which the commit makes with the files; `target` is the table as it will be then. A commit to
+    another branch than main takes them back in the same step: only its snapshot has them, until somebody publishes it.
     """
 
-    def __init__(self, table: Table, schema: EngagementSchema | None = None) -> None:
-        self.table = table
-        self._schema, self._layout = schema or table_schema(table), table_layout(table)
-        self._settings = FileSettings(self._layout, self._schema, table.properties)
+    def __init__(
+        self, table: Table, schema: EngagementSchema | None = None, updates: tuple[TableUpdate, ...] = ()
+    ) -> None:
+        self.table, self.target, self._updates = table, preview(table, updates), updates
+        self._schema, self._layout = schema or table_schema(self.target), table_layout(self.target)
+        self._settings = FileSettings(self._layout, self._schema, self.target.properties)
         self._spec_id = table.metadata.default_spec_id
+        self._file_schema = file_schema(self.target, self._schema, self._layout)
         self._open: DataFileWriter | None = None
         self._done: list[tuple[DataFile, int | None]] = []
         self._paths: list[str] = []
@@ -96,7 +103,7 @@ class StagedFiles:
         if self._open is not None and self._open.partition != partition:
             self.close_file()
         if self._open is None:
-            self._open = DataFileWriter(self.table, self._schema, self._layout, partition, self._settings)
+            self._open = DataFileWriter(self.target, self._schema, self._layout, partition, self._settings)
             self._paths.append(self._open.path)
         self._open.write(rows)
         if self._open.num_bytes >= target_bytes:
@@ -116,16 +123,16 @@ class StagedFiles:
         """Read the keys of all finished files back: partition, order, row and request counts.
 
         num_requests: distinct requests, where every request must be whole in one file; None where the layout does not
-        keep them together. Raises RuntimeError where something differs.
+        keep them together. Raises IntegrityError if something differs.
         """
         self.close_file()
         found = 0
         for data_file, partition in self._done:
-            found += verify_file(self.table, data_file.file_path, self._layout, partition, data_file.record_count)
+            found += verify_file(self.target, data_file.file_path, self._layout, partition, data_file.record_count)
         written = sum(data_file.record_count for data_file, _ in self._done)
         for what, required, counted in (("rows", num_rows, written), ("requests", num_requests, found)):
             if required is not None and required != counted:
-                raise RuntimeError(
+                raise IntegrityError(
                     f"{'.'.join(self.table.name())}: {required} {what} required in the new files, found {counted}; "
                     "nothing was committed"
                 )
@@ -141,15 +148,14 @@ class StagedFiles:
         replace: bool,
         removed: Iterable[DataFile] | None = None,
         properties: dict[str, str] | None = None,
-        branch: str = "main",
-        updates: tuple[TableUpdate, ...] = (),
+        branch: str = MAIN,
         rebase: bool = False,
     ) -> int | None:
         """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
 
         replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table` shows;
         else they are added.  properties: for the snapshot's summary.
-        branch: which must exist, unless it is main.  updates: of the table, in the same commit.
+        branch: which must exist, unless it is main.
         rebase: put the replacement on top of other writers' commits as long as every removed file is still there; for
         rewrites that leave what others added alone. Appends always are.
         Raises ConflictError where another writer was faster: nothing was changed then.
@@ -158,23 +164,22 @@ class StagedFiles:
         old = list(removed) if removed is not None else []
         if replace and removed is None and self.table.current_snapshot() is not None:
             old = [task.file for task in self.table.scan().plan_files()]
-        if not self._done and not old:
+        if not self._done and not old and not self._updates:
             return None
         write_id = str(uuid.uuid4())
         summary = {**(properties or {}), WRITE_ID: write_id}
         is_all = replace and removed is None
         for attempt in range(COMMIT_ATTEMPTS):
             try:
-                self._commit_once(old, replace=replace, is_all=is_all, summary=summary, branch=branch, updates=updates)
+                self._check_still_fits()
+                self._commit_once(old, replace=replace, is_all=is_all, summary=summary, branch=branch)
                 break
             except ConflictError:
                 if attempt + 1 == COMMIT_ATTEMPTS or (replace and not rebase):
                     raise
                 time.sleep(random.uniform(0, min(MAX_WAIT_S, 0.1 * 2**attempt)))
                 self.table.refresh()
-                if (
-                    replace and not self._all_there(old, branch)
-                ) or self.table.metadata.default_spec_id != self._spec_id:
+                if replace and not self._all_there(old, branch):
                     raise
             except BaseException as error:
                 # The catalog may have taken the commit before its answer was lost, and may still take one that it did
@@ -200,15 +205,20 @@ class StagedFiles:
         is_all: bool,
         summary: dict[str, str],
         branch: str,
-        updates: tuple[TableUpdate, ...],
     ) -> None:
-        spec_id = self.table.metadata.default_spec_id
+        now = self.table.metadata
+        # A writer that began before the bucket count or the columns changed would add files that do not belong there.
+        requirements: tuple[TableRequirement, ...] = (
+            AssertDefaultSpecId(default_spec_id=self._spec_id),  # type: ignore[call-arg]
+            AssertCurrentSchemaId(current_schema_id=now.current_schema_id),  # type: ignore[call-arg]
+        )
         try:
             with self.table.transaction() as transaction:
-                # A writer that began before the bucket count changed would put its files under a spec that is not theirs.
                 # pyiceberg 0.12 has no public way to add a requirement to a transaction; its models are named by alias.
-                transaction._stage((), (AssertDefaultSpecId(default_spec_id=spec_id),))  # type: ignore[call-arg]
-                transaction._stage(updates)
+                transaction._stage((), requirements)
+                transaction._stage(self._updates)
+                if not self._done and not old:  # an empty table takes another form
+                    return
                 update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
                 with update.overwrite() if replace else update.fast_append() as snapshot:
                     if isinstance(snapshot, _OverwriteFiles):
@@ -217,15 +227,14 @@ class StagedFiles:
                         snapshot.delete_data_file(data_file)
                     for data_file, _ in self._done:
                         snapshot.append_data_file(data_file)
+                if branch != MAIN:
+                    transaction._stage(taken_back(now, self._updates))
         except (CommitFailedException, ValidationException, ValueError) as error:
             # pyiceberg 0.12 asks for the branch's head alone: a commit to another branch, between loading the table and
             # this, shows as a stale sequence number.
             if isinstance(error, ValueError) and "older than last sequence number" not in str(error):
                 raise
-            raise ConflictError(
-                f"{'.'.join(self.table.name())}: another writer changed the table in the meantime; nothing was written. "
-                "Load the table again and repeat the write"
-            ) from error
+            raise self._conflict() from error
 
     def _all_there(self, removed: list[DataFile], branch: str) -> bool:
         snapshot = self.table.metadata.snapshot_by_name(branch)
@@ -233,6 +242,22 @@ class StagedFiles:
             return False
         tasks = self.table.scan(snapshot_id=snapshot.snapshot_id).plan_files()
         return {file.file_path for file in removed} <= {task.file.file_path for task in tasks}
+
+    def _check_still_fits(self) -> None:
+        """Raise ConflictError unless the table still has the partition spec and the columns that the files were made for."""
+        try:
+            schema = file_schema(preview(self.table, self._updates), self._schema, self._layout)
+        except ValueError as error:  # a column is gone
+            raise self._conflict() from error
+        same_columns = schema.equals(self._file_schema, check_metadata=True)
+        if not same_columns or self.table.metadata.default_spec_id != self._spec_id:
+            raise self._conflict()
+
+    def _conflict(self) -> ConflictError:
+        return ConflictError(
+            f"{'.'.join(self.table.name())}: another writer changed the table in the meantime; nothing was written. "
+            "Load the table again and repeat the write"
+        )
 
     def _landed_as(self, write_id: str) -> int | None:
         """The snapshot of this write in the newest metadata, where there is one and the catalog can be asked."""
@@ -255,6 +280,7 @@ def forget_removed(snapshot: _OverwriteFiles, *, deletes: bool = False) -> None:
     snapshots along for ever.
     """
     removed_of, manifests_of = snapshot._deleted_entries, snapshot._existing_manifests
+    schema = _with_sources(snapshot._transaction.table_metadata)
 
     def without_bounds() -> list[ManifestEntry]:
         entries = removed_of()
@@ -268,3 +294,16 @@ def forget_removed(snapshot: _OverwriteFiles, *, deletes: bool = False) -> None:
         return [one for one in kept if not deletes or one.content is ManifestContent.DATA]
 
     snapshot._deleted_entries, snapshot._existing_manifests = without_bounds, with_files  # type: ignore[method-assign]
+    snapshot.schema = lambda: schema  # type: ignore[method-assign]
+
+
+def _with_sources(metadata: TableMetadata) -> Schema:
+    """The current schema, with the columns that earlier specs partition by: manifests of removed files need their types."""
+    schema = metadata.schema()
+    known = {field.field_id: field for one in metadata.schemas for field in one.fields}
+    sources = {field.source_id for spec in metadata.partition_specs for field in spec.fields}
+    gone = [
+        NestedField(source, f"{known[source].name}_{source}", known[source].field_type, required=False)
+        for source in sorted(sources - schema.field_ids)
+    ]
+    return Schema(*schema.fields, *gone, schema_id=schema.schema_id) if gone else schema

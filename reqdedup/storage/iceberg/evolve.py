@@ -30,6 +30,7 @@ from pyiceberg.types import ListType, NestedField
 
 from reqdedup.schema import Column
 from reqdedup.storage.iceberg.decode import blob_doc
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import Layout, iceberg_type
 
 MAIN = "main"
@@ -39,47 +40,20 @@ COMMIT_ATTEMPTS = 5
 RETRY_WAIT_S = 0.1
 
 
-class TableAtSchema(Table):
-    """A table as if one of its schemas was the current one, with some properties: what is written through it has them."""
+def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> tuple[TableUpdate, ...]:
+    """The update that puts these columns behind the table's own, for `StagedFiles`; readers see them once it is committed.
 
-    def __init__(self, table: Table, schema_id: int, properties: Mapping[str, str]) -> None:
-        super().__init__(
-            table.name(), table.metadata, table.metadata_location, table.io, table.catalog, dict(table.config)
-        )
-        self._schema_id, self._properties = schema_id, dict(properties)
-        self._show()
-
-    def refresh(self) -> Table:
-        super().refresh()
-        self._show()
-        return self
-
-    def _do_commit(self, updates: tuple[TableUpdate, ...], requirements: tuple[TableRequirement, ...]) -> None:
-        super()._do_commit(updates, requirements)
-        self._show()
-
-    def _show(self) -> None:
-        properties = {**self.metadata.properties, **self._properties}
-        self.metadata = self.metadata.model_copy(
-            update={"current_schema_id": self._schema_id, "properties": properties}
-        )
-
-
-def add_columns(table: Table, columns: Sequence[Column], layout: Layout, properties: Mapping[str, str]) -> Table:
-    """`table` with these columns behind its own, for writing; its readers do not see them yet.
-
-    properties: that the table has with them; they are not committed here either.
     Iceberg calls for optional columns where older files lack them. A schema that an earlier run left is used again.
-    Raises RuntimeError where others keep changing the schema meanwhile.
+    Raises ConflictError if others keep changing the schema meanwhile.
     """
     if not columns:
-        return table
+        return ()
     for attempt in range(COMMIT_ATTEMPTS):
         table.refresh()
         wanted, num_own = _with_columns(table, columns, layout), len(table.schema().fields)
         for schema in table.metadata.schemas:
             if _shape(schema, num_own) == _shape(wanted, num_own):
-                return TableAtSchema(table, schema.schema_id, properties)
+                return (SetCurrentSchemaUpdate(schema_id=schema.schema_id),)  # type: ignore[call-arg]
         requirements = (
             AssertTableUUID(uuid=table.metadata.table_uuid),
             AssertLastAssignedFieldId(last_assigned_field_id=table.metadata.last_column_id),  # type: ignore[call-arg]
@@ -88,15 +62,10 @@ def add_columns(table: Table, columns: Sequence[Column], layout: Layout, propert
             table.catalog.commit_table(table, requirements, (AddSchemaUpdate(schema_=wanted),))  # type: ignore[call-arg]
         except CommitFailedException:
             time.sleep(RETRY_WAIT_S * attempt)
-    raise RuntimeError(
+    raise ConflictError(
         f"{'.'.join(table.name())}: columns {', '.join(c.name for c in columns)} could not be added in {COMMIT_ATTEMPTS} "
         "attempts, since others changed the table each time; run it again when they are done"
     )
-
-
-def show_schema(table: Table) -> tuple[TableUpdate, ...]:
-    """The update that makes the schema of `table` (of `add_columns`) the one that readers see."""
-    return (SetCurrentSchemaUpdate(schema_id=table.metadata.current_schema_id),)  # type: ignore[call-arg]
 
 
 # pyiceberg's models take field names, as here, but declare their aliases ("ref-name") to the type checker.
@@ -115,7 +84,7 @@ def remove_ref(name: str) -> TableUpdate:
 def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mapping[str, int | None]) -> None:
     """Commit `updates` in one step, given that each reference still is at its expected snapshot (None: not there).
 
-    A commit that lost to an unrelated one is repeated. Raises RuntimeError naming the reference that has moved.
+    A commit that lost to an unrelated one is repeated. Raises ConflictError naming the reference that has moved.
     """
     requirements: tuple[TableRequirement, ...] = (AssertTableUUID(uuid=table.metadata.table_uuid),)
     for ref, snapshot_id in expected.items():
@@ -125,7 +94,7 @@ def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mappi
         for ref, snapshot_id in expected.items():
             found = ref_snapshot(table, ref)
             if found != snapshot_id:
-                raise RuntimeError(
+                raise ConflictError(
                     f"{'.'.join(table.name())}: {ref} at snapshot {snapshot_id} required, found {found}: another writer "
                     "was faster. Nothing was changed; start again from the table as it is now"
                 )
@@ -136,7 +105,7 @@ def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mappi
         else:
             table.refresh()
             return
-    raise RuntimeError(
+    raise ConflictError(
         f"{'.'.join(table.name())}: no turn to commit in {COMMIT_ATTEMPTS} attempts; run it again when others are done"
     )
 

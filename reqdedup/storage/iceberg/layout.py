@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +44,7 @@ from pyiceberg.types import (
 from reqdedup.dedup.encoding import BLOB_TYPE, element_type
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
+from reqdedup.storage.iceberg.form import FORM_SINCE_PROPERTY, TableForm
 from reqdedup.storage.iceberg.names import check_free_name
 
 SCHEMA_PROPERTY, LAYOUT_PROPERTY, DECODE_PROPERTY = "reqdedup.schema", "reqdedup.layout", "reqdedup.decode"
@@ -50,6 +53,9 @@ ZSTD_LEVEL = 6
 """Of our own layouts: a tenth fewer bytes than level 3 at 16K tokens for some tenths of a CPU second (docs/decisions/0008)."""
 
 LARGE_PAGE_BYTES = 128 * 2**20
+
+MAX_NAMED = 8
+"""Columns or differences that an error names."""
 
 _ICEBERG_TYPES: dict[str, IcebergType] = {
     "bool": BooleanType(),
@@ -96,33 +102,93 @@ def create_table(
     num_buckets: int = 16,
     location: str | None = None,
 ) -> Table:
-    """The table `identifier` in this layout, created where it is not there yet.
+    """The table `identifier` of this form: as it is with its rows if it is there, else a new one without rows.
 
     num_buckets: partitions of the bucketed layouts, by hash of user_id.  location: of a new table; else the catalog's.
-    An existing table of the same schema, layout and bucket count is returned with its rows. One that differs is dropped
-    with its files and created anew. Raises ValueError if `identifier` is a table that reqdedup did not make, or the name
-    of the rejected rows.
+    Nothing is ever dropped. Raises ValueError if a table of this name has another form, naming the difference, or if
+    reqdedup did not make it; `replace_table` gives it another form together with its new rows.
     """
-    if num_buckets < 1:
-        raise ValueError(f"{identifier}: num_buckets must be positive, found {num_buckets}")
-    namespace = check_free_name(identifier)
+    namespace = check_new_form(identifier, num_buckets)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
         catalog.create_namespace_if_not_exists(namespace)
-    else:
-        if LAYOUT_PROPERTY not in table.properties:
-            raise ValueError(f"{identifier}: exists and is not a reqdedup table; choose another name")
-        wanted = (schema, layout, num_buckets if layout.is_bucketed else None)
-        if (table_schema(table), table_layout(table), table_buckets(table)) == wanted:
-            return table
-        catalog.purge_table(identifier)
-    iceberg_schema = engagement_iceberg_schema(schema, layout)
+        return make_table(catalog, identifier, engagement_form(schema, layout, num_buckets), location=location)
+    check_same_form(table, schema, layout, num_buckets)
+    return table
+
+
+def check_new_form(identifier: str, num_buckets: int) -> str:
+    """The namespace of `identifier`. Raises ValueError unless a table can have this name and this bucket count."""
+    if num_buckets < 1:
+        raise ValueError(f"{identifier}: num_buckets must be positive, found {num_buckets}")
+    return check_free_name(identifier)
+
+
+def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
+    """Raise ValueError unless an engagement table has this form; the difference is named."""
+    differences = form_differences(table, schema, layout, num_buckets)
+    if differences:
+        raise ValueError(
+            f"{'.'.join(table.name())}: is there in another form ({'; '.join(differences)}). Nothing was changed: choose "
+            "another name, or ask for the replacement (storage.replace_table, --replace)"
+        )
+
+
+def form_differences(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> list[str]:
+    """In which points an engagement table differs from this form. Raises ValueError if reqdedup did not make it."""
+    check_engagement_table(table)
+    differences = []
+    if table_layout(table) is not layout:
+        differences.append(f"layout {layout.value} required, found {table_layout(table).value}")
+    if layout.is_bucketed and table_buckets(table) != num_buckets:
+        differences.append(f"{num_buckets} buckets required, found {table_buckets(table) or 'none'}")
+    return differences + column_differences(schema.columns, table_schema(table).columns)
+
+
+def check_engagement_table(table: Table) -> None:
+    """Raise ValueError if the table is not one of engagements that reqdedup made."""
+    if SCHEMA_PROPERTY not in table.properties or LAYOUT_PROPERTY not in table.properties:
+        raise ValueError(f"{'.'.join(table.name())}: exists and is not a reqdedup table; choose another name")
+
+
+def column_differences(required: Sequence[Column], found: Sequence[Column]) -> list[str]:
+    """In which points two lists of columns differ, the first few of them."""
+    wanted, own = ({column.name: column for column in columns} for columns in (required, found))
+    differences = []
+    if missing := [name for name in wanted if name not in own]:
+        differences.append(f"columns {', '.join(missing[:MAX_NAMED])} required, found none")
+    if more := [name for name in own if name not in wanted]:
+        differences.append(f"columns {', '.join(more[:MAX_NAMED])} found, not required")
+    for name in wanted.keys() & own.keys():
+        for field in fields(Column):
+            one, other = getattr(wanted[name], field.name), getattr(own[name], field.name)
+            if one != other:
+                one, other = getattr(one, "value", one), getattr(other, "value", other)
+                differences.append(f"{field.name} of column {name}: {one!r} required, found {other!r}")
+    if not differences and list(wanted) != list(own):
+        differences.append(f"columns in the order {', '.join(wanted)} required, found {', '.join(own)}")
+    return differences[:MAX_NAMED]
+
+
+def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: str | None = None) -> Table:
+    """A new table of this form without rows."""
     return catalog.create_table(
         identifier,
-        iceberg_schema,
+        form.schema,
         location=location,
-        partition_spec=_partition_spec(iceberg_schema, layout, num_buckets),
+        partition_spec=form.spec,
+        sort_order=form.sort_order,
+        properties=form.properties,
+    )
+
+
+def engagement_form(schema: EngagementSchema, layout: Layout, num_buckets: int) -> TableForm:
+    """The form of an engagement table of these columns in this layout."""
+    iceberg_schema = engagement_iceberg_schema(schema, layout)
+    return TableForm(
+        schema=iceberg_schema,
+        spec=_partition_spec(iceberg_schema, layout, num_buckets),
         sort_order=key_sort_order(iceberg_schema) if layout.is_bucketed else UNSORTED_SORT_ORDER,
         properties=table_properties(schema, layout),
     )
@@ -137,6 +203,12 @@ def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSche
     snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
     if snapshot is None:
         return schema
+    since = int(table.properties.get(FORM_SINCE_PROPERTY, 0))
+    if (snapshot.sequence_number or 0) < since:
+        raise ValueError(
+            f"{'.'.join(table.name())}: a snapshot in the form that the table has now required, found {snapshot_id} from before "
+            "its columns or layout were replaced; read it with `table.scan(snapshot_id=...)` of pyiceberg"
+        )
     text = snapshot.summary.get(SCHEMA_PROPERTY) if snapshot.summary is not None else None
     if text is not None:
         return EngagementSchema.from_json(text)
@@ -151,12 +223,12 @@ def table_layout(table: Table) -> Layout:
 
 def table_buckets(table: Table, spec_id: int | None = None) -> int | None:
     """N of the table's partition spec bucket(N, user_id), or of an earlier spec; None where it is of another kind."""
-    fields = (table.spec() if spec_id is None else table.specs()[spec_id]).fields
-    if len(fields) != 1 or not isinstance(fields[0].transform, BucketTransform):
+    parts = (table.spec() if spec_id is None else table.specs()[spec_id]).fields
+    if len(parts) != 1 or not isinstance(parts[0].transform, BucketTransform):
         return None
-    if table.schema().find_column_name(fields[0].source_id) != USER_ID:
+    if table.schema().find_column_name(parts[0].source_id) != USER_ID:
         return None
-    return fields[0].transform.num_buckets
+    return parts[0].transform.num_buckets
 
 
 def buckets_of(user_id: np.ndarray, num_buckets: int) -> np.ndarray:
@@ -167,13 +239,15 @@ def buckets_of(user_id: np.ndarray, num_buckets: int) -> np.ndarray:
 
 def engagement_iceberg_schema(schema: EngagementSchema, layout: Layout) -> Schema:
     """Iceberg schema of these columns in this layout, with a doc per column."""
-    fields = []
+    iceberg_fields = []
     for field_id, column in enumerate(schema.columns, start=1):
         field_type, doc = iceberg_type(column, layout, element_id=len(schema.columns) + field_id), column.doc
         if column.is_blob and layout.has_blobs:
             doc = blob_doc(column)
-        fields.append(NestedField(field_id, column.name, field_type, required=not column.nullable, doc=doc or None))
-    return Schema(*fields)
+        iceberg_fields.append(
+            NestedField(field_id, column.name, field_type, required=not column.nullable, doc=doc or None)
+        )
+    return Schema(*iceberg_fields)
 
 
 def iceberg_type(column: Column, layout: Layout, *, element_id: int) -> IcebergType:
@@ -190,7 +264,7 @@ def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Sc
 
     Raises ValueError for columns that the Iceberg table does not have (any more), or not in the layout's form.
     """
-    fields = []
+    arrow_fields = []
     gone = [name for name in schema.names if name not in table.schema().column_names]
     if gone:
         raise ValueError(
@@ -208,8 +282,10 @@ def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Sc
             if not isinstance(field.field_type, ListType):
                 raise ValueError(f"{table.name()}: column {column.name} must be a list, found {field.field_type}")
             arrow_type = pa.list_(element.with_metadata(_field_id(field.field_type.element_id)))
-        fields.append(pa.field(column.name, arrow_type, nullable=column.nullable, metadata=_field_id(field.field_id)))
-    return pa.schema(fields)
+        arrow_fields.append(
+            pa.field(column.name, arrow_type, nullable=column.nullable, metadata=_field_id(field.field_id))
+        )
+    return pa.schema(arrow_fields)
 
 
 def key_sort_order(schema: Schema) -> SortOrder:

@@ -18,7 +18,8 @@ from pathlib import Path
 from pyiceberg.table import Table
 
 from reqdedup.dedup.checksum import RunningChecksum, content_checksum
-from reqdedup.storage.iceberg.commit import MAX_WAIT_S, ConflictError, StagedFiles
+from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.read.feature_table import is_feature_table

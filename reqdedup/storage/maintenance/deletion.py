@@ -25,7 +25,8 @@ from reqdedup.dedup.checksum import RunningChecksum, content_checksum
 from reqdedup.dedup.source import take_rows
 from reqdedup.schema import USER_ID
 from reqdedup.storage.features import realign
-from reqdedup.storage.iceberg.commit import MAX_WAIT_S, ConflictError, StagedFiles
+from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, remove_ref
 from reqdedup.storage.iceberg.layout import Layout, table_layout
 from reqdedup.storage.maintenance.expire import expire_snapshots

@@ -17,7 +17,7 @@ from pyiceberg.table.refs import SnapshotRef, SnapshotRefType
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 
-from reqdedup.storage.iceberg.commit import ConflictError
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import commit_refs
 from reqdedup.storage.maintenance.files import NeededFile, file_key, is_under, reachable_files
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pyarrow as pa
 from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
 from pyiceberg.table import Table
-from pyiceberg.table.update import AddPartitionSpecUpdate, SetDefaultSpecUpdate, TableUpdate
 from pyiceberg.transforms import BucketTransform
 
 from reqdedup.dedup.checksum import RunningChecksum, content_checksum
@@ -23,6 +22,7 @@ from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import USER_ID
 from reqdedup.storage.features.values import row_groups
 from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.form import spec_updates
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout, table_schema
 from reqdedup.storage.maintenance.live import live_files
 from reqdedup.storage.read.buckets import SortedTable
@@ -43,18 +43,6 @@ class RebucketReport:
     bytes: int
     seconds: float
     snapshot_id: int | None
-
-
-class TableAtSpec(Table):
-    """A table as if `spec` was its partition spec already: files written through it lie in its partitions."""
-
-    def __init__(self, table: Table, spec: PartitionSpec) -> None:
-        super().__init__(
-            table.name(), table.metadata, table.metadata_location, table.io, table.catalog, dict(table.config)
-        )
-        specs = [one for one in table.metadata.partition_specs if one.spec_id != spec.spec_id]
-        changed = {"partition_specs": [*specs, spec], "default_spec_id": spec.spec_id}
-        self.metadata = table.metadata.model_copy(update=changed)
 
 
 def rebucket(
@@ -88,15 +76,15 @@ def rebucket(
             f"{name}: partition spec bucket(N, user_id) required, found {table_layout(table).name} partitioned by {table.spec()}; "
             "`reqdedup convert` writes it into a bucketed layout"
         )
-    spec = _spec(table, num_buckets)
-    updates: list[TableUpdate] = [SetDefaultSpecUpdate(spec_id=spec.spec_id)]  # type: ignore[call-arg]
-    if spec.spec_id not in table.specs():
-        updates.insert(0, AddPartitionSpecUpdate(spec=spec))
+    user_id = table.schema().find_field(USER_ID).field_id
+    transform: BucketTransform[int] = BucketTransform(num_buckets)
+    field = PartitionField(user_id, PARTITION_FIELD_ID_START, transform, f"user_bucket_{num_buckets}")
+    updates = spec_updates(table, PartitionSpec(field))
     old = live_files(table)
     num_rows, before = sum(file.num_rows for file in old), RunningChecksum()
     source: FileSource = FeatureSource(table) if is_feature else TableSource(table)
     schema = source.schema if is_feature else table_schema(table)
-    with StagedFiles(TableAtSpec(table, spec), schema) as files:
+    with StagedFiles(table, schema, updates) as files:
         if is_feature:
             num_requests = _write_features(files, table, source, num_buckets, before)
         else:
@@ -111,16 +99,11 @@ def rebucket(
                 f"{name}: the same rows in the new buckets required ({before.so_far}), found {after}; nothing was committed. "
                 "This is a defect of the reader or the writer: report it"
             )
-        files.table = table  # the commit asks that the spec is still the old one
         snapshot_id = files.commit(
             replace=True,
             removed=[file.data_file for file in old],
-            updates=tuple(updates),
             properties={"reqdedup.operation": "rebucket"},
         )
-    if snapshot_id is None:  # an empty table: only its spec changes
-        with table.transaction() as transaction:
-            transaction._stage(tuple(updates))
     table.refresh()
     return RebucketReport(
         old_buckets=old_buckets,
@@ -131,21 +114,6 @@ def rebucket(
         seconds=time.monotonic() - started,
         snapshot_id=snapshot_id,
     )
-
-
-def _spec(table: Table, num_buckets: int) -> PartitionSpec:
-    """The table's spec of this count: an earlier one where it had it before, else a new one."""
-    for spec_id in table.specs():
-        if table_buckets(table, spec_id) == num_buckets:
-            return table.specs()[spec_id]
-    last = table.metadata.last_partition_id or PARTITION_FIELD_ID_START - 1
-    field = PartitionField(
-        table.schema().find_field(USER_ID).field_id,
-        last + 1,
-        BucketTransform(num_buckets),
-        f"user_bucket_{num_buckets}",
-    )
-    return PartitionSpec(field, spec_id=max(table.specs()) + 1)
 
 
 def _write_features(

@@ -20,7 +20,8 @@ from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.table import Table
 
 from reqdedup.schema import USER_ID
-from reqdedup.storage.iceberg.commit import ConflictError, forget_removed
+from reqdedup.storage.iceberg.commit import forget_removed
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.maintenance.expire import delete_files
 
 ATTEMPTS = 5

@@ -33,14 +33,17 @@ from pyiceberg.types import IntegerType, NestedField
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
+from reqdedup.storage.iceberg.form import TableForm
 from reqdedup.storage.iceberg.layout import (
     DECODE_PROPERTY,
     LAYOUT_PROPERTY,
     ZSTD_LEVEL,
     Layout,
     bucket_spec,
+    column_differences,
     iceberg_type,
     key_sort_order,
+    make_table,
     table_buckets,
     table_schema,
 )
@@ -180,36 +183,54 @@ def create_feature_table(
     by_position: bool = False,
     location: str | None = None,
 ) -> Table:
-    """The table for these features of `main_table`'s requests, with its buckets; created where it is not there yet.
+    """The table for these features of `main_table`'s requests: as it is with its rows if it is there, else a new one.
 
     by_position: store the values without the keys, for features of a few bytes; see `feature_positions`.
-    An existing table that has these features, maybe among others, and the same buckets is returned with its rows; one
-    that differs is dropped with its files and created anew (`add_request_feature(columns=...)` adds a column instead). Raises ValueError where
-    `main_table` is not bucketed and sorted, where a feature is not request-level or has a name of the main table, and
-    where `identifier` is no feature table.
+    An existing table must have these features, maybe among others, in the same form and buckets; nothing is ever dropped
+    (`add_request_feature(columns=...)` adds a column, `replace_feature_table` changes the form with the values). Raises
+    ValueError if it differs, naming the difference, if `main_table` is not bucketed and sorted, if a feature is not
+    request-level or has a name of the main table, and if `identifier` is no feature table.
     """
     namespace = check_free_name(identifier)
-    num_buckets = check_sorted(main_table, REQUEST_KEY)
-    check_features(main_table, feature_columns)
-    schema = FeatureSchema((*_KEY_COLUMNS, *feature_columns))
-    main_uuid = str(main_table.metadata.table_uuid)
+    form = feature_form(main_table, feature_columns, by_position=by_position)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
         catalog.create_namespace_if_not_exists(namespace)
-    else:
-        if not is_feature_table(table):
-            raise ValueError(f"{identifier}: exists and is no feature table; choose another name")
-        same_form = (feature_buckets(table), is_by_position(table)) == (num_buckets, by_position)
-        same_main = not by_position or table.properties.get(MAIN_UUID_PROPERTY) == main_uuid
-        if same_form and same_main and set(feature_columns) <= set(feature_schema(table).features):
-            return table
-        catalog.purge_table(identifier)
+        return make_table(catalog, identifier, form, location=location)
+    if differences := feature_differences(table, main_table, feature_columns, by_position=by_position):
+        raise ValueError(
+            f"{identifier}: is there in another form ({'; '.join(differences)}). Nothing was changed: choose another name, or "
+            "ask for the replacement (storage.replace_feature_table)"
+        )
+    return table
+
+
+def feature_differences(table: Table, main_table: Table, features: Sequence[Column], *, by_position: bool) -> list[str]:
+    """In which points a table differs from one of these features. Raises ValueError if it is no feature table."""
+    if not is_feature_table(table):
+        raise ValueError(f"{'.'.join(table.name())}: exists and is no feature table; choose another name")
+    names, differences = ("with keys", "by position"), []
+    if is_by_position(table) != by_position:
+        differences.append(f"a table {names[by_position]} required, found one {names[not by_position]}")
+    if feature_buckets(table) != table_buckets(main_table):
+        differences.append(f"{table_buckets(main_table)} buckets required, found {feature_buckets(table)}")
+    if by_position and table.properties.get(MAIN_UUID_PROPERTY) != str(main_table.metadata.table_uuid):
+        differences.append("the same main table required, found another one of that name")
+    own = {column.name: column for column in feature_schema(table).features}
+    return differences + column_differences(features, [own[name.name] for name in features if name.name in own])
+
+
+def feature_form(main_table: Table, features: Sequence[Column], *, by_position: bool) -> TableForm:
+    """The form of a table of these features. Raises ValueError if they cannot be features of `main_table`."""
+    num_buckets = check_sorted(main_table, REQUEST_KEY)
+    check_features(main_table, features)
+    schema = FeatureSchema((*_KEY_COLUMNS, *features))
     iceberg_schema = _iceberg_schema(schema, by_position)
     properties = {
         LAYOUT_PROPERTY: Layout.BY_REQUEST.value,
         MAIN_TABLE_PROPERTY: ".".join(main_table.name()),
-        MAIN_UUID_PROPERTY: main_uuid,
+        MAIN_UUID_PROPERTY: str(main_table.metadata.table_uuid),
         "write.parquet.compression-codec": "zstd",
         "write.parquet.compression-level": str(ZSTD_LEVEL),
         **feature_properties(schema),
@@ -221,14 +242,15 @@ def create_feature_table(
         spec = PartitionSpec(PartitionField(source, PARTITION_FIELD_ID_START, IdentityTransform(), BUCKET_COLUMN))
     else:
         spec = bucket_spec(iceberg_schema, num_buckets)
-    return catalog.create_table(
-        identifier,
-        iceberg_schema,
-        location=location,
-        partition_spec=spec,
-        sort_order=UNSORTED_SORT_ORDER if by_position else key_sort_order(iceberg_schema),
-        properties=properties,
-    )
+    order = UNSORTED_SORT_ORDER if by_position else key_sort_order(iceberg_schema)
+    return TableForm(schema=iceberg_schema, spec=spec, sort_order=order, properties=properties)
+
+
+def own_properties(table: Table) -> dict[str, str]:
+    """The properties that follow from the form which a feature table has now."""
+    names = {BUCKETS_PROPERTY, LAYOUT_PROPERTY, *feature_properties(feature_schema(table))}
+    names |= {MAIN_TABLE_PROPERTY, MAIN_UUID_PROPERTY}
+    return {name: table.properties[name] for name in names if name in table.properties}
 
 
 def _iceberg_schema(schema: FeatureSchema, by_position: bool) -> Schema:

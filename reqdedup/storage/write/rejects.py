@@ -10,12 +10,14 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import LongType, NestedField, StringType
 
 from reqdedup.schema import USER_ID
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
 from reqdedup.storage.iceberg.names import REJECTS_TABLE, check_free_name
 
@@ -59,7 +61,8 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
 
     rejects: columns reason, detail, file, raw (strings), line (integer) and, if known, user_id; others are left out.
     May be empty. The namespace must exist. A table of an earlier version gets its new columns in the same commit.
-    Raises ValueError if a column is missing, a reason or file is null, or the name is that of a table of other rows.
+    Raises ValueError if a column is missing, a reason or file is null, or the name is that of a table of other rows;
+    ConflictError if another writer was faster.
     """
     rows = _conform(rejects)
     check_rejects_table(catalog, identifier)
@@ -70,12 +73,17 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
             transaction.append(rows)
         return catalog.load_table(identifier)
     table = catalog.load_table(identifier)
-    with table.transaction() as transaction:
-        if USER_ID not in table.schema().column_names:
-            with transaction.update_schema() as update:
-                added = _SCHEMA.find_field(USER_ID)
-                update.add_column(USER_ID, added.field_type, doc=added.doc)
-        transaction.overwrite(rows)
+    try:
+        with table.transaction() as transaction:
+            if USER_ID not in table.schema().column_names:
+                with transaction.update_schema() as update:
+                    added = _SCHEMA.find_field(USER_ID)
+                    update.add_column(USER_ID, added.field_type, doc=added.doc)
+            transaction.overwrite(rows)
+    except (CommitFailedException, ValidationException) as error:
+        raise ConflictError(
+            f"{identifier}: another writer replaced the rejected rows in the meantime; ingest again when it is done"
+        ) from error
     return table
 
 

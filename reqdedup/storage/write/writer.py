@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table, TableProperties
-from pyiceberg.table.update import SetPropertiesUpdate
+from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup import encoding
@@ -106,51 +106,69 @@ def write(
     """Write deduplicated batches into `table` in one commit; what was written.
 
     batches: of the table's schema, any size and order; a request may be split over them.
-    layout: the table's own where None; must be it where given.
+    layout: the table's own if None; must be it if given (`replace_table` changes it).
     mode: "replace", the table then holds exactly these rows, or "append".
     progress: called while it runs.  seed: of the SHUFFLED order.  spill_dir: for the temporary files.
     properties: of the table, set in the same commit: what its rows were made from.
-    Raises ValueError for wrong batches and options, RuntimeError where another writer's commit conflicts; the table then
-    is as it was.
+    Raises ValueError for wrong batches and options, ConflictError if another writer was faster; the table then is as it
+    was.
     """
-    schema, own_layout = table_schema(table), table_layout(table)
+    own_layout = table_layout(table)
     if layout is not None and layout is not own_layout:
         raise ValueError(
             f"{'.'.join(table.name())}: layout {own_layout.name} required by the table, found {layout.name}; "
-            "create a table of that layout"
+            "create a table of that layout, or replace this one by it (replace_table)"
         )
     if mode not in ("replace", "append"):
         raise ValueError(f"mode must be 'replace' or 'append', found {mode!r}")
+    table.refresh()
+    if mode == "append":
+        check_same_spec(table)
+    with StagedFiles(table, updates=set_properties(properties)) as files:
+        return commit_rows(files, batches, replace=mode == "replace", progress=progress, seed=seed, spill_dir=spill_dir)
+
+
+def set_properties(properties: Mapping[str, str] | None) -> tuple[TableUpdate, ...]:
+    """The update that sets these properties of a table."""
+    return (SetPropertiesUpdate(updates=dict(properties)),) if properties else ()
+
+
+def commit_rows(
+    files: StagedFiles,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    replace: bool,
+    progress: Callable[[WriteProgress], None] | None = None,
+    seed: int = 0,
+    spill_dir: str | Path | None = None,
+) -> WriteReport:
+    """Write batches as files of `files`, read their keys back and commit them; see `write`."""
     if isinstance(batches, pa.RecordBatch | pa.Table):
         raise ValueError(
             f"batches: an iterable of record batches required, found a {type(batches).__name__}; pass [batch] or "
             "table.to_batches()"
         )
-    table.refresh()
-    if mode == "append":
-        check_same_spec(table)
-    started = time.monotonic()
+    table, started = files.target, time.monotonic()
+    schema, layout = table_schema(table), table_layout(table)
 
     def report(phase: str, rows_done: int, rows_total: int | None) -> None:
         if progress is not None:
             progress(WriteProgress(phase, rows_done, rows_total, time.monotonic() - started))
 
-    with StagedFiles(table) as files:
-        with _open_spill(table, schema, own_layout, seed=seed, directory=spill_dir) as spill:
-            for batch in batches:
-                spill.add(batch)
-                report("spill", spill.num_rows, None)
-            spill.finish()
-            for rows_done in _write_files(files, spill, own_layout, seed=seed):
-                report("write", rows_done, spill.num_rows)
-            num_rows, spill_bytes = spill.num_rows, spill.num_bytes
-            num_requests, num_users = _count_requests(spill, users_apart=own_layout.is_bucketed)
-        report("verify", 0, num_rows)
-        files.verify(num_rows=num_rows, num_requests=num_requests if own_layout.is_bucketed else None)
-        report("commit", num_rows, num_rows)
-        updates = (SetPropertiesUpdate(updates=dict(properties)),) if properties else ()
-        snapshot_id = files.commit(replace=mode == "replace", updates=updates)
-        data_files = files.data_files
+    with _open_spill(table, schema, layout, seed=seed, directory=spill_dir) as spill:
+        for batch in batches:
+            spill.add(batch)
+            report("spill", spill.num_rows, None)
+        spill.finish()
+        for rows_done in _write_files(files, spill, layout, seed=seed):
+            report("write", rows_done, spill.num_rows)
+        num_rows, spill_bytes = spill.num_rows, spill.num_bytes
+        num_requests, num_users = _count_requests(spill, users_apart=layout.is_bucketed)
+    report("verify", 0, num_rows)
+    files.verify(num_rows=num_rows, num_requests=num_requests if layout.is_bucketed else None)
+    report("commit", num_rows, num_rows)
+    snapshot_id = files.commit(replace=replace)
+    data_files = files.data_files
     return WriteReport(
         rows=num_rows,
         requests=num_requests,
@@ -190,8 +208,8 @@ def write_rows(
     It neither verifies nor commits: that is up to who has the files. schema: of the batches and of the files.
     remember: see `Spill`.
     """
-    layout = table_layout(files.table)
-    with _open_spill(files.table, schema, layout, seed=seed, directory=spill_dir, remember=remember) as spill:
+    layout = table_layout(files.target)
+    with _open_spill(files.target, schema, layout, seed=seed, directory=spill_dir, remember=remember) as spill:
         for batch in batches:
             spill.add(batch)
         spill.finish()
@@ -239,7 +257,7 @@ def _day(request_ts: pa.Array) -> np.ndarray:
 
 def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int) -> Iterator[int]:
     """Write all data files; yields the rows written so far."""
-    target_bytes = int(files.table.properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, DEFAULT_FILE_BYTES))
+    target_bytes = int(files.target.properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, DEFAULT_FILE_BYTES))
     rows_done = 0
     if layout is Layout.SHUFFLED:
         pieces: list[pa.Table] = []

@@ -119,9 +119,9 @@ def test_a_new_version_replaces_the_old_one_and_leaves_the_main_table_alone(cata
     assert TableSource(main).num_rows == sum(len(request["items"]) for request in LOG)
     same = create_feature_table(catalog, "lake.features", main, [COUNT])
     assert same.current_snapshot().snapshot_id == side.current_snapshot().snapshot_id
-    other = create_feature_table(catalog, "lake.features", main, [VECTOR])
-    assert other.current_snapshot() is None
-    assert feature_schema(other).features == (VECTOR,)
+    with pytest.raises(ValueError, match=r"in another form .columns vector required, found none"):
+        create_feature_table(catalog, "lake.features", main, [VECTOR])
+    assert feature_schema(catalog.load_table("lake.features")).features == (COUNT,)
 
 
 def test_a_failing_computation_leaves_the_old_version_and_no_files(catalog, main):

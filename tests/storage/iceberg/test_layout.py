@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pyiceberg.schema import Schema
 from pyiceberg.transforms import BucketTransform, DayTransform
-from pyiceberg.types import BinaryType, ListType, LongType
+from pyiceberg.types import BinaryType, ListType, LongType, NestedField
 
-from reqdedup.schema import Column, Level
+from reqdedup.schema import KEYS, Column, EngagementSchema, Level
 from reqdedup.storage import Layout, TableSource, create_table, table_layout, table_schema, write
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from tests.storage.small_log import log_schema, make_log, to_batches
@@ -50,21 +52,34 @@ def test_files_state_partition_order_and_bounds(catalog):
         assert task.file.file_size_in_bytes == Path(task.file.file_path.removeprefix("file://")).stat().st_size
 
 
-def test_creating_again_keeps_the_rows_and_another_form_starts_anew(catalog, tmp_path):
+def test_creating_again_keeps_the_rows_and_another_form_is_refused_by_name(catalog):
     table = new_table(catalog, Layout.BY_REQUEST)
     write(table, to_batches(make_log()))
     rows = rows_of(TableSource(table).batches())
     assert rows_of(TableSource(new_table(catalog, Layout.BY_REQUEST)).batches()) == rows
-    wider = log_schema().with_columns(Column(name="save", dtype="int32", level=Level.LABEL))
-    for schema, layout, num_buckets in (
-        (log_schema(), Layout.BY_REQUEST, 8),
-        (log_schema(), Layout.SORTED, 8),
-        (wider, Layout.SORTED, 8),
+    schema, count = log_schema(), table_buckets(table)
+    wider = schema.with_columns(Column(name="save", dtype="int32", level=Level.LABEL))
+    docs = EngagementSchema((*schema.columns[:-1], dataclasses.replace(schema.columns[-1], doc="another text")))
+    for other, layout, num_buckets, difference in (
+        (schema, Layout.BY_REQUEST, count + 1, f"{count + 1} buckets required, found {count}"),
+        (schema, Layout.SORTED, count, "layout sorted required, found by_request"),
+        (schema, Layout.SHUFFLED, count, "layout shuffled required, found by_request"),
+        (wider, Layout.BY_REQUEST, count, "columns save required, found none"),
+        (schema.select([*KEYS, "request_ts"]), Layout.BY_REQUEST, count, "found, not required"),
+        (docs, Layout.BY_REQUEST, count, f"doc of column {schema.columns[-1].name}: 'another text' required"),
+        (EngagementSchema(schema.columns[::-1]), Layout.BY_REQUEST, count, "columns in the order"),
     ):
-        table = create_table(catalog, "test.by_request", schema, layout, num_buckets=num_buckets)
-        assert (table_schema(table), table_layout(table), table_buckets(table)) == (schema, layout, num_buckets)
-        assert list(TableSource(table).batches()) == []
-        assert not list((tmp_path / "lake").rglob("*.parquet")), "the files of the table before are gone"
+        with pytest.raises(ValueError, match=f"in another form .*{difference}.*replace_table"):
+            create_table(catalog, "test.by_request", other, layout, num_buckets=num_buckets)
+        assert rows_of(TableSource(catalog.load_table("test.by_request")).batches()) == rows
+
+
+def test_a_table_that_reqdedup_did_not_make_is_left_alone(catalog):
+    catalog.create_namespace_if_not_exists("test")
+    catalog.create_table("test.others", table_of_others := Schema(NestedField(1, "n", LongType(), required=False)))
+    with pytest.raises(ValueError, match="is not a reqdedup table"):
+        create_table(catalog, "test.others", log_schema(), Layout.BY_REQUEST)
+    assert catalog.load_table("test.others").schema().as_struct() == table_of_others.as_struct()
 
 
 def test_a_location_of_ones_own(catalog, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reqdedup.storage import TableSource, write
-from reqdedup.storage.iceberg.commit import ConflictError
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.maintenance import compact, delete_user, expire_snapshots
 from reqdedup.storage.measure import checks
 from tests.storage.maintenance.killed import LOG, NOW, main_table, new_table

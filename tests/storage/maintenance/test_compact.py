@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from reqdedup.storage import Layout, TableSource, create_table, write
-from reqdedup.storage.iceberg.commit import ConflictError, StagedFiles
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.maintenance import compact
 from reqdedup.storage.measure import checks

@@ -15,7 +15,8 @@ from reqdedup.storage import (
     create_table,
     write,
 )
-from reqdedup.storage.iceberg.commit import ConflictError, StagedFiles
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.maintenance import (
     choose_num_buckets,

@@ -1,0 +1,49 @@
+"""A feature table computed anew in another form: other features, another bucket count, with keys or by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.table import Table
+from pyiceberg.table.update import TableUpdate
+
+from reqdedup.schema import Column
+from reqdedup.storage.features.backfill import Backfill, FeatureReport
+from reqdedup.storage.features.values import Compute
+from reqdedup.storage.iceberg.form import updates_to
+from reqdedup.storage.read.feature_table import (
+    create_feature_table,
+    feature_differences,
+    feature_form,
+    own_properties,
+)
+
+
+def replace_feature_table(
+    catalog: Catalog,
+    identifier: str,
+    main_table: Table,
+    feature_columns: Sequence[Column],
+    compute: Compute,
+    *,
+    by_position: bool = False,
+    inputs: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureReport:
+    """Compute these features for all requests of `main_table` into the table `identifier`, whatever form it had.
+
+    Form and values change in one commit. An existing table that has these features in the form that `main_table` asks for
+    keeps its other features. Parameters and errors are those of `create_feature_table` and `add_request_feature`.
+    """
+    try:
+        side_table = catalog.load_table(identifier)
+    except NoSuchTableError:
+        side_table = create_feature_table(catalog, identifier, main_table, feature_columns, by_position=by_position)
+    updates: tuple[TableUpdate, ...] = ()
+    if feature_differences(side_table, main_table, feature_columns, by_position=by_position):
+        form = feature_form(main_table, feature_columns, by_position=by_position)
+        updates = updates_to(side_table, form, own_properties(side_table))
+    backfill = Backfill(main_table, side_table, compute, inputs=inputs, columns=feature_columns, updates=updates)
+    return backfill.run(progress=progress)

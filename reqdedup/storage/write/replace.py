@@ -1,0 +1,74 @@
+"""Replacing a table's content, its form included, in one commit: the new content exists completely before the old goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.table.update import TableUpdate
+
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.form import updates_to
+from reqdedup.storage.iceberg.layout import (
+    Layout,
+    check_engagement_table,
+    check_new_form,
+    create_table,
+    engagement_form,
+    form_differences,
+    table_layout,
+    table_properties,
+    table_schema,
+)
+from reqdedup.storage.write.writer import WriteProgress, WriteReport, commit_rows, set_properties
+
+
+def replace_table(
+    catalog: Catalog,
+    identifier: str,
+    schema: EngagementSchema,
+    layout: Layout,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    num_buckets: int = 16,
+    location: str | None = None,
+    progress: Callable[[WriteProgress], None] | None = None,
+    seed: int = 0,
+    spill_dir: str | Path | None = None,
+    properties: Mapping[str, str] | None = None,
+) -> WriteReport:
+    """Make the table `identifier` hold exactly these rows in this form, whatever form it had; what was written.
+
+    Columns, layout, bucket count and rows change in one commit. Until then, and if anything fails, the table is as it was,
+    or not there if it was not; its earlier snapshots, branches and tags stay. batches may be read from the table itself.
+    num_buckets: partitions of the bucketed layouts.  location: of a new table; an existing one stays where it is.
+    progress, seed, spill_dir, properties: as of `write`.
+    Raises ValueError for wrong batches and for a table that reqdedup did not make, ConflictError if another writer was
+    faster.
+    """
+    check_new_form(identifier, num_buckets)
+    try:
+        table = catalog.load_table(identifier)
+    except NoSuchTableError:
+        table, is_new = (
+            create_table(catalog, identifier, schema, layout, num_buckets=num_buckets, location=location),
+            True,
+        )
+    else:
+        check_engagement_table(table)
+        is_new = False
+    form = engagement_form(schema, layout, num_buckets)
+    updates: tuple[TableUpdate, ...] = ()
+    if form_differences(table, schema, layout, num_buckets):
+        updates = updates_to(table, form, table_properties(table_schema(table), table_layout(table)))
+    try:
+        with StagedFiles(table, updates=(*updates, *set_properties(properties))) as files:
+            return commit_rows(files, batches, replace=True, progress=progress, seed=seed, spill_dir=spill_dir)
+    except BaseException:
+        if is_new and not catalog.load_table(identifier).metadata.snapshots:
+            catalog.purge_table(identifier)
+        raise

@@ -1,0 +1,196 @@
+"""A replacement exists completely before the old content goes, in one commit, whatever form either of them has."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from pyiceberg.expressions import EqualTo
+from pyiceberg.types import StringType
+
+from reqdedup.schema import Column, Level
+from reqdedup.storage import (
+    ConflictError,
+    Layout,
+    TableSource,
+    add_request_feature,
+    create_feature_table,
+    create_table,
+    replace_feature_table,
+    replace_table,
+    tag,
+    write,
+)
+from reqdedup.storage.iceberg.layout import form_differences, table_buckets
+from reqdedup.storage.read.feature_table import feature_buckets, feature_schema, is_by_position
+from tests.storage.feature_tables import COUNT, RATE, VECTOR, constant, of_request, values
+from tests.storage.small_log import log_schema, make_log, to_batches
+from tests.storage.write.test_writer import data_files_on_disk, rows_of
+
+NAME = "lake.t"
+LOG, OTHER = to_batches(make_log(num_users=15)), to_batches(make_log(num_users=9, seed=1))
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(Layout, 2)))
+def test_any_layout_becomes_any_other_in_one_commit(catalog, before, after):
+    old = create_table(catalog, NAME, log_schema(), before, num_buckets=2)
+    first = write(old, LOG).snapshot_id
+    report = replace_table(catalog, NAME, log_schema(), after, OTHER, num_buckets=3)
+    new = catalog.load_table(NAME)
+    assert form_differences(new, log_schema(), after, 3) == []
+    assert rows_of(TableSource(new).batches()) == rows_of(OTHER)
+    assert [snapshot.snapshot_id for snapshot in new.snapshots()] == [first, report.snapshot_id]
+    # pyiceberg reads both versions, each by its own columns and partitions
+    assert new.scan().count() == report.rows
+    user = OTHER[0]["user_id"][0].as_py()
+    here = sum(batch["user_id"].to_pylist().count(user) for batch in OTHER)
+    assert new.scan(EqualTo("user_id", user)).to_arrow().num_rows == here
+    assert new.scan(snapshot_id=first).to_arrow().num_rows == sum(batch.num_rows for batch in LOG)
+    written_by_default = create_table(catalog, "lake.direct", log_schema(), after, num_buckets=3)
+    ours = {k: v for k, v in new.properties.items() if k != "reqdedup.form-since"}
+    assert ours == written_by_default.properties
+
+
+def test_another_count_of_buckets_keeps_old_snapshots_readable_and_another_form_names_them(catalog):
+    table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    first = write(table, LOG).snapshot_id
+    replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, OTHER, num_buckets=5)
+    table = catalog.load_table(NAME)
+    assert rows_of(TableSource(table, snapshot_id=first).batches()) == rows_of(LOG)
+    replace_table(catalog, NAME, log_schema(), Layout.SORTED, OTHER, num_buckets=2)
+    with pytest.raises(ValueError, match="from before its columns or layout were replaced"):
+        TableSource(catalog.load_table(NAME), snapshot_id=first)
+
+
+def test_an_empty_table_takes_another_form_too(catalog):
+    create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    report = replace_table(catalog, NAME, log_schema(), Layout.SORTED, [], num_buckets=3)
+    assert (report.rows, report.snapshot_id) == (0, None)
+    assert form_differences(catalog.load_table(NAME), log_schema(), Layout.SORTED, 3) == []
+    replace_table(catalog, NAME, log_schema(), Layout.SORTED, LOG, num_buckets=3)
+    replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, [], num_buckets=3)
+    assert list(TableSource(catalog.load_table(NAME)).batches()) == []
+
+
+def test_columns_that_go_come_and_change_their_type(catalog):
+    table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    write(table, LOG)
+    ids = {field.name: field.field_id for field in table.schema().fields}
+    others = [column for column in log_schema().columns if column.name not in ("click", "item_category", "item_price")]
+    schema = type(log_schema())(
+        (
+            *others,
+            Column(name="item_price", dtype="int64", level=Level.ITEM),
+            Column(name="save", dtype="int32", level=Level.LABEL),
+        )
+    )
+    batches = [
+        batch.select([column.name for column in others])
+        .append_column("item_price", batch["item_id"])
+        .append_column("save", batch["item_category"])
+        for batch in OTHER
+    ]
+    batches = [batch.select(list(schema.names)) for batch in batches]
+    replace_table(catalog, NAME, schema, Layout.BY_REQUEST, batches, num_buckets=2)
+    table = catalog.load_table(NAME)
+    assert rows_of(TableSource(table).batches()) == rows_of(batches)
+    now = {field.name: field.field_id for field in table.schema().fields}
+    assert {name: now[name] for name in ids if name in now and name != "item_price"} == {
+        name: ids[name] for name in ids if name in now and name != "item_price"
+    }
+    assert min(now["item_price"], now["save"]) > max(ids.values())
+    replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, LOG, num_buckets=2)
+    assert rows_of(TableSource(catalog.load_table(NAME)).batches()) == rows_of(LOG)
+
+
+def test_what_fails_leaves_the_old_content_and_no_file_and_a_new_table_is_not_there(catalog, tmp_path):
+    def failing():
+        yield LOG[0]
+        raise ValueError("line 17")
+
+    with pytest.raises(ValueError, match="line 17"):
+        replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, failing())
+    assert not catalog.table_exists(NAME)
+    replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, LOG, num_buckets=2)
+    files = data_files_on_disk(tmp_path)
+    with pytest.raises(ValueError, match="line 17"):
+        replace_table(catalog, NAME, log_schema(), Layout.SORTED, failing())
+    table = catalog.load_table(NAME)
+    assert (data_files_on_disk(tmp_path), table_buckets(table)) == (files, 2)
+    assert rows_of(TableSource(table).batches()) == rows_of(LOG)
+
+
+def test_a_table_is_replaced_from_its_own_rows_and_keeps_tags_and_chosen_settings(catalog):
+    table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    write(table, LOG)
+    tag(table, "mine")
+    with table.transaction() as transaction:
+        transaction.set_properties({"write.parquet.compression-level": "3", "owner": "me"})
+    source = TableSource(table)
+    replace_table(catalog, NAME, log_schema(), Layout.SORTED_LARGE_PAGES, source.batches(), num_buckets=3)
+    table = catalog.load_table(NAME)
+    assert rows_of(TableSource(table).batches()) == rows_of(LOG)
+    assert "mine" in table.refs()
+    assert (table.properties["write.parquet.compression-level"], table.properties["owner"]) == ("3", "me")
+
+
+def test_of_a_replacement_and_a_write_the_later_is_told(catalog):
+    """In both orders; else files of the old form would lie among those of the new one."""
+
+    def meanwhile(action):
+        yield LOG[0]
+        action()
+
+    def append():
+        write(catalog.load_table(NAME), OTHER, mode="append")
+
+    def replace():
+        replace_table(catalog, NAME, log_schema(), Layout.SORTED, OTHER, num_buckets=2)
+
+    create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    append()
+    with pytest.raises(ConflictError):
+        replace_table(catalog, NAME, log_schema(), Layout.SORTED, meanwhile(append), num_buckets=2)
+    assert rows_of(TableSource(catalog.load_table(NAME)).batches()) == rows_of(OTHER + OTHER)
+    with pytest.raises(ConflictError):
+        write(catalog.load_table(NAME), meanwhile(replace), mode="append")
+    assert rows_of(TableSource(catalog.load_table(NAME)).batches()) == rows_of(OTHER)
+
+
+def test_an_append_survives_a_column_that_another_engine_adds_meanwhile(catalog):
+    table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    write(table, OTHER)
+
+    def meanwhile():
+        yield from LOG
+        with catalog.load_table(NAME).update_schema() as update:
+            update.add_column("note", StringType())
+
+    write(table, meanwhile(), mode="append")
+    assert rows_of(TableSource(catalog.load_table(NAME)).batches()) == rows_of(LOG + OTHER)
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+def test_a_feature_table_takes_another_form_with_its_values_in_one_commit(catalog, by_position):
+    main = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    write(main, LOG)
+    side = create_feature_table(catalog, "lake.f", main, [COUNT, VECTOR])
+    add_request_feature(
+        main, side, lambda requests: {"count": of_request(requests), "vector": [[1.0, 2.0]] * len(requests)}
+    )
+    replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, OTHER, num_buckets=3)
+    main = catalog.load_table(NAME)
+    with pytest.raises(ValueError, match=r"lake\.f: is there in another form .*3 buckets required, found 2"):
+        create_feature_table(catalog, "lake.f", main, [COUNT], by_position=by_position)
+    assert len(feature_schema(catalog.load_table("lake.f")).features) == 2
+    report = replace_feature_table(catalog, "lake.f", main, [RATE], constant(0.5), by_position=by_position)
+    side = catalog.load_table("lake.f")
+    assert [column.name for column in feature_schema(side).features] == ["rate"]
+    assert (feature_buckets(side), is_by_position(side)) == (3, by_position)
+    assert report.requests == len(values(main, side, "rate"))
+    assert set(values(main, side, "rate", how="inner").values()) == {0.5}
+    assert len(side.snapshots()) == 2
+    replace_feature_table(catalog, "lake.f", main, [RATE], constant(0.25), by_position=not by_position)  # and back
+    side = catalog.load_table("lake.f")
+    assert set(values(main, side, "rate", how="inner").values()) == {0.25}
+    assert side.scan(EqualTo("rate", 0.25)).to_arrow().num_rows == report.requests
