@@ -136,6 +136,28 @@ class RequestBatch:
         request_offsets_G1 = torch.cat([first_G, first_G.new_full((1,), num_requests)])
         return ContextGroups(Prefixes(request_offsets_G1, length_R), longest_G)
 
+    def with_padded_rows(self, multiple: int) -> tuple[RequestBatch, torch.Tensor]:
+        """The batch with each request's rows repeated up to a multiple, and where the rows themselves stand then, [B].
+
+        The padding of a request repeats its first row; a request without rows stays without.
+        """
+        fan_out_R = self.row_offsets_R1.diff()
+        padded_R = (fan_out_R + multiple - 1) // multiple * multiple
+        row_offsets_R1 = torch.cat([padded_R.new_zeros(1), padded_R.cumsum(0)])
+        request_R = torch.arange(self.num_requests, device=padded_R.device)
+        request_of_row_B = torch.repeat_interleave(request_R, padded_R)
+        place_B = torch.arange(len(request_of_row_B), device=padded_R.device) - row_offsets_R1[request_of_row_B]
+        is_row_B = place_B < fan_out_R[request_of_row_B]
+        from_B = self.row_offsets_R1[request_of_row_B] + torch.where(is_row_B, place_B, 0)
+        padded = replace(
+            self,
+            item_id_B=self.item_id_B[from_B],
+            request_of_row_B=request_of_row_B,
+            row_offsets_R1=row_offsets_R1,
+            row={name: x_B[from_B] for name, x_B in self.row.items()},
+        )
+        return padded, torch.nonzero(is_row_B).squeeze(1)
+
     @staticmethod
     def concatenate(batches: Sequence[RequestBatch]) -> RequestBatch:
         """The requests of several batches as one, in order; at least one batch, all with the columns of the first."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
 
 _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signed 64-bit integer
@@ -91,15 +90,16 @@ class RequestFeatures(nn.Module):
         self.of_vector = nn.ModuleList(nn.Linear(width, config.feature_width) for _, width in self.vectors)
         self.width = config.feature_width * (len(self.categories) + len(self.vectors)) + len(self.numbers)
 
-    def forward(self, batch: RequestBatch, dtype: torch.dtype) -> torch.Tensor:
+    def forward(self, request: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """request: values of R requests, as in `RequestBatch.request`."""
         parts = [
-            table(column(batch.request, name, "request"))
+            table(column(request, name, "request"))
             for name, table in zip(self.categories, self.of_category, strict=True)
         ]
         for (name, _), project in zip(self.vectors, self.of_vector, strict=True):
-            parts.append(project(column(batch.request, name, "request").to(dtype)))
+            parts.append(project(column(request, name, "request").to(dtype)))
         for name in self.numbers:
-            number_R = column(batch.request, name, "request")
+            number_R = column(request, name, "request")
             wide = torch.promote_types(number_R.dtype, torch.promote_types(dtype, torch.float32))
             squeezed_R = number_R.to(wide).sign() * number_R.to(wide).abs().log1p()
             parts.append(squeezed_R.nan_to_num(0.0, 0.0, 0.0)[:, None].to(dtype))

@@ -5,7 +5,7 @@ No BatchNorm in here: a context that depends on the other requests of a batch co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.models.config import ModelConfig
+from reqdedup.ops.attention_in_parts import KeyValue, append_attention
 from reqdedup.ops.history_attention import history_attention
 from reqdedup.ops.ragged import Padding
 
@@ -124,11 +125,7 @@ class HistoryTransformer(nn.Module):
         that layer's input).
         """
         padding = Padding.of(history_offsets_R1)
-        if self.positions.table is not None and padding.longest > self.max_history:
-            raise ValueError(
-                f"learned positions: histories of at most max_history = {self.max_history} events required, found {padding.longest}; "
-                f"cut them in the loader or configure more, or rope"
-            )
+        self._check_length(padding.longest)
         position_T = self.positions.of_events(history_offsets_R1, num_tokens=len(x_TD))
         x_TD = self.positions.add(x_TD, position_T)
         rotation = self.positions.rotation(position_T, x_TD.dtype)
@@ -145,3 +142,39 @@ class HistoryTransformer(nn.Module):
             )
             x_TD = layer.finish(x_TD, attended)
         return x_TD, keys_values
+
+    @torch.no_grad()
+    def append(self, x_ND: torch.Tensor, past: Sequence[KeyValue]) -> list[KeyValue]:
+        """Every layer's keys and values [N, H, K] of N events that follow a history, whose own are `past`, [P, H, K] each.
+
+        Of the last layer nothing else is computed, since nobody reads it.
+        Raises ValueError for a transformer whose past changes with what follows it.
+        """
+        if not self.is_causal or self.positions.from_end:
+            raise ValueError(
+                "append: causal attention and positions counted from the start required, else keys and values of a history "
+                "change when it grows; found others in the configuration"
+            )
+        if not len(x_ND):
+            return [(key[:0], value[:0]) for key, value in past]
+        num_past = len(past[0][0])
+        self._check_length(num_past + len(x_ND))
+        position_N = torch.arange(num_past, num_past + len(x_ND), device=x_ND.device)
+        x_ND = self.positions.add(x_ND, position_N)
+        rotation = self.positions.rotation(position_N, x_ND.dtype)
+        keys_values = []
+        for number, (layer, (past_key, past_value)) in enumerate(zip(self, past, strict=True), start=1):
+            normed = layer.attention_norm(x_ND)
+            key, value = layer.keys_values(normed, rotation)
+            keys_values.append((key, value))
+            if number < len(self.layers):
+                query = layer.queries(normed, rotation)
+                x_ND = layer.finish(x_ND, append_attention(query, key, value, past_key, past_value))
+        return keys_values
+
+    def _check_length(self, longest: int) -> None:
+        if self.positions.table is not None and longest > self.max_history:
+            raise ValueError(
+                f"learned positions: histories of at most max_history = {self.max_history} events required, found {longest}; "
+                f"cut them in the loader or configure more, or rope"
+            )

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from reqdedup.ops.crossing_attention_flash import crossing_attention_flash
+from reqdedup.ops.crossing_attention_flash import PADDED_CONTEXT_AT_MOST, crossing_attention_flash
 from reqdedup.ops.prefixes import Prefixes, ranges
 from reqdedup.ops.ragged import Rectangle, length_bucket
 
@@ -44,6 +44,7 @@ def crossing_attention(
     *,
     prefixes: Prefixes | None = None,
     backend: str = "auto",
+    padded_context_at_most: int = PADDED_CONTEXT_AT_MOST,
 ) -> torch.Tensor:
     """What each candidate reads from its request's context and from itself: [B, H, K].
 
@@ -53,6 +54,8 @@ def crossing_attention(
     prefixes: where requests share contexts; history_offsets_R1 then is [G + 1], of the contexts.
     backend: naive, sdpa, flash, triton, or auto: flash on a CPU; on a GPU triton where it is installed and serves the
     type and the head width, else sdpa.
+    padded_context_at_most: longest context [tokens] that flash pads, to read it in one call with others of similar length.
+        With 0 a request's bits do not depend on the lengths of the others.
     Raises ValueError for shapes that do not fit together and for a backend that cannot run here.
     """
     tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)
@@ -63,7 +66,8 @@ def crossing_attention(
         raise ValueError(f"crossing_attention: backend one of auto, {', '.join(BACKENDS)} required, found {backend!r}")
     if not query_BHK.numel():  # no rows: nothing to compute, but every input keeps a (zero) gradient, as DDP wants
         return query_BHK + self_key_BHK + self_value_BHK + 0 * (key_THK.sum() + value_THK.sum())
-    return BACKENDS[backend](*tensors, history_offsets_R1, row_offsets_R1, prefixes)
+    options = {"padded_context_at_most": padded_context_at_most} if backend == "flash" else {}
+    return BACKENDS[backend](*tensors, history_offsets_R1, row_offsets_R1, prefixes, **options)
 
 
 def _best_backend(query_BHK: torch.Tensor) -> str:
@@ -95,12 +99,8 @@ def check_shapes(
     row_offsets_R1: torch.Tensor,
     prefixes: Prefixes | None = None,
 ) -> None:
-    """Raise ValueError where the arguments do not fit together; looks at shapes and types, never at values."""
-    if query_BHK.ndim != 3 or self_key_BHK.shape != query_BHK.shape or self_value_BHK.shape != query_BHK.shape:
-        found = [tuple(x.shape) for x in (query_BHK, self_key_BHK, self_value_BHK)]
-        raise ValueError(
-            f"crossing_attention: query, self_key, self_value of one shape [B, H, K] required, found {found}"
-        )
+    """Raise ValueError if the arguments do not fit together; looks at shapes and types, never at values."""
+    check_rows(query_BHK, self_key_BHK, self_value_BHK)
     if key_THK.ndim != 3 or key_THK.shape != value_THK.shape or key_THK.shape[1:] != query_BHK.shape[1:]:
         raise ValueError(
             f"crossing_attention: key and value [T, {query_BHK.shape[1]}, {query_BHK.shape[2]}] required, "
@@ -121,6 +121,15 @@ def check_shapes(
     dtypes = {x.dtype for x in (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)}
     if len(dtypes) > 1:
         raise ValueError(f"crossing_attention: one dtype required, found {sorted(map(str, dtypes))}")
+
+
+def check_rows(query_BHK: torch.Tensor, self_key_BHK: torch.Tensor, self_value_BHK: torch.Tensor) -> None:
+    """Raise ValueError if the rows' own tensors do not fit together."""
+    if query_BHK.ndim != 3 or self_key_BHK.shape != query_BHK.shape or self_value_BHK.shape != query_BHK.shape:
+        found = [tuple(x.shape) for x in (query_BHK, self_key_BHK, self_value_BHK)]
+        raise ValueError(
+            f"crossing_attention: query, self_key, self_value of one shape [B, H, K] required, found {found}"
+        )
 
 
 def crossing_attention_naive(

@@ -22,8 +22,8 @@ from reqdedup.ops.ragged import Rectangle, length_bucket
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_PADDED_CONTEXT_AT_MOST = 256
-"""History length up to which requests of different length share one masked call: above it a call of its own costs
+PADDED_CONTEXT_AT_MOST = 256
+"""Context length up to which requests of different length share one masked call: above it a call of its own costs
 less than the padding."""
 
 
@@ -42,14 +42,14 @@ class _Call:
         return mask.masked_fill_(~self.token.valid, -torch.inf)[:, None, None, :]
 
 
-def _calls(begins: list[int], ends: list[int], rows: list[int]) -> list[_Call]:
+def _calls(begins: list[int], ends: list[int], rows: list[int], padded_context_at_most: int) -> list[_Call]:
     """The calls that together cover every request that has both a history and rows."""
     device = torch.device("cpu")
     buckets: dict[tuple[bool, int, int], list[int]] = {}
     for r in range(len(rows) - 1):
         length, count = ends[r] - begins[r], rows[r + 1] - rows[r]
         if length and count:
-            shared = length <= _PADDED_CONTEXT_AT_MOST
+            shared = length <= padded_context_at_most
             length_key = length_bucket(length, steps_per_octave=2) if shared else length
             buckets.setdefault((shared, length_key, length_bucket(count, steps_per_octave=2)), []).append(r)
     return [
@@ -99,8 +99,9 @@ class _CrossingAttention(torch.autograd.Function):
         history_offsets_R1: torch.Tensor,
         row_offsets_R1: torch.Tensor,
         prefixes: Prefixes | None,
+        padded_context_at_most: int,
     ) -> torch.Tensor:
-        calls = _calls(*ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist())
+        calls = _calls(*ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist(), padded_context_at_most)
         wide = torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5
         self_score_BH = (query.to(wide) * self_key.to(wide)).sum(-1) * scale
@@ -157,7 +158,8 @@ class _CrossingAttention(torch.autograd.Function):
         grad_query = (packed_query.tensor.to(wide) + self_grad_BH1 * self_key.to(wide)).to(query.dtype)
         grad_self_key = (self_grad_BH1 * query.to(wide)).to(query.dtype)
         grad_self_value = (self_weight_BH1 * grad_wide).to(query.dtype)
-        return grad_query, grad_self_key, grad_self_value, packed_key.tensor, packed_value.tensor, None, None, None
+        grad_rows = (grad_query, grad_self_key, grad_self_value)
+        return *grad_rows, packed_key.tensor, packed_value.tensor, None, None, None, None
 
 
 def crossing_attention_flash(
@@ -169,10 +171,11 @@ def crossing_attention_flash(
     history_offsets_R1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     prefixes: Prefixes | None = None,
+    *,
+    padded_context_at_most: int = PADDED_CONTEXT_AT_MOST,
 ) -> torch.Tensor:
     """`crossing_attention` on CPU tensors; see the module. Raises ValueError for tensors elsewhere."""
     if query_BHK.device.type != "cpu":
         raise ValueError(f"backend 'flash' needs CPU tensors, found {query_BHK.device}; use sdpa there")
-    return _CrossingAttention.apply(
-        query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK, history_offsets_R1, row_offsets_R1, prefixes
-    )
+    tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK, history_offsets_R1, row_offsets_R1)
+    return _CrossingAttention.apply(*tensors, prefixes, padded_context_at_most)

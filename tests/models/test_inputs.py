@@ -47,7 +47,7 @@ def test_request_features_are_side_by_side_and_finite():
     features = RequestFeatures(config)
     batch = random_batch([1, 2, 3], [1, 1, 1])
     batch.request["age_days"][:] = torch.tensor([torch.nan, -99.0, 0.0])
-    x_RF = features(batch, torch.float32)
+    x_RF = features(batch.request, torch.float32)
     assert x_RF.shape == (3, features.width) == (3, 3 + 3 + 1)
     torch.testing.assert_close(x_RF[:, -1], torch.tensor([0.0, -np.log(100.0), 0.0], dtype=torch.float32))
 

@@ -23,5 +23,5 @@ class DCAT(model.DCAT):
         crossed_BD = self.final_norm(transformer_pass(self.transformer, x_BSD, length_B, read_candidate=True))
         head_in = self.head_in(crossed_BD)
         if self.head_in_request is not None:
-            head_in = head_in + self.head_in_request(self.features(rows, head_in.dtype))
+            head_in = head_in + self.head_in_request(self.features(rows.request, head_in.dtype))
         return self.head(head_in)

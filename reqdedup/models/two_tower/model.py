@@ -46,7 +46,7 @@ class TwoTower(nn.Module):
     def user_head(self, pooled_RD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
         """[pooled history ; request features] -> MLP -> length 1: [R, output_width]."""
         if self.features.width:
-            pooled_RD = torch.cat([pooled_RD, self.features(batch, pooled_RD.dtype)], dim=1)
+            pooled_RD = torch.cat([pooled_RD, self.features(batch.request, pooled_RD.dtype)], dim=1)
         user_RD = self.user_mlp.on_requests(self.user_in(pooled_RD), batch.row_offsets_R1, batch.num_rows)
         return F.normalize(user_RD, dim=1)
 

@@ -23,5 +23,5 @@ class TwoTower(model.TwoTower):
         valid_BS1 = (torch.arange(longest, device=length_B.device) < length_B[:, None])[..., None]
         pooled_BD = (x_BSD * valid_BS1).sum(1) / length_B.clamp(min=1)[:, None]
         if self.features.width:
-            pooled_BD = torch.cat([pooled_BD, self.features(rows, pooled_BD.dtype)], dim=1)
+            pooled_BD = torch.cat([pooled_BD, self.features(rows.request, pooled_BD.dtype)], dim=1)
         return F.normalize(self.user_mlp(self.user_in(pooled_BD)), dim=1)

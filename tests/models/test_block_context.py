@@ -1,0 +1,155 @@
+"""A context in blocks has the same bits kept, extended or fresh, and its request the same logits alone or in any batch."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reqdedup.batch import RequestBatch
+from reqdedup.models import DCAT, naive
+from reqdedup.models.dcat import BlockContexts
+from tests.models.batches import SHAPES, dcat_config, random_batch
+
+SIZES = {"width": 32, "num_heads": 4, "ffn_width": 64, "hidden_widths": (33, 16), "item_table_rows": 500}
+
+
+def model(**changes) -> DCAT:
+    """In evaluation, with attention and statistics that are not those of a fresh model."""
+    torch.manual_seed(0)
+    dcat = DCAT(dcat_config(**changes)).eval()
+    with torch.no_grad():
+        for layer in dcat.transformer:
+            layer.query.weight *= 2
+            layer.key_value.weight *= 2
+        for norm in dcat.head.norms:
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+    return dcat
+
+
+def first(history, end):
+    return {name: x_T[:end] for name, x_T in history.items()}
+
+
+def keys_values(context, num_layers):
+    return [torch.cat([key_value[i] for key_value in context.parts(n)]) for n in range(num_layers) for i in (0, 1)]
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_logits_have_the_same_bits_kept_extended_fresh_and_in_any_batch(positions):
+    dcat, rng = model(positions=positions, **SIZES), random.Random(positions)
+    for trial in range(16):
+        lengths = [
+            rng.choice([0, 1, 63, 64, 65, 128, rng.randint(1, 300), rng.randint(1, 300)])
+            for _ in range(rng.randint(2, 6))
+        ]
+        rows = [rng.randint(1, 60) for _ in lengths]
+        batches = [random_batch([n], [m], seed=100 * trial + i) for i, (n, m) in enumerate(zip(lengths, rows))]
+        contexts = []
+        for batch, length in zip(batches, lengths):
+            fresh, kept = dcat.encode_blocks(batch.history), None
+            for end in sorted(rng.choices(range(length + 1), k=3)):
+                kept = dcat.encode_blocks(first(batch.history, end), kept)
+            extended = dcat.encode_blocks(batch.history, kept)
+            assert extended.num_tokens == fresh.num_tokens == length
+            assert all(map(torch.equal, keys_values(extended, 2), keys_values(fresh, 2)))
+            contexts.append(extended)
+        together = dcat.predict_exact(RequestBatch.concatenate(batches), contexts).split(rows)
+        computed = dcat.predict_exact(RequestBatch.concatenate(batches)).split(rows)
+        for batch, context, *found in zip(batches, contexts, together, computed):
+            alone = dcat.predict_exact(batch, [context])
+            assert all(torch.equal(alone, logits) for logits in found)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("changes", [{}, {"positions": "rope"}, {"num_layers": 1}, {"request_categories": (), "request_vectors": (), "request_numbers": ()}], ids=str)  # fmt: skip
+def test_exact_logits_equal_the_twin_computed_once_per_row(shape, changes):
+    dcat, batch = model(**changes).double(), random_batch(*SHAPES[shape])
+    twin = naive.DCAT(dcat.config).eval().double()
+    twin.load_state_dict(dcat.state_dict())
+    torch.testing.assert_close(dcat.predict_exact(batch), twin.predict(batch), rtol=1e-10, atol=1e-12)
+    assert dcat.predict_exact(random_batch([], [])).shape == (0, 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_features_per_request_and_padded_rows_change_neither_values_nor_gradients(shape):
+    batch = random_batch(*SHAPES[shape])
+    dcat, twin = model().double(), naive.DCAT(dcat_config()).eval().double()
+    twin.load_state_dict(dcat.state_dict())
+    logits = dcat.score(dcat.encode_context(batch), batch, features_per_request=True, rows_in_multiples_of=16)
+    torch.testing.assert_close(logits, twin(batch), rtol=1e-10, atol=1e-12)
+    for y in (logits, twin(batch)):
+        (y.sin() * torch.arange(1, y.numel() + 1).view_as(y)).sum().backward()
+    for (name, ours), (_, theirs) in zip(dcat.named_parameters(), twin.named_parameters(), strict=True):
+        wanted = torch.zeros_like(ours) if theirs.grad is None else theirs.grad
+        found = torch.zeros_like(ours) if ours.grad is None else ours.grad
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_a_timeline_that_forks_leaves_the_contexts_before_it_as_they_were():
+    dcat = model(**SIZES)
+    one, other = random_batch([300], [1], seed=1).history, random_batch([300], [1], seed=2).history
+    other = {name: torch.cat([one[name][:130], x_T[130:]]) for name, x_T in other.items()}  # a correction, say
+    kept = dcat.encode_blocks(first(one, 130))
+    ends = {200: one, 300: one, 290: other, 131: other, 64: one, 0: one}
+    contexts = {end: dcat.encode_blocks(first(history, end), kept) for end, history in ends.items()}
+    assert contexts[200].slab is not contexts[290].slab
+    for end, history in ends.items():
+        fresh = dcat.encode_blocks(first(history, end))
+        assert all(map(torch.equal, keys_values(contexts[end], 2), keys_values(fresh, 2))), end
+
+
+def test_threads_may_extend_one_context_side_by_side():
+    dcat, histories = model(**SIZES), [random_batch([200], [1], seed=seed).history for seed in range(6)]
+    for history in histories:
+        history.update({name: torch.cat([histories[0][name][:64], x_T[64:]]) for name, x_T in history.items()})
+    kept = dcat.encode_blocks(first(histories[0], 70))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda history: dcat.encode_blocks(history, kept), histories * 4))
+    for context, history in zip(found, histories * 4):
+        assert all(map(torch.equal, keys_values(context, 2), keys_values(dcat.encode_blocks(history), 2)))
+
+
+def test_a_batch_reads_the_blocks_where_they_lie():
+    dcat = model(**SIZES)
+    kept = dcat.encode_blocks(random_batch([130], [1]).history)
+    key, value = BlockContexts((kept,)).contexts[0].parts(1)[0]
+    assert (len(key), kept.num_whole, kept.num_tokens) == (128, 128, 130)
+    again = dcat.encode_blocks(random_batch([190], [1]).history, kept)
+    assert again.slab is kept.slab
+    assert again.parts(1)[0][0].data_ptr() == key.data_ptr()
+    assert value.data_ptr() == key.data_ptr() + 128 * 32 * 4
+    assert kept.num_bytes == 2 * 2 * 130 * 32 * 4
+
+
+def test_what_blocks_cannot_do_is_refused():
+    history = random_batch([31], [1]).history
+    with pytest.raises(ValueError, match="evaluation mode required"):
+        model().train().encode_blocks(history)
+    for changes in ({"history_attention": "bidirectional"}, {"positions_from": "end"}):
+        with pytest.raises(ValueError, match="causal attention and positions counted from the start required"):
+            model(**changes).encode_blocks(history)
+    with pytest.raises(ValueError, match="max_history = 30 events required, found 31"):
+        model(max_history=30).encode_blocks(history)
+    with pytest.raises(ValueError, match="blocks of 64 tokens required, found 16 in `kept`"):
+        model().encode_blocks(history, model().encode_blocks(history, block_tokens=16))
+    with pytest.raises(ValueError, match="a context of the batch's 2 requests required, found 1"):
+        model().predict_exact(random_batch([3, 4], [1, 1]), [model().encode_blocks(history)])
+
+
+def test_padded_rows_repeat_a_request_s_first_row_and_say_where_the_others_are():
+    batch = random_batch([5, 0, 3], [4, 0, 9])
+    padded, row_B = batch.with_padded_rows(4)
+    padded.validate()
+    assert padded.row_offsets_R1.tolist() == [0, 4, 4, 16]
+    assert torch.equal(padded.item_id_B[row_B], batch.item_id_B)
+    assert torch.equal(padded.row["click"][row_B], batch.row["click"])
+    assert set(padded.item_id_B[13:].tolist()) == {int(batch.item_id_B[4])}
+    assert padded.history is batch.history
+    unchanged, row_B = replace(batch).with_padded_rows(1)
+    assert torch.equal(unchanged.item_id_B, batch.item_id_B)
+    assert row_B.tolist() == list(range(13))
