@@ -10,9 +10,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 
 from benchmarks import report
+from reqdedup.cli import build_program
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -80,30 +82,33 @@ def test_make_variables_are_used(variable):
     )
 
 
+def subcommand_of(words: list[str]) -> tuple[click.Command, click.Context, list[str]]:
+    """The subcommand that these words name, its context, and the words after it."""
+    command: click.Command = build_program()
+    context = click.Context(command, info_name="reqdedup")
+    while isinstance(command, click.Group) and words and not words[0].startswith("-") and not words[0].isupper():
+        name, below, words = command.resolve_command(context, words)  # raises if there is none
+        assert below is not None
+        command, context = below, click.Context(below, info_name=name, parent=context)
+    return command, context, words
+
+
 @pytest.mark.parametrize("command", cases(r"(\S*/)?reqdedup\s"))
 def test_subcommands_and_options_of_reqdedup_exist(command):
-    from reqdedup.cli import build_parser
-
     words = shlex.split(command)[1:]
     if any(re.search(r"[\[\]<>…]|\.\.\.", word) for word in words) or len(words) == 1:
         shown = help_text(sys.executable, "-m", "reqdedup.cli", *[word for word in words[:1] if word[0] != "-"])
         assert all(option in shown for option in options(words))
     else:
-        build_parser().parse_args(words)  # exits where it does not parse
+        command, context, words = subcommand_of(words)
+        command.make_context(context.info_name, words, parent=context.parent)  # raises if it does not parse
 
 
 @pytest.mark.parametrize("command", cases(r"(\S*/)?reqdedup\s", GUIDES))
 def test_commands_in_the_guides_know_their_options(command):
-    from reqdedup.cli import build_parser
-
-    parser, words = build_parser(), shlex.split(command)[1:]
-    for word in words:  # `features` has subcommands of its own
-        below = next((action for action in parser._actions if isinstance(action.choices, dict)), None)
-        if below is None or word.startswith("-") or word.isupper():
-            break
-        assert word in below.choices, f"no such subcommand: {command}"
-        parser = below.choices[word]
-    missing = set(options(words)) - set(parser._option_string_actions)
+    found, context, _ = subcommand_of(shlex.split(command)[1:])
+    known = {name for parameter in found.get_params(context) for name in parameter.opts}
+    missing = set(options(shlex.split(command)[1:])) - known
     assert not missing, f"{command}: {missing} unknown"
 
 
@@ -120,7 +125,6 @@ def test_modules_run_from_the_repository_know_their_options(command):
 
 @pytest.mark.parametrize("command", cases(r"(\S*/)?(dg|dagster)\s"))
 def test_dagster_commands_know_their_options(command):
-    import click
     from dagster._cli import create_dagster_cli
     from dagster_dg_cli.cli import create_dg_cli
 

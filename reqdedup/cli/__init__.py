@@ -1,9 +1,10 @@
 """The command `reqdedup`: one module per group of subcommands.
 
+    commands/    the subcommands, one module per group; a new module is found by itself
     command      the whole command line, and what becomes of an error
-    ingest, reports, health, maintenance, deletion, conversion, sampling, features     the subcommands
-    catalog      which catalog and tables are meant
-    arguments    options that subcommands share, and their types
+    catalog      which lake and tables are meant
+    options      what a subcommand is made of
+    values       texts as values: strict and bounded
     output       text, JSON and progress
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an unexpected error,
@@ -12,6 +13,6 @@ functions that run a subcommand, so that `--help` answers at once. What deletes 
 `--apply`; everything else leaves the version before it readable and acts at once.
 """
 
-from reqdedup.cli.command import build_parser, main
+from reqdedup.cli.command import build_program, main
 
-__all__ = ["build_parser", "main"]
+__all__ = ["build_program", "main"]

@@ -6,16 +6,16 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import argparse
+from reqdedup.cli.options import Options
 
+if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
     from reqdedup.lake import Lake
 
 
-def lake_of(arguments: argparse.Namespace, *, make: bool = False) -> Lake:
+def lake_of(arguments: Options, *, make: bool = False) -> Lake:
     """The lake that --catalog, or --catalog-uri and --warehouse, name; else the one that `reqdedup.environment` finds.
 
     make: it is going to be made if it is not there yet; unless it was named, say so.
@@ -28,19 +28,19 @@ def lake_of(arguments: argparse.Namespace, *, make: bool = False) -> Lake:
     database = found.place.database
     if make and database is not None and not (database.exists() or arguments.catalog_uri):
         print(
-            f"reqdedup {arguments.command}: making a new catalog, {database}; --catalog-uri or --catalog name another",
+            f"{arguments.command}: making a new catalog, {database}; --catalog-uri or --catalog name another",
             file=sys.stderr,
         )
     return found
 
 
-def open_catalog(arguments: argparse.Namespace, *, make: bool = False) -> Catalog:
+def open_catalog(arguments: Options, *, make: bool = False) -> Catalog:
     """The catalog of that lake. make: an embedded catalog that is not there yet; else that is an error."""
     found = lake_of(arguments, make=make)
     return found.make() if make else found.catalog
 
 
-def describe_catalog(arguments: argparse.Namespace) -> str:
+def describe_catalog(arguments: Options) -> str:
     """The options that open the same catalog again from any folder, without a password."""
     return lake_of(arguments).place.options
 

@@ -8,16 +8,24 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reqdedup.display import counted, format_bytes, format_table
 from reqdedup.masking import mask
 
-__all__ = ["ProgressLine", "counted", "format_bytes", "format_table", "plain", "print_json"]
+if TYPE_CHECKING:
+    from rich.status import Status
+
+__all__ = ["ProgressLine", "counted", "format_bytes", "format_table", "plain", "print_json", "say"]
+
+
+def say(text: object) -> None:
+    """Print a result; what may be a credential in it is masked."""
+    print(mask(str(text)))
 
 
 def print_json(value: object) -> None:
-    print(mask(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str)))
+    say(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str))
 
 
 def plain(value: Any) -> Any:
@@ -36,31 +44,33 @@ def plain(value: Any) -> Any:
 
 
 class ProgressLine:
-    """One line on standard error: rewritten on a terminal, printed every few seconds otherwise."""
+    """Progress on standard error: one line with a spinner on a terminal, else a line every few seconds."""
 
     def __init__(self) -> None:
-        self.printed = time.monotonic()
-        self.is_terminal = sys.stderr.isatty()
-        self.width = 0
+        self._printed = time.monotonic()
+        self._status: Status | None = None
 
     def __call__(self, progress: object) -> None:
         now = time.monotonic()
-        if now - self.printed < (0.2 if self.is_terminal else 5.0):
+        if now - self._printed < (0.2 if sys.stderr.isatty() else 5.0):
             return
-        self.printed = now
-        text = str(progress)
-        if self.is_terminal:
-            print(f"\r{text:<{self.width}}", end="", file=sys.stderr, flush=True)
-            self.width = len(text)
-        else:
+        self._printed, text = now, mask(str(progress))
+        if not sys.stderr.isatty():
             print(text, file=sys.stderr, flush=True)
+        elif self._status is None:
+            from rich.console import Console
+            from rich.text import Text
+
+            self._status = Console(stderr=True).status(Text(text))
+            self._status.start()
+        else:
+            from rich.text import Text
+
+            self._status.update(Text(text))
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.width:
-            print(file=sys.stderr)
+        if self._status is not None:
+            self._status.stop()

@@ -11,8 +11,8 @@ import duckdb
 import pytest
 
 from reqdedup import cli
-from reqdedup.cli.arguments import LAYOUTS
-from reqdedup.cli.ingest import PRESETS as PRESET_NAMES
+from reqdedup.cli.commands.ingest import PRESETS as PRESET_NAMES
+from reqdedup.cli.options import LAYOUTS
 from reqdedup.cli.output import format_bytes
 from reqdedup.logs import PRESETS
 from reqdedup.storage import Layout, TableSource, open_catalog, table_layout
@@ -192,7 +192,7 @@ def test_the_choices_are_those_of_the_library():
 
 
 def test_a_defect_keeps_its_traceback(here, monkeypatch):
-    monkeypatch.setattr("reqdedup.cli.ingest.lake_of", lambda arguments, make: None.nothing)
+    monkeypatch.setattr("reqdedup.cli.commands.ingest.lake_of", lambda arguments, make: None.nothing)
     with pytest.raises(AttributeError):
         ingest()
 

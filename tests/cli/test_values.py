@@ -89,7 +89,7 @@ def test_a_number_out_of_bounds_is_one_sentence_and_exit_code_2(option, value, c
 @pytest.mark.parametrize("value", ["9" * 20, "a=1_0", "nan", "a="])
 @pytest.mark.parametrize("option", ["--rate", "--target", "--cap"])
 def test_a_number_of_a_stratum_has_bounds_too(option, value):
-    from reqdedup.cli.sampling import _setting
+    from reqdedup.cli.commands.sampling import _setting
 
     with pytest.raises(ValueError, match=f"{option}: NUMBER or STRATUM=NUMBER required"):
         _setting([value], values.number if option == "--rate" else values.whole, option[2:])

@@ -4,87 +4,80 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, buckets, pair
+import click
+
 from reqdedup.cli.catalog import check_table_name, describe_catalog, load_table, open_catalog
-from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
+from reqdedup.cli.options import (
+    BUCKETS,
+    PAIR,
+    OneOf,
+    Options,
+    layout_option,
+    option,
+    spill_option,
+    subcommand,
+    table_option,
+)
+from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json, say
 from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
-    import argparse
-
     from reqdedup.convert import ColumnMapping, ConvertReport
     from reqdedup.schema import Level
 
 TIME_UNITS = ("s", "ms", "us", "ns")
+column_option = partial(option, heading="columns (a file says the same, options here win)")
 
 
-def add_commands(commands: Commands) -> None:
-    command = add_command(
-        commands,
-        "convert",
-        run_convert,
-        help="rewrite a table that you already have into a layout",
-        description="Make a new table, or with --append add to one, from Parquet files or an Iceberg table, which are only read. Levels of columns are "
-        "taken from a sample where they are not given; every row is checked, and nothing is visible before both sides "
-        "have the same checksum. Columns inside structs are named with dots. See docs/convert.md.",
-        examples=[
-            "reqdedup convert data/impressions --table lake.engagements --user user_id --request request_id \\\n"
-            "      --item item_id --time ts --time-unit ms --label clicked",
-            "reqdedup convert --source-table ads.impressions --catalog prod --table ads.by_request --mapping ads.toml",
-            "reqdedup convert data/2026-02-02 --table lake.engagements --mapping lake.toml --append",
-        ],
-    )
-    command.add_argument(
-        "files", nargs="*", metavar="PATH", help="folder of Parquet files, or files; or --source-table"
-    )
-    command.add_argument("--source-table", metavar="NAMESPACE.NAME", help="an Iceberg table to read")
-    command.add_argument(
-        "--source-catalog",
-        metavar="NAME",
-        help="its catalog of your pyiceberg configuration (default: that of --table)",
-    )
-    add_table(command, "the new table")
-    command.add_argument(
-        "--append",
-        action="store_true",
-        help="the table is there: add the rows to it, in one commit and in its own form",
-    )
-    command.add_argument("--layout", choices=LAYOUTS, help="physical form (default: by_request)")
-    command.add_argument(
-        "--buckets", type=buckets, metavar="N", help="partitions by user (default: what fits the size)"
-    )
-    command.add_argument("--spill-dir", metavar="DIR", help="for temporary files (default: the system's)")
-    columns = command.add_argument_group("columns", "What they mean; a file says the same, options here win.")
-    columns.add_argument("--mapping", type=Path, metavar="FILE", help="TOML with the keys of docs/convert.md")
-    columns.add_argument("--user", metavar="COLUMN")
-    columns.add_argument("--request", nargs="+", metavar="COLUMN", help="one, or several that tell requests apart")
-    columns.add_argument("--item", metavar="COLUMN")
-    columns.add_argument("--time", metavar="COLUMN", help="of the request")
-    columns.add_argument("--time-unit", choices=TIME_UNITS, help="of a time that is a whole number")
-    columns.add_argument(
-        "--history-time-unit", choices=TIME_UNITS, help="of the numbers that become history_ts (default: ms)"
-    )
-    columns.add_argument("--label", nargs="+", dest="labels", metavar="COLUMN", help="what is to be predicted")
-    columns.add_argument(
-        "--level",
-        nargs="+",
-        type=pair,
-        dest="levels",
-        metavar="COLUMN=LEVEL",
-        help="request or item, where it is known",
-    )
-    columns.add_argument("--rename", nargs="+", type=pair, metavar="COLUMN=NAME", help="its name in the new table")
-    columns.add_argument("--ids", nargs="+", metavar="COLUMN", help="further ids of text that become their hash")
-    columns.add_argument("--exclude", nargs="+", metavar="COLUMN", help="left out")
-    columns.add_argument(
-        "--vector", nargs="+", type=pair, dest="vectors", metavar="COLUMN=WIDTH", help="lists that are vectors"
-    )
-
-
-def run_convert(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="rewrite a table that you already have into a layout",
+    description="Make a new table, or with --append add to one, from Parquet files or an Iceberg table, which are only read. "
+    "Levels of columns are taken from a sample where they are not given; every row is checked, and nothing is visible before "
+    "both sides have the same checksum. Columns inside structs are named with dots. See docs/convert.md.",
+    examples=[
+        "reqdedup convert data/impressions --table lake.engagements --user user_id --request request_id \\\n"
+        "      --item item_id --time ts --time-unit ms --label clicked",
+        "reqdedup convert --source-table ads.impressions --catalog prod --table ads.by_request --mapping ads.toml",
+        "reqdedup convert data/2026-02-02 --table lake.engagements --mapping lake.toml --append",
+    ],
+)
+@click.argument("files", nargs=-1, metavar="[PATH]...")
+@option("--source-table", metavar="NAMESPACE.NAME", help="an Iceberg table to read, in place of PATH")
+@option("--source-catalog", metavar="NAME", help="its catalog of your pyiceberg configuration (default: --table's)")
+@table_option("the new table")
+@option("--append", is_flag=True, help="the table is there: add the rows to it, in one commit and in its own form")
+@layout_option(default=None)
+@option("--buckets", type=BUCKETS, metavar="N", help="partitions by user (default: what fits the size)")
+@spill_option()
+@column_option(
+    "--mapping", type=click.Path(path_type=Path), metavar="FILE", help="TOML with the keys of docs/convert.md"
+)
+@column_option("--user", metavar="COLUMN")
+@column_option("--request", variadic=True, metavar="COLUMN...", help="one, or several that tell requests apart")
+@column_option("--item", metavar="COLUMN")
+@column_option("--time", metavar="COLUMN", help="of the request")
+@column_option("--time-unit", type=OneOf(TIME_UNITS), help="of a time that is a whole number")
+@column_option("--history-time-unit", type=OneOf(TIME_UNITS), help="of numbers that become history_ts (default: ms)")
+@column_option("--label", "labels", variadic=True, metavar="COLUMN...", help="what is to be predicted")
+@column_option(
+    "--level",
+    "levels",
+    variadic=True,
+    type=PAIR,
+    metavar="COLUMN=LEVEL...",
+    help="request or item, where it is known",
+)
+@column_option("--rename", variadic=True, type=PAIR, metavar="COLUMN=NAME...", help="its name in the new table")
+@column_option("--ids", variadic=True, metavar="COLUMN...", help="further ids of text that become their hash")
+@column_option("--exclude", variadic=True, metavar="COLUMN...", help="left out")
+@column_option(
+    "--vector", "vectors", variadic=True, type=PAIR, metavar="COLUMN=WIDTH...", help="lists that are vectors"
+)
+def convert(arguments: Options) -> int:
     """Convert, then say what came out."""
     from reqdedup.convert import convert_table
     from reqdedup.storage import Layout
@@ -116,12 +109,15 @@ def run_convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({**vars(report), "checksum": str(report.checksum), "catalog": describe_catalog(arguments)})
     else:
-        print(format_conversion(report))
-        print(f"  catalog: {describe_catalog(arguments)}; files: {report.location}")
+        say(format_conversion(report))
+        say(f"  catalog: {describe_catalog(arguments)}; files: {report.location}")
     return 0
 
 
-def read_mapping(arguments: argparse.Namespace) -> ColumnMapping:
+COMMANDS = (convert,)
+
+
+def read_mapping(arguments: Options) -> ColumnMapping:
     """What the file and the options say of the columns. Raises ValueError for keys and values that mean nothing."""
     from reqdedup.convert import ColumnMapping
 
@@ -137,7 +133,7 @@ def read_mapping(arguments: argparse.Namespace) -> ColumnMapping:
             raise ValueError(f"{arguments.mapping}: keys among {', '.join(known)} required, found {', '.join(unknown)}")
     for name in known:
         value = getattr(arguments, name)
-        if value is not None:
+        if value:
             said[name] = dict(value) if name in ("levels", "rename", "vectors") else value
     missing = [name for name in ("user", "request", "item", "time") if name not in said]
     if missing:

@@ -4,90 +4,73 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.cli.arguments import Commands, add_command, add_tables, buckets, checked
+import click
+
 from reqdedup.cli.catalog import load_table, load_tables, open_catalog
-from reqdedup.cli.output import ProgressLine, format_bytes, print_json
+from reqdedup.cli.options import BUCKETS, Checked, Options, option, subcommand, tables_option
+from reqdedup.cli.output import ProgressLine, format_bytes, print_json, say
 from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
-    import argparse
-
     import pyarrow as pa
 
 
-def add_commands(commands: Commands) -> None:
-    command = add_command(
-        commands,
-        "report",
-        run_report,
-        help="bytes of tables per column, against the control and the limit",
-        description="Compare the physical forms of the same log, per column: bytes, ratio to the shuffled control, "
-        "and the part of the store-once limit that is reached. Read from the footers of each snapshot's own files.",
-        examples=["reqdedup report --table movies.engagements_shuffled --table movies.engagements_by_request"],
-    )
-    add_tables(command)
-
-    command = add_command(
-        commands,
-        "audit",
-        run_audit,
-        help="what a table that you already have would save, and what to set",
-        description="How often each column of a table repeats within a request, what that costs today and in each layout "
-        "(estimated from a sample of whole users, with the error), the likely causes, and the properties to set. Any Iceberg "
-        "table, or Parquet files; changes nothing. See docs/audit.md.",
-        examples=["reqdedup audit data/impressions --request-key request_id --user-key user_id"],
-    )
-    command.add_argument("files", nargs="*", metavar="PATH", help="folder of Parquet files, or files; or else --table")
-    command.add_argument("--table", metavar="NAMESPACE.NAME", help="an Iceberg table of the catalog")
-    command.add_argument(
-        "--request-key", nargs="+", required=True, metavar="COLUMN", help="what the rows of one request have in common"
-    )
-    command.add_argument("--user-key", nargs="+", default=(), metavar="COLUMN", help="whose request it is")
-    command.add_argument(
-        "--item-key", nargs="+", default=(), metavar="COLUMN", help="what orders the rows of a request"
-    )
-    command.add_argument(
-        "--sample",
-        type=checked(whole, most=2**20),
-        default=2048,
-        metavar="MB",
-        help="size of the sample with every value laid down (2048)",
-    )
-    command.add_argument(
-        "--read-at-most",
-        type=checked(whole, most=10**6),
-        default=256,
-        metavar="GB",
-        help="compressed bytes read for the sample (256)",
-    )
-    command.add_argument(
-        "--buckets", type=buckets, default=16, metavar="N", help="of the estimated layouts (default: 16)"
-    )
-
-
-def run_report(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="bytes of tables per column, against the control and the limit",
+    description="Compare the physical forms of the same log, per column: bytes, ratio to the shuffled control, and the part "
+    "of the store-once limit that is reached. Read from the footers of each snapshot's own files.",
+    examples=["reqdedup report --table movies.engagements_shuffled --table movies.engagements_by_request"],
+)
+@tables_option()
+def report(arguments: Options) -> int:
     """Print the compression report of the named tables."""
     from reqdedup.storage import compression_report
 
     catalog = open_catalog(arguments)
-    report = compression_report(dict(zip(dict.fromkeys(arguments.table), load_tables(catalog, arguments.table))))
+    found = compression_report(dict(zip(dict.fromkeys(arguments.table), load_tables(catalog, arguments.table))))
     if arguments.json:
-        print_json(report)
+        print_json(found)
     else:
-        print(format_report(report))
+        say(format_report(found))
     return 0
 
 
-def run_audit(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="what a table that you already have would save, and what to set",
+    description="How often each column of a table repeats within a request, what that costs today and in each layout "
+    "(estimated from a sample of whole users, with the error), the likely causes, and the properties to set. Any Iceberg "
+    "table, or Parquet files; changes nothing. See docs/audit.md.",
+    examples=["reqdedup audit data/impressions --request-key request_id --user-key user_id"],
+)
+@click.argument("files", nargs=-1, metavar="[PATH]...")
+@option("--table", metavar="NAMESPACE.NAME", help="an Iceberg table of the catalog, in place of PATH")
+@option("--request-key", variadic=True, required=True, metavar="COLUMN...", help="what rows of one request share")
+@option("--user-key", variadic=True, metavar="COLUMN...", help="whose request it is")
+@option("--item-key", variadic=True, metavar="COLUMN...", help="what orders the rows of a request")
+@option(
+    "--sample",
+    type=Checked(whole, most=2**20),
+    default=2048,
+    metavar="MB",
+    help="size of the sample with every value laid down (2048)",
+)
+@option(
+    "--read-at-most",
+    type=Checked(whole, most=10**6),
+    default=256,
+    metavar="GB",
+    help="compressed bytes read for the sample (256)",
+)
+@option("--buckets", type=BUCKETS, default=16, metavar="N", help="of the estimated layouts (default: 16)")
+def audit(arguments: Options) -> int:
     """Print the audit of a table or of Parquet files."""
     from reqdedup.audit import audit_table, render
 
     if bool(arguments.table) == bool(arguments.files):
         raise ValueError("either PATH or --table required; name Parquet files, or one Iceberg table")
     files = arguments.files[0] if len(arguments.files) == 1 else arguments.files
-    progress = ProgressLine()
-    try:
-        report = audit_table(
+    with ProgressLine() as progress:
+        found = audit_table(
             load_table(open_catalog(arguments), arguments.table) if arguments.table else files,
             request_key=arguments.request_key,
             user_key=arguments.user_key,
@@ -97,10 +80,11 @@ def run_audit(arguments: argparse.Namespace) -> int:
             num_buckets=arguments.buckets,
             progress=progress,
         )
-    finally:
-        progress.close()
-    print(report.to_json() if arguments.json else render(report))
+    say(found.to_json() if arguments.json else render(found))
     return 0
+
+
+COMMANDS = (report, audit)
 
 
 def format_report(report: pa.Table) -> str:

@@ -6,24 +6,24 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reqdedup.cli.arguments import (
-    Commands,
-    add_apply,
-    add_command,
-    add_table,
-    add_tables,
-    age,
-    buckets,
-    checked,
-    positive,
-)
 from reqdedup.cli.catalog import load_table, load_tables, open_catalog
-from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json
+from reqdedup.cli.options import (
+    AGE,
+    BUCKETS,
+    POSITIVE,
+    Checked,
+    Options,
+    apply_option,
+    option,
+    spill_option,
+    subcommand,
+    table_option,
+    tables_option,
+)
+from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json, say
 from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
-    import argparse
-
     from pyiceberg.table import Table
 
     from reqdedup.storage import ExpireReport, SweepReport
@@ -31,85 +31,30 @@ if TYPE_CHECKING:
 SHOWN_FILES = 10
 
 
-def add_commands(commands: Commands) -> None:
-    command = add_command(
-        commands,
-        "compact",
-        run_compact,
-        help="make the files that appends left into those of one write",
-        description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified by "
-        "checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit per bucket: a run "
-        "that was ended goes on where it was.",
-        examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
-    )
-    add_tables(command)
-    command.add_argument(
-        "--bucket", type=checked(whole, least=0), action="append", metavar="N", help="only this one; repeat it for more"
-    )
-    command.add_argument("--one-commit", action="store_true", help="one for all buckets instead of one each")
-    command.add_argument("--force", action="store_true", help="those too that need it not")
-    _add_spill(command)
-
-    command = add_command(
-        commands,
-        "expire",
-        run_expire,
-        help="forget old snapshots and free the files that only they need",
-        description="Old snapshots go, with every file that no other needs; heads of branches and tags stay. Readers of an "
-        "expired snapshot fail. Features by position that were made from one are first aligned with the present requests.",
-        examples=["reqdedup expire --table a.b --older-than 7d", "reqdedup expire --table a.b --older-than 7d --apply"],
-    )
-    add_tables(command)
-    command.add_argument("--older-than", type=age, metavar="AGE", help="age of what goes: 5d (default), 36h, 90m")
-    command.add_argument(
-        "--keep-last", type=positive, default=1, metavar="N", help="newest of every branch that stay whatever their age"
-    )
-    add_apply(command)
-
-    command = add_command(
-        commands,
-        "sweep",
-        run_sweep,
-        help="remove files that nothing points at, as killed writers leave them",
-        description="Files under the table's location that no snapshot, branch, tag or metadata needs. Younger ones than "
-        "--older-than may belong to a write that has not committed yet, and stay.",
-        examples=["reqdedup sweep --table a.b", "reqdedup sweep --table a.b --older-than 3d --apply"],
-    )
-    add_tables(command)
-    command.add_argument(
-        "--older-than", type=age, metavar="AGE", help="longer than any write takes: 3d (default), 36h, 90m"
-    )
-    command.add_argument(
-        "--dropped", action="append", default=[], metavar="UUID", help="id of a table that was in this folder before"
-    )
-    add_apply(command)
-
-    command = add_command(
-        commands,
-        "rebucket",
-        run_rebucket,
-        help="another number of buckets for a table",
-        description="Write all rows into another number of buckets, in one commit. Tables that are joined need counts that "
-        "divide each other. docs/buckets.md says how many.",
-        examples=["reqdedup rebucket --table movies.engagements_by_request --buckets 64"],
-    )
-    add_table(command)
-    command.add_argument("--buckets", type=buckets, required=True, metavar="N", help="the new number")
-    _add_spill(command)
-
-
-def run_compact(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="make the files that appends left into those of one write",
+    description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified by "
+    "checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit per bucket: a run that "
+    "was ended goes on where it was.",
+    examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
+)
+@tables_option()
+@option("--bucket", type=Checked(whole, least=0), multiple=True, metavar="N", help="only this one; repeat it for more")
+@option("--one-commit", is_flag=True, help="one for all buckets instead of one each")
+@option("--force", is_flag=True, help="those too that need it not")
+@spill_option()
+def compact(arguments: Options) -> int:
     """Compact the named tables."""
-    from reqdedup.storage import compact, table_layout
+    from reqdedup import storage
 
     reports, parts = {}, {}
     for table in load_tables(open_catalog(arguments), arguments.table):
         name = ".".join(table.name())
-        parts[name] = "bucket" if table_layout(table).is_bucketed else "day"
+        parts[name] = "bucket" if storage.table_layout(table).is_bucketed else "day"
         with ProgressLine() as progress:
-            reports[name] = compact(
+            reports[name] = storage.compact(
                 table,
-                arguments.bucket,
+                arguments.bucket or None,
                 one_commit=arguments.one_commit,
                 force=arguments.force,
                 progress=partial(_show_progress, progress, name),
@@ -120,9 +65,9 @@ def run_compact(arguments: argparse.Namespace) -> int:
         return 0
     for name, report in reports.items():
         if not report.buckets:
-            print(f"{name}: nothing to do, {report.left_alone:,} of {counted(report.left_alone, parts[name])} compact")
+            say(f"{name}: nothing to do, {report.left_alone:,} of {counted(report.left_alone, parts[name])} compact")
             continue
-        print(
+        say(
             f"{name}: {counted(len(report.buckets), parts[name])} rewritten, {report.left_alone:,} left alone; {report.rows:,} rows, "
             f"{counted(report.old_files, 'file')} ({format_bytes(report.old_bytes)}) became "
             f"{counted(report.files, 'file')} ({format_bytes(report.bytes)}). The old ones go with `reqdedup expire`"
@@ -130,7 +75,19 @@ def run_compact(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_expire(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="forget old snapshots and free the files that only they need",
+    description="Old snapshots go, with every file that no other needs; heads of branches and tags stay. Readers of an "
+    "expired snapshot fail. Features by position that were made from one are first aligned with the present requests.",
+    examples=["reqdedup expire --table a.b --older-than 7d", "reqdedup expire --table a.b --older-than 7d --apply"],
+)
+@tables_option()
+@option("--older-than", type=AGE, metavar="AGE", help="age of what goes: 5d (default), 36h, 90m")
+@option(
+    "--keep-last", type=POSITIVE, default=1, metavar="N", help="newest of every branch that stay whatever their age"
+)
+@apply_option()
+def expire(arguments: Options) -> int:
     """Expire snapshots of the named tables, or say which would go."""
     from reqdedup.storage import expire_snapshots, realign, to_realign
     from reqdedup.storage.maintenance.expire import DEFAULT_AGE
@@ -151,20 +108,30 @@ def run_expire(arguments: argparse.Namespace) -> int:
     for name, report, aligned in reports:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.files.items()))
         would = "would go" if report.dry_run else "gone"
-        print(
+        say(
             f"{name}: {counted(len(report.expired), 'snapshot')} {would}, {report.kept:,} "
             f"{'stays' if report.kept == 1 else 'stay'}; {counted(sum(report.files.values()), 'file')}"
             f"{f' ({kinds})' if kinds else ''}, {format_bytes(report.bytes)}"
         )
         if report.outside:
-            print(f"  {counted(report.outside, 'file')} outside the table's folder left where they are")
+            say(f"  {counted(report.outside, 'file')} outside the table's folder left where they are")
         for one in aligned:
-            print(f"  {one} {'would be' if report.dry_run else 'was'} aligned with the present requests first")
+            say(f"  {one} {'would be' if report.dry_run else 'was'} aligned with the present requests first")
     _say_dry_run(report.dry_run for _, report, _ in reports)
     return 0
 
 
-def run_sweep(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="remove files that nothing points at, as killed writers leave them",
+    description="Files under the table's location that no snapshot, branch, tag or metadata needs. Younger ones than "
+    "--older-than may belong to a write that has not committed yet, and stay.",
+    examples=["reqdedup sweep --table a.b", "reqdedup sweep --table a.b --older-than 3d --apply"],
+)
+@tables_option()
+@option("--older-than", type=AGE, metavar="AGE", help="longer than any write takes: 3d (default), 36h, 90m")
+@option("--dropped", multiple=True, metavar="UUID", help="id of a table that was in this folder before")
+@apply_option()
+def sweep(arguments: Options) -> int:
     """Remove orphan files of the named tables, or say which would go."""
     from reqdedup.storage import sweep_orphans
     from reqdedup.storage.maintenance.sweep import DEFAULT_GUARD
@@ -179,7 +146,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         print_json([{"table": name, **vars(report)} for name, report in reports.items()])
         return 0
     for name, report in reports.items():
-        print(
+        say(
             f"{name}: {counted(report.files.num_rows, 'orphan')} {'would go' if report.dry_run else 'gone'}, "
             f"{format_bytes(report.bytes)}; {report.young:,} younger ({format_bytes(report.young_bytes)}) and "
             f"{report.unknown:,} of unknown kind stay; the table needs {report.kept:,}"
@@ -187,20 +154,29 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         rows = report.files.slice(0, SHOWN_FILES).to_pylist()
         if rows:
             cells = [[row["kind"], format_bytes(row["bytes"]), row["path"]] for row in rows]
-            print(format_table(["kind", "bytes", "path"], cells))
+            say(format_table(["kind", "bytes", "path"], cells))
         if report.files.num_rows > len(rows):
-            print(f"  ... {report.files.num_rows - len(rows):,} more; --json has all")
+            say(f"  ... {report.files.num_rows - len(rows):,} more; --json has all")
     _say_dry_run(report.dry_run for report in reports.values())
     return 0
 
 
-def run_rebucket(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="another number of buckets for a table",
+    description="Write all rows into another number of buckets, in one commit. Tables that are joined need counts that "
+    "divide each other. docs/buckets.md says how many.",
+    examples=["reqdedup rebucket --table movies.engagements_by_request --buckets 64"],
+)
+@table_option()
+@option("--buckets", type=BUCKETS, required=True, metavar="N", help="the new number")
+@spill_option()
+def rebucket(arguments: Options) -> int:
     """Change the bucket count of a table, and name the feature tables that it no longer fits."""
-    from reqdedup.storage import rebucket
+    from reqdedup import storage
 
     table = load_table(open_catalog(arguments), arguments.table)
     with ProgressLine() as progress:
-        report = rebucket(
+        report = storage.rebucket(
             table,
             arguments.buckets,
             progress=lambda done, total: progress(f"rebucket: {done:,} of {total:,} rows"),
@@ -210,13 +186,16 @@ def run_rebucket(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"table": arguments.table, **vars(report), "feature_tables": unfit})
         return 0
-    print(
+    say(
         f"{arguments.table}: {report.old_buckets} buckets became {report.num_buckets}; {report.rows:,} rows in "
         f"{counted(report.files, 'file')}, {format_bytes(report.bytes)}, {report.seconds:.1f} s"
     )
     for name, advice in unfit.items():
-        print(f"  {name}: {advice}")
+        say(f"  {name}: {advice}")
     return 0
+
+
+COMMANDS = (compact, expire, sweep, rebucket)
 
 
 def _features_of_other_buckets(table: Table, num_buckets: int) -> dict[str, str]:
@@ -239,11 +218,7 @@ def _features_of_other_buckets(table: Table, num_buckets: int) -> dict[str, str]
 
 def _say_dry_run(is_dry_run: Iterable[bool]) -> None:
     if any(is_dry_run):
-        print("nothing was changed: --apply does it")
-
-
-def _add_spill(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--spill-dir", metavar="DIR", help="for temporary files (default: the system's)")
+        say("nothing was changed: --apply does it")
 
 
 def _show_progress(line: ProgressLine, name: str, done: int, total: int) -> None:

@@ -4,49 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.cli.arguments import Commands, add_command, add_tables
 from reqdedup.cli.catalog import load_tables, open_catalog
-from reqdedup.cli.output import counted, format_bytes, format_table, plain, print_json
+from reqdedup.cli.options import Options, option, subcommand, tables_option
+from reqdedup.cli.output import counted, format_bytes, format_table, plain, print_json, say
 
 if TYPE_CHECKING:
-    import argparse
-
     from reqdedup.storage import BucketChoice, TableHealth
 
 SHOWN_BUCKETS = 20
 
 
-def add_commands(commands: Commands) -> None:
-    command = add_command(
-        commands,
-        "health",
-        run_health,
-        help="files, small files and skew of tables, and what to do about them",
-        description="Per bucket (or day): files, small ones, rows, bytes, users, the largest user; the bucket count that "
-        "fits the table's size; and what to do, most pressing first. It changes nothing. See docs/maintenance.md.",
-        examples=[
-            "reqdedup health --table movies.engagements_by_request",
-            "reqdedup health --table a.b --no-users --json",
-        ],
-    )
-    add_tables(command)
-    command.add_argument("--no-users", action="store_true", help="open no data file: leave users out")
-
-
-def run_health(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="files, small files and skew of tables, and what to do about them",
+    description="Per bucket (or day): files, small ones, rows, bytes, users, the largest user; the bucket count that fits "
+    "the table's size; and what to do, most pressing first. It changes nothing. See docs/maintenance.md.",
+    examples=[
+        "reqdedup health --table movies.engagements_by_request",
+        "reqdedup health --table a.b --no-users --json",
+    ],
+)
+@tables_option()
+@option("--no-users", is_flag=True, help="open no data file: leave users out")
+def health(arguments: Options) -> int:
     """Print the health of the named tables."""
     from reqdedup.storage import choose_num_buckets, table_health
 
     reports = []
     for table in load_tables(open_catalog(arguments), arguments.table):
-        health = table_health(table, count_users=not arguments.no_users)
-        choice = choose_num_buckets(stored_bytes=health.bytes, rows=health.rows, users=health.users)
-        reports.append((health, choice if health.num_buckets else None))
+        found = table_health(table, count_users=not arguments.no_users)
+        choice = choose_num_buckets(stored_bytes=found.bytes, rows=found.rows, users=found.users)
+        reports.append((found, choice if found.num_buckets else None))
     if arguments.json:
-        print_json([{**plain(health), "fitting_buckets": plain(choice)} for health, choice in reports])
+        print_json([{**plain(found), "fitting_buckets": plain(choice)} for found, choice in reports])
     else:
-        print("\n\n".join(format_health(health, choice) for health, choice in reports))
+        say("\n\n".join(format_health(found, choice) for found, choice in reports))
     return 0
+
+
+COMMANDS = (health,)
 
 
 def format_health(health: TableHealth, choice: BucketChoice | None) -> str:

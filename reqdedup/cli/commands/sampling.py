@@ -2,73 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.cli.arguments import LAYOUTS, Commands, add_command, add_table, buckets, checked, number, positive
+import click
+
 from reqdedup.cli.catalog import check_table_name, load_table, open_catalog
-from reqdedup.cli.output import ProgressLine, format_bytes, format_table, plain, print_json
+from reqdedup.cli.options import (
+    BUCKETS,
+    NUMBER,
+    POSITIVE,
+    Checked,
+    OneOf,
+    Options,
+    layout_option,
+    option,
+    subcommand,
+    table_option,
+)
+from reqdedup.cli.output import ProgressLine, format_bytes, format_table, plain, print_json, say
 from reqdedup.cli.values import MOST_SEED, whole
 from reqdedup.cli.values import number as parse_number
 
 if TYPE_CHECKING:
-    import argparse
-
     import pyarrow as pa
     from pyiceberg.catalog import Catalog
 
     from reqdedup.storage import Activity, UserSample, WriteReport
 
 
-def add_commands(commands: Commands) -> None:
-    command = add_command(
-        commands,
-        "sample",
-        run_sample,
-        help="draw whole users of a table, per stratum",
-        description="Users are drawn by a hash of their id: the same in every run, and nested in every larger sample of the "
-        "same seed. Without --to nothing is written and the report alone is printed: users, requests, rows and their "
-        "concentration before and after. Files without sampled users are not read.",
-        examples=[
-            "reqdedup sample --table movies.engagements --rate 0.1",
-            "reqdedup sample --table movies.engagements --activity 3 10 --rate 'requests <= 3=1' --rate '*=0.2' \\\n"
-            "      --max-requests-per-user 50 --to movies.training_sample",
-        ],
-    )
-    add_table(command, "the table to draw from")
-    per_stratum = "for all strata, or STRATUM=NUMBER ('*' for all others); repeat it"
-    command.add_argument("--rate", action="append", metavar="NUMBER", help=f"part of the users, 0 to 1, {per_stratum}")
-    command.add_argument("--target", action="append", metavar="NUMBER", help=f"users wanted, {per_stratum}")
-    command.add_argument("--cap", action="append", metavar="NUMBER", help=f"users at most, {per_stratum}")
-    strata = command.add_mutually_exclusive_group()
-    strata.add_argument(
-        "--activity",
-        nargs="+",
-        type=checked(whole, least=0),
-        metavar="BOUND",
-        help="strata by a user's count, at these bounds",
-    )
-    strata.add_argument("--quantiles", nargs="+", type=number, metavar="SHARE", help="strata by shares of the users")
-    command.add_argument(
-        "--measure", choices=("requests", "rows"), default="requests", help="what --activity and --quantiles count"
-    )
-    command.add_argument("--by", action="append", default=[], metavar="COLUMN", help="strata by a request-level column")
-    command.add_argument(
-        "--max-requests-per-user", type=positive, metavar="N", help="whole requests of the very active"
-    )
-    command.add_argument("--keep", choices=("hash", "latest"), default="hash", help="which of them (default: hash)")
-    command.add_argument("--seed", type=checked(whole, least=0, most=MOST_SEED), default=0, metavar="N")
-    command.add_argument("--to", metavar="NAMESPACE.NAME", help="write the sample into this table")
-    command.add_argument("--replace", action="store_true", help="a table of that name is replaced")
-    command.add_argument("--layout", choices=LAYOUTS, default="by_request", help="of that table (default: by_request)")
-    command.add_argument("--buckets", type=buckets, metavar="N", help="of that table (default: as the table's)")
+PER_STRATUM = "for all strata, or STRATUM=NUMBER ('*' for all others); repeat it"
 
 
-def run_sample(arguments: argparse.Namespace) -> int:
+@subcommand(
+    help="draw whole users of a table, per stratum",
+    description="Users are drawn by a hash of their id: the same in every run, and nested in every larger sample of the "
+    "same seed. Without --to nothing is written and the report alone is printed: users, requests, rows and their "
+    "concentration before and after. Files without sampled users are not read.",
+    examples=[
+        "reqdedup sample --table movies.engagements --rate 0.1",
+        "reqdedup sample --table movies.engagements --activity 3 10 --rate 'requests <= 3=1' --rate '*=0.2' \\\n"
+        "      --max-requests-per-user 50 --to movies.training_sample",
+    ],
+)
+@table_option("the table to draw from")
+@option("--rate", multiple=True, metavar="NUMBER", help=f"part of the users, 0 to 1, {PER_STRATUM}")
+@option("--target", multiple=True, metavar="NUMBER", help=f"users wanted, {PER_STRATUM}")
+@option("--cap", multiple=True, metavar="NUMBER", help=f"users at most, {PER_STRATUM}")
+@option(
+    "--activity",
+    variadic=True,
+    type=Checked(whole, least=0),
+    metavar="BOUND...",
+    help="strata by a user's count, at these bounds",
+)
+@option("--quantiles", variadic=True, type=NUMBER, metavar="SHARE...", help="strata by shares of the users")
+@option(
+    "--measure",
+    type=OneOf(("requests", "rows")),
+    default="requests",
+    help="what --activity and --quantiles count (default: requests)",
+)
+@option("--by", multiple=True, metavar="COLUMN", help="strata by a request-level column")
+@option("--max-requests-per-user", type=POSITIVE, metavar="N", help="whole requests of the very active")
+@option("--keep", type=OneOf(("hash", "latest")), default="hash", help="which of them (default: hash)")
+@option("--seed", type=Checked(whole, least=0, most=MOST_SEED), default=0, metavar="N", help="of the draw (default: 0)")
+@option("--to", metavar="NAMESPACE.NAME", help="write the sample into this table")
+@option("--replace", is_flag=True, help="a table of that name is replaced")
+@layout_option("of that table (default: by_request)")
+@option("--buckets", type=BUCKETS, metavar="N", help="of that table (default: as the table's)")
+def sample(arguments: Options) -> int:
     """Draw the sample, write it where that is asked for, and print its report."""
     from reqdedup.storage import Activity, sample_users
 
+    if arguments.activity and arguments.quantiles:
+        raise click.UsageError("one of --activity and --quantiles required, found both", click.get_current_context())
     strata: list[Activity | str] = list(arguments.by)
     if arguments.activity or arguments.quantiles:
         bounds, quantiles = tuple(arguments.activity or ()), tuple(arguments.quantiles or ())
@@ -78,7 +87,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     if arguments.to:
         _check_target(catalog, arguments)
     count = partial(whole, least=0)
-    sample = sample_users(
+    drawn = sample_users(
         table,
         rate=_setting(arguments.rate, parse_number, "rate"),
         target=_setting(arguments.target, count, "target"),
@@ -88,21 +97,24 @@ def run_sample(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         seed=arguments.seed,
     )
-    written = _write(catalog, sample, arguments) if arguments.to else None
+    written = _write(catalog, drawn, arguments) if arguments.to else None
     if arguments.json:
         into = None if written is None else {"table": arguments.to, **vars(written)}
-        print_json({"table": arguments.table, "strata": plain(sample.report), "written": into})
+        print_json({"table": arguments.table, "strata": plain(drawn.report), "written": into})
         return 0
-    print(format_sample(sample.report))
+    say(format_sample(drawn.report))
     if written is not None:
-        print(
+        say(
             f"{arguments.to}: {written.rows:,} rows, {written.requests:,} requests, {written.users:,} users, "
             f"{format_bytes(written.bytes)}"
         )
     return 0
 
 
-def _check_target(catalog: Catalog, arguments: argparse.Namespace) -> None:
+COMMANDS = (sample,)
+
+
+def _check_target(catalog: Catalog, arguments: Options) -> None:
     check_table_name(arguments.to)
     if arguments.to == arguments.table:
         raise ValueError(f"--to: another table than {arguments.table} required, which the sample is drawn from")
@@ -112,7 +124,7 @@ def _check_target(catalog: Catalog, arguments: argparse.Namespace) -> None:
         )
 
 
-def _write(catalog: Catalog, sample: UserSample, arguments: argparse.Namespace) -> WriteReport:
+def _write(catalog: Catalog, sample: UserSample, arguments: Options) -> WriteReport:
     from reqdedup.storage import Layout, replace_table
     from reqdedup.storage.iceberg.layout import table_buckets
 
@@ -129,9 +141,9 @@ def _write(catalog: Catalog, sample: UserSample, arguments: argparse.Namespace) 
         )
 
 
-def _setting(texts: list[str] | None, kind: Callable[[str], Any], name: str) -> Any:
+def _setting(texts: Sequence[str], kind: Callable[[str], Any], name: str) -> Any:
     """None, one number for all strata, or numbers by stratum; strata have equals signs in their names."""
-    if texts is None:
+    if not texts:
         return None
     found: dict[str, Any] = {}
     for text in texts:

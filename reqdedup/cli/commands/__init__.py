@@ -1,0 +1,1 @@
+"""One module per group of subcommands, none of which imports another; each lists its own in COMMANDS."""

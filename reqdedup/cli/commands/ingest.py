@@ -1,0 +1,79 @@
+"""`reqdedup ingest`: a log into an Iceberg table, and what could not be read beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reqdedup.cli.catalog import lake_of
+from reqdedup.cli.options import (
+    BUCKETS,
+    NUMBER,
+    POSITIVE,
+    OneOf,
+    Options,
+    layout_option,
+    option,
+    subcommand,
+    table_option,
+)
+from reqdedup.cli.output import ProgressLine, print_json, say
+
+PRESETS = ("kuairand", "mind", "movielens")
+
+
+@subcommand(
+    help="read your own log into an Iceberg table",
+    description="Read a log (Parquet, CSV/TSV, JSON Lines) into an Iceberg table, sorted and deduplicated by request. "
+    "Rejected rows go to the table rejected_engagements of the same namespace, with reason, file and line.",
+    examples=["reqdedup ingest ratings.csv --preset movielens --table movies.engagements_by_request"],
+)
+@click.argument("log", type=click.Path(path_type=Path))
+@option("--preset", type=OneOf(PRESETS), help="a known log format")
+@option("--mapping", type=click.Path(path_type=Path), metavar="FILE", help="TOML file that names the log's columns")
+@table_option("table to replace")
+@layout_option()
+@option("--buckets", type=BUCKETS, default=16, metavar="N", help="partitions by user (default: 16)")
+@option("--session-gap", type=NUMBER, metavar="SECONDS", help="for logs without request ids: a longer gap starts one")
+@option("--max-history", type=POSITIVE, metavar="EVENTS", help="cut longer user histories")
+@option("--replace", is_flag=True, help="also replace a table of this name that has another form")
+@option("--strict", is_flag=True, help="write nothing and fail if a row is rejected")
+def ingest(arguments: Options) -> int:
+    """Read, write, commit, then say what was taken and what was not."""
+    if bool(arguments.preset) == bool(arguments.mapping):
+        raise click.UsageError("one of --preset and --mapping required", click.get_current_context())
+    from reqdedup.logs import read_log
+    from reqdedup.logs.checks import REASONS
+    from reqdedup.storage.write.rejects import rejects_identifier
+
+    rejects_identifier(arguments.table)
+    with ProgressLine() as progress:
+        log = read_log(
+            arguments.log,
+            preset=arguments.preset,
+            mapping=arguments.mapping,
+            session_gap_s=arguments.session_gap,
+            strict=arguments.strict,
+            progress=lambda counts: progress(f"parse: {counts.rows_read:,} rows") if not counts.rows else None,
+            **({"max_history": arguments.max_history} if arguments.max_history else {}),
+        )
+        report = lake_of(arguments, make=True).ingest(
+            log,
+            arguments.table,
+            layout=arguments.layout,
+            num_buckets=arguments.buckets,
+            replace=arguments.replace,
+            progress=progress,
+        )
+    if arguments.json:
+        print_json(report)
+        return 0
+    say(report)
+    say(f"{report.rejects_table}: {sum(report.rejected.values()):,} rejected rows")
+    for reason, count in report.rejected.items():
+        say(f"  {count:,} {reason}: {REASONS[reason]}")
+    return 0
+
+
+COMMANDS = (ingest,)
