@@ -21,7 +21,14 @@ from reqdedup.models.bundle import CHECKPOINT_NAME, check_format
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import run_ranks
-from reqdedup.training.plan import Source, snapshot_id_of, source_for_ranks, source_from_dict, source_to_dict
+from reqdedup.training.plan import (
+    Source,
+    credentials_of,
+    snapshot_id_of,
+    source_for_ranks,
+    source_from_dict,
+    source_to_dict,
+)
 from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
 from reqdedup.training.report import RESULT_FORMAT, RESULT_NAME
 
@@ -99,6 +106,7 @@ def train(
         str(out_dir),
         snapshot_id,
         resume,
+        credentials_of(readable),
         world_size=config.world_size,
         backend=backend_of(config.device),
         collective_timeout_s=config.collective_timeout_s,

@@ -20,11 +20,11 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow as pa
-from pyiceberg.io import load_file_io
 
 from reqdedup.arrays.hashing import below_rate, stable_hash
 from reqdedup.dedup.source import BatchSource
 from reqdedup.schema import EngagementSchema
+from reqdedup.storage.iceberg.reference import open_store, store_properties
 from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.training.blocks import RequestBlock
@@ -41,19 +41,6 @@ class RowGroupSource(Protocol):
 
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch: ...
 
-
-STORE_PROPERTIES = (
-    "s3.endpoint",
-    "s3.region",
-    "s3.force-virtual-addressing",
-    "s3.role-arn",
-    "s3.anonymous",
-    "gcs.project-id",
-    "gcs.service.host",
-    "adls.account-name",
-    "adls.account-host",
-)
-"""What pyiceberg must know of an object store beside who asks; no secrets."""
 
 Source = RowGroupSource | BatchSource
 """What a loader reads: with row groups each rank reads its own, else every rank reads everything."""
@@ -81,15 +68,26 @@ def source_for_ranks(source: Source) -> Source:
     return source
 
 
+def credentials_of(source: Source) -> dict[str, str]:
+    """All properties of the store that a source of files is opened with, for ranks of this process alone."""
+    return dict(source.io.properties) if isinstance(source, FileSource) and source.io is not None else {}
+
+
+def with_credentials(source: Source, properties: Mapping[str, str]) -> Source:
+    """The source as `credentials_of` found it: a pickled one has lost them."""
+    if not (properties and isinstance(source, FileSource) and source.paths):
+        return source
+    return source.with_io(open_store(properties, source.paths[0]))
+
+
 def source_to_dict(source: Source) -> dict[str, Any] | None:
     """Paths and schema of a source of files, and where their store is, ready for JSON; None for any other.
 
-    Of the store's properties only those in STORE_PROPERTIES: credentials come from the environment where it is read.
+    Of the store's properties only those that say where it is: credentials come from the environment where it is read.
     """
     if not isinstance(source, FileSource):
         return None
-    properties = {} if source.io is None else source.io.properties
-    store = {name: str(properties[name]) for name in STORE_PROPERTIES if name in properties}
+    store = store_properties(source.io)
     return {"paths": source.paths, "schema": json.loads(source.schema.to_json()), "store": store}
 
 
@@ -98,7 +96,7 @@ def source_from_dict(values: Mapping[str, Any]) -> FileSource:
     paths, schema = values["paths"], EngagementSchema.from_json(json.dumps(values["schema"]))
     if all(urlparse(path).scheme in ("", "file") for path in paths):
         return FileSource(paths, schema)
-    return FileSource(paths, schema, io=load_file_io(values.get("store", {}), paths[0]))
+    return FileSource(paths, schema, io=open_store(values.get("store", {}), paths[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters
 from reqdedup.training.norm import convert_sync_batchnorm
-from reqdedup.training.plan import Source, UserSplit
+from reqdedup.training.plan import Source, UserSplit, with_credentials
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
 from reqdedup.training.tasks import prepare_task
 
@@ -95,12 +95,15 @@ def run_rank(
     out_dir: str,
     snapshot_id: int | None = None,
     resume: bool = False,
+    credentials: Mapping[str, str] | None = None,
 ) -> RankResult:
     """Train on this rank of the initialised process group (or alone without one).
 
     report: called with a TrainingProgress, on rank 0 only.  resume: go on from the checkpoint in `out_dir`.
+    credentials: of the store of the source's files, which it lost on its way here; None if they are the environment's.
     Raises FloatingPointError on every rank when the loss is not finite, before it reaches the weights.
     """
+    source = with_credentials(source, credentials or {})
     return _RankRun(report, config, source, Path(out_dir), snapshot_id).run(resume)
 
 

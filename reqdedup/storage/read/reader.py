@@ -6,8 +6,10 @@ deduplicated by value, which costs what the lists weigh.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,7 @@ from reqdedup.dedup.source import digest, take_rows
 from reqdedup.schema import USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.paths import local_path
+from reqdedup.storage.iceberg.reference import open_store, store_properties
 from reqdedup.storage.read.file_batches import (
     deduplicated,
     dictionary_leaves,
@@ -94,6 +97,22 @@ class FileSource(Readable):
     def io(self) -> FileIO | None:
         """What opens the files; None where they are local and no FileIO was given."""
         return self._io
+
+    def with_io(self, io: FileIO) -> FileSource:
+        """The same files, opened by another FileIO."""
+        other = copy.copy(self)
+        other._io = io
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs, without a credential: those are that process's own."""
+        return {**self.__dict__, "_io": None, "_store": None if self._io is None else store_properties(self._io)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        store = state.pop("_store")
+        self.__dict__.update(state)
+        if store is not None and self._paths:
+            self._io = open_store(store, self._paths[0])
 
     @property
     def num_buckets(self) -> int | None:
