@@ -23,8 +23,12 @@ _NAN = np.uint64(0xC3A5C85C97CB3127)
 class ContentChecksum:
     """rows: how many.  checksum: the sum over rows of a 64-bit hash of all their values, modulo 2^64."""
 
-    rows: int
-    checksum: int
+    rows: int = 0
+    checksum: int = 0
+
+    def __add__(self, other: ContentChecksum) -> ContentChecksum:
+        """Of the rows of both."""
+        return ContentChecksum(self.rows + other.rows, (self.checksum + other.checksum) % 2**64)
 
     def __str__(self) -> str:
         return f"{self.checksum:016x} over {self.rows:,} rows"

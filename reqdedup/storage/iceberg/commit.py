@@ -26,12 +26,14 @@ from pyiceberg.table.update import AssertCurrentSchemaId, AssertDefaultSpecId, T
 from pyiceberg.table.update.snapshot import _OverwriteFiles
 from pyiceberg.types import NestedField
 
+from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.datafile import DataFileWriter, FileSettings, verify_file
 from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.form import preview, taken_back
 from reqdedup.storage.iceberg.layout import file_schema, table_layout, table_schema
+from reqdedup.storage.iceberg.written import Written
 
 WRITE_ID = "reqdedup.write-id"
 """Snapshot property; tells whether a commit whose answer was lost has landed."""
@@ -57,11 +59,20 @@ class StagedFiles:
     schema: columns of the files, if the table carries no engagement schema.
     updates: of the table, which the commit makes with the files; `target` is the table as it will be then. A commit to
     another branch than main takes them back in the same step: only its snapshot has them, until somebody publishes it.
+    write_id: names the write in the snapshot and in its files' names; a task of a write elsewhere is given the write's.
+
+    A write may be shared out: a task stages files of its own and hands them over, the one that commits adopts them.
     """
 
     def __init__(
-        self, table: Table, schema: EngagementSchema | None = None, updates: tuple[TableUpdate, ...] = ()
+        self,
+        table: Table,
+        schema: EngagementSchema | None = None,
+        updates: tuple[TableUpdate, ...] = (),
+        *,
+        write_id: str | None = None,
     ) -> None:
+        self.write_id = write_id or uuid.uuid4().hex
         self.table, self.target, self._updates = table, preview(table, updates), updates
         self._schema, self._layout = schema or table_schema(self.target), table_layout(self.target)
         self._settings = FileSettings(self._layout, self._schema, self.target.properties)
@@ -103,7 +114,9 @@ class StagedFiles:
         if self._open is not None and self._open.partition != partition:
             self.close_file()
         if self._open is None:
-            self._open = DataFileWriter(self.target, self._schema, self._layout, partition, self._settings)
+            self._open = DataFileWriter(
+                self.target, self._schema, self._layout, partition, self._settings, write_id=self.write_id
+            )
             self._paths.append(self._open.path)
         self._open.write(rows)
         if self._open.num_bytes >= target_bytes:
@@ -119,8 +132,8 @@ class StagedFiles:
                 writer.abandon()
                 raise
 
-    def verify(self, *, num_rows: int, num_requests: int | None) -> None:
-        """Read the keys of all finished files back: partition, order, row and request counts.
+    def verify(self, *, num_rows: int, num_requests: int | None) -> int:
+        """Read the keys of all finished files back: partition, order, row and request counts; the number of requests.
 
         num_requests: distinct requests, where every request must be whole in one file; None where the layout does not
         keep them together. Raises IntegrityError if something differs.
@@ -136,11 +149,49 @@ class StagedFiles:
                     f"{'.'.join(self.table.name())}: {required} {what} required in the new files, found {counted}; "
                     "nothing was committed"
                 )
+        return found
 
     def describe(self, metadata: dict[str, str]) -> None:
         """Put these entries into the footer of the file that is being written."""
         if self._open is not None:
             self._open.metadata.update(metadata)
+
+    def hand_over(self, checksum: ContentChecksum) -> Written:
+        """The finished files for `adopt` elsewhere; from now on they are the receiver's to commit or delete.
+
+        checksum: of the rows that were to be written. They are verified first: IntegrityError if rows are missing.
+        """
+        self.close_file()
+        requests = self.verify(num_rows=checksum.rows, num_requests=None)
+        self._keep = True
+        return Written(
+            write_id=self.write_id,
+            spec_id=self._spec_id,
+            files=tuple(self._done),
+            requests=requests,
+            checksum=checksum,
+        )
+
+    def adopt(self, written: Written) -> None:
+        """Take over what a task has handed over, to be committed, or deleted, with the files of this write.
+
+        Raises IntegrityError for files of another write or partition spec, or for a partition that another task has
+        written: a task that ran twice hands over two sets of files, and only one of them may be committed.
+        """
+        self.close_file()
+        theirs = {partition for _, partition in written.files}
+        twice = theirs & {partition for _, partition in self._done}
+        for what, required, found in (
+            ("files of write", self.write_id, written.write_id),
+            ("files of partition spec", self._spec_id, written.spec_id),
+            ("each partition once, of those twice", "none", ", ".join(map(str, sorted(twice, key=str))) or "none"),
+        ):
+            if required != found:
+                raise IntegrityError(
+                    f"{'.'.join(self.table.name())}: {what} {required} required, found {found}; nothing was committed"
+                )
+        self._done += written.files
+        self._paths += [data_file.file_path for data_file, _ in written.files]
 
     def commit(
         self,
@@ -166,8 +217,7 @@ class StagedFiles:
             old = [task.file for task in self.table.scan().plan_files()]
         if not self._done and not old and not self._updates:
             return None
-        write_id = str(uuid.uuid4())
-        summary = {**(properties or {}), WRITE_ID: write_id}
+        summary = {**(properties or {}), WRITE_ID: self.write_id}
         is_all = replace and removed is None
         for attempt in range(COMMIT_ATTEMPTS):
             try:
@@ -186,7 +236,7 @@ class StagedFiles:
                 # not answer in time. Deleting the files of a landed commit would break the table, so they go only where
                 # the table is known not to have it; else they stay, and the sweep of orphans removes them.
                 self._keep = True
-                landed = self._landed_as(write_id)
+                landed = self._landed_as(self.write_id)
                 if landed is not None and isinstance(error, Exception):
                     return landed
                 self._keep = not (

@@ -97,12 +97,21 @@ class FileSettings:
 class DataFileWriter:
     """Writes one data file of `table`, row group by row group.
 
-    partition: the bucket, or the day since 1970, or None where the table is not partitioned.
+    partition: the bucket, or the day since 1970, or None if the table is not partitioned.
+    write_id: of the write that the file belongs to; with the partition and the attempt it is the file's name, so that
+        what an abandoned write left can be found.
     metadata: entries for the file's footer, until it is closed.
     """
 
     def __init__(
-        self, table: Table, schema: EngagementSchema, layout: Layout, partition: int | None, settings: FileSettings
+        self,
+        table: Table,
+        schema: EngagementSchema,
+        layout: Layout,
+        partition: int | None,
+        settings: FileSettings,
+        *,
+        write_id: str,
     ) -> None:
         self._table, self._layout, self._settings = table, layout, settings
         self.partition = partition
@@ -110,7 +119,7 @@ class DataFileWriter:
             [PartitionFieldValue(field, partition) for field in table.spec().fields], table.spec(), table.schema()
         )
         self._record = key.partition
-        name = f"{uuid.uuid4()}.parquet"
+        name = f"{write_id}-{'all' if partition is None else partition}-{uuid.uuid4().hex[:12]}.parquet"
         self.path = table.location_provider().new_data_location(name, key if table.spec().fields else None)
         self.schema = file_schema(table, schema, layout)
         self._output = table.io.new_output(self.path)

@@ -59,11 +59,13 @@ def sweep_orphans(
     older_than: timedelta | datetime = DEFAULT_GUARD,
     dry_run: bool = True,
     dropped: Collection[str] = (),
+    write_id: str | None = None,
 ) -> SweepReport:
     """Find files under the table's location that no snapshot, branch, tag or metadata needs; delete them on request.
 
     older_than: the age guard; it must be longer than any write to this table takes.  dry_run: only look.
     dropped: ids of tables that were in this folder before and are no more, so that their files are orphans too.
+    write_id: only what this write left, of any age; it must have ended.
     Raises ValueError where the folder is shared with another table, or where a file of the table is not listed; then
     nothing was deleted. Raises OSError for files that would not go.
     """
@@ -78,8 +80,11 @@ def sweep_orphans(
     _check_listed(table, before & after, found)
     loose = [file for file in found if file.key not in needed and file.kind is not None]
     _check_own_folder(table, [file for file in loose if file.kind == METADATA], dropped)
-    orphans = [file for file in loose if file.modified is not None and file.modified < cutoff]
-    orphans.sort(key=lambda file: (-file.num_bytes, file.path))
+    if write_id is None:
+        orphans = [file for file in loose if file.modified is not None and file.modified < cutoff]
+    else:
+        loose = orphans = [file for file in loose if file.path.rpartition("/")[2].startswith(f"{write_id}-")]
+    orphans = sorted(orphans, key=lambda file: (-file.num_bytes, file.path))
     young = len(loose) - len(orphans)
     report = SweepReport(
         files=pa.Table.from_pylist([_row(file) for file in orphans], FILES_SCHEMA),

@@ -35,7 +35,7 @@ def table(secret_catalog: Catalog) -> Table:
     schema, log = log_schema(), make_log(num_users=9, seed=2)
     made = create_table(secret_catalog, "n.t", schema, Layout.BY_REQUEST, num_buckets=4)
     for _ in range(2):
-        write(made, to_batches(log, schema))
+        write(made, to_batches(log))
     return secret_catalog.load_table("n.t")
 
 
@@ -61,7 +61,7 @@ def test_a_reference_does_not_grow_with_the_history_of_the_table(table: Table) -
     before = len(pickle.dumps(TableRef.of(table)))
     log = make_log(num_users=2, seed=3)
     for _ in range(5):
-        write(table, to_batches(log, log_schema()))
+        write(table, to_batches(log))
     assert len(pickle.dumps(TableRef.of(table))) <= before + 200
 
 
