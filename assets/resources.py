@@ -58,6 +58,7 @@ class Warehouse(dg.ConfigurableResource):
         if run is None or context.instance is None:  # made for a look at the tables, not for a run
             return
         self.run_recipe.get()
+        warehouse.check_name(self.resolved_namespace)
         instance, catalog, record = context.instance, self.catalog(), self.run_recipe.log_record()
         mine = warehouse.GraphRun.begin(run.run_id, record[warehouse.LOG])
         instance.add_run_tags(run.run_id, {PROCESS_TAG: mine.process.to_json()})

@@ -1,6 +1,10 @@
 """Stage 6: two models trained on deduplicated batches by real ranks, and the report over both."""
 
+import json
+from pathlib import Path
+
 import dagster as dg
+from pyiceberg.table import Table
 
 from assets.metadata import report_metadata, training_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
@@ -31,6 +35,19 @@ def ranking_model(context: dg.AssetExecutionContext, store: Warehouse, run_recip
 @dg.asset(deps=list(MODELS), group_name="models", kinds={"iceberg"})
 def training_report(store: Warehouse) -> dg.MaterializeResult:
     """Loss of every step and the held-out figures of both models, as a table."""
+    check_one_sample({name: store.model_dir(name) for name in MODELS}, store.table("training_sample"))
     report = training.training_report({name: store.model_dir(name) for name in MODELS})
     store.write_report("training_report", report)
     return store.result(**report_metadata(report))
+
+
+def check_one_sample(models: dict[str, Path], sample: Table) -> None:
+    """Raise ValueError that names the models of an older sample than the present one, if they are not all of one."""
+    trained_on = {name: json.loads((folder / "run.json").read_text())["snapshot_id"] for name, folder in models.items()}
+    snapshot = sample.current_snapshot()
+    stale = [name for name, found in trained_on.items() if snapshot is None or found != snapshot.snapshot_id]
+    if len(set(trained_on.values())) > 1:
+        raise ValueError(
+            f"{', '.join(models)}: trained on one snapshot of training_sample required, found {' and '.join(stale)} trained on "
+            f"an older one; materialize {' and '.join(stale)} first"
+        )

@@ -7,6 +7,7 @@ runs, how far it is and how long it took.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 
@@ -59,10 +60,13 @@ class ProgressFormatter(logging.Formatter):
 
 
 def reason(error: SerializableErrorInfo | None) -> str:
-    """What went wrong, without Dagster's wrapping and without its traceback; empty if there is no error."""
-    while error is not None and error.cause is not None:
+    """What went wrong, without Dagster's wrapping and without its traceback; empty if there is no error.
+
+    What an error of ours was raised from says less than the error itself.
+    """
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
         error = error.cause
-    return error.message.strip() if error is not None else ""
+    return re.sub(r"^(\w+\.)+(?=\w+: )", "", error.message.strip()) if error is not None else ""
 
 
 class _DropEmpty(logging.StreamHandler):

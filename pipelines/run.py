@@ -40,18 +40,25 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    definitions = build_definitions(environment)
+    job = definitions.resolve_job_def("everything")
+    selection = [dg.AssetKey(name.strip()) for name in arguments.select.split(",")] if arguments.select else None
+    known = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
+    if unknown := [key.to_user_string() for key in selection or [] if key.to_user_string() not in known]:
+        print(
+            f"error: --select: assets among {', '.join(sorted(known))} required, found {', '.join(unknown)}",
+            file=sys.stderr,
+        )
+        return 2
     started = time.monotonic()
     what = environment.logs or f"a synthetic log, recipe {environment.recipe}"
     print(f"reqdedup: {what} -> namespace {environment.resolved_namespace}", file=sys.stderr, flush=True)
-    definitions = build_definitions(environment)
-    job = definitions.resolve_job_def("everything")
-    selection = [dg.AssetKey(name) for name in arguments.select.split(",")] if arguments.select else None
     with dg.DagsterInstance.get() as instance:
         for dead in fail_dead_runs(instance):
             print(dead, file=sys.stderr)
         result = job.execute_in_process(instance=instance, asset_selection=selection, raise_on_error=False)
         if result.success:
-            print_summary(instance, environment, seconds=time.monotonic() - started)
+            print_summary(instance, environment, run_id=result.run_id, seconds=time.monotonic() - started)
     for event in result.filter_events(lambda event: event.is_step_failure):
         print(f"failed: {event.step_key}: {reason(event.step_failure_data.error)}", file=sys.stderr)
     refusals = result.filter_events(lambda event: event.event_type is dg.DagsterEventType.RESOURCE_INIT_FAILURE)

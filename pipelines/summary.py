@@ -1,4 +1,4 @@
-"""What a run made, in one screen: read from the metadata of the newest materializations."""
+"""What a run made, in one screen: read from the metadata of its materializations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ RUNS_LOOKED_AT = 100
 LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
 
 
-def asset_metadata(instance: dg.DagsterInstance, asset: str, namespace: str) -> dict[str, Any]:
-    """Metadata values of the asset's newest materialization in this namespace; empty where there is none."""
+def asset_metadata(
+    instance: dg.DagsterInstance, asset: str, namespace: str, *, run_id: str | None = None
+) -> dict[str, Any]:
+    """Metadata values of the asset's newest materialization in this namespace, of one run if given; empty if there is none."""
     for record in instance.fetch_materializations(dg.AssetKey(asset), limit=RUNS_LOOKED_AT).records:
-        if record.asset_materialization is not None:
+        if record.asset_materialization is not None and run_id in (None, record.run_id):
             values = {name: value.value for name, value in record.asset_materialization.metadata.items()}
             if values.get("namespace") == namespace:
                 return values
@@ -34,24 +36,28 @@ def human_bytes(count: float) -> str:
     return f"{count:.3g} {unit}"
 
 
-def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, seconds: float) -> list[str]:
+def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, run_id: str, seconds: float) -> list[str]:
     """The screen, line by line; stages that did not run are left out."""
     namespace = environment.resolved_namespace
+
+    def made(asset: str) -> dict[str, Any]:
+        return asset_metadata(instance, asset, namespace, run_id=run_id)
+
     lines = ["", f"reqdedup: namespace {namespace}, {seconds:.0f} s", ""]
-    raw = asset_metadata(instance, "raw_engagements", namespace)
+    raw = made("raw_engagements")
     if raw:
         lines.append(
             f"  log        {raw['dagster/row_count']:,} rows, {raw['requests']:,} requests, {raw['users']:,} users, "
             f"fan-out {raw['fan_out']}, {raw.get('rejected_rows', 0):,} rows rejected"
         )
-    lines += _layout_lines(asset_metadata(instance, "compression_report", namespace))
-    feature = asset_metadata(instance, "request_features", namespace)
+    lines += _layout_lines(made("compression_report"))
+    feature = made("request_features")
     if feature:
         lines.append(
             f"  feature    {feature['dagster/row_count']:,} requests backfilled with {human_bytes(feature['bytes'])} "
             f"(values alone {human_bytes(feature['minimum_bytes'])}), main table not rewritten"
         )
-    sample = asset_metadata(instance, "training_sample", namespace)
+    sample = made("training_sample")
     if sample:
         lines.append(
             f"  join       {sample['join_matched_rows']:,} of {sample['join_left_rows']:,} rows matched, "
@@ -61,7 +67,7 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, sec
             f"  sample     {sample['users']:,} users, {sample['requests']:,} requests, {sample['dagster/row_count']:,} rows"
         )
     for model in ("retrieval_model", "ranking_model"):
-        lines += _model_lines(model, asset_metadata(instance, model, namespace))
+        lines += _model_lines(model, made(model))
     return [
         *lines,
         "",
@@ -112,6 +118,6 @@ def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def print_summary(instance: dg.DagsterInstance, environment: Environment, *, seconds: float) -> None:
+def print_summary(instance: dg.DagsterInstance, environment: Environment, *, run_id: str, seconds: float) -> None:
     """Print the screen to standard output."""
-    print("\n".join(summary_lines(instance, environment, seconds=seconds)), flush=True)
+    print("\n".join(summary_lines(instance, environment, run_id=run_id, seconds=seconds)), flush=True)

@@ -1,7 +1,7 @@
 """The tables of this deployment: which there are, in which physical form, and the catalog that holds them."""
 
 from warehouse.catalogs import CatalogConfig, embedded_catalog, open_catalog
-from warehouse.namespaces import LOG, check_same_log, log_record, namespace_of
+from warehouse.namespaces import LOG, check_name, check_same_log, log_record, namespace_of
 from warehouse.runs import GraphRun, NamespaceTakenError, Process, claim, release
 from warehouse.tables import (
     ENGAGEMENT_TABLES,
@@ -20,6 +20,7 @@ __all__ = [
     "GraphRun",
     "NamespaceTakenError",
     "Process",
+    "check_name",
     "check_one_origin",
     "check_same_log",
     "claim",

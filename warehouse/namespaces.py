@@ -31,6 +31,12 @@ def namespace_of(*, recipe: str, logs: str = "", preset: str = "") -> str:
     return re.sub(r"[^a-z0-9]+", "_", name).strip("_") or "log"
 
 
+def check_name(namespace: str) -> None:
+    """Raise ValueError for a name that is no single part of a table's name, or no folder of its own for the models."""
+    if not re.fullmatch(r"[\w-]+", namespace):
+        raise ValueError(f"namespace: letters, digits, _ and - required, found {namespace!r}")
+
+
 def log_record(*, recipe: str, logs: str = "") -> dict[str, str]:
     """What raw_engagements says about the log that its rows are of. Raises ValueError if there is no such log."""
     if not logs:

@@ -1,8 +1,10 @@
 """The environment is read in one place, and what is secret there stays out of sight."""
 
 import pytest
+from dagster_shared.error import SerializableErrorInfo
 
 from pipelines.environment import Environment
+from pipelines.progress import reason
 from pipelines.summary import human_bytes
 
 
@@ -32,3 +34,14 @@ def test_arguments_go_before_variables():
 )
 def test_bytes_for_people(count, text):
     assert human_bytes(count) == text
+
+
+def test_the_error_that_was_raised_is_shown_and_not_what_it_was_raised_from():
+    def error(name: str, message: str, cause=None) -> SerializableErrorInfo:
+        return SerializableErrorInfo(message, [], name, cause)
+
+    own = error(
+        "NamespaceTakenError", "warehouse.runs.NamespaceTakenError: taken\n", error("KeyError", "KeyError: 1\n")
+    )
+    assert reason(error("DagsterExecutionStepExecutionError", "wrapped", own)) == "NamespaceTakenError: taken"
+    assert reason(None) == ""

@@ -131,6 +131,7 @@ def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path):
     [
         (["--logs", "no-such-file.csv", "--preset", "movielens"], "no-such-file.csv"),
         (["--logs", "pyproject.toml"], "LOGS needs PRESET"),
+        (["--select", "raw_engagement"], "found raw_engagement"),
     ],
 )
 def test_wrong_input_is_a_clear_error(tmp_path, arguments, said):

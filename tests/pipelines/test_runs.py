@@ -1,12 +1,15 @@
 """A run works in the namespace of its own log, has it to itself, and is failed if it was killed."""
 
 import contextlib
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
 from assets.resources import PROCESS_TAG
+from assets.training import check_one_sample
 from pipelines.dead_runs import START_S, fail_dead_runs
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
@@ -126,3 +129,25 @@ def test_started_runs_without_a_process_are_failed_and_others_are_not(instance, 
     assert START_S > 0
     assert len(fail_dead_runs(instance)) == 1
     assert statuses()["silent"] == "FAILURE"
+
+
+def test_a_report_over_models_of_two_samples_is_refused(tmp_path):
+    sample = SimpleNamespace(current_snapshot=lambda: SimpleNamespace(snapshot_id=2))
+    models = {name: tmp_path / name for name in ("retrieval_model", "ranking_model")}
+
+    def trained_on(**snapshots: int) -> None:
+        for name, snapshot_id in snapshots.items():
+            models[name].mkdir(exist_ok=True)
+            (models[name] / "run.json").write_text(json.dumps({"snapshot_id": snapshot_id}))
+
+    trained_on(retrieval_model=2, ranking_model=2)
+    check_one_sample(models, sample)
+    trained_on(ranking_model=1)
+    with pytest.raises(ValueError, match="materialize ranking_model first"):
+        check_one_sample(models, sample)
+
+
+@pytest.mark.parametrize("namespace", ["../x", "a.b", " ", "my/ns"])
+def test_a_name_of_several_parts_is_refused(run, catalog, namespace):
+    assert "letters, digits, _ and - required" in refusal(run({"namespace": namespace}))
+    assert not catalog.list_namespaces()

@@ -6,6 +6,7 @@ so that it always speaks about the log that the engagement tables hold. What is 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -74,7 +75,8 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
         return catalog.load_table(identifier)
     table = catalog.load_table(identifier)
     try:
-        with table.transaction() as transaction:
+        with warnings.catch_warnings(), table.transaction() as transaction:
+            warnings.filterwarnings("ignore", "Delete operation did not match any records")  # none were rejected before
             if USER_ID not in table.schema().column_names:
                 with transaction.update_schema() as update:
                     added = _SCHEMA.find_field(USER_ID)
