@@ -21,7 +21,7 @@ from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.storage.measure import checks
 from tests.convert.their_log import MAPPING, THEIR_SCHEMA, expected, folder_of, rows_in, their_rows
 from tests.storage.foreign.delete_files import delete_positions
-from tests.storage.write.test_writer import files_of
+from tests.storage.tables import files_of
 
 
 @pytest.mark.parametrize("layout", list(Layout))

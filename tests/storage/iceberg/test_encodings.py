@@ -13,7 +13,7 @@ from reqdedup.storage import Layout, TableSource, add_request_feature, create_fe
 from reqdedup.storage.iceberg.encodings import COMPACT, DELTA, ENCODINGS_PROPERTY, FEW_VALUES_LEVEL, list_settings
 from tests.storage.feature_tables import RATE, main_table
 from tests.storage.small_log import log_schema, make_log, to_batches
-from tests.storage.write.test_writer import files_of, rows_of
+from tests.storage.tables import files_of, rows_of
 
 EVERYWHERE = {"PLAIN", "RLE", "RLE_DICTIONARY"}
 

@@ -15,7 +15,7 @@ from reqdedup.schema import KEYS, Column, EngagementSchema, Level
 from reqdedup.storage import Layout, TableSource, create_table, table_layout, table_schema, write
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from tests.storage.small_log import log_schema, make_log, to_batches
-from tests.storage.write.test_writer import new_table, rows_of
+from tests.storage.tables import new_table, rows_of
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -14,9 +14,9 @@ from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.maintenance import compact, delete_user, expire_snapshots
 from reqdedup.storage.measure import checks
 from tests.storage.maintenance.killed import LOG, NOW, main_table, new_table
-from tests.storage.maintenance.test_expire_and_sweep import needed_by, on_disk
+from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import make_log, to_batches
-from tests.storage.write.test_writer import rows_of
+from tests.storage.tables import rows_of
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.storage.maintenance.killed"])

@@ -13,26 +13,11 @@ from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.maintenance import compact
 from reqdedup.storage.measure import checks
-from tests.storage.small_log import log_schema, make_log, to_batch, to_batches
-from tests.storage.write.test_writer import files_of, rows_of
+from tests.storage.maintenance.appended_days import append_days, days, new_table
+from tests.storage.small_log import make_log, to_batch, to_batches
+from tests.storage.tables import files_of, rows_of
 
 BUCKETED = [layout for layout in Layout if layout.is_bucketed]
-
-
-def new_table(catalog, layout=Layout.BY_REQUEST, name="compact", num_buckets=4):
-    return create_table(catalog, f"test.{name}", log_schema(), layout, num_buckets=num_buckets)
-
-
-def days(num_days: int = 3) -> list[list]:
-    """Logs of several days, some users in more than one of them; no request twice."""
-    log = make_log(num_users=30, seed=4)
-    return [log[day::num_days] for day in range(num_days)]
-
-
-def append_days(table, logs) -> list:
-    for log in logs:
-        write(table, to_batches(log), mode="append")
-    return [batch for log in logs for batch in to_batches(log)]
 
 
 @pytest.mark.parametrize("layout", BUCKETED)

@@ -28,7 +28,7 @@ from tests.storage.feature_tables import COUNT, SEQUENCE, constant, of_request
 from tests.storage.maintenance import searched_bytes
 from tests.storage.maintenance.marked_user import HISTORY, LOG, MARKED, NEEDLES, OTHERS
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
-from tests.storage.write.test_writer import files_of, rows_of
+from tests.storage.tables import files_of, rows_of
 
 NOW = timedelta(0)
 

@@ -14,25 +14,11 @@ from reqdedup.storage import TableSource, write
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.maintenance import compact, expire_snapshots, sweep_orphans
 from reqdedup.storage.measure import checks
-from tests.storage.maintenance.test_compact import append_days, days, new_table
+from tests.storage.maintenance.appended_days import append_days, days, new_table
+from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import make_log, to_batches
 
 NOW = timedelta(0)
-
-
-def on_disk(table) -> set[str]:
-    root = Path(table.location().removeprefix("file://"))
-    return {str(path) for path in root.rglob("*") if path.is_file()}
-
-
-def needed_by(table) -> set[str]:
-    """By the plainest walk: what `inspect` lists of every snapshot, and the metadata files."""
-    paths = {table.metadata_location, *(entry.metadata_file for entry in table.metadata.metadata_log)}
-    for snapshot in table.metadata.snapshots:
-        paths.add(snapshot.manifest_list)
-        paths |= {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
-        paths |= {task.file.file_path for task in table.scan(snapshot_id=snapshot.snapshot_id).plan_files()}
-    return {path.removeprefix("file://") for path in paths}
 
 
 def age(paths, *, days_old: float = 10) -> None:

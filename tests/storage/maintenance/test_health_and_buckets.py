@@ -28,9 +28,9 @@ from reqdedup.storage.maintenance import (
 )
 from reqdedup.storage.measure import checks
 from tests.storage.feature_tables import COUNT, SEQUENCE, constant, of_request
-from tests.storage.maintenance.test_compact import append_days, days, new_table
+from tests.storage.maintenance.appended_days import append_days, days, new_table
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
-from tests.storage.write.test_writer import files_of, rows_of
+from tests.storage.tables import files_of, rows_of
 
 BUCKETED = [layout for layout in Layout if layout.is_bucketed]
 

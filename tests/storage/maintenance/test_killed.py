@@ -14,7 +14,7 @@ from reqdedup.storage import Layout, TableSource, bucket_join, table_layout, tab
 from reqdedup.storage.maintenance import sweep_orphans
 from reqdedup.storage.measure import checks
 from tests.storage.maintenance.killed import NOW, OPERATIONS, child, main_table, open_lake
-from tests.storage.maintenance.test_expire_and_sweep import needed_by, on_disk
+from tests.storage.maintenance.stored_files import needed_by, on_disk
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.storage.maintenance.killed"])

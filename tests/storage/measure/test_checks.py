@@ -12,7 +12,7 @@ import pytest
 from reqdedup.storage import FileSource, Layout, TableSource, create_table, write
 from reqdedup.storage.measure import checks
 from tests.storage.small_log import DAY_US, START_US, log_schema, make_log, make_request, to_batch, to_batches
-from tests.storage.write.test_writer import files_of, new_table
+from tests.storage.tables import files_of, new_table
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from reqdedup.storage import Layout, TableSource, compression_report, create_tab
 from reqdedup.storage.measure.compression import REPORT_SCHEMA
 from reqdedup.storage.measure.store_once import Codec, store_once_bytes
 from tests.storage.small_log import START_US, log_schema, make_log, make_request, to_batch, to_batches
-from tests.storage.write.test_writer import files_of, new_table
+from tests.storage.tables import files_of, new_table
 
 SEQUENCES = ["history_item_id", "history_action", "history_ts"]
 

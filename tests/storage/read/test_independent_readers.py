@@ -15,7 +15,7 @@ from reqdedup.storage import Layout, write
 from reqdedup.storage.iceberg.decode import decoders
 from reqdedup.storage.iceberg.layout import DECODE_PROPERTY
 from tests.storage.small_log import log_schema, make_log, to_batches
-from tests.storage.write.test_writer import files_of, new_table
+from tests.storage.tables import files_of, new_table
 
 SEQUENCES = ("history_item_id", "history_action", "history_ts", "user_embedding")
 

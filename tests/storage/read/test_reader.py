@@ -25,7 +25,7 @@ from reqdedup.storage import (
 from reqdedup.storage.read import reader
 from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, to_batches
-from tests.storage.write.test_writer import files_of, new_table, rows_of
+from tests.storage.tables import files_of, new_table, rows_of
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from reqdedup.storage.write.seen import SeenRequests
 from reqdedup.storage.write.spill import Spill
 from reqdedup.storage.write.writer import write_rows
 from tests.storage.small_log import log_schema, make_log, to_batch
-from tests.storage.write.test_writer import rows_of
+from tests.storage.tables import rows_of
 
 IDS = st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63)])
 

@@ -16,28 +16,13 @@ from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.measure import checks
 from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, make_request, to_batch, to_batches
+from tests.storage.tables import files_of, new_table, rows_of
 
 SORTED_LAYOUTS = [layout for layout in Layout if layout.is_bucketed]
 
 
-def rows_of(batches) -> list[tuple]:
-    """Every row as plain Python values, in a canonical order: the independent definition of what a table holds."""
-    rows = []
-    for batch in batches:
-        rows += [tuple(row.values()) for row in batch.to_pylist()]
-    return sorted(rows, key=repr)
-
-
-def files_of(table) -> list[str]:
-    return [task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()]
-
-
 def data_files_on_disk(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "lake").rglob("*.parquet"))
-
-
-def new_table(catalog, layout: Layout, *, num_buckets: int = 4):
-    return create_table(catalog, f"test.{layout.value}", log_schema(), layout, num_buckets=num_buckets)
 
 
 @pytest.mark.parametrize("layout", list(Layout))

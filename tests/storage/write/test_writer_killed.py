@@ -13,7 +13,7 @@ import pytest
 from reqdedup.storage import Layout, TableSource, write
 from reqdedup.storage.measure import checks
 from tests.storage.small_log import make_log, to_batches
-from tests.storage.write.test_writer import new_table
+from tests.storage.tables import new_table
 
 CHILD = textwrap.dedent(
     """
