@@ -17,8 +17,8 @@ from reqdedup.convert.mapping import ColumnMapping, TargetColumn
 from reqdedup.schema import Column, EngagementSchema, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
+from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, Layout, table_buckets, table_layout
-from reqdedup.storage.write.writer import check_same_spec
 
 WIDER = {("int32", "int64"), ("float32", "float64"), ("bool", "int32")}
 
@@ -45,7 +45,7 @@ def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, nu
             f"{identifier}: its {buckets or 'no'} buckets required by an append, found {num_buckets}; leave the number out, or "
             "change it with `reqdedup rebucket`"
         )
-    check_same_spec(table)
+    check_one_spec(table, "an append")
     return table
 
 

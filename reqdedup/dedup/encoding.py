@@ -43,6 +43,28 @@ def element_type(column: Column) -> pa.DataType:
     return _ARROW_TYPES[column.dtype]
 
 
+def exact_cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """The same values as another type. Raises ValueError if one of them would be another, or not fit."""
+    cast = array.cast(wanted)
+    if pa.types.is_floating(array.type) and pa.types.is_floating(wanted) and wanted.bit_width < array.type.bit_width:
+        is_same = pc.or_(pc.equal(cast.cast(array.type), array), pc.is_nan(array))
+        if not pc.all(is_same, min_count=0).as_py():
+            row = is_same.index(False).as_py()
+            raise ValueError(f"the value {array[row].as_py()!r} does not fit into {wanted}")
+    return cast
+
+
+def widened(batch: pa.RecordBatch, schema: EngagementSchema) -> pa.RecordBatch:
+    """The batch with int32 as int64 and float32 as float64 in the scalars that the schema has so."""
+    wider = {pa.int32(): pa.int64(), pa.float32(): pa.float64()}
+    names, arrays = batch.schema.names, batch.columns
+    narrow = [i for i, name in enumerate(names) if name in schema and arrays[i].type in wider]
+    narrow = [i for i in narrow if element_type(schema[names[i]]) == wider[arrays[i].type]]
+    for i in narrow:
+        arrays[i] = arrays[i].cast(wider[arrays[i].type])
+    return pa.RecordBatch.from_arrays(arrays, names=names) if narrow else batch
+
+
 def deduplicated_schema(schema: EngagementSchema) -> pa.Schema:
     """Arrow schema of a deduplicated batch: scalars plain, sequences and vectors as dictionary-encoded blobs."""
     return pa.schema(
@@ -153,7 +175,7 @@ def blobs_from_lists(lists: pa.ListArray, column: Column) -> pa.BinaryArray:
         raise ValueError(f"column {column.name}: list elements cannot be null, found {values.null_count}")
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return blobs_from_numpy(values.cast(element_type(column)).to_numpy(), offsets)
+    return blobs_from_numpy(exact_cast(values, element_type(column)).to_numpy(), offsets)
 
 
 def expand_to_lists(batch: pa.RecordBatch, schema: EngagementSchema) -> pa.RecordBatch:

@@ -28,6 +28,7 @@ from reqdedup.storage.features.values import (
     missing_values,
     row_groups,
 )
+from reqdedup.storage.iceberg.changes import check_no_columns_added, check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.evolve import MAIN, add_columns, ref_snapshot
 from reqdedup.storage.iceberg.form import preview
@@ -36,6 +37,7 @@ from reqdedup.storage.join.merge import LEFT, JoinCounts, MergeJoin
 from reqdedup.storage.read.buckets import SortedSource, SortedTable
 from reqdedup.storage.read.feature_positions import Positions, feature_side, first_rows, key_hash
 from reqdedup.storage.read.feature_table import (
+    BUCKET_COLUMN,
     FEATURES_PROPERTY,
     FeatureSchema,
     as_engagement_schema,
@@ -156,6 +158,10 @@ class Backfill:
         self._target = preview(side_table, updates)
         self.base_snapshot_id = ref_snapshot(side_table, MAIN)
         own = feature_schema(self._target)
+        check_one_spec(side_table, "new features")
+        check_no_columns_added(
+            side_table, [*feature_schema(side_table).names, BUCKET_COLUMN], "write features of it again"
+        )
         self._source = TableSource(main_table)
         self._main = SortedTable(main_table, self._source, REQUEST_KEY)
         self._keys = SortedTable(main_table, self._source, REQUEST_KEY)  # two, as each plans for one set of users

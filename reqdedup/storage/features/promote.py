@@ -24,6 +24,7 @@ from pyiceberg.table.snapshots import Summary
 from pyiceberg.table.update import SetPropertiesUpdate
 
 from reqdedup.schema import Column, EngagementSchema
+from reqdedup.storage.iceberg.changes import check_no_columns_added, check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.evolve import (
     MAIN,
@@ -150,6 +151,8 @@ class _Promotion:
         if self.base is None:
             raise ValueError(f"{self.name}: rows required, found an empty table; write it first")
         self.old_schema = table_schema(self.main)
+        check_one_spec(self.main, "a promotion")
+        check_no_columns_added(self.main, self.old_schema.names, "promote features into it")
         joined: Table | BucketJoin = self.main
         for side, names in self.sides:
             joined = bucket_join(joined, side, how=INNER if self.missing == MISSING_ERROR else LEFT, columns=names)

@@ -36,6 +36,7 @@ from reqdedup.storage.iceberg.layout import (
     Layout,
     buckets_of,
     file_schema,
+    key_order_id,
     table_buckets,
 )
 
@@ -171,7 +172,7 @@ class DataFileWriter:
             file_format=FileFormat.PARQUET,
             partition=self._record,
             file_size_in_bytes=len(self._output),
-            sort_order_id=self._table.sort_order().order_id if self._layout.is_bucketed else None,
+            sort_order_id=key_order_id(self._table) if self._layout.is_bucketed else None,
             equality_ids=None,
             key_metadata=None,
             **statistics.to_serialized_dict(),

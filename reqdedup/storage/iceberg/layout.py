@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,11 @@ _ICEBERG_TYPES: dict[str, IcebergType] = {
     "string": StringType(),
     "timestamp": TimestamptzType(),
 }
+
+
+DTYPES = {kind: dtype for dtype, kind in _ICEBERG_TYPES.items()}
+
+_WIDER = {("int32", "int64"), ("float32", "float64")}
 
 
 class Layout(enum.Enum):
@@ -197,23 +202,34 @@ def engagement_form(schema: EngagementSchema, layout: Layout, num_buckets: int) 
 def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSchema:
     """The engagement schema that the table carries, or the columns it had at a snapshot; ValueError where it has none.
 
-    A snapshot says its columns itself where `promote` added some; else they are those of its Iceberg schema.
+    A snapshot says its columns itself if `promote` added some; else they are those of its Iceberg schema. Types are the
+    wider ones that another engine may have given them.
     """
-    schema = EngagementSchema.from_json(_property(table, SCHEMA_PROPERTY))
+    own = EngagementSchema.from_json(_property(table, SCHEMA_PROPERTY))
     snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
     if snapshot is None:
-        return schema
+        return EngagementSchema(widened(own.columns, table.schema()))
     since = int(table.properties.get(FORM_SINCE_PROPERTY, 0))
     if (snapshot.sequence_number or 0) < since:
         raise ValueError(
             f"{'.'.join(table.name())}: a snapshot in the form that the table has now required, found {snapshot_id} from before "
             "its columns or layout were replaced; read it with `table.scan(snapshot_id=...)` of pyiceberg"
         )
+    found = table.schemas().get(snapshot.schema_id) if snapshot.schema_id is not None else None
     text = snapshot.summary.get(SCHEMA_PROPERTY) if snapshot.summary is not None else None
     if text is not None:
-        return EngagementSchema.from_json(text)
-    found = table.schemas().get(snapshot.schema_id) if snapshot.schema_id is not None else None
-    return schema if found is None else schema.select(set(found.column_names) & set(schema.names))
+        own = EngagementSchema.from_json(text)
+    elif found is not None:
+        own = own.select(set(found.column_names) & set(own.names))
+    return EngagementSchema(widened(own.columns, found or table.schema()))
+
+
+def widened(columns: Sequence[Column], schema: Schema) -> tuple[Column, ...]:
+    """The columns with the wider types that Iceberg's schema may give them meanwhile: long for int, double for float."""
+    types = {field.name: DTYPES.get(field.field_type, "") for field in schema.fields}
+    scalars = [column for column in columns if not column.is_blob]
+    wider = {c.name for c in scalars if (c.dtype, types.get(c.name)) in _WIDER}
+    return tuple(replace(column, dtype=types[column.name]) if column.name in wider else column for column in columns)
 
 
 def table_layout(table: Table) -> Layout:
@@ -297,6 +313,13 @@ def key_sort_order(schema: Schema) -> SortOrder:
             for name in names
         ]
     )
+
+
+def key_order_id(table: Table) -> int | None:
+    """The id that the table gives the order of its keys; None if no order that it knows is this one."""
+    wanted = key_sort_order(table.schema()).fields
+    found = [order.order_id for order in table.sort_orders().values() if order.fields == wanted]
+    return max(found, default=None)
 
 
 def bucket_spec(schema: Schema, num_buckets: int) -> PartitionSpec:

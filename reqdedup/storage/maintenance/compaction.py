@@ -4,24 +4,29 @@
 
 The writer does the work, so compacted files differ in nothing from written ones. A bucket is one commit, which replaces
 exactly the files that were read: what others append meanwhile stays beside it, and a run that was killed leaves its
-finished buckets finished. Memory is that of a write; the disk holds one bucket's deduplicated rows.
+finished buckets finished. Memory is that of a write; the disk holds one bucket's deduplicated rows. If another engine
+changed the bucket count, all buckets are one commit, since a reader needs one partition spec for all files.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from reqdedup.dedup.checksum import RunningChecksum, content_checksum
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError
-from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
+from reqdedup.storage.iceberg.layout import Layout, table_layout
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
+from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.write.writer import write_rows
@@ -78,13 +83,20 @@ def compact(
             f"{name}: a layout with partitions required, found SHUFFLED, whose random order goes over the whole table; write it "
             "again with mode='replace'"
         )
-    groups = by_partition(live_files(table))
+    check_spec(table)
+    rewrite_schema(table)
+    groups = _groups(table)
     asked = None if buckets is None else set(buckets)
+    if None in groups and asked is not None:
+        raise ValueError(
+            f"{name}: all buckets at once required, since another engine changed the partition spec and readers need one for "
+            f"all files, found {sorted(asked)[:8]}; compact the table without naming buckets"
+        )
     unknown = sorted((asked or set()) - set(groups))
     if unknown:
         raise ValueError(f"{name}: buckets with rows required, found {unknown[:8]}; there are {_some(groups)}")
-    considered = [partition for partition in groups if partition is not None and (asked is None or partition in asked)]
-    chosen = [partition for partition in considered if force or not is_compact(groups[partition], layout)]
+    considered = [partition for partition in groups if asked is None or partition in asked]
+    chosen = [partition for partition in considered if force or _is_due(partition, groups, layout)]
     done: list[_Rewritten] = []
     for number, together in enumerate([chosen] if one_commit and chosen else [[one] for one in chosen]):
         done.append(_rewrite(table, layout, together, force=force, spill_dir=spill_dir))
@@ -115,7 +127,7 @@ class _Rewritten:
 
 
 def _rewrite(
-    table: Table, layout: Layout, buckets: list[int], *, force: bool, spill_dir: str | Path | None
+    table: Table, layout: Layout, buckets: list[int | None], *, force: bool, spill_dir: str | Path | None
 ) -> _Rewritten:
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -123,8 +135,8 @@ def _rewrite(
                 random.uniform(0, MAX_WAIT_S)
             )  # two that rewrite one bucket again and again must get out of step
             table.refresh()
-        groups = by_partition(live_files(table))
-        due = [bucket for bucket in buckets if bucket in groups and (force or not is_compact(groups[bucket], layout))]
+        groups = _groups(table)
+        due = [bucket for bucket in buckets if bucket in groups and (force or _is_due(bucket, groups, layout))]
         if not due:  # another run was here
             return _Rewritten(())
         try:
@@ -137,18 +149,29 @@ def _rewrite(
     ) from conflict
 
 
-def _rewrite_once(table: Table, groups: dict[int, list[LiveFile]], spill_dir: str | Path | None) -> _Rewritten:
-    schema = table_schema(table)
+def _groups(table: Table) -> dict[int | None, list[LiveFile]]:
+    """Files by bucket; by None, all of them if some lie in another partition spec than the table has now."""
+    files = live_files(table)
+    stale = any(file.data_file.spec_id != table.metadata.default_spec_id for file in files)
+    return {None: files} if stale else by_partition(files)
+
+
+def _is_due(partition: int | None, groups: dict[int | None, list[LiveFile]], layout: Layout) -> bool:
+    return partition is None or not is_compact(groups[partition], layout)
+
+
+def _rewrite_once(table: Table, groups: dict[int | None, list[LiveFile]], spill_dir: str | Path | None) -> _Rewritten:
+    schema = rewrite_schema(table)
     is_bucketed = table_layout(table).is_bucketed
     old = [file for files in groups.values() for file in files]
     before, num_requests = RunningChecksum(), 0
-    with StagedFiles(table) as files:
+    with StagedFiles(table, schema) as files:
         for group in groups.values():
             source = table_files(table, [file.path for file in group], schema)
             _, requests = write_rows(files, before.through(source.batches()), schema, spill_dir=spill_dir)
             num_requests += requests
         files.verify(num_rows=sum(file.num_rows for file in old), num_requests=num_requests if is_bucketed else None)
-        check_same_rows(table, before, [file.file_path for file in files.data_files])
+        check_same_rows(table, schema, before, files.data_files)
         snapshot_id = files.commit(
             replace=True,
             removed=[file.data_file for file in old],
@@ -157,7 +180,7 @@ def _rewrite_once(table: Table, groups: dict[int, list[LiveFile]], spill_dir: st
         )
         new = files.data_files
     return _Rewritten(
-        buckets=tuple(groups),
+        buckets=tuple(sorted({int(file.partition[0]) for file in new})),
         rows=sum(file.record_count for file in new),
         files=len(new),
         old_files=len(old),
@@ -167,9 +190,9 @@ def _rewrite_once(table: Table, groups: dict[int, list[LiveFile]], spill_dir: st
     )
 
 
-def check_same_rows(table: Table, before: RunningChecksum, paths: list[str]) -> None:
-    """Raise RuntimeError unless these new files hold exactly the rows that were counted."""
-    after = content_checksum(table_files(table, paths, table_schema(table)))
+def check_same_rows(table: Table, schema: EngagementSchema, before: RunningChecksum, files: Sequence[DataFile]) -> None:
+    """Raise RuntimeError unless these new files hold exactly the rows that were counted, all columns of them."""
+    after = content_checksum(table_files(table, [file.file_path for file in files], schema))
     if before.so_far != after:
         raise RuntimeError(
             f"{'.'.join(table.name())}: the same rows after the rewrite required ({before.so_far}), found {after}; nothing was "

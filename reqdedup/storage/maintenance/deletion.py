@@ -21,14 +21,16 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.arrays.keys import run_starts
-from reqdedup.dedup.checksum import RunningChecksum, content_checksum
+from reqdedup.dedup.checksum import RunningChecksum
 from reqdedup.dedup.source import take_rows
 from reqdedup.schema import USER_ID
 from reqdedup.storage.features import realign
+from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, remove_ref
 from reqdedup.storage.iceberg.layout import Layout, table_layout
+from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, live_files
 from reqdedup.storage.maintenance.namespace import feature_tables_of
@@ -37,14 +39,14 @@ from reqdedup.storage.maintenance.user_rows import (
     RowCounts,
     count_by_position,
     count_rows,
-    file_source,
     files_with,
     holding_refs,
     request_keys,
-    rows_schema,
+    rewrite_schema,
     user_keys,
 )
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
+from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.write.rejects import is_rejects_table
 from reqdedup.storage.write.writer import fat_rows
 
@@ -101,7 +103,7 @@ def delete_user(
     if not all(isinstance(key, str) and key.strip() for key in keys):
         raise ValueError(f"keys: ids of at least one character required, found {keys!r}")
     tables = [tables] if isinstance(tables, Table) else list(tables)
-    _check_tables(tables, erase=erase)
+    _check_tables(tables, users, erase=erase)
     reports = []
     words = {*map(str, users.tolist()), *keys}
     # Rejected rows first: only as long as a table has the users it also tells their keys.
@@ -126,7 +128,8 @@ def delete_user(
     return reports
 
 
-def _check_tables(tables: list[Table], *, erase: bool) -> None:
+def _check_tables(tables: list[Table], users: np.ndarray, *, erase: bool) -> None:
+    """Raise whatever would end the deletion, of any table, before the first of them is touched."""
     names = {".".join(table.name()) for table in tables}
     for table in tables:
         if is_feature_table(table):
@@ -145,6 +148,16 @@ def _check_tables(tables: list[Table], *, erase: bool) -> None:
                     f"{'.'.join(table.name())}: its feature tables by position among the tables required with erase, since "
                     f"old snapshots tell whose their values are, not found: {', '.join(left_out)}; name them too"
                 )
+    for table in tables:
+        if is_rejects_table(table):
+            continue
+        table.refresh()
+        check_one_spec(table, "a deletion")
+        rewrite_schema(table)
+        if is_feature_table(table) and is_by_position(table):
+            count_by_position(table, users, RowCounts())
+        else:
+            files_with(table, users)
 
 
 def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None]:
@@ -168,11 +181,11 @@ def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None
 
 def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: RowCounts) -> int | None:
     """Write these files again without the users, in one commit."""
-    schema, layout = rows_schema(table, None), table_layout(table)
+    schema, layout = rewrite_schema(table), table_layout(table)
     kept, kept_requests, gone = RunningChecksum(), 0, []
     with StagedFiles(table, schema) as files:
         for file in old:
-            source = file_source(table, [file.path], None)
+            source = table_files(table, [file.path], schema)
             for batch in source.stream(source.row_groups()):
                 keep = ~np.isin(batch.column(USER_ID).to_numpy(), users)
                 requests = request_keys(batch)
@@ -188,11 +201,7 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: RowCo
         num_requests, gone_rows = kept_requests if layout.is_bucketed else None, sum(map(len, gone))
         files.verify(num_rows=sum(file.num_rows for file in old) - gone_rows, num_requests=num_requests)
         new = files.data_files
-        if new and content_checksum(file_source(table, [file.file_path for file in new], None)) != kept.so_far:
-            raise RuntimeError(
-                f"{'.'.join(table.name())}: the rows of all other users unchanged required ({kept.so_far}), found others; nothing "
-                "was committed. This is a defect of the reader or the writer: report it"
-            )
+        check_same_rows(table, schema, kept, new)
         snapshot_id = files.commit(
             replace=True,
             removed=[file.data_file for file in old],

@@ -6,7 +6,7 @@ read alone; with `count_users=False` no data file is opened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from pyiceberg.manifest import ManifestContent
 from pyiceberg.table import Table
 
 from reqdedup.schema import USER_ID
+from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.layout import Layout, table_buckets, table_layout, table_schema
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.maintenance.live import SMALL_SHARE, LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.read.feature_table import is_feature_table
-from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.read.table_source import table_files
 
 MANY_SNAPSHOTS, MANY_MANIFESTS = 100, 100
 SKEWED = 3.0
@@ -106,12 +107,21 @@ def table_health(table: Table, *, count_users: bool = True) -> TableHealth:
         buckets=buckets,
         advice=(),
     )
-    return TableHealth(**{**vars(health), "advice": tuple(_advice(health))})
+    return replace(health, advice=(*_changed_spec(table), *_advice(health)))
+
+
+def _changed_spec(table: Table) -> list[str]:
+    """What another engine made of the partitioning, and what to do about it."""
+    try:
+        check_one_spec(table, "appends and deletions")
+    except ValueError as error:
+        return [f"partitions: {error}"]
+    return []
 
 
 def _users(table: Table, files: list[LiveFile]) -> tuple[np.ndarray, np.ndarray]:
     """The distinct users of these files, rising, and the rows of each."""
-    source = FileSource([file.path for file in files], table_schema(table), io=table.io)
+    source = table_files(table, [file.path for file in files], table_schema(table))
     users, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for batch in source.stream(source.row_groups(), [USER_ID], rows_together=2**20):
         found, found_counts = np.unique(batch.column(0).to_numpy(), return_counts=True)

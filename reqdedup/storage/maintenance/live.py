@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pyiceberg.manifest import DataFile, ManifestContent
+from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.typedef import Record
 
 from reqdedup.dedup.encoding import element_type
 from reqdedup.schema import ITEM_ID, USER_ID
-from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
+from reqdedup.storage.iceberg.commit import WRITE_ID
+from reqdedup.storage.iceberg.layout import Layout, key_order_id, table_layout, table_schema
 from reqdedup.storage.read.feature_table import feature_schema, is_feature_table
 from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
 
@@ -32,6 +33,7 @@ class LiveFile:
 
     partition: its bucket or day, None where the table is not partitioned.  sequence: of the commit that added it.
     users: lowest and highest user_id, as far as its bounds say.  fill: part of the target size that it has.
+    is_sorted: by the keys of the table, as it says itself; of another engine's file that is not believed.
     """
 
     data_file: DataFile
@@ -62,7 +64,7 @@ def live_files(table: Table, snapshot_id: int | None = None) -> list[LiveFile]:
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
     if snapshot is None:
         return []
-    files = []
+    files: list[LiveFile] = []
     of_schema = _Describe(table)
     for manifest in snapshot.manifests(table.io):
         entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
@@ -71,7 +73,7 @@ def live_files(table: Table, snapshot_id: int | None = None) -> list[LiveFile]:
                 f"{'.'.join(table.name())}: no delete files required, found {len(entries)}, which another engine wrote; "
                 "rewrite the table there so that rows are really gone, or with `reqdedup convert`"
             )
-        files += [of_schema.live_file(entry.data_file, entry.sequence_number or 0) for entry in entries]
+        files += map(of_schema.live_file, entries)
     return sorted(files, key=lambda file: (file.partition or 0, file.sequence, file.users, file.path))
 
 
@@ -104,7 +106,9 @@ class _Describe:
 
     def __init__(self, table: Table) -> None:
         self.layout = table_layout(table)
-        self._sort_order = table.sort_order().order_id
+        self._sort_order = key_order_id(table)
+        ours = [one.summary is not None and one.summary.get(WRITE_ID) is not None for one in table.snapshots()]
+        self._others = {one.snapshot_id for one, is_ours in zip(table.snapshots(), ours) if not is_ours}
         self._target = int(table.properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, DEFAULT_FILE_BYTES))
         schema = feature_schema(table) if is_feature_table(table) else table_schema(table)
         self._widths = {}
@@ -118,7 +122,8 @@ class _Describe:
         self._user = table.schema().find_field(USER_ID).field_id if USER_ID in names else None
         self._counts_bytes = self.layout is not Layout.SORTED or ITEM_ID not in names
 
-    def live_file(self, file: DataFile, sequence: int) -> LiveFile:
+    def live_file(self, entry: ManifestEntry) -> LiveFile:
+        file = entry.data_file
         size = file.file_size_in_bytes
         if not self._counts_bytes:  # the writer fills files of SORTED by their uncompressed Arrow bytes
             size = sum(width * (file.value_counts or {}).get(leaf, 0) for leaf, width in self._widths.items())
@@ -129,10 +134,10 @@ class _Describe:
         return LiveFile(
             data_file=file,
             partition=_partition(file.partition),
-            sequence=sequence,
+            sequence=entry.sequence_number or 0,
             users=users,
             fill=size / self._target,
-            is_sorted=file.sort_order_id == self._sort_order,
+            is_sorted=file.sort_order_id == self._sort_order and entry.snapshot_id not in self._others,
         )
 
     def _bound(self, bounds: dict[int, bytes] | None, missing: int) -> int:
@@ -141,4 +146,4 @@ class _Describe:
 
 
 def _partition(record: Record) -> int | None:
-    return record[0] if len(record) else None
+    return record[0] if len(record) and isinstance(record[0], int) else None

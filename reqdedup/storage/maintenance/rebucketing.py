@@ -7,7 +7,7 @@ readable. Writers that began before the change are refused at their commit, sinc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +16,21 @@ from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, Par
 from pyiceberg.table import Table
 from pyiceberg.transforms import BucketTransform
 
-from reqdedup.dedup.checksum import RunningChecksum, content_checksum
+from reqdedup.dedup.checksum import RunningChecksum
 from reqdedup.dedup.source import take_rows
 from reqdedup.dedup.streams import REQUEST_KEY
-from reqdedup.schema import USER_ID
+from reqdedup.schema import USER_ID, EngagementSchema
 from reqdedup.storage.features.values import row_groups
+from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.form import spec_updates
-from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout, table_schema
-from reqdedup.storage.maintenance.live import live_files
+from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout
+from reqdedup.storage.maintenance.compaction import check_same_rows
+from reqdedup.storage.maintenance.live import LiveFile, live_files
+from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.buckets import SortedTable
-from reqdedup.storage.read.feature_table import FeatureSource, is_by_position, is_feature_table
-from reqdedup.storage.read.reader import FileSource
-from reqdedup.storage.read.table_source import TableSource
+from reqdedup.storage.read.feature_table import buckets_of_files, is_by_position, is_feature_table
+from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.write.writer import write_rows
 
 
@@ -71,6 +73,7 @@ def rebucket(
             f"{name}: a feature table with keys required, found one by position; create it again with the new count of its "
             "main table and compute the features"
         )
+    check_spec(table)
     if old_buckets is None:
         raise ValueError(
             f"{name}: partition spec bucket(N, user_id) required, found {table_layout(table).name} partitioned by {table.spec()}; "
@@ -80,25 +83,17 @@ def rebucket(
     transform: BucketTransform[int] = BucketTransform(num_buckets)
     field = PartitionField(user_id, PARTITION_FIELD_ID_START, transform, f"user_bucket_{num_buckets}")
     updates = spec_updates(table, PartitionSpec(field))
-    old = live_files(table)
+    schema, old = rewrite_schema(table), live_files(table)
     num_rows, before = sum(file.num_rows for file in old), RunningChecksum()
-    source: FileSource = FeatureSource(table) if is_feature else TableSource(table)
-    schema = source.schema if is_feature else table_schema(table)
     with StagedFiles(table, schema, updates) as files:
         if is_feature:
-            num_requests = _write_features(files, table, source, num_buckets, before)
+            num_requests = _write_features(files, _sorted_side(table, old, schema), num_buckets, before)
         else:
-            batches = before.through(source.batches())
+            batches = before.through(table_files(table, [file.path for file in old], schema).batches())
             _, num_requests = write_rows(files, _reporting(batches, num_rows, progress), schema, spill_dir=spill_dir)
         files.verify(num_rows=num_rows, num_requests=num_requests)
         new = files.data_files
-        written = FileSource([file.file_path for file in new], schema, io=table.io)
-        after = content_checksum(written)
-        if after != before.so_far:
-            raise RuntimeError(
-                f"{name}: the same rows in the new buckets required ({before.so_far}), found {after}; nothing was committed. "
-                "This is a defect of the reader or the writer: report it"
-            )
+        check_same_rows(table, schema, before, new)
         snapshot_id = files.commit(
             replace=True,
             removed=[file.data_file for file in old],
@@ -116,18 +111,30 @@ def rebucket(
     )
 
 
+def _sorted_side(table: Table, old: Sequence[LiveFile], schema: EngagementSchema) -> tuple[SortedTable, list[str]]:
+    data_files = [file.data_file for file in old]
+    source = table_files(
+        table,
+        [file.path for file in old],
+        schema,
+        buckets=[file.partition for file in old],
+        num_buckets=buckets_of_files(table, data_files),
+    )
+    return SortedTable(table, source, REQUEST_KEY), list(schema.names)
+
+
 def _write_features(
-    files: StagedFiles, table: Table, source: FileSource, num_buckets: int, before: RunningChecksum
+    files: StagedFiles, rows_of: tuple[SortedTable, list[str]], num_buckets: int, before: RunningChecksum
 ) -> int:
     """Feature tables are sorted already: their buckets are split or merged as streams, without a spill."""
-    side = SortedTable(table, source, REQUEST_KEY)
+    side, names = rows_of
     low, high = sorted((side.num_buckets, num_buckets))
     if high % low:
         raise ValueError(
             f"{side.name}: bucket counts that divide each other required for a feature table, found {side.num_buckets} and "
             f"{num_buckets}; take a multiple or a divisor, or create it again"
         )
-    names, num_requests = list(source.schema.names), 0
+    num_requests = 0
     for bucket in range(num_buckets):
         rows = side.stream(bucket % side.num_buckets, min(side.num_buckets, num_buckets), names)
         for group in row_groups(before.through(_of_bucket(rows, bucket, num_buckets))):

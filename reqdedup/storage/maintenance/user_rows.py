@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
 
-from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema
+from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema, Level
+from reqdedup.storage.iceberg.changes import added_columns, check_no_columns_added
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_schema
 from reqdedup.storage.maintenance.live import LiveFile, live_files
 from reqdedup.storage.read.feature_positions import feature_side
-from reqdedup.storage.read.feature_table import as_engagement_schema, feature_schema, is_by_position, is_feature_table
+from reqdedup.storage.read.feature_table import (
+    BUCKET_COLUMN,
+    as_engagement_schema,
+    feature_schema,
+    is_by_position,
+    is_feature_table,
+    stored_schema,
+)
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.write.rejects import is_rejects_table
@@ -130,7 +138,31 @@ def rows_schema(table: Table, snapshot_id: int | None) -> EngagementSchema:
     return table_schema(table, snapshot_id)
 
 
+def rewrite_schema(table: Table) -> EngagementSchema:
+    """Columns that a rewrite of the table's files keeps: its own, and those that another engine added.
+
+    Raises ValueError, naming them, for columns that no column of ours can hold, and own ones that were renamed or dropped.
+    """
+    own = rows_schema(table, None)
+    by_position = is_feature_table(table) and is_by_position(table)
+    if by_position:
+        own = as_engagement_schema(stored_schema(table, feature_schema(table)))
+        check_no_columns_added(table, [*own.names, BUCKET_COLUMN], "write it again")
+    names = table.schema().column_names
+    gone = [column.name for column in own.columns if column.name not in names]
+    if gone:
+        raise ValueError(
+            f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found {', '.join(names)}; another engine renamed "
+            "or dropped them, and nothing was written: give them their names back there"
+        )
+    if by_position:
+        return own
+    added = added_columns(table, own.names, Level.REQUEST if is_feature_table(table) else Level.ITEM)
+    return replace(own, columns=(*own.columns, *added))
+
+
 def file_source(table: Table, paths: list[str], snapshot_id: int | None) -> FileSource:
+    """Some files of a snapshot, with the columns that the table had there."""
     return table_files(table, paths, rows_schema(table, snapshot_id), snapshot_id)
 
 

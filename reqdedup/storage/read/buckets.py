@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
-from pyiceberg.table.sorting import SortDirection
+from pyiceberg.table.sorting import SortDirection, SortOrder
 from pyiceberg.transforms import IdentityTransform
 
 from reqdedup.dedup.source import take_rows
@@ -105,22 +105,28 @@ class SortedTable:
 def check_sorted(table: Table, order: Sequence[str]) -> int:
     """The table's number of buckets. Raises ValueError unless it is bucketed by user and sorted by `order`."""
     num_buckets = table_buckets(table)
-    fields = [
-        table.schema().find_column_name(field.source_id)
-        for field in table.sort_order().fields
-        if isinstance(field.transform, IdentityTransform) and field.direction is SortDirection.ASC
-    ]
+    # Any order that it knows counts, since rows are checked as they are read: another engine may have made another one
+    # the default for what it writes itself.
+    known = [_rising(table, one) for one in (table.sort_order(), *table.sort_orders().values())]
     missing = []
     if num_buckets is None:
         missing.append(f"partitioning by bucket(N, user_id), found [{', '.join(map(str, table.spec().fields))}]")
-    if fields[: len(order)] != list(order):
-        missing.append(f"the sort order ({', '.join(order)}), found ({', '.join(map(str, fields))})")
+    if not any(fields[: len(order)] == list(order) for fields in known):
+        missing.append(f"the sort order ({', '.join(order)}), found ({', '.join(map(str, known[0]))})")
     if missing or num_buckets is None:
         raise ValueError(
             f"{'.'.join(table.name())}: a bucket join needs {' and '.join(missing)}; write the table again with "
             "Layout.BY_REQUEST, SORTED or SORTED_LARGE_PAGES, or run `reqdedup convert`"
         )
     return num_buckets
+
+
+def _rising(table: Table, order: SortOrder) -> list[str | None]:
+    """The columns of an order that rise."""
+    fields = [
+        f for f in order.fields if isinstance(f.transform, IdentityTransform) and f.direction is SortDirection.ASC
+    ]
+    return [table.schema().find_column_name(field.source_id) for field in fields]
 
 
 def join_units(left: SortedSource, right: SortedSource) -> int:

@@ -32,6 +32,7 @@ from pyiceberg.types import IntegerType, NestedField
 
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
+from reqdedup.storage.iceberg.changes import BUCKET_COLUMN, check_no_deletes
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.form import TableForm
 from reqdedup.storage.iceberg.layout import (
@@ -46,10 +47,12 @@ from reqdedup.storage.iceberg.layout import (
     make_table,
     table_buckets,
     table_schema,
+    widened,
 )
 from reqdedup.storage.iceberg.names import check_free_name
 from reqdedup.storage.read.buckets import check_sorted
 from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.read.table_source import column_ids
 
 FEATURES_PROPERTY = "reqdedup.features"
 BUCKETS_PROPERTY = "reqdedup.buckets"
@@ -57,9 +60,6 @@ BUCKETS_PROPERTY = "reqdedup.buckets"
 
 MAIN_TABLE_PROPERTY, MAIN_UUID_PROPERTY = "reqdedup.main-table", "reqdedup.main-uuid"
 """The table whose requests the features are of: its name, and the id that tells it from a later one of that name."""
-
-BUCKET_COLUMN = "user_bucket"
-"""Of a table by position: its partition, in no file."""
 
 _KEY_COLUMNS = (
     Column(name=USER_ID, dtype="int64", level=Level.KEY, doc="user of the request"),
@@ -100,21 +100,41 @@ class FeatureSource(FileSource):
         current = table.current_snapshot()
         self.snapshot_id = snapshot_id if snapshot_id is not None or current is None else current.snapshot_id
         self.feature_schema = feature_schema(table, self.snapshot_id)
-        files = sorted((file.partition[0], file.file_path) for file in feature_files(table, self.snapshot_id))
+        files = feature_files(table, self.snapshot_id)
+        placed = sorted((file.partition[0], file.file_path) for file in files)
+        stored = as_engagement_schema(stored_schema(table, self.feature_schema))
         super().__init__(
-            [path for _, path in files],
-            as_engagement_schema(stored_schema(table, self.feature_schema)),
+            [path for _, path in placed],
+            stored,
             io=table.io,
-            buckets=[bucket for bucket, _ in files],
-            num_buckets=feature_buckets(table),
+            buckets=[bucket for bucket, _ in placed],
+            num_buckets=buckets_of_files(table, files),
+            known_columns=stored.names,
+            field_ids=column_ids(table, self.snapshot_id),
         )
 
 
 def feature_files(table: Table, snapshot_id: int | None) -> list[DataFile]:
-    """The data files of a snapshot of a feature table; none where there is no snapshot."""
+    """The data files of a snapshot of a feature table; none if there is no snapshot.
+
+    Raises ValueError for delete files, which another engine wrote.
+    """
     if snapshot_id is None:
         return []
-    return [task.file for task in table.scan(snapshot_id=snapshot_id).plan_files()]
+    tasks = list(table.scan(snapshot_id=snapshot_id).plan_files())
+    check_no_deletes(table, tasks)
+    return [task.file for task in tasks]
+
+
+def buckets_of_files(table: Table, files: Sequence[DataFile]) -> int | None:
+    """Bucket count of these files, which may lie in an earlier spec of the table than the one it has now."""
+    spec_ids = {file.spec_id for file in files} or {table.metadata.default_spec_id}
+    if len(spec_ids) > 1:
+        raise ValueError(
+            f"{'.'.join(table.name())}: files of one partition spec required, found {len(spec_ids)}; another engine changed "
+            "the partitioning without rewriting: roll the table back to a tag, or compute the features again"
+        )
+    return feature_buckets(table) if is_by_position(table) else table_buckets(table, spec_ids.pop())
 
 
 def as_engagement_schema(schema: FeatureSchema) -> EngagementSchema:
@@ -147,7 +167,10 @@ def feature_schema(table: Table, snapshot_id: int | None = None) -> FeatureSchem
         text = snapshot.summary.get(FEATURES_PROPERTY) or text
     rows = json.loads(text)
     columns = [Column(**{**row, "level": Level(row["level"]), "kind": Kind(row["kind"])}) for row in rows]
-    return FeatureSchema((*_KEY_COLUMNS, *columns))
+    found = table.schema()
+    if snapshot is not None and snapshot.schema_id is not None:
+        found = table.schemas().get(snapshot.schema_id, found)
+    return FeatureSchema((*_KEY_COLUMNS, *widened(columns, found)))
 
 
 def feature_properties(schema: FeatureSchema) -> dict[str, str]:

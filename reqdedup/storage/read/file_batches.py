@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reqdedup.dedup import encoding
-from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type
+from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, exact_cast
 from reqdedup.dedup.source import compact_blobs
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column
 
@@ -58,7 +58,7 @@ def _column(path: str, chunked: pa.ChunkedArray, column: Column, wanted: pa.Data
     try:
         array = _one_array(chunked, column)
         if array.type != wanted:
-            array = array.cast(wanted)
+            array = exact_cast(array, wanted)
         if array.null_count and not column.nullable:
             raise ValueError(f"found {array.null_count} nulls")
     except (ValueError, pa.ArrowException) as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pyiceberg.table import Table
 
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema
+from reqdedup.storage.iceberg.changes import check_no_deletes
 from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, Layout, table_buckets, table_layout, table_schema
 from reqdedup.storage.read.reader import FileSource
 
@@ -47,17 +48,13 @@ class TableSource(FileSource):
         if snapshot_id is None and table.current_snapshot() is not None:
             self.snapshot_id = table.current_snapshot().snapshot_id  # type: ignore[union-attr]
         tasks = list(table.scan(snapshot_id=self.snapshot_id).plan_files()) if self.snapshot_id is not None else []
-        for task in tasks:
-            if task.delete_files:
-                raise ValueError(
-                    f"{name}: {task.file.file_path} has {len(task.delete_files)} delete files, which "
-                    "request-sorted row groups cannot carry; rewrite the table (compaction, or `reqdedup convert`)"
-                )
+        check_no_deletes(table, tasks)
         spec_ids = {task.file.spec_id for task in tasks} or {table.spec().spec_id}  # of an old snapshot maybe another
         if len(spec_ids) > 1:
             raise ValueError(
-                f"{name}: files of one partition spec required, found {len(spec_ids)} specs in snapshot {self.snapshot_id}; another "
-                "engine changed the partitioning without rewriting: compact the table with force=True (--force)"
+                f"{name}: files of one partition spec required, found {len(spec_ids)} specs in snapshot {self.snapshot_id}; "
+                "another engine changed the partitioning without rewriting: compact the table (compact(table), "
+                "`reqdedup compact`)"
             )
         num_buckets = table_buckets(table, spec_ids.pop())
         placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]
@@ -99,11 +96,24 @@ def column_ids(table: Table, snapshot_id: int | None = None) -> dict[str, int]:
 
 
 def table_files(
-    table: Table, paths: Iterable[str], schema: EngagementSchema, snapshot_id: int | None = None
+    table: Table,
+    paths: Iterable[str],
+    schema: EngagementSchema,
+    snapshot_id: int | None = None,
+    *,
+    buckets: Sequence[int | None] | None = None,
+    num_buckets: int | None = None,
 ) -> FileSource:
     """Some of a table's data files, in the order of the paths; `schema` is of all its columns."""
-    ids = column_ids(table, snapshot_id)
-    return FileSource(paths, schema, io=table.io, known_columns=schema.names, field_ids=ids)
+    return FileSource(
+        paths,
+        schema,
+        io=table.io,
+        buckets=buckets,
+        num_buckets=num_buckets,
+        known_columns=schema.names,
+        field_ids=column_ids(table, snapshot_id),
+    )
 
 
 def _bucket(partition: object, num_buckets: int | None) -> int | None:

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup.checksum import row_hashes, value_hashes
-from reqdedup.dedup.encoding import check_deduplicated, element_type
+from reqdedup.dedup.encoding import check_deduplicated, element_type, widened
 from reqdedup.dedup.parts import (
     blob_bytes,
     check_blobs,
@@ -95,6 +95,8 @@ class Spill:
         Raises ValueError where it is not a deduplicated batch of the schema, and here or at a later call where a
         request-level value differs inside a request.
         """
+        if isinstance(batch, pa.RecordBatch):
+            batch = widened(batch, self.schema)
         check_deduplicated(batch, self.schema)
         self._small.append(batch.select(list(self.schema.names)))
         self._small_bytes += batch.nbytes

@@ -23,6 +23,7 @@ from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup import encoding
 from reqdedup.dedup.encoding import lists_from_blobs
 from reqdedup.schema import REQUEST_TS, Column, EngagementSchema
+from reqdedup.storage.iceberg.changes import check_one_spec, check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.datafile import DAY_MICROSECONDS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
@@ -123,7 +124,7 @@ def write(
         raise ValueError(f"mode must be 'replace' or 'append', found {mode!r}")
     table.refresh()
     if mode == "append":
-        check_same_spec(table)
+        check_one_spec(table, "an append")
     with StagedFiles(table, updates=set_properties(properties)) as files:
         return commit_rows(files, batches, replace=mode == "replace", progress=progress, seed=seed, spill_dir=spill_dir)
 
@@ -149,6 +150,7 @@ def commit_rows(
             "table.to_batches()"
         )
     table, started = files.target, time.monotonic()
+    check_spec(table)
     schema, layout = table_schema(table), table_layout(table)
 
     def report(phase: str, rows_done: int, rows_total: int | None) -> None:
@@ -180,18 +182,6 @@ def commit_rows(
         seconds=time.monotonic() - started,
         snapshot_id=snapshot_id,
     )
-
-
-def check_same_spec(table: Table) -> None:
-    """Raise ValueError where the files lie in other partitions than new ones would: a reader needs one spec for all."""
-    snapshot, now = table.current_snapshot(), table.metadata.default_spec_id
-    manifests = snapshot.manifests(table.io) if snapshot is not None else []
-    of_files = {one.partition_spec_id for one in manifests if one.has_added_files() or one.has_existing_files()}
-    if not of_files <= {now}:
-        raise ValueError(
-            f"{'.'.join(table.name())}: partition spec {', '.join(map(str, sorted(of_files)))} of its files required by an "
-            f"append, found the table at spec {now}, which another engine changed; compact the table with force=True (--force) first"
-        )
 
 
 def write_rows(

@@ -211,7 +211,7 @@ def change_buckets(table) -> None:
 
 def test_an_append_into_changed_partitions_is_refused_before_anything_is_written(table):
     change_buckets(table)
-    with pytest.raises(ValueError, match=r"partition spec 0 of its files required by an append.* compact .*force=True"):
+    with pytest.raises(ValueError, match=r"partition spec 0 of its files required by an append.* compact the table"):
         write(table, [BATCH], mode="append")
     assert plain(TableSource(table).batches()) == plain([BATCH])
     compact(table, force=True)
@@ -224,7 +224,7 @@ def test_files_of_two_specs_are_read_after_a_compaction(table):
     change_buckets(table)
     fat = table.scan().to_arrow()
     table.append(fat)
-    with pytest.raises(ValueError, match=r"files of one partition spec required, found 2 .*compact .* force=True"):
+    with pytest.raises(ValueError, match=r"files of one partition spec required, found 2 .*compact the table"):
         TableSource(table)
     compact(table, force=True)
     assert plain(TableSource(table).batches()) == sorted(plain([BATCH]) * 2)

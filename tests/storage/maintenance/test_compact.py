@@ -7,7 +7,7 @@ import threading
 import pyarrow.parquet as pq
 import pytest
 
-from reqdedup.storage import Layout, TableSource, create_table, write
+from reqdedup.storage import Layout, TableSource, write
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
