@@ -7,18 +7,29 @@ files, renamed columns, another partitioning) is refused here, before a row is r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_no_deletes
-from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, Layout, table_buckets, table_layout, table_schema
+from reqdedup.storage.iceberg.layout import (
+    SCHEMA_PROPERTY,
+    Layout,
+    key_order_id,
+    table_buckets,
+    table_layout,
+    table_schema,
+)
 from reqdedup.storage.read.reader import FileSource
 
 
 class TableSource(FileSource):
     """One snapshot of an engagement table as deduplicated batches.
 
+    requests_whole: the rows of every request follow one another in `batches`, as far as the manifests tell; not so if
+        appends may have brought rows of one user in several files.
     columns: what to read; the keys and request_ts always come along in `schema`. None means all.
     snapshot_id: which snapshot; None means the newest of the table as it was loaded (`table.refresh()` sees later ones).
     Raises ValueError for a table that carries no engagement schema, a snapshot that is not there (any more), columns that
@@ -58,9 +69,13 @@ class TableSource(FileSource):
             )
         num_buckets = table_buckets(table, spec_ids.pop())
         placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]
+        self.requests_whole = self.layout.is_bucketed and num_buckets is not None
         if num_buckets is not None:  # in bucket order, and inside a bucket in the order of the keys
-            lowest = {task.file.file_path: _lower_user(table, task.file.lower_bounds) for task in tasks}
-            placed.sort(key=lambda item: (item[0], lowest[item[1]], item[1]))
+            users = {task.file.file_path: _user_bounds(table, task.file) for task in tasks}
+            placed.sort(key=lambda item: (item[0], users[item[1]], item[1]))
+            apart = all(a[0] != b[0] or users[a[1]][1] < users[b[1]][0] for a, b in pairwise(placed))
+            in_order = all(task.file.sort_order_id == key_order_id(table) for task in tasks)
+            self.requests_whole &= apart and in_order
         super().__init__(
             [path for _, path in placed],
             schema,
@@ -120,6 +135,11 @@ def _bucket(partition: object, num_buckets: int | None) -> int | None:
     return partition[0] if num_buckets is not None else None  # type: ignore[index]
 
 
-def _lower_user(table: Table, lower_bounds: dict[int, bytes] | None) -> int:
-    bound = (lower_bounds or {}).get(table.schema().find_field(USER_ID).field_id)
-    return int.from_bytes(bound, "little", signed=True) if bound else -(2**63)
+def _user_bounds(table: Table, file: DataFile) -> tuple[int, int]:
+    """Lowest and highest user_id of a file, as far as its bounds say."""
+    field = table.schema().find_field(USER_ID).field_id
+    low, high = ((bounds or {}).get(field) for bounds in (file.lower_bounds, file.upper_bounds))
+    return (
+        int.from_bytes(low, "little", signed=True) if low else -(2**63),
+        int.from_bytes(high, "little", signed=True) if high else 2**63 - 1,
+    )

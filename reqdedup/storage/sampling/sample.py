@@ -142,9 +142,7 @@ def open_source(source: Table | BatchSource) -> BatchSource:
 
 
 def requests_whole(source: BatchSource) -> bool:
-    """True where the rows of every request follow one another in the batches of the source, as far as it tells."""
-    if isinstance(source, TableSource):
-        return source.layout.is_bucketed
+    """True if the rows of every request follow one another in the batches of the source, as far as it tells."""
     return bool(getattr(source, "requests_whole", False))
 
 

@@ -16,6 +16,7 @@ from reqdedup.storage import (
     TableSource,
     add_request_feature,
     bucket_join,
+    compact,
     create_feature_table,
     create_table,
     recent_event_counts,
@@ -24,7 +25,7 @@ from reqdedup.storage import (
 )
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.write import writer
-from tests.storage.small_log import log_schema, make_log, to_batches
+from tests.storage.small_log import log_schema, make_log, to_batch, to_batches
 
 LOG = make_log(num_users=60, seed=6, max_requests=6)
 SETTINGS = {
@@ -130,3 +131,23 @@ def test_the_keys_alone_decide_the_sample(catalog, monkeypatch):
         ["user_id", "request_id", "request_ts", "device"],
         ["user_id", "request_id", "request_ts"],
     ]
+
+
+@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED])
+def test_a_request_that_came_in_two_appends_counts_once(catalog, layout):
+    """The same sample before and after compaction, of users whose requests are split over files."""
+    whole = to_batch(make_log(num_users=20, seed=3))
+    table = create_table(catalog, "lake.split", log_schema(), layout, num_buckets=2)
+    for start in (0, 1):
+        write(table, [whole.take(pa.array(range(start, whole.num_rows, 2)))], mode="append")
+
+    def drawn() -> tuple[list[int], list[dict]]:
+        settings = {"rate": {"requests <= 2": 1.0, "requests > 2": 0.5}, "strata": [Activity(bounds=(2,))]}
+        sample = sample_users(table.refresh(), **settings, max_requests_per_user=2)
+        return sample.user_ids.to_pylist(), sample.report.to_pylist()
+
+    before = drawn()
+    compact(table)
+    assert before == drawn()
+    requests = len({*zip(whole["user_id"].to_pylist(), whole["request_id"].to_pylist())})
+    assert before[1][-1]["requests_before"] == requests
