@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortDirection, SortOrder
 from pyiceberg.transforms import IdentityTransform
@@ -70,7 +69,7 @@ class SortedTable:
         for bucket in range(unit, self.num_buckets, num_units):
             for group in by_bucket.get(bucket, []):
                 groups.setdefault(group.path, []).append(group)
-        chains = _chains({path: _user_range(self._source.footer(path)) for path in groups})
+        chains = _chains({path: _user_range(self._source, path) for path in groups})
         read = partial(self._read, columns=columns, users=users)
         streams = [read([group for path in chain for group in groups[path]]) for chain in chains]
         return merge_streams(streams, self._order, self.name) if streams else iter(())
@@ -140,12 +139,12 @@ def join_units(left: SortedSource, right: SortedSource) -> int:
     return low
 
 
-def _user_range(footer: pq.FileMetaData) -> tuple[int, int] | None:
-    """Lowest and highest user of a file; None where its statistics do not say."""
-    low, high = [], []
+def _user_range(source: FileSource, path: str) -> tuple[int, int] | None:
+    """Lowest and highest user of a file; None if its statistics do not say."""
+    low, high, footer, name = [], [], source.footer(path), source.name_in(path, USER_ID)
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
-        leaf = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == USER_ID)
+        leaf = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == name)
         if leaf.statistics is None or not leaf.statistics.has_min_max:
             return None
         low.append(leaf.statistics.min)

@@ -7,7 +7,8 @@ binary arrays end at MAX_BINARY_BYTES; row groups that hold more come in parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from reqdedup.dedup import encoding
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, exact_cast
 from reqdedup.dedup.source import compact_blobs
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column
+
+_FIELD_ID = b"PARQUET:field_id"
 
 
 def readable(path: str, pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -38,6 +41,36 @@ def unreadable(path: str, error: Exception) -> Exception:
     return ValueError(
         f"{path}: a whole Parquet file required, found a damaged one ({found}); restore it or roll the table back"
     )
+
+
+@dataclass(frozen=True)
+class FileColumns:
+    """Which of a source's columns a file has.
+
+    names: what the file calls each of them.  lists: those that are lists there.  found: all columns of the file.
+    has_ids: the file says Iceberg's field ids, so that a name proves nothing.
+    """
+
+    names: Mapping[str, str]
+    lists: frozenset[str]
+    found: tuple[str, ...]
+    has_ids: bool
+
+
+def file_columns(footer: pq.FileMetaData, names: Iterable[str], field_ids: Mapping[str, int]) -> FileColumns:
+    """The columns of a file: by Iceberg's field id, as far as both say one, else by name."""
+    schema = footer.schema.to_arrow_schema()
+    id_of = {field.name: int(field.metadata[_FIELD_ID]) for field in schema if _FIELD_ID in (field.metadata or {})}
+    by_id = {field_id: name for name, field_id in id_of.items()}
+    held = {}
+    for name in names:
+        wanted = field_ids.get(name)
+        if wanted is not None and wanted in by_id:
+            held[name] = by_id[wanted]
+        elif name in schema.names and (wanted is None or name not in id_of):
+            held[name] = name
+    lists = frozenset(name for name, theirs in held.items() if is_list(schema.field(theirs).type))
+    return FileColumns(held, lists, tuple(schema.names), bool(id_of) and bool(field_ids))
 
 
 def deduplicated(path: str, table: pa.Table, columns: list[Column]) -> pa.RecordBatch:

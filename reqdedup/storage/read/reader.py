@@ -24,10 +24,11 @@ from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.iceberg.reference import open_store, store_properties
 from reqdedup.storage.read.file_batches import (
+    FileColumns,
     deduplicated,
     dictionary_leaves,
+    file_columns,
     fitting,
-    is_list,
     merged,
     readable,
     unreadable,
@@ -56,9 +57,9 @@ class FileSource(Readable):
     paths: local paths, file:// URIs, or any URI that `io` opens.  schema: of the batches; every column must be in the
     files unless it is nullable.  io: a pyiceberg FileIO; needed for anything but local files.
     merge_pieces: give one batch per row group for plain lists too; off where requests are not contiguous anyway.
-    known_columns: all that a file may hold. A nullable column may be missing in an older file and is null there, but not
-        beside one that nobody knows: that is a renamed column or a damaged footer. None means that any is known.
-    field_ids: Iceberg's id of each column. A file that has another column of that name, dropped since, is refused.
+    known_columns: all that a file without field ids may hold. A nullable column may be missing in an older file and is
+        null there, but not beside one that nobody knows: that is a renamed column or a damaged footer. None: any is known.
+    field_ids: Iceberg's id of each column, by which it is found in a file, whatever it is called there.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class FileSource(Readable):
         self._known_columns = None if known_columns is None else frozenset(known_columns)
         self._field_ids = dict(field_ids or {})
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._file_columns: dict[str, FileColumns] = {}
         self._encoded: dict[str, list[str]] = {}
 
     @property
@@ -139,6 +141,16 @@ class FileSource(Readable):
             files.append([path.rpartition("/")[2], [[group.num_rows, group.total_byte_size] for group in groups]])
         return {"files": digest(files)}
 
+    def name_in(self, path: str, column: str) -> str | None:
+        """What a file calls a column; None if it does not have it."""
+        return self._columns_of(path).names.get(column)
+
+    def _columns_of(self, path: str) -> FileColumns:
+        if path not in self._file_columns:
+            names = {*self._schema.names, USER_ID}
+            self._file_columns[path] = file_columns(self.footer(path), names, self._field_ids)
+        return self._file_columns[path]
+
     def row_groups(self, users: np.ndarray | pa.Array | None = None) -> list[RowGroup]:
         """All row groups in reading order; with `users` only those that may hold one of these user ids."""
         wanted = None if users is None else _user_array(users)
@@ -153,7 +165,7 @@ class FileSource(Readable):
             footer = self.footer(path)
             for index in range(footer.num_row_groups):
                 group = footer.row_group(index)
-                if group.num_rows and (wanted is None or _may_hold(group, wanted)):
+                if group.num_rows and (wanted is None or _may_hold(group, self.name_in(path, USER_ID), wanted)):
                     groups.append(RowGroup(path, index, group.num_rows, bucket))
         return groups
 
@@ -210,7 +222,8 @@ class FileSource(Readable):
         for group in groups:
             footer = self.footer(group.path)
             if leaves[0] != group.path:
-                leaves = (group.path, [i for i, name in enumerate(footer.schema.names) if name in blobs])
+                held = {self.name_in(group.path, name) for name in blobs}
+                leaves = (group.path, [i for i, name in enumerate(footer.schema.names) if name in held])
             if len(leaves[1]) < len(blobs):  # lists, which are read in pieces
                 added = BLOB_BYTES_TOGETHER
             else:
@@ -237,7 +250,8 @@ class FileSource(Readable):
     def _encoded_blobs(self, path: str) -> list[str]:
         """Blobs that can be read as dictionaries; looked up once, since it takes a look at every row group."""
         if path not in self._encoded:
-            self._encoded[path] = dictionary_leaves(self.footer(path), [column.name for column in self._schema.blobs])
+            names = [name for column in self._schema.blobs if (name := self.name_in(path, column.name))]
+            self._encoded[path] = dictionary_leaves(self.footer(path), names)
         return self._encoded[path]
 
     def _open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
@@ -290,18 +304,18 @@ class FileSource(Readable):
     def _pieces(
         self, opened: _OpenFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
     ) -> Iterator[pa.RecordBatch]:
-        group, file = groups[0], opened.file
-        if opened.present is None:  # once per file: pyarrow makes its Arrow schema anew whenever it is asked
-            found = file.schema_arrow
-            opened.present = self._present(group.path, found, columns)
-            opened.lists = [c for c in opened.present if c.is_blob and is_list(found.field(c.name).type)]
-        names, lists = [column.name for column in opened.present], opened.lists
+        group, file, columns_of = groups[0], opened.file, self._columns_of(groups[0].path)
+        if opened.names is None:  # once per file
+            opened.names = self._present(group.path, columns_of, columns)
+        names, ours = list(opened.names.values()), list(opened.names)
+        lists = [name for name in ours if name in columns_of.lists and self._is_blob(name)]
         if not lists:
             table = file.read_row_groups([one.index for one in groups], columns=names, use_threads=use_threads)
             num_rows = sum(one.num_rows for one in groups)
+            table = table.select(names).rename_columns(ours)
             yield from (deduplicated(group.path, part, columns) for part in fitting(table, columns, num_rows))
             return
-        prefixes = tuple(f"{column.name}." for column in lists)
+        prefixes = tuple(f"{opened.names[name]}." for name in lists)
         footer = file.metadata.row_group(group.index)
         leaves = [footer.column(i) for i in range(footer.num_columns)]
         row_bytes = (
@@ -311,37 +325,31 @@ class FileSource(Readable):
         for piece in file.iter_batches(
             batch_size=rows, row_groups=[group.index], columns=names, use_threads=use_threads
         ):
-            parts = fitting(pa.Table.from_batches([piece]), columns, piece.num_rows)
+            table = pa.Table.from_batches([piece]).select(names).rename_columns(ours)
+            parts = fitting(table, columns, piece.num_rows)
             yield from (deduplicated(group.path, part, columns) for part in parts)
 
-    def _present(self, path: str, found: pa.Schema, columns: list[Column]) -> list[Column]:
-        """The columns that the file has. Raises ValueError for one that it lacks and must have, or has under another id."""
-        strange = self._known_columns is not None and not self._known_columns.issuperset(found.names)
+    def _is_blob(self, name: str) -> bool:
+        return name in self._schema.names and self._schema[name].is_blob
+
+    def _present(self, path: str, held: FileColumns, columns: list[Column]) -> dict[str, str]:
+        """What the file calls each column that it has. Raises ValueError for one that it lacks and must have."""
+        strange = self._known_columns is not None and not self._known_columns.issuperset(held.found)
         for column in columns:
-            if column.name not in found.names:
-                if strange or not column.nullable:
-                    raise ValueError(
-                        f"{path}: column {column.name} required, found {found.names}; if another engine renamed or dropped "
-                        "it, give it its name back there, or read the other columns"
-                    )
-                continue
-            metadata = found.field(column.name).metadata or {}
-            field_id, wanted = metadata.get(b"PARQUET:field_id"), self._field_ids.get(column.name)
-            if field_id is not None and wanted is not None and int(field_id) != wanted:
+            if column.name not in held.names and ((strange and not held.has_ids) or not column.nullable):
                 raise ValueError(
-                    f"{path}: column {column.name} with field id {wanted} required, found {int(field_id)}: another engine "
-                    "dropped the column and made one of the same name; rewrite the table's files there"
+                    f"{path}: column {column.name} required, found {list(held.found)}; if another engine renamed or dropped "
+                    "it, give it its name back there, or read the other columns"
                 )
-        return [column for column in columns if column.name in found.names]
+        return {column.name: held.names[column.name] for column in columns if column.name in held.names}
 
 
 @dataclass
 class _OpenFile:
-    """A file opened for some columns: those that it has, and which of them are lists, once somebody has looked."""
+    """A file opened for some columns, and what it calls those that it has, once somebody has looked."""
 
     file: pq.ParquetFile
-    present: list[Column] | None = None
-    lists: Sequence[Column] = ()
+    names: dict[str, str] | None = None
 
 
 class _OpenFiles:
@@ -365,7 +373,8 @@ class _OpenFiles:
             if self._opened is not None:
                 self._opened.file.close()
             encoded = self._source._encoded_blobs(path)
-            blobs = [column.name for column in columns if column.is_blob and column.name in encoded]
+            held = [self._source.name_in(path, column.name) for column in columns if column.is_blob]
+            blobs = [name for name in held if name in encoded]
             file = self._source._open(path, blobs)
             self._opened, self._key = _OpenFile(file), key
         return self._opened
@@ -375,11 +384,11 @@ def _user_array(users: np.ndarray | pa.Array) -> np.ndarray:
     return np.unique(np.asarray(users, dtype=np.int64))
 
 
-def _may_hold(group: pq.RowGroupMetaData, users: np.ndarray) -> bool:
-    """Whether one of the sorted `users` lies in the row group's range of user_id."""
+def _may_hold(group: pq.RowGroupMetaData, user_column: str | None, users: np.ndarray) -> bool:
+    """Whether one of the sorted `users` lies in the row group's range of user_id, as the file calls it."""
     for index in range(group.num_columns):
         leaf = group.column(index)
-        if leaf.path_in_schema == USER_ID:
+        if leaf.path_in_schema == user_column:
             statistics = leaf.statistics
             if statistics is None or not statistics.has_min_max:
                 return True
