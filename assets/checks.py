@@ -6,9 +6,11 @@ import dagster as dg
 import numpy as np
 from pyiceberg.table import Table
 
+import warehouse
 from assets.resources import Warehouse
 from reqdedup import training
 from reqdedup.storage import TableSource
+from reqdedup.storage.features import features_current
 from reqdedup.storage.measure import checks
 
 BUCKETED = ("engagements_sorted", "engagements_by_request", "training_sample")
@@ -64,6 +66,20 @@ no_future = [
     )
     for table in ("raw_engagements", "engagements_by_request")
 ]
+
+
+@dg.asset_check(
+    asset="training_sample",
+    additional_deps=["engagements_by_request", "request_features"],
+    description="The sample is of the tables as they are now, and the features of the requests that there are now.",
+    blocking=True,
+)
+def of_one_moment(store: Warehouse) -> dg.AssetCheckResult:
+    main, features = store.table("engagements_by_request"), store.table("request_features")
+    changed = warehouse.changed_since(store.table("training_sample"), main, features)
+    found = features_current(main, features)
+    detail = f"training_sample is older than {' and '.join(changed)}: materialize it again" if changed else found.detail
+    return dg.AssetCheckResult(passed=found.ok and not changed, metadata={"detail": detail})
 
 
 def _loss_check(model: str) -> dg.AssetChecksDefinition:

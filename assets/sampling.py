@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+import warehouse
 from assets.metadata import sample_metadata, write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup import storage
@@ -11,7 +12,8 @@ from reqdedup import storage
 def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """Rows of the sampled users with the backfilled feature joined in, no shuffle on the way."""
     recipe = run_recipe.get()
-    joined = storage.bucket_join(store.table("engagements_by_request"), store.table("request_features"))
+    main, features = store.table("engagements_by_request"), store.table("request_features")
+    joined = storage.bucket_join(main, features)
     sample = storage.sample_users(
         joined,
         rate=recipe.sample.rate,
@@ -25,5 +27,11 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         sample.batches(),
         num_buckets=recipe.num_buckets,
         progress=progress_log(context),
+        properties=warehouse.made_from(engagements_by_request=main, request_features=features),
     )
+    if joined.counts.missing_rows:
+        context.log.warning(
+            f"{joined.counts.missing_rows:,} of {joined.counts.left_rows:,} rows dropped, whose requests have no features; "
+            "materialize request_features again if it is older than engagements_by_request"
+        )
     return store.result(**write_metadata(report), **sample_metadata(joined, sample))

@@ -5,6 +5,7 @@ from warehouse.namespaces import LOG, check_name, check_same_log, log_record, na
 from warehouse.runs import GraphRun, NamespaceTakenError, Process, claim, release
 from warehouse.tables import (
     ENGAGEMENT_TABLES,
+    changed_since,
     check_one_origin,
     load_table,
     made_from,
@@ -20,6 +21,7 @@ __all__ = [
     "GraphRun",
     "NamespaceTakenError",
     "Process",
+    "changed_since",
     "check_name",
     "check_one_origin",
     "check_same_log",

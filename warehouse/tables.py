@@ -109,6 +109,12 @@ def made_from(**tables: Table) -> dict[str, str]:
     return {MADE_FROM: json.dumps({name: _snapshot_id(table) for name, table in tables.items()})}
 
 
+def changed_since(table: Table, *sources: Table) -> list[str]:
+    """Those of the sources that have another snapshot now than the one that `table` was made from."""
+    made_from = json.loads(table.properties.get(MADE_FROM, "{}"))
+    return [source.name()[-1] for source in sources if made_from.get(source.name()[-1]) != _snapshot_id(source)]
+
+
 def check_one_origin(tables: Mapping[str, Table], origin: Table) -> bool:
     """Whether these tables, all made from one snapshot of `origin`, were made from its present one.
 

@@ -21,7 +21,7 @@ CHECKS = {
         "buckets_right",
         "no_future_events",
     },
-    "training_sample": {"requests_whole", "sort_order_true", "buckets_right"},
+    "training_sample": {"requests_whole", "sort_order_true", "buckets_right", "of_one_moment"},
     "retrieval_model": {"loss_finite_and_falling"},
     "ranking_model": {"loss_finite_and_falling"},
 }

@@ -12,7 +12,7 @@ What a feature table is, and its form without keys, is in `storage.feature_table
 """
 
 from reqdedup.storage.features.backfill import FeatureReport, add_request_feature, realign
-from reqdedup.storage.features.checks import feature_checks
+from reqdedup.storage.features.checks import feature_checks, features_current
 from reqdedup.storage.features.promote import PromoteReport, promote
 from reqdedup.storage.features.replace import replace_feature_table
 from reqdedup.storage.features.staging import StagedFeature, stage_request_feature, staged_feature, staged_features
@@ -25,6 +25,7 @@ __all__ = [
     "add_request_feature",
     "drop_tag",
     "feature_checks",
+    "features_current",
     "promote",
     "realign",
     "replace_feature_table",

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
 
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.dedup.parts import blob_bytes
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import NUMBER_WIDTH_BYTES, USER_ID, Column, Kind
+from reqdedup.storage.features.backfill import MAIN_SNAPSHOT
+from reqdedup.storage.features.promote import PLAN
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.join.merge import DUPLICATES_FIRST, INNER, JoinCounts, MergeJoin
 from reqdedup.storage.measure.checks import CheckResult
@@ -23,6 +26,9 @@ from reqdedup.storage.read.table_source import TableSource
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value allowed, by feature; of each element where a value is many. NaN lies in no range."""
+
+OPERATION = "reqdedup.operation"
+"""Snapshot property: what maintenance did."""
 
 CHECKS = ("requests", "order", "buckets", "nulls", "ranges")
 
@@ -76,6 +82,36 @@ def feature_checks(
         "nulls": look.result("nulls", "rows without a null where none is allowed, blobs of the right width"),
         "ranges": look.result("ranges", f"rows within the ranges of {len(look.ranges)} features"),
     }
+
+
+def features_current(main_table: Table, side_table: Table) -> CheckResult:
+    """Whether the features were computed for the requests that the main table has now, as its snapshots tell.
+
+    Compaction, rebucketing, deletion and promotion bring no new requests; whatever else came since makes them stale.
+    """
+    snapshot, main = side_table.current_snapshot(), main_table.current_snapshot()
+    made_from = snapshot.summary.get(MAIN_SNAPSHOT) if snapshot is not None and snapshot.summary is not None else None
+    names = ".".join(side_table.name()), ".".join(main_table.name())
+    while main is not None and str(main.snapshot_id) != made_from and _brings_no_requests(main):
+        main = main_table.snapshot_by_id(main.parent_snapshot_id) if main.parent_snapshot_id is not None else None
+    if main is not None and str(main.snapshot_id) == made_from:
+        return CheckResult(
+            True, 1, f"{names[0]}: made from snapshot {made_from} of {names[1]}, whose requests are the same now"
+        )
+    current = main_table.metadata.current_snapshot_id
+    return CheckResult(
+        False,
+        1,
+        f"{names[0]} is stale: made from snapshot {made_from} of {names[1]}, which has had other requests since (snapshot "
+        f"{current}); compute the features again",
+    )
+
+
+def _brings_no_requests(snapshot: Snapshot) -> bool:
+    summary = snapshot.summary
+    if summary is None:
+        return False
+    return summary.get(OPERATION) in ("compact", "rebucket", "delete") or summary.get(PLAN) is not None
 
 
 class _Look:

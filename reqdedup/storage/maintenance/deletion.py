@@ -41,6 +41,7 @@ from reqdedup.storage.maintenance.user_rows import (
     count_rows,
     files_with,
     holding_refs,
+    made_from,
     request_keys,
     rewrite_schema,
     user_keys,
@@ -206,7 +207,7 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: RowCo
             replace=True,
             removed=[file.data_file for file in old],
             rebase=True,
-            properties={"reqdedup.operation": "delete"},
+            properties={"reqdedup.operation": "delete", **made_from(table)},
         )
     for requests in gone:
         counts.add(requests)

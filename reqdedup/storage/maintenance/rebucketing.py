@@ -27,7 +27,7 @@ from reqdedup.storage.iceberg.form import spec_updates
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout
 from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.live import LiveFile, live_files
-from reqdedup.storage.maintenance.user_rows import rewrite_schema
+from reqdedup.storage.maintenance.user_rows import made_from, rewrite_schema
 from reqdedup.storage.read.buckets import SortedTable
 from reqdedup.storage.read.feature_table import buckets_of_files, is_by_position, is_feature_table
 from reqdedup.storage.read.table_source import table_files
@@ -97,7 +97,7 @@ def rebucket(
         snapshot_id = files.commit(
             replace=True,
             removed=[file.data_file for file in old],
-            properties={"reqdedup.operation": "rebucket"},
+            properties={"reqdedup.operation": "rebucket", **made_from(table)},
         )
     table.refresh()
     return RebucketReport(

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema, Level
+from reqdedup.storage.features.backfill import MAIN_SNAPSHOT, MAIN_TABLE
 from reqdedup.storage.iceberg.changes import added_columns, check_no_columns_added
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_schema
@@ -164,6 +165,15 @@ def rewrite_schema(table: Table) -> EngagementSchema:
 def file_source(table: Table, paths: list[str], snapshot_id: int | None) -> FileSource:
     """Some files of a snapshot, with the columns that the table had there."""
     return table_files(table, paths, rows_schema(table, snapshot_id), snapshot_id)
+
+
+def made_from(table: Table) -> dict[str, str]:
+    """What the newest snapshot of a feature table says about its main table; a rewrite says the same."""
+    snapshot = table.current_snapshot()
+    if snapshot is None or snapshot.summary is None:
+        return {}
+    said = {name: snapshot.summary.get(name) for name in (MAIN_TABLE, MAIN_SNAPSHOT)}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def request_keys(rows: pa.RecordBatch) -> np.ndarray:
