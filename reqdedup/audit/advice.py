@@ -11,21 +11,30 @@ from __future__ import annotations
 from reqdedup.audit.causes import CODEC, DICTIONARY, ORDER, PAGE_SIZE, ROW_GROUPS, Diagnosis
 from reqdedup.audit.estimate import Estimate
 from reqdedup.audit.footers import TableFacts
-from reqdedup.audit.layouts import FILE_BYTES
 from reqdedup.audit.report import RequestAudit, Step, TableAudit
 from reqdedup.storage.iceberg.layout import LARGE_PAGE_BYTES, ZSTD_LEVEL
+from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
 
 MATTERS_SHARE = 0.05
 """Of the plain table's bytes: a cause below this is not worth a change."""
 
 WORTH_RATIO = 1.1
-ROW_GROUP_BYTES = FILE_BYTES
+ROW_GROUP_BYTES = DEFAULT_FILE_BYTES
 
 
 def cheapest_step(
-    today_bytes: int, plain: Estimate, one_limit: Estimate, diagnosis: Diagnosis, requests: RequestAudit
+    today_bytes: int,
+    plain: float,
+    one_limit: float,
+    like: Estimate,
+    diagnosis: Diagnosis,
+    requests: RequestAudit,
 ) -> Step:
-    """The changes whose cause matters, in the order in which a writer makes them."""
+    """The changes whose cause matters, in the order in which a writer makes them.
+
+    plain, one_limit: bytes after the step, with a switch per column and with one limit.  like: the layout of the same form,
+    whose interval it has in proportion.
+    """
     texts = {
         ORDER: f"sort by {', '.join([*requests.user_key, *requests.request_key])}",
         PAGE_SIZE: f"page size {LARGE_PAGE_BYTES // 2**20} MB",
@@ -33,17 +42,17 @@ def cheapest_step(
         DICTIONARY: "no dictionary of list elements",
         ROW_GROUPS: "larger row groups",
     }
-    matter = {cause.kind for cause in diagnosis.causes if cause.bytes >= MATTERS_SHARE * plain.bytes}
-    worth = today_bytes >= WORTH_RATIO * plain.bytes
+    matter = {cause.kind for cause in diagnosis.causes if cause.bytes >= MATTERS_SHARE * plain}
+    worth = today_bytes >= WORTH_RATIO * plain
     changes = [text for kind, text in texts.items() if kind in matter] if worth else []
     if worth and not changes:
         changes = [f"rewrite sorted, page size {LARGE_PAGE_BYTES // 2**20} MB, zstd {ZSTD_LEVEL}"]
     return Step(
         changes=changes,
-        bytes=plain.bytes,
-        low=plain.low,
-        high=plain.high,
-        one_limit_bytes=one_limit.bytes,
+        bytes=plain,
+        low=plain * like.low / max(like.bytes, 1.0),
+        high=plain * like.high / max(like.bytes, 1.0),
+        one_limit_bytes=one_limit,
         dictionary_limit_bytes=diagnosis.limit_bytes,
         is_worth_it=worth,
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 
-from reqdedup.audit.estimate import ColumnTotal, Estimate, Population, interval
+from reqdedup.audit.estimate import Estimate, interval
 from reqdedup.audit.footers import TableFacts
+from reqdedup.audit.layouts import LayoutTotals
 from reqdedup.audit.repeats import Repeats, RequestRows
 from reqdedup.audit.report import (
-    SORTED,
+    SHUFFLED,
     ColumnAudit,
     LayoutAudit,
     RequestAudit,
@@ -28,7 +28,6 @@ GROUPED_RUNS, SCATTERED_SHARE = 1.05, 0.5
 """Up to so many runs per request, its rows are grouped; from this part of its rows on, scattered."""
 
 CHECK_TOLERANCE = 0.1
-LONG_BINARY_BYTES = 64
 
 
 def request_audit(index: RequestIndex, keys: KeyColumns) -> RequestAudit:
@@ -103,8 +102,7 @@ def column_audit(
     name: str,
     facts: TableFacts,
     repeats: dict[str, Repeats],
-    measured: dict[str, dict[str, ColumnTotal]],
-    populations: dict[str, Population],
+    totals: LayoutTotals,
 ) -> ColumnAudit:
     column, found = facts.columns[name], repeats.get(name)
     kind = str(column.leaf.type)
@@ -130,8 +128,8 @@ def column_audit(
         rows_per_page=column.rows_per_page,
         dictionary_share=column.dictionary_share,
         estimates={
-            layout: interval([columns[name]], populations[layout], with_element_dictionaries=layout == SORTED)
-            for layout, columns in measured.items()
+            layout: interval([columns[name]], totals.population(layout))
+            for layout, columns in totals.columns.items()
             if name in columns
         },
     )
@@ -155,12 +153,20 @@ def audit_notes(
     plan: SamplePlan,
     sample: Sample,
     requests: RequestAudit,
+    layouts: LayoutTotals,
     check: float | None,
 ) -> list[str]:
     notes = list(table.notes)
     nested = [name for name, column in facts.columns.items() if column.leaf.shape is Shape.NESTED]
     if nested:
         notes.append(f"nested deeper than one list, taken to stay as they are: {', '.join(nested)}")
+    placed = set(layouts.columns[SHUFFLED])
+    without = [name for name in sample.columns if name not in placed]
+    if without:
+        notes.append(f"without a place in our layouts, taken to stay as they are: {', '.join(without)}")
+    words = [name for name in sample.columns if name in placed and sample.columns[name].has_words]
+    if words:
+        notes.append(f"lists of text, in our layouts lists of int64 ids (convert --ids): {', '.join(words)}")
     if index.null_rows:
         notes.append(
             f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to no "
@@ -177,18 +183,6 @@ def audit_notes(
     filled = [name for name, column in sample.columns.items() if column.null_elements]
     if filled:
         notes.append(f"null elements of lists were written as zeros: {', '.join(filled)}")
-    binary = [
-        name
-        for name, column in sample.columns.items()
-        if column.is_stored
-        and not column.is_list
-        and pa.types.is_binary(column.leaf.type)
-        and column.row_bytes.mean() > LONG_BINARY_BYTES
-    ]
-    if binary:
-        notes.append(
-            f"binary columns stay binary in every layout, also where that of lists is meant: {', '.join(binary)}"
-        )
     if plan.num_users < MIN_USERS and not plan.is_whole:
         notes.append(f"only {plan.num_users} users were sampled; allow a larger sample")
     if check is not None and abs(check - 1) > CHECK_TOLERANCE:

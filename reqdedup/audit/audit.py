@@ -3,7 +3,7 @@
     footers -> keys (every row) -> sample (whole users) -> the sample in each layout -> causes -> report
 
 Reading: all footers, the key columns of all rows, all columns of the row groups that hold sampled users. Temporary disk
-space is the distinct values of the sample and one column of it; memory is bounded by the sample, not by the table.
+space is the distinct values of the sample and its rows in one layout; memory is bounded by the sample, not by the table.
 """
 
 from __future__ import annotations
@@ -29,29 +29,25 @@ from reqdedup.audit.assemble import (
     table_audit,
     table_overlap,
 )
-from reqdedup.audit.causes import diagnose, small_group_rows
-from reqdedup.audit.estimate import (
-    ColumnTotal,
-    interval,
-)
+from reqdedup.audit.causes import diagnose
+from reqdedup.audit.columns import SampleTable
+from reqdedup.audit.estimate import interval
 from reqdedup.audit.footers import read_facts
 from reqdedup.audit.layouts import SampleLayouts
+from reqdedup.audit.plain import PlainSample
 from reqdedup.audit.repeats import Repeats, RequestRows, measure_repeats
 from reqdedup.audit.report import (
-    BY_REQUEST,
     LAYOUTS,
     SHUFFLED,
-    SORTED,
     SORTED_LARGE_PAGES,
-    STORE_ONCE,
     AuditReport,
 )
 from reqdedup.audit.sample import Sample, gather, plan_sample
 from reqdedup.audit.scan import KeyColumns, check_keys, scan_keys
 from reqdedup.audit.verdict import verdict
-from reqdedup.audit.writing import PYICEBERG_DEFAULTS, WriterSettings
 from reqdedup.storage.foreign.files import TableFiles
 from reqdedup.storage.foreign.leaves import Shape
+from reqdedup.storage.foreign.source import stored_blobs
 from reqdedup.storage.foreign.table import open_table
 
 DEFAULT_SAMPLE_BYTES = 2 * 2**30
@@ -116,39 +112,41 @@ def audit_table(
     plan = plan_sample(table, facts, index, sample_bytes=sample_bytes, read_bytes=read_bytes)
     requests = request_audit(index, keys)
     with tempfile.TemporaryDirectory(prefix="reqdedup-audit-", dir=temp_dir) as directory:
-        sample = gather(
-            table, facts, keys, plan, Path(directory), num_buckets=num_buckets, progress=report("sample", "row groups")
-        )
+        sample = gather(table, facts, keys, plan, Path(directory), progress=report("sample", "row groups"))
         rows = RequestRows(sample, is_whole=plan.is_whole)
         repeats = _repeats(sample, rows, keys)
+        ours = SampleTable(table, sample, repeats, keys, stored_blobs(source))
         layouts = SampleLayouts(
-            sample, rows, repeats, facts, index, plan, num_buckets=num_buckets, directory=Path(directory)
+            ours, sample, rows, facts, index, plan, num_buckets=num_buckets, directory=Path(directory)
         )
-        layouts.prepare([small_group_rows(facts, requests), facts.median_row_group_rows])
+        measured = layouts.measure(report("layouts", "layouts"))
+        plain = PlainSample(
+            sample,
+            rows,
+            repeats,
+            facts,
+            index,
+            plan,
+            layouts.singles,
+            num_buckets=num_buckets,
+            directory=Path(directory),
+        )
         with ThreadPoolExecutor(threads, thread_name_prefix="audit") as pool:
-            measured, large_pages = _measure_layouts(layouts, pool, report("layouts", "columns"))
-            diagnosis = diagnose(
-                layouts,
-                facts,
-                requests,
-                large_pages=large_pages,
-                run=pool.map,
-                progress=report("causes", "columns"),
-            )
+            diagnosis = diagnose(plain, facts, requests, run=pool.map, progress=report("causes", "columns"))
         overlap = table_overlap(sample, repeats, diagnosis.heavy) if keys.user else None
-        notes = audit_notes(table, facts, index, plan, sample, requests, diagnosis.check)
-    nested = sum(column.compressed_bytes for column in facts.columns.values() if column.leaf.shape is Shape.NESTED)
-    populations = dict.fromkeys(LAYOUTS, layouts.users) | {SHUFFLED: layouts.singles}
-    totals = {
-        name: interval(list(columns.values()), populations[name], with_element_dictionaries=name == SORTED).plus(nested)
-        for name, columns in measured.items()
-    }
-    plain, one_limit = (
-        interval(list(columns.values()), layouts.users).plus(nested)
-        for columns in (diagnosis.plain, diagnosis.one_limit)
+        notes = audit_notes(table, facts, index, plan, sample, requests, measured, diagnosis.check)
+    stay = sum(
+        column.compressed_bytes for name, column in facts.columns.items() if name not in measured.columns[SHUFFLED]
     )
+    totals = {
+        name: interval(list(columns.values()), measured.population(name)).plus(stay)
+        for name, columns in measured.columns.items()
+    }
+    nested = sum(column.compressed_bytes for column in facts.columns.values() if column.leaf.shape is Shape.NESTED)
+    lists = totals[SORTED_LARGE_PAGES]
+    step_bytes, one_limit = (sum(columns.values()) + nested for columns in (diagnosis.plain, diagnosis.one_limit))
     audited = table_audit(table, facts, index)
-    step = cheapest_step(facts.compressed_bytes, plain, one_limit, diagnosis, requests)
+    step = cheapest_step(facts.compressed_bytes, step_bytes, one_limit, lists, diagnosis, requests)
     layout_audits = [layout_audit(name, totals[name], facts.compressed_bytes) for name in LAYOUTS]
     return AuditReport(
         verdict=[
@@ -160,7 +158,7 @@ def audit_table(
         sample=sample_audit(sample, rows, plan),
         layouts=layout_audits,
         user_overlap=overlap,
-        columns=[column_audit(name, facts, repeats, measured, populations) for name in facts.columns],
+        columns=[column_audit(name, facts, repeats, measured) for name in facts.columns],
         causes=diagnosis.causes,
         step=step,
         model_check=diagnosis.check,
@@ -195,29 +193,3 @@ def _repeats(sample: Sample, rows: RequestRows, keys: KeyColumns) -> dict[str, R
         )
         for column, values in sample.columns.items()
     }
-
-
-def _measure_layouts(
-    layouts: SampleLayouts, pool: ThreadPoolExecutor, progress: Callable[[int, int], None]
-) -> tuple[dict[str, dict[str, ColumnTotal]], dict[str, tuple[ColumnTotal, WriterSettings]]]:
-    """layout -> column -> bytes; and column -> bytes and settings with large pages."""
-    names = list(layouts.sample.columns)
-    measured: dict[str, dict[str, ColumnTotal]] = {layout: {} for layout in LAYOUTS}
-    large_pages = {}
-
-    def measure(name: str) -> tuple[dict[str, ColumnTotal], WriterSettings]:
-        large, settings = layouts.large_pages(name)
-        return {
-            SHUFFLED: layouts.shuffled(name, PYICEBERG_DEFAULTS),
-            SORTED: layouts.sorted(name, PYICEBERG_DEFAULTS),
-            SORTED_LARGE_PAGES: large,
-            BY_REQUEST: layouts.by_request(name),
-            STORE_ONCE: layouts.store_once(name),
-        }, settings
-
-    for done, (name, (totals, settings)) in enumerate(zip(names, pool.map(measure, names)), start=1):
-        for layout, total in totals.items():
-            measured[layout][name] = total
-        large_pages[name] = totals[SORTED_LARGE_PAGES], settings
-        progress(done, len(names))
-    return measured, large_pages

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reqdedup.audit.estimate import ColumnTotal
 from reqdedup.audit.footers import ColumnFacts, TableFacts
-from reqdedup.audit.layouts import SampleLayouts
+from reqdedup.audit.plain import RUNS, SINGLES, SORTED_ROWS, PlainSample
 from reqdedup.audit.report import Cause, RequestAudit
 from reqdedup.audit.verdict import format_bytes, format_count
 from reqdedup.audit.writing import LARGE_PAGES, PYICEBERG_DEFAULTS, WriterSettings
@@ -49,9 +48,9 @@ class Diagnosis:
     what they really take.
     """
 
-    plain: dict[str, ColumnTotal]
+    plain: dict[str, float]
     with_dictionary: list[str]
-    one_limit: dict[str, ColumnTotal]
+    one_limit: dict[str, float]
     limit_bytes: int
     causes: list[Cause]
     check: float | None
@@ -63,15 +62,15 @@ class Diagnosis:
         return [name for name in self.heavy if name not in self.with_dictionary]
 
 
-def heavy_columns(layouts: SampleLayouts, facts: TableFacts) -> list[str]:
+def heavy_columns(sample: PlainSample, facts: TableFacts) -> list[str]:
     """Columns that deduplication is about, largest first: stored by value, the same over a request, not negligible."""
     total = max(facts.compressed_bytes, 1)
     names = [
         name
-        for name, column in layouts.sample.columns.items()
+        for name, column in sample.sample.columns.items()
         if column.is_stored
-        and layouts.repeats[name].is_request_level
-        and not layouts.repeats[name].is_constant
+        and sample.repeats[name].is_request_level
+        and not sample.repeats[name].is_constant
         and facts.columns[name].compressed_bytes >= HEAVY_SHARE * total
     ]
     return sorted(names, key=lambda name: -facts.columns[name].compressed_bytes)
@@ -85,38 +84,38 @@ def small_group_rows(facts: TableFacts, requests: RequestAudit) -> int | None:
 
 
 def diagnose(
-    layouts: SampleLayouts,
+    sample: PlainSample,
     facts: TableFacts,
     requests: RequestAudit,
     *,
-    large_pages: dict[str, tuple[ColumnTotal, WriterSettings]],
     run: Callable[[Callable[[str], _Column], list[str]], Iterable[_Column]] = map,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
-    """Find the causes. large_pages: every column as SORTED_LARGE_PAGES has it, already measured, and its settings.
-
-    run: `map`, or that of a thread pool.
-    """
-    heavy = heavy_columns(layouts, facts)
-    plain = {name: total for name, (total, _) in large_pages.items()}
-    limits: dict[int, dict[str, ColumnTotal]] = {limit: {} for limit in DICTIONARY_LIMITS}
+    """Find the causes. run: `map`, or that of a thread pool."""
+    heavy = heavy_columns(sample, facts)
+    names = list(sample.sample.columns)
+    plain: dict[str, float] = {}
+    with_dictionary: list[str] = []
+    limits: dict[int, dict[str, float]] = {limit: {} for limit in DICTIONARY_LIMITS}
     costs: dict[str, dict[str, float]] = {kind: {} for kind in (ORDER, CODEC, PAGE_SIZE, DICTIONARY, ROW_GROUPS)}
     expected = actual = 0.0
 
     def examine(name: str) -> _Column:
-        return _examine(layouts, facts, requests, name, large_pages[name][1], is_heavy=name in heavy)
+        return _examine(sample, facts, requests, name, is_heavy=name in heavy)
 
-    for done, (name, column) in enumerate(zip(large_pages, run(examine, list(large_pages))), start=1):
+    for done, (name, column) in enumerate(zip(names, run(examine, names)), start=1):
+        plain[name] = column.plain
+        if column.settings.dictionary:
+            with_dictionary.append(name)
         for limit, total in column.limits.items():
             limits[limit][name] = total
         for kind, total in column.put_back.items():
-            costs[kind][name] = max(total.total - plain[name].total, 0.0)
+            costs[kind][name] = max(total - plain[name], 0.0)
         if column.today is not None:
-            expected += column.today.total
+            expected += column.today
             actual += facts.columns[name].compressed_bytes
-        progress(done, len(large_pages))
-    with_dictionary = [name for name, (_, settings) in large_pages.items() if settings.dictionary]
-    limit = min(limits, key=lambda limit: sum(total.total for total in limits[limit].values()))
+        progress(done, len(names))
+    limit = min(limits, key=lambda limit: sum(limits[limit].values()))
     found = [
         _cause(kind, by_column, facts, requests)
         for kind, by_column in costs.items()
@@ -129,52 +128,54 @@ def diagnose(
 
 @dataclass(frozen=True)
 class _Column:
-    """One column in the forms that the causes compare."""
+    """One column's bytes in the forms that the causes compare. settings: of the plain one."""
 
-    limits: dict[int, ColumnTotal]
-    put_back: dict[str, ColumnTotal] = field(default_factory=dict)
-    today: ColumnTotal | None = None
+    plain: float
+    settings: WriterSettings
+    limits: dict[int, float]
+    put_back: dict[str, float] = field(default_factory=dict)
+    today: float | None = None
 
 
 def _examine(
-    layouts: SampleLayouts,
+    sample: PlainSample,
     facts: TableFacts,
     requests: RequestAudit,
     name: str,
-    best: WriterSettings,
     *,
     is_heavy: bool,
 ) -> _Column:
+    plain, best = sample.large_pages(name)
     limits = {
-        limit: layouts.sorted(name, replace(LARGE_PAGES, dictionary=True, dictionary_bytes=limit))
+        limit: sample.bytes(name, replace(LARGE_PAGES, dictionary=True, dictionary_bytes=limit))
         for limit in DICTIONARY_LIMITS
     }
     if not is_heavy:
-        return _Column(limits)
-    put_back = dict(_put_back(layouts, facts, requests, name, best))
+        return _Column(plain, best, limits)
+    put_back = dict(_put_back(sample, facts, requests, name, best))
     if not best.dictionary and facts.columns[name].has_dictionary and not _by_dictionary(facts.columns[name]):
         put_back[DICTIONARY] = limits[LARGE_LIMIT]
     today = _today(facts.columns[name])
     if today is None:
-        return _Column(limits, put_back)
+        return _Column(plain, best, limits, put_back)
     rows = facts.median_row_group_rows
-    return _Column(limits, put_back, _in_order(layouts, name, today, requests, group_rows=rows))
+    return _Column(plain, best, limits, put_back, sample.bytes(name, today, _todays_order(requests), rows))
 
 
 def _put_back(
-    layouts: SampleLayouts, facts: TableFacts, requests: RequestAudit, name: str, best: WriterSettings
-) -> Iterator[tuple[str, ColumnTotal]]:
+    sample: PlainSample, facts: TableFacts, requests: RequestAudit, name: str, best: WriterSettings
+) -> Iterator[tuple[str, float]]:
     """The column with one thing as it is today, for everything that is not as it should be."""
     column = facts.columns[name]
     if _is_out_of_order(requests):
-        yield ORDER, _in_order(layouts, name, best, requests)
+        yield ORDER, sample.bytes(name, best, _todays_order(requests))
     if _today(column) is not None and column.codec != "zstd":
-        yield CODEC, layouts.sorted(name, replace(best, codec=column.codec, level=None))
+        yield CODEC, sample.bytes(name, replace(best, codec=column.codec, level=None))
     if column.page_bytes and column.page_bytes < LARGE_ENOUGH_PAGE_BYTES and not _by_dictionary(column):
-        yield PAGE_SIZE, layouts.sorted(name, replace(best, page_bytes=column.page_bytes))
+        yield PAGE_SIZE, sample.bytes(name, replace(best, page_bytes=column.page_bytes))
     rows = small_group_rows(facts, requests)
     if rows:
-        yield ROW_GROUPS, layouts.sorted(name, best, group_rows=rows)
+        yield ROW_GROUPS, sample.bytes(name, best, group_rows=rows)
 
 
 def _today(column: ColumnFacts) -> WriterSettings | None:
@@ -198,20 +199,10 @@ def _today(column: ColumnFacts) -> WriterSettings | None:
     )
 
 
-def _in_order(
-    layouts: SampleLayouts,
-    name: str,
-    settings: WriterSettings,
-    requests: RequestAudit,
-    *,
-    group_rows: int | None = None,
-) -> ColumnTotal:
-    """The column written in the table's own order."""
+def _todays_order(requests: RequestAudit) -> str:
     if requests.order == "scattered":
-        return layouts.shuffled(name, settings, group_rows=group_rows)
-    if _is_out_of_order(requests):
-        return layouts.in_runs(name, settings, group_rows=group_rows)
-    return layouts.sorted(name, settings, group_rows=group_rows)
+        return SINGLES
+    return RUNS if _is_out_of_order(requests) else SORTED_ROWS
 
 
 def _is_out_of_order(requests: RequestAudit) -> bool:

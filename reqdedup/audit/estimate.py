@@ -1,33 +1,33 @@
-"""From a sample of users to the whole table, with the error stated.
+"""From bytes that were written of a sample of users to those of the whole table, with the error stated.
 
-Known of the whole table, exactly or nearly: its rows, requests, users, and for lists the number of elements. A column's bytes
-are regressed on these over the sampled users, and the fit is read at the table's totals: the generalised regression
-estimator of survey sampling. A table whose users are alike is estimated from few of them; one whose users are not shows
-large residuals, and gets a wide interval.
+    estimate = X Y / x        Y, x: bytes and size of the sample; X: the table's size, known of the whole
+    error    = delete-one-group jackknife over groups of users, each with all its users' bytes
 
-    total = sum_c X_c b + N/n * sum_u (y_u - x_u b)            variance = N^2 (1 - n/N) s^2(residual) / n
+A size is the number of users, requests, rows or, of a list column, elements: whichever the bytes of the groups are most
+nearly proportional to. The estimator's own error is added to what the jackknife gives:
 
-Residuals are inflated by their leverage, since a fit follows the users that it was made from (HC3), and the interval has
-the quantile of Student's t. With dictionaries of list elements, users of one row group share one, and whether it fell back
-to plain: where row groups differ by more than their users explain, the spread over row groups counts instead. What a sample
-cannot show is added: `MODEL_ERROR`.
+- The sample is written twice, into buckets as large as the table's and into more and smaller ones, which are the groups of
+  the jackknife. What a row group costs on its own (its dictionaries, its headers) shows between the two, as a + b / rows; if
+  the sample's row groups are smaller than the table's would be, the estimate is taken along that line, and the whole of this
+  correction counts as error.
+- RESOLUTION: no figure is claimed more closely than that; encodings and the cut of files depend on which rows come first.
 
-Source: Saerndal, Swensson, Wretman, "Model Assisted Survey Sampling", 1992, ch. 6; MacKinnon and White 1985 (HC3).
+Source: Wolter, "Introduction to Variance Estimation", 2007, ch. 4 (jackknife of a ratio).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-MODEL_ERROR, DICTIONARY_MODEL_ERROR, WHOLE_MODEL_ERROR = 0.03, 0.06, 0.01
-"""Of the estimate, on both sides: row groups of a sample begin and end elsewhere than the table's would; with dictionaries of
-list elements, which fall back at some point, that matters more. Even a table that is sampled whole is not cut into files
-exactly as its own writer would. docs/audit.md has the measurements behind these."""
+RESOLUTION = 0.01
+"""Of an estimate, on both sides."""
 
-UNITS_PER_REGRESSOR = 6
+MOST_EXTRAPOLATED = 3.0
+"""Times the difference between the two writings that an estimate is taken beyond the first."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,27 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What one writing of the sample took.
+
+    bytes: [groups] of each column.  sizes: [groups] of each kind of size.  group_rows: mean rows of a row group.
+    """
+
+    bytes: Mapping[str, np.ndarray]
+    sizes: Mapping[str, np.ndarray]
+    group_rows: float
+
+
+@dataclass(frozen=True)
 class ColumnTotal:
-    """The estimated bytes of one column, each sampled unit's residual, and the row group that the unit was written in."""
+    """The estimated bytes of one column, and what they would be without each of the groups, [groups].
+
+    correction: part of the estimate that was not measured but taken along the line of row-group sizes.
+    """
 
     total: float
-    residual: np.ndarray
-    group: np.ndarray | None = None
+    without: np.ndarray
+    correction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,51 +76,75 @@ class Population:
     is_whole: bool
 
 
-def estimate_column(y: np.ndarray, x: np.ndarray, totals: np.ndarray, population: Population) -> ColumnTotal:
-    """y: [n] bytes of each sampled unit; x: [n, p] what is known of each; totals: [p] of the table, first the rows.
+def estimate_columns(
+    large: Written, groups: Written, totals: Mapping[str, float], *, table_group_rows: float
+) -> dict[str, ColumnTotal]:
+    """Bytes of every column in the whole table.
 
-    The first column of x must be positive: it also says how the spread grows with a unit's size.
+    large: with buckets as the table's.  groups: the jackknife's; may be `large`.  totals: the table's sizes, by kind.
+    table_group_rows: mean rows of the table's row groups. The number of a list column's elements goes by its name.
     """
-    if population.is_whole:
-        return ColumnTotal(float(y.sum()), np.zeros(len(y)))
-    columns = _usable(x, len(y))
-    x, totals = x[:, columns], totals[columns]
-    root = np.sqrt(x[:, 0])
-    scale = np.maximum(np.abs(x).max(axis=0), 1e-300)
-    design = x / scale / root[:, None]
-    coefficients, *_ = np.linalg.lstsq(design, y / root, rcond=1e-8)
-    residual = y - (x / scale) @ coefficients
-    q, _ = np.linalg.qr(design)
-    leverage = np.clip((q**2).sum(axis=1), 0, 0.95)
-    expand = population.num_units / population.num_sampled
-    total = float((totals / scale) @ coefficients + expand * residual.sum())
-    ratio_total = float(y.sum() / x[:, 0].sum() * totals[0])
-    if total <= 0.2 * ratio_total:  # a fit read far outside the sample; the plain ratio is always sane
-        total, residual, leverage = ratio_total, y - x[:, 0] * (y.sum() / x[:, 0].sum()), np.zeros(len(y))
-    return ColumnTotal(total, residual / (1 - leverage))
+    beyond = _beyond(large.group_rows, groups.group_rows, table_group_rows)
+    found = {}
+    for name, of_groups in groups.bytes.items():
+        kinds = [kind for kind in ("requests", "rows", "users", name) if kind in totals]
+        without = {kind: leave_one_out(of_groups, groups.sizes[kind]) * totals[kind] for kind in kinds}
+        best = min(kinds, key=lambda kind: relative_spread(without[kind]))
+        scale = totals[best] / max(float(large.sizes[best].sum()), 1e-9)
+        measured = float(large.bytes[name].sum()) * scale
+        correction = (measured - float(of_groups.sum()) * scale) * beyond
+        total = max(measured + correction, 0.5 * measured)
+        level = float(of_groups.sum()) * scale
+        found[name] = ColumnTotal(total, without[best] * (total / level if level else 1.0), total - measured)
+    return found
 
 
-def interval(
-    columns: list[ColumnTotal], population: Population, *, with_element_dictionaries: bool = False
-) -> Estimate:
-    """The sum of several columns; their errors are those of the same users, so residuals are added before they spread."""
+def joined(groups: Sequence[Written]) -> Written:
+    """Groups that were written one by one."""
+    return Written(
+        {name: np.concatenate([one.bytes[name] for one in groups]) for name in groups[0].bytes},
+        {kind: np.concatenate([one.sizes[kind] for one in groups]) for kind in groups[0].sizes},
+        float(np.mean([one.group_rows for one in groups])),
+    )
+
+
+def between(one: ColumnTotal, other: ColumnTotal) -> ColumnTotal:
+    """The mean of two writings that differ by chance alone; all of their difference counts as error."""
+    total = (one.total + other.total) / 2
+    error = max(abs(one.correction), abs(other.correction)) + abs(one.total - other.total)
+    return ColumnTotal(total, (one.without + other.without) / 2, error)
+
+
+def leave_one_out(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The ratio of sums of y and x without each entry, [n]; with all of them if there is just one."""
+    if len(y) < 2:
+        return np.full(len(y), y.sum() / max(x.sum(), 1e-9))
+    return (y.sum() - y) / np.maximum(x.sum() - x, 1e-9)
+
+
+def relative_spread(values: np.ndarray) -> float:
+    mean = float(values.mean())
+    return float(values.std()) / mean if mean else 0.0
+
+
+def interval(columns: Sequence[ColumnTotal], population: Population) -> Estimate:
+    """The sum of several columns; their errors are those of the same groups, so they are added before they spread."""
     total = sum(column.total for column in columns)
-    if population.is_whole or not columns:
-        return Estimate(total, total * (1 - WHOLE_MODEL_ERROR), total * (1 + WHOLE_MODEL_ERROR))
-    n = min(len(column.residual) for column in columns)
-    residual = np.sum([column.residual[:n] for column in columns], axis=0)
-    squares = float((residual**2).sum()) * n / max(n - 1, 1)
-    for column in columns if with_element_dictionaries else []:
-        if column.group is not None and column.group[:n].any():
-            _, group = np.unique(column.group[:n], return_inverse=True)
-            sums = np.bincount(group, weights=residual)
-            squares = max(squares, float(((sums - sums.mean()) ** 2).sum()) * len(sums) / (len(sums) - 1))
-            break
-    model_error = DICTIONARY_MODEL_ERROR if with_element_dictionaries else MODEL_ERROR
-    unseen = max(0.0, 1 - n / population.num_units)
-    variance = (population.num_units / n) ** 2 * unseen * squares
-    half = student_t(max(n - 4, 1)) * math.sqrt(variance) + model_error * abs(total)
+    half = RESOLUTION * total + abs(sum(column.correction for column in columns))
+    if columns and not population.is_whole:
+        without = np.sum([column.without for column in columns], axis=0)
+        count = len(without)
+        unseen = max(0.0, 1 - population.num_sampled / max(population.num_units, 1))
+        variance = unseen * (count - 1) / count * float(((without - without.mean()) ** 2).sum())
+        half += student_t(count - 1) * math.sqrt(variance) if count > 1 else total
     return Estimate(total, max(0.0, total - half), total + half)
+
+
+def _beyond(large: float, small: float, table: float) -> float:
+    """How far, in differences between the two writings, the table's row groups lie beyond the larger ones."""
+    if small > 0.8 * large:  # no two points, no line
+        return 0.0
+    return float(np.clip((1 / large - 1 / table) / (1 / small - 1 / large), -1.0, MOST_EXTRAPOLATED))
 
 
 def student_t(degrees: int) -> float:
@@ -115,9 +154,3 @@ def student_t(degrees: int) -> float:
         return table[degrees]
     z = 1.959964
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
-def _usable(x: np.ndarray, num_units: int) -> list[int]:
-    """Few units cannot carry many regressors: one for every six, at least the first."""
-    allowed = max(1, min(x.shape[1], num_units // UNITS_PER_REGRESSOR))
-    return list(range(allowed))

@@ -26,7 +26,6 @@ always 0 repeats too, by chance."""
 MAX_PAIRS = 1_000
 """Pairs of requests whose sequences are compared element by element, per column."""
 
-LEAST_NEW_SHARE = 0.02
 FEW_ELEMENTS = 32
 """Of two sequences together: so few are compared at every shift, more at those that a few anchors suggest."""
 
@@ -51,6 +50,11 @@ class Repeats:
     @property
     def is_request_level(self) -> bool:
         return self.level in (REQUEST, NEARLY_REQUEST)
+
+    @property
+    def may_be_request_level(self) -> bool:
+        """Also if every request of the sample has one row, or if it is a key."""
+        return self.level != ITEM
 
 
 class RequestRows:
@@ -149,10 +153,7 @@ def _text(value: pa.Scalar) -> str:
 
 
 def _overlap(column: SampleColumn, requests: RequestRows, first: np.ndarray) -> float | None:
-    """Part of the elements of all requests that an earlier request of the user has, in the same order.
-
-    Where every pair is compared, it also notes how much of each value is new (`column.new_share`).
-    """
+    """Part of the elements of all requests that an earlier request of the user has, in the same order."""
     user_start = np.flatnonzero(np.concatenate([[True], np.diff(requests.user_of_request) > 0]))
     user_end = np.append(user_start[1:], requests.num_requests)
     num_pairs = int((user_end - user_start - 1).sum())
@@ -171,10 +172,7 @@ def _overlap(column: SampleColumn, requests: RequestRows, first: np.ndarray) -> 
                 repeated += weight
             elif before is not None and unit:
                 arrays = [np.frombuffer(column.values[number].as_buffer(), f"u{unit}") for number in (before, value)]
-                shared = shared_share(*arrays)
-                repeated += weight * shared
-                if stride == 1:
-                    column.new_share[value] = max(1 - shared, LEAST_NEW_SHARE)
+                repeated += weight * shared_share(*arrays)
             seen.add(value)
             before = value
     return repeated / total if total else None

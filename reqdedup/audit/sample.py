@@ -22,8 +22,7 @@ from reqdedup.audit.footers import RowGroupRef, TableFacts
 from reqdedup.audit.scan import BATCH_ROWS, KeyColumns, RequestIndex, read_keys
 from reqdedup.audit.values import SampleColumn
 from reqdedup.storage.foreign.files import DataFile, TableFiles
-from reqdedup.storage.foreign.leaves import Leaf, Shape
-from reqdedup.storage.iceberg.layout import buckets_of
+from reqdedup.storage.foreign.leaves import Shape
 
 MIN_USERS = 50
 """Fewer say too little about the others."""
@@ -60,7 +59,6 @@ class Sample:
 
     columns: by leaf name.  user, request: hashes of each row.  in_users, in_single: which of the two sets it is in.
     run: number of the run of neighbouring rows of one request that it lay in.  key_rank: of its (user key, request key, item key).
-    bucket: of its user, as Iceberg's bucket transform has it where the key is one integer.
     rows_touched: rows of the row groups that were read.
     """
 
@@ -71,7 +69,6 @@ class Sample:
     in_single: np.ndarray
     run: np.ndarray
     key_rank: np.ndarray
-    bucket: np.ndarray
     rows_touched: int
 
 
@@ -124,16 +121,11 @@ def gather(
     plan: SamplePlan,
     directory: Path,
     *,
-    num_buckets: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sample:
     """Read the rows of the plan; row groups without any of its users are skipped after their keys."""
     leaves = [column.leaf for column in facts.columns.values() if column.leaf.shape is not Shape.NESTED]
     columns = {leaf.name: SampleColumn(leaf, directory, number) for number, leaf in enumerate(leaves)}
-    key_columns = {
-        name: SampleColumn(Leaf(name, name, Shape.SCALAR, _key_type(table, name)), directory, -1 - number)
-        for number, name in enumerate((*keys.all, *keys.item))
-    }
     parts: list[tuple[np.ndarray, ...]] = []
     touched = first_run = 0
     for number, group in enumerate(facts.row_groups):
@@ -144,17 +136,13 @@ def gather(
             part[-1][:] += first_run
             first_run = int(part[-1].max()) + 1
             parts.append(tuple(values[wanted] for values in part))
-            _read_rows(file, group, wanted, columns, key_columns, plan.row_bytes)
+            _read_rows(file, group, wanted, columns, plan.row_bytes)
         progress(number + 1, len(facts.row_groups))
-    for column in (*columns.values(), *key_columns.values()):
+    for column in columns.values():
         column.finish()
     user, request, in_users, in_single, run = (np.concatenate(arrays) for arrays in zip(*parts))
-    bucket = (user % np.uint64(num_buckets)).astype(np.int64)
-    if len(keys.user) == 1 and pa.types.is_integer(key_columns[keys.user[0]].leaf.type):
-        user_ids = key_columns[keys.user[0]].plain_values().cast(pa.int64(), safe=False)
-        bucket = buckets_of(user_ids.to_numpy(zero_copy_only=False), num_buckets)
-    rank = _rank(list(key_columns.values()))
-    return Sample(columns, user, request, in_users, in_single, run, rank, bucket, touched)
+    rank = _rank([columns[name] for name in (*keys.all, *keys.item)])
+    return Sample(columns, user, request, in_users, in_single, run, rank, touched)
 
 
 def _choose(
@@ -183,14 +171,12 @@ def _read_rows(
     group: RowGroupRef,
     wanted: np.ndarray,
     columns: dict[str, SampleColumn],
-    key_columns: dict[str, SampleColumn],
     row_bytes: float,
 ) -> None:
-    leaves = list(dict.fromkeys([*columns, *key_columns]))
-    names = file.columns(leaves)
+    names = file.columns(columns)
     batch_rows = int(np.clip(READ_BYTES / row_bytes, 16, BATCH_ROWS))
     at = 0
-    with file.parquet(leaves) as parquet:
+    with file.parquet(columns) as parquet:
         batches = parquet.iter_batches(batch_rows, row_groups=[group.index], columns=names, use_threads=False)
         while True:
             batch = next(batches, None)
@@ -200,8 +186,8 @@ def _read_rows(
             at += batch.num_rows
             if not len(take):
                 continue
-            arrays = {name: array.take(take) for name, array in file.arrays(batch, leaves).items()}
-            for name, column in (*columns.items(), *key_columns.items()):
+            arrays = {name: array.take(take) for name, array in file.arrays(batch, columns).items()}
+            for name, column in columns.items():
                 column.add(arrays.get(name), len(take))
 
 
@@ -250,10 +236,6 @@ def _read_share(groups_of_user: np.ndarray, facts: TableFacts) -> float:
     shares = np.minimum(groups_of_user / max(len(facts.row_groups), 1), 1.0)
     with np.errstate(divide="ignore"):
         return float(1 - np.exp(np.log1p(-shares).sum()))
-
-
-def _key_type(table: TableFiles, name: str) -> pa.DataType:
-    return next(leaf.type for leaf in table.leaves if leaf.name == name)
 
 
 def _rank(columns: list[SampleColumn]) -> np.ndarray:

@@ -67,7 +67,7 @@ class SampleColumn:
 
     After `finish`: ids [N], equal where values are equal, -1 where null; slots [N], what Parquet counts as values of a
     row (its elements, one where there are none); row_bytes [N], Arrow bytes of the row's value. Of a stored column also
-    value_bytes and new_share, [values + 1]: what part of a value no earlier request of the user has, 1 where not known.
+    value_bytes [values + 1], the last for null.
     """
 
     def __init__(self, leaf: Leaf, directory: Path, number: int) -> None:
@@ -108,7 +108,6 @@ class SampleColumn:
             self.value_bytes = np.append(pc.binary_length(self.values).to_numpy(zero_copy_only=False), 0).astype(
                 np.int64
             )
-            self.new_share = np.ones(len(self.value_bytes))
             lengths = self.value_bytes // self._element_bytes
             self.slots = np.maximum(lengths[self.ids], 1) if self.is_list else np.ones(len(self.ids), np.int64)
             self.row_bytes = self.value_bytes[self.ids] + (4 if self._is_text and not self.is_list else 0)
@@ -124,9 +123,23 @@ class SampleColumn:
         return 4 if self._words is not None else max(self.leaf.width_bytes, 1)
 
     @property
-    def is_blob(self) -> bool:
-        """True where a value can be stored as one binary value of fixed-width numbers, or already is binary."""
-        return self.is_stored and self._words is None
+    def element_type(self) -> pa.DataType | None:
+        """Of the numbers that `raw` values are made of; None if they are something else."""
+        return None if self._words is not None or pa.types.is_boolean(self.leaf.type) else self.leaf.type
+
+    def lengths(self, rows: np.ndarray, width: int | None = None) -> np.ndarray:
+        """Elements of each row's value of a stored column, [N]; of `width` bytes each, if it is binary."""
+        return self.value_bytes[self.ids[rows]] // (width or self._element_bytes)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it is of lists of text."""
+        return self._words is not None
+
+    def raw(self, ids: np.ndarray) -> pa.BinaryArray:
+        """These values of a stored column as their bytes; null as none."""
+        values = self.values.take(pa.array(ids, mask=ids < 0))
+        return pc.fill_null(values, b"").cast(pa.binary())
 
     @property
     def arrow_type(self) -> pa.DataType:

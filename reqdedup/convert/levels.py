@@ -65,7 +65,6 @@ def find_levels(
             keys,
             plan,
             Path(directory),
-            num_buckets=1,
             progress=lambda done, total: progress("sample", done, total),
         )
         rows = RequestRows(sample, is_whole=plan.is_whole)

@@ -242,7 +242,7 @@ def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level,
         column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, kind=kind, width=width)
     else:
         dtype = "int32" if level is Level.LABEL and dtype == "bool" else dtype
-        column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, nullable=not source.is_required(leaf))
+        column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, nullable=not source.files.is_required(leaf))
     return TargetColumn(column, (leaf.name,), conversion)
 
 

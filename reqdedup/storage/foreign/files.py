@@ -88,6 +88,16 @@ class TableFiles:
     def leaves(self) -> list[Leaf]:
         return leaves_of(self.schema)
 
+    def is_required(self, leaf: Leaf) -> bool:
+        """Whether no file can hold a null in it."""
+        if leaf.name != leaf.column:
+            return False
+        in_files = [file.leaf_in_file.get(leaf.name) for file in self.files]
+        return all(
+            found is not None and not file.schema.field(found.column).nullable
+            for file, found in zip(self.files, in_files)
+        )
+
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:

@@ -79,12 +79,10 @@ class RowSource:
         self.leaves: dict[str, Leaf] = {leaf.name: _as_read(leaf) for leaf in found if leaf.shape is not Shape.NESTED}
         self._uuids = {leaf.name for leaf in found if leaf.is_uuid}
         self.known: dict[str, Column] = {}
-        self._blobs: dict[str, Column] = {}
         if self._table is not None and SCHEMA_PROPERTY in self._table.properties:
             columns = [column for column in table_schema(self._table).columns if column.level is not Level.KEY]
             self.known = {column.name: column for column in columns if column.name in self.leaves}
-            if table_layout(self._table).has_blobs:
-                self._blobs = {column.name: column for column in self.known.values() if column.is_blob}
+        self._blobs = stored_blobs(source)
         for name, column in self._blobs.items():
             self.leaves[name] = Leaf(name, name, Shape.LIST, element_type(column))
         self.skipped = tuple(leaf.name for leaf in found if leaf.shape is Shape.NESTED)
@@ -116,16 +114,6 @@ class RowSource:
     def independent_reader(self) -> str | None:
         """The reader of `independent_pieces`, in words; None if there is no other than this one."""
         return None if self._table is None else "pyiceberg's own scan"
-
-    def is_required(self, leaf: Leaf) -> bool:
-        """Whether no file can hold a null in it."""
-        if leaf.name != leaf.column:
-            return False
-        in_files = [file.leaf_in_file.get(leaf.name) for file in self.files.files]
-        return all(
-            found is not None and not file.schema.field(found.column).nullable
-            for file, found in zip(self.files.files, in_files)
-        )
 
     def pieces(self, names: Sequence[str]) -> Iterator[Piece]:
         """All rows of these leaves, file by file."""
@@ -202,6 +190,13 @@ class RowSource:
             with file.parquet() as parquet:
                 self._footers[file.path] = parquet.metadata
         return self._footers[file.path]
+
+
+def stored_blobs(source: object) -> dict[str, Column]:
+    """The columns of a table of ours that are sequences in binary values, by name; nothing for any other source."""
+    if not isinstance(source, Table) or SCHEMA_PROPERTY not in source.properties or not table_layout(source).has_blobs:
+        return {}
+    return {column.name: column for column in table_schema(source).blobs}
 
 
 def _as_read(leaf: Leaf) -> Leaf:

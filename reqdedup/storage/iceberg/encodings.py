@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reqdedup.schema import ITEM_ID, KEYS, Column, EngagementSchema, Level
@@ -27,6 +28,9 @@ WORTH_COMPRESSING = 1 / 8
 """Of a scalar column's bytes that the codec must save; below it they are stored as they are, and read three times faster."""
 
 DELTA = "DELTA_BINARY_PACKED"
+
+FEW_VALUES = 4096
+"""Distinct elements of a list column, at most, that are few."""
 
 FEW_VALUES_LEVEL = 16
 """zstd's level for plain lists of few distinct values: the first of its optimal parsers, which find long repetitions behind
@@ -100,7 +104,8 @@ def list_settings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, 
     Many distinct elements (items, times) want neither: their dictionary is long, and bit-packed indices hide the repetition
     of whole lists from the codec. Few distinct ones (actions) want one of both: their plain bytes hold so many short
     repetitions that zstd's fast levels miss the long ones, by two orders of magnitude. A dictionary removes the short ones,
-    but the copies of a list begin at eight different bits of a byte; a level that looks further needs half its bytes.
+    but the copies of a list begin at eight different bits of a byte; a level that looks further needs half its bytes, and
+    is tried whichever of the first two is smaller: on a few requests that is chance.
     """
     dictionaries = list(settings["use_dictionary"])
     names = [f"{column.name}.list.element" if column.is_blob else column.name for column in schema.columns]
@@ -110,12 +115,12 @@ def list_settings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, 
         row_bytes = max(rows.column(column.name).nbytes // max(len(rows), 1), 1)
         sample = rows.select([column.name]).slice(0, max(SAMPLE_BYTES // row_bytes, 1))
         plain, with_dictionary = (len(_written(sample, settings | {"use_dictionary": use})) for use in (False, True))
-        if with_dictionary >= plain:
+        if with_dictionary >= plain and len(pc.unique(sample[column.name].combine_chunks().flatten())) > FEW_VALUES:
             continue
         thorough = {"use_dictionary": False, "compression_level": FEW_VALUES_LEVEL}
-        if len(_written(sample, settings | thorough)) < with_dictionary:
+        if len(_written(sample, settings | thorough)) < min(with_dictionary, plain):
             levels[leaf] = max(levels[leaf], FEW_VALUES_LEVEL)
-        else:
+        elif with_dictionary < plain:
             dictionaries.append(leaf)
     return {"use_dictionary": dictionaries, "compression_level": levels}
 

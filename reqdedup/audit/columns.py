@@ -1,0 +1,196 @@
+"""The sample as a table of ours: the columns that its leaves become, as `convert` makes them, in deduplicated batches.
+
+    member   string      user_id, its hash, and the text itself
+    history  list<int8>  list of int32, once per request
+    tags     list<text>  list of the texts' int64 ids
+    price    decimal     no place in our layouts: taken to stay as it is
+
+Names do not matter to the bytes of a column, so columns are numbered. `request_ts`, which every table of ours has, and a
+user or item that the audited one lacks are written and not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.audit.keys import hash_values
+from reqdedup.audit.repeats import KEY, REQUEST, UNKNOWN, Repeats
+from reqdedup.audit.sample import Sample
+from reqdedup.audit.scan import KeyColumns
+from reqdedup.audit.values import SampleColumn
+from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type
+from reqdedup.schema import (
+    ITEM_ID,
+    NUMBER_WIDTH_BYTES,
+    REQUEST_ID,
+    REQUEST_TS,
+    USER_ID,
+    Column,
+    EngagementSchema,
+    Kind,
+    Level,
+)
+from reqdedup.storage.foreign.files import TableFiles
+from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, uuid_text
+
+BATCH_ROWS, BATCH_BYTES = 65_536, 64 * 2**20
+_ID_MASK = np.uint64(2**63 - 1)
+
+
+class SampleTable:
+    """Rows of the sample in the form that `storage.write` takes.
+
+    schemas: of the tables that the columns are written in: one, and a further one for the lists of every other length,
+    since sequences of one table have one length in a request.
+    leaf_of: the leaf that each counted column is made of; several columns may be of one leaf.
+    """
+
+    def __init__(
+        self,
+        table: TableFiles,
+        sample: Sample,
+        repeats: Mapping[str, Repeats],
+        keys: KeyColumns,
+        blobs: Mapping[str, Column],
+    ) -> None:
+        """blobs: of a table of ours, the binary columns that are sequences, by name."""
+        self._sample, self._repeats, self._blobs = sample, repeats, blobs
+        self.leaf_of: dict[str, str] = {}
+        self._keys: dict[str, np.ndarray] = {}
+        head = [
+            self._key(USER_ID, keys.user, sample.user),
+            self._key(REQUEST_ID, keys.request, sample.request),
+            self._key(ITEM_ID, keys.item, sample.key_rank.astype(np.uint64)),
+            Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST, doc="not counted"),
+        ]
+        whole = set(self.leaf_of.values())
+        _, first, inverse = np.unique(sample.request, return_index=True, return_inverse=True)
+        self._first_of_request = first[inverse]
+        scalars: list[Column] = []
+        lists: dict[bytes, list[Column]] = {}
+        for number, leaf in enumerate(leaf for leaf in table.leaves if leaf.name in sample.columns):
+            column = (
+                None if leaf.name in whole else self._column(f"c{number}", leaf, is_required=table.is_required(leaf))
+            )
+            if column is None:
+                continue
+            self.leaf_of[column.name] = leaf.name
+            if column.is_blob:
+                width = NUMBER_WIDTH_BYTES[column.dtype] if leaf.name in blobs else None
+                lengths = sample.columns[leaf.name].lengths(first, width)
+                lists.setdefault(lengths.tobytes(), []).append(column)
+            else:
+                scalars.append(column)
+        groups = list(lists.values()) or [[]]
+        self.schemas = [EngagementSchema((*head, *scalars, *groups[0]))]
+        self.schemas += [EngagementSchema((*head, *group)) for group in groups[1:]]
+
+    @property
+    def leaves(self) -> list[str]:
+        """Leaves that have a place in our layouts."""
+        return list(dict.fromkeys(self.leaf_of.values()))
+
+    def counted(self, schema: EngagementSchema) -> list[str]:
+        """Columns of one of `schemas` that count there; keys count in the first."""
+        own = [column.name for column in schema.columns if schema is self.schemas[0] or column.is_blob]
+        return [name for name in own if name in self.leaf_of]
+
+    def user_ids(self, rows: np.ndarray) -> np.ndarray:
+        return self._keys[USER_ID][rows]
+
+    def batches(self, schema: EngagementSchema, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
+        """These rows of the sample, in this order, in batches of bounded size."""
+        row_bytes = np.full(len(rows), 64, np.int64)
+        for name in self.counted(schema):
+            row_bytes += self._sample.columns[self.leaf_of[name]].row_bytes[rows]
+        part = np.cumsum(row_bytes) // BATCH_BYTES
+        bounds = np.union1d(np.flatnonzero(np.diff(part)) + 1, np.arange(0, len(rows), BATCH_ROWS))
+        for some in np.split(rows, bounds[bounds > 0]):
+            if len(some):
+                arrays = [self._array(column, some) for column in schema.columns]
+                yield pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(schema))
+
+    def _key(self, name: str, leaves: tuple[str, ...], identity: np.ndarray) -> Column:
+        """The int64 key of one integer column as it is, else of a hash; counted with the first of its columns."""
+        ids = (identity & _ID_MASK).view(np.int64)
+        if len(leaves) == 1:
+            column = self._sample.columns[leaves[0]]
+            if pa.types.is_integer(column.leaf.type):
+                ids = column.plain_values().cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False)
+                self.leaf_of[name] = leaves[0]
+        self._keys[name] = ids
+        return Column(name=name, dtype="int64", level=Level.KEY, doc=", ".join(leaves) or "not counted")
+
+    def _column(self, name: str, leaf: Leaf, *, is_required: bool) -> Column | None:
+        column, found = self._sample.columns[leaf.name], self._repeats[leaf.name]
+        if leaf.name in self._blobs or leaf.shape is Shape.LIST:
+            dtype = self._blobs[leaf.name].dtype if leaf.name in self._blobs else _list_dtype(column)
+            if dtype is None or not found.may_be_request_level:
+                return None
+            return Column(name=name, dtype=dtype, level=Level.REQUEST, doc=leaf.name, kind=Kind.SEQUENCE)
+        dtype = _scalar_dtype(leaf)
+        if dtype is None:
+            return None
+        is_request = found.level in (REQUEST, UNKNOWN, KEY) and not (found.is_constant or found.broken_requests)
+        level = Level.REQUEST if is_request else Level.ITEM
+        return Column(name=name, dtype=dtype, level=level, doc=leaf.name, nullable=not is_required)
+
+    def _array(self, column: Column, rows: np.ndarray) -> pa.Array:
+        if column.name in self._keys:
+            return pa.array(self._keys[column.name][rows])
+        if column.name not in self.leaf_of:
+            return pa.array(np.zeros(len(rows), np.int64)).cast(element_type(column))
+        values = self._sample.columns[self.leaf_of[column.name]]
+        if column.is_blob:
+            used, codes = np.unique(values.ids[self._first_of_request[rows]], return_inverse=True)
+            return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), _blobs(values, used, column))
+        plain = values.rows(rows)
+        if values.leaf.is_uuid:
+            plain = uuid_text(plain)
+        if pa.types.is_date(plain.type):
+            plain = plain.cast(pa.timestamp("us"))
+        return plain.cast(element_type(column), safe=False)
+
+
+def _blobs(values: SampleColumn, ids: np.ndarray, column: Column) -> pa.Array:
+    """These values of a list column as little-endian numbers; a null list is an empty one, a null element zero."""
+    if not values.is_list or values.element_type == element_type(column):
+        return values.raw(ids)
+    lists = values.of_ids(ids)
+    elements, lengths = lists.flatten(), lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    if is_text(elements.type):
+        numbers = (hash_values(elements) & _ID_MASK).view(np.int64)
+    else:
+        if pa.types.is_date(elements.type):
+            elements = elements.cast(pa.timestamp("us"))
+        numbers = elements.cast(element_type(column), safe=False).fill_null(0).to_numpy(zero_copy_only=False)
+    return blobs_from_numpy(numbers, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+def _list_dtype(column: SampleColumn) -> str | None:
+    kind = column.leaf.type
+    if is_text(kind) and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+        return "int64"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "int64"
+    return "int32" if pa.types.is_boolean(kind) else _number_dtype(kind)
+
+
+def _scalar_dtype(leaf: Leaf) -> str | None:
+    kind = leaf.type
+    if leaf.is_uuid or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_boolean(kind):
+        return "bool"
+    return "timestamp" if pa.types.is_timestamp(kind) or pa.types.is_date(kind) else _number_dtype(kind)
+
+
+def _number_dtype(kind: pa.DataType) -> str | None:
+    if pa.types.is_integer(kind):
+        return "int32" if kind.bit_width < 32 or kind == pa.int32() else "int64"
+    if pa.types.is_floating(kind):
+        return "float64" if kind.bit_width == 64 else "float32"
+    return None
