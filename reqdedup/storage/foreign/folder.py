@@ -33,6 +33,8 @@ def folder_files(uri: str) -> TableFiles:
     if info.type == pafs.FileType.NotFound:
         raise ValueError(f"{location}: a folder of Parquet files, or one file, required; found nothing there")
     around = table_around(filesystem, root)
+    if around is None and isinstance(filesystem, pafs.LocalFileSystem):
+        around = table_around(filesystem, str(Path(root).resolve()))  # where symbolic links lead
     if info.type == pafs.FileType.File:
         return _marked(united(location, "file", [_file(filesystem, root, info.size)]), around)
     found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))

@@ -45,6 +45,12 @@ def test_a_folder_of_another_format_is_refused_by_name_from_all_around(tmp_path,
         assert render(report).startswith("These files are those of the")
 
 
+def test_a_symbolic_link_into_a_table_is_followed(tmp_path):
+    folder = table_folder(tmp_path, MARKERS["Delta"])
+    (tmp_path / "link").symlink_to(folder / "data")
+    assert open_table(tmp_path / "link").table_format == f"Delta table {folder}"
+
+
 def test_the_folder_of_a_live_table_would_revive_deleted_rows(tmp_path):
     catalog = memory_catalog(tmp_path)
     table = catalog.create_table("a.theirs", ROWS.schema)
