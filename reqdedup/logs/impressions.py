@@ -8,6 +8,7 @@ history_times (packed text, if the log has its own), position, file and line.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -44,36 +45,51 @@ class IdTypes:
     request: bool
 
 
-def detect_id_types(frame: pl.DataFrame, mapping: LogMapping) -> IdTypes:
-    """Ids are integers if the mapping says so, or says auto and most of these first rows have integers.
+def detect_id_types(frames: Iterator[pl.DataFrame], mapping: LogMapping) -> IdTypes | None:
+    """Ids are integers if the mapping says so, or says auto and most of the first ones are; None if there is no row.
 
-    Most and not all, since one bad id must not turn a log's integers into strings; the bad ones are rejected. `007` and
-    dates are strings.
+    The first frame that has an id decides about it, for all files. Most and not all, since one bad id must not turn a
+    log's integers into strings; the bad ones are rejected. `007` and dates are strings.
     """
-
-    def is_string(name: str, rule_type: str) -> bool:
-        if rule_type != "auto":
-            return rule_type == "string"
-        texts = frame[name]
-        if isinstance(texts.dtype, pl.List) and mapping.candidates is not None:
-            elements = frame.select(pl.col(name).list.explode(keep_nulls=False, empty_as_null=False))
-            texts = elements.select(candidate_item(name, mapping.candidates)).to_series()
-        if texts.dtype != pl.String:
-            return texts.dtype.is_temporal()
-        texts = texts.str.strip_chars().drop_nulls()
-        texts = texts.filter(~texts.is_in(list(mapping.null_values)))
-        return 2 * int(texts.str.contains(INTEGER_ID).sum()) <= len(texts)
-
+    rules = {
+        "user": mapping.user_id.type,
+        "item": mapping.item_id.type if mapping.item_id else mapping.candidate_id_type,
+    }
+    if mapping.request_id:
+        rules["request"] = mapping.request_id.type
+    found: dict[str, bool | None] = {name: None if rule == "auto" else rule == "string" for name, rule in rules.items()}
+    empty = True
+    for frame in frames:
+        empty &= frame.is_empty()
+        for name in [name for name, is_string in found.items() if is_string is None]:
+            found[name] = _are_strings(frame, name, mapping)
+        if not empty and None not in found.values():
+            break
+    if empty:
+        return None
     return IdTypes(
-        user=is_string("user", mapping.user_id.type),
-        item=(
-            is_string("item", mapping.item_id.type)
-            if mapping.item_id
-            else is_string("candidates", mapping.candidate_id_type)
-        ),
-        request=bool(mapping.request_id)
-        and is_string("request", mapping.request_id.type if mapping.request_id else ""),
+        user=found["user"] is not False,
+        item=found["item"] is not False,
+        request=found.get("request", False) is not False,
     )
+
+
+def _are_strings(frame: pl.DataFrame, name: str, mapping: LogMapping) -> bool | None:
+    """Whether most of these ids are no integers; None if there is none."""
+    if name == "item" and mapping.candidates is not None:
+        elements = frame.select(pl.col("candidates").list.explode(keep_nulls=False, empty_as_null=False))
+        values = elements.select(candidate_item("candidates", mapping.candidates)).to_series()
+    else:
+        values = frame[name]
+    if values.dtype == pl.String:
+        values = values.str.strip_chars()
+        values = values.filter(~values.is_in(list(mapping.null_values)))
+    values = values.drop_nulls()
+    if values.is_empty():
+        return None
+    if values.dtype != pl.String:
+        return values.dtype.is_temporal()
+    return 2 * int(values.str.contains(INTEGER_ID).sum()) <= len(values)
 
 
 class ImpressionParser:
@@ -98,13 +114,11 @@ class ImpressionParser:
             texts = [pl.format(f"{name}={{}}", pl.col(name).cast(pl.String).fill_null("null")) for name in shown]
             frame = frame.with_columns(pl.concat_str(texts, separator=", ").alias("raw"))
         # First of all, so that a rejected row says whose it is.
-        frame = frame.with_columns(_id_columns(frame, "user", is_string=self._ids.user))
+        frame = _with_id(frame, "user", is_string=self._ids.user)
         frame = self._parse_request(frame)
         if mapping.candidates:
             frame = self._explode_candidates(frame)
-        frame = self._parse_row(frame)
-        frame = self._add_ids(frame)
-        return frame.drop("raw")
+        return self._scoped(self._parse_row(frame))
 
     def _without_nulls(self, name: str, dtype: pl.DataType) -> pl.Expr:
         if dtype.is_float() and {"nan", "NaN"} & set(self._mapping.null_values):
@@ -120,11 +134,10 @@ class ImpressionParser:
         ts_us = parse_time(pl.col("time"), schema["time"], mapping.time)
         frame = frame.with_columns(ts_us.alias("ts_us"))
         checks = [_unfit_check(name) for name in mapping.sources() if f"unfit {name}" in schema]
-        checks.append(Check("null_id", pl.col("user").is_null(), pl.lit("user is null")))
-        checks += _id_checks("user", schema["user"], self._ids.user)
+        checks += _id_checks("user", self._ids.user)
         if mapping.request_id:
-            checks.append(Check("null_id", pl.col("request").is_null(), pl.lit("request is null")))
-            checks += _id_checks("request", schema["request"], self._ids.request)
+            frame = _with_id(frame, "request", is_string=self._ids.request)
+            checks += _id_checks("request", self._ids.request)
         time_text = pl.col("time").cast(pl.String).fill_null("null")
         absurd = (pl.col("ts_us") < self._earliest_us) | (pl.col("ts_us") > self._latest_us)
         as_time = pl.from_epoch(pl.col("ts_us"), time_unit="us").dt.to_string("%Y-%m-%d %H:%M:%S")
@@ -201,10 +214,10 @@ class ImpressionParser:
 
     def _parse_row(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Item, labels and item-level columns."""
-        schema = frame.schema
-        checks = [Check("null_id", pl.col("item").is_null(), pl.lit("item is null"))]
-        checks += _id_checks("item", schema["item"], self._ids.item)
+        frame = _with_id(frame, "item", is_string=self._ids.item)
+        schema, checks = frame.schema, _id_checks("item", self._ids.item)
         columns: list[pl.Expr] = []
+        numbers: list[pl.Expr] = []
         for label in self._mapping.labels:
             name = f"label {label.name}"
             if label.value is not None:
@@ -213,9 +226,10 @@ class ImpressionParser:
             if name not in frame.columns:
                 columns.append(pl.lit(None, pl.Int32).alias(label.name))
                 continue
-            value, dtype = pl.col(name), schema[name]
-            columns.append(read_label(value, dtype, label).alias(label.name))
-            no_number = read_float(value, dtype).is_null() & value.is_not_null()
+            value, number = pl.col(name), pl.col(f"number {name}")
+            numbers.append(read_float(value, schema[name]).alias(f"number {name}"))
+            columns.append(read_label(number, label).alias(label.name))
+            no_number = number.is_null() & value.is_not_null()
             within = f"from {label.lowest:g} to {label.highest:g}"
             if label.at_least is None:
                 within = f"a whole number {within}, at most {2**31 - 1},"
@@ -232,26 +246,20 @@ class ImpressionParser:
             name = f"row {rule.name}"
             columns.append(read_feature(pl.col(name), schema[name], rule).alias(rule.name))
             checks.append(_value_check(name, rule))
-        return self._rejects.split(frame.with_columns(columns), checks)
+        return self._rejects.split(frame.with_columns(numbers).with_columns(columns), checks)
 
-    def _add_ids(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The int64 keys of item and request, and the original strings beside them."""
-        columns = _id_columns(frame, "item", is_string=self._ids.item)
-        if self._mapping.request_id:
-            columns += _id_columns(frame, "request", is_string=self._ids.request)
-        frame = frame.with_columns(columns)
+    def _scoped(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns that go on, request ids that are unique only within a file or a user hashed together with it."""
         if self._mapping.request_id and self._scope != "log":
-            within = pl.col("file") if self._scope == "file" else pl.col("user_id")
+            within = pl.col("user_id").cast(pl.String)
             if self._scope == "file":
                 names = pl.Series(list(self._rejects.files), dtype=pl.String)
                 within = pl.lit(names.gather(frame["file"]))
-            scoped = frame.select(
-                pl.concat_str(within.cast(pl.String), pl.col("request").cast(pl.String), separator=LIST_MARK)
-            )
+            scoped = frame.select(pl.concat_str(within, pl.col("request_key"), separator=LIST_MARK))
             frame = frame.with_columns(hash_strings(scoped.to_series()).alias("request_id"))
         keep = ["user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us"]
         keep += [*self._mapping.label_names, *(rule.name for rule in self._features), "history", "history_times"]
-        keep += ["position", "file", "line", "raw"]
+        keep += ["position", "file", "line"]
         return frame.select(name for name in keep if name in frame.columns)
 
     @property
@@ -259,23 +267,24 @@ class ImpressionParser:
         return self._mapping.request_columns + self._mapping.item_columns
 
 
-def _id_columns(frame: pl.DataFrame, name: str, *, is_string: bool) -> list[pl.Series]:
-    """The int64 id of a key column, null if it cannot be read, and of strings the original."""
+def _with_id(frame: pl.DataFrame, name: str, *, is_string: bool) -> pl.DataFrame:
+    """The frame with the int64 id of a key column, null if it cannot be read, and of strings the text."""
     value, dtype = pl.col(name), frame.schema[name]
-    if is_string:
-        texts = frame.with_columns(read_string_id(value, dtype).alias("_text"))["_text"]
-        return [texts.alias(f"{name}_key"), hash_strings(texts).alias(f"{name}_id")]
-    return [frame.with_columns(read_integer_id(value, dtype).alias(f"{name}_id"))[f"{name}_id"]]
+    if not is_string:
+        return frame.with_columns(read_integer_id(value, dtype).alias(f"{name}_id"))
+    frame = frame.with_columns(read_string_id(value, dtype).alias(f"{name}_key"))
+    return frame.with_columns(hash_strings(frame[f"{name}_key"]).alias(f"{name}_id"))
 
 
-def _id_checks(name: str, dtype: pl.DataType, is_string: bool) -> list[Check]:
+def _id_checks(name: str, is_string: bool) -> list[Check]:
     value = pl.col(name)
-    text = value.cast(pl.String)
-    if is_string:
-        detail = pl.format("{} {}: text or a whole number required", pl.lit(name), text)
-        return [Check("id", read_string_id(value, dtype).is_null(), detail)]
-    detail = pl.format('{} {} is not a 64-bit integer; if ids are text, say type = "string"', pl.lit(name), text)
-    return [Check("id", read_integer_id(value, dtype).is_null(), detail)]
+    wanted = "text or a whole number required"
+    if not is_string:
+        wanted = 'a 64-bit integer in its one spelling required; if ids are text, say type = "string"'
+    return [
+        Check("null_id", value.is_null(), pl.lit(f"{name} is null")),
+        Check("id", pl.col(f"{name}_id").is_null(), pl.format(f"{name} {{}}: {wanted}", value.cast(pl.String))),
+    ]
 
 
 def _unfit_check(name: str) -> Check:

@@ -42,8 +42,11 @@ _PROBE_BYTES = 2**20
 class LogCounts:
     """What one reading has found so far; complete when the reading is.
 
-    bytes_read: of the files' rows, uncompressed. rows_read: lines (or Parquet rows) that could be split into fields.
-    rows, requests, users: accepted. rejected: rows by reason.
+    files: number of files that the log has.
+    bytes_read: size of the rows read, uncompressed.
+    rows_read: number of rows that could be split into fields.
+    rows, requests, users: number of accepted ones.
+    rejected: number of rejected rows by reason.
     """
 
     files: int = 0
@@ -77,14 +80,16 @@ def read_log(
     """A reader of the log at `path`, a file or a folder; iterate it for the accepted deduplicated batches.
 
     preset: movielens, mind or kuairand; mapping: a TOML file, its parsed form or a LogMapping. One of them is required.
-    session_gap_s: seconds without a row after which a new request starts, for logs without request ids.
-    max_history: events of the longest history; stride: events between possible starts of a cut one, default a quarter.
-    strict: rejected rows end the reading with a LogError that lists the reasons.
-    partition_bytes, block_bytes: bytes of text per partition of users and per parsed block; they bound memory.
-    spill_folder: where rows are set aside, default the system's; files there are removed after reading.
-    progress: called with the counts after every block and batch.
+    session_gap_s: pause after which a new request starts, for logs without request ids, in seconds.
+    max_history: length of the longest history, in events; stride: distance between the possible starts of a cut one, in
+        events, a quarter of it by default.
+    strict: whether rejected rows end the reading with a LogError that lists the reasons. It comes after the last batch, so
+        that all reasons are known and a writer that commits at its end has replaced nothing.
+    partition_bytes, block_bytes: size of a partition of users and of a parsed block, in bytes of text; they bound memory.
+    spill_folder: folder for rows that are set aside, by default the system's; they are removed after reading.
+    progress: function that is called with the counts after every block and batch.
 
-    Raises LogError where nothing can be read: no file, no row, missing columns. ValueError for a wrong option.
+    Raises LogError if nothing can be read: no file, no row, missing columns. ValueError for a wrong option.
     """
     if (preset is None) == (mapping is None):
         raise ValueError(f"read_log: a preset or a mapping required, found preset={preset!r} and mapping={mapping!r}")
@@ -137,9 +142,8 @@ class LogReader:
         self._spill_folder, self._progress = spill_folder, progress
         self._files = find_files(path, mapping)
         self._names = [file.name if path.is_file() else str(file.relative_to(path)) for file in self._files]
-        self._rejects = Rejects(self._names)
         self.counts = LogCounts(files=len(self._files))
-        # request ids that restart in every file clash only where there are several files
+        # request ids that restart in every file clash only if there are several files
         one_file = mapping.request_scope == "file" and len(self._files) == 1
         self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
         self._ids = self._probe()
@@ -170,20 +174,26 @@ class LogReader:
             )
 
     def _probe(self) -> IdTypes:
-        """Types of the ids, from the first rows of the first file that has any."""
-        rejects = Rejects(self._names)
+        """Types of the ids, from the first rows that have them."""
+        self._rejects = Rejects(self._names)
+        ids = detect_id_types(self._first_frames(), self.mapping)
+        if ids is None:
+            raise self._nothing_left()
+        # an id that is unique only together with its scope is hashed with it, like a string
+        return replace(ids, request=ids.request or self._request_scope != "log")
+
+    def _first_frames(self) -> Iterator[pl.DataFrame]:
         for number, file in enumerate(self._files):
+            empty = True
             try:
-                for block in read_blocks(file, self.mapping, rejects, number, block_bytes=_PROBE_BYTES):
-                    if not block.frame.is_empty():
-                        ids = detect_id_types(block.frame, self.mapping)
-                        # an id that is unique only together with its scope is hashed with it, like a string
-                        return replace(ids, request=ids.request or self._request_scope != "log")
-                rejects.add("empty_file", "at least one row required", number, 0)
+                for block in read_blocks(file, self.mapping, self._rejects, number, block_bytes=_PROBE_BYTES):
+                    empty &= block.frame.is_empty()
+                    yield block.frame
             except UnreadableFile as error:
-                rejects.add(error.reason, error.detail, number, error.line)
-        self._rejects = rejects
-        raise self._nothing_left()
+                self._rejects.add(error.reason, error.detail, number, error.line)
+                continue
+            if empty:
+                self._rejects.add("empty_file", "at least one row required", number, 0)
 
     def _set_aside(self, folder: Path) -> tuple[Partitions, pl.DataFrame]:
         """First pass: all parsed impressions by user, and the requests that several users claim."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -34,11 +35,13 @@ class _Grammar:
 
     Both set the group `closed` if the line ends the record, and `open` if it ends within a quoted field.
     field: one field and what ends it.
+    whole: the same as `outside` with `closed`, for polars; None for a separator of several characters.
     """
 
     outside: re.Pattern[str]
     inside: re.Pattern[str]
     field: re.Pattern[str]
+    whole: str | None
 
 
 @cache
@@ -51,7 +54,9 @@ def _grammar(separator: str) -> _Grammar:
     rest_of_open = rest.replace("<closed>", "<closed_later>").replace("<open>", "<open_later>")
     inside = rf'{content}(?:(?P<open>\Z)|"(?:(?P<closed>\r?\Z)|{ends}{rest_of_open}))'
     one = rf'(?:"(?P<quoted>{content})"|(?P<plain>{plain}))(?P<end>{ends}|\Z)'
-    return _Grammar(*(re.compile(pattern, re.DOTALL) for pattern in (rest, inside, one)))
+    simple = rf'(?:"(?:[^"]|"")*"|[^"{ends}][^{ends}]*|)'
+    whole = rf"^{simple}(?:{ends}{simple})*\r?$" if len(separator) == 1 else None
+    return _Grammar(*(re.compile(pattern, re.DOTALL) for pattern in (rest, inside, one)), whole)
 
 
 def _state(pattern: re.Pattern[str], line: str) -> str:
@@ -91,11 +96,11 @@ def join_quoted(blocks: Iterator[LineBlock], separator: str) -> Iterator[LineBlo
 
 def _join_lines(frame: pl.DataFrame, separator: str, *, at_end: bool = False) -> tuple[list[tuple[int, int]], int]:
     """Rows of these lines that are one record, as (first, last), and the row from which on lines wait for the next ones."""
-    quoted = np.flatnonzero(frame["raw"].str.contains('"', literal=True).to_numpy()).tolist()
-    joined: list[tuple[int, int]] = []
-    if not quoted:
+    grammar, joined = _grammar(separator), list[tuple[int, int]]()
+    has_quote = frame["raw"].str.contains('"', literal=True)
+    if not has_quote.any() or (grammar.whole and frame["raw"].str.contains(grammar.whole).all()):
         return joined, frame.height
-    grammar = _grammar(separator)
+    quoted = np.flatnonzero(has_quote.to_numpy()).tolist()
     texts = frame["raw"].gather(quoted).to_list()
     ends = frame["raw"].str.len_bytes().to_numpy().cumsum(dtype=np.int64)
     number, reached = (
@@ -175,13 +180,22 @@ def split_records(frame: pl.DataFrame, separator: str, num_fields: int) -> pl.Da
     quoted = pl.col("raw").str.contains('"', literal=True)
     if not counted.select(quoted.any()).item():
         return counted
-    slow: list[list[str | int | None]] = []
-    for text in counted.filter(quoted)["raw"]:
-        found = split_record(text, separator) or []
-        slow.append([*found[:num_fields], *[None] * (num_fields - len(found)), len(found)])
+    rows: list[list[str | int | None]] = []
+    for found in _split_quoted(counted.filter(quoted)["raw"].to_list(), separator):
+        rows.append([*found[:num_fields], *[None] * (num_fields - len(found)), len(found)])
     schema = dict.fromkeys(fields, pl.String) | {"num_fields_found": pl.Int64}
-    repaired = counted.filter(quoted).drop(schema).hstack(pl.DataFrame(slow, schema=schema, orient="row"))
+    repaired = counted.filter(quoted).drop(schema).hstack(pl.DataFrame(rows, schema=schema, orient="row"))
     return pl.concat([counted.filter(~quoted), repaired.select(counted.columns)]).sort("line")
+
+
+def _split_quoted(texts: list[str], separator: str) -> list[list[str]]:
+    """Fields of each record, none of a broken one."""
+    if len(separator) == 1:
+        with suppress(csv.Error):
+            rows = list(csv.reader(texts, delimiter=separator, strict=True))
+            if len(rows) == len(texts):  # else a broken one took the next one's text for its own
+                return rows
+    return [split_record(text, separator) or [] for text in texts]
 
 
 def header_fields(text: str, separator: str) -> list[str]:

@@ -3,7 +3,7 @@
 A value is taken exactly as it is meant, or not at all: null in, null out, and null for what does not fit; the caller
 tells the two apart by looking at the input. What fits:
 
-- an integer id: `7`, `-7`, or the number 7.0 below 2^53; not `07` or `+7`, which another id would share with 7
+- an integer id: `7`, `-7` or `7.0`; not `07` or `+7`, which would become one with another id
 - a string id: text as it stands, or a whole number as its digits
 - a whole number: one of any spelling (`3.0`, `1e3`, `007`, true), within its type
 - a float: the nearest one; infinite only if it says so, NaN counts as missing
@@ -21,15 +21,12 @@ from reqdedup.logs.mapping import TIME_UNITS_US, CandidateRule, FeatureRule, Lab
 LIST_MARK = "\x1f"
 """Between the items of a packed history, which no item may hold."""
 
-INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})(\.0+)?$"
+INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})(\.0)?$"
 FAR_FUTURE_US = 253_402_300_799 * 1_000_000
 """The end of the year 9999: what lies beyond it is absurd and printed as this."""
 
-_WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
-_SCIENTIFIC = r"^[+-]?[0-9](\.[0-9]{1,14})?[eE][+-]?[0-9]{1,3}$"
-_INFINITE = r"^[+-]?(?i:inf|infinity)$"
-_FRACTION_OF_ZEROS = r"\.0*$"
 _EXACT_BELOW = 2**53
+_EXACT_CHARACTERS = 16  # 15 digits and a point: a fraction is never rounded away
 _ISO_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
     "%Y-%m-%d %H:%M:%S%.f%#z",
@@ -106,7 +103,9 @@ def _scaled_float(value: pl.Expr, unit: str) -> pl.Expr:
 def read_integer_id(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """An id of a log of integer ids, int64."""
     if dtype == pl.String:
-        return pl.when(value.str.contains(INTEGER_ID)).then(_without_zeros(value)).cast(pl.Int64, strict=False)
+        digits = value.str.strip_suffix(".0")
+        number = digits.cast(pl.Int64, strict=False)
+        return pl.when(number.cast(pl.String) == digits).then(number)
     if dtype.is_integer():
         return value.cast(pl.Int64, strict=False)
     return _whole_float(value) if dtype.is_float() else pl.lit(None, pl.Int64)
@@ -124,10 +123,8 @@ def read_string_id(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 def read_whole(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """A whole number, int64."""
     if dtype == pl.String:
-        value = _truth_as_number(value)
-        digits = pl.when(value.str.contains(_WHOLE)).then(_without_zeros(value)).cast(pl.Int64, strict=False)
-        power = pl.when(value.str.contains(_SCIENTIFIC)).then(value).cast(pl.Float64, strict=False)
-        return pl.coalesce(digits, _whole_float(power))
+        short = pl.when(value.str.len_bytes() <= _EXACT_CHARACTERS).then(value).cast(pl.Float64, strict=False)
+        return pl.coalesce(value.cast(pl.Int64, strict=False), _whole_float(short), _truth(value).cast(pl.Int64))
     if dtype.is_float():
         return _whole_float(value)
     return value.cast(pl.Int64, strict=False) if dtype.is_integer() or dtype == pl.Boolean else pl.lit(None, pl.Int64)
@@ -136,20 +133,19 @@ def read_whole(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 def read_float(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """A number, float64."""
     if dtype == pl.String:
-        value = _truth_as_number(value)
         number = value.cast(pl.Float64, strict=False)
-        return pl.when(number.is_finite() | number.is_nan() | value.str.contains(_INFINITE)).then(number)
+        says_so = pl.any_horizontal(value.str.ends_with(letter) for letter in "fFyY")  # inf, infinity; not 1e400
+        return pl.coalesce(pl.when(~number.is_infinite() | says_so).then(number), _truth(value).cast(pl.Float64))
     fits = dtype.is_numeric() or dtype == pl.Boolean
     return value.cast(pl.Float64, strict=False) if fits else pl.lit(None, pl.Float64)
 
 
-def read_label(value: pl.Expr, dtype: pl.DataType, rule: LabelRule) -> pl.Expr:
-    """A label within its range, int32: the number, or whether it is at least `at_least`."""
-    number = read_float(value, dtype)
-    within = number.is_between(rule.lowest, rule.highest)
+def read_label(number: pl.Expr, rule: LabelRule) -> pl.Expr:
+    """A label of a number within its range, int32: the number, or whether it is at least `at_least`."""
+    within = pl.when(number.is_between(rule.lowest, rule.highest))
     if rule.at_least is not None:
-        return pl.when(within).then(number >= rule.at_least).cast(pl.Int32)
-    return pl.when(within).then(read_whole(value, dtype)).cast(pl.Int32, strict=False)
+        return within.then(number >= rule.at_least).cast(pl.Int32)
+    return within.then(_whole_float(number)).cast(pl.Int32, strict=False)
 
 
 def read_feature(value: pl.Expr, dtype: pl.DataType, rule: FeatureRule) -> pl.Expr:
@@ -174,13 +170,13 @@ def _whole_float(value: pl.Expr) -> pl.Expr:
     return pl.when(exact).then(value).cast(pl.Int64, strict=False)
 
 
-def _without_zeros(text: pl.Expr) -> pl.Expr:
-    return text.str.replace(_FRACTION_OF_ZEROS, "")
-
-
-def _truth_as_number(text: pl.Expr) -> pl.Expr:
-    lower = text.str.to_lowercase()
-    return pl.when(lower == "true").then(pl.lit("1")).when(lower == "false").then(pl.lit("0")).otherwise(text)
+def _truth(text: pl.Expr) -> pl.Expr:
+    return (
+        pl.when(text.is_in(["true", "True", "TRUE"]))
+        .then(True)
+        .when(text.is_in(["false", "False", "FALSE"]))
+        .then(False)
+    )
 
 
 def split_text(value: pl.Expr, separator: str) -> pl.Expr:

@@ -97,12 +97,12 @@ def count_records(data: bytes, separator: str) -> int:
     lines = lines[:-1] if finished or not lines[-1] else lines
     count = first = 0
     while first < len(lines):
-        last, state = first, _state_after(lines[first], separator)
+        last, state = first, state_after(lines[first], separator)
         text = lines[first]
         while state == "open" and last + 1 < len(lines):
             last += 1
             text += "\n" + lines[last]
-            state = _state_after(text, separator)
+            state = state_after(text, separator)
         if state == "broken" or (state == "open" and finished):
             last, text = first, lines[first]
         count += text.rstrip("\r\n") != ""
@@ -110,7 +110,7 @@ def count_records(data: bytes, separator: str) -> int:
     return count
 
 
-def _state_after(text: str, separator: str) -> str:
+def state_after(text: str, separator: str) -> str:
     """Whether a record is closed or open after this text, or broken."""
     text = text[:-1] if text.endswith("\r") else text
     place = 0
