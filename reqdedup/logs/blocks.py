@@ -1,8 +1,8 @@
 """A block: some rows of a file with the mapped columns under internal names, the same from every kind of file.
 
 Columns: `line` and `raw` (the text of the row, null for Parquet); one per name of `LogMapping.sources()`, a list of
-texts if the name is one of `LogMapping.list_separators`; and `unfit NAME` for a column with values of a kind that has no
-meaning there (a list as a user, bytes that are not UTF-8): what they are, beside a null.
+texts if the name is one of `LogMapping.list_separators`; and `unfit NAME` for a column with values of a kind that has
+no meaning there (a list as a user, bytes that are not UTF-8): what they are, beside a null.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ ID_NAMES = ("user", "item", "request", "candidates", "history")
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of one file and the number of bytes that they were read from."""
+    """Some rows of one file.
+
+    num_bytes: size of what they were read from, uncompressed.
+    """
 
     frame: pl.DataFrame
     num_bytes: int

@@ -1,4 +1,4 @@
-"""Files of a log as blocks of mapped columns: which files, of which kind, and delimited text; JSON and Parquet beside it."""
+"""Files of a log as blocks of mapped columns: which files, of which kind, and those of delimited text."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def read_size(path: Path, mapping: LogMapping) -> int:
 def read_blocks(
     path: Path, mapping: LogMapping, rejects: Rejects, file: int, *, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[Block]:
-    """Blocks of a file's rows; lines that cannot be split are rejected. Raises UnreadableFile for the file or its rest."""
+    """Blocks of a file's rows; rows that cannot be split are rejected.
+
+    Raises UnreadableFile if the file or the rest of it cannot be read.
+    """
     kind = _format(path, mapping)
     if kind == "parquet":
         yield from parquet_blocks(path, mapping, rejects, file)

@@ -55,7 +55,7 @@ def json_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, bl
 def _read_values(
     connection: duckdb.DuckDBPyConnection, good: pl.DataFrame, keys: Sequence[str], mapping: LogMapping
 ) -> pl.DataFrame:
-    """Columns line and raw, and the mapped ones; of several keys for one of them a line has the first that is not null."""
+    """Columns line and raw, and the mapped ones: of several keys for one, the first that is not null on a line."""
     sources, separators = mapping.sources(), mapping.list_separators
     paths = ", ".join(_quoted(_path(key)) for key in keys)
     columns = [f"json_type(raw, [{paths}]) AS kinds", f"json_extract_string(raw, [{paths}]) AS texts"]

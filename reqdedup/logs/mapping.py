@@ -1,4 +1,4 @@
-"""What a user's log means: which column is what, in which unit, within which range. Read from TOML by `mapping_toml`."""
+"""What a user's log means: which column is what, in which unit, in which range; `mapping_toml` reads it from TOML."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ _RESERVED = {
 
 @dataclass(frozen=True, kw_only=True)
 class IdRule:
-    """columns: names, of which a file has one. type: int, string, or auto (int where the first rows are integers)."""
+    """An id.
+
+    columns: names, of which a file has one.
+    type: int, string, or auto (int if most of the first rows have integers).
+    """
 
     columns: tuple[str, ...]
     type: str = "auto"
@@ -44,9 +48,13 @@ class IdRule:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeRule:
-    """unit: of numbers. formats: strptime patterns of text, tried in turn; none: ISO 8601. zone: of times that name none.
+    """The time of a row.
 
-    earliest, latest: rows outside are rejected as absurd; latest None means a day after the reading.
+    columns: names, of which a file has one.
+    unit: unit of numbers, s, ms, us or ns.
+    formats: strptime patterns of text, tried in turn; if there are none, text is ISO 8601.
+    zone: IANA time zone of times that name none.
+    earliest, latest: moments outside of which a time is absurd; a latest of None is a day after the reading.
     """
 
     columns: tuple[str, ...]
@@ -65,7 +73,13 @@ class TimeRule:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
-    """A number of `columns`, within lowest..highest, as it is or (at_least) as 0 or 1; or the constant `value`."""
+    """A label: the number of a column, as it is or as 0 or 1; or a constant.
+
+    columns: names, of which a file has one.
+    at_least: number from which on the label is 1, else 0; None keeps the number, which must be whole.
+    lowest, highest: range of the number.
+    value: constant of a log without such a column.
+    """
 
     name: str
     columns: tuple[str, ...] = ()
@@ -92,7 +106,13 @@ class FeatureRule:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRule:
-    """One row per request. label: the label that each candidate carries after `label_separator`."""
+    """The candidates of a request, all on its one row.
+
+    columns: names, of which a file has one: a list, or text.
+    separator: text between the candidates, and between the elements of the columns that go along with them.
+    label: name of the label that each candidate carries after `label_separator`; None if labels are columns.
+    position: whether the place in the list is kept.
+    """
 
     columns: tuple[str, ...]
     separator: str = " "
@@ -103,9 +123,13 @@ class CandidateRule:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryRule:
-    """columns: the log's own history, none: made of the user's earlier rows, all of them or the engaged ones.
+    """The history of a request.
 
-    action: value of history_action for events of the log's own history (bit i: label i).
+    columns: names of the log's own history, of which a file has one; if there are none, it is made of earlier rows.
+    separator: text between its items.
+    time_columns: names of the times of its items, epoch milliseconds.
+    action: value of history_action for its items (bit i: label i).
+    events: which earlier rows make a history, those with a positive label ("engaged") or "all".
     """
 
     columns: tuple[str, ...] = ()
@@ -121,7 +145,17 @@ class HistoryRule:
 
 @dataclass(frozen=True, kw_only=True)
 class LogMapping:
-    """Everything needed to read one kind of log. `request_scope`: within what request ids are unique: log, file, user."""
+    """Everything needed to read one kind of log.
+
+    request_scope: within what request ids are unique, log, file or user.
+    session_gap_s: pause after which a new request starts if the log has no request ids, in seconds.
+    format: csv, tsv, jsonl or parquet; None leaves it to the file's ending.
+    separator: text between the fields; None leaves it to the file's structure.
+    header: whether the first record is one; "auto" if it names a mapped column.
+    columns: names of the fields if there is no header.
+    files: patterns of file names in a folder; the first one that fits decides.
+    null_values: texts that mean missing.
+    """
 
     user_id: IdRule
     time: TimeRule
@@ -181,7 +215,7 @@ class LogMapping:
         return lists
 
     def sources(self) -> dict[str, tuple[str, ...]]:
-        """What is read: internal name -> the names that the column may have in a file, one of which must be there."""
+        """What is read: internal name -> the names that the column may have in a file, of which it has one."""
         wanted: dict[str, tuple[str, ...]] = {"user": self.user_id.columns, "time": self.time.columns}
         if self.request_id:
             wanted["request"] = self.request_id.columns

@@ -2,7 +2,7 @@
 
     separator = ","                     # text only; left out: by the file's ending and first line
     header = "auto"                     # true, false, or "auto": a first line that names a mapped column is a header
-    columns = ["user", "item", "ts"]    # names where the files have no header
+    columns = ["user", "item", "ts"]    # names, if the files have no header
     files = ["log_*.csv"]               # which files of a folder; the first pattern that fits decides
     session_gap_s = 1800                # without request_id: a longer pause starts a new request
 
@@ -22,7 +22,7 @@
     view = { value = 1 }                # a log of positives only
 
     [request_columns]                   # one value per request
-    device = "int32"                    # its type, where the column has the same name
+    device = "int32"                    # its type, if the column has the same name
     surface = { column = "page", dtype = "string" }
 
     [item_columns]                      # one value per row
@@ -37,7 +37,7 @@
     [history]                           # without a column, histories are made of earlier rows
     column = "history"
     separator = " "
-    time_column = "history_ts"          # epoch milliseconds of its events, where the log has them
+    time_column = "history_ts"          # epoch milliseconds of its events, if the log has them
     events = "engaged"                  # made of earlier rows with a positive label, or "all"
 
 docs/mapping.md explains every key.
@@ -136,7 +136,7 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
 
 
 class _Table:
-    """One TOML table, read key by key; keys that nobody asked for are errors."""
+    """One TOML table, read key by key; keys that nobody has asked for are errors."""
 
     def __init__(self, name: str, values: Mapping[str, Any]):
         if not isinstance(values, Mapping):

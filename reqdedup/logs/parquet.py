@@ -1,4 +1,4 @@
-"""Parquet files as frames of mapped columns: Arrow arrays of any type as values, lists of texts, or what does not fit."""
+"""Parquet files as blocks of mapped columns: Arrow arrays of any type as values, as lists of texts, or as unfit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _Values = tuple[pl.Series, pl.Series]
 
 
 def parquet_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int) -> Iterator[Block]:
-    """Blocks of a file's rows; a row group that cannot be read is rejected. Raises UnreadableFile for the whole file."""
+    """Blocks of a file's rows; a row group that cannot be read is rejected.
+
+    Raises UnreadableFile if that is so of the whole file.
+    """
     try:
         parquet = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:

@@ -49,7 +49,7 @@ class Partitions:
             writer.close()
 
     def read(self, part: int) -> pl.DataFrame | None:
-        """All rows of one partition, None where it has none. A partition is let go by reading it."""
+        """All rows of one partition, None if there is none. Reading a partition lets it go."""
         if self.count == 1:
             frames, self._frames = self._frames, []
             return pl.concat(frames) if frames else None

@@ -22,7 +22,7 @@ def movielens() -> LogMapping:
     """MovieLens: `ratings.csv` with header, `ratings.dat` split by ::, `u.data` and `*.inter` split by tabs.
 
     A request is a sitting: a user's ratings without a pause of half an hour. click = rating of 4 or more. Every rating
-    is an event of later histories, with action 1 where it was a click.
+    is an event of later histories, with action 1 if it was a click.
     """
     return LogMapping(
         user_id=IdRule(columns=("user_id", "userId", "user", "UserID")),
@@ -36,7 +36,7 @@ def movielens() -> LogMapping:
 
 
 def mind() -> LogMapping:
-    """MIND: `behaviors.tsv`, no header; candidates with a click label, except in the test split; histories of clicks."""
+    """MIND: `behaviors.tsv`, no header; candidates with a click label, but in the test split; histories of clicks."""
     return LogMapping(
         user_id=IdRule(columns=("user_id",), type="string"),
         request_id=IdRule(columns=("impression_id",), type="int"),

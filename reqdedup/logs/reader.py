@@ -1,8 +1,8 @@
 """Reading a user's own log: good rows come out as deduplicated batches, bad ones as rejects.
 
 Two passes. The first parses blocks of 16 MiB and sets rows aside by the hash of their user; the second takes one
-partition of users at a time: sessions, duplicates, histories. Memory is that of one partition, about five to eight times
-`partition_bytes` of log text (1 to 2 GB at the default), and never less than the rows of the most active user; a log
+partition of users at a time: sessions, duplicates, histories. Memory is that of one partition, about five to eight
+times `partition_bytes` of log text (1 to 2 GB by default), and never less than the rows of the most active user; a log
 smaller than one partition stays in memory, a larger one needs disk for its rows. Requests come out by user and time.
 """
 
@@ -83,9 +83,9 @@ def read_log(
     session_gap_s: pause after which a new request starts, for logs without request ids, in seconds.
     max_history: length of the longest history, in events; stride: distance between the possible starts of a cut one, in
         events, a quarter of it by default.
-    strict: whether rejected rows end the reading with a LogError that lists the reasons. It comes after the last batch, so
-        that all reasons are known and a writer that commits at its end has replaced nothing.
-    partition_bytes, block_bytes: size of a partition of users and of a parsed block, in bytes of text; they bound memory.
+    strict: whether rejected rows end the reading with a LogError that lists the reasons. It comes after the last batch,
+        so that all reasons are known, and a writer that commits at its end has replaced nothing.
+    partition_bytes, block_bytes: size of a partition of users and of a parsed block, in bytes; they bound memory.
     spill_folder: folder for rows that are set aside, by default the system's; they are removed after reading.
     progress: function that is called with the counts after every block and batch.
 

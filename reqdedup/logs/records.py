@@ -1,9 +1,10 @@
 """Lines of delimited text as records (RFC 4180), records as fields, and which separator a file has.
 
 A quoted field may hold separators, doubled quotes and line feeds. A quote opens a field only at its start; elsewhere it
-is a character like others. A line that opens a quoted field which nothing closes, or which is followed by something else
-than a separator, is broken: it is rejected alone, and the next line starts a new record, so that a stray quote costs its
-own line. Only if the file also ends without a line feed was it cut inside that field, and all of the rest is one record.
+is a character like others. A line that opens a quoted field which nothing closes, or which something else than a
+separator follows, is broken: it is rejected alone, and the next line starts a new record, so that a stray quote costs
+its own line. But if the file ends without a line feed, it was cut inside that field, and all of the rest is one record
+(decision 15).
 Lines without a quote are cut and split vectorised; the others cost a few microseconds each.
 """
 
@@ -95,7 +96,7 @@ def join_quoted(blocks: Iterator[LineBlock], separator: str) -> Iterator[LineBlo
 
 
 def _join_lines(frame: pl.DataFrame, separator: str, *, at_end: bool = False) -> tuple[list[tuple[int, int]], int]:
-    """Rows of these lines that are one record, as (first, last), and the row from which on lines wait for the next ones."""
+    """Rows of lines that are one record, as (first, last), and the row from which on lines wait for what follows."""
     grammar, joined = _grammar(separator), list[tuple[int, int]]()
     has_quote = frame["raw"].str.contains('"', literal=True)
     if not has_quote.any() or (grammar.whole and frame["raw"].str.contains(grammar.whole).all()):
@@ -103,10 +104,8 @@ def _join_lines(frame: pl.DataFrame, separator: str, *, at_end: bool = False) ->
     quoted = np.flatnonzero(has_quote.to_numpy()).tolist()
     texts = frame["raw"].gather(quoted).to_list()
     ends = frame["raw"].str.len_bytes().to_numpy().cumsum(dtype=np.int64)
-    number, reached = (
-        0,
-        0,
-    )  # of quoted lines: the next one to look at, and up to where an open field is known to be open
+    number = 0  # of the lines with quotes: the next one to look at
+    reached = 0  # of these: a field that opens before it stays open up to it
     while number < len(quoted):
         first = number
         number += 1

@@ -1,8 +1,9 @@
 """From requests to deduplicated batches: the history of every request, anchored and stored once.
 
 Histories come from the log's own column or from the user's earlier rows, ordered by time (an offline log does not say
-in which order they were ingested). An event is in a history if its time, in whole milliseconds, is before the request's.
-`history_action` has bit i set where label i of the schema was positive.
+in which order they were ingested). An event is in a history if its time, in whole milliseconds, is before that of the
+request.
+`history_action` has bit i set if label i of the schema was positive.
 """
 
 from __future__ import annotations
@@ -142,9 +143,8 @@ def _earlier_rows(
 ) -> _Histories:
     """Histories of the user's earlier rows: all, or those with a positive label."""
     bits = [(pl.col(name).fill_null(0) > 0).cast(pl.Int32) * (1 << bit) for bit, name in enumerate(mapping.label_names)]
-    events = frame.select(
-        "user_id", "item_id", (pl.col("ts_us") // 1000).alias("ts_ms"), pl.sum_horizontal(bits).alias("action"), "ts_us", "file", "line"
-    )  # fmt: skip
+    made = [(pl.col("ts_us") // 1000).alias("ts_ms"), pl.sum_horizontal(bits).alias("action")]
+    events = frame.select("user_id", "item_id", *made, "ts_us", "file", "line")
     if mapping.history.events == "engaged":
         events = events.filter(pl.col("action") > 0)
     events = events.sort("user_id", "ts_us", "file", "line", maintain_order=True)

@@ -121,7 +121,7 @@ def _draw_requests(config: SyntheticLogConfig, block: int) -> _Requests:
     end_ms = round(config.end_ts.timestamp() * 1000)
     hour = rng.choice(24, count, p=_HOUR_WEIGHTS / _HOUR_WEIGHTS.sum())
     day = rng.integers(0, config.num_days, count)
-    # the last `max_requests_per_user` ms of an hour stay free: one is added per earlier request, to tell equal times apart
+    # the last `max_requests_per_user` ms of an hour stay free: one is added per earlier request, against equal times
     within = rng.integers(0, max(1, _HOUR_MS - config.max_requests_per_user), count)
     ts_ms_R = end_ms - (day + 1) * _DAY_MS + hour * _HOUR_MS + within
     ts_ms_R = ts_ms_R[np.lexsort((ts_ms_R, user_R))] + ordinal_R
@@ -223,7 +223,7 @@ def _draw_timelines(config: SyntheticLogConfig, catalogue: Catalogue, requests: 
 def _emit(
     config: SyntheticLogConfig, catalogue: Catalogue, requests: _Requests, rows: _Rows, timelines: _Timelines
 ) -> Iterator[pa.RecordBatch]:
-    """The block's batches: requests by time, cut where sequences reach `batch_bytes`."""
+    """The block's batches: requests by time, cut as soon as sequences reach `batch_bytes`."""
     order = np.lexsort((requests.user_R, requests.ts_ms_R))
     num_bytes = timelines.length_R[order] * _TOKEN_BYTES + requests.fan_out_R[order] * 8 * len(LABELS)
     batch_of_request = (np.cumsum(num_bytes) - num_bytes) // config.batch_bytes

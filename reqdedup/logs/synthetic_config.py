@@ -18,29 +18,32 @@ LOGNORMAL_P90 = 1.2815515655446004
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticLogConfig:
-    """Size and shape of a synthetic log. Times are UTC; counts of requests, rows and events are heavy-tailed (lognormal).
+    """Size and shape of a synthetic log. Times are UTC; numbers of requests, rows and events are lognormal, heavy-tailed.
 
     seed: any integer >= 0; with everything else equal, another seed is an independent log.
-    end_ts: the log ends here; requests lie in the `num_days` before it. Fixed, so that bytes do not depend on today.
+    end_ts: end of the log, fixed so that bytes do not depend on today.
+    num_days: length of the log before `end_ts`, in days.
     num_users, num_items, num_categories: sizes of the populations; items may be millions.
-    mean_requests_per_user, max_requests_per_user: every user has at least one request.
-    mean_fan_out, max_fan_out: rows per request, at least one.
-    median_history, p90_history: events in a user's timeline before the first request, times `history_scale`.
-    history_scale: shrinks timelines for small recipes; the rate of new events shrinks with it.
-    max_history: longest history that a request carries, at most 16,384 events.
-    anchor_stride: events between possible starts of a cut history; 0 means a quarter of max_history.
-    account_days: days over which a timeline was filled; sets how many events arrive between two requests.
-    new_user_share: users without any event before their first request.
-    late_event_share: events that were ingested up to some hours after they happened (history_ts is not sorted there).
+    mean_requests_per_user, max_requests_per_user: number of a user's requests, at least one.
+    mean_fan_out, max_fan_out: number of a request's rows, at least one.
+    median_history, p90_history: length of a user's timeline before the first request, times `history_scale`, in events.
+    history_scale: factor that shrinks timelines, and the rate of new events with them, for small recipes.
+    max_history: length of the longest history that a request carries, at most 16,384 events.
+    anchor_stride: distance between the possible starts of a cut history, in events; 0 means a quarter of max_history.
+    account_days: time over which a timeline was filled, in days; it sets how many events arrive between two requests.
+    new_user_share: ratio of users without any event before their first request.
+    late_event_share: ratio of events that were ingested up to some hours late; history_ts is not sorted there.
     popularity_exponent: Zipf exponent of the items.
-    latent_width: length of the factors; user_embedding_width: length of the noisy view of them that requests carry.
+    latent_width: length of the factors.
+    user_embedding_width: length of the noisy view of them that requests carry.
     embedding_noise: standard deviation added to the embedding, whose own is 1.
-    taste_proposals: a taste-driven choice is the best of this many draws by popularity.
-    history_taste_share, candidate_taste_share: events and candidates chosen by taste; the rest is popularity alone.
-    click_intercept, affinity_weight, quality_weight, position_weight, logit_noise: the click logit is
+    taste_proposals: number of draws by popularity of which a taste-driven choice is the best.
+    history_taste_share, candidate_taste_share: ratio of events and candidates chosen by taste, the others by popularity.
+    click_intercept, affinity_weight, quality_weight, position_weight, logit_noise: terms of the click's logit,
         intercept + affinity_weight * affinity + quality_weight * quality - position_weight * ln(1 + position)
         + surface + logit_noise * normal.
-    users_per_block: users made at once. batch_bytes: sequence bytes per batch; both bound memory.
+    users_per_block: number of users made at once; it bounds memory.
+    batch_bytes: size of a batch's sequences, in bytes; it bounds memory.
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Damaged logs for fuzzing: the same rows in every format, hostile bytes put in, and how many records a text then has."""
+"""Damaged logs for fuzzing: the same rows in every format, hostile bytes in them, and how many records a text has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rule for a value, whether it comes from text, JSON or Parquet: exactly what it says, or rejected with a reason."""
+"""One rule for values of text, JSON and Parquet: exactly what they say, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(path, rows, types=None):
 
 
 def outcomes(found, names):
-    """Of each row, which has its number as its item, the value under the name at that place, or the reason of its reject."""
+    """Of each row, its number being its item, the value under the name at that place, or the reason of its reject."""
     of_row = {row["item_id"]: row for row in found.rows}
     header = found.reader.path.suffix == ".csv"
     reasons = {line - header: reason for reason, line in found.reasons}
