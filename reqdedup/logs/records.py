@@ -57,7 +57,8 @@ def _grammar(separator: str) -> _Grammar:
     one = rf'(?:"(?P<quoted>{content})"|(?P<plain>{plain}))(?P<end>{ends}|\Z)'
     simple = rf'(?:"(?:[^"]|"")*"|[^"{ends}][^{ends}]*|)'
     whole = rf"^{simple}(?:{ends}{simple})*\r?$" if len(separator) == 1 else None
-    return _Grammar(*(re.compile(pattern, re.DOTALL) for pattern in (rest, inside, one)), whole)
+    outside, within, one_field = (re.compile(pattern, re.DOTALL) for pattern in (rest, inside, one))
+    return _Grammar(outside, within, one_field, whole)
 
 
 def _state(pattern: re.Pattern[str], line: str) -> str:

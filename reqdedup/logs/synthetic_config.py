@@ -18,7 +18,7 @@ LOGNORMAL_P90 = 1.2815515655446004
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticLogConfig:
-    """Size and shape of a synthetic log. Times are UTC; numbers of requests, rows and events are lognormal, heavy-tailed.
+    """Size and shape of a synthetic log. Times are UTC; numbers of requests, rows and events are lognormal.
 
     seed: any integer >= 0; with everything else equal, another seed is an independent log.
     end_ts: end of the log, fixed so that bytes do not depend on today.
@@ -38,7 +38,7 @@ class SyntheticLogConfig:
     user_embedding_width: length of the noisy view of them that requests carry.
     embedding_noise: standard deviation added to the embedding, whose own is 1.
     taste_proposals: number of draws by popularity of which a taste-driven choice is the best.
-    history_taste_share, candidate_taste_share: ratio of events and candidates chosen by taste, the others by popularity.
+    history_taste_share, candidate_taste_share: ratio of events and candidates chosen by taste, not popularity.
     click_intercept, affinity_weight, quality_weight, position_weight, logit_noise: terms of the click's logit,
         intercept + affinity_weight * affinity + quality_weight * quality - position_weight * ln(1 + position)
         + surface + logit_noise * normal.
