@@ -26,7 +26,7 @@ from reqdedup.storage.iceberg import catalogs
 from reqdedup.storage.iceberg.layout import check_same_form
 from reqdedup.storage.maintenance.everywhere import UserDeletion, users_scope
 from reqdedup.storage.maintenance.namespace import list_tables, load_listed
-from reqdedup.storage.write.rejects import rejects_identifier
+from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
 if TYPE_CHECKING:
     from reqdedup.audit.report import AuditReport
@@ -307,6 +307,7 @@ def ingest(
     not given.
     """
     rejects_name = rejects_identifier(identifier)
+    check_rejects_table(catalog, rejects_name)
     before = None
     if catalog.table_exists(identifier):
         table = catalog.load_table(identifier)

@@ -57,14 +57,13 @@ def _read_values(
 ) -> pl.DataFrame:
     """Columns line and raw, and the mapped ones: of several keys for one, the first that is not null on a line."""
     sources, separators = mapping.sources(), mapping.list_separators
-    paths = ", ".join(_quoted(_path(key)) for key in keys)
+    paths = ", ".join(_quoted(_pointer(key)) for key in keys)
     columns = [f"json_type(raw, [{paths}]) AS kinds", f"json_extract_string(raw, [{paths}]) AS texts"]
     with_elements = {key for name, names in sources.items() if name in separators for key in names}
     for number in sorted(keys.index(key) for key in with_elements):
-        elements = _quoted(_path(keys[number]) + "[*]")
-        columns.append(
-            f"json_type(raw, {elements}) AS kinds_{number}, json_extract_string(raw, {elements}) AS texts_{number}"
-        )
+        array = f"json_extract(raw, {_quoted(_pointer(keys[number]))})"
+        columns.append(f"json_type({array}, '$[*]') AS kinds_{number}")
+        columns.append(f"json_extract_string({array}, '$[*]') AS texts_{number}")
     found = _sql(connection, good, f"SELECT {', '.join(columns)} FROM lines")
     columns_of: list[pl.Expr] = []
     for name, names in sources.items():
@@ -112,9 +111,9 @@ def _lists(read: pl.DataFrame, name: str, separator: str) -> tuple[pl.Series, pl
     return of_arrays.zip_with(is_array, pieces), unfit.zip_with(is_array, read[f"unfit {name}"])
 
 
-def _path(key: str) -> str:
-    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
-    return f'$."{escaped}"'
+def _pointer(key: str) -> str:
+    """JSON pointer to a key: unlike a path it takes every key, `*` and an empty one included."""
+    return "/" + key.replace("~", "~0").replace("/", "~1")
 
 
 def _quoted(text: str) -> str:

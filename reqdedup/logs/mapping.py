@@ -29,6 +29,8 @@ _RESERVED = {
     ),
 }
 
+_RESERVED_PREFIXES = ("_", "label ", "row ", "request ", "number ", "unfit ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdRule:
@@ -88,6 +90,14 @@ class LabelRule:
     highest: float = 1.0
     value: int | None = None
 
+    def __post_init__(self) -> None:
+        if not self.lowest <= self.highest:
+            raise ValueError(
+                f"mapping: label {self.name}: a range from low to high required, found {self.lowest:g} to {self.highest:g}"
+            )
+        if self.value is not None and not -(2**31) <= self.value < 2**31:
+            raise ValueError(f"mapping: label {self.name}: a value of 32 bits required, found {self.value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRule:
@@ -120,6 +130,12 @@ class CandidateRule:
     label_separator: str = "-"
     position: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.separator or not self.label_separator:
+            raise ValueError(
+                "mapping: [candidates] a separator and a label_separator of at least one character required"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryRule:
@@ -139,6 +155,10 @@ class HistoryRule:
     events: str = "engaged"
 
     def __post_init__(self) -> None:
+        if not self.separator:
+            raise ValueError("mapping: [history] a separator of at least one character required")
+        if not -(2**31) <= self.action < 2**31:
+            raise ValueError(f"mapping: [history] an action of 32 bits required, found {self.action}")
         if self.events not in ("engaged", "all"):
             raise ValueError(f'mapping: [history] events "engaged" or "all" required, found {self.events!r}')
 
@@ -194,7 +214,7 @@ class LogMapping:
         names = [*self.label_names, *(rule.name for rule in self.request_columns + self.item_columns)]
         names += ["position"] if self.candidates and self.candidates.position else []
         for name in names:
-            if name in _RESERVED or names.count(name) > 1 or not name or name.startswith(("_", "label ", "row ")):
+            if name in _RESERVED or names.count(name) > 1 or not name or name.startswith(_RESERVED_PREFIXES):
                 raise ValueError(
                     f"mapping: every label and column needs a name of its own, {name!r} is taken; rename it"
                 )

@@ -47,6 +47,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,6 +62,12 @@ from reqdedup.logs.mapping import (
     LogMapping,
     TimeRule,
 )
+
+_TEXT = ("text", (str,))
+_TRUTH = ("true or false", (bool,))
+_WHOLE = ("a whole number", (int,))
+_NUMBER = ("a number", (int, float))
+_TABLE = ("a table", (Mapping,))
 
 
 def load_mapping(source: LogMapping | Mapping[str, Any] | str | Path) -> LogMapping:
@@ -92,24 +99,26 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
         "request_id": top.id("request_id") if "request_id" in tables else None,
         "time": TimeRule(
             columns=time.names("column"),
-            unit=time.take("unit", "s"),
+            unit=time.take("unit", "s", _TEXT),
             formats=time.names("format", required=False),
-            zone=time.take("zone", "UTC"),
-            earliest=_moment(time.take("earliest", datetime(1990, 1, 1, tzinfo=UTC))),
-            latest=None if latest is None else _moment(latest),
+            zone=time.take("zone", "UTC", _TEXT),
+            earliest=_moment("earliest", time.take("earliest", datetime(1990, 1, 1, tzinfo=UTC))),
+            latest=None if latest is None else _moment("latest", latest),
         ),
-        "labels": tuple(_label(name, rule) for name, rule in top.take("labels", {}).items()),
-        "request_columns": tuple(_feature(name, rule) for name, rule in top.take("request_columns", {}).items()),
-        "item_columns": tuple(_feature(name, rule) for name, rule in top.take("item_columns", {}).items()),
+        "labels": tuple(_label(name, rule) for name, rule in top.take("labels", {}, _TABLE).items()),
+        "request_columns": tuple(
+            _feature(name, rule) for name, rule in top.take("request_columns", {}, _TABLE).items()
+        ),
+        "item_columns": tuple(_feature(name, rule) for name, rule in top.take("item_columns", {}, _TABLE).items()),
     }
     if candidates:
-        mapping["candidate_id_type"] = candidates.take("type", "auto")
+        mapping["candidate_id_type"] = candidates.take("type", "auto", _TEXT)
         mapping["candidates"] = CandidateRule(
             columns=candidates.names("column"),
-            separator=candidates.take("separator", " "),
-            label=candidates.take("label", None),
-            label_separator=candidates.take("label_separator", "-"),
-            position=candidates.take("position", False),
+            separator=candidates.take("separator", " ", _TEXT),
+            label=candidates.take("label", None, _TEXT),
+            label_separator=candidates.take("label_separator", "-", _TEXT),
+            position=candidates.take("position", False, _TRUTH),
         )
         inline = mapping["candidates"].label
         if inline and inline not in [label.name for label in mapping["labels"]]:
@@ -118,15 +127,16 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
     if history:
         mapping["history"] = HistoryRule(
             columns=history.names("column", required=False),
-            separator=history.take("separator", " "),
+            separator=history.take("separator", " ", _TEXT),
             time_columns=history.names("time_column", required=False),
-            action=history.take("action", 1),
-            events=history.take("events", "engaged"),
+            action=history.take("action", 1, _WHOLE),
+            events=history.take("events", "engaged", _TEXT),
         )
         history.finish()
-    for key in ("request_scope", "session_gap_s", "format", "separator", "header"):
+    kinds = {"request_scope": _TEXT, "format": _TEXT, "separator": _TEXT, "session_gap_s": _NUMBER, "header": None}
+    for key, kind in kinds.items():
         if key in tables:
-            mapping[key] = top.take(key, None)
+            mapping[key] = top.take(key, None, kind)
     for key in ("columns", "files", "null_values"):
         if key in tables:
             mapping[key] = top.names(key)
@@ -145,9 +155,15 @@ class _Table:
         self._values = dict(values)
         self._known: set[str] = set()
 
-    def take(self, key: str, default: Any) -> Any:
+    def take(self, key: str, default: Any, kind: tuple[str, tuple[type, ...]] | None = None) -> Any:
+        """The value of a key. kind: what it must be, in words and as types."""
         self._known.add(key)
-        return self._values.get(key, default)
+        if key not in self._values:
+            return default
+        value = self._values[key]
+        if kind is not None and (not isinstance(value, kind[1]) or (isinstance(value, bool) and bool not in kind[1])):
+            raise ValueError(f"{self._where} {key}: {kind[0]} required, found {value!r}")
+        return value
 
     def names(self, key: str, required: bool = True) -> tuple[str, ...]:
         value = self.take(key, None)
@@ -166,7 +182,7 @@ class _Table:
         value = self.take(key, None)
         if isinstance(value, Mapping):
             inner = _Table(key, value)
-            rule = IdRule(columns=inner.names("column"), type=inner.take("type", "auto"))
+            rule = IdRule(columns=inner.names("column"), type=inner.take("type", "auto", _TEXT))
             inner.finish()
             return rule
         return IdRule(columns=self.names(key))
@@ -183,14 +199,16 @@ def _label(name: str, rule: Any) -> LabelRule:
     if isinstance(rule, str | list):
         return LabelRule(name=name, columns=_Table(name, {"column": rule}).names("column"))
     table = _Table(f"labels.{name}", rule)
-    value = table.take("value", None)
-    lowest, highest = table.take("range", (0.0, 1.0))
+    value = table.take("value", None, _WHOLE)
+    bounds = table.take("range", (0.0, 1.0))
+    if not isinstance(bounds, list | tuple) or [isinstance(bound, int | float) for bound in bounds] != [True, True]:
+        raise ValueError(f"mapping: [labels.{name}] range: a list of two numbers required, found {bounds!r}")
     label = LabelRule(
         name=name,
         columns=table.names("column", required=value is None),
-        at_least=table.take("at_least", None),
-        lowest=float(lowest),
-        highest=float(highest),
+        at_least=table.take("at_least", None, _NUMBER),
+        lowest=float(bounds[0]),
+        highest=float(bounds[1]),
         value=value,
     )
     table.finish()
@@ -202,16 +220,17 @@ def _feature(name: str, rule: Any) -> FeatureRule:
         return FeatureRule(name=name, columns=(name,), dtype=rule)
     table = _Table(name, rule)
     columns = table.names("column", required=False) or (name,)
-    feature = FeatureRule(name=name, columns=columns, dtype=table.take("dtype", ""))
+    feature = FeatureRule(name=name, columns=columns, dtype=table.take("dtype", "", _TEXT))
     table.finish()
     return feature
 
 
-def _moment(value: Any) -> datetime:
+def _moment(key: str, value: Any) -> datetime:
     if isinstance(value, str):
-        value = datetime.fromisoformat(value)
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value)
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if not isinstance(value, datetime):
-        raise ValueError(f"mapping: [time] a date required, found {value!r}")
+        raise ValueError(f"mapping: [time] {key}: a date required, found {value!r}")
     return value if value.tzinfo else value.replace(tzinfo=UTC)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from reqdedup import cli
@@ -106,6 +107,18 @@ def test_a_table_of_another_form_is_replaced_only_when_told(here, capsys):
     assert "another form (layout sorted required, found by_request)" in capsys.readouterr().err
     assert ingest("--layout", "sorted", "--replace") == 0
     assert table_layout(embedded(here).load_table("movies.ratings")) is Layout.SORTED
+
+
+def test_rows_of_others_under_the_name_of_the_rejects_stop_an_ingest_before_it_writes(here, capsys):
+    assert ingest() == 0
+    catalog = embedded(here)
+    catalog.rename_table("movies.rejected_engagements", "movies.rejects_of_before")
+    catalog.create_table("movies.rejected_engagements", pa.schema([pa.field("n", pa.int64())]))
+    before = catalog.load_table("movies.ratings").metadata_location
+    assert ingest() == 2
+    assert "a table of rejected rows required, found one with columns n" in capsys.readouterr().err
+    assert catalog.load_table("movies.ratings").metadata_location == before
+    assert catalog.load_table("movies.rejected_engagements").schema().column_names == ["n"]
 
 
 def test_catalog_and_files_lie_where_they_are_told(here, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import random
 
 import pytest
@@ -190,3 +191,11 @@ def test_a_key_that_a_json_line_lacks_is_null(tmp_path, read):
         found = read(tmp_path / "log.jsonl", mapping={**MAPPING, "user_id": ["u", "uid"]}, block_bytes=block_bytes)
         assert {row["item_id"]: row["click"] for row in found.rows} == {2: None, 4: 1, 6: 0}
         assert found.reasons == [("null_id", 2), ("json", 4)]
+
+
+@pytest.mark.parametrize("key", ["*", "", "$", "a.b", "a/b", "~1", "0", '"', "'", "\\", "[*]", "ü", "#"])
+def test_every_json_key_can_be_mapped(key, tmp_path, read):
+    lines = [{key: 7, "i": 2, "t": BASE_S, "c": 1, "past": [1, 2]}, {key: 8, "i": 3, "t": BASE_S, "c": 0, "past": [1]}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read(tmp_path / "log.jsonl", mapping={**MAPPING, "user_id": key, "history": {"column": "past"}})
+    assert [row["user_id"] for row in found.rows] == [7, 8]
