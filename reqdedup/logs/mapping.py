@@ -226,6 +226,12 @@ class LogMapping:
         return tuple(label.name for label in self.labels)
 
     @property
+    def read_names(self) -> set[str]:
+        """Labels and columns that are read from the log, not constant."""
+        labels = {label.name for label in self.labels if label.value is None}
+        return labels | {rule.name for rule in self.request_columns + self.item_columns}
+
+    @property
     def list_separators(self) -> dict[str, str]:
         """Internal names of the columns that hold a list, or text separated by this."""
         lists = dict.fromkeys(("history", "history_times"), self.history.separator)

@@ -9,6 +9,7 @@ smaller than one partition stays in memory, a larger one needs disk for its rows
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,7 +185,7 @@ class LogReader:
 
     def _first_frames(self) -> Iterator[pl.DataFrame]:
         for number, file in enumerate(self._files):
-            empty = True
+            empty, rejected = True, self._rejects.count
             try:
                 for block in read_blocks(file, self.mapping, self._rejects, number, block_bytes=_PROBE_BYTES):
                     empty &= block.frame.is_empty()
@@ -192,7 +193,7 @@ class LogReader:
             except UnreadableFile as error:
                 self._rejects.add(error.reason, error.detail, number, error.line)
                 continue
-            if empty:
+            if empty and self._rejects.count == rejected:
                 self._rejects.add("empty_file", "at least one row required", number, 0)
 
     def _set_aside(self, folder: Path) -> tuple[Partitions, pl.DataFrame]:
@@ -201,6 +202,7 @@ class LogReader:
         count = min(_MAX_PARTITIONS, 1 + size // self._partition_bytes)
         impressions = Partitions(count, "user_id", folder, "impressions")
         owners = Partitions(count, "request_id", folder, "owners")
+        missing = {name for name in self.schema.names if name in self.mapping.read_names}
         parser = ImpressionParser(self.mapping, self._ids, self._rejects, request_scope=self._request_scope)
         for number, file in enumerate(self._files):
             rows_before, rejects_before = self.counts.rows_read, self._rejects.count
@@ -210,6 +212,7 @@ class LogReader:
                     self.counts.rows_read += block.frame.height
                     frame = parser.parse(block.frame, number)
                     impressions.add(frame)
+                    missing -= {name for name in missing if frame[name].null_count() < frame.height}
                     if self.mapping.request_id:
                         owners.add(count_owners(frame))
                     self._report()
@@ -219,6 +222,11 @@ class LogReader:
                 self._rejects.add("empty_file", "at least one row required", number, 0)
         impressions.finish()
         owners.finish()
+        if missing and self.counts.rows_read > self._rejects.count:
+            warnings.warn(
+                f"{self.path}: {', '.join(sorted(missing))} missing on every row; check what the mapping names for it",
+                stacklevel=2,
+            )
         return impressions, find_disputed(owners)
 
     def _batches(self, frame: pl.DataFrame, disputed: pl.DataFrame) -> Iterator[pa.RecordBatch]:

@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from reqdedup.logs import records
+from reqdedup.logs import read_log, records
 from tests.logs import mutations
 
 BASE_S = 1_700_000_000
@@ -191,6 +191,16 @@ def test_a_key_that_a_json_line_lacks_is_null(tmp_path, read):
         found = read(tmp_path / "log.jsonl", mapping={**MAPPING, "user_id": ["u", "uid"]}, block_bytes=block_bytes)
         assert {row["item_id"]: row["click"] for row in found.rows} == {2: None, 4: 1, 6: 0}
         assert found.reasons == [("null_id", 2), ("json", 4)]
+
+
+def test_a_column_that_no_row_has_is_said_once(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"u": 1, "i": 2, "t": 1700000000}\n{"u": 1, "i": 3, "t": 1700000001}\n')
+    mapping = {**MAPPING, "item_columns": {"price": "float32"}}
+    with pytest.warns(
+        UserWarning, match=r"log\.jsonl: click, price missing on every row; check what the mapping names"
+    ):
+        rows = sum(batch.num_rows for batch in read_log(tmp_path / "log.jsonl", mapping=mapping))
+    assert rows == 2
 
 
 @pytest.mark.parametrize("key", ["*", "", "$", "a.b", "a/b", "~1", "0", '"', "'", "\\", "[*]", "ü", "#"])
