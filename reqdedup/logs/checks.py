@@ -15,7 +15,7 @@ MAX_KEPT_REJECTS = 1_000_000
 """Rejected rows that are kept with their text; more are only counted."""
 
 RAW_CHARACTERS = 300
-"""Characters of a rejected line that are kept."""
+"""Characters that are kept of a rejected row, and of what is said about it."""
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -111,7 +111,7 @@ class Rejects:
             self.by_reason[reason] += count
         rows = rows.select(
             "reason",
-            pl.col("detail").fill_null(""),
+            pl.col("detail").fill_null("").str.slice(0, RAW_CHARACTERS),
             "file",
             "line",
             pl.col("raw").fill_null("").str.slice(0, RAW_CHARACTERS),

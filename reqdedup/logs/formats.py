@@ -60,6 +60,8 @@ def find_files(path: Path, mapping: LogMapping) -> list[Path]:
 
 def read_size(path: Path, mapping: LogMapping) -> int:
     """Bytes of a file's rows once decompressed, roughly; 0 if it cannot be read."""
+    if not _is_utf8(str(path)):
+        return 0
     try:
         if _format(path, mapping) == "parquet":
             metadata = pq.read_metadata(path)
@@ -76,6 +78,8 @@ def read_blocks(
 
     Raises UnreadableFile if the file or the rest of it cannot be read.
     """
+    if not _is_utf8(str(path)):
+        raise UnreadableFile("unreadable", "a file name of UTF-8 required; rename the file")
     kind = _format(path, mapping)
     if kind == "parquet":
         yield from parquet_blocks(path, mapping, rejects, file)
@@ -83,6 +87,14 @@ def read_blocks(
         yield from json_blocks(path, mapping, rejects, file, block_bytes)
     else:
         yield from _text_blocks(path, mapping, rejects, file, block_bytes)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(path: Path) -> Path:

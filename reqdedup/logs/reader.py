@@ -142,7 +142,8 @@ class LogReader:
         self._partition_bytes, self._block_bytes = partition_bytes, block_bytes
         self._spill_folder, self._progress = spill_folder, progress
         self._files = find_files(path, mapping)
-        self._names = [file.name if path.is_file() else str(file.relative_to(path)) for file in self._files]
+        names = [file.name if path.is_file() else str(file.relative_to(path)) for file in self._files]
+        self._names = [name.encode(errors="backslashreplace").decode() for name in names]
         self.counts = LogCounts(files=len(self._files))
         # request ids that restart in every file clash only if there are several files
         one_file = mapping.request_scope == "file" and len(self._files) == 1

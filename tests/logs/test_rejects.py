@@ -1,4 +1,5 @@
 import gzip
+import os
 import random
 
 import polars as pl
@@ -151,6 +152,22 @@ def test_good_files_survive_unreadable_ones(tmp_path, read):
     assert "user" in missing
     assert "found 'who,what'" in missing
     assert "UTF-16" in found.rejects[2]["detail"]
+
+
+def test_a_file_whose_name_is_not_utf8_costs_itself(tmp_path, read):
+    write(tmp_path / "b.csv", GOOD)
+    name = os.fsencode(tmp_path) + b"/a\xff.csv"
+    with open(name, "wb") as file:
+        file.write(f"{HEADER}\n{GOOD}\n".encode())
+    found = read(tmp_path, mapping=MAPPING)
+    assert len(found.rows) == 1
+    assert [(reject["file"], reject["reason"]) for reject in found.rejects] == [("a\\udcff.csv", "unreadable")]
+
+
+def test_a_value_of_megabytes_is_not_repeated_in_its_reject(tmp_path, read):
+    found = read(write(tmp_path / "log.csv", GOOD, f"1,11,100,1700000000,1,5,{'9x' * 10**6},2"), mapping=MAPPING)
+    assert found.reasons == [("value", 3)]
+    assert max(len(found.rejects[0][name]) for name in ("detail", "raw")) <= 300
 
 
 def test_a_truncated_compressed_file_keeps_what_could_be_read(tmp_path, read):
