@@ -75,11 +75,11 @@ class Positions(nn.Module):
         if self.table is not None:
             nn.init.normal_(self.table.weight, std=config.width**-0.5)
 
-    def of_events(self, offsets_R1: torch.Tensor, *, num_tokens: int) -> torch.Tensor:
+    def of_events(self, offsets_G1: torch.Tensor, *, num_tokens: int) -> torch.Tensor:
         """Position of each event of packed histories: [T] int64."""
-        origin_R = offsets_R1[1:] if self.from_end else offsets_R1[:-1]
-        origin_T = torch.repeat_interleave(origin_R, offsets_R1.diff(), output_size=num_tokens)
-        token_T = torch.arange(num_tokens, device=offsets_R1.device)
+        origin_G = offsets_G1[1:] if self.from_end else offsets_G1[:-1]
+        origin_T = torch.repeat_interleave(origin_G, offsets_G1.diff(), output_size=num_tokens)
+        token_T = torch.arange(num_tokens, device=offsets_G1.device)
         return origin_T - token_T if self.from_end else token_T - origin_T
 
     def of_candidates(self, length: torch.Tensor) -> torch.Tensor:
@@ -117,16 +117,16 @@ class HistoryTransformer(nn.Module):
         return cast(Iterator[Layer], iter(self.layers))
 
     def forward(
-        self, x_TD: torch.Tensor, history_offsets_R1: torch.Tensor, *, keys_values_only: bool = False
+        self, x_TD: torch.Tensor, history_offsets_G1: torch.Tensor, *, keys_values_only: bool = False
     ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
         """The last layer's output [T, D] and every layer's keys and values, [T, H, K] each.
 
         keys_values_only: leave out what nobody reads then: the last layer's attention and FFN (the output returned is
         that layer's input).
         """
-        padding = Padding.of(history_offsets_R1)
+        padding = Padding.of(history_offsets_G1)
         self._check_length(padding.longest)
-        position_T = self.positions.of_events(history_offsets_R1, num_tokens=len(x_TD))
+        position_T = self.positions.of_events(history_offsets_G1, num_tokens=len(x_TD))
         x_TD = self.positions.add(x_TD, position_T)
         rotation = self.positions.rotation(position_T, x_TD.dtype)
         keys_values = []
@@ -138,7 +138,7 @@ class HistoryTransformer(nn.Module):
                 break
             query = layer.queries(normed, rotation)
             attended = history_attention(
-                query, key, value, history_offsets_R1, padding=padding, is_causal=self.is_causal
+                query, key, value, history_offsets_G1, padding=padding, is_causal=self.is_causal
             )
             x_TD = layer.finish(x_TD, attended)
         return x_TD, keys_values

@@ -39,7 +39,7 @@ def crossing_attention(
     self_value_BHK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    context_offsets_G1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     *,
     prefixes: Prefixes | None = None,
@@ -48,10 +48,11 @@ def crossing_attention(
 ) -> torch.Tensor:
     """What each candidate reads from its request's context and from itself: [B, H, K].
 
-    query, self_key, self_value: [B, H, K] of the rows; key, value: [T, H, K] of the histories, packed.
-    history_offsets_R1, row_offsets_R1: [R + 1] int64, rising from 0 to T and to B; a request may have no history (its
-    candidates then read themselves alone) or no rows. Scores are scaled by 1 / sqrt(K).
-    prefixes: where requests share contexts; history_offsets_R1 then is [G + 1], of the contexts.
+    query, self_key, self_value: [B, H, K] of the rows.  key, value: [T, H, K] of the contexts, packed.
+    context_offsets_G1: [G + 1] int64, rising from 0 to T.  row_offsets_R1: [R + 1] int64, rising from 0 to B.
+        A request may have an empty context (its candidates then read themselves alone) or no rows.
+    prefixes: which requests share which context; None if each has its own, so that G = R.
+    Scores are scaled by 1 / sqrt(K).
     backend: naive, sdpa, flash, triton, or auto: flash on a CPU; on a GPU triton where it is installed and serves the
     type and the head width, else sdpa.
     padded_context_at_most: longest context [tokens] that flash pads, to read it in one call with others of similar length.
@@ -59,7 +60,7 @@ def crossing_attention(
     Raises ValueError for shapes that do not fit together and for a backend that cannot run here.
     """
     tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)
-    check_shapes(*tensors, history_offsets_R1, row_offsets_R1, prefixes)
+    check_shapes(*tensors, context_offsets_G1, row_offsets_R1, prefixes)
     if backend == "auto":
         backend = _best_backend(query_BHK)
     if backend not in BACKENDS:
@@ -67,7 +68,7 @@ def crossing_attention(
     if not query_BHK.numel():  # no rows: nothing to compute, but every input keeps a (zero) gradient, as DDP wants
         return query_BHK + self_key_BHK + self_value_BHK + 0 * (key_THK.sum() + value_THK.sum())
     options = {"padded_context_at_most": padded_context_at_most} if backend == "flash" else {}
-    return BACKENDS[backend](*tensors, history_offsets_R1, row_offsets_R1, prefixes, **options)
+    return BACKENDS[backend](*tensors, context_offsets_G1, row_offsets_R1, prefixes, **options)
 
 
 def _best_backend(query_BHK: torch.Tensor) -> str:
@@ -95,7 +96,7 @@ def check_shapes(
     self_value_BHK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    context_offsets_G1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     prefixes: Prefixes | None = None,
 ) -> None:
@@ -109,13 +110,13 @@ def check_shapes(
     request_offsets = row_offsets_R1 if prefixes is None else prefixes.request_offsets_G1
     num_requests = len(row_offsets_R1) - 1 if prefixes is None else prefixes.num_requests
     if (
-        history_offsets_R1.shape != request_offsets.shape
+        context_offsets_G1.shape != request_offsets.shape
         or row_offsets_R1.shape != (num_requests + 1,)
         or num_requests < 0
     ):
         raise ValueError(
             f"crossing_attention: history and row offsets, both [R + 1], required, "
-            f"found {tuple(history_offsets_R1.shape)} and {tuple(row_offsets_R1.shape)}"
+            f"found {tuple(context_offsets_G1.shape)} and {tuple(row_offsets_R1.shape)}"
             + ("" if prefixes is None else f" with {num_requests} prefixes of {len(request_offsets) - 1} contexts")
         )
     dtypes = {x.dtype for x in (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)}
@@ -138,13 +139,13 @@ def crossing_attention_naive(
     self_value_BHK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    context_offsets_G1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
     """The definition: one row at a time, its request's context and itself laid out as one sequence."""
     scale = query_BHK.shape[-1] ** -0.5
-    (begins, ends), rows = ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist()
+    (begins, ends), rows = ranges(context_offsets_G1, prefixes), row_offsets_R1.tolist()
     attended = []
     for r in range(len(rows) - 1):
         for b in range(rows[r], rows[r + 1]):
@@ -161,13 +162,13 @@ def crossing_attention_sdpa(
     self_value_BHK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    context_offsets_G1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
     """Portable form: one call per group of requests of similar history and number of rows, [context ; candidates] as
     keys under a mask that shows each candidate its context and, of the candidates, only itself."""
-    (begins, ends), rows = ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist()
+    (begins, ends), rows = ranges(context_offsets_G1, prefixes), row_offsets_R1.tolist()
     device = query_BHK.device
     buckets: dict[tuple[int, int], list[int]] = {}
     for r in range(len(rows) - 1):

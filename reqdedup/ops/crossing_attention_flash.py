@@ -96,12 +96,12 @@ class _CrossingAttention(torch.autograd.Function):
         self_value: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        history_offsets_R1: torch.Tensor,
+        context_offsets_G1: torch.Tensor,
         row_offsets_R1: torch.Tensor,
         prefixes: Prefixes | None,
         padded_context_at_most: int,
     ) -> torch.Tensor:
-        calls = _calls(*ranges(history_offsets_R1, prefixes), row_offsets_R1.tolist(), padded_context_at_most)
+        calls = _calls(*ranges(context_offsets_G1, prefixes), row_offsets_R1.tolist(), padded_context_at_most)
         wide = torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5
         self_score_BH = (query.to(wide) * self_key.to(wide)).sum(-1) * scale
@@ -168,7 +168,7 @@ def crossing_attention_flash(
     self_value_BHK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    context_offsets_G1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     prefixes: Prefixes | None = None,
     *,
@@ -177,5 +177,5 @@ def crossing_attention_flash(
     """`crossing_attention` on CPU tensors; see the module. Raises ValueError for tensors elsewhere."""
     if query_BHK.device.type != "cpu":
         raise ValueError(f"backend 'flash' needs CPU tensors, found {query_BHK.device}; use sdpa there")
-    tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK, history_offsets_R1, row_offsets_R1)
+    tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK, context_offsets_G1, row_offsets_R1)
     return _CrossingAttention.apply(*tensors, prefixes, padded_context_at_most)

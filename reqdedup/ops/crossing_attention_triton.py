@@ -207,7 +207,7 @@ def crossing_attention_triton(
     self_value_BHK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    context_offsets_G1: torch.Tensor,
     row_offsets_R1: torch.Tensor,
     prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
@@ -222,5 +222,5 @@ def crossing_attention_triton(
     tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)
     # the kernels step over rows by any stride, over heads and columns by the usual ones
     rows = [x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in tensors]
-    seen = Seen.of(history_offsets_R1, row_offsets_R1, prefixes, len(query_BHK))
+    seen = Seen.of(context_offsets_G1, row_offsets_R1, prefixes, len(query_BHK))
     return _CrossingAttention.apply(*rows, seen, row_offsets_R1)

@@ -14,20 +14,20 @@ def history_attention(
     query_THK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    history_offsets_G1: torch.Tensor,
     *,
     padding: Padding | None = None,
     is_causal: bool = True,
 ) -> torch.Tensor:
-    """Attention of every history token to itself and to the earlier tokens of its own request: [T, H, K].
+    """Attention of every token to itself and to the earlier tokens of its own history: [T, H, K].
 
     is_causal: False lets it see the later ones too.
-    history_offsets_R1: [R + 1] int64, histories may be empty. Scores are scaled by 1 / sqrt(K).
-    padding: `Padding.of(history_offsets_R1)`, where the caller has it: several layers share one.
-    Requests of similar length are padded into one call on the right, where a causal mask hides the padding by itself.
+    history_offsets_G1: [G + 1] int64, of the G histories, which may be empty. Scores are scaled by 1 / sqrt(K).
+    padding: `Padding.of(history_offsets_G1)`, where the caller has it: several layers share one.
+    Histories of similar length are padded into one call on the right, where a causal mask hides the padding by itself.
     """
     if padding is None:
-        padding = Padding.of(history_offsets_R1)
+        padding = Padding.of(history_offsets_G1)
     if not padding.rectangles:  # no tokens: nothing to compute, but every input keeps a gradient, as DDP wants
         return query_THK + key_THK + value_THK
     attended = []
@@ -45,13 +45,13 @@ def history_attention_naive(
     query_THK: torch.Tensor,
     key_THK: torch.Tensor,
     value_THK: torch.Tensor,
-    history_offsets_R1: torch.Tensor,
+    history_offsets_G1: torch.Tensor,
     *,
     is_causal: bool = True,
 ) -> torch.Tensor:
     """The definition of `history_attention`: a loop over the tokens."""
     attended = []
-    bounds = history_offsets_R1.tolist()
+    bounds = history_offsets_G1.tolist()
     for start, end in itertools.pairwise(bounds):
         for token in range(start, end):
             seen = slice(start, token + 1 if is_causal else end)

@@ -35,13 +35,13 @@ class Prefixes:
         return row_offsets_R1[self.request_offsets_G1]
 
 
-def ranges(offsets_R1: torch.Tensor, prefixes: Prefixes | None) -> tuple[list[int], list[int]]:
+def ranges(context_offsets_G1: torch.Tensor, prefixes: Prefixes | None) -> tuple[list[int], list[int]]:
     """First and end of the packed tokens that each request sees, on the CPU.
 
-    offsets_R1: of the requests' own tokens, or, with `prefixes`, of the contexts that they share.
+    context_offsets_G1: of the G contexts that the requests share, or without `prefixes` of their own, so that G = R.
     """
     if prefixes is None:
-        bounds = offsets_R1.tolist()
+        bounds = context_offsets_G1.tolist()
         return bounds[:-1], bounds[1:]
-    begin_R = prefixes.begin(offsets_R1)
+    begin_R = prefixes.begin(context_offsets_G1)
     return begin_R.tolist(), (begin_R + prefixes.prefix_length_R).tolist()

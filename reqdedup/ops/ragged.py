@@ -114,9 +114,9 @@ class Padding:
     cell_of_token: torch.Tensor | None
 
     @classmethod
-    def of(cls, offsets_R1: torch.Tensor, *, steps_per_octave: int = 4) -> Padding:
-        """offsets_R1: [R + 1]. Reads the offsets on the CPU: on a GPU that waits once for them, so share the result."""
-        offsets, device = offsets_R1.tolist(), offsets_R1.device
+    def of(cls, offsets_G1: torch.Tensor, *, steps_per_octave: int = 4) -> Padding:
+        """offsets_G1: [G + 1]. Reads the offsets on the CPU: on a GPU that waits once for them, so share the result."""
+        offsets, device = offsets_G1.tolist(), offsets_G1.device
         buckets: dict[int, list[int]] = {}
         for r in range(len(offsets) - 1):
             length = offsets[r + 1] - offsets[r]
@@ -140,21 +140,20 @@ class Padding:
         """Tokens of the longest request, 0 where there are none."""
         return max((rectangle.shape[1] for rectangle in self.rectangles), default=0)
 
-    def pad(self, x_THK: torch.Tensor) -> list[torch.Tensor]:
-        """The rectangles [N, S, H, K] of packed tokens. Padding must get no gradient: what it gets is dropped."""
-        cells = x_THK
+    def pad(self, x_T: torch.Tensor) -> list[torch.Tensor]:
+        """The rectangles [N, S, ...] of packed tokens [T, ...]. Padding must get no gradient: what it gets is dropped."""
+        cells = x_T
         if self.token_of_cell is not None:
-            cells = _Pad.apply(x_THK, self.token_of_cell, self.cell_of_token)
+            cells = _Pad.apply(x_T, self.token_of_cell, self.cell_of_token)
         # one rectangle is not split: the gradient of a split is a copy
         sizes = [rectangle.num_cells for rectangle in self.rectangles]
         parts = (cells,) if len(sizes) == 1 else cells.split(sizes)
         return [
-            part.view(*rectangle.shape, *x_THK.shape[1:])
-            for part, rectangle in zip(parts, self.rectangles, strict=True)
+            part.view(*rectangle.shape, *x_T.shape[1:]) for part, rectangle in zip(parts, self.rectangles, strict=True)
         ]
 
     def pack(self, rectangles: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Rectangles [N, S, H, K] back to packed tokens [T, H, K]; what padding holds is dropped."""
+        """Rectangles [N, S, ...] back to packed tokens [T, ...]; what padding holds is dropped."""
         flat = [rectangle.flatten(0, 1) for rectangle in rectangles]
         cells = flat[0] if len(flat) == 1 else torch.cat(flat)
         return cells if self.cell_of_token is None else _Pack.apply(cells, self.cell_of_token)

@@ -1,9 +1,13 @@
-"""One thread: these tensors are tiny, and test processes share the cores."""
+"""Names are checked against shapes; one thread: these tensors are tiny, and test processes share the cores."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+from tests.shapes import check_library
+
+check_library()
 
 
 @pytest.fixture(autouse=True, scope="module")

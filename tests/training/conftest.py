@@ -1,0 +1,5 @@
+"""Names are checked against shapes."""
+
+from tests.shapes import check_library
+
+check_library()
