@@ -52,9 +52,14 @@ class HistoryCut:
                 f"found {self.max_events} events, stride {self.stride}"
             )
 
+    @property
+    def step(self) -> int:
+        """Events by which the start moves: the stride, or its default."""
+        return self.stride or default_stride(self.max_events)
+
     def start_of(self, history_end: np.ndarray) -> np.ndarray:
         """First event of each window, counted in the user's timeline."""
-        return anchored_start(history_end, self.max_events, self.stride or default_stride(self.max_events))
+        return anchored_start(history_end, self.max_events, self.step)
 
     def skipped(self, length: np.ndarray, history_end: np.ndarray) -> np.ndarray:
         """How many of a history's oldest events are cut off; any shape.

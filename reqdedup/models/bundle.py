@@ -80,5 +80,8 @@ def load_model(path: Path) -> nn.Module:
     state = load_checkpoint(path)
     config = state["config"]
     model = build_model(config_from_dict(config["model"], task=config.get("task")))
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: weights of the configured model required, found others: {error}") from error
     return model.eval()

@@ -153,10 +153,10 @@ class RequestLoader:
         Raises ValueError, with the difference, for a state whose batches would be others or come in another order, and
         for a source that cannot show that they would not.
         """
-        if state.get("format") != STATE_FORMAT:
+        if state.get("format") != STATE_FORMAT or "order" not in state:
+            its = repr(state["format"]) if "format" in state else "none, as version 0.1.0 wrote it"
             raise ValueError(
-                f"loader state: format {STATE_FORMAT} required, found {state.get('format', 'none, as version 0.1.0 wrote it')}; "
-                "it does not say what its batches depend on, so begin the epoch anew"
+                f"loader state: format {STATE_FORMAT} required, found {its}; it does not say what its batches depend on, so begin the epoch anew"
             )
         order = self._order()
         if order["source"] is None:
@@ -192,7 +192,7 @@ class RequestLoader:
             "positive_label": self.positive_label,
             "chunk_rows": self.chunk_rows,
             "users": asdict(self.users) if self.users else None,
-            "cut": asdict(self.cut) if self.cut else None,
+            "cut": {"max_events": self.cut.max_events, "stride": self.cut.step} if self.cut else None,
             "source": _fingerprint(self.source),
         }
 

@@ -18,6 +18,9 @@ from reqdedup.schema import REQUEST_ID
 from reqdedup.training.plan import UserSplit
 from reqdedup.training.ranks import from_all_ranks, rank_and_world_size
 
+LARGEST_IN_VECTOR = 1e18
+"""Above it the squares of a BatchNorm overflow float32, and every output becomes the same."""
+
 
 @dataclass(frozen=True, order=True)
 class Fault:
@@ -32,7 +35,7 @@ class Fault:
 class Survey:
     """What a pass over the log met.
 
-    numbers, vectors: names of the request's inputs, finite wherever they are known.  labels: names of what must be in 0..1.
+    numbers, vectors: names of the request's inputs, whose values must be finite.  labels: names of what must be in 0..1.
     counted: users whose rows the model learns from.  positive_label: label that is positive in these rows (None: all rows).
 
     faults, num_faults: first fault and number of them, by column.  num_known, sum_known: labels of counted users.
@@ -84,10 +87,10 @@ class Survey:
         return total
 
     def check_inputs(self) -> None:
-        """Raises ValueError for a number that is infinite or a vector that is not finite."""
+        """Raises ValueError for a number that is infinite or a vector that is not finite, or as good as."""
         for names, required in (
             (self.numbers, "finite numbers (or missing ones)"),
-            (self.vectors, "finite vectors"),
+            (self.vectors, f"vectors of numbers up to {LARGEST_IN_VECTOR:g}"),
         ):
             self._refuse(names, required, "correct the log, or leave the column out of the model")
 
@@ -140,7 +143,7 @@ class Survey:
                 self._note(name, x_R, x_R.isinf(), batch.user_id_R, batch.request[REQUEST_ID])
         for name in self.vectors:
             x_RV = batch.request[name].float()
-            bad_RV = ~x_RV.isfinite()
+            bad_RV = ~(x_RV.abs() <= LARGEST_IN_VECTOR)
             first_R = x_RV.gather(1, bad_RV.int().argmax(1, keepdim=True)).squeeze(1) if x_RV.numel() else x_RV.sum(1)
             self._note(name, first_R, bad_RV.any(1), batch.user_id_R, batch.request[REQUEST_ID])
         is_counted_R = torch.from_numpy(self.counted.contains(batch.user_id_R.numpy()))

@@ -122,6 +122,29 @@ def test_a_newer_format_is_refused_by_name(tmp_path):
         read_run(tmp_path / "run.json")
 
 
+def test_what_is_no_model_of_ours_is_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    for model, weights, message in (
+        ({"kind": "nobody"}, {}, "kind one of dcat, two_tower required, found 'nobody'"),
+        ({"kind": "dcat", "colour": 1}, {}, "a model of kind dcat: a field is unknown or missing"),
+        ({"kind": "dcat"}, {}, "weights of the configured model required, found others"),
+    ):
+        save_checkpoint(path, {"format": 1, "config": {"model": model}, "model": weights, "step": 0})
+        with pytest.raises(ValueError, match=message):
+            load_model(path)
+    torch.save({"config": Unpickled(), "model": {}, "step": 0}, path)
+    with pytest.raises(ValueError, match="required, found something else: Weights only"):
+        load_model(path)
+    assert not Unpickled.calls
+
+
+class Unpickled:
+    calls: list[int] = []  # noqa: RUF012
+
+    def __reduce__(self):
+        return Unpickled.calls.append, (1,)
+
+
 def test_resuming_with_another_configuration_names_the_difference(tmp_path):
     config, log = TrainingConfig.from_dict(FORMAT_1["dcat"]), with_signal(random_log())
     run_rank(lambda progress: None, config, log, str(tmp_path))

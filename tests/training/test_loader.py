@@ -229,6 +229,8 @@ def test_a_state_of_another_cut_or_selection_is_refused_by_name(changes, named):
     state = RequestLoader(random_log(), requests_per_batch=3, **options).state_dict()
     assert json.loads(json.dumps(state)) == state
     RequestLoader(random_log(), requests_per_batch=3, **options).load_state_dict(state)
+    default = {**options, "cut": HistoryCut(max_events=4)}  # whose stride is a quarter of it
+    RequestLoader(random_log(), requests_per_batch=3, **default).load_state_dict(state)
     with pytest.raises(ValueError, match=re.escape(f"loader state: {named}")):
         RequestLoader(random_log(), requests_per_batch=3, **{**options, **changes}).load_state_dict(state)
 

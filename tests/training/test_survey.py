@@ -73,6 +73,22 @@ def test_it_is_refused_before_the_first_step(columns, task, message, tmp_path):
     assert not (tmp_path / METRICS_NAME).exists()
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 3e38])
+def test_a_vector_that_no_statistic_survives_is_refused(value, tmp_path):
+    log, groups = with_signal(random_log()), []
+    for group in log.groups:
+        blobs, at = group.column("user_embedding"), group.schema.get_field_index("user_embedding")
+        vectors = np.stack([np.frombuffer(blob.as_py(), np.float32) for blob in blobs.dictionary])
+        vectors[2, 1] = value
+        changed = pa.array([vector.tobytes() for vector in vectors], pa.binary())
+        column = pa.DictionaryArray.from_arrays(blobs.indices, changed)
+        groups.append(group.set_column(at, group.schema.field(at), column))
+    with pytest.raises(
+        ValueError, match=rf"up to 1e\+18 required in user_embedding, found {value:g}".replace("+38", r"\+38")
+    ):
+        run(RandomLog(groups, {}, log.schema), tmp_path)
+
+
 def test_one_request_a_step_has_no_negatives(tmp_path):
     with pytest.raises(ValueError, match="two requests that are contrasted in a step required, found 1"):
         run(with_signal(random_log()), tmp_path, "retrieval", requests_per_step=1)
