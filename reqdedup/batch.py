@@ -37,7 +37,7 @@ class ContextGroups:
 
     @property
     def is_shared(self) -> bool:
-        """False where every request is a group of its own."""
+        """False if every request is a group of its own."""
         return len(self.longest_G) < self.prefixes.num_requests
 
     def history(self, batch: RequestBatch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -55,7 +55,7 @@ class RequestBatch:
     """One deduplicated batch.
 
     request: request-level values, [R, ...] each (scalars [R], vectors [R, width]).
-    row: item-level values and labels, [B] each; labels are float32, NaN where the log has none.
+    row: item-level values and labels, [B] each; labels are float32, NaN if the log has none.
     history: sequence columns, packed, [T] each, in timeline order (oldest first).
     history_offsets_R1, row_offsets_R1: [R + 1] int64, first 0, last T (B).
     user_id_R: [R] int64.  item_id_B: [B] int64.  request_of_row_B: [B] int64.
@@ -64,7 +64,7 @@ class RequestBatch:
     - row_offsets_R1 and history_offsets_R1 start at 0, never fall, and end at B and T
     - request_of_row_B[b] == r  exactly for  row_offsets_R1[r] <= b < row_offsets_R1[r + 1]
     - every tensor has the first axis its dict says
-    - where the batch has what `context_groups` needs: in each group the shorter histories are prefixes of the longest
+    - if the batch has what `context_groups` needs: in each group the shorter histories are prefixes of the longest
     """
 
     user_id_R: torch.Tensor
@@ -111,12 +111,12 @@ class RequestBatch:
 
         request["history_end"] and request["timeline_version"] are needed: requests of one user and version whose
         histories begin at the same event, history_end - length, form a group. Requests without either value (negative)
-        are groups of their own. Raises ValueError where a column is missing.
+        are groups of their own. Raises ValueError if a column is missing.
         """
         missing = [name for name in (HISTORY_END, TIMELINE_VERSION) if name not in self.request]
         if missing:
             raise ValueError(
-                f"requests of a user can share a context only where the batch says at which event their histories begin: "
+                f"requests of a user can share a context only if the batch says at which event their histories begin: "
                 f"request{missing} required, found {sorted(self.request)}; read these columns, or share_context='request'"
             )
         version_R, length_R = self.request[TIMELINE_VERSION], self.history_offsets_R1.diff()

@@ -40,7 +40,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where a disk is full
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if a disk is full
         unfinished.unlink(missing_ok=True)
         raise OSError(
             f"{path}: the checkpoint could not be written ({error}); the one before it is untouched: make room and resume"

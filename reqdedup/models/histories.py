@@ -17,7 +17,7 @@ class Histories:
     """Packed histories and who reads them.
 
     tokens: sequence columns, [T] each.  offsets_G1: [G + 1] of the histories.
-    prefixes: which requests read which history, and how much of it; None where each of the R requests has its own.
+    prefixes: which requests read which history, and how much of it; None if each of the R requests has its own.
     """
 
     tokens: dict[str, torch.Tensor]
@@ -26,7 +26,7 @@ class Histories:
 
     @classmethod
     def of(cls, batch: RequestBatch, config: ModelConfig) -> Histories:
-        """Raises ValueError where config.share_context needs columns that the batch does not have."""
+        """Raises ValueError if config.share_context needs columns that the batch does not have."""
         if config.share_context == "user":
             groups = batch.context_groups()
             if groups.is_shared:
@@ -35,7 +35,7 @@ class Histories:
 
 
 def mean_over_history(x_TD: torch.Tensor, offsets_G1: torch.Tensor, prefixes: Prefixes | None = None) -> torch.Tensor:
-    """The mean token that each request sees, zero where it sees none: [T, D] -> [R, D]."""
+    """The mean token that each request sees, zero if it sees none: [T, D] -> [R, D]."""
     if prefixes is None:
         length_R = offsets_G1.diff()
         request_of_token_T = torch.repeat_interleave(length_R, output_size=len(x_TD))

@@ -75,7 +75,7 @@ class ItemEmbedding(nn.Module):
 
 
 class RequestFeatures(nn.Module):
-    """The request's own features, side by side, once per request: [R, F]; `width` is F, 0 where there are none."""
+    """The request's own features, side by side, once per request: [R, F]; `width` is F, 0 if there are none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

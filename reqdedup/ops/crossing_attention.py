@@ -53,7 +53,7 @@ def crossing_attention(
         A request may have an empty context (its candidates then read themselves alone) or no rows.
     prefixes: which requests share which context; None if each has its own, so that G = R.
     Scores are scaled by 1 / sqrt(K).
-    backend: naive, sdpa, flash, triton, or auto: flash on a CPU; on a GPU triton where it is installed and serves the
+    backend: naive, sdpa, flash, triton, or auto: flash on a CPU; on a GPU triton if it is installed and serves the
     type and the head width, else sdpa.
     padded_context_at_most: longest context [tokens] that flash pads, to read it in one call with others of similar length.
         With 0 a request's bits do not depend on the lengths of the others.

@@ -35,7 +35,7 @@ class _Call:
     token: Rectangle
 
     def context_mask(self, dtype: torch.dtype) -> torch.Tensor | None:
-        """[N, 1, 1, S]: minus infinity on padded keys; None where there are none."""
+        """[N, 1, 1, S]: minus infinity on padded keys; None if there are none."""
         if self.token.is_full:
             return None
         mask = torch.zeros(self.token.shape, dtype=dtype)
@@ -64,7 +64,7 @@ def _heads_first(x: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
 
 
 class _Packed:
-    """A packed tensor that the calls fill, cell by cell; where one call covers all of it, its result is the tensor."""
+    """A packed tensor that the calls fill, cell by cell; if one call covers all of it, its result is the tensor."""
 
     def __init__(self, like: torch.Tensor, fill: float = 0.0) -> None:
         self._like, self._fill = like, fill

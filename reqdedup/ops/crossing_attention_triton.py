@@ -64,7 +64,7 @@ class Seen(NamedTuple):
     """Which tokens each request sees, for rows, and which rows see each context, for its tokens; all on the device.
 
     history_begin, history_end: [R].  context_offsets, context_row_offsets: [G + 1].
-    history_end_of_row: [B]; None where every request has a context of its own, so that nothing hides a token.
+    history_end_of_row: [B]; None if every request has a context of its own, so that nothing hides a token.
     """
 
     history_begin: torch.Tensor

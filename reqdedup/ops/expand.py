@@ -9,7 +9,7 @@ def expand(x_R: torch.Tensor, row_offsets_R1: torch.Tensor, *, num_rows: int | N
     """The value of each row's request: [R, ...] -> [B, ...].
 
     row_offsets_R1: [R + 1] int64; the rows of request r are row_offsets_R1[r] : row_offsets_R1[r + 1].
-    num_rows: B, where the caller knows it; spares a GPU the wait for the last offset.
+    num_rows: B, if the caller knows it; spares a GPU the wait for the last offset.
     The gradient of a request is the sum over its rows; a request without rows gets zero.
     """
     if len(x_R) != len(row_offsets_R1) - 1:

@@ -23,7 +23,7 @@ def history_attention(
 
     is_causal: False lets it see the later ones too.
     history_offsets_G1: [G + 1] int64, of the G histories, which may be empty. Scores are scaled by 1 / sqrt(K).
-    padding: `Padding.of(history_offsets_G1)`, where the caller has it: several layers share one.
+    padding: `Padding.of(history_offsets_G1)`, if the caller has it: several layers share one.
     Histories of similar length are padded into one call on the right, where a causal mask hides the padding by itself.
     """
     if padding is None:

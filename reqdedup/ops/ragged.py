@@ -46,12 +46,12 @@ class Rectangle:
 
     @cached_property
     def is_full(self) -> bool:
-        """True where no cell is padding."""
+        """True if no cell is padding."""
         return min(self.lengths) == max(self.lengths)
 
     @cached_property
     def is_slice(self) -> bool:
-        """True where the cells are one slice of the packed axis, in its order."""
+        """True if the cells are one slice of the packed axis, in its order."""
         return self.is_full and all(
             start == self.starts[0] + n * self.lengths[0] for n, start in enumerate(self.starts)
         )
@@ -70,7 +70,7 @@ class Rectangle:
         return start + (cell_S if self.is_full else torch.where(self.valid, cell_S, 0))
 
     def take(self, packed: torch.Tensor) -> torch.Tensor:
-        """The cells of a packed tensor [T, ...] as [N, S, ...], a view where they are a slice."""
+        """The cells of a packed tensor [T, ...] as [N, S, ...], a view if they are a slice."""
         if self.is_slice:
             cells = packed[self.starts[0] : self.starts[0] + self.num_cells]
         else:
@@ -78,7 +78,7 @@ class Rectangle:
         return cells.view(*self.shape, *packed.shape[1:])
 
     def covers(self, num_tokens: int) -> bool:
-        """True where the cells are the whole packed axis, in its order."""
+        """True if the cells are the whole packed axis, in its order."""
         return self.is_slice and self.starts[0] == 0 and self.num_cells == num_tokens
 
     def put(self, packed: torch.Tensor, cells: torch.Tensor) -> None:
@@ -106,7 +106,7 @@ class Padding:
     """How T packed tokens lie in rectangles, which follow one another on an axis of cells.
 
     token_of_cell: [cells] position in the packed axis.  cell_of_token: [T] the cell that holds each token.
-    Both are None where cells and tokens are the same: all histories of one length.
+    Both are None if cells and tokens are the same: all histories of one length.
     """
 
     rectangles: tuple[Rectangle, ...]
@@ -137,7 +137,7 @@ class Padding:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request, 0 where there are none."""
+        """Tokens of the longest request, 0 if there are none."""
         return max((rectangle.shape[1] for rectangle in self.rectangles), default=0)
 
     def pad(self, x_T: torch.Tensor) -> list[torch.Tensor]:

@@ -211,7 +211,7 @@ def _floats(array: pa.Array) -> np.ndarray:
 
 
 def _tensor(array: pa.Array, column: Column) -> torch.Tensor:
-    """One scalar column as a tensor, without a copy where it has no nulls."""
+    """One scalar column as a tensor, without a copy if it has no nulls."""
     if column.level is Level.LABEL:
         return _from_numpy(_floats(array))
     if column.dtype == "bool":

@@ -28,7 +28,7 @@ class TrainingConfig:
     world_size: ranks W, processes on this machine.  seed: of weights, order of requests, and the held-out users.
     sync_batchnorm: statistics over all ranks; off only to see what sorting costs without it.
     shuffle, buffer_requests, chunk_rows, prefetch_batches: of the RequestLoader.
-    history_stride: of the anchored windows where the log's histories are longer than model.max_history; 0 means a
+    history_stride: of the anchored windows if the log's histories are longer than model.max_history; 0 means a
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
     temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see `info_nce`; log_q one of

@@ -26,7 +26,7 @@ def backend_of(device: str) -> str:
 def device_of_rank(device: str, rank: int, world_size: int) -> torch.device:
     """This rank's device: the CPU, or a GPU of its own on this machine.
 
-    Raises ValueError where torch sees no GPU, or where the ranks of this machine outnumber its GPUs (NCCL takes one each).
+    Raises ValueError if torch sees no GPU, or if the ranks of this machine outnumber its GPUs (NCCL takes one each).
     """
     if device == "cpu":
         return torch.device("cpu")
@@ -48,7 +48,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @dataclass(frozen=True)
 class Sent:
-    """A batch on its way; `copied` is None where it has arrived already."""
+    """A batch on its way; `copied` is None if it has arrived already."""
 
     batch: RequestBatch
     copied: torch.cuda.Event | None = None

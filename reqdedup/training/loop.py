@@ -149,7 +149,7 @@ def _figures(result: TrainingResult) -> dict[str, Any]:
 
 
 def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: int | None) -> None:
-    """The run as a file, where its source is files; without credentials, which remote files take from the environment."""
+    """The run as a file, if its source is files; without credentials, which remote files take from the environment."""
     files = source_to_dict(source)
     if files is None:
         return
@@ -164,7 +164,7 @@ def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: 
 
 
 def read_run(path: Path) -> tuple[TrainingConfig, Source, Path, int | None]:
-    """(configuration, source, out_dir, snapshot id) of a run file. Raises ValueError where it is none."""
+    """(configuration, source, out_dir, snapshot id) of a run file. Raises ValueError if it is none."""
     try:
         run: dict[str, Any] = json.loads(path.read_text())
         check_format(str(path), run, RUN_FORMAT)

@@ -2,12 +2,12 @@
 
     logits            request r (user tower, once) against every column n:  s(r, n) / temperature - log_q_n
     row i             positive: its own column;  negatives: columns n with item_n != item_i, weighted by w_i(n)
-    w_i(n)            1 where user_n != user_i; 0 (the mask) or a small weight where it is the same user
+    w_i(n)            1 where user_n != user_i; 0 (the mask) or a small weight if it is the same user
     loss_i            log(exp(pos_i) + sum over its negatives w_i(n) exp(logit)) - pos_i
 
 The rows of a request share their negatives up to the identity mask, so no B x B matrix is ever made: the sum over all
 columns of other users is taken once per request, and the columns that carry row i's own item are taken out of it. Taking
-out by subtraction is safe while they hold at most half of the sum; where they hold more (at most one item per request
+out by subtraction is safe while they hold at most half of the sum; if they hold more (at most one item per request
 can) the rest is summed again without them. Exact in value and gradient, stable for any finite logit.
 
 Without ranks N = B, the rows of this batch.
@@ -42,7 +42,7 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class RowLosses:
-    """Loss of each row [nats], 0 where it has no legal negative, and which rows have one."""
+    """Loss of each row [nats], 0 if it has no legal negative, and which rows have one."""
 
     loss_B: torch.Tensor
     is_legal_B: torch.Tensor
@@ -79,7 +79,7 @@ def info_nce(
     user_RD: [R, D], once per request.  item_BD: [B, D].  request_of_row_B, item_id_B: [B] int64.  user_id_R: [R] int64.
     log_q_B: [B], log-probability of each row's item under the distribution rows are drawn from; finite. It is subtracted
         from the logits, the positive's too.
-    mask_same_user, same_user_share: masked at 0, the default; kept in full where mask_same_user is False, and then
+    mask_same_user, same_user_share: masked at 0, the default; kept in full if mask_same_user is False, and then
         same_user_share must be 0.  0 <= same_user_share < 1, else ValueError.
     Source: Yi et al. 2019, Sampling-bias-corrected neural modeling, section 3 (logQ).
     """
@@ -147,16 +147,16 @@ def row_losses(
 
 
 def check_same_user_share(same_user_share: float, mask_same_user: bool) -> None:
-    """Raises ValueError where the share says nothing or contradicts `mask_same_user`."""
+    """Raises ValueError if the share says nothing or contradicts `mask_same_user`."""
     if not 0 <= same_user_share < 1 or (same_user_share and not mask_same_user):
         raise ValueError(
-            "same_user_share: 0 <= share < 1 required, and 0 where mask_same_user is False, found "
+            "same_user_share: 0 <= share < 1 required, and 0 if mask_same_user is False, found "
             f"{same_user_share} with mask_same_user={mask_same_user}"
         )
 
 
 def same_user_log_weight(num_same: torch.Tensor, num_columns: int, share: float) -> torch.Tensor:
-    """Log of the weight of a same-user negative, at most 0; -inf where there is no other user; see `info_nce`.
+    """Log of the weight of a same-user negative, at most 0; -inf if there is no other user; see `info_nce`.
 
     num_same: columns of the row's user, its own one included, int64 of any shape.
     """
@@ -191,9 +191,9 @@ def _log_sum_of_negatives(
     request_of_row_B: torch.Tensor,
     is_legal_B: torch.Tensor,
 ) -> torch.Tensor:
-    """Log of the sum of exponentials over each row's negatives, [B]; some finite number where a row has none.
+    """Log of the sum of exponentials over each row's negatives, [B]; some finite number if a row has none.
 
-    logits_NR: -inf where the user mask forbids the column.
+    logits_NR: -inf if the user mask forbids the column.
     """
     largest_R = logits_NR.detach().amax(0)
     largest_R = torch.where(torch.isfinite(largest_R), largest_R, 0.0)

@@ -15,7 +15,7 @@ class BatchMeters:
     """Counts that add up over ranks and steps; the ratios follow from them.
 
     users: distinct users (summed over ranks, a user on two ranks counts twice).
-    same_user_pairs: ordered pairs of rows of one user with different items: false negatives where no mask is.
+    same_user_pairs: ordered pairs of rows of one user with different items: false negatives unless they are masked.
     negative_pairs: ordered pairs of rows with different items.
     sum_squared_user_rows: over users, rows^2.
     moved_bytes: all tensors of the batch.  duplicated_bytes: the same with every request-level value once per row.

@@ -13,7 +13,7 @@ import torch
 
 
 def auc(score_B: torch.Tensor, label_B: torch.Tensor) -> float:
-    """Area under the ROC curve; rows with a NaN label are left out, ties count half. NaN where one class is missing.
+    """Area under the ROC curve; rows with a NaN label are left out, ties count half. NaN if one class is missing.
 
     The probability that a positive row scores above a negative one (Mann-Whitney).
     """
@@ -57,7 +57,7 @@ def ranks_in_catalogue(
 ) -> torch.Tensor:
     """Rank of each row's own item among itself and the catalogue, [B] float64, 1 is best; ties count half.
 
-    The row's item is left out of the catalogue where that holds it, so the best rank is 1 and the worst the number of
+    The row's item is left out of the catalogue if that holds it, so the best rank is 1 and the worst the number of
     other items plus 1. Memory: `chunk` rows x C scores.
     """
     ranks = []

@@ -157,9 +157,9 @@ def _combine(statistics_WS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 def convert_sync_batchnorm(module: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
     """The module with every `BatchNorm1d` replaced by one that is synchronised over `process_group` (default: all ranks).
 
-    torch's own `SyncBatchNorm` where the layer lies on a GPU, `SyncBatchNorm1d` elsewhere. Parameters and buffers are the
+    torch's own `SyncBatchNorm` if the layer lies on a GPU, `SyncBatchNorm1d` elsewhere. Parameters and buffers are the
     same objects (an optimiser stays valid), the training flag and sharing of a layer are kept. The module is changed in
-    place; only where it is itself a `BatchNorm1d` the result is another object. Convert before wrapping in DDP.
+    place; only if it is itself a `BatchNorm1d` the result is another object. Convert before wrapping in DDP.
     """
     return _convert(module, process_group, {})
 

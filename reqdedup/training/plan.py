@@ -83,7 +83,7 @@ def with_credentials(source: Source, properties: Mapping[str, str]) -> Source:
 def source_to_dict(source: Source) -> dict[str, Any] | None:
     """Paths and schema of a source of files, and where their store is, ready for JSON; None for any other.
 
-    Of the store's properties only those that say where it is: credentials come from the environment where it is read.
+    Of the store's properties only those that say where it is: credentials come from the environment when it is read.
     """
     if not isinstance(source, FileSource):
         return None
@@ -145,7 +145,7 @@ def shares_of_rank(groups: Sequence[RowGroup], *, rank: int, world_size: int) ->
 
 
 def epoch_order(groups: Sequence[RowGroup], rng: np.random.Generator | None) -> list[RowGroup]:
-    """The row groups in an epoch's order: shuffled, or as the table has them where `rng` is None."""
+    """The row groups in an epoch's order: shuffled, or as the table has them if `rng` is None."""
     return list(groups) if rng is None else [groups[i] for i in rng.permutation(len(groups))]
 
 

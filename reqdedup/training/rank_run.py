@@ -386,7 +386,7 @@ def in_float32(outputs: Any) -> Any:
 
 
 def memory_bytes() -> int:
-    """Resident memory of this process now; its peak where the system does not say (only Linux does)."""
+    """Resident memory of this process now; its peak if the system does not say (only Linux does)."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

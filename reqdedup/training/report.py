@@ -30,7 +30,7 @@ _SCHEMA = pa.schema(
 def read_losses(metrics_file: Path | str) -> np.ndarray:
     """Loss of every step of a run [nats per term], [steps] float64, from its metrics.csv.
 
-    Raises ValueError where the file is not there or has no column `loss`.
+    Raises ValueError if the file is not there or has no column `loss`.
     """
     try:
         with open(metrics_file, newline="") as file:
@@ -42,7 +42,7 @@ def read_losses(metrics_file: Path | str) -> np.ndarray:
 
 
 def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
-    """One row per model and figure: model, metric, value, and what guessing would give where that is known.
+    """One row per model and figure: model, metric, value, and what guessing would give if that is known.
 
     runs: model name -> out_dir of its finished run. Raises ValueError for a folder without a finished run.
     """

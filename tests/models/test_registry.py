@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,3 +67,10 @@ def test_a_toy_model_trains_by_one_line_of_the_registry(monkeypatch, tmp_path):
     assert not model.training
     batch = random_batch([3], [2])
     assert torch.isfinite(model(batch)).all()
+
+
+def test_no_part_of_the_library_asks_what_a_configuration_or_a_model_is():
+    classes = {cls.__name__ for kind in registry.MODELS.values() for cls in (ModelConfig, kind.config, kind.model)}
+    question = re.compile(rf"isinstance\([^)]*\b({'|'.join(sorted(classes))})\b")
+    asking = [path for path in Path(registry.__file__).parents[1].rglob("*.py") if question.search(path.read_text())]
+    assert not asking

@@ -70,6 +70,10 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
     model = load_model(result.checkpoint)
     assert isinstance(model, DCAT)
     assert not model.training
+    run = json.loads((out_dir / RUN_NAME).read_text())
+    assert list(run) == ["format", "training", "paths", "schema", "store", "snapshot_id", "out_dir"]
+    assert (run["format"], run["training"]["model"]["kind"]) == (1, "dcat")
+    assert json.loads((out_dir / "result.json").read_text())["format"] == 1
     config, files, directory, _ = read_run(out_dir / RUN_NAME)
     assert config == _config("ranking", source.schema)
     assert (files.paths, files.schema, directory) == (source.paths, source.schema, out_dir.resolve())

@@ -44,7 +44,7 @@ class Context:
     """What histories become: per layer the keys and values [T, H, K], packed over G histories by offsets_G1.
 
     It depends on the histories alone, not on candidates or the requests' features, so a server can keep it.
-    prefixes: which requests read which history, and how much of it; None where each of the R requests has its own.
+    prefixes: which requests read which history, and how much of it; None if each of the R requests has its own.
     """
 
     keys_values: tuple[tuple[torch.Tensor, torch.Tensor], ...]
