@@ -2,7 +2,7 @@
 
     TwoTower     a padded user tower per request, then a B x B loss (`workloads.by_hand_retrieval_loss`)
     PackedDCAT   padded [history ; candidates] per request under a block mask, one SDPA call per layer
-    MatmulDCAT   a padded context pass, then batched matrix products with the self logit appended; its context can be kept
+    MatmulDCAT   a padded context pass, which can be kept, then batched matrix products with the self logit appended
 
 Histories and candidates are padded to the longest of their bucket: all requests of the batch, or `requests_per_bucket`
 neighbours, which pays off in a batch whose requests are sorted by length. Parameters and their names are those of the

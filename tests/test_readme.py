@@ -112,6 +112,7 @@ def test_commands_in_the_guides_know_their_options(command):
     assert not missing, f"{command}: {missing} unknown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", cases(r"\S*python\S* -m "))
 def test_modules_run_from_the_repository_know_their_options(command):
     words = shlex.split(command.replace("[", "").replace("]", ""))
@@ -123,6 +124,7 @@ def test_modules_run_from_the_repository_know_their_options(command):
     assert not missing, f"python -m {module} does not know {missing}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", cases(r"(\S*/)?(dg|dagster)\s"))
 def test_dagster_commands_know_their_options(command):
     from dagster._cli import create_dagster_cli

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"pyiceberg", "pyarrow", "duckdb", "polars", "numpy", "click", "rich"}
 EXTRAS = {"train", "dagster", "serve", "postgres", "notebooks", "dev"}

@@ -83,6 +83,7 @@ def test_the_shapes_are_those_that_the_claims_name():
     assert sorted(zip(news.lengths, news.rows)) == list(zip(news.sorted().lengths, news.sorted().rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", ["retrieval", "ranking", "scoring"])
 def test_every_comparison_passes_its_gate_at_a_tiny_size(monkeypatch, claim):
     def tiny(name, *_):

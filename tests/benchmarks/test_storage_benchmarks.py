@@ -37,6 +37,7 @@ def _in_this_process(monkeypatch):
             monkeypatch.setattr(module, name, value, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", list(storage.PARTS))
 def test_a_part_passes_its_gates_and_gives_complete_rows(tmp_path, part):
     rows = list(storage.PARTS[part](tmp_path, quick=True))
@@ -48,6 +49,7 @@ def test_a_part_passes_its_gates_and_gives_complete_rows(tmp_path, part):
     assert len({(row["claim"], row["variant"]) for row in rows}) == len(rows), "each figure once"
 
 
+@pytest.mark.slow
 def test_every_target_of_the_write_is_in_a_row(tmp_path):
     log = storage_write.WARM
     rows = list(storage_write.run(tmp_path, "16", log, rounds=1))

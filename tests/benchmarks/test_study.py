@@ -44,6 +44,7 @@ def _layer(num_ranks: int) -> RankwiseBatchNorm1d:
     return layer
 
 
+@pytest.mark.slow
 def test_simulated_ranks_normalise_as_real_ones_do_with_and_without_synchronisation():
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(14, 5, generator=generator, dtype=torch.float64).sort(0).values for _ in range(3)]
@@ -272,6 +273,7 @@ def test_the_document_is_what_the_report_makes_of_the_results():
     assert DOCUMENT.read_text() == found, "run `.venv/bin/python -m benchmarks.study.report`"
 
 
+@pytest.mark.slow
 def test_the_quick_study_trains_and_reports_every_arm_of_a_block_with_its_meters():
     rows = study(plan.QUICK, movielens=None, processes=1, only="retrieval, 4 ranks", write=False)
     of_gradients = [row for row in rows if "group" in row]

@@ -22,6 +22,7 @@ def test_an_arm_holds_as_many_events_as_its_row_says(arm):
     assert length.mean() == pytest.approx(row["mean_events"], abs=0.51)
 
 
+@pytest.mark.slow
 def test_every_arm_is_trained_on_the_same_log():
     found = figures_of(Run(movielens=None, seed=1, num_users=20, num_steps=1))
     assert set(found) == {(task, arm.name) for task in FIGURE for arm in ARMS}

@@ -12,6 +12,8 @@ from reqdedup.storage import compression_report
 from tests.notebooks.running import NOTEBOOKS, outputs, run_notebook
 from warehouse import embedded_catalog, load_table, open_catalog, replace_engagement_table, write_report_table
 
+pytestmark = pytest.mark.slow
+
 COMPARED = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
 
 

@@ -10,6 +10,8 @@ import pytest
 from reqdedup.training.rank_run import METRIC_COLUMNS
 from tests.notebooks.running import NOTEBOOKS, outputs, run_notebook
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run_folder(tmp_path):

@@ -22,6 +22,7 @@ INDICES = (
 SHARED_MEMORY_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 
+@pytest.mark.slow
 def test_the_kernels_equal_the_loop_in_the_interpreter():
     tests = Path(__file__).with_name("interpreted_triton.py")
     finished = subprocess.run(
@@ -40,6 +41,7 @@ def test_tensors_of_a_cpu_are_refused():
         crossing_attention(*tensors, *offsets, backend="triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "dtype", "width"),
     [(80, torch.bfloat16, 128), (90, torch.bfloat16, 128), (80, torch.float32, 256)],

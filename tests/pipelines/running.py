@@ -1,10 +1,15 @@
 """The graph as documented, and how a test runs it: a warehouse and a Dagster instance of its own."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import pytest
+
+from pipelines import run
 from reqdedup.storage import TableSource
 from reqdedup.storage.measure import checks
 from warehouse import embedded_catalog, load_table, open_catalog
@@ -48,12 +53,24 @@ def command(*arguments: str, folder: Path, **variables: str) -> subprocess.Compl
         env=surroundings(folder) | variables,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 
 def run_graph(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
     return command(sys.executable, "-m", "pipelines.run", *arguments, folder=folder, **variables)
+
+
+def run_here(*arguments: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> subprocess.CompletedProcess:
+    """`run_graph` in this process, which has loaded Dagster already: a new one takes five seconds for that."""
+    capfd.readouterr()
+    with mock.patch.dict(os.environ, surroundings(folder), clear=True), contextlib.chdir(ROOT):
+        try:
+            returncode = run.main(list(arguments))
+        except SystemExit as exit:
+            returncode = int(exit.code or 0)
+    shown = capfd.readouterr()
+    return subprocess.CompletedProcess(arguments, returncode, shown.out, shown.err)
 
 
 def content(folder: Path, namespace: str, table: str) -> checks.ContentChecksum:

@@ -7,7 +7,7 @@ from assets.recipes import smoke
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
 from pipelines.summary import asset_metadata
-from tests.pipelines.running import GRAPH, command, content, run_graph
+from tests.pipelines.running import GRAPH, command, content, run_graph, run_here
 from warehouse import embedded_catalog, load_table, open_catalog
 
 CHECKS = {
@@ -51,6 +51,7 @@ def test_graph_is_the_documented_one():
     assert not any(graph.get(key).is_partitioned for key in graph.get_all_asset_keys())
 
 
+@pytest.mark.slow
 def test_whole_graph_runs_shows_progress_and_sums_up(smoke_run):
     _, done = smoke_run
     for asset in GRAPH:
@@ -72,6 +73,7 @@ def test_whole_graph_runs_shows_progress_and_sums_up(smoke_run):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_models_learn(smoke_run):
     """Falling loss, and held-out users ranked better than by chance."""
     folder, _ = smoke_run
@@ -85,24 +87,27 @@ def test_models_learn(smoke_run):
     assert rank["value"] < rank["chance"]
 
 
-def test_second_run_changes_nothing(smoke_run):
+@pytest.mark.slow
+def test_second_run_changes_nothing(smoke_run, capfd):
     folder, _ = smoke_run
     tables = ("raw_engagements", "engagements_by_request", "training_sample")
     before = [content(folder, "smoke", table) for table in tables]
     layouts = "engagements_shuffled,engagements_sorted,engagements_by_request"
     chosen = f"raw_engagements,{layouts},request_features,training_sample"
-    done = run_graph("--recipe", "smoke", "--select", chosen, folder=folder)
+    done = run_here("--recipe", "smoke", "--select", chosen, folder=folder, capfd=capfd)
     assert done.returncode == 0, done.stderr
     assert [content(folder, "smoke", table) for table in tables] == before
 
 
+@pytest.mark.slow
 def test_dagster_command_line_runs_a_selection(smoke_run):
     folder, _ = smoke_run
     done = command("dg", "launch", "--assets", "compression_report", folder=folder, REQDEDUP_RECIPE="smoke")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path):
+@pytest.mark.slow
+def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path, capfd):
     folder, _ = smoke_run
     synthetic = content(folder, "smoke", "raw_engagements")
     ratings = "".join(
@@ -114,8 +119,8 @@ def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path):
     log = tmp_path / "u.data"
     log.write_text(ratings + "7\tnot-an-item\t4\tyesterday\n")
     chosen = "raw_engagements,engagements_by_request,request_features,training_sample"
-    done = run_graph(
-        "--recipe", "smoke", "--logs", str(log), "--preset", "movielens", "--select", chosen, folder=folder
+    done = run_here(
+        "--recipe", "smoke", "--logs", str(log), "--preset", "movielens", "--select", chosen, folder=folder, capfd=capfd
     )
     assert done.returncode == 0, done.stderr
     assert "300 rows" in done.stdout
@@ -126,6 +131,7 @@ def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path):
     assert content(folder, "smoke", "raw_engagements") == synthetic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -134,21 +140,22 @@ def test_own_log_goes_to_a_namespace_of_its_own(smoke_run, tmp_path):
         (["--select", "raw_engagement"], "found raw_engagement"),
     ],
 )
-def test_wrong_input_is_a_clear_error(tmp_path, arguments, said):
-    done = run_graph("--recipe", "smoke", *arguments, folder=tmp_path)
+def test_wrong_input_is_a_clear_error(tmp_path, arguments, said, capfd):
+    done = run_here("--recipe", "smoke", *arguments, folder=tmp_path, capfd=capfd)
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_strict_run_fails_and_keeps_the_old_table(smoke_run, tmp_path):
+@pytest.mark.slow
+def test_strict_run_fails_and_keeps_the_old_table(smoke_run, tmp_path, capfd):
     folder, _ = smoke_run
     log = tmp_path / "u.data"
     log.write_text("1\t1\t5\t881250949\n1\t2\t9\t881250950\n2\tx\t5\tnever\n")
     arguments = ["--recipe", "smoke", "--logs", str(log), "--preset", "movielens", "--namespace", "strictly"]
-    assert run_graph(*arguments, "--select", "raw_engagements", folder=folder).returncode == 0
+    assert run_here(*arguments, "--select", "raw_engagements", folder=folder, capfd=capfd).returncode == 0
     before = content(folder, "strictly", "raw_engagements")
-    done = run_graph(*arguments, "--select", "raw_engagements", "--strict", folder=folder)
+    done = run_here(*arguments, "--select", "raw_engagements", "--strict", folder=folder, capfd=capfd)
     assert done.returncode == 1
     assert "FAILED" in done.stderr
     assert (

@@ -15,6 +15,8 @@ import pytest
 
 from tests.pipelines.running import GRAPH, ROOT, content, surroundings
 
+pytestmark = pytest.mark.slow
+
 START_TIMEOUT_S, RUN_TIMEOUT_S = 90, 120
 
 NODES = "{ assetNodes { assetKey { path } dependencyKeys { path } groupName } }"

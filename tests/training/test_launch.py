@@ -10,6 +10,8 @@ import pytest
 from reqdedup.training.launch import RankError, run_ranks
 from tests.training import ranks
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_lost_rank_ends_the_run_with_its_own_error():
     started = time.monotonic()

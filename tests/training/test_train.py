@@ -18,6 +18,8 @@ from reqdedup.training.rank_run import run_rank
 from tests.training import ranks
 from tests.training.logs import random_log, with_signal
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"width": 16, "num_layers": 1, "item_table_rows": 512, "category_table_rows": 16, "hidden_widths": (16,)}
 
 

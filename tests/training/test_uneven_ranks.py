@@ -19,6 +19,8 @@ from reqdedup.training.tasks import Ranking, Retrieval
 from tests.training import ranks
 from tests.training.logs import SCHEMA, random_log
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"even": (8, 8), "uneven": (13, 3), "second empty": (16, 0), "first empty": (0, 16)}
 NO_STRINGS = SCHEMA.select(column.name for column in SCHEMA.columns if column.dtype != "string")
 

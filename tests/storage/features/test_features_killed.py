@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # A step before every file is closed (two buckets), and before and after every commit.
 STEPS = {
     "Backfill": 2 + 2,

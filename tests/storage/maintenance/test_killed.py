@@ -16,6 +16,8 @@ from reqdedup.storage.measure import checks
 from tests.storage.maintenance.killed import NOW, OPERATIONS, child, main_table, open_lake
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 
+pytestmark = pytest.mark.slow
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.storage.maintenance.killed"])
 STRIDE = {"promote": 4, "convert": 3}

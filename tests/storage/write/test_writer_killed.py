@@ -15,6 +15,8 @@ from reqdedup.storage.measure import checks
 from tests.storage.small_log import make_log, to_batches
 from tests.storage.tables import new_table
 
+pytestmark = pytest.mark.slow
+
 CHILD = textwrap.dedent(
     """
     import os, signal, sys
