@@ -23,7 +23,8 @@ def places(claim: dict, document: str) -> list[tuple[int, int]]:
         return [found.span() for found in re.finditer(claim["matching"], document)]
     rows = {name: results_of(file)[text, variant] for name, (file, text, variant) in claim.get("rows", {}).items()}
     text = claim["text"].format(**rows) if rows else claim["text"]
-    return [found.span() for found in re.finditer(re.escape(text), document)]
+    words = map(re.escape, text.split())  # a paragraph may be broken anywhere
+    return [found.span() for found in re.finditer(r"\s+".join(words), document)]
 
 
 def figures_without_a_claim(document: str, claims: list[dict]) -> list[str]:
