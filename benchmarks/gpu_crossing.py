@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu_crossing [--dtype bfloat16]
 
-The correctness gate first: each variant against crossing attention by padded SDPA in float32, which the tests compare with
-the plain loop. Then time by CUDA events, variants in turns. Result rows hold TFLOP/s, the fraction of the measured peak
-of a large matrix product, and the time against the duplicated baseline (expanded K/V). A variant that fails has a row that
-says why; where it is ours the exit code is 1. Without a CUDA device it says so and exits with code 2.
+The correctness gate first: each variant against crossing attention by padded SDPA in float32, which the tests compare
+with the plain loop. Then time by CUDA events, variants in turns. Result rows hold TFLOP/s, the fraction of the measured
+peak of a large matrix product, and the time against the duplicated baseline (expanded K/V). A variant that fails has a
+row that says why; where it is ours the exit code is 1. Without a CUDA device it says so and exits with code 2.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ours and the baseline in turns in one process, so that whatever else the machine does meets both.
 
 Time is CPU time of the process (`time.process_time`, all its threads): on a shared machine wall time measures the
-neighbours. torch computes on one thread, so that CPU time is what one core needs. The figure is a ratio within each round;
-the median of the rounds is reported with the lowest and the highest.
+neighbours. torch computes on one thread, so that CPU time is what one core needs. The figure is a ratio within each
+round; the median of the rounds is reported with the lowest and the highest.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Measurements in processes of their own: CPU time, wall time and peak memory above the start, variants in turns.
 
-A benchmark module runs its own variants: `in_turns` starts `python -m MODULE ... --measure VARIANT` once per variant and
-round, and the child answers with the line that `measure` made. Peak memory belongs to one measurement that way, and a slow
-neighbour on the machine meets every variant. Ratios are taken within a round; CPU time is the figure that a busy machine
-spoils least, and `load` says how busy it was. Linux only, for peak memory.
+A benchmark module runs its own variants: `in_turns` starts `python -m MODULE ... --measure VARIANT` once per variant
+and round, and the child answers with the line that `measure` made. Peak memory belongs to one measurement that way, and
+a slow neighbour on the machine meets every variant. Ratios are taken within a round; CPU time is the figure that a busy
+machine spoils least, and `load` says how busy it was. Linux only, for peak memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ METRICS = {"cpu": "CPU time", "peak": "peak memory", "wall": "wall time"}
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: seconds of CPU and wall, peak bytes above what the process held before, 1-minute load, and its answer."""
+    """One run: seconds of CPU and wall, peak bytes above what the process held before, 1-minute
+    load, and its answer."""
 
     cpu: float
     wall: float
@@ -37,7 +38,8 @@ class Measured:
 def measure(run: Callable[[], Any], *, check: Callable[[], Any] | None = None, repeats: int = 1) -> str:
     """The line by which a child answers: one run of `run`, measured in this process.
 
-    repeats: of a short run; times are per run.  check: computes the answer by which variants are compared, after the measurement; else `run` returns it.
+    repeats: of a short run; times are per run.  check: computes the answer by which variants are compared, after the
+        measurement; else `run` returns it.
     Raises RuntimeError where the system does not tell peak memory.
     """
     status = Path("/proc/self/status")
@@ -67,7 +69,8 @@ def in_turns(
 ) -> dict[str, list[Measured]]:
     """Measurements of each variant, one per round; every other round runs them backwards.
 
-    compare: all answers must be equal.  arrow_pool: Arrow's allocator for all of them; its own choice by default. Raises RuntimeError where they are not, and where a child fails.
+    compare: all answers must be equal.  arrow_pool: Arrow's allocator for all of them; its own choice by default.
+        Raises RuntimeError where they are not, and where a child fails.
     """
     found: dict[str, list[Measured]] = {variant: [] for variant in variants}
     environment = os.environ | ({"ARROW_DEFAULT_MEMORY_POOL": arrow_pool} if arrow_pool else {})

@@ -10,9 +10,9 @@ write        CPU and memory of writing BY_REQUEST against pyiceberg's `append`  
 maintenance  what one user's change rewrites, what compaction costs                             3
 audit        what `reqdedup audit` predicts against what is written                             2
 
-Each is a module of its own, `benchmarks.storage_<name>`, with more options. Ratios are within one run; every part passes
-its gates before it reports, and a part that is measured in full replaces `benchmarks/results/storage_<name>.jsonl`.
-`--quick` takes tiny logs and records nothing: it shows that everything runs.
+Each is a module of its own, `benchmarks.storage_<name>`, with more options. Ratios are within one run; every part
+passes its gates before it reports, and a part that is measured in full replaces
+`benchmarks/results/storage_<name>.jsonl`. `--quick` takes tiny logs and records nothing: it shows that everything runs.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.storage --only audit
 
-Every log is written in all layouts; the audit sees the shuffled one and samples part of its users. An error is estimate over
-truth, less one. A row holds the standard deviation of the errors over the logs, the largest, and in how many logs the
-audit's 95% interval held the truth. Bytes alone: the load of the machine does not matter.
+Every log is written in all layouts; the audit sees the shuffled one and samples part of its users. An error is estimate
+over truth, less one. A row holds the standard deviation of the errors over the logs, the largest, and in how many logs
+the audit's 95% interval held the truth. Bytes alone: the load of the machine does not matter.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     python -m benchmarks.storage_features [--requests 1000000]
 
-Every case backfills one feature for all requests of a table of `--requests` requests, 5 per user, with ids in order (as a
-counter gives them) or hashed (as strings become), checks that the join hands every request its own value, and reports the
-bytes of the new data files over the bytes of the values in the same codec. `entropy` is what no store of (user_id,
-request_id, value) can go below, over the same values. Then what an operation on one user or on all of them writes, and the
-CPU of a join of the main table with the feature, in turns, median of the rounds. Bytes do not depend on the machine.
+Every case backfills one feature for all requests of a table of `--requests` requests, 5 per user, with ids in order (as
+a counter gives them) or hashed (as strings become), checks that the join hands every request its own value, and reports
+the bytes of the new data files over the bytes of the values in the same codec. `entropy` is what no store of (user_id,
+request_id, value) can go below, over the same values. Then what an operation on one user or on all of them writes, and
+the CPU of a join of the main table with the feature, in turns, median of the rounds. Bytes do not depend on the
+machine.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def batches(num_requests: int, *, hashed: bool, block: int = 2**17) -> Iterator[
 
 
 def key_entropy_bytes(num_requests: int, *, hashed: bool) -> float:
-    """Bytes without which nobody can tell whose value is whose: the users of the requests, and ids nobody can predict."""
+    """Bytes without which nobody can tell whose value is whose: the users of the requests, and ids
+    nobody can predict."""
 
     def log2_factorial(n: int) -> float:
         return math.lgamma(n + 1) / math.log(2)

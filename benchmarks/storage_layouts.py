@@ -2,8 +2,9 @@
 
     python -m benchmarks.storage_layouts [--case shared_16k one_request_16k short] [--scale 1.0]
 
-Each case writes one synthetic log in every layout and reads the compression report; the correctness gate is the order-free
-checksum of all rows, equal in all of them. Bytes do not depend on the machine. `--scale` makes fewer users of it.
+Each case writes one synthetic log in every layout and reads the compression report; the correctness gate is the
+order-free checksum of all rows, equal in all of them. Bytes do not depend on the machine. `--scale` makes fewer users
+of it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python -m benchmarks.storage_read [--users 20]
 
 Two ways of reading, each against its like. `whole`: the column as one Arrow table, by pyiceberg's `to_arrow` for both.
-`stream`: batch after batch, none kept; ours as `TableSource` gives them, lists by the leanest reader there is, pyarrow in
-pieces of 64 rows (pyiceberg's own batch reader takes twice its CPU and fifteen times its memory). Lists come back F times;
-blobs once per request, with an index per row. Each measurement is a process of its own. The gate, after the clock has
+`stream`: batch after batch, none kept; ours as `TableSource` gives them, lists by the leanest reader there is, pyarrow
+in pieces of 64 rows (pyiceberg's own batch reader takes twice its CPU and fifteen times its memory). Lists come back F
+times; blobs once per request, with an index per row. Each measurement is a process of its own. The gate, after the
+clock has
 stopped: both hold the same value on every row.
 """
 

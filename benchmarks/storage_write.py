@@ -2,16 +2,18 @@
 
     python -m benchmarks.storage_write [--case 16k 2k 64 memory]
 
-Ours takes the log as it arrives and does all of its work: spill, sort, write, verify, commit. The baseline gets the rows in
-order and bucket by bucket, and each of its lists expanded for next to nothing, as `append` neither sorts nor repeats them.
-`append` in bounded memory means pieces of pyiceberg's own target of a file, 512 MB of Arrow: a commit each (`append`), or
-all in one transaction (`append_one_commit`). Its third way, a RecordBatchReader, refuses partitioned tables and, in 0.12,
-reads the reader to its end before the first file is written, so its memory is the log: left out.
+Ours takes the log as it arrives and does all of its work: spill, sort, write, verify, commit. The baseline gets the
+rows in order and bucket by bucket, and each of its lists expanded for next to nothing, as `append` neither sorts nor
+repeats them. `append` in bounded memory means pieces of pyiceberg's own target of a file, 512 MB of Arrow: a commit
+each (`append`), or all in one transaction (`append_one_commit`). Its third way, a RecordBatchReader, refuses
+partitioned tables and, in 0.12, reads the reader to its end before the first file is written, so its memory is the log:
+left out.
 
-Both sides read uncompressed Arrow streams. Each measurement is a process of its own that has written a small table before.
-The gate: the tables hold the same rows and values. `floor` is what pyarrow needs to lay the finished row groups of our
-table into Parquet files, nothing else: no spill, no order, no check. The case `memory` writes one log and another ten times as long
-and compares the peaks: with ten times the buckets, as `choose_num_buckets` would have it, and with as many.
+Both sides read uncompressed Arrow streams. Each measurement is a process of its own that has written a small table
+before. The gate: the tables hold the same rows and values. `floor` is what pyarrow needs to lay the finished row groups
+of our table into Parquet files, nothing else: no spill, no order, no check. The case `memory` writes one log and
+another ten times as long and compares the peaks: with ten times the buckets, as `choose_num_buckets` would have it, and
+with as many.
 """
 
 from __future__ import annotations
@@ -188,7 +190,8 @@ def run(folder: Path, name: str, log: SyntheticLogConfig, *, rounds: int) -> Ite
 
 
 def run_memory(folder: Path, log: SyntheticLogConfig, *, rounds: int) -> Iterator[dict[str, Any]]:
-    """The rows that compare the peaks of a log and of one that is LONGER times as long, in more and in equal buckets."""
+    """The rows that compare the peaks of a log and of one that is LONGER times as long, in more and
+    in equal buckets."""
     found, sizes = {}, {}
     variants = {"once": (1, 1), "buckets in proportion": (LONGER, LONGER), "as many buckets": (LONGER, 1)}
     for name, (users, buckets) in variants.items():

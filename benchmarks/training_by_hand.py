@@ -5,9 +5,9 @@
 The duplicated model is what pipelines do; this is what they could do without a library. Where all histories have one
 length, both compute the same and the step should cost the same, but for the B x B loss; where lengths are ragged, as in
 every real log, padding costs what packing saves. Three kinds of batches: equal lengths; ragged ones in arrival order,
-padded to the longest of the batch; ragged ones sorted by length and padded in buckets, at the bucket size that serves the
-rival best. Loss and gradients agree before anything is timed; one thread, interleaved, CPU time.
-A run of everything replaces `benchmarks/results/training_by_hand.jsonl`.
+padded to the longest of the batch; ragged ones sorted by length and padded in buckets, at the bucket size that serves
+the rival best. Loss and gradients agree before anything is timed; one thread, interleaved, CPU time. A run of
+everything replaces `benchmarks/results/training_by_hand.jsonl`.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def scoring(rounds: int) -> Iterator[Row]:
 
 
 def _arrangements(shape: Shape) -> Iterator[tuple[Shape, tuple[int | None, ...]]]:
-    """The batch in the order given, one bucket; where it is ragged also sorted, with the bucket sizes to choose from."""
+    """The batch in the order given, one bucket; where it is ragged also sorted, with the bucket
+    sizes to choose from."""
     yield shape, (None,)
     if shape.is_ragged:
         yield shape.sorted(), tuple(len(shape.lengths) // count for count in BUCKETS if count < len(shape.lengths))

@@ -1,8 +1,8 @@
 """Training from tables on disk: our table and loader against row-wise reading of the sorted list table.
 
 The baseline reads what people store today: the same rows in the same order, every row with plain lists, batches of rows
-taken as they come, whole columns at a time, no loop over rows; then the duplicated model. Both read only the columns that
-the model names. Seconds are per row; ours runs a whole epoch with shuffling, the baseline one batch.
+taken as they come, whole columns at a time, no loop over rows; then the duplicated model. Both read only the columns
+that the model names. Seconds are per row; ours runs a whole epoch with shuffling, the baseline one batch.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def _end_to_end(task: str, *, fan_out: int, num_requests: int, rows_per_batch: i
 def loader_against_appetite() -> Iterator[Row]:
     """What is left of the trainer's throughput when batches come from the table, and how fast the loader is by itself.
 
-    A whole epoch from a cold start, in windows of an eighth of the table. Wall time, since the loader's thread works beside
-    the trainer; in CPU time its work comes on top. Retrieval at fan-out 256 and history 64 is the hungriest step here.
+    A whole epoch from a cold start, in windows of an eighth of the table. Wall time, since the loader's thread works
+    beside the trainer; in CPU time its work comes on top. Retrieval at fan-out 256 and history 64 is the hungriest step
+    here.
     """
     yield from _loader("retrieval", fan_out=256, history=64, num_requests=800, rows_per_batch=8192)
     yield from _loader("ranking", fan_out=10, history=HISTORY, num_requests=400, rows_per_batch=256)
@@ -210,7 +211,8 @@ def _batch_of_rows(rows: pa.RecordBatch, schema: EngagementSchema, names: list[s
 def check_same_training(
     config: DCATConfig | TwoTowerConfig, ours: TableSource, theirs: TableSource, rows_per_batch: int
 ) -> None:
-    """The correctness gate: the first rows of both tables are the same, and so are the loss and the gradients on them."""
+    """The correctness gate: the first rows of both tables are the same, and so are the loss and the
+    gradients on them."""
     batch = next(iter(loader_of(config, ours, rows_per_batch // 4, shuffle="none")))
     rows = next(row_wise_batches(theirs, config, batch.num_rows))
     if not torch.equal(rows.item_id_B, batch.item_id_B):

@@ -1,8 +1,9 @@
 """Runs whose process is gone are failed, so that the history tells the truth and the queue goes on.
 
-Dagster 1.13's monitoring asks the run launcher, and the default launcher cannot say whether a run's process lives: a run that
-was killed (out of memory, SIGKILL, a power cut) stays STARTED for ever and blocks all that are queued. Every run of the graph
-carries its process as a tag. Runs that never start, or never stop when told to, are Dagster's own to find (`dagster.yaml`).
+Dagster 1.13's monitoring asks the run launcher, and the default launcher cannot say whether a run's process lives: a
+run that was killed (out of memory, SIGKILL, a power cut) stays STARTED for ever and blocks all that are queued. Every
+run of the graph carries its process as a tag. Runs that never start, or never stop when told to, are Dagster's own to
+find (`dagster.yaml`).
 """
 
 from __future__ import annotations

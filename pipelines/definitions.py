@@ -59,7 +59,8 @@ class DeployedWarehouse(Warehouse):
 
 def build_definitions(environment: Environment) -> dg.Definitions:
     """The graph for one environment. Unpartitioned, in-process: `dg launch --assets '*'` needs no more arguments."""
-    # At launch, so that a run's configuration of one field leaves the others as they are here, not at their class's defaults.
+    # At launch, so that a run's configuration of one field leaves the others as they are here, not at their class's
+    # defaults.
     run_recipe = RunRecipe.configure_at_launch(
         recipe=environment.recipe,
         logs=environment.logs,

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 if every asset was made and every check passed, 1 if one failed, 2 if the run was refused at its start."""
+    """Exit code 0 if every asset was made and every check passed, 1 if one failed, 2 if the run was
+    refused at its start."""
     arguments = _parse(argv)
     environment = Environment.from_os().with_arguments(
         recipe=arguments.recipe,

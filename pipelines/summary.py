@@ -17,7 +17,8 @@ LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request
 def asset_metadata(
     instance: dg.DagsterInstance, asset: str, namespace: str, *, run_id: str | None = None
 ) -> dict[str, Any]:
-    """Metadata values of the asset's newest materialization in this namespace, of one run if given; empty if there is none."""
+    """Metadata values of the asset's newest materialization in this namespace, of one run if given;
+    empty if there is none."""
     for record in instance.fetch_materializations(dg.AssetKey(asset), limit=RUNS_LOOKED_AT).records:
         if record.asset_materialization is not None and run_id in (None, record.run_id):
             values = {name: value.value for name, value in record.asset_materialization.metadata.items()}

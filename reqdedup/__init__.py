@@ -6,8 +6,8 @@
     lake.tables()
 
 The names below are the verbs that people use (docs/library.md); the rooms stay where they are, for example
-`from reqdedup import storage`. Importing the package does no work and loads nothing else: each name is fetched when it is
-first used, so that neither torch nor pyarrow is there before something needs it.
+`from reqdedup import storage`. Importing the package does no work and loads nothing else: each name is fetched when it
+is first used, so that neither torch nor pyarrow is there before something needs it.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ class RequestBatch:
         return expand(x_R, self.row_offsets_R1, num_rows=self.num_rows)
 
     def context_groups(self) -> ContextGroups:
-        """Which neighbouring requests can share a context; decided from a few numbers per request, no event is looked at.
+        """Which neighbouring requests can share a context; decided from a few numbers per request,
+        no event is looked at.
 
         request["history_end"] and request["timeline_version"] are needed: requests of one user and version whose
         histories begin at the same event, history_end - length, form a group. Requests without either value (negative)

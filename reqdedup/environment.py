@@ -1,14 +1,14 @@
 """Where the lake is: one answer for notebooks (`rd.open()`), the command line and the pipeline.
 
-    1  an argument                               rd.open("folder"), --catalog-uri, --catalog
-    2  REQDEDUP_* variables                      REQDEDUP_CATALOG__URI, REQDEDUP_CATALOG__S3__ENDPOINT, REQDEDUP_DATA_DIR
-    3  reqdedup.toml                             in this folder or at the root of the project around it; no secrets
-    4  pyiceberg's own configuration             of the catalog `reqdedup`: ~/.pyiceberg.yaml, PYICEBERG_CATALOG__REQDEDUP__*
-    5  SQLite and files under the data folder    warehouse/data in a checkout of the repository, else ./reqdedup-lake
+    1  an argument                           rd.open("folder"), --catalog-uri, --catalog
+    2  REQDEDUP_* variables                  REQDEDUP_CATALOG__URI, REQDEDUP_CATALOG__S3__ENDPOINT, REQDEDUP_DATA_DIR
+    3  reqdedup.toml                         in this folder or at the root of the project around it; no secrets
+    4  pyiceberg's own configuration         catalog `reqdedup`: ~/.pyiceberg.yaml, PYICEBERG_CATALOG__REQDEDUP__*
+    5  SQLite, files under the data folder   warehouse/data in a checkout of the repository, else ./reqdedup-lake
 
-The first that names a lake decides. Properties that name none (an S3 key, say) are added to what a later one names, from
-2 to 4; an argument stands alone, so that no credential reaches a server that it is not for. This is the library's only
-reader of the environment and of the working folder. It opens nothing; `reqdedup.lake` does.
+The first that names a lake decides. Properties that name none (an S3 key, say) are added to what a later one names,
+from 2 to 4; an argument stands alone, so that no credential reaches a server that it is not for. This is the library's
+only reader of the environment and of the working folder. It opens nothing; `reqdedup.lake` does.
 """
 
 from __future__ import annotations

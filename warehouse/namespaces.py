@@ -1,7 +1,8 @@
 """Which namespace a log's tables live in, and the refusal to let one log write over the tables of another.
 
-The name is the preset's and the log's (`movielens_ml_100k`), the log's alone with a mapping, the recipe's for a synthetic log.
-Two logs can still come to one name, so `raw_engagements` says which log its rows are of, in the commit that wrote them.
+The name is the preset's and the log's (`movielens_ml_100k`), the log's alone with a mapping, the recipe's for a
+synthetic log. Two logs can still come to one name, so `raw_engagements` says which log its rows are of, in the commit
+that wrote them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pyiceberg.table import Table
 from warehouse.tables import ENGAGEMENT_TABLES
 
 LOG, LOG_FINGERPRINT = "reqdedup.log", "reqdedup.log-fingerprint"
-"""Table properties of raw_engagements: path of the log (or which synthetic one), and what tells its files from others."""
+"""Table properties of raw_engagements: path of the log (or which synthetic one), and what tells its
+files from others."""
 
 END_BYTES = 65_536
 

@@ -1,8 +1,9 @@
 """One run at a time makes the tables of a namespace: the row of `<namespace>.graph_run` says which.
 
-A run claims the namespace with one commit that replaces the row it read. Iceberg catalogs take such a commit only if nobody
-was faster, so of two runs that start at once exactly one goes on, in any catalog. A claim ends with its run; that of a run
-that was killed counts no longer once its process is gone. From another machine that cannot be seen: `take_over` decides.
+A run claims the namespace with one commit that replaces the row it read. Iceberg catalogs take such a commit only if
+nobody was faster, so of two runs that start at once exactly one goes on, in any catalog. A claim ends with its run;
+that of a run that was killed counts no longer once its process is gone. From another machine that cannot be seen:
+`take_over` decides.
 """
 
 from __future__ import annotations

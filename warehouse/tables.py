@@ -50,7 +50,8 @@ def replace_engagement_table(
     progress: Callable[[WriteProgress], None] | None = None,
     properties: Mapping[str, str] | None = None,
 ) -> WriteReport:
-    """Make the table `namespace.name` hold exactly these rows in its layout, in one commit; see `storage.replace_table`."""
+    """Make the table `namespace.name` hold exactly these rows in its layout, in one commit; see
+    `storage.replace_table`."""
     open_namespace(catalog, namespace)
     return replace_table(
         catalog,
@@ -118,7 +119,8 @@ def changed_since(table: Table, *sources: Table) -> list[str]:
 def check_one_origin(tables: Mapping[str, Table], origin: Table) -> bool:
     """Whether these tables, all made from one snapshot of `origin`, were made from its present one.
 
-    Raises ValueError that names the stale ones if they were made from different snapshots: they may hold different logs.
+    Raises ValueError that names the stale ones if they were made from different snapshots: they may
+    hold different logs.
     """
     name = origin.name()[-1]
     found = {made: json.loads(table.properties.get(MADE_FROM, "{}")).get(name) for made, table in tables.items()}

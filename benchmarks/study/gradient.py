@@ -1,7 +1,7 @@
 """Bias and noise of the gradient: why an arm loses.
 
-At one common state of a model (trained on IID for a quarter of a run, so that it still learns) the gradient of every arm
-is computed over many steps. For a group of parameters, the network's or the item table's, and steps k of an arm:
+At one common state of a model (trained on IID for a quarter of a run, so that it still learns) the gradient of every
+arm is computed over many steps. For a group of parameters, the network's or the item table's, and steps k of an arm:
 
     noise     trace of the covariance of g_k; beside IID's it gives the effective batch, rows * noise(IID) / noise(arm)
     bias      |mean g - mean g(IID)| / |mean g(IID)|, less what noise alone would give (so it may come out as 0)

@@ -27,7 +27,8 @@ class StudyLog:
 
     item_B, request_B: int64.  click_B: float32.  position_B: float32, log(1 + position).
     user_R: int64, rising.  dense_RF: float32, what a model may know of a request.
-    history_RH: int64, the newest items first, `num_items` where there is none; H = 0 where dense_RF sums the history up.
+    history_RH: int64, the newest items first, `num_items` where there is none; H = 0 where dense_RF
+        sums the history up.
     category_V: int64 per item.  is_held_out_B: rows of the held-out users.
     """
 
@@ -61,11 +62,12 @@ class StudyLog:
 
 
 def synthetic_log(*, seed: int, num_users: int, num_items: int, held_out: float) -> StudyLog:
-    """The project's generator as it is; only sizes are set, before any training and for reasons that are none of the arms'.
+    """The project's generator as it is; only sizes are set, before any training and for reasons
+    that are none of the arms'.
 
     popularity_exponent 0.6 instead of 0.9: under IID fewer than 0.5% of in-batch negatives are then items that the user
-    clicked, instead of 4.8%. Histories of 16 events are given to the models as shares of item categories, so that a user
-    tower is cheap enough for many runs.
+    clicked, instead of 4.8%. Histories of 16 events are given to the models as shares of item categories, so that a
+    user tower is cheap enough for many runs.
     """
     config = SyntheticLogConfig(
         seed=seed,
@@ -98,7 +100,8 @@ def synthetic_log(*, seed: int, num_users: int, num_items: int, held_out: float)
 
 
 def movielens_log(path: Path, *, seed: int, held_out: float) -> StudyLog:
-    """MovieLens 100K: a request is a sitting, a click a rating of 4 or more; nothing is known but histories of items."""
+    """MovieLens 100K: a request is a sitting, a click a rating of 4 or more; nothing is known but
+    histories of items."""
 
     def features(batch: pa.RecordBatch, first: np.ndarray) -> dict[str, np.ndarray]:
         return {

@@ -5,9 +5,9 @@
                 product of two narrow projections -> Linear      /
     retrieval   user and item towers: Linear -> BatchNorm, ReLU, Linear -> length 1; the user's runs once per pass
 
-The heads are the project's `NormedMLP`, with the user tower's statistics weighted by rows (`batch_norm_by_rows`). History
-and candidates share one item table. `RankwiseBatchNorm1d` is BatchNorm of W ranks of equally many rows; with one rank it
-is what `SyncBatchNorm1d` computes over all of them. Both are tested against real ranks.
+The heads are the project's `NormedMLP`, with the user tower's statistics weighted by rows (`batch_norm_by_rows`).
+History and candidates share one item table. `RankwiseBatchNorm1d` is BatchNorm of W ranks of equally many rows; with
+one rank it is what `SyncBatchNorm1d` computes over all of them. Both are tested against real ranks.
 """
 
 from __future__ import annotations

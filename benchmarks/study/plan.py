@@ -46,9 +46,9 @@ class Sizes:
     """How large the study is.
 
     main_seeds, side_seeds: paired, each with its own log (MovieLens: split), weights and order; for the comparisons of
-    every fix, and for the rest.  close_seeds: for ranking with all fixes beside IID, 0.1% apart.  movielens_seeds: for all
-    arms of that small log.  held_out: share of the users.  ranking_rows, retrieval_rows: per rank and step, for each of
-    world_sizes.  equal_passes: of the user tower, per rank and step.
+    every fix, and for the rest.  close_seeds: for ranking with all fixes beside IID, 0.1% apart.  movielens_seeds: for
+    all arms of that small log.  held_out: share of the users.  ranking_rows, retrieval_rows: per rank and step, for
+    each of world_sizes.  equal_passes: of the user tower, per rank and step.
     """
 
     main_seeds: int
@@ -177,7 +177,8 @@ def _main(log: str, ranking: Steps, retrieval: Steps, sizes: Sizes) -> list[Bloc
 
 
 def _equal_passes(task: str, ranks: int, passes: int, sizes: Sizes) -> Block:
-    """Every arm at the same few rates, the reference being IID's best: steps of so different sizes want different ones."""
+    """Every arm at the same few rates, the reference being IID's best: steps of so different sizes
+    want different ones."""
     chunk = 4 if task == "retrieval" else 8
     arms = [
         with_all_fixes(task, name="iid"),

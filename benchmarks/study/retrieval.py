@@ -82,8 +82,8 @@ def loss_of_ranks(
 ) -> torch.Tensor:
     """Mean InfoNCE loss [nats per legal row] over `ranks` ranks at once, negatives from the row's own rank.
 
-    same_user: as in `Arm`.  It is `reqdedup.training.loss` rank by rank (tests compare them) as one dense [W, b, b] product:
-    W small calls would cost more than the study has time for.
+    same_user: as in `Arm`.  It is `reqdedup.training.loss` rank by rank (tests compare them) as one dense [W, b, b]
+    product: W small calls would cost more than the study has time for.
     """
     user_WbD, item_WbD = user_BD.view(ranks, -1, user_BD.shape[1]), item_BD.view(ranks, -1, item_BD.shape[1])
     user_Wb, item_Wb = user_id_B.view(ranks, -1), item_id_B.view(ranks, -1)

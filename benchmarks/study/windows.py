@@ -2,10 +2,10 @@
 
     python -m benchmarks.study.windows [--movielens FOLDER] [--quick]
 
-An anchored window lets all requests of a user share one context pass, but holds S - stride / 2 events on average where the
-last-S window holds S. So two questions: against last-S at the same limit, and against last-S with as many events on average.
-The library's own models and training loop, one process, paired seeds (synthetic: log, split and weights; MovieLens: split
-and weights). Rows go to `benchmarks/results/study_windows.jsonl`.
+An anchored window lets all requests of a user share one context pass, but holds S - stride / 2 events on average where
+the last-S window holds S. So two questions: against last-S at the same limit, and against last-S with as many events on
+average. The library's own models and training loop, one process, paired seeds (synthetic: log, split and weights;
+MovieLens: split and weights). Rows go to `benchmarks/results/study_windows.jsonl`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
 `mix` is one step of SplitMix64. It is a bijection, so two ids never share a hash at one seed, and an id is drawn with
 rate p exactly when its hash is below p * 2^64: the users of a 1% sample are in the 10% sample of the same seed.
 
-Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014; constants of D. Stafford's Mix13.
+Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014; constants
+    of D. Stafford's Mix13.
 """
 
 from __future__ import annotations

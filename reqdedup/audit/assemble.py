@@ -1,4 +1,5 @@
-"""What was measured, put into the report's form: the table, its requests, its columns, and what must be said beside them."""
+"""What was measured, put into the report's form: the table, its requests, its columns, and what
+must be said beside them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     footers -> keys (every row) -> sample (whole users) -> the sample in each layout -> causes -> report
 
 Reading: all footers, the key columns of all rows, all columns of the row groups that hold sampled users. Temporary disk
-space is the distinct values of the sample and its rows in one layout; memory is bounded by the sample, not by the table.
+space is the distinct values of the sample and its rows in one layout; memory is bounded by the
+sample, not by the table.
 """
 
 from __future__ import annotations
@@ -84,15 +85,16 @@ def audit_table(
     """What each column of a table repeats, what that costs, and what to set.
 
     source: a pyiceberg Table of any catalog, a folder of Parquet files (local or a URI), one file, or several.
-    request_key: the column or columns that are equal on all rows of a request.  user_key: of the user; without it requests
-    are sampled instead of users, and user overlap is not reported.  item_key: what the rows of a request are ordered by in
-    the estimated layouts; without it they stay in the table's order.
-    sample_bytes: of the sampled rows with every value laid down; a larger sample narrows the intervals and takes longer.
+    request_key: the column or columns that are equal on all rows of a request.  user_key: of the user; without it
+    requests are sampled instead of users, and user overlap is not reported.  item_key: what the rows of a request are
+    ordered by in the estimated layouts; without it they stay in the table's order.
+    sample_bytes: of the sampled rows with every value laid down; a larger sample narrows the
+        intervals and takes longer.
     read_bytes: compressed, the most that the sample may read.  num_buckets: of the layouts that are estimated.
     threads: columns written at once, up to four where None; each holds one column of one row group in memory.
     temp_dir: for the sample; the system's where None.
-    Raises ValueError for missing or unusable key columns, no Parquet file, mixed schemas, an empty table, and damaged or
-    encrypted files, which it names.
+    Raises ValueError for missing or unusable key columns, no Parquet file, mixed schemas, an empty table, and damaged
+    or encrypted files, which it names.
     """
     started = time.monotonic()
 

@@ -1,7 +1,8 @@
-"""Why a table is larger than it need be: each cause alone, by what it would still cost if all the others were put right.
+"""Why a table is larger than it need be: each cause alone, by what it would still cost if all the
+others were put right.
 
-The reference are plain columns in key order with large pages, zstd, and a dictionary only where it helps. One setting at
-a time is put back to what it is today, and the sample written again: the difference are the bytes that this setting
+The reference are plain columns in key order with large pages, zstd, and a dictionary only where it helps. One setting
+at a time is put back to what it is today, and the sample written again: the difference are the bytes that this setting
 costs. Causes overlap (small pages cost nothing while the rows of a request are scattered), so they do not add up; each
 says whether that one change may be left out.
 """
@@ -25,8 +26,9 @@ HEAVY_SHARE = 0.01
 
 SMALL_LIMIT, LARGE_LIMIT = 4 * 2**10, 2 * 2**20
 DICTIONARY_LIMITS = (SMALL_LIMIT, LARGE_LIMIT)
-"""Of a dictionary page. The small one keeps dictionaries for lists of few distinct elements (actions, surfaces), where zstd
-on plain ones finds short matches everywhere and misses the copy of the whole list; others fall back to plain at once."""
+"""Of a dictionary page. The small one keeps dictionaries for lists of few distinct elements (actions, surfaces), where
+zstd on plain ones finds short matches everywhere and misses the copy of the whole list; others fall back to plain at
+once."""
 
 SMALL_GROUP_REQUESTS = 8
 MANY_USER_RUNS = 1.5
@@ -42,8 +44,8 @@ ORDER, CODEC, PAGE_SIZE, DICTIONARY, ROW_GROUPS = "order", "codec", "page_size",
 class Diagnosis:
     """plain: the reference, per column.  with_dictionary: columns that have one in it.
 
-    one_limit: the same where one dictionary limit must do for all columns; limit_bytes is the better of two.  heavy: what
-    deduplication is about.
+    one_limit: the same where one dictionary limit must do for all columns; limit_bytes is the better of two.  heavy:
+    what deduplication is about.
     check: what the sample, written with today's settings in today's order, says that the heavy columns take today, over
     what they really take.
     """
@@ -211,7 +213,8 @@ def _is_out_of_order(requests: RequestAudit) -> bool:
 
 
 def _by_dictionary(column: ColumnFacts) -> bool:
-    """Its pages hold codes, not values: whole values are stored once already, and page sizes say nothing about copies."""
+    """Its pages hold codes, not values: whole values are stored once already, and page sizes say
+    nothing about copies."""
     is_text = column.leaf.shape is Shape.SCALAR and not column.leaf.width_bytes
     return is_text and (column.dictionary_share or 0.0) > 0.5
 

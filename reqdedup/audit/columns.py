@@ -5,8 +5,8 @@
     tags     list<text>  list of the texts' int64 ids
     price    decimal     no place in our layouts: taken to stay as it is
 
-Names do not matter to the bytes of a column, so columns are numbered. `request_ts`, which every table of ours has, and a
-user or item that the audited one lacks are written and not counted.
+Names do not matter to the bytes of a column, so columns are numbered. `request_ts`, which every table of ours has, and
+a user or item that the audited one lacks are written and not counted.
 """
 
 from __future__ import annotations

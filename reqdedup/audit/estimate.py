@@ -6,11 +6,12 @@
 A size is the number of users, requests, rows or, of a list column, elements: whichever the bytes of the groups are most
 nearly proportional to. The estimator's own error is added to what the jackknife gives:
 
-- The sample is written twice, into buckets as large as the table's and into more and smaller ones, which are the groups of
-  the jackknife. What a row group costs on its own (its dictionaries, its headers) shows between the two, as a + b / rows; if
-  the sample's row groups are smaller than the table's would be, the estimate is taken along that line, and the whole of this
-  correction counts as error.
-- RESOLUTION: no figure is claimed more closely than that; encodings and the cut of files depend on which rows come first.
+- The sample is written twice, into buckets as large as the table's and into more and smaller ones, which are the groups
+  of the jackknife. What a row group costs on its own (its dictionaries, its headers) shows between the two, as a + b /
+  rows; if the sample's row groups are smaller than the table's would be, the estimate is taken along that line, and the
+  whole of this correction counts as error.
+- RESOLUTION: no figure is claimed more closely than that; encodings and the cut of files depend on
+  which rows come first.
 
 Source: Wolter, "Introduction to Variance Estimation", 2007, ch. 4 (jackknife of a ratio).
 """

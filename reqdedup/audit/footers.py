@@ -29,8 +29,8 @@ class ColumnFacts:
     compressed_bytes, uncompressed_bytes: of its column chunks, dictionary pages and page headers included.
     num_values: leaf slots; a list has one per element, and one where it is empty or null.
     page_bytes, rows_per_page: medians of full data pages, None where no page header could be read.
-    dictionary_share: part of the values in those pages that are dictionary codes.  dictionary_bytes: the largest dictionary
-    page.  path: in the Parquet schema.
+    dictionary_share: part of the values in those pages that are dictionary codes.  dictionary_bytes: the largest
+    dictionary page.  path: in the Parquet schema.
     """
 
     leaf: Leaf

@@ -1,7 +1,7 @@
 """The sample in plain columns, in any order and with any settings of a writer, scaled up to the table.
 
-Of these figures only differences matter (what a cause costs) or a comparison with what is there (the check), so they carry
-no interval of their own; the cheapest step takes that of SORTED_LARGE_PAGES, which is the same form.
+Of these figures only differences matter (what a cause costs) or a comparison with what is there (the check), so they
+carry no interval of their own; the cheapest step takes that of SORTED_LARGE_PAGES, which is the same form.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class PlainSample:
     def bytes(
         self, name: str, settings: WriterSettings, order: str = SORTED_ROWS, group_rows: int | None = None
     ) -> float:
-        """The column's bytes in an order: SORTED_ROWS; RUNS, of a request's rows as long as today's and placed at random;
-        SINGLES, rows at random."""
+        """The column's bytes in an order: SORTED_ROWS; RUNS, of a request's rows as long as today's and placed at
+        random; SINGLES, rows at random."""
         rows, column = self._orders[order], self.sample.columns[name]
         count = max(1, round(len(rows) / (group_rows or self._group_rows[order])))
         groups = np.array_split(rows, count)
@@ -72,8 +72,8 @@ class PlainSample:
         return written_bytes(path, column, groups, settings) * slots / max(int(column.slots[rows].sum()), 1)
 
     def large_pages(self, name: str) -> tuple[float, WriterSettings]:
-        """The column's bytes in large pages, and the settings that make them: lists with a dictionary of elements if that is
-        smaller."""
+        """The column's bytes in large pages, and the settings that make them: lists with a
+        dictionary of elements if that is smaller."""
         column = self.sample.columns[name]
         plain = self._settings(column, name)
         total = self.bytes(name, plain)

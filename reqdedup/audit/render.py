@@ -24,7 +24,8 @@ SMALL_SHARE = 0.002
 
 
 def render(report: AuditReport, *, width: int = WIDTH) -> str:
-    """The whole report as plain text, lines of at most `width` columns except settings, which are meant to be copied."""
+    """The whole report as plain text, lines of at most `width` columns except settings, which are
+    meant to be copied."""
     parts = [
         _wrapped(report.verdict, width),
         _table(report, width),

@@ -36,7 +36,8 @@ class Repeats:
 
     repeat_ratio: part of the rows after a request's first whose value equals the first's; None where every request of
     the sample has one row.  broken_requests of checked_requests: those with more than one value.
-    example: what breaks a nearly request-level column.  user_overlap: part of the elements (of the characters of text) that repeat an earlier request of the user; None without a user key, and for item-level columns.
+    example: what breaks a nearly request-level column.  user_overlap: part of the elements (of the characters of text)
+        that repeat an earlier request of the user; None without a user key, and for item-level columns.
     """
 
     level: str
@@ -87,7 +88,8 @@ def measure_repeats(
     request_name: str,
     request_key: pa.Array | None = None,
 ) -> Repeats:
-    """What one column of the sample is. `request_name` and `request_key` (one value per sampled row) name the example."""
+    """What one column of the sample is. `request_name` and `request_key` (one value per sampled
+    row) name the example."""
     ids = column.ids[requests.order]
     first = ids[requests.start]
     equal = ids == first[requests.request_of_row]

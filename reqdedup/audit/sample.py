@@ -1,10 +1,10 @@
 """The rows that estimates are made from: whole users with all their requests, and rows drawn one by one.
 
-Whole users, because deduplication is about the rows of a request and about what a user's requests share. The keys say how
-many requests and rows every user has, so users are drawn at equal steps from the list of all, ordered by these (and by a
-hash of the key where they tie): light and heavy users come in their true shares, and the same ones at any time and from any
-file order. Single rows, because in a shuffled
-table two rows of one request almost never meet in a page, while in a small shuffled sample they would all the time.
+Whole users, because deduplication is about the rows of a request and about what a user's requests share. The keys say
+how many requests and rows every user has, so users are drawn at equal steps from the list of all, ordered by these (and
+by a hash of the key where they tie): light and heavy users come in their true shares, and the same ones at any time and
+from any file order. Single rows, because in a shuffled table two rows of one request almost never meet in a page, while
+in a small shuffled sample they would all the time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Sample:
     """The sampled rows in the table's order.
 
     columns: by leaf name.  user, request: hashes of each row.  in_users, in_single: which of the two sets it is in.
-    run: number of the run of neighbouring rows of one request that it lay in.  key_rank: of its (user key, request key, item key).
+    run: number of the run of neighbouring rows of one request that it lay in.  key_rank: of its
+        (user key, request key, item key).
     rows_touched: rows of the row groups that were read.
     """
 
@@ -77,7 +78,8 @@ def plan_sample(
 ) -> SamplePlan:
     """How many users to take so that their fat rows weigh about `sample_bytes`.
 
-    Raises ValueError where reading their rows would take more than `read_bytes`, because they lie in too many row groups.
+    Raises ValueError where reading their rows would take more than `read_bytes`, because they lie
+    in too many row groups.
     """
     row_bytes = max(_row_bytes(table, facts), 1.0)
     users, inverse = np.unique(index.user, return_inverse=True)

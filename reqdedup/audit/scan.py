@@ -1,9 +1,9 @@
 """One pass over the key columns: how many rows each request has, and how far apart they lie.
 
 Only the keys are read, streamed. A request is one (user key, request key); a run is a stretch of neighbouring rows of
-one request in one file. Memory is bounded: where a table has more requests than `MAX_REQUESTS`, only users whose hash is
-below a threshold are followed, halved whenever it gets tight, so what is followed stays a uniform sample of users with
-all their rows (adaptive sampling). Totals of rows, nulls and runs are exact at any size.
+one request in one file. Memory is bounded: where a table has more requests than `MAX_REQUESTS`, only users whose hash
+is below a threshold are followed, halved whenever it gets tight, so what is followed stays a uniform sample of users
+with all their rows (adaptive sampling). Totals of rows, nulls and runs are exact at any size.
 
 Source: M. Wegman's adaptive sampling, in Flajolet, "On adaptive sampling", Computing 43, 1990.
 """

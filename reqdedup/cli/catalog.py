@@ -46,7 +46,8 @@ def describe_catalog(arguments: Options) -> str:
 
 
 def check_table_name(name: str) -> None:
-    """Raise ValueError for a name that a new table of engagements cannot have: without a namespace, or that of rejects."""
+    """Raise ValueError for a name that a new table of engagements cannot have: without a namespace,
+    or that of rejects."""
     from reqdedup.storage.write.rejects import rejects_identifier
 
     if "." not in name.strip("."):

@@ -44,8 +44,10 @@ class ColumnMapping:
     time_unit: of a time that is a whole number (s, ms, us, ns since 1970).  labels: what is to be predicted.
     history_time_unit: of the numbers in the sequence that becomes history_ts, by default ms; lists of timestamps carry
     their own. In the new table they are whole milliseconds.
-    levels: of columns, where they are known; the others are inferred from a sample.  rename: target name by source name.
-    ids: further columns of string ids, lists too, that become their int64 hash as a string item does.  exclude: left out.
+    levels: of columns, where they are known; the others are inferred from a sample.  rename: target
+        name by source name.
+    ids: further columns of string ids, lists too, that become their int64 hash as a string item
+        does.  exclude: left out.
     vectors: width of the lists that are vectors; None means lists of a fixed size, and lists of fractions that have one
     length in the sample. Other lists are sequences, which must all be of one length in a request.
     """

@@ -1,4 +1,5 @@
-"""An error about a request in the source's own words: the original keys, the values, and the files and rows that hold them.
+"""An error about a request in the source's own words: the original keys, the values, and the files
+and rows that hold them.
 
 The writer knows requests by their ids and has no files. So the source is read again up to the row that shows it, only
 once something is wrong.

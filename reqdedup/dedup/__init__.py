@@ -1,1 +1,2 @@
-"""The deduplicated form in Arrow: rows that point at request-level values; compact, concatenate, cut, take apart, sum up."""
+"""The deduplicated form in Arrow: rows that point at request-level values; compact, concatenate,
+cut, take apart, sum up."""

@@ -69,7 +69,8 @@ def content_checksum(source: BatchSource) -> ContentChecksum:
 
 
 def row_hashes(names: Iterable[str], hashes: Iterable[np.ndarray], num_rows: int) -> np.ndarray:
-    """A 64-bit hash of each row, [N] uint64, from the hashes of its columns' values; the order of columns is no matter."""
+    """A 64-bit hash of each row, [N] uint64, from the hashes of its columns' values; the order of
+    columns is no matter."""
     total = np.zeros(num_rows, np.uint64)
     for name, values in zip(names, hashes):
         total += mix(values ^ bytes_hash(name.encode()))

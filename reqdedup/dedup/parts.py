@@ -16,7 +16,8 @@ from reqdedup.schema import NUMBER_WIDTH_BYTES, REQUEST_ID, USER_ID, Column
 
 
 def split_parts(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Part of each row, [B] int64, and the first row of each part, [P] int64; parts are numbered in order of arrival."""
+    """Part of each row, [B] int64, and the first row of each part, [P] int64; parts are numbered in
+    order of arrival."""
     key = [batch.column(USER_ID).to_numpy(), batch.column(REQUEST_ID).to_numpy()]
     starts = run_starts(key)
     lengths = np.diff(np.append(starts, batch.num_rows))

@@ -24,7 +24,8 @@ from reqdedup.models.registry import build_model, config_from_dict
 
 CHECKPOINT_NAME = "checkpoint.pt"
 CHECKPOINT_FORMAT = 1
-"""Version 0.1.0 wrote none: its models can be loaded, its runs not resumed, since the loaders' positions say too little."""
+"""Version 0.1.0 wrote none: its models can be loaded, its runs not resumed, since the loaders'
+positions say too little."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

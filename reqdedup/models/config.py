@@ -44,10 +44,12 @@ class ModelConfig:
     category_table_rows: rows of each hashed table of a category.
     width: D of the transformer.  num_heads: H, a divisor of D.  feature_width: of each request category and vector.
     num_layers: layers of the history transformer.  ffn_width: its hidden width.
-    positions: learned (a table) or rope (rotary).  positions_from: where they are counted from, the history's start or end.
+    positions: learned (a table) or rope (rotary).  positions_from: where they are counted from, the
+        history's start or end.
     history_attention: causal, or bidirectional: every event of a history sees all others (a candidate it never sees).
     share_context: request, or user: neighbouring requests of one user whose histories begin at the same event share one
-        pass (`RequestBatch.context_groups`). The result is the same; it needs causal attention and positions from the start.
+        pass (`RequestBatch.context_groups`). The result is the same; it needs causal attention and
+        positions from the start.
     max_history: S, the longest history [events] of a table of learned positions; longer ones are refused.
     hidden_widths: hidden layers of the MLP, each Linear, BatchNorm1d, ReLU.
     """

@@ -1,4 +1,5 @@
-"""Which histories a model's transformer passes over: one per request, or one per group of requests that can share it."""
+"""Which histories a model's transformer passes over: one per request, or one per group of requests
+that can share it."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def mean_over_history(x_TD: torch.Tensor, offsets_G1: torch.Tensor, prefixes: Pr
         request_of_token_T = torch.repeat_interleave(length_R, output_size=len(x_TD))
         sum_RD = x_TD.new_zeros(len(length_R), x_TD.shape[1]).index_add(0, request_of_token_T, x_TD)
         return sum_RD / length_R.clamp(min=1)[:, None]
-    # Ordered by where their prefixes end, the requests of a history cut it into pieces: sum each piece once, then add up.
+    # Ordered by where their prefixes end, the requests of a history cut it into pieces: sum each piece once, then add
+    # up.
     length_R = prefixes.prefix_length_R
     end_R, by_end = (prefixes.begin(offsets_G1) + length_R).sort(stable=True)
     first = torch.zeros_like(end_R)

@@ -13,10 +13,11 @@ _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signe
 
 
 def hashed_row(ids: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """The table row of each id, 0 <= row < num_rows: a multiplicative hash, the same in every process and on any device.
+    """The table row of each id, 0 <= row < num_rows: a multiplicative hash, the same in every
+    process and on any device.
 
-    row = floor(h * num_rows / 2^31) with h the top 31 bits of id * floor(2^64 / golden ratio) mod 2^64. Neighbouring ids
-    land far apart and evenly, so small vocabularies collide less than chance would have them.
+    row = floor(h * num_rows / 2^31) with h the top 31 bits of id * floor(2^64 / golden ratio) mod 2^64. Neighbouring
+    ids land far apart and evenly, so small vocabularies collide less than chance would have them.
     ids: any integer or bool type, negative ids included.
     Source: Knuth, The Art of Computer Programming, volume 3, section 6.4 (Fibonacci hashing).
     """

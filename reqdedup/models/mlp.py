@@ -17,11 +17,11 @@ def batch_norm_by_rows(
     """A BatchNorm of request-level values whose statistics weigh each request by its rows: [R, D] -> [R, D].
 
     A user tower computed on R requests must equal the same tower computed on B rows. Everything in it acts on one
-    request alone and does, except BatchNorm in training: over B rows a request with 40 candidates counts 40 times in mean
-    and variance, over R requests once. So the norm sees the rows, and the first row of each request is its result. It
-    costs O(B D), little beside the transformer, and holds for any BatchNorm1d, synchronised ones included, outputs,
-    gradients and running statistics. In evaluation the norm acts on each request alone and is applied to R directly.
-    A request without rows counts in no statistic; its result in training is zero.
+    request alone and does, except BatchNorm in training: over B rows a request with 40 candidates counts 40 times in
+    mean and variance, over R requests once. So the norm sees the rows, and the first row of each request is its result.
+    It costs O(B D), little beside the transformer, and holds for any BatchNorm1d, synchronised ones included, outputs,
+    gradients and running statistics. In evaluation the norm acts on each request alone and is applied to R directly. A
+    request without rows counts in no statistic; its result in training is zero.
     """
     if not norm.training:
         return norm(x_RD)

@@ -145,7 +145,8 @@ class HistoryTransformer(nn.Module):
 
     @torch.no_grad()
     def append(self, x_ND: torch.Tensor, past: Sequence[KeyValue]) -> list[KeyValue]:
-        """Every layer's keys and values [N, H, K] of N events that follow a history, whose own are `past`, [P, H, K] each.
+        """Every layer's keys and values [N, H, K] of N events that follow a history, whose own are
+        `past`, [P, H, K] each.
 
         Of the last layer nothing else is computed, since nobody reads it.
         Raises ValueError for a transformer whose past changes with what follows it.

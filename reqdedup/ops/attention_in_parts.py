@@ -2,10 +2,10 @@
 
     out = sum over the parts p of exp(lse_p - lse) out_p,    lse = log(sum of exp(lse_p))
 
-With it a history grows without its past being copied (`append_attention`), and the candidates of many requests read contexts
-that are kept apart (`crossing_attention_in_parts`). On a CPU each request has kernel calls of its own, of shapes that are its
-own too, so its result has the same bits whoever else is in the batch. Elsewhere the parts are concatenated.
-Without gradients: for serving.
+With it a history grows without its past being copied (`append_attention`), and the candidates of many requests read
+contexts that are kept apart (`crossing_attention_in_parts`). On a CPU each request has kernel calls of its own, of
+shapes that are its own too, so its result has the same bits whoever else is in the batch. Elsewhere the parts are
+concatenated. Without gradients: for serving.
 """
 
 from __future__ import annotations

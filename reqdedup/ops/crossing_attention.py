@@ -2,8 +2,8 @@
 
     out_b = softmax([q_b K_r^T ; q_b k_b] / sqrt(K)) [V_r ; v_b]          r: the request of row b
 
-K_r and V_r exist once per request and are never copied to its rows. Requests of one user may share them too, each seeing
-a prefix (`Prefixes`). Every backend computes the same thing:
+K_r and V_r exist once per request and are never copied to its rows. Requests of one user may share them too, each
+seeing a prefix (`Prefixes`). Every backend computes the same thing:
 
 | backend | where | how |
 |---|---|---|
@@ -55,8 +55,8 @@ def crossing_attention(
     Scores are scaled by 1 / sqrt(K).
     backend: naive, sdpa, flash, triton, or auto: flash on a CPU; on a GPU triton if it is installed and serves the
     type and the head width, else sdpa.
-    padded_context_at_most: longest context [tokens] that flash pads, to read it in one call with others of similar length.
-        With 0 a request's bits do not depend on the lengths of the others.
+    padded_context_at_most: longest context [tokens] that flash pads, to read it in one call with others of similar
+        length. With 0 a request's bits do not depend on the lengths of the others.
     Raises ValueError for shapes that do not fit together and for a backend that cannot run here.
     """
     tensors = (query_BHK, self_key_BHK, self_value_BHK, key_THK, value_THK)

@@ -1,13 +1,13 @@
 """Crossing attention on a GPU: Triton kernels that read each request's keys and values once per tile of its candidates.
 
 A program owns one tile of candidates of one request and one head, and walks the request's context once. The online
-softmax starts from the self term (m = s, l = 1, acc = v), so it never holds minus infinity and an empty history needs no
-care. The backward is two kernels: one over tiles of candidates (query and self gradients), one over tiles of context,
-which walks the candidates of all requests that see it; a tile belongs to one program, so nothing is accumulated across
-programs and there are no atomics. Price: the scores are computed twice.
+softmax starts from the self term (m = s, l = 1, acc = v), so it never holds minus infinity and an empty history needs
+no care. The backward is two kernels: one over tiles of candidates (query and self gradients), one over tiles of
+context, which walks the candidates of all requests that see it; a tile belongs to one program, so nothing is
+accumulated across programs and there are no atomics. Price: the scores are computed twice.
 
-Checked in Triton's interpreter (TRITON_INTERPRET=1, set before this module is imported) and compiled for sm_80 and sm_90
-without a GPU by the tests. Tile sizes are chosen by head width, not tuned: GPU speed has not been measured.
+Checked in Triton's interpreter (TRITON_INTERPRET=1, set before this module is imported) and compiled for sm_80 and
+sm_90 without a GPU by the tests. Tile sizes are chosen by head width, not tuned: GPU speed has not been measured.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Attention kernels want rectangles, requests have histories of any length. Paddin
 most of the work (attention costs length^2), one call per request wastes calls. So requests of similar length share a
 rectangle: with four steps an octave a rectangle holds at most 1.2 times the tokens that it needs.
 
-Both directions are permutations of rows, apart from padding that nobody reads, so both gradients are gathers; autograd's
-own gradient of an index would be a scatter with accumulation.
+Both directions are permutations of rows, apart from padding that nobody reads, so both gradients are gathers;
+autograd's own gradient of an index would be a scatter with accumulation.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ class Padding:
         return max((rectangle.shape[1] for rectangle in self.rectangles), default=0)
 
     def pad(self, x_T: torch.Tensor) -> list[torch.Tensor]:
-        """The rectangles [N, S, ...] of packed tokens [T, ...]. Padding must get no gradient: what it gets is dropped."""
+        """The rectangles [N, S, ...] of packed tokens [T, ...]. Padding must get no gradient: what
+        it gets is dropped."""
         cells = x_T
         if self.token_of_cell is not None:
             cells = _Pad.apply(x_T, self.token_of_cell, self.cell_of_token)

@@ -115,7 +115,8 @@ class HardSpacing:
 class Quota:
     """At most, or at least, so many picks of a value in the slate.
 
-    column: integers or text.  value: whose picks are counted; None: each value has the quota.  at_most, at_least: picks.
+    column: integers or text.  value: whose picks are counted; None: each value has the quota.
+        at_most, at_least: picks.
     """
 
     column: str
@@ -147,7 +148,8 @@ class SlateConfig:
     """How a slate is composed.
 
     length: picks of a request, fewer if it has fewer candidates.  window: picks that terms look back on.
-    standardise: scores of a request get mean 0 and standard deviation 1 first, so that weights mean the same everywhere.
+    standardise: scores of a request get mean 0 and standard deviation 1 first, so that weights mean
+        the same everywhere.
     terms: added to the score.  rules: kept while a candidate is left that keeps them; the last one gives way first.
     """
 

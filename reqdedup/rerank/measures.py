@@ -17,8 +17,8 @@ def slate_measures(
 ) -> dict[str, float]:
     """Figures of one request's slate; those that do not apply (fewer than two picks, no vectors) are left out.
 
-    dcg_ratio: discounted gain of the scores, beside that of the best order of the same candidates, at most 1 if no score
-        is negative.  mean_score: of the picks.
+    dcg_ratio: discounted gain of the scores, beside that of the best order of the same candidates, at most 1 if no
+        score is negative.  mean_score: of the picks.
     mean_distance: mean of 1 - cosine over pairs of picks within `window`.
     distinct_COLUMN: mean number of values in a window of picks.  adjacent_COLUMN: pairs of neighbours with one value.
 

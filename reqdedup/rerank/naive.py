@@ -1,4 +1,5 @@
-"""The slates of one request by their plain definition: everything is computed anew for every candidate at every pick."""
+"""The slates of one request by their plain definition: everything is computed anew for every
+candidate at every pick."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@
     P    [w, w]   inverse of the picks' own inner products, G = C[:, picks]
     residual^2 = |x|^2 - c' P c       for each candidate's column c of C
 
-A pick that enters or leaves changes the residuals by one square, O(N w), and P by a rank of one. Rounding grows with each
-change and with the condition of G, so both are computed anew once per window, and at every pick while some pick of the
-window is explained by the others (repeated vectors, more picks than dimensions): then from the eigenvalues of G, those
-below SMALLEST_SHARE of the largest being none.
+A pick that enters or leaves changes the residuals by one square, O(N w), and P by a rank of one. Rounding grows with
+each change and with the condition of G, so both are computed anew once per window, and at every pick while some pick of
+the window is explained by the others (repeated vectors, more picks than dimensions): then from the eigenvalues of G,
+those below SMALLEST_SHARE of the largest being none.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def rerank(
     """Slates of the candidates of R requests.
 
     scores: relevance, [B] numbers; one that is not finite puts its candidate behind all others.
-    item_id: [B] int64, for ties.  vectors: [B, d] numbers, if a term needs them; rows that are not finite count as zeros.
+    item_id: [B] int64, for ties.  vectors: [B, d] numbers, if a term needs them; rows that are not
+        finite count as zeros.
     columns: by name [B], those that `config.columns` names.  row_offsets: [R + 1], one request if left out.
     Raises ValueError for a missing column or vectors, and for lengths that do not fit.
     """

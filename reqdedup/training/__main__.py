@@ -1,4 +1,5 @@
-"""`python -m reqdedup.training run.json`: train as the file says, with its own ranks or, under torchrun, as one of them.
+"""`python -m reqdedup.training run.json`: train as the file says, with its own ranks or, under
+torchrun, as one of them.
 
 python -m reqdedup.training out_dir/run.json [--resume]
 torchrun --nproc-per-node 2 -m reqdedup.training out_dir/run.json

@@ -57,7 +57,8 @@ class Sent:
 class Transfer:
     """Copies batches to a device: `send` in the thread that makes them, `receive` in the one that computes.
 
-    On a GPU `send` returns before the copy is done, and `receive` lets the current stream wait for it, not the processor.
+    On a GPU `send` returns before the copy is done, and `receive` lets the current stream wait for
+    it, not the processor.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -2,10 +2,11 @@
 
 `ItemFrequency`: exact counts of the training rows, the default, since a table can be counted. `StreamingFrequency`: the
 estimator of Yi et al. 2019 for data that only passes by, with one change. The published one remembers how many *steps*
-lie between two steps that contain an item, so it estimates the chance that a batch contains the item at all and saturates
-for hot items (0.7 to 3 nats low), most of all on request-sorted data, where an item repeats within a batch. Here the gap
-is counted in rows and the rows that carry the item in its batch are counted too; both are averaged with the same weights
-and their ratio is the frequency. By renewal-reward that ratio is consistent however the occurrences cluster.
+lie between two steps that contain an item, so it estimates the chance that a batch contains the item at all and
+saturates for hot items (0.7 to 3 nats low), most of all on request-sorted data, where an item repeats within a batch.
+Here the gap is counted in rows and the rows that carry the item in its batch are counted too; both are averaged with
+the same weights and their ratio is the frequency. By renewal-reward that ratio is consistent however the occurrences
+cluster.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Every rank is a fresh Python that runs `rank_process.main`, not a `multiprocessing` child: those import the caller's
 `__main__` again, which a plain script without a main guard, a notebook or a Dagster run does not survive. Ranks meet
-through a file (no port to race for) and talk over the loopback interface only. Their stdout and stderr are the caller's.
-A rank that raises, is killed or hangs in a collective ends the run: the others are stopped and its error is raised here.
-Needs POSIX (an inherited file descriptor carries the events).
+through a file (no port to race for) and talk over the loopback interface only. Their stdout and stderr are the
+caller's. A rank that raises, is killed or hangs in a collective ends the run: the others are stopped and its error is
+raised here. Needs POSIX (an inherited file descriptor carries the events).
 """
 
 from __future__ import annotations

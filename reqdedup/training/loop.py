@@ -90,8 +90,8 @@ def train(
     source: a TableSource or FileSource; any other BatchSource must survive pickling and is read in full by every rank.
     progress: called in this process a few times a second.
     resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption.
-    Raises RankError with the error of the rank that failed first: a loss that is not finite, a rank that died or hung, a
-    full disk. The last checkpoint stays usable.
+    Raises RankError with the error of the rank that failed first: a loss that is not finite, a rank that died or hung,
+    a full disk. The last checkpoint stays usable.
     """
     started = time.monotonic()
     out_dir = Path(out_dir)

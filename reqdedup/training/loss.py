@@ -6,9 +6,9 @@
     loss_i            log(exp(pos_i) + sum over its negatives w_i(n) exp(logit)) - pos_i
 
 The rows of a request share their negatives up to the identity mask, so no B x B matrix is ever made: the sum over all
-columns of other users is taken once per request, and the columns that carry row i's own item are taken out of it. Taking
-out by subtraction is safe while they hold at most half of the sum; if they hold more (at most one item per request
-can) the rest is summed again without them. Exact in value and gradient, stable for any finite logit.
+columns of other users is taken once per request, and the columns that carry row i's own item are taken out of it.
+Taking out by subtraction is safe while they hold at most half of the sum; if they hold more (at most one item per
+request can) the rest is summed again without them. Exact in value and gradient, stable for any finite logit.
 
 Without ranks N = B, the rows of this batch.
 `info_nce_naive` is the definition, a plain double loop.
@@ -29,7 +29,8 @@ LARGEST_SAFE_SHARE = 0.5
 class Columns:
     """What rows are contrasted with: N items, each with the user whose row it came from.
 
-    item_ND: item tower output.  item_id_N, user_id_N: int64.  log_q_N: log-probability of the item as a negative, finite.
+    item_ND: item tower output.  item_id_N, user_id_N: int64.  log_q_N: log-probability of the item
+        as a negative, finite.
     first_own: this batch's row i is column first_own + i.
     """
 
@@ -68,17 +69,18 @@ def info_nce(
     """Mean InfoNCE loss [nats per row] over in-batch negatives with logQ correction.
 
     The mean runs over the rows that have a legal negative: a row of another item and, with `mask_same_user`, of another
-    user. Where no row has one, it is 0 with a (zero) gradient. Request-sorted batches need the user mask: a user's other
-    rows are items the same user engaged with, false negatives in up to a third of all pairs.
+    user. Where no row has one, it is 0 with a (zero) gradient. Request-sorted batches need the user mask: a user's
+    other rows are items the same user engaged with, false negatives in up to a third of all pairs.
 
-    `same_user_share` s > 0 keeps what IID batches have of them. A row whose user has n of the N columns meets n - 1 columns
-    of the same user beside N - n of others; the first weigh w = min(1, s / (1 - s) * (N - n) / (n - 1)) each, so that they
-    count for at most the share s of all. It is the importance weight from the batch's mixture of negatives to one in which
-    the own user has share s: with s the user's share of the log (about 1 / effective users), that of IID batches.
+    `same_user_share` s > 0 keeps what IID batches have of them. A row whose user has n of the N columns meets n - 1
+    columns of the same user beside N - n of others; the first weigh w = min(1, s / (1 - s) * (N - n) / (n - 1)) each,
+    so that they count for at most the share s of all. It is the importance weight from the batch's mixture of negatives
+    to one in which the own user has share s: with s the user's share of the log (about 1 / effective users), that of
+    IID batches.
 
     user_RD: [R, D], once per request.  item_BD: [B, D].  request_of_row_B, item_id_B: [B] int64.  user_id_R: [R] int64.
-    log_q_B: [B], log-probability of each row's item under the distribution rows are drawn from; finite. It is subtracted
-        from the logits, the positive's too.
+    log_q_B: [B], log-probability of each row's item under the distribution rows are drawn from; finite. It is
+        subtracted from the logits, the positive's too.
     mask_same_user, same_user_share: masked at 0, the default; kept in full if mask_same_user is False, and then
         same_user_share must be 0.  0 <= same_user_share < 1, else ValueError.
     Source: Yi et al. 2019, Sampling-bias-corrected neural modeling, section 3 (logQ).

@@ -1,8 +1,8 @@
 """Batch normalisation over all ranks, on CPU and with uneven or empty local batches.
 
 `torch.nn.SyncBatchNorm` refuses CPU tensors. `SyncBatchNorm1d` is the same normalisation for any device and backend
-(gloo on CPU): one collective forward (count, mean and squared deviations of every rank, combined as Chan et al. do), one
-backward. Its outputs, running statistics and gradients equal those of one process's `nn.BatchNorm1d` on the
+(gloo on CPU): one collective forward (count, mean and squared deviations of every rank, combined as Chan et al. do),
+one backward. Its outputs, running statistics and gradients equal those of one process's `nn.BatchNorm1d` on the
 concatenated batch. Request-sorted data needs it: rows of one rank come from a few users, so local statistics are those
 of a few users and not of the population.
 
@@ -155,7 +155,8 @@ def _combine(statistics_WS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
-    """The module with every `BatchNorm1d` replaced by one that is synchronised over `process_group` (default: all ranks).
+    """The module with every `BatchNorm1d` replaced by one that is synchronised over `process_group`
+    (default: all ranks).
 
     torch's own `SyncBatchNorm` if the layer lies on a GPU, `SyncBatchNorm1d` elsewhere. Parameters and buffers are the
     same objects (an optimiser stays valid), the training flag and sharing of a layer are kept. The module is changed in

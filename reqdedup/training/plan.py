@@ -92,7 +92,8 @@ def source_to_dict(source: Source) -> dict[str, Any] | None:
 
 
 def source_from_dict(values: Mapping[str, Any]) -> FileSource:
-    """The source; files that are not local are opened with the environment's credentials (AWS_ACCESS_KEY_ID and so on)."""
+    """The source; files that are not local are opened with the environment's credentials
+    (AWS_ACCESS_KEY_ID and so on)."""
     paths, schema = values["paths"], EngagementSchema.from_json(json.dumps(values["schema"]))
     if all(urlparse(path).scheme in ("", "file") for path in paths):
         return FileSource(paths, schema)

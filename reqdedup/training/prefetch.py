@@ -24,8 +24,8 @@ class _End:
 def prefetched(stream: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
     """The same items in the same order, made by a thread that is at most `depth` items ahead; 0 means no thread.
 
-    An error of the stream is raised where its item would have come. Leaving the context stops the thread, after the item
-    that it is at.
+    An error of the stream is raised where its item would have come. Leaving the context stops the
+    thread, after the item that it is at.
     """
     if depth == 0:
         yield stream

@@ -1,7 +1,7 @@
 """What a log must hold before a model can learn from it: looked at once, before the first step, over all ranks' shares.
 
-Labels and the request's numbers and vectors are read, the histories are not. What one rank finds all of them know, so a run
-is refused, or warned of, in the same words on any number of ranks.
+Labels and the request's numbers and vectors are read, the histories are not. What one rank finds all of them know, so a
+run is refused, or warned of, in the same words on any number of ranks.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class Fault:
 class Survey:
     """What a pass over the log met.
 
-    numbers, vectors: names of the request's inputs, whose values must be finite.  labels: names of what must be in 0..1.
-    counted: users whose rows the model learns from.  positive_label: label that is positive in these rows (None: all rows).
+    numbers, vectors: names of the request's inputs, whose values must be finite.  labels: names of
+        what must be in 0..1.
+    counted: users whose rows the model learns from.  positive_label: label that is positive in
+        these rows (None: all rows).
 
     faults, num_faults: first fault and number of them, by column.  num_known, sum_known: labels of counted users.
     num_rows: rows of counted users.  lowest_user, highest_user: among them, of rows that are learned from.
@@ -115,7 +117,8 @@ class Survey:
                 )
 
     def check_contrast(self, num_items: int, *, mask_same_user: bool) -> None:
-        """Raises ValueError if no row can have a negative. num_items: distinct items of the rows that are learned from."""
+        """Raises ValueError if no row can have a negative. num_items: distinct items of the rows
+        that are learned from."""
         rows = f"rows with positive {self.positive_label!r}" if self.positive_label else "rows"
         if num_items < 2:
             raise ValueError(

@@ -3,10 +3,10 @@
     slab   | block 0 | block 1 | ... | free |     whole blocks: every later context of this timeline shares them
     tail   | fewer events than a block |          the context's own
 
-Blocks are counted from the start of the history's window. Each is one pass over its events with the keys and values of all
-earlier blocks as they are, and the tail is always computed from its block's start. So a context has the same bits whether it
-was computed at once, or extended from any earlier one: kept are whole blocks alone. A pass over the whole history
-(`DCAT.encode_context`) has the same values, and other bits.
+Blocks are counted from the start of the history's window. Each is one pass over its events with the keys and values of
+all earlier blocks as they are, and the tail is always computed from its block's start. So a context has the same bits
+whether it was computed at once, or extended from any earlier one: kept are whole blocks alone. A pass over the whole
+history (`DCAT.encode_context`) has the same values, and other bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from reqdedup.ops.attention_in_parts import KeyValue, crossing_attention_in_parts
 
 BLOCK_TOKENS = 64
-"""A tail of 63 events costs 2 ms at width 128 and 2 layers; larger blocks make it dearer, smaller ones a fresh context."""
+"""A tail of 63 events costs 2 ms at width 128 and 2 layers; larger blocks make it dearer, smaller
+ones a fresh context."""
 
 
 class Slab:
@@ -46,7 +47,8 @@ class Slab:
         return self._values[layer, 0, :num_tokens], self._values[layer, 1, :num_tokens]
 
     def appended(self, num_tokens: int, block: Sequence[KeyValue]) -> Slab:
-        """A slab with the block behind the first `num_tokens`: this one, or a copy if it is full or holds another block there."""
+        """A slab with the block behind the first `num_tokens`: this one, or a copy if it is full or
+        holds another block there."""
         end = num_tokens + len(block[0][0])
         with self._lock:
             is_free = self._num_filled == num_tokens and end <= self.capacity
@@ -117,6 +119,7 @@ class BlockContexts:
         row_offsets_R1: torch.Tensor,
         **options: Any,
     ) -> torch.Tensor:
-        """What each candidate reads from its request's context and from itself: [B, H, K]. options: of packed contexts, unused."""
+        """What each candidate reads from its request's context and from itself: [B, H, K]. options:
+        of packed contexts, unused."""
         parts = [context.parts(layer) for context in self.contexts]
         return crossing_attention_in_parts(query_BHK, self_key_BHK, self_value_BHK, parts, row_offsets_R1)

@@ -3,7 +3,7 @@
     encode_context(batch) -> Context            one pass over the R histories, K and V of every layer kept
     score(context, batch) -> logits             each of the B candidates crosses its own request's context, then an MLP
 
-    encode_blocks(history) -> BlockContext      one history in blocks, or what a kept context of its past lacks (`block_context`)
+    encode_blocks(history) -> BlockContext      one history in blocks, or what a kept context lacks
     predict_exact(batch, contexts) -> logits    the same logits in bits that depend on the request alone
 
 It equals the causal transformer over [history ; candidate] read at the candidate, computed once per row
@@ -69,7 +69,8 @@ class Context:
         row_offsets_R1: torch.Tensor,
         **options: Any,
     ) -> torch.Tensor:
-        """What each candidate reads from its request's context and from itself: [B, H, K]. options: of `crossing_attention`."""
+        """What each candidate reads from its request's context and from itself: [B, H, K]. options:
+        of `crossing_attention`."""
         rows = (query_BHK, self_key_BHK, self_value_BHK)
         context = (*self.keys_values[layer], self.offsets_G1)
         return crossing_attention(*rows, *context, row_offsets_R1, prefixes=self.prefixes, **options)
@@ -149,8 +150,9 @@ class DCAT(nn.Module):
         """The context of one history, computed in blocks; see `block_context`.
 
         history: sequence columns of one request, [L] each, from the start of its window.
-        kept: context of a history with the same start, whose events are a prefix of this one's or the other way round. The
-            whole blocks that both have are taken over and their events not looked at: that they are equal is the caller's word.
+        kept: context of a history with the same start, whose events are a prefix of this one's or the other way round.
+            The whole blocks that both have are taken over and their events not looked at: that they are equal is the
+            caller's word.
         Raises ValueError for a model whose keys and values change when a history grows, and for another size of blocks.
         """
         self.check_evaluates()
@@ -185,8 +187,9 @@ class DCAT(nn.Module):
         """Logits [B, num_labels] of the batch's candidates; reads no history, only the context of its R requests.
 
         features_per_request: compute the request features in a call for each request.
-        rows_in_multiples_of: pad each request's rows to a multiple [rows] while they are computed. Kernels take other paths
-            at one row and at the last rows of a tile: with both (and 16) the bits of a request do not depend on the others.
+        rows_in_multiples_of: pad each request's rows to a multiple [rows] while they are computed. Kernels take other
+            paths at one row and at the last rows of a tile: with both (and 16) the bits of a request do not depend on
+            the others.
         """
         if rows_in_multiples_of > 1:
             padded, row_B = batch.with_padded_rows(rows_in_multiples_of)
@@ -243,11 +246,13 @@ class DCAT(nn.Module):
 
     @torch.no_grad()
     def predict_exact(self, batch: RequestBatch, contexts: Sequence[BlockContext] | None = None) -> torch.Tensor:
-        """Logits [B, num_labels] whose bits depend on each request alone: not on the others of the batch, nor on whether its
-        context was kept, extended or computed now. The price is about 1.6 times the context pass, and small batches less dense.
+        """Logits [B, num_labels] whose bits depend on each request alone: not on the others of the batch, nor on
+        whether its context was kept, extended or computed now. The price is about 1.6 times the context pass, and small
+        batches less dense.
 
         contexts: of the R requests, by `encode_blocks`; None computes them. With them no history is read.
-        An empirical property of torch's CPU kernels, which the tests check; values equal those of `predict` up to rounding.
+        An empirical property of torch's CPU kernels, which the tests check; values equal those of
+        `predict` up to rounding.
         """
         self.check_evaluates()
         if contexts is None:

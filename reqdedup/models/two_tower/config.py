@@ -25,7 +25,8 @@ class TwoTowerConfig(ModelConfig):
         numbers: Iterable[str] = (),
         **sizes: Any,
     ) -> Self:
-        """A retrieval model of everything in the log that it can use; see there for `numbers` and `sizes`: `DCATConfig.from_schema`.
+        """A retrieval model of everything in the log that it can use; see there for `numbers` and `sizes`:
+        `DCATConfig.from_schema`.
 
         exclude: columns to leave out, by default `position`: it belongs to an impression, and an item that waits in
         an index has none.

@@ -1,8 +1,8 @@
 """Two-tower retrieval: the user tower on the R requests, the item tower on the B rows, both L2-normalised.
 
-The user tower runs once per request; its BatchNorm weighs each request by its rows, so that it equals the tower computed
-once per row (`reqdedup.models.two_tower.naive.TwoTower`), outputs, gradients and running statistics. With share_context="user" its
-transformer runs once per group of requests whose histories are prefixes of one another.
+The user tower runs once per request; its BatchNorm weighs each request by its rows, so that it equals the tower
+computed once per row (`reqdedup.models.two_tower.naive.TwoTower`), outputs, gradients and running statistics. With
+share_context="user" its transformer runs once per group of requests whose histories are prefixes of one another.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The two-tower model computed B times: the law that the deduplicated one must equal; see `reqdedup.models.duplicated`."""
+"""The two-tower model computed B times: the law that the deduplicated one must equal; see
+`reqdedup.models.duplicated`."""
 
 from __future__ import annotations
 

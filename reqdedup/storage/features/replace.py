@@ -34,8 +34,8 @@ def replace_feature_table(
 ) -> FeatureReport:
     """Compute these features for all requests of `main_table` into the table `identifier`, whatever form it had.
 
-    Form and values change in one commit. An existing table that has these features in the form that `main_table` asks for
-    keeps its other features. Parameters and errors are those of `create_feature_table` and `add_request_feature`.
+    Form and values change in one commit. An existing table that has these features in the form that `main_table` asks
+    for keeps its other features. Parameters and errors are those of `create_feature_table` and `add_request_feature`.
     """
     try:
         side_table = catalog.load_table(identifier)

@@ -1,4 +1,5 @@
-"""The Parquet files of a table that a team already has: how to open each, and which of its leaves is which of the table's."""
+"""The Parquet files of a table that a team already has: how to open each, and which of its leaves
+is which of the table's."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, leaves_of, relist, same_values
 
 TAIL_BYTES, SIGNATURE_BYTES = 8, 28
-"""The end of a Parquet file: the length of the footer, and `PAR1`; before it, where columns are encrypted, nonce and tag."""
+"""The end of a Parquet file: the length of the footer, and `PAR1`; before it, where columns are
+encrypted, nonce and tag."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class DataFile:
         return list(dict.fromkeys(leaf.column for leaf in self._leaves(names).values()))
 
     def arrays(self, batch: pa.RecordBatch, names: Collection[str]) -> dict[str, pa.Array]:
-        """Those leaves that the file has, by the table's names; an added field of a list of structs is null in each element."""
+        """Those leaves that the file has, by the table's names; an added field of a list of structs
+        is null in each element."""
         wanted = self._leaves(names)
         found: dict[str, pa.Array] = {}
         for column in self.columns(names):
@@ -118,8 +121,8 @@ def reading(path: str) -> Iterator[None]:
 def read_footer(path: str, stream: Any) -> pq.ParquetFile:
     """The opened file. Raises ValueError where some of its columns are encrypted under a plain footer.
 
-    pyarrow 26 ends the process when it is asked for the metadata of such a column. A plain footer of an encrypted file is
-    followed by a signature, which the length at the end of the file counts and the footer's own does not.
+    pyarrow 26 ends the process when it is asked for the metadata of such a column. A plain footer of an encrypted file
+    is followed by a signature, which the length at the end of the file counts and the footer's own does not.
     """
     parquet = pq.ParquetFile(stream, pre_buffer=False)
     stream.seek(-TAIL_BYTES, 2)
@@ -145,8 +148,8 @@ def open_file(
 ) -> DataFile:
     """The file, its footer read.
 
-    ids: gives a file's schema the ids that it has in the table.  leaves: of the table, found in the file by their ids; the
-    file's own, by name, if None.
+    ids: gives a file's schema the ids that it has in the table.  leaves: of the table, found in the file by their ids;
+    the file's own, by name, if None.
     """
     with reading(path), contextlib.closing(open_bytes()) as stream:
         schema = read_footer(path, stream).schema_arrow

@@ -1,7 +1,7 @@
 """Parquet files in a folder of any storage, and whether the folder belongs to a table of Iceberg, Delta or Hudi.
 
-Such a table's folder holds files that its newest version no longer has, rows among them that were deleted. So the folder,
-all folders in it and all around it are searched for what these formats leave.
+Such a table's folder holds files that its newest version no longer has, rows among them that were deleted. So the
+folder, all folders in it and all around it are searched for what these formats leave.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def folder_files(uri: str) -> TableFiles:
 
 
 def table_around(filesystem: pafs.FileSystem, path: str) -> str | None:
-    """The table that a folder or file lies in, in words; None if nothing around it says so. Folders that cannot be read are passed over."""
+    """The table that a folder or file lies in, in words; None if nothing around it says so. Folders
+    that cannot be read are passed over."""
     for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
         markers = [str(folder / name) for name in ("_delta_log", ".hoodie", "metadata")]
         try:

@@ -33,8 +33,8 @@ class Leaf:
 
     name: dotted, without the levels that lists add.  column: the top-level column that it belongs to.
     type: of a scalar, or of one element of a list.  field_id: Iceberg's, None if the file has none.
-    list_id: Iceberg's id of the outermost list around it, or that list's name if it has no id.  is_uuid: 16 bytes that are
-    a UUID.
+    list_id: Iceberg's id of the outermost list around it, or that list's name if it has no id.
+    is_uuid: 16 bytes that are a UUID.
     """
 
     name: str
@@ -75,7 +75,8 @@ def has_ids(schema: pa.Schema) -> bool:
 
 
 def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
-    """The scalar and list leaves of one top-level array; lists come as `list_` or `large_list`, nested ones are left out."""
+    """The scalar and list leaves of one top-level array; lists come as `list_` or `large_list`,
+    nested ones are left out."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     array = without_views(array)
@@ -131,7 +132,8 @@ def _small(of: pa.Field) -> pa.Field:
 
 
 def without_views(array: pa.Array) -> pa.Array:
-    """The same values without views of strings, as DataFusion writes them: pyarrow 26 can neither take nor filter those."""
+    """The same values without views of strings, as DataFusion writes them: pyarrow 26 can neither
+    take nor filter those."""
     kind = _without_views(array.type)
     return array if kind.equals(array.type) else array.cast(kind)
 

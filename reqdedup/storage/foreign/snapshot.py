@@ -1,8 +1,8 @@
 """The files of an Iceberg snapshot, their columns found by field id at every level.
 
-Files come from `scan.plan_files()`, never from a listing, and are opened as the manifest spells their paths. A file without
-ids has those that the table's name mapping (`schema.name-mapping.default`) gives to its names. A column that a file lacks
-has its partition's value if it is partitioned by it, else its initial default, else null.
+Files come from `scan.plan_files()`, never from a listing, and are opened as the manifest spells their paths. A file
+without ids has those that the table's name mapping (`schema.name-mapping.default`) gives to its names. A column that a
+file lacks has its partition's value if it is partitioned by it, else its initial default, else null.
 
 Source: Iceberg specification, "Column Projection".
 """
@@ -26,7 +26,8 @@ from reqdedup.storage.iceberg.paths import local_path
 
 
 def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
-    """The files of a snapshot, the current one if None. Raises ValueError for none, and for files that are no Parquet."""
+    """The files of a snapshot, the current one if None. Raises ValueError for none, and for files
+    that are no Parquet."""
     name = ".".join(table.name())
     if snapshot_id is None and table.current_snapshot() is None:
         raise ValueError(f"{name}: a table with rows required, found no snapshot; write something first")

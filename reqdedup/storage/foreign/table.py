@@ -1,4 +1,5 @@
-"""A table that a team already has, opened: a folder, files, or an Iceberg snapshot of any catalog. Nothing is written anywhere."""
+"""A table that a team already has, opened: a folder, files, or an Iceberg snapshot of any catalog.
+Nothing is written anywhere."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from reqdedup.storage.foreign.snapshot import snapshot_files
 def open_table(source: Table | str | Path | Sequence[str | Path], *, snapshot_id: int | None = None) -> TableFiles:
     """The files of a pyiceberg Table, of a folder (its subfolders too), of one file, or of several files.
 
-    Local paths and any URI that pyarrow opens (s3://, gs://, hdfs://). Raises ValueError if there is no Parquet file, if a
-    file cannot be read, or if files disagree on a column's type.
+    Local paths and any URI that pyarrow opens (s3://, gs://, hdfs://). Raises ValueError if there is no Parquet file,
+    if a file cannot be read, or if files disagree on a column's type.
     """
     if isinstance(source, Table):
         return snapshot_files(source, snapshot_id)

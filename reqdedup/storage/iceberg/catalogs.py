@@ -7,8 +7,9 @@ it. A catalog opened here has time limits on every call, and raises
     TimeoutError      it accepts the call and does not answer in time
     PermissionError   it refused the token, the credential or the password
 
-Two limits stay: files on S3 have pyarrow's own (about 1.5 s for a refused and 11 s for a silent endpoint, `s3.connect-timeout` and
-`s3.request-timeout` change them), and a commit that timed out may have landed: refresh the table before a second try.
+Two limits stay: files on S3 have pyarrow's own (about 1.5 s for a refused and 11 s for a silent endpoint,
+`s3.connect-timeout` and `s3.request-timeout` change them), and a commit that timed out may have landed: refresh the
+table before a second try.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def hide_secrets(text: str, properties: Mapping[str, Any]) -> str:
 
 
 def _kind(properties: Mapping[str, Any]) -> str:
-    """rest, sql, or what else the properties say. pyiceberg's own guess puts the uri, password and all, into its error."""
+    """rest, sql, or what else the properties say. pyiceberg's own guess puts the uri, password and
+    all, into its error."""
     if kind := properties.get("type"):
         return str(kind).lower()
     if properties.get("py-catalog-impl"):

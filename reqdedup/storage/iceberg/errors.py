@@ -1,4 +1,5 @@
-"""The two errors of storage on which a caller can act, beside ValueError for what was passed and OSError for the storage."""
+"""The two errors of storage on which a caller can act, beside ValueError for what was passed and
+OSError for the storage."""
 
 
 class ConflictError(RuntimeError):

@@ -1,9 +1,9 @@
 """Several iterators at once, their output in order and bounded.
 
 Threads are worth it where the work is Parquet decoding and numpy, which release the interpreter lock. Each iterator
-runs on one worker; the reader empties them in the order given. What a worker has made before its reader comes is bounded
-by weight: with room for all of an iterator's items workers never wait for one another, with less they do, and the memory
-is `threads` times that room whatever the number of iterators.
+runs on one worker; the reader empties them in the order given. What a worker has made before its reader comes is
+bounded by weight: with room for all of an iterator's items workers never wait for one another, with less they do, and
+the memory is `threads` times that room whatever the number of iterators.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Which tables a user is to be deleted from, so that nothing that belongs together is forgotten, and what came of it."""
+"""Which tables a user is to be deleted from, so that nothing that belongs together is forgotten,
+and what came of it."""
 
 from __future__ import annotations
 

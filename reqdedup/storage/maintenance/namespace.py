@@ -137,7 +137,8 @@ def feature_tables_of(main_table: Table) -> tuple[Table, ...]:
 
 
 def to_realign(main_table: Table, snapshot_ids: Iterable[int]) -> tuple[Table, ...]:
-    """Feature tables by position, in its namespace, of which a file was made from one of these snapshots of the main table.
+    """Feature tables by position, in its namespace, of which a file was made from one of these
+    snapshots of the main table.
 
     `realign` them before the snapshots expire: where requests came or went since, only the snapshot tells whose values
     they are.

@@ -1,9 +1,10 @@
 """The sweep: files under a table's location that nothing points at, left by killed writers and lost commits.
 
-    list the location -> read the metadata -> orphans = listed - reachable, older than the guard, of a kind that tables have
+    list the location -> read the metadata -> orphans = listed - reachable, older than the guard, of
+    a kind that tables have
 
-Two things would make it destroy a table, and both stop it: paths that it cannot match (a reachable file that the listing
-does not show), and another table in the same folder (a metadata file with another table's id).
+Two things would make it destroy a table, and both stop it: paths that it cannot match (a reachable file that the
+listing does not show), and another table in the same folder (a metadata file with another table's id).
 """
 
 from __future__ import annotations

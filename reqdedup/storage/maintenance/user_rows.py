@@ -55,7 +55,8 @@ class RowCounts:
 
 
 def files_with(table: Table, users: np.ndarray, snapshot_id: int | None = None) -> list[LiveFile]:
-    """The data files of a snapshot that hold rows of these users; ids are read only where bucket and bounds allow them."""
+    """The data files of a snapshot that hold rows of these users; ids are read only where bucket
+    and bounds allow them."""
     num_buckets = table_buckets(table)
     buckets = None if num_buckets is None else set(buckets_of(users, num_buckets).tolist())
     holding = []
@@ -142,7 +143,8 @@ def rows_schema(table: Table, snapshot_id: int | None) -> EngagementSchema:
 def rewrite_schema(table: Table) -> EngagementSchema:
     """Columns that a rewrite of the table's files keeps: its own, and those that another engine added.
 
-    Raises ValueError, naming them, for columns that no column of ours can hold, and own ones that were renamed or dropped.
+    Raises ValueError, naming them, for columns that no column of ours can hold, and own ones that
+    were renamed or dropped.
     """
     own = rows_schema(table, None)
     by_position = is_feature_table(table) and is_by_position(table)

@@ -33,7 +33,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CheckResult:
-    """ok: whether it holds.  checked: how many were looked at (`detail` says what).  detail: what was seen, or is wrong."""
+    """ok: whether it holds.  checked: how many were looked at (`detail` says what).  detail: what
+    was seen, or is wrong."""
 
     ok: bool
     checked: int

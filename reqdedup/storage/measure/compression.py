@@ -1,7 +1,7 @@
 """What each layout costs per column, from the footers of the snapshot's own files, beside the store-once limit.
 
-A ratio alone says little: the report states rows, requests and fan-out beside it, compares with the SHUFFLED table of the
-same rows, and gives the limit that the layout could reach. User overlap is another thing: `user_overlap`.
+A ratio alone says little: the report states rows, requests and fan-out beside it, compares with the SHUFFLED table of
+the same rows, and gives the limit that the layout could reach. User overlap is another thing: `user_overlap`.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ def _repeated(of_user: list[tuple[int, np.ndarray]]) -> int:
 
 
 def _common(before: np.ndarray, after: np.ndarray) -> int:
-    """Length of the piece that ends `before` and starts `after` (a window that moved on), or of a whole inside the other."""
+    """Length of the piece that ends `before` and starts `after` (a window that moved on), or of a
+    whole inside the other."""
     if len(before) == 0 or len(after) == 0:
         return 0
     for start in np.flatnonzero(before == after[0]).tolist():

@@ -88,8 +88,8 @@ def strata_columns(strata: Sequence[Strata], schema: EngagementSchema) -> list[s
 def divide(tally: UserTally, strata: Sequence[Strata]) -> Division:
     """Each user's stratum: the first of `strata` divides the users, the next divides each part, and so on.
 
-    A column divides by the user's value in their latest request; only combinations that occur become strata, except that
-    the strata of a lone Activity are all listed. Raises ValueError for more than MAX_STRATA values of a column.
+    A column divides by the user's value in their latest request; only combinations that occur become strata, except
+    that the strata of a lone Activity are all listed. Raises ValueError for more than MAX_STRATA values of a column.
     """
     labels, stratum = [EVERYONE], np.zeros(tally.num_users, np.int64)
     for one in strata:

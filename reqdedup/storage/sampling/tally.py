@@ -1,8 +1,8 @@
 """Requests and rows of every user, counted in one pass over the keys of a source.
 
-Where a source yields the rows of every request in one stretch (sorted tables, joins), each batch is reduced to its users
-at once and the count needs about 48 bytes per user. Where it does not (shuffled tables, raw logs), requests are kept
-until the end, 48 bytes each, so that one spread over many batches counts once.
+Where a source yields the rows of every request in one stretch (sorted tables, joins), each batch is reduced to its
+users at once and the count needs about 48 bytes per user. Where it does not (shuffled tables, raw logs), requests are
+kept until the end, 48 bytes each, so that one spread over many batches counts once.
 """
 
 from __future__ import annotations

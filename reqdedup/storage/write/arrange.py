@@ -87,7 +87,8 @@ def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_
 
 
 def in_random_order(spill: Spill, *, seed: int, max_fat_bytes: int) -> Iterator[pa.RecordBatch]:
-    """All rows in a random order; `max_fat_bytes` as in `in_request_order`. Rows must have been dealt by `deal_rows`."""
+    """All rows in a random order; `max_fat_bytes` as in `in_request_order`. Rows must have been
+    dealt by `deal_rows`."""
     if spill.num_rows == 0:
         return
     requests = spill.requests(0)

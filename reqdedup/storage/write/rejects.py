@@ -43,7 +43,8 @@ def rejects_identifier(identifier: str) -> str:
 
 
 def is_rejects_table(table: Table) -> bool:
-    """Whether a table is one of rejected rows; one of an earlier version has no user_id, another engine may add columns."""
+    """Whether a table is one of rejected rows; one of an earlier version has no user_id, another
+    engine may add columns."""
     required = set(_SCHEMA.column_names) - {USER_ID}
     return LAYOUT_PROPERTY not in table.properties and required <= set(table.schema().column_names)
 

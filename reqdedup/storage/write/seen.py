@@ -1,7 +1,8 @@
-"""Requests that have been spilled already, so that the rows of a shuffled table do not bring their sequences again and again.
+"""Requests that have been spilled already, so that the rows of a shuffled table do not bring their
+sequences again and again.
 
-Sorted runs that double in size, as in a log-structured merge tree: 32 bytes a request, and a few binary searches to find
-one. Requests beyond the limit are simply not remembered.
+Sorted runs that double in size, as in a log-structured merge tree: 32 bytes a request, and a few binary searches to
+find one. Requests beyond the limit are simply not remembered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What differs between the things that a model can be trained for: columns, loss, and what is measured on held-out users.
+"""What differs between the things that a model can be trained for: columns, loss, and what is
+measured on held-out users.
 
 The loss is given as (sum over this rank's terms, number of terms), so that the loop can weigh uneven ranks right.
 """
@@ -23,7 +24,8 @@ class LoaderOf(Protocol):
 
 
 class Task(Protocol):
-    """columns: names of what the loader reads.  positive_label: label that is positive in the rows it keeps (None: all)."""
+    """columns: names of what the loader reads.  positive_label: label that is positive in the rows
+    it keeps (None: all)."""
 
     @classmethod
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
