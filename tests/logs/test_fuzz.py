@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from reqdedup.logs import LogError, read_log
 from tests.logs import mutations
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*missing on every row")
 WHOLE_FILE = {"unreadable", "missing_columns", "empty_file"}
 HEADERLESS = {**mutations.MAPPING, "header": False, "columns": list(mutations.COLUMNS)}
 CANDIDATES = {

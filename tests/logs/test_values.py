@@ -13,6 +13,7 @@ import pytest
 from reqdedup.logs import read_log
 from reqdedup.logs.ids import hash_string
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*missing on every row")
 BASE_S = 1_700_000_000
 SUFFIXES = ("csv", "jsonl", "parquet")
 KEYS = {"user_id": {"column": "u", "type": "int"}, "item_id": {"column": "i", "type": "int"}}
