@@ -4,9 +4,7 @@ import dagster as dg
 
 from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
-from reqdedup import storage
 from reqdedup.logs import read_log, synthesize, synthetic_schema
-from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
 
 @dg.asset(group_name="logs", kinds={"iceberg"})
@@ -23,8 +21,6 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
             properties=record,
         )
         return store.result(log=f"synthetic, recipe {recipe.name}", **write_metadata(report))
-    rejects_name = rejects_identifier(store.identifier("raw_engagements"))
-    check_rejects_table(store.catalog(), rejects_name)
     log = read_log(
         run_recipe.logs,
         preset=run_recipe.preset or None,
@@ -33,15 +29,14 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         max_history=recipe.max_history,
         strict=run_recipe.strict,
     )
-    report = store.write(
+    done = store.ingest(
         "raw_engagements",
-        log.schema,
         log,
         num_buckets=recipe.num_buckets,
         progress=progress_log(context),
         properties=record,
     )
-    storage.write_rejects(store.catalog(), rejects_name, log.rejects)
-    for reason, count in sorted(log.counts.rejected.items()):
+    for reason, count in done.rejected.items():
         context.log.warning(f"{count:,} rows rejected: {reason}")
-    return store.result(log=run_recipe.logs, rejected_rows=sum(log.counts.rejected.values()), **write_metadata(report))
+    rejected = sum(done.rejected.values())
+    return store.result(log=run_recipe.logs, rejected_rows=rejected, **write_metadata(done.written))

@@ -12,6 +12,9 @@ from pyiceberg.table import Table
 
 import warehouse
 from assets.recipes import RECIPES, Recipe
+from reqdedup import lake
+from reqdedup.lake import IngestReport
+from reqdedup.logs import LogReader
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import FeatureReport, WriteReport, replace_feature_table
 from reqdedup.storage.features.values import Compute
@@ -122,6 +125,12 @@ class Warehouse(dg.ConfigurableResource):
             progress=progress,
             properties=properties,
         )
+
+    def ingest(self, name: str, log: LogReader, **options: Any) -> IngestReport:
+        """The same for a log of the user's own; its rejected rows go beside it (`reqdedup.lake.ingest`)."""
+        catalog, layout = self.catalog(), warehouse.ENGAGEMENT_TABLES[name]
+        warehouse.open_namespace(catalog, self.resolved_namespace)
+        return lake.ingest(catalog, self.identifier(name), log, layout, replace=True, **options)
 
     def write_features(self, name: str, main_table: Table, column: Column, compute: Compute) -> FeatureReport:
         """Compute the feature for every request of `main_table`, into the table `name`."""

@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
 LayoutName = Literal["arrival", "shuffled", "sorted", "sorted_large_pages", "by_request"]
 Preset = Literal["movielens", "mind", "kuairand"]
-Progress = Callable[[object], None]
 
 
-def open(  # rd.open is what it is
+def open(
     where: str | Path | None = None, *, warehouse: str | None = None, catalog: str | None = None
 ) -> Lake:
     """The lake at a folder or a catalog's uri; by default that of the environment (`reqdedup.environment`).
@@ -94,7 +93,7 @@ class Lake:
         layout: LayoutName | Layout = "by_request",
         num_buckets: int = 16,
         replace: bool = False,
-        progress: Progress | None = None,
+        progress: Callable[[object], None] | None = None,
         **options: Any,
     ) -> IngestReport:
         """Read a log into `table`, which then holds exactly its rows; those that cannot be read go beside it.
@@ -102,7 +101,7 @@ class Lake:
         preset, mapping, options: as of `reqdedup.logs.read_log`.  replace: also if the table has another form.
         Raises ValueError for a log, a mapping or a table that does not fit; then no table is new or changed.
         """
-        rejects_identifier(table)
+        rejects_identifier(table)  # refused before anything is read
         reader = log if isinstance(log, LogReader) else read_log(log, preset=preset, mapping=mapping, **options)
         return ingest(
             self.make(), table, reader, Layout(layout), num_buckets=num_buckets, replace=replace, progress=progress
@@ -139,31 +138,21 @@ class Lake:
         namespaces: Iterable[str] = (),
         tables: Iterable[str] = (),
         apply: bool = False,
-        drop_refs: bool = False,
-        erase: bool = False,
-        progress: Callable[[str], None] | None = None,
+        **options: Any,
     ) -> UserDeletion:
         """Delete users from all tables of some namespaces, or from some tables and what belongs to them.
 
         keys: original ids of a log with ids of text.  apply: do it; without it nothing changes and what would go is said.
-        drop_refs, erase: as of `storage.delete_user`. Raises ValueError if no user or no place is named.
+        options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no user or no place is named.
         """
         from reqdedup.logs.ids import hash_string
 
         keys, namespaces, tables = list(keys), list(namespaces), list(tables)
-        ids = [user_ids] if isinstance(user_ids, int) else list(user_ids)
         if not (namespaces or tables):
             raise ValueError("namespaces or tables required, found neither; name where the users are to be deleted")
         searched, not_searched = users_scope(self.catalog, namespaces, tables)
-        reports = storage.delete_user(
-            searched,
-            [*ids, *map(hash_string, keys)],
-            keys=keys,
-            dry_run=not apply,
-            drop_refs=drop_refs,
-            erase=erase,
-            progress=progress,
-        )
+        ids = [*([user_ids] if isinstance(user_ids, int) else user_ids), *map(hash_string, keys)]
+        reports = storage.delete_user(searched, ids, keys=keys, dry_run=not apply, **options)
         return UserDeletion(reports, not_searched, dry_run=not apply)
 
     def __repr__(self) -> str:
@@ -209,8 +198,8 @@ class EngagementTable:
         self, features: EngagementTable | Table | str, *, how: Literal["left", "inner"] = "left", **options: Any
     ) -> BucketJoin:
         """Its rows with the columns of a feature table or another table, bucket by bucket (see `bucket_join`)."""
-        other = features.iceberg if isinstance(features, EngagementTable) else features
-        right = load_listed(self.lake.catalog, other) if isinstance(other, str) else other
+        right = load_listed(self.lake.catalog, features) if isinstance(features, str) else features
+        right = right.iceberg if isinstance(right, EngagementTable) else right
         return storage.bucket_join(self.iceberg, right, how=how, **options)
 
     def feature(
@@ -252,72 +241,56 @@ class EngagementTable:
 
     def _title(self) -> str:
         source = self.source
-        snapshot = source.snapshot_id or "none yet"
-        return f"{self.name} ({source.layout.value}): {source.num_rows:,} rows, snapshot {snapshot}"
+        at = source.snapshot_id or "none yet"
+        return f"{self.name} ({source.layout.value}): {source.num_rows:,} rows, snapshot {at}"
 
     def __repr__(self) -> str:
         return f"<EngagementTable {self._title()}>"
 
     def _repr_html_(self) -> str:
-        names = ("name", "level", "dtype", "kind", "doc")
-        rows = [
-            {name: str(getattr(getattr(one, name), "value", getattr(one, name))) for name in names}
-            for one in self.schema.columns
-        ]
-        return ReportTable(self._title(), pa.Table.from_pylist(rows))._repr_html_()
+        head = ("column", "level", "kind", "dtype", "doc")
+        rows = [(one.name, one.level.value, one.kind.value, one.dtype, one.doc) for one in self.schema.columns]
+        return ReportTable(self._title(), pa.Table.from_pylist([dict(zip(head, row)) for row in rows]))._repr_html_()
 
 
 @dataclass(frozen=True)
 class IngestReport:
     """What an ingest took and what not.
 
-    bytes: stored size of the table.  rejected: rows by reason, the most frequent first.
+    written: rows, requests, users and bytes of the table.  rejected: rows by reason, the most frequent first.
     rejects_table: name of the table that holds them.
     """
 
     table: str
     layout: Layout
-    rows: int
-    requests: int
-    users: int
-    bytes: int
+    written: storage.WriteReport
     rejected: dict[str, int]
     rejects_table: str
 
     def __str__(self) -> str:
+        written = self.written
         return (
-            f"{self.table} ({self.layout.value}): {self.rows:,} rows, {self.requests:,} requests, {self.users:,} users, "
-            f"{format_bytes(self.bytes)}"
+            f"{self.table} ({self.layout.value}): {written.rows:,} rows, {written.requests:,} requests, "
+            f"{written.users:,} users, {format_bytes(written.bytes)}"
         )
 
 
 def ingest(
-    catalog: Catalog,
-    identifier: str,
-    log: LogReader,
-    layout: Layout,
-    *,
-    num_buckets: int = 16,
-    replace: bool = False,
-    progress: Progress | None = None,
+    catalog: Catalog, identifier: str, log: LogReader, layout: Layout, *, replace: bool = False, **options: Any
 ) -> IngestReport:
     """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
 
-    Both are replaced, each in one commit, the rows first. Raises ValueError if the table has another form and `replace` is
-    not given.
+    Both are replaced, each in one commit, the rows first.  options: of `storage.replace_table`.
+    Raises ValueError if the table has another form and `replace` is not given; nothing was changed then.
     """
     rejects_name = rejects_identifier(identifier)
     check_rejects_table(catalog, rejects_name)
-    before = None
-    if catalog.table_exists(identifier):
-        table = catalog.load_table(identifier)
-        before = table.current_snapshot()
-        if not replace:
-            check_same_form(table, log.schema, layout, num_buckets)
+    table = catalog.load_table(identifier) if catalog.table_exists(identifier) else None
+    if table is not None and not replace:
+        check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
+    before = table and table.current_snapshot()
     try:
-        written = storage.replace_table(
-            catalog, identifier, log.schema, layout, log, num_buckets=num_buckets, progress=progress
-        )
+        written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
     except BaseException:
         # Interrupted after the commit: the rejects belong to these rows.
         if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:
@@ -325,6 +298,4 @@ def ingest(
         raise
     storage.write_rejects(catalog, rejects_name, log.rejects)
     rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
-    return IngestReport(
-        identifier, layout, written.rows, written.requests, written.users, written.bytes, rejected, rejects_name
-    )
+    return IngestReport(identifier, layout, written, rejected, rejects_name)

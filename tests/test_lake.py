@@ -65,7 +65,7 @@ def test_every_name_of_the_package_is_there_and_another_is_an_attribute_error():
 def test_a_log_goes_in_and_comes_out_as_rows(lake, tmp_path):
     (tmp_path / "r.csv").write_text(RATINGS + ",1,2,3\n")
     report = lake.ingest(tmp_path / "r.csv", "movies.r", preset="movielens", num_buckets=2)
-    assert (report.rows, report.users, report.rejected) == (30, 6, {"null_id": 1})
+    assert (report.written.rows, report.written.users, report.rejected) == (30, 6, {"null_id": 1})
     frame = lake.table("movies.r").to_polars()
     paths = [task.file.file_path for task in lake.table("movies.r").iceberg.scan().plan_files()]
     wanted = duckdb.sql(f"select user_id, item_id from read_parquet({paths}) order by all").fetchall()
@@ -75,7 +75,7 @@ def test_a_log_goes_in_and_comes_out_as_rows(lake, tmp_path):
         "movies.r": ("engagements", 30),
         "movies.rejected_engagements": ("rejects", 1),
     }
-    assert listed["movies.r"]["bytes"] == report.bytes
+    assert listed["movies.r"]["bytes"] == report.written.bytes
     assert "movies.r" in repr(lake.tables("movies"))
 
 

@@ -88,7 +88,7 @@ assert not {"pyarrow", "torch", "dagster"} & set(sys.modules)
 lake = rd.open()
 report = lake.ingest("ratings.csv", "movies.r", preset="movielens", num_buckets=2)
 table = rd.open().table("movies.r")
-assert table.source.num_rows == report.rows == 4
+assert table.source.num_rows == report.written.rows == 4
 assert table.to_polars(["user_id"]).height == 4
 assert "movies.r" in lake._repr_html_()
 assert sorted(os.listdir()) == ["ratings.csv", "reqdedup-lake"]

@@ -67,7 +67,9 @@ def ingest(arguments: Options) -> int:
             progress=progress,
         )
     if arguments.json:
-        print_json(report)
+        counts = {name: getattr(report.written, name) for name in ("rows", "requests", "users", "bytes")}
+        said = {"table": report.table, "layout": report.layout, **counts}
+        print_json({**said, "rejected": report.rejected, "rejects_table": report.rejects_table})
         return 0
     say(report)
     say(f"{report.rejects_table}: {sum(report.rejected.values()):,} rejected rows")
