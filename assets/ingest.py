@@ -23,7 +23,7 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         return store.result(log=f"synthetic, recipe {recipe.name}", **write_metadata(report))
     log = read_log(
         run_recipe.logs,
-        preset=run_recipe.preset or None,
+        preset=run_recipe.preset or None,  # type: ignore[arg-type]  # text of the configuration, checked there
         mapping=run_recipe.mapping or None,
         session_gap_s=recipe.session_gap_s,
         max_history=recipe.max_history,

@@ -20,6 +20,7 @@ from reqdedup import storage
 from reqdedup.display import ReportTable, format_bytes
 from reqdedup.environment import LakePlace, find_lake
 from reqdedup.logs import LogReader, read_log
+from reqdedup.logs.presets import Preset
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import BucketJoin, Layout, TableSource, UserSample
 from reqdedup.storage.iceberg import catalogs
@@ -34,12 +35,9 @@ if TYPE_CHECKING:
     from reqdedup.training import RequestLoader
 
 LayoutName = Literal["arrival", "shuffled", "sorted", "sorted_large_pages", "by_request"]
-Preset = Literal["movielens", "mind", "kuairand"]
 
 
-def open(
-    where: str | Path | None = None, *, warehouse: str | None = None, catalog: str | None = None
-) -> Lake:
+def open(where: str | Path | None = None, *, warehouse: str | None = None, catalog: str | None = None) -> Lake:
     """The lake at a folder or a catalog's uri; by default that of the environment (`reqdedup.environment`).
 
     warehouse: location of new tables' files, for the uri of a server.  catalog: name in pyiceberg's configuration.

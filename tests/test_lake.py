@@ -114,6 +114,8 @@ def test_foreign_files_are_audited_converted_and_appended(lake, tmp_path):
     path = theirs(tmp_path / "a.parquet")
     audit = lake.audit(path, request_key="r", user_key="u", sample_bytes=2**20)
     assert audit.requests.requests == 20
+    assert audit._repr_html_().count("<table>") == 2
+    assert audit.to_polars()["name"].to_list() == audit.to_arrow()["name"].to_pylist() == ["u", "r", "i", "t", "y"]
     assert lake.convert(path, "ads.t", COLUMNS, num_buckets=2).rows == 60
     table = lake.table("ads.t")
     assert table.append(theirs(tmp_path / "b.parquet", first=20), COLUMNS).is_append

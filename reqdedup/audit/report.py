@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from reqdedup.audit.estimate import Estimate
+from reqdedup.display import format_bytes, html_table
+
+if TYPE_CHECKING:
+    import polars as pl
 
 FORMAT = 1
 """Of the JSON; a key is never renamed or removed without raising it."""
@@ -176,6 +183,45 @@ class AuditReport:
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON; keys as in the dataclasses, `format` says which version of them."""
         return json.dumps({"format": FORMAT, **_rounded(asdict(self))}, indent=indent)
+
+    def to_arrow(self) -> pa.Table:
+        """The columns of the audit, one row each, with the bytes of every estimated layout."""
+        rows = []
+        for column in self.columns:
+            row = {key: value for key, value in asdict(column).items() if key not in ("estimates", "encodings")}
+            rows.append(row | {f"{layout}_bytes": one.bytes for layout, one in column.estimates.items()})
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+    def to_polars(self) -> pl.DataFrame:
+        """The same as a Polars frame."""
+        import polars as pl
+
+        return pl.DataFrame(pl.from_arrow(self.to_arrow()))
+
+    def _repr_html_(self) -> str:
+        layouts = [
+            (one.layout, format_bytes(one.bytes), f"{one.ratio:.2g}x ({one.ratio_low:.2g} to {one.ratio_high:.2g})")
+            for one in self.layouts
+        ]
+        columns = [
+            (
+                one.name,
+                one.type,
+                one.level,
+                format_bytes(one.compressed_bytes),
+                "-" if one.repeat_ratio is None else f"{one.repeat_ratio:.0%}",
+            )
+            for one in sorted(self.columns, key=lambda one: -one.compressed_bytes)
+        ]
+        parts = [
+            "".join(f"<p>{escape(line)}</p>" for line in self.verdict),
+            html_table(("layout", "bytes", "smaller"), layouts),
+            html_table(("column", "type", "level", "stored", "repeats in a request"), columns),
+            "".join(f"<li>{escape(cause.text)}</li>" for cause in self.causes),
+            "".join(f"<p>note: {escape(note)}</p>" for note in self.notes),
+        ]
+        return "".join(parts)
 
     def layout(self, name: str) -> LayoutAudit:
         """One of `layouts` by name. Raises KeyError for another name."""

@@ -6,6 +6,7 @@ A rating or a watch time is the source of a label and is not kept: as a model's 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from reqdedup.logs.mapping import (
     CandidateRule,
@@ -16,6 +17,8 @@ from reqdedup.logs.mapping import (
     LogMapping,
     TimeRule,
 )
+
+Preset = Literal["movielens", "mind", "kuairand"]
 
 
 def movielens() -> LogMapping:

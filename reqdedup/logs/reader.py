@@ -26,7 +26,7 @@ from reqdedup.logs.impressions import IdTypes, ImpressionParser, detect_id_types
 from reqdedup.logs.mapping import LogMapping
 from reqdedup.logs.mapping_toml import load_mapping
 from reqdedup.logs.partitions import Partitions
-from reqdedup.logs.presets import load_preset
+from reqdedup.logs.presets import Preset, load_preset
 from reqdedup.logs.requests import count_owners, find_disputed, form_requests
 from reqdedup.logs.sequences import emit_batches, log_schema
 from reqdedup.logs.text import BLOCK_BYTES
@@ -67,7 +67,7 @@ class LogCounts:
 def read_log(
     path: str | Path,
     *,
-    preset: str | None = None,
+    preset: Preset | None = None,
     mapping: LogMapping | Mapping[str, Any] | str | Path | None = None,
     session_gap_s: float | None = None,
     max_history: int = DEFAULT_MAX_HISTORY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
@@ -51,7 +51,7 @@ class TrainingConfig:
     world_size: int = 2
     seed: int = 0
     sync_batchnorm: bool = True
-    shuffle: str = "requests"
+    shuffle: Literal["requests", "users", "none"] = "requests"
     buffer_requests: int = 2048
     chunk_rows: int | None = None
     prefetch_batches: int = 2

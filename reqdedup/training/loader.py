@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ from reqdedup.training.plan import (
 )
 from reqdedup.training.prefetch import prefetched
 
-SHUFFLES = ("requests", "users", "none")
+Shuffle = Literal["requests", "users", "none"]
+SHUFFLES = get_args(Shuffle)
 DEFAULT_BUFFER_REQUESTS = 2048
 DEFAULT_BUFFER_BYTES = 512 * 2**20
 STATE_FORMAT = 1
@@ -83,7 +84,7 @@ class RequestLoader:
         *,
         requests_per_batch: int | None = None,
         rows_per_batch: int | None = None,
-        shuffle: str = "requests",
+        shuffle: Shuffle = "requests",
         seed: int = 0,
         buffer_requests: int = DEFAULT_BUFFER_REQUESTS,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,

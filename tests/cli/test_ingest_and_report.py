@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import duckdb
 import pyarrow as pa
@@ -15,7 +16,9 @@ from reqdedup import cli
 from reqdedup.cli.commands.ingest import PRESETS as PRESET_NAMES
 from reqdedup.cli.options import LAYOUTS
 from reqdedup.cli.output import format_bytes
+from reqdedup.lake import LayoutName
 from reqdedup.logs import PRESETS
+from reqdedup.logs.presets import Preset
 from reqdedup.storage import Layout, TableSource, open_catalog, table_layout
 
 # Three users; two sittings of user 1, because a day lies between them. Line 8 has no user, line 9 no time.
@@ -201,7 +204,8 @@ def test_wrong_arguments_are_refused_with_the_usage(arguments, capsys):
 
 def test_the_choices_are_those_of_the_library():
     assert sorted(layout.value for layout in Layout) == list(LAYOUTS)
-    assert sorted(PRESETS) == list(PRESET_NAMES)
+    assert sorted(PRESETS) == list(PRESET_NAMES) == sorted(get_args(Preset))
+    assert set(get_args(LayoutName)) == set(LAYOUTS)
 
 
 def test_a_defect_keeps_its_traceback(here, monkeypatch):

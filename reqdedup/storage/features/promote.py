@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
@@ -41,7 +42,6 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
 )
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
-from reqdedup.storage.join.merge import INNER, LEFT
 from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
 from reqdedup.storage.read.feature_table import feature_schema
 from reqdedup.storage.read.reader import FileSource
@@ -84,7 +84,7 @@ def promote(
     side_tables: Sequence[Table],
     *,
     columns: Sequence[str] | None = None,
-    missing: str = MISSING_ERROR,
+    missing: Literal["error", "null"] = "error",
     progress: Callable[[int, int], None] | None = None,
     spill_dir: str | Path | None = None,
 ) -> PromoteReport:
@@ -155,7 +155,7 @@ class _Promotion:
         check_no_columns_added(self.main, self.old_schema.names, "promote features into it")
         joined: Table | BucketJoin = self.main
         for side, names in self.sides:
-            joined = bucket_join(joined, side, how=INNER if self.missing == MISSING_ERROR else LEFT, columns=names)
+            joined = bucket_join(joined, side, how="inner" if self.missing == MISSING_ERROR else "left", columns=names)
         assert isinstance(joined, BucketJoin)
         self.join, self.num_units = joined, joined.num_buckets
         self.schema = EngagementSchema((*self.old_schema.columns, *self.added))

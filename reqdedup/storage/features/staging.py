@@ -11,6 +11,7 @@ version cannot both be published: the second would undo the first, and says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,6 @@ from reqdedup.storage.features.checks import Ranges, feature_checks
 from reqdedup.storage.features.values import Compute
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
-from reqdedup.storage.join.merge import INNER
 from reqdedup.storage.measure.checks import CheckResult
 from reqdedup.storage.read.feature_table import feature_properties, feature_schema
 
@@ -106,7 +106,7 @@ class StagedFeature:
         self._schema_id = snapshot.schema_id
         self.checks: dict[str, CheckResult] | None = None
 
-    def join(self, *, how: str = INNER, columns: Sequence[str] | None = None) -> BucketJoin:
+    def join(self, *, how: Literal["inner", "left"] = "inner", columns: Sequence[str] | None = None) -> BucketJoin:
         """The main table with the staged features, as `bucket_join` will read them once they are published."""
         return bucket_join(
             self.main_table, self.side_table, how=how, columns=columns, right_snapshot_id=self.snapshot_id

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -138,9 +139,9 @@ def bucket_join(
     right: Table,
     *,
     on: Sequence[str] = REQUEST_KEY,
-    how: str = INNER,
+    how: Literal["inner", "left"] = "inner",
     columns: Sequence[str] | None = None,
-    duplicates: str = DUPLICATES_ERROR,
+    duplicates: Literal["error", "first"] = "error",
     right_snapshot_id: int | None = None,
     threads: int = 1,
 ) -> BucketJoin:

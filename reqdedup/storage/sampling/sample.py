@@ -9,6 +9,7 @@ batches stream from the original with the sampled users alone, files without any
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -100,7 +101,7 @@ def sample_users(
     cap: int | Mapping[str, int] | None = None,
     strata: Strata | Sequence[Strata] = (),
     max_requests_per_user: int | None = None,
-    keep: str = KEEP_BY_HASH,
+    keep: Literal["hash", "latest"] = "hash",
     seed: int = 0,
 ) -> UserSample:
     """Draw whole users of `source`, per stratum.

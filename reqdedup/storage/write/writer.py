@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -98,7 +99,7 @@ def write(
     batches: Iterable[pa.RecordBatch],
     layout: Layout | None = None,
     *,
-    mode: str = "replace",
+    mode: Literal["replace", "append"] = "replace",
     progress: Callable[[WriteProgress], None] | None = None,
     seed: int = 0,
     spill_dir: str | Path | None = None,
