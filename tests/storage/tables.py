@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from reqdedup.storage import Layout, create_table
 from tests.storage.small_log import log_schema
 
@@ -20,3 +22,7 @@ def files_of(table) -> list[str]:
 
 def new_table(catalog, layout: Layout, *, num_buckets: int = 4):
     return create_table(catalog, f"test.{layout.value}", log_schema(), layout, num_buckets=num_buckets)
+
+
+def data_files_on_disk(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "lake").rglob("*.parquet"))

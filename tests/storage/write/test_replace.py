@@ -25,7 +25,7 @@ from reqdedup.storage.iceberg.layout import form_differences, table_buckets
 from reqdedup.storage.read.feature_table import feature_buckets, feature_schema, is_by_position
 from tests.storage.feature_tables import COUNT, RATE, VECTOR, constant, of_request, values
 from tests.storage.small_log import log_schema, make_log, to_batches
-from tests.storage.write.test_writer import data_files_on_disk, rows_of
+from tests.storage.tables import data_files_on_disk, rows_of
 
 NAME = "lake.t"
 LOG, OTHER = to_batches(make_log(num_users=15)), to_batches(make_log(num_users=9, seed=1))

@@ -16,13 +16,9 @@ from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.measure import checks
 from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, make_request, to_batch, to_batches
-from tests.storage.tables import files_of, new_table, rows_of
+from tests.storage.tables import data_files_on_disk, files_of, new_table, rows_of
 
 SORTED_LAYOUTS = [layout for layout in Layout if layout.is_bucketed]
-
-
-def data_files_on_disk(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "lake").rglob("*.parquet"))
 
 
 @pytest.mark.parametrize("layout", list(Layout))
