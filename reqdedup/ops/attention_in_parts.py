@@ -35,16 +35,11 @@ def append_attention(
 
     Scores are scaled by 1 / sqrt(K); P may be 0.
     """
-    num_new, num_past = len(query_NHK), len(past_key_PHK)
     if query_NHK.device.type != "cpu":
-        key, value = torch.cat([past_key_PHK, key_NHK]), torch.cat([past_value_PHK, value_NHK])
-        token = torch.arange(num_past + num_new, device=query_NHK.device)
-        sees_NT = token <= token[num_past:, None]
-        query, key, value = _heads_first(query_NHK), _heads_first(key), _heads_first(value)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=sees_NT)[0].transpose(0, 1)
+        return append_attention_concatenated(query_NHK, key_NHK, value_NHK, past_key_PHK, past_value_PHK)
     query, key, value = _heads_first(query_NHK), _heads_first(key_NHK), _heads_first(value_NHK)
     out, lse = _flash(query, key, value, 0.0, True)
-    if not num_past:
+    if not len(past_key_PHK):
         return out[0].transpose(0, 1)
     past_out, past_lse = _flash(query, _heads_first(past_key_PHK), _heads_first(past_value_PHK))
     outs = torch.stack([past_out[0].transpose(0, 1), out[0].transpose(0, 1)])
@@ -71,7 +66,7 @@ def crossing_attention_in_parts(
             f"found {tuple(row_offsets_R1.shape)}"
         )
     if query_BHK.device.type != "cpu":
-        return _concatenated(query_BHK, self_key_BHK, self_value_BHK, context_parts, row_offsets_R1)
+        return crossing_attention_concatenated(query_BHK, self_key_BHK, self_value_BHK, context_parts, row_offsets_R1)
     num_parts, rows = max(map(len, context_parts), default=0), row_offsets_R1.tolist()
     wide = torch.promote_types(query_BHK.dtype, torch.float32)
     out_PBHK = query_BHK.new_zeros(num_parts + 1, *query_BHK.shape)
@@ -98,13 +93,29 @@ def _heads_first(x_LHK: torch.Tensor) -> torch.Tensor:
     return x_LHK.transpose(0, 1)[None]
 
 
-def _concatenated(
+def append_attention_concatenated(
+    query_NHK: torch.Tensor,
+    key_NHK: torch.Tensor,
+    value_NHK: torch.Tensor,
+    past_key_PHK: torch.Tensor,
+    past_value_PHK: torch.Tensor,
+) -> torch.Tensor:
+    """`append_attention` on any device."""
+    key, value = torch.cat([past_key_PHK, key_NHK]), torch.cat([past_value_PHK, value_NHK])
+    token = torch.arange(len(key), device=key.device)
+    sees_NT = token <= token[len(past_key_PHK) :, None]
+    query, key, value = _heads_first(query_NHK), _heads_first(key), _heads_first(value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=sees_NT)[0].transpose(0, 1)
+
+
+def crossing_attention_concatenated(
     query_BHK: torch.Tensor,
     self_key_BHK: torch.Tensor,
     self_value_BHK: torch.Tensor,
     context_parts: Sequence[Sequence[KeyValue]],
     row_offsets_R1: torch.Tensor,
 ) -> torch.Tensor:
+    """`crossing_attention_in_parts` on any device."""
     none = query_BHK.new_zeros(0, *query_BHK.shape[1:])
     key, value = (torch.cat([none, *(part[i] for parts in context_parts for part in parts)]) for i in (0, 1))
     lengths = [0, *(sum(len(key) for key, _ in parts) for parts in context_parts)]

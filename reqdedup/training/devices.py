@@ -6,7 +6,10 @@ beside the step on this one. Counts and objects travel over gloo, gradients and 
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,3 +90,18 @@ class Transfer:
 def peak_device_memory_bytes(device: torch.device) -> int:
     """Largest memory that torch has held on a GPU so far; 0 on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process now; its peak if the system does not say (only Linux does)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory_bytes()
+    return pages * resource.getpagesize()
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

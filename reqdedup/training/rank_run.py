@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import inspect
 import math
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +22,13 @@ from reqdedup.models.bundle import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_chec
 from reqdedup.models.registry import build_model
 from reqdedup.training.blocks import HistoryCut
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.devices import autocast, device_of_rank, peak_device_memory_bytes
+from reqdedup.training.devices import (
+    autocast,
+    device_of_rank,
+    memory_bytes,
+    peak_device_memory_bytes,
+    peak_memory_bytes,
+)
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters
@@ -384,18 +388,3 @@ class _MetricsFile:
 def in_float32(outputs: Any) -> Any:
     """A model's output or outputs as float32: losses are computed in it whatever the matrix products were in."""
     return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
-
-
-def memory_bytes() -> int:
-    """Resident memory of this process now; its peak if the system does not say (only Linux does)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return peak_memory_bytes()
-    return pages * resource.getpagesize()
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -41,12 +41,28 @@ def keys_values(context, num_layers):
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_logits_have_the_same_bits_kept_extended_fresh_and_in_any_batch(positions):
-    dcat, rng = model(positions=positions, **SIZES), random.Random(positions)
-    for trial in range(16):
-        lengths = [
-            rng.choice([0, 1, 63, 64, 65, 128, rng.randint(1, 300), rng.randint(1, 300)])
-            for _ in range(rng.randint(2, 6))
-        ]
+    check_bits(model(positions=positions, **SIZES), random.Random(positions), num_batches=10)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("width", [8, 32, 64, 128])
+def test_the_same_bits_at_many_sizes(width):
+    sizes = {
+        "width": width,
+        "num_heads": 4,
+        "ffn_width": 4 * width,
+        "hidden_widths": (width, 17),
+        "item_table_rows": 500,
+    }
+    for num_layers in (1, 2, 3):
+        check_bits(model(num_layers=num_layers, **sizes), random.Random(width), num_batches=40)
+
+
+def check_bits(dcat, rng, *, num_batches):
+    num_layers = dcat.config.num_layers
+    for trial in range(num_batches):
+        num_requests = rng.randint(2, 6)
+        lengths = [rng.choice([0, 1, 63, 64, 65, 128, *rng.choices(range(301), k=4)]) for _ in range(num_requests)]
         rows = [rng.randint(1, 60) for _ in lengths]
         batches = [random_batch([n], [m], seed=100 * trial + i) for i, (n, m) in enumerate(zip(lengths, rows))]
         contexts = []
@@ -56,7 +72,7 @@ def test_logits_have_the_same_bits_kept_extended_fresh_and_in_any_batch(position
                 kept = dcat.encode_blocks(first(batch.history, end), kept)
             extended = dcat.encode_blocks(batch.history, kept)
             assert extended.num_tokens == fresh.num_tokens == length
-            assert all(map(torch.equal, keys_values(extended, 2), keys_values(fresh, 2)))
+            assert all(map(torch.equal, keys_values(extended, num_layers), keys_values(fresh, num_layers)))
             contexts.append(extended)
         together = dcat.predict_exact(RequestBatch.concatenate(batches), contexts).split(rows)
         computed = dcat.predict_exact(RequestBatch.concatenate(batches)).split(rows)

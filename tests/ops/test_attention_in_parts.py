@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reqdedup.ops.attention_in_parts import append_attention, crossing_attention_in_parts
+from reqdedup.ops.attention_in_parts import (
+    append_attention,
+    append_attention_concatenated,
+    crossing_attention_concatenated,
+    crossing_attention_in_parts,
+)
 from reqdedup.ops.crossing_attention import crossing_attention, crossing_attention_naive
 from reqdedup.ops.history_attention import history_attention_naive
 
@@ -36,6 +41,8 @@ def test_parts_are_read_as_one_context(name):
     offsets_R1 = torch.tensor([0, *map(sum, lengths)]).cumsum(0)
     wanted = crossing_attention(*own, *packed, offsets_R1, row_offsets_R1, backend="naive")
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    elsewhere = crossing_attention_concatenated(*own, parts, row_offsets_R1)  # the form of other devices
+    torch.testing.assert_close(elsewhere, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_parts_of_another_number_of_requests_are_refused():
@@ -50,7 +57,9 @@ def test_parts_of_another_number_of_requests_are_refused():
 def test_new_tokens_read_the_past_and_those_before_them(num_past, num_new):
     query, key, value = (randn(num_past + num_new, 2, 4, seed=seed) for seed in (1, 2, 3))
     new, past = slice(num_past, None), slice(0, num_past)
-    found = append_attention(query[new], key[new], value[new], key[past], value[past])
+    parts = (query[new], key[new], value[new], key[past], value[past])
+    found = append_attention(*parts)
+    torch.testing.assert_close(append_attention_concatenated(*parts), found, rtol=1e-10, atol=1e-12)
     wanted = history_attention_naive(query, key, value, torch.tensor([0, num_past + num_new]))[new]
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
