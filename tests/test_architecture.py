@@ -136,3 +136,35 @@ def test_one_module_reads_the_environment():
                 if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"):
                     readers.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert {reader.partition(":")[0] for reader in readers} == {"reqdedup/environment.py"}
+
+
+def private_of_others(path: Path) -> list[str]:
+    """Private names of other modules that a file uses: `from x import _y`, and `x._y` with no `_y` of its own."""
+    tree = ast.parse(path.read_text())
+    own = {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    of_self = {
+        node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+    }
+    found = [
+        f"{path.name}: {node.attr}" for node in attributes if _is_private(node.attr) and node.attr not in own | of_self
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("reqdedup"):
+            found += [f"{path.name}: {node.module}.{alias.name}" for alias in node.names if _is_private(alias.name)]
+    return found
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_only_the_room_of_iceberg_uses_private_names_of_pyiceberg():
+    room = ROOT / "reqdedup" / "storage" / "iceberg"
+    users = [path for path in (ROOT / "reqdedup").rglob("*.py") if "pyiceberg" in path.read_text()]
+    users += [path for part in ("assets", "warehouse", "pipelines") for path in (ROOT / part).rglob("*.py")]
+    assert [name for path in users if room not in path.parents for name in private_of_others(path)] == []
+    assert any(private_of_others(path) for path in room.glob("*.py")), "what the search finds"

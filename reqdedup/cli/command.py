@@ -99,6 +99,8 @@ def _is_for_the_caller(error: Exception) -> bool:
     """True for errors about input, tables or the catalog; anything else is a defect and keeps its traceback."""
     if isinstance(error, (ValueError, OSError)) or type(error) is RuntimeError:
         return True
-    if any(kind.__name__ == "ConflictError" for kind in type(error).__mro__):  # not imported only to be asked for
+    if any(
+        kind.__name__ in ("ConflictError", "IntegrityError") for kind in type(error).__mro__
+    ):  # not imported only to be asked for
         return True
     return type(error).__module__.partition(".")[0] in ("pyiceberg", "sqlalchemy", "botocore", "requests")

@@ -31,6 +31,7 @@ from reqdedup.dedup.parts import RequestValuesError
 from reqdedup.schema import HISTORY_ITEM_ID, Kind, Level
 from reqdedup.storage.foreign.source import RowSource
 from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
     LAYOUT_PROPERTY,
     Layout,
@@ -210,7 +211,7 @@ def _write(
         paths = [file.file_path for file in files.data_files]
         checksum = content_checksum(FileSource(paths, converter.schema, io=table.io, merge_pieces=False))
         if checksum != converter.checksum.so_far:
-            raise RuntimeError(
+            raise IntegrityError(
                 f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}, {converter.compared_with}), "
                 f"found {checksum}; nothing was committed. This is a defect of the conversion: report it"
             )

@@ -111,7 +111,7 @@ def add_request_feature(
     An earlier version of the features is replaced; whoever reads sees the old or the new one, whole. The snapshot
     records the main table's snapshot that was read. Raises ValueError for tables that do not fit together, for results
     that are not one valid value per request, and where a request would be left without a value in a column that cannot
-    be null; RuntimeError where another writer was faster. Then nothing changed.
+    be null; ConflictError if another writer was faster. Then nothing changed.
     """
     side_table.refresh()
     return Backfill(main_table, side_table, compute, inputs=inputs, users=users, columns=columns).run(progress=progress)

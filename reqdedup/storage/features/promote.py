@@ -27,8 +27,10 @@ from pyiceberg.table.update import SetPropertiesUpdate
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_no_columns_added, check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.evolve import (
     MAIN,
+    OWN_REFS,
     add_columns,
     commit_refs,
     move_ref,
@@ -41,13 +43,14 @@ from reqdedup.storage.iceberg.layout import (
     table_properties,
     table_schema,
 )
+from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
 from reqdedup.storage.read.feature_table import feature_schema
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.write.writer import write_rows
 
-BRANCH = "promoting"
+BRANCH = OWN_REFS + "promoting"
 PLAN, UNIT, BASE = "reqdedup.promote-plan", "reqdedup.promote-unit", "reqdedup.promote-base"
 """Snapshot properties of the branch: what is promoted, the part that this commit did, and the snapshot it began from."""
 
@@ -96,7 +99,7 @@ def promote(
     A sequence must have the length of the history, as all sequences of an engagement table, and so cannot be missing.
     The feature tables stay as they are. A run that was killed is resumed by the same call; one that had already
     published does nothing. Raises ValueError for tables that do not fit, for names that the main table has, and for a
-    request without features; RuntimeError where the old columns come out different, and where another writer changed
+    request without features; IntegrityError if the old columns come out different, ConflictError if another writer changed
     the main table meanwhile: then readers saw nothing, and the next call starts again.
     """
     started = time.monotonic()
@@ -192,7 +195,7 @@ class _Promotion:
             before, after = self._checksum(old), self._checksum(files.data_files)
             checksum = f"{after.rows}:{after.checksum:x}"
             if before != after:
-                raise RuntimeError(
+                raise IntegrityError(
                     f"{self.name}: the old columns of part {unit} unchanged required ({before}), found {after}; nothing "
                     "was published. This is a defect of the join or the writer: report it"
                 )
@@ -251,7 +254,7 @@ class _Promotion:
         """Data files of a snapshot, or of the buckets of one part of it."""
         if snapshot_id is None or self.main.snapshot_by_id(snapshot_id) is None:
             return []
-        files = [task.file for task in self.main.scan(snapshot_id=snapshot_id).plan_files()]
+        files = data_files(self.main, snapshot_id)
         return [file for file in files if unit is None or file.partition[0] % self.num_units == unit]
 
     def _checksum(self, files: Sequence[DataFile]) -> ContentChecksum:

@@ -2,7 +2,7 @@
 
     main   -- v1 ---------------------------- v2      readers
                 \\                             /
-    staged-x     `-- computed -- checked -----'       publish: one commit; drop: as if it had never been
+    its branch   `-- computed -- checked -----'       publish: one commit; drop: as if it had never been
 
 Columns that are added come with the rows that have them: in the commit that publishes. Two features staged from the same
 version cannot both be published: the second would undo the first, and says so.
@@ -27,12 +27,12 @@ from reqdedup.schema import Column
 from reqdedup.storage.features.backfill import BUCKETS, Backfill, FeatureReport
 from reqdedup.storage.features.checks import Ranges, feature_checks
 from reqdedup.storage.features.values import Compute
-from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
+from reqdedup.storage.iceberg.evolve import MAIN, OWN_REFS, commit_refs, move_ref, ref_snapshot, remove_ref
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.measure.checks import CheckResult
 from reqdedup.storage.read.feature_table import feature_properties, feature_schema
 
-STAGED = "staged-"
+STAGED = OWN_REFS + "staged-"
 """Prefix of the branches of staged features."""
 
 BASE_SNAPSHOT = "reqdedup.base-snapshot"
@@ -50,7 +50,7 @@ def stage_request_feature(
     columns: Sequence[Column] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> StagedFeature:
-    """Do what `add_request_feature` does, on the branch `staged-<name>` of `side_table`.
+    """Do what `add_request_feature` does, on the branch `reqdedup-staged-<name>` of `side_table`.
 
     What was staged under this name before, and neither published nor dropped, is replaced. The other parameters and
     errors are those of `add_request_feature`.
@@ -127,7 +127,7 @@ class StagedFeature:
         """Make the staged version the one that readers see, in one commit; its snapshot id.
 
         It is checked first where that has not been done.  tag: for this version, in the same commit.
-        Raises ValueError where a check has failed, RuntimeError where another version has been published since this one
+        Raises ValueError where a check has failed, ConflictError if another version has been published since this one
         was staged, or where it was dropped or staged anew. Then nothing changed.
         """
         failed = [f"{name}: {result.detail}" for name, result in (self.checks or self.check()).items() if not result.ok]
@@ -153,7 +153,7 @@ class StagedFeature:
         return self.snapshot_id
 
     def drop(self) -> None:
-        """Forget it; its files go when snapshots expire. Raises RuntimeError where it is no longer there."""
+        """Forget it; its files go when snapshots expire. Raises ConflictError if it is no longer there."""
         remove = remove_ref(self._branch)
         commit_refs(self.side_table, [remove], expected={self._branch: self.snapshot_id})
 

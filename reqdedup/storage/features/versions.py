@@ -14,7 +14,7 @@ from pyiceberg.table.update import (
     TableUpdate,
 )
 
-from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
+from reqdedup.storage.iceberg.evolve import MAIN, OWN_REFS, commit_refs, move_ref, ref_snapshot, remove_ref
 from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, table_schema
 from reqdedup.storage.read.feature_table import feature_properties, feature_schema, is_feature_table
 
@@ -22,8 +22,11 @@ from reqdedup.storage.read.feature_table import feature_properties, feature_sche
 def tag(table: Table, name: str, *, snapshot_id: int | None = None) -> int:
     """Give a version a name; its snapshot id. snapshot_id: None means the newest.
 
-    Raises ValueError where the table has no such version, RuntimeError where the name is taken by another one.
+    Raises ValueError if the table has no such version or the name is one of ours, ConflictError if it is taken by another
+    version.
     """
+    if name.startswith(OWN_REFS) or name == MAIN:
+        raise ValueError(f"tag: a name that is not {MAIN} and does not begin with {OWN_REFS} required, found {name!r}")
     table.refresh()
     wanted = snapshot_id if snapshot_id is not None else ref_snapshot(table, MAIN)
     if wanted is None or table.snapshot_by_id(wanted) is None:
@@ -50,7 +53,7 @@ def drop_tag(table: Table, name: str) -> None:
 def rollback_to(table: Table, name: str) -> int:
     """Make the tagged version the one that readers see, rows and columns, in one commit; its snapshot id.
 
-    Raises ValueError where there is no such tag, RuntimeError where another writer was faster.
+    Raises ValueError where there is no such tag, ConflictError if another writer was faster.
     """
     target = _tagged(table, name)
     updates: list[TableUpdate] = [

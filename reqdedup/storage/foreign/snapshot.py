@@ -22,6 +22,7 @@ from pyiceberg.transforms import IdentityTransform
 
 from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, with_notes
 from reqdedup.storage.foreign.leaves import Leaf, has_ids, leaves_of, small_types, with_ids
+from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.paths import local_path
 
 
@@ -32,7 +33,7 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
     if snapshot_id is None and table.current_snapshot() is None:
         raise ValueError(f"{name}: a table with rows required, found no snapshot; write something first")
     scan = table.scan(snapshot_id=snapshot_id)
-    tasks = sorted(scan.plan_files(), key=lambda task: task.file.file_path)
+    tasks = sorted(scan_tasks(table, snapshot_id), key=lambda task: task.file.file_path)
     if not tasks:
         raise ValueError(f"{name}: a table with rows required, found a snapshot without data files")
     other = sorted({str(task.file.file_format).rpartition(".")[2] for task in tasks} - {"PARQUET"})

@@ -26,6 +26,7 @@ from reqdedup.storage.foreign.files import DataFile, TableFiles
 from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, relist, uuid_text
 from reqdedup.storage.foreign.table import open_table
 from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, table_layout, table_schema
+from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.scan import deleted_positions, projected_batches
 from reqdedup.storage.write.spill import greedy_ranges
 
@@ -73,7 +74,7 @@ class RowSource:
         self._tasks: list[FileScanTask] = []
         self._deleted: dict[str, np.ndarray] = {}
         if self._table is not None:
-            self._tasks = list(self._table.scan().plan_files())
+            self._tasks = scan_tasks(self._table)
             self._deleted = deleted_positions(self._table, self._tasks)
         found = self.files.leaves
         self.leaves: dict[str, Leaf] = {leaf.name: _as_read(leaf) for leaf in found if leaf.shape is not Shape.NESTED}

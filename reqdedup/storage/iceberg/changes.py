@@ -13,6 +13,7 @@ from pyiceberg.types import NestedField
 
 from reqdedup.schema import REQUEST_TS, USER_ID, Column, Level
 from reqdedup.storage.iceberg.layout import DTYPES, Layout, table_layout
+from reqdedup.storage.iceberg.manifests import manifests_of
 
 BUCKET_COLUMN = "user_bucket"
 """Of a feature table by position: its partition, in no file."""
@@ -100,5 +101,5 @@ def check_one_spec(table: Table, what: str) -> None:
 def spec_ids(table: Table) -> set[int]:
     """Partition specs that the files of the current snapshot were written with."""
     snapshot = table.current_snapshot()
-    manifests = snapshot.manifests(table.io) if snapshot is not None else []
+    manifests = manifests_of(table, snapshot)
     return {one.partition_spec_id for one in manifests if one.has_added_files() or one.has_existing_files()}

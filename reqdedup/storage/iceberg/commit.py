@@ -12,19 +12,10 @@ from types import TracebackType
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
 from pyiceberg.manifest import (
-    DATA_FILE_TYPE,
-    DEFAULT_READ_VERSION,
     DataFile,
-    ManifestContent,
-    ManifestEntry,
-    ManifestFile,
 )
-from pyiceberg.schema import Schema
 from pyiceberg.table import Table
-from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import AssertCurrentSchemaId, AssertDefaultSpecId, TableRequirement, TableUpdate
-from pyiceberg.table.update.snapshot import _OverwriteFiles
-from pyiceberg.types import NestedField
 
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.schema import EngagementSchema
@@ -33,6 +24,8 @@ from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.form import preview, taken_back
 from reqdedup.storage.iceberg.layout import file_schema, table_layout, table_schema
+from reqdedup.storage.iceberg.manifests import check_manifests, data_files
+from reqdedup.storage.iceberg.private import replace_files, stage
 from reqdedup.storage.iceberg.written import Written
 
 WRITE_ID = "reqdedup.write-id"
@@ -42,12 +35,6 @@ COMMIT_ATTEMPTS = 10
 """Of a commit that may be put on top of others', each with pyiceberg's own retries inside."""
 
 MAX_WAIT_S = 1.0
-
-_BOUNDS = [
-    position
-    for position, field in enumerate(DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields)
-    if field.name in ("lower_bounds", "upper_bounds")
-]
 
 _OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
 
@@ -214,7 +201,7 @@ class StagedFiles:
         self.close_file()
         old = list(removed) if removed is not None else []
         if replace and removed is None and self.table.current_snapshot() is not None:
-            old = [task.file for task in self.table.scan().plan_files()]
+            old = data_files(self.table)
         if not self._done and not old and not self._updates:
             return None
         summary = {**(properties or {}), WRITE_ID: self.write_id}
@@ -262,36 +249,37 @@ class StagedFiles:
             AssertDefaultSpecId(default_spec_id=self._spec_id),  # type: ignore[call-arg]
             AssertCurrentSchemaId(current_schema_id=now.current_schema_id),  # type: ignore[call-arg]
         )
+        added = [data_file for data_file, _ in self._done]
         try:
             with self.table.transaction() as transaction:
-                # pyiceberg 0.12 has no public way to add a requirement to a transaction; its models are named by alias.
-                transaction._stage((), requirements)
-                transaction._stage(self._updates)
-                if not self._done and not old:  # an empty table takes another form
-                    return
-                update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
-                with update.overwrite() if replace else update.fast_append() as snapshot:
-                    if isinstance(snapshot, _OverwriteFiles):
-                        forget_removed(snapshot, deletes=is_all)
-                    for data_file in old:
-                        snapshot.delete_data_file(data_file)
-                    for data_file, _ in self._done:
-                        snapshot.append_data_file(data_file)
+                stage(transaction, (), requirements)
+                stage(transaction, self._updates)
+                if replace and (added or old):
+                    replace_files(transaction, old, added, summary=summary, branch=branch, deletes=is_all)
+                elif added:  # else an empty table takes another form
+                    update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
+                    with update.fast_append() as snapshot:
+                        for data_file in added:
+                            snapshot.append_data_file(data_file)
                 if branch != MAIN:
-                    transaction._stage(taken_back(now, self._updates))
+                    stage(transaction, taken_back(now, self._updates))
         except (CommitFailedException, ValidationException, ValueError) as error:
             # pyiceberg 0.12 asks for the branch's head alone: a commit to another branch, between loading the table and
             # this, shows as a stale sequence number.
             if isinstance(error, ValueError) and "older than last sequence number" not in str(error):
+                check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))
                 raise
             raise self._conflict() from error
+        except Exception:
+            check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))  # names the one that is damaged
+            raise
 
     def _all_there(self, removed: list[DataFile], branch: str) -> bool:
         snapshot = self.table.metadata.snapshot_by_name(branch)
         if snapshot is None:
             return False
-        tasks = self.table.scan(snapshot_id=snapshot.snapshot_id).plan_files()
-        return {file.file_path for file in removed} <= {task.file.file_path for task in tasks}
+        present = {file.file_path for file in data_files(self.table, snapshot.snapshot_id)}
+        return {file.file_path for file in removed} <= present
 
     def _check_still_fits(self) -> None:
         """Raise ConflictError unless the table still has the partition spec and the columns that the files were made for."""
@@ -320,40 +308,3 @@ class StagedFiles:
             if snapshot.summary is not None and snapshot.summary.get(WRITE_ID) == write_id:
                 return snapshot.snapshot_id
         return None
-
-
-def forget_removed(snapshot: _OverwriteFiles, *, deletes: bool = False) -> None:
-    """Keep no values of removed files: their bounds may be the last that is known of a deleted user.
-
-    deletes: nor delete files of another engine, which apply to nothing where every data file is replaced.
-    pyiceberg 0.12 copies the bounds into the manifest of what was removed, and carries such manifests of earlier
-    snapshots along for ever.
-    """
-    removed_of, manifests_of = snapshot._deleted_entries, snapshot._existing_manifests
-    schema = _with_sources(snapshot._transaction.table_metadata)
-
-    def without_bounds() -> list[ManifestEntry]:
-        entries = removed_of()
-        for entry in entries:
-            for position in _BOUNDS:
-                entry.data_file[position] = None
-        return entries
-
-    def with_files() -> list[ManifestFile]:
-        kept = [one for one in manifests_of() if one.has_added_files() or one.has_existing_files()]
-        return [one for one in kept if not deletes or one.content is ManifestContent.DATA]
-
-    snapshot._deleted_entries, snapshot._existing_manifests = without_bounds, with_files  # type: ignore[method-assign]
-    snapshot.schema = lambda: schema  # type: ignore[method-assign]
-
-
-def _with_sources(metadata: TableMetadata) -> Schema:
-    """The current schema, with the columns that earlier specs partition by: manifests of removed files need their types."""
-    schema = metadata.schema()
-    known = {field.field_id: field for one in metadata.schemas for field in one.fields}
-    sources = {field.source_id for spec in metadata.partition_specs for field in spec.fields}
-    gone = [
-        NestedField(source, f"{known[source].name}_{source}", known[source].field_type, required=False)
-        for source in sorted(sources - schema.field_ids)
-    ]
-    return Schema(*schema.fields, *gone, schema_id=schema.schema_id) if gone else schema

@@ -30,6 +30,7 @@ from pyiceberg.table import Table, TableProperties
 from reqdedup.arrays.keys import first_disorder
 from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
 from reqdedup.storage.iceberg.encodings import SAMPLE_ROWS, list_settings, may_be_compact, row_encodings, scalar_codecs
+from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
     LARGE_PAGE_BYTES,
     ZSTD_LEVEL,
@@ -200,7 +201,7 @@ def _naming(path: str) -> Iterator[None]:
 def verify_file(table: Table, path: str, layout: Layout, partition: int | None, num_rows: int) -> int:
     """Read the keys of a written file back and check what a commit would promise; returns its number of requests.
 
-    Raises RuntimeError where rows are missing, lie in another partition than the file's, or break the order: a wrong
+    Raises IntegrityError if rows are missing, lie in another partition than the file's, or break the order: a wrong
     bucket would silently lose rows to pruning.
     """
     keys = [name for name in KEYS if name in table.schema().column_names]  # a feature table has no items
@@ -229,7 +230,7 @@ def verify_file(table: Table, path: str, layout: Layout, partition: int | None, 
             num_requests += int(changes.sum()) + (last is None)
             last = [int(column[-1]) for column in key]
     if found != num_rows:
-        raise RuntimeError(
+        raise IntegrityError(
             f"{'.'.join(table.name())}: {path}: {num_rows} rows written, {found} found; nothing committed"
         )
     return num_requests
@@ -237,7 +238,7 @@ def verify_file(table: Table, path: str, layout: Layout, partition: int | None, 
 
 def _require(holds: bool, table: Table, path: str, index: int, what: str) -> None:
     if not holds:
-        raise RuntimeError(
+        raise IntegrityError(
             f"{'.'.join(table.name())}: {path}: {what} required, row group {index} differs; nothing was committed. "
             "This is a defect of the writer: report it with the batches that were written"
         )

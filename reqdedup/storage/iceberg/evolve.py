@@ -36,6 +36,9 @@ from reqdedup.storage.iceberg.layout import Layout, iceberg_type
 MAIN = "main"
 """The branch that readers see."""
 
+OWN_REFS = "reqdedup-"
+"""What names of our own branches begin with, so that they are apart from those of the user."""
+
 COMMIT_ATTEMPTS = 5
 RETRY_WAIT_S = 0.1
 

@@ -23,7 +23,7 @@ from reqdedup.dedup.checksum import RunningChecksum, content_checksum
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
-from reqdedup.storage.iceberg.errors import ConflictError
+from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.layout import Layout, table_layout
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
@@ -191,10 +191,10 @@ def _rewrite_once(table: Table, groups: dict[int | None, list[LiveFile]], spill_
 
 
 def check_same_rows(table: Table, schema: EngagementSchema, before: RunningChecksum, files: Sequence[DataFile]) -> None:
-    """Raise RuntimeError unless these new files hold exactly the rows that were counted, all columns of them."""
+    """Raise IntegrityError unless these new files hold exactly the rows that were counted, all columns of them."""
     after = content_checksum(table_files(table, [file.file_path for file in files], schema))
     if before.so_far != after:
-        raise RuntimeError(
+        raise IntegrityError(
             f"{'.'.join(table.name())}: the same rows after the rewrite required ({before.so_far}), found {after}; nothing was "
             "committed. This is a defect of the reader or the writer: report it"
         )

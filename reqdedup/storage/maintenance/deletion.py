@@ -30,6 +30,7 @@ from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, remove_ref
 from reqdedup.storage.iceberg.layout import Layout, table_layout
+from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, live_files
@@ -240,7 +241,7 @@ def _delete_rejected(
         for name, snapshot_id in refs.items()
         if (current is None or snapshot_id != current.snapshot_id) and count_rejected(table, users, words, snapshot_id)
     ]
-    files = len(list(table.scan().plan_files()))
+    files = len(data_files(table))
     return DeletionReport(
         table=".".join(table.name()),
         rows=done.rows,

@@ -73,7 +73,7 @@ def expire_snapshots(
         update = RemoveSnapshotsUpdate(snapshot_ids=[snapshot.snapshot_id for snapshot in expired])  # type: ignore[call-arg]
         try:
             commit_refs(table, [update], expected=heads)
-        except RuntimeError as error:  # a branch has moved: what may go is another question now
+        except ConflictError as error:  # a branch has moved: what may go is another question now
             conflict = error
             time.sleep(0.05 * attempt)
             continue

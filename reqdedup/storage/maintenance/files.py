@@ -21,6 +21,8 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.statistics import PartitionStatisticsFile, StatisticsFile
 
+from reqdedup.storage.iceberg.manifests import entries_of, manifests_of
+
 DATA, DELETES, MANIFEST, MANIFEST_LIST, METADATA, STATISTICS = (
     "data",
     "deletes",
@@ -73,13 +75,13 @@ def reachable_files(table: Table, snapshots: Iterable[Snapshot] | None = None) -
     manifests: set[str] = set()
     for snapshot in snapshots:
         files[snapshot.manifest_list] = NeededFile(MANIFEST_LIST)
-        for manifest in snapshot.manifests(table.io):
+        for manifest in manifests_of(table, snapshot):
             if manifest.manifest_path in manifests:
                 continue
             manifests.add(manifest.manifest_path)
             files[manifest.manifest_path] = NeededFile(MANIFEST, manifest.manifest_length)
             kind = DATA if manifest.content is ManifestContent.DATA else DELETES
-            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
+            for entry in entries_of(table, manifest):
                 files[entry.data_file.file_path] = NeededFile(kind, entry.data_file.file_size_in_bytes)
     return files
 

@@ -17,6 +17,7 @@ from pyiceberg.table import Table
 from reqdedup.schema import USER_ID
 from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.layout import Layout, table_buckets, table_layout, table_schema
+from reqdedup.storage.iceberg.manifests import manifests_of
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.maintenance.live import SMALL_SHARE, LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.read.feature_table import is_feature_table
@@ -160,7 +161,7 @@ def _num_manifests(table: Table) -> int:
     snapshot = table.current_snapshot()
     if snapshot is None:
         return 0
-    return sum(manifest.content is ManifestContent.DATA for manifest in snapshot.manifests(table.io))
+    return sum(manifest.content is ManifestContent.DATA for manifest in manifests_of(table, snapshot))
 
 
 def _advice(health: TableHealth) -> list[str]:

@@ -18,6 +18,7 @@ from reqdedup.dedup.encoding import element_type
 from reqdedup.schema import ITEM_ID, USER_ID
 from reqdedup.storage.iceberg.commit import WRITE_ID
 from reqdedup.storage.iceberg.layout import Layout, key_order_id, table_layout, table_schema
+from reqdedup.storage.iceberg.manifests import entries_of, manifests_of
 from reqdedup.storage.read.feature_table import feature_schema, is_feature_table
 from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
 
@@ -66,8 +67,8 @@ def live_files(table: Table, snapshot_id: int | None = None) -> list[LiveFile]:
         return []
     files: list[LiveFile] = []
     of_schema = _Describe(table)
-    for manifest in snapshot.manifests(table.io):
-        entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+    for manifest in manifests_of(table, snapshot):
+        entries = entries_of(table, manifest)
         if manifest.content is not ManifestContent.DATA and entries:
             raise ValueError(
                 f"{'.'.join(table.name())}: no delete files required, found {len(entries)}, which another engine wrote; "

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.exceptions import CommitFailedException, ValidationException
-from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.table import Table
 
 from reqdedup.schema import USER_ID
-from reqdedup.storage.iceberg.commit import forget_removed
 from reqdedup.storage.iceberg.errors import ConflictError
+from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.private import files_of_rows, replace_files
 from reqdedup.storage.maintenance.expire import delete_files
 
 ATTEMPTS = 5
@@ -56,18 +56,12 @@ def delete_rejected(table: Table, users: np.ndarray, words: Collection[str]) -> 
         gone = names_users(rows, users, words)
         if not gone.any():
             return Rewritten()
-        old = [task.file for task in table.scan().plan_files()]
+        old = data_files(table)
         kept = rows.filter(pa.array(~gone))
-        new = list(_dataframe_to_data_files(table.metadata, kept, table.io)) if len(kept) else []
+        new = files_of_rows(table, kept)
         try:
             with table.transaction() as transaction:
-                update = transaction.update_snapshot(snapshot_properties={"reqdedup.operation": "delete"})
-                with update.overwrite() as snapshot:
-                    forget_removed(snapshot)
-                    for data_file in old:
-                        snapshot.delete_data_file(data_file)
-                    for data_file in new:
-                        snapshot.append_data_file(data_file)
+                replace_files(transaction, old, new, summary={"reqdedup.operation": "delete"})
         except (CommitFailedException, ValidationException) as error:  # an ingest has replaced the rows
             conflict = error
             delete_files(table, [file.file_path for file in new])

@@ -49,6 +49,7 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
     widened,
 )
+from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.names import check_free_name
 from reqdedup.storage.read.buckets import check_sorted
 from reqdedup.storage.read.reader import FileSource
@@ -121,7 +122,7 @@ def feature_files(table: Table, snapshot_id: int | None) -> list[DataFile]:
     """
     if snapshot_id is None:
         return []
-    tasks = list(table.scan(snapshot_id=snapshot_id).plan_files())
+    tasks = scan_tasks(table, snapshot_id)
     check_no_deletes(table, tasks)
     return [task.file for task in tasks]
 

@@ -22,6 +22,7 @@ from reqdedup.storage.iceberg.layout import (
     table_layout,
     table_schema,
 )
+from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.read.reader import FileSource
 
 
@@ -58,7 +59,7 @@ class TableSource(FileSource):
         self.snapshot_id = snapshot_id
         if snapshot_id is None and table.current_snapshot() is not None:
             self.snapshot_id = table.current_snapshot().snapshot_id  # type: ignore[union-attr]
-        tasks = list(table.scan(snapshot_id=self.snapshot_id).plan_files()) if self.snapshot_id is not None else []
+        tasks = scan_tasks(table, self.snapshot_id)
         check_no_deletes(table, tasks)
         spec_ids = {task.file.spec_id for task in tasks} or {table.spec().spec_id}  # of an old snapshot maybe another
         if len(spec_ids) > 1:

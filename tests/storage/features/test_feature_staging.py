@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 
 from reqdedup.storage import (
+    ConflictError,
     add_request_feature,
     bucket_join,
     create_feature_table,
+    promote,
     rollback_to,
     stage_request_feature,
     staged_feature,
@@ -87,7 +89,7 @@ def test_what_is_dropped_was_never_there(catalog, main):
     assert staged_features(seen) == []
     for late in (staged.publish, staged.drop):
         with pytest.raises(
-            RuntimeError, match=r"staged-x at snapshot .* required, found None: another writer was faster"
+            ConflictError, match=r"staged-x at snapshot .* required, found None: another writer was faster"
         ):
             late()
     with pytest.raises(ValueError, match="staged as 'x' required, found none"):
@@ -102,11 +104,11 @@ def test_the_second_of_two_publications_from_one_version_is_refused(catalog, mai
         one = stage_request_feature(main, side, constant(1), name="one")
         two = stage_request_feature(main, catalog.load_table("lake.f"), constant(2), name="two")
         two.publish()
-        with pytest.raises(RuntimeError, match=r"lake\.f: main at snapshot .*another writer was faster"):
+        with pytest.raises(ConflictError, match=r"lake\.f: main at snapshot .*another writer was faster"):
             one.publish()
         assert set(values(main, side.refresh(), "count").values()) == {2}
         again = stage_request_feature(main, side, constant(3), name="one")  # takes the place of what was staged
-        with pytest.raises(RuntimeError, match=r"staged-one at snapshot|main at snapshot"):
+        with pytest.raises(ConflictError, match=r"staged-one at snapshot|main at snapshot"):
             one.publish()
         again.publish()
         assert set(values(main, side, "count").values()) == {3}
@@ -197,3 +199,20 @@ def test_the_example_of_the_documentation_runs(catalog, main):
     assert all(result.ok for result in scope["results"].values())
     assert sum(batch.num_rows for batch in scope["rows"]) == sum(len(request["items"]) for request in LOG)
     assert "recent_event_count" in table_schema(catalog.load_table(main.name()))
+
+
+def test_tags_of_the_user_and_branches_of_ours_are_kept_apart(catalog, main):
+    side = create_feature_table(catalog, "lake.f", main, [COUNT])
+    first = add_request_feature(main, side, constant(1)).snapshot_id
+    for name in ("staged-x", "promoting"):
+        tag(side, name)
+        tag(main, name)
+    staged = stage_request_feature(main, side, constant(2), name="x")
+    staged.drop()
+    stage_request_feature(main, side, constant(2), name="x").publish()
+    promote(main, [side])
+    assert tags(catalog.load_table("lake.f")) == {"staged-x": first, "promoting": first}
+    assert set(tags(catalog.load_table(".".join(main.name())))) == {"staged-x", "promoting"}
+    for name in ("reqdedup-staged-x", "reqdedup-promoting", "main"):
+        with pytest.raises(ValueError, match="does not begin with reqdedup- required"):
+            tag(side, name)

@@ -104,15 +104,15 @@ def test_branches_and_tags_of_rejected_rows_are_named_and_dropped_on_request(tab
 
 def test_an_ingest_that_replaces_the_rows_meanwhile_is_searched_too(catalog, tables, monkeypatch):
     rejects, pending = tables[1], [tables[1].scan().to_arrow()]
-    forget = rejected_rows.forget_removed
+    replace_files = rejected_rows.replace_files
 
-    def after_another(snapshot):
+    def after_another(*arguments, **options):
         if pending:
             rows = pending.pop()
             write_rejects(catalog, "test.rejected_engagements", pa.concat_tables([rows, rows]))
-        forget(snapshot)
+        replace_files(*arguments, **options)
 
-    monkeypatch.setattr(rejected_rows, "forget_removed", after_another)
+    monkeypatch.setattr(rejected_rows, "replace_files", after_another)
     assert delete_user(tables, USER, erase=True)[0].rows == 6
     folder = Path(rejects.location().removeprefix("file://"))
     assert len(list(folder.rglob("*.parquet"))) == len(list(rejects.refresh().scan().plan_files()))
