@@ -46,9 +46,9 @@ class RunRecipe(dg.ConfigurableResource):
 class Warehouse(dg.ConfigurableResource):
     """The catalog and the namespace that holds this run's tables; the embedded catalog unless a subclass knows another.
 
-    The namespace is the one given, else that of the run's own log, so that a run launched with another log moves there. A
-    run has its namespace to itself from the first asset to the last, and never writes over another log's unless it was given.
-    Credentials are no field of it: Dagster shows the fields of a resource in its UI.
+    The namespace is the one given, else that of the run's own log, so that a run launched with another log moves there.
+    A run has its namespace to itself from the first asset to the last, and never writes over another log's unless it
+    was given. Credentials are no field of it: Dagster shows the fields of a resource in its UI.
     """
 
     run_recipe: dg.ResourceDependency[RunRecipe]
@@ -151,7 +151,8 @@ class Warehouse(dg.ConfigurableResource):
 def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:
     """Whether somebody chose the namespace for this log: in the run's configuration, or where the graph was loaded.
 
-    What was chosen there was chosen for the log that was named there, and not for one that the run's configuration names.
+    What was chosen there was chosen for the log that was named there, and not for one that the
+    run's configuration names.
     """
     resources = run_config.get("resources", {})
     if "namespace" in (store := resources.get("store", {}).get("config", {})):

@@ -1,8 +1,8 @@
 """`rd.open(...)`: the verbs that people use, as methods of a lake and of its tables.
 
-A thin layer. Every verb calls one function of a room below, which stays the place of its options, and refreshes what must
-be fresh: no object here goes stale if another process writes. What spans rooms is composed here alone, for the command
-line and the graph too: `ingest` (read, write, rejects) and deleting a user everywhere.
+A thin layer. Every verb calls one function of a room below, which stays the place of its options, and refreshes what
+must be fresh: no object here goes stale if another process writes. What spans rooms is composed here alone, for the
+command line and the graph too: `ingest` (read, write, rejects) and deleting a user everywhere.
 """
 
 from __future__ import annotations
@@ -140,8 +140,10 @@ class Lake:
     ) -> UserDeletion:
         """Delete users from all tables of some namespaces, or from some tables and what belongs to them.
 
-        keys: original ids of a log with ids of text.  apply: do it; without it nothing changes and what would go is said.
-        options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no user or no place is named.
+        keys: original ids of a log with ids of text.  apply: do it; without it nothing changes and
+            what would go is said.
+        options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no
+            user or no place is named.
         """
         from reqdedup.logs.ids import hash_string
 
@@ -181,7 +183,8 @@ class EngagementTable:
         return storage.table_schema(self.iceberg)
 
     def append(self, rows: Any, columns: ColumnMapping | Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Add rows in one commit: deduplicated batches (`storage.write`), or with `columns` foreign files or a table."""
+        """Add rows in one commit: deduplicated batches (`storage.write`), or with `columns` foreign
+        files or a table."""
         if columns is not None:
             return self.lake.convert(rows, self.name, columns, append=True, **options)
         return storage.write(self.iceberg, rows, mode="append", **options)

@@ -1,4 +1,5 @@
-"""What an audit found, as data: every field is a key of the JSON that `to_json` gives, and docs/audit.md explains it."""
+"""What an audit found, as data: every field is a key of the JSON that `to_json` gives, and
+docs/audit.md explains it."""
 
 from __future__ import annotations
 

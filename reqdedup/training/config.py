@@ -20,8 +20,8 @@ LOG_QS = ("exact", "streaming", "none")
 class TrainingConfig:
     """How one model is trained; the model's configuration decides the task.
 
-    model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking: binary cross-entropy
-        over its labels, missing ones left out).
+    model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking: binary
+        cross-entropy over its labels, missing ones left out).
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
     device: cpu, or cuda with a GPU for each rank.  precision: of the matrix products, float32 or bfloat16 (autocast).
@@ -31,8 +31,8 @@ class TrainingConfig:
     history_stride: of the anchored windows if the log's histories are longer than model.max_history; 0 means a
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
-    temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see `info_nce`; log_q one of
-        LOG_QS.
+    temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
+        `info_nce`; log_q one of LOG_QS.
     gather_negatives: contrast with the items of all ranks; W ranks then equal one process on the whole batch.
     held_out: share of users kept for evaluation.  eval_requests: at most so many of their requests are evaluated.
     catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.

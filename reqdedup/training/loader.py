@@ -1,8 +1,8 @@
 """From tables to RequestBatches: the only bridge between storage and torch.
 
 A request stays whole: request-level values are read once, move once, and are never expanded here. Shuffling mixes whole
-requests: row groups come in a random order, as many as `buffer_requests` asks for are held at once (a *window*), and their
-requests are drawn at random. Deduplication is kept and the users per batch rise; the more the larger the window.
+requests: row groups come in a random order, as many as `buffer_requests` asks for are held at once (a *window*), and
+their requests are drawn at random. Deduplication is kept and the users per batch rise; the more the larger the window.
 
 Everything follows from (seed, epoch, rank, world size) and the files, so a position is three numbers and resuming is
 exact. Memory: one window, the queue of ready batches, and while a window is made one more copy of it.
@@ -63,19 +63,20 @@ class RequestLoader:
     requests_per_batch, rows_per_batch: one of them; rows_per_batch is an upper bound that only a single larger request
         may pass. The last batch of an epoch is smaller.
     shuffle: `requests`; `users`, whose requests stay together, so that a model can share their context
-        (`share_context="user"`), at the price of fewer users per batch; or `none`, the order of the table.  seed: of it.
-    buffer_requests: a window takes row groups until it holds so many requests.  buffer_bytes: or until the next row group
-        would not fit (one always does).
+        (`share_context="user"`), at the price of fewer users per batch; or `none`, the order of the
+        table.  seed: of it.
+    buffer_requests: a window takes row groups until it holds so many requests.  buffer_bytes: or until the next row
+        group would not fit (one always does).
     rank, world_size: this process's share; every request belongs to exactly one rank, and ranks may get unequal numbers
         of batches (`in_lockstep` keeps their collectives matched).
     columns: names in the log's schema to read; keys and request_ts always come. None means all that is not a string.
     positive_label: keep only rows whose label is positive (and requests that keep a row): what retrieval learns from.
-    chunk_rows: cut requests into chunks of at most so many rows, which are shuffled apart: more users per batch of rows,
-        less deduplication.  None keeps requests whole.
+    chunk_rows: cut requests into chunks of at most so many rows, which are shuffled apart: more users per batch of
+        rows, less deduplication.  None keeps requests whole.
     users: keep one side of a split of the users.  cut: the longest history.
     prefetch_batches: ready batches that a background thread holds; 0 means no thread.
-    device: where the batches lie. On a GPU the background thread copies them from page-locked memory while the batch before
-        is computed on.
+    device: where the batches lie. On a GPU the background thread copies them from page-locked
+        memory while the batch before is computed on.
     """
 
     def __init__(

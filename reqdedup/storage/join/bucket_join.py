@@ -3,9 +3,10 @@
     left   bucket 0 | bucket 1 | ...      bucket b of one side only ever meets bucket b of the other;
     right  bucket 0 | bucket 1 | ...      inside, both are sorted, so each is read once, from front to back
 
-Nothing is hashed, sorted, spilled or exchanged. Memory is about one row group of each side per thread, and of the joined
-batches what a thread has ready before its turn, whatever the tables hold. Blobs stay dictionary-encoded and are never compared; those of the left side keep their memory, except in a
-batch that is cut or put together of two, those of the right side are gathered once per request.
+Nothing is hashed, sorted, spilled or exchanged. Memory is about one row group of each side per thread, and of the
+joined batches what a thread has ready before its turn, whatever the tables hold. Blobs stay dictionary-encoded and are
+never compared; those of the left side keep their memory, except in a batch that is cut or put together of two, those of
+the right side are gathered once per request.
 """
 
 from __future__ import annotations
@@ -205,8 +206,9 @@ def bucket_join(
 def _keep_freed_pages() -> None:
     """Make glibc keep up to 64 MiB of what batches free, for the next ones; nothing elsewhere.
 
-    It gives freed pages back above a threshold that follows the largest block it saw freed. With that of a fresh process
-    the pages of every batch are mapped and zeroed again, a tenth of a join's CPU. The block here is never touched.
+    It gives freed pages back above a threshold that follows the largest block it saw freed. With that of a fresh
+    process the pages of every batch are mapped and zeroed again, a tenth of a join's CPU. The block here is never
+    touched.
     Source: malloc(3), M_MMAP_THRESHOLD, whose dynamic value ends at 32 MiB.
     """
     np.empty(LARGEST_THRESHOLD_BYTES - 2**16, np.uint8)
