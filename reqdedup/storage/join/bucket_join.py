@@ -38,8 +38,6 @@ from reqdedup.storage.read.feature_positions import feature_side
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import TableSource
 
-LARGEST_THRESHOLD_BYTES = 32 * 2**20
-
 MAX_AHEAD_BYTES = 32 * 2**20
 """Of joined batches that a thread may have ready before the buckets ahead of its own have been read."""
 
@@ -99,7 +97,6 @@ class BucketJoin(Readable):
         if unknown:
             raise ValueError(f"no such columns: {', '.join(unknown)}; there are {', '.join(self.schema.names)}")
         wanted = None if users is None else np.unique(np.asarray(users, dtype=np.int64))
-        _keep_freed_pages()
         counts = [JoinCounts() for _ in range(self.num_buckets)]
         units = [
             partial(self._unit, unit, self.num_buckets, names, wanted, counts[unit]) for unit in range(len(counts))
@@ -201,17 +198,6 @@ def bucket_join(
         right_name=right_side.name,
     )
     return BucketJoin(left_side, left_schema, right_side, join, threads=threads)
-
-
-def _keep_freed_pages() -> None:
-    """Make glibc keep up to 64 MiB of what batches free, for the next ones; nothing elsewhere.
-
-    It gives freed pages back above a threshold that follows the largest block it saw freed. With that of a fresh
-    process the pages of every batch are mapped and zeroed again, a tenth of a join's CPU. The block here is never
-    touched.
-    Source: malloc(3), M_MMAP_THRESHOLD, whose dynamic value ends at 32 MiB.
-    """
-    np.empty(LARGEST_THRESHOLD_BYTES - 2**16, np.uint8)
 
 
 def _added_columns(
