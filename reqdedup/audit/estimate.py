@@ -67,6 +67,9 @@ class ColumnTotal:
     without: np.ndarray
     correction: float = 0.0
 
+    def times(self, share: float) -> ColumnTotal:
+        return ColumnTotal(self.total * share, self.without * share, self.correction * share)
+
 
 @dataclass(frozen=True)
 class Population:

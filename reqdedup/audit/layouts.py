@@ -1,4 +1,4 @@
-"""The sample written in each layout by the library's own writer, into temporary tables, and scaled up to the whole table.
+"""The sample written in each layout by the library's own writer, into files that never become a table, and scaled up.
 
     SHUFFLED             single rows
     SORTED, SORTED_LARGE_PAGES, BY_REQUEST   whole users
@@ -13,8 +13,7 @@ adds to the interval. A second writing, into GROUPS buckets, gives the bytes of 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +30,15 @@ from reqdedup.audit.repeats import RequestRows
 from reqdedup.audit.report import SHUFFLED, STORE_ONCE
 from reqdedup.audit.sample import Sample, SamplePlan
 from reqdedup.audit.scan import RequestIndex
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.layout import ZSTD_LEVEL, Layout, buckets_of, create_table
 from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.measure.store_once import Codec, store_once_bytes
-from reqdedup.storage.read.table_source import TableSource
-from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES, LARGE_PAGES_ROW_GROUP_BYTES, ROW_GROUP_ROWS, write
+from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES, LARGE_PAGES_ROW_GROUP_BYTES, ROW_GROUP_ROWS, write_rows
+
+CODEC = Codec("zstd", ZSTD_LEVEL)
 
 GROUPS = 16
 """Of users, for the jackknife."""
@@ -73,7 +76,7 @@ class SampleLayouts:
     ) -> None:
         self._table, self._sample, self._requests = table, sample, requests
         self._facts, self._index, self._plan, self._num_buckets = facts, index, plan, num_buckets
-        self._directory, self._number = directory, itertools.count()
+        self._directory = directory
         self._catalog = load_catalog("audit", type="in-memory", warehouse=f"file://{directory}/tables")
         self.singles = _thinned(sample, facts.num_rows, is_whole=plan.is_whole)
 
@@ -82,11 +85,9 @@ class SampleLayouts:
         users = Population(self._index.num_users, self._requests.num_users, self._plan.is_whole)
         singles = Population(self._index.num_rows, len(self.singles), self._plan.is_whole)
         columns = {SHUFFLED: self._shuffled()}
-        self._drop_tables()
         progress(1, 4)
         for done, layout in enumerate((Layout.SORTED, Layout.SORTED_LARGE_PAGES, Layout.BY_REQUEST), start=2):
             columns |= self._bucketed(layout)
-            self._drop_tables()
             progress(done, 4)
         return LayoutTotals(columns, users, singles)
 
@@ -94,46 +95,32 @@ class SampleLayouts:
         rows = self._requests.order
         share = self._requests.num_users / max(self._index.num_users, 1)
         num_buckets = self._num_buckets if self._plan.is_whole else max(1, round(self._num_buckets * share))
-        tables = self._write(layout, rows, num_buckets=num_buckets)
-        large = groups = self._written(tables, rows, self._group_of(rows, num_buckets))
+        once: dict[str, float] = {}
+        large = groups = self._written(layout, rows, num_buckets=num_buckets, once=once)
         if not self._plan.is_whole and num_buckets < ENOUGH_GROUPS:
-            more = self._write(layout, rows, num_buckets=GROUPS)
-            groups = self._written(more, rows, self._group_of(rows, GROUPS))
+            groups = self._written(layout, rows, num_buckets=GROUPS)
         limit = ROW_GROUP_ROWS if layout is Layout.BY_REQUEST else self._rows_of(LARGE_PAGES_ROW_GROUP_BYTES)
         bucket_rows = self._index.num_rows / self._num_buckets
         group_rows = bucket_rows / max(1, int(np.ceil(bucket_rows / limit)))
-        totals = estimate_columns(large, groups, self._sizes, table_group_rows=group_rows)
-        found = {layout.name: totals}
-        if layout is Layout.BY_REQUEST:
-            found[STORE_ONCE] = self._store_once(tables, large, totals)
-        return found
-
-    def _store_once(
-        self, tables: list[Table], large: Written, totals: dict[str, ColumnTotal]
-    ) -> dict[str, ColumnTotal]:
-        """The limit, with the same relative error as BY_REQUEST; what that layout stores in less, in what it takes."""
-        codec = Codec("zstd", ZSTD_LEVEL)
-        once: dict[str, float] = {}
-        for table, schema in zip(tables, self._table.schemas):
-            of_column = store_once_bytes(TableSource(table).batches(), schema, [codec])[codec]
-            for name in self._table.counted(schema):
-                leaf = self._table.leaf_of[name]
-                once[leaf] = once.get(leaf, 0.0) + of_column[name]
-        found = {}
-        for leaf, total in totals.items():
-            share = min(once[leaf] / max(float(large.bytes[leaf].sum()), 1.0), 1.0)
-            found[leaf] = ColumnTotal(total.total * share, total.without * share, total.correction * share)
+        found = {layout.name: estimate_columns(large, groups, self._sizes, table_group_rows=group_rows)}
+        if (
+            layout is Layout.BY_REQUEST
+        ):  # the limit, with the same relative error; what is stored in less there, in that
+            found[STORE_ONCE] = {
+                leaf: total.times(min(once[leaf] / max(float(large.bytes[leaf].sum()), 1.0), 1.0))
+                for leaf, total in found[layout.name].items()
+            }
         return found
 
     def _shuffled(self) -> dict[str, ColumnTotal]:
         """Of two random orders: their difference is chance, and counts as error."""
         rows = self.singles
-        large, other = (self._written(self._write(Layout.SHUFFLED, rows, seed=seed), rows) for seed in (0, 1))
+        large, other = (self._written(Layout.SHUFFLED, rows, seed=seed) for seed in (0, 1))
         groups = large
         if not self._plan.is_whole:
             dealt = np.random.default_rng(0).permutation(len(rows)) % GROUPS
             parts = [rows[dealt == group] for group in range(min(GROUPS, len(rows)))]
-            groups = joined([self._written(self._write(Layout.SHUFFLED, part), part) for part in parts])
+            groups = joined([self._written(Layout.SHUFFLED, part) for part in parts])
         sizes = {kind: total for kind, total in self._sizes.items() if kind not in ("users", "requests")}
         group_rows = min(self._index.num_rows, self._rows_of(DEFAULT_FILE_BYTES))
         one, two = (estimate_columns(written, groups, sizes, table_group_rows=group_rows) for written in (large, other))
@@ -159,44 +146,50 @@ class SampleLayouts:
         }
         return known | elements
 
-    def _group_of(self, rows: np.ndarray, num_buckets: int) -> np.ndarray:
-        return buckets_of(self._table.user_ids(rows), num_buckets)
+    def _written(
+        self,
+        layout: Layout,
+        rows: np.ndarray,
+        *,
+        num_buckets: int = 1,
+        seed: int = 0,
+        once: dict[str, float] | None = None,
+    ) -> Written:
+        """Write these rows; bytes and sizes of each bucket that has some, or of all rows. No file stays.
 
-    def _write(self, layout: Layout, rows: np.ndarray, *, num_buckets: int = 1, seed: int = 0) -> list[Table]:
-        """One table for each of the schemas."""
-        tables = []
-        for schema in self._table.schemas:
-            name = f"audit.t{next(self._number)}"
-            tables.append(create_table(self._catalog, name, schema, layout, num_buckets=num_buckets))
-            write(tables[-1], self._table.batches(schema, rows), seed=seed, spill_dir=self._directory)
-        return tables
-
-    def _drop_tables(self) -> None:
-        for identifier in self._catalog.list_tables("audit"):
-            self._catalog.purge_table(identifier)
-
-    def _written(self, tables: list[Table], rows: np.ndarray, group: np.ndarray | None = None) -> Written:
-        """Bytes and sizes of each group that has rows; groups are the tables' partitions, all rows are one if None."""
-        used, position = np.unique(np.zeros(len(rows), np.int64) if group is None else group, return_inverse=True)
+        once: takes the bytes of every leaf stored once.
+        """
+        group = buckets_of(self._table.user_ids(rows), num_buckets) if layout.is_bucketed else np.zeros(len(rows), int)
+        used, position = np.unique(group, return_inverse=True)
         place = {int(bucket): at for at, bucket in enumerate(used)}
         taken = {leaf: np.zeros(len(used)) for leaf in self._table.leaves}
         num_groups = 0
-        for table, schema in zip(tables, self._table.schemas):
+        for schema in self._table.schemas:
             leaf_of = {name: self._table.leaf_of[name] for name in self._table.counted(schema)}
-            for task in table.scan().plan_files():
-                at = place[task.file.partition[0]] if group is not None else 0
-                footer = pq.read_metadata(local_path(task.file.file_path))
-                num_groups += footer.num_row_groups
-                for chunk in (
-                    footer.row_group(index).column(leaf)
-                    for index in range(footer.num_row_groups)
-                    for leaf in range(footer.num_columns)
-                ):
-                    leaf = leaf_of.get(chunk.path_in_schema.split(".")[0])
-                    if leaf is not None:
-                        taken[leaf][at] += chunk.total_compressed_size
-        group_rows = len(rows) * len(tables) / max(num_groups, 1)
+            with StagedFiles(self._target(schema, layout, num_buckets)) as files:
+                batches = self._table.batches(schema, rows)
+                write_rows(files, batches, schema, seed=seed, spill_dir=self._directory)
+                paths = [file.file_path for file in files.data_files]
+                for file, path in zip(files.data_files, paths):
+                    footer = pq.read_metadata(local_path(path))
+                    num_groups += footer.num_row_groups
+                    at = place[file.partition[0]] if layout.is_bucketed else 0
+                    for name, num_bytes in chunk_bytes(footer):
+                        if name in leaf_of:
+                            taken[leaf_of[name]][at] += num_bytes
+                if once is not None and layout is Layout.BY_REQUEST:
+                    of_column = store_once_bytes(FileSource(paths, schema).batches(), schema, [CODEC])[CODEC]
+                    for name, leaf in leaf_of.items():
+                        once[leaf] = once.get(leaf, 0.0) + of_column[name]
+        group_rows = len(rows) * len(self._table.schemas) / max(num_groups, 1)
         return Written(taken, self._sizes_of(rows, position, len(used)), group_rows)
+
+    def _target(self, schema: EngagementSchema, layout: Layout, num_buckets: int) -> Table:
+        """The table that files are written for; it stays empty."""
+        name = f"audit.{layout.value}_{num_buckets}_{self._table.schemas.index(schema)}"
+        if not self._catalog.table_exists(name):
+            create_table(self._catalog, name, schema, layout, num_buckets=num_buckets)
+        return self._catalog.load_table(name)
 
     def _sizes_of(self, rows: np.ndarray, group: np.ndarray, num_groups: int) -> dict[str, np.ndarray]:
         def count(identity: np.ndarray) -> np.ndarray:
@@ -212,6 +205,13 @@ class SampleLayouts:
             if self._sample.columns[leaf].is_list:
                 sizes[leaf] = np.bincount(group, self._sample.columns[leaf].slots[rows], minlength=num_groups)
         return sizes
+
+
+def chunk_bytes(footer: pq.FileMetaData) -> Iterator[tuple[str, int]]:
+    """Top-level column and compressed bytes of every column chunk."""
+    for group in (footer.row_group(index) for index in range(footer.num_row_groups)):
+        for chunk in (group.column(leaf) for leaf in range(group.num_columns)):
+            yield chunk.path_in_schema.split(".")[0], chunk.total_compressed_size
 
 
 def _thinned(sample: Sample, num_rows: int, *, is_whole: bool) -> np.ndarray:
