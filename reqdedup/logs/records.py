@@ -1,7 +1,7 @@
 """Lines of delimited text as records (RFC 4180), records as fields, and which separator a file has.
 
-A quoted field may hold separators, doubled quotes and line feeds. A quote opens a field only at its start; elsewhere it
-is a character like others. A line that opens a quoted field which nothing closes, or which something else than a
+A quoted field may hold separators, doubled quotes and line feeds. A quote opens a field only at its start (spaces before
+it do not count); elsewhere it is a character like others. A line that opens a quoted field which nothing closes, or which something else than a
 separator follows, is broken: it is rejected alone, and the next line starts a new record, so that a stray quote costs
 its own line. But if the file ends without a line feed, it was cut inside that field, and all of the rest is one record
 (decision 15).
@@ -49,13 +49,15 @@ class _Grammar:
 def _grammar(separator: str) -> _Grammar:
     ends = re.escape(separator)
     content = r'(?:[^"]++|"")*+'
-    plain = rf'(?!")[^{ends}]*+' if len(separator) == 1 else rf'(?!")(?:(?!{ends}).)*+'
-    field = rf'(?:"{content}"|{plain})'
-    rest = rf'(?:{field}{ends})*+(?:(?P<closed>{field}\r?\Z)|(?P<open>"{content}\Z))?'
+    spaces = "" if " " in separator else " *+"
+    unquoted = f"[^{ends}]*+" if len(separator) == 1 else f"(?:(?!{ends}).)*+"
+    plain = rf'(?!{spaces}"){unquoted}'
+    field = rf'(?:{spaces}"{content}"|{plain})'
+    rest = rf'(?:{field}{ends})*+(?:(?P<closed>{field}\r?\Z)|(?P<open>{spaces}"{content}\Z))?'
     rest_of_open = rest.replace("<closed>", "<closed_later>").replace("<open>", "<open_later>")
     inside = rf'{content}(?:(?P<open>\Z)|"(?:(?P<closed>\r?\Z)|{ends}{rest_of_open}))'
-    one = rf'(?:"(?P<quoted>{content})"|(?P<plain>{plain}))(?P<end>{ends}|\Z)'
-    simple = rf'(?:"(?:[^"]|"")*"|[^"{ends}][^{ends}]*|)'
+    one = rf'(?:{spaces}"(?P<quoted>{content})"|(?P<plain>{plain}))(?P<end>{ends}|\Z)'
+    simple = rf'{spaces[:2]}(?:"(?:[^"]|"")*"|[^" {ends}][^{ends}]*|)'
     whole = rf"^{simple}(?:{ends}{simple})*\r?$" if len(separator) == 1 else None
     outside, within, one_field = (re.compile(pattern, re.DOTALL) for pattern in (rest, inside, one))
     return _Grammar(outside, within, one_field, whole)
@@ -154,7 +156,7 @@ def split_record(text: str, separator: str) -> list[str] | None:
         return text.split(separator)
     if len(separator) == 1:
         try:
-            return next(csv.reader([text], delimiter=separator, strict=True))
+            return next(csv.reader([text], delimiter=separator, strict=True, skipinitialspace=separator != " "))
         except (csv.Error, StopIteration):
             pass  # broken, or more than the csv module takes: a field of 128 KiB, a carriage return
     pattern, fields, position = _grammar(separator).field, [], 0
@@ -192,7 +194,7 @@ def _split_quoted(texts: list[str], separator: str) -> list[list[str]]:
     """Fields of each record, none of a broken one."""
     if len(separator) == 1:
         with suppress(csv.Error):
-            rows = list(csv.reader(texts, delimiter=separator, strict=True))
+            rows = list(csv.reader(texts, delimiter=separator, strict=True, skipinitialspace=separator != " "))
             if len(rows) == len(texts):  # else a broken one took the next one's text for its own
                 return rows
     return [split_record(text, separator) or [] for text in texts]

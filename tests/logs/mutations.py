@@ -24,7 +24,25 @@ MAPPING = {
 }
 SEPARATORS = {"csv": ",", "tsv": "\t", "dat": "::"}
 HOSTILE = [
-    *(b'"', b'""', b'"\n', b'\n"', b"\n", b"\r\n", b"\r", b",", b"\t", b"::", b";", b" ", b"\\", b'\\"', b"'", b""),
+    *(
+        b'"',
+        b'""',
+        b' "',
+        b'"\n',
+        b'\n"',
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b",",
+        b"\t",
+        b"::",
+        b";",
+        b" ",
+        b"\\",
+        b'\\"',
+        b"'",
+        b"",
+    ),
     *(b"\x00", b"\x1f", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xf0\x9f\x98\x80", b"\xe2\x80\xa8"),
     *(b"NaN", b"inf", b"-inf", b"1e400", b"1e39", b"1e5", b"0x10", b"007", b"1.0", b"1.5", b"-0", b"+1", b"1_0"),
     *(b"9223372036854775807", b"9223372036854775808", b"18446744073709551616", b"9" * 40, b"2147483648", b"null"),
@@ -115,8 +133,11 @@ def state_after(text: str, separator: str) -> str:
     text = text[:-1] if text.endswith("\r") else text
     place = 0
     while True:
-        if text.startswith('"', place):
-            place += 1
+        start = place
+        while " " not in separator and text.startswith(" ", start):
+            start += 1
+        if text.startswith('"', start):
+            place = start + 1
             while True:
                 quote = text.find('"', place)
                 if quote < 0:

@@ -162,6 +162,14 @@ def test_without_a_header_the_separator_is_the_one_that_gives_as_many_columns(se
     assert [row["note"] for row in found.rows] == [line[4] for line in lines]
 
 
+def test_spaces_before_a_quote_are_no_part_of_an_id(tmp_path, read):
+    forged = f'1, "7", {BASE_S}, 1, "nice\n9,66,{BASE_S},1,"\n'
+    (tmp_path / "log.csv").write_text(f'"u", "i", "t", "c", "note"\n"1", "5", {BASE_S}, 1,  "a, b"\n{forged}')
+    for block_bytes in (30, 2**20):
+        found = read(tmp_path / "log.csv", mapping=NOTED, block_bytes=block_bytes)
+        assert {row["item_id"]: row["note"] for row in found.rows} == {5: "a, b", 7: f"nice\n9,66,{BASE_S},1,"}
+
+
 def test_quotes_of_tab_separated_files_are_no_part_of_an_id(tmp_path, read):
     (tmp_path / "log.tsv").write_text(f'u\ti\tt\tc\n"u1"\t"i\t1"\t{BASE_S}\t"1"\nu1\ti2\t{BASE_S}\t0\n')
     found = read(tmp_path / "log.tsv", mapping=MAPPING)
