@@ -49,6 +49,9 @@ from reqdedup.storage.iceberg.names import check_free_name
 
 SCHEMA_PROPERTY, LAYOUT_PROPERTY, DECODE_PROPERTY = "reqdedup.schema", "reqdedup.layout", "reqdedup.decode"
 
+FORMAT_PROPERTY, FORMAT = "reqdedup.format", 1
+"""Number of what the properties named reqdedup.* hold, and how; a table of version 0.1.0 has none and is read as 1."""
+
 ZSTD_LEVEL = 6
 """Of our own layouts: a tenth fewer bytes than level 3 at 16K tokens for some tenths of a CPU second (docs/decisions/0008)."""
 
@@ -165,7 +168,7 @@ def column_differences(required: Sequence[Column], found: Sequence[Column]) -> l
         differences.append(f"columns {', '.join(missing[:MAX_NAMED])} required, found none")
     if more := [name for name in own if name not in wanted]:
         differences.append(f"columns {', '.join(more[:MAX_NAMED])} found, not required")
-    for name in wanted.keys() & own.keys():
+    for name in [name for name in wanted if name in own]:
         for field in fields(Column):
             one, other = getattr(wanted[name], field.name), getattr(own[name], field.name)
             if one != other:
@@ -330,7 +333,11 @@ def bucket_spec(schema: Schema, num_buckets: int) -> PartitionSpec:
 
 def table_properties(schema: EngagementSchema, layout: Layout) -> dict[str, str]:
     """What the table says about itself, and the settings another writer needs to come close to ours."""
-    properties = {SCHEMA_PROPERTY: schema.to_json(), LAYOUT_PROPERTY: layout.value}
+    properties = {
+        FORMAT_PROPERTY: str(FORMAT),
+        SCHEMA_PROPERTY: schema.to_json(),
+        LAYOUT_PROPERTY: layout.value,
+    }
     if layout.has_blobs:
         properties[DECODE_PROPERTY] = json.dumps({column.name: decoders(column) for column in schema.blobs})
     if layout.has_writer_defaults:
@@ -357,7 +364,18 @@ def _partition_spec(schema: Schema, layout: Layout, num_buckets: int) -> Partiti
     return PartitionSpec()
 
 
+def check_table_format(table: Table) -> None:
+    """Raise ValueError if the table's own properties are those of a newer version."""
+    found = table.properties.get(FORMAT_PROPERTY, str(FORMAT))
+    if found != str(FORMAT):
+        raise ValueError(
+            f"{'.'.join(table.name())}: table property {FORMAT_PROPERTY} = {FORMAT} required, found {found}; a newer reqdedup "
+            "made the table: read it with that one"
+        )
+
+
 def _property(table: Table, name: str) -> str:
+    check_table_format(table)
     if name not in table.properties:
         raise ValueError(
             f"{'.'.join(table.name())}: table property {name} required, found none; only tables made by "

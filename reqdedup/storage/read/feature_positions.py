@@ -43,7 +43,10 @@ from reqdedup.storage.read.reader import RowGroup
 from reqdedup.storage.read.table_source import TableSource
 
 FOOTER_KEY = "reqdedup.positions"
-"""Entry of a file's footer: a JSON object with the fields of `Positions`."""
+"""Entry of a file's footer: a JSON object with the fields of `Positions` and their format."""
+
+POSITIONS_FORMAT = 1
+"""Files of version 0.1.0 have no number and are read as 1."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Positions:
     key_hashes: tuple[str, ...]
 
     def to_footer(self) -> dict[str, str]:
-        return {FOOTER_KEY: json.dumps(vars(self))}
+        return {FOOTER_KEY: json.dumps({"format": POSITIONS_FORMAT, **vars(self)})}
 
 
 def key_hash(user_id: np.ndarray, request_id: np.ndarray) -> str:
@@ -120,6 +123,11 @@ class PositionSource:
                 "its rows may be of any request; roll the table back to a tag, or compute the features again"
             )
         fields = json.loads(entry)
+        if fields.get("format", POSITIONS_FORMAT) != POSITIONS_FORMAT:
+            raise ValueError(
+                f"{self.name}: {path}: format {POSITIONS_FORMAT} of footer entry {FOOTER_KEY} required, found "
+                f"{fields['format']}; a newer reqdedup wrote the file: read it with that one"
+            )
         return Positions(fields["main_snapshot"], tuple(fields["key_hashes"]))
 
     def _groups(self, bucket: int) -> list[RowGroup]:

@@ -37,10 +37,13 @@ from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.form import TableForm
 from reqdedup.storage.iceberg.layout import (
     DECODE_PROPERTY,
+    FORMAT,
+    FORMAT_PROPERTY,
     LAYOUT_PROPERTY,
     ZSTD_LEVEL,
     Layout,
     bucket_spec,
+    check_table_format,
     column_differences,
     iceberg_type,
     key_sort_order,
@@ -162,6 +165,7 @@ def feature_schema(table: Table, snapshot_id: int | None = None) -> FeatureSchem
             f"{'.'.join(table.name())}: table property {FEATURES_PROPERTY} required, found none; "
             "make the table with create_feature_table"
         )
+    check_table_format(table)
     text = table.properties[FEATURES_PROPERTY]
     snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
     if snapshot is not None and snapshot.summary is not None:
@@ -177,6 +181,7 @@ def feature_schema(table: Table, snapshot_id: int | None = None) -> FeatureSchem
 def feature_properties(schema: FeatureSchema) -> dict[str, str]:
     """The table properties that follow from the columns."""
     return {
+        FORMAT_PROPERTY: str(FORMAT),
         FEATURES_PROPERTY: features_json(schema),
         DECODE_PROPERTY: json.dumps({column.name: decoders(column) for column in schema.blobs}),
         **{f"write.metadata.metrics.column.{column.name}": "none" for column in schema.blobs},
