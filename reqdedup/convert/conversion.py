@@ -1,11 +1,12 @@
 """A table that a team already has, rewritten into a layout and verified row for row.
 
-    source -> levels (a sample) -> pieces -> deduplicated batches -> the writer -> files -> checksum of both sides -> commit
+    source -> levels (a sample) -> pieces -> deduplicated batches -> the writer -> files -> checksum
+    of both sides -> commit
 
-Further rows are appended the same way, with the table's own levels in place of the sample's. After the sample there is one
-pass over the source, and a second one with pyiceberg's own scan if it is an Iceberg table. Memory is a piece of the source
-and what a write takes; the disk holds the deduplicated rows, also of a shuffled source, whose requests are recognised when
-they come again. The source is only read. Nothing is visible before both checksums agree.
+Further rows are appended the same way, with the table's own levels in place of the sample's. After the sample there is
+one pass over the source, and a second one with pyiceberg's own scan if it is an Iceberg table. Memory is a piece of the
+source and what a write takes; the disk holds the deduplicated rows, also of a shuffled source, whose requests are
+recognised when they come again. The source is only read. Nothing is visible before both checksums agree.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.write.writer import write_rows
 
 REMEMBERED_REQUESTS = 20_000_000
-"""Of a shuffled source; 0.8 GB where it has as many. Further ones take their place on disk once per piece of the source."""
+"""Of a shuffled source; 0.8 GB where it has as many. Further ones take their place on disk once per
+piece of the source."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class ConvertProgress:
 class ConvertReport:
     """What a conversion did.
 
-    columns: target name -> (source names, level).  rows, requests, files, bytes: of the new files; source_bytes: of the old.
+    columns: target name -> (source names, level).  rows, requests, files, bytes: of the new files;
+        source_bytes: of the old.
     checksum: of both sides.  compared_with: what the new rows were compared with, in words.
     null_lists: that became empty ones, on both sides.
     is_append: the files were added to a table that was there.  location: of the table.
@@ -104,15 +107,16 @@ def convert_table(
     progress: Callable[[ConvertProgress], None] | None = None,
     spill_dir: str | Path | None = None,
 ) -> ConvertReport:
-    """Make the table `identifier` of `layout` from an Iceberg table of any catalog, or from Parquet files; or append them.
+    """Make the table `identifier` of `layout` from an Iceberg table of any catalog, or from Parquet
+    files; or append them.
 
     source: a pyiceberg Table, a folder, a file, or several files.  layout: BY_REQUEST where None.
     num_buckets: by default what `choose_num_buckets` says.  location: of the new table.  seed: of a SHUFFLED one.
-    append: the table is there, and the rows are added to it in one commit, with its columns, layout and buckets. What is
-    appended twice is there twice.  spill_dir: for temporary files, which take the deduplicated rows.
-    Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with the
-    request that shows it), for nulls in keys, for times of history events in another unit than said, and where the new
-    table is there already; with append where columns differ from the table's. ConflictError where another writer
+    append: the table is there, and the rows are added to it in one commit, with its columns, layout and buckets. What
+    is appended twice is there twice.  spill_dir: for temporary files, which take the deduplicated rows.
+    Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with
+    the request that shows it), for nulls in keys, for times of history events in another unit than said, and where the
+    new table is there already; with append where columns differ from the table's. ConflictError where another writer
     changed the table in a way that the rows cannot be put on top of. Then no table is new or changed.
     """
     started = time.monotonic()

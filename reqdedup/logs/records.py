@@ -1,11 +1,11 @@
 """Lines of delimited text as records (RFC 4180), records as fields, and which separator a file has.
 
-A quoted field may hold separators, doubled quotes and line feeds. A quote opens a field only at its start (spaces before
-it do not count); elsewhere it is a character like others. A line that opens a quoted field which nothing closes, or which something else than a
-separator follows, is broken: it is rejected alone, and the next line starts a new record, so that a stray quote costs
-its own line. But if the file ends without a line feed, it was cut inside that field, and all of the rest is one record
-(decision 15).
-Lines without a quote are cut and split vectorised; the others cost a few microseconds each.
+A quoted field may hold separators, doubled quotes and line feeds. A quote opens a field only at its start (spaces
+before it do not count); elsewhere it is a character like others. A line that opens a quoted field which nothing closes,
+or which something else than a separator follows, is broken: it is rejected alone, and the next line starts a new
+record, so that a stray quote costs its own line. But if the file ends without a line feed, it was cut inside that
+field, and all of the rest is one record (decision 15). Lines without a quote are cut and split vectorised; the others
+cost a few microseconds each.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ from reqdedup.storage.write.writer import write_rows
 
 BRANCH = OWN_REFS + "promoting"
 PLAN, UNIT, BASE = "reqdedup.promote-plan", "reqdedup.promote-unit", "reqdedup.promote-base"
-"""Snapshot properties of the branch: what is promoted, the part that this commit did, and the snapshot it began from."""
+"""Snapshot properties of the branch: what is promoted, the part that this commit did, and the
+snapshot it began from."""
 
 CHECKSUM = "reqdedup.promote-checksum"
 """Snapshot property: rows of the part, and the checksum of their old columns."""
@@ -99,8 +100,8 @@ def promote(
     A sequence must have the length of the history, as all sequences of an engagement table, and so cannot be missing.
     The feature tables stay as they are. A run that was killed is resumed by the same call; one that had already
     published does nothing. Raises ValueError for tables that do not fit, for names that the main table has, and for a
-    request without features; IntegrityError if the old columns come out different, ConflictError if another writer changed
-    the main table meanwhile: then readers saw nothing, and the next call starts again.
+    request without features; IntegrityError if the old columns come out different, ConflictError if another writer
+    changed the main table meanwhile: then readers saw nothing, and the next call starts again.
     """
     started = time.monotonic()
     if missing not in (MISSING_ERROR, MISSING_NULL):

@@ -4,8 +4,8 @@
                 \\                             /
     its branch   `-- computed -- checked -----'       publish: one commit; drop: as if it had never been
 
-Columns that are added come with the rows that have them: in the commit that publishes. Two features staged from the same
-version cannot both be published: the second would undo the first, and says so.
+Columns that are added come with the rows that have them: in the commit that publishes. Two features staged from the
+same version cannot both be published: the second would undo the first, and says so.
 """
 
 from __future__ import annotations

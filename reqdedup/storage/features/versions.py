@@ -22,8 +22,8 @@ from reqdedup.storage.read.feature_table import feature_properties, feature_sche
 def tag(table: Table, name: str, *, snapshot_id: int | None = None) -> int:
     """Give a version a name; its snapshot id. snapshot_id: None means the newest.
 
-    Raises ValueError if the table has no such version or the name is one of ours, ConflictError if it is taken by another
-    version.
+    Raises ValueError if the table has no such version or the name is one of ours, ConflictError if
+    it is taken by another version.
     """
     if name.startswith(OWN_REFS) or name == MAIN:
         raise ValueError(f"tag: a name that is not {MAIN} and does not begin with {OWN_REFS} required, found {name!r}")

@@ -1,9 +1,10 @@
 """The rows of a table that a team already has, in pieces of bounded memory: leaf columns by name, deletes applied.
 
 A leaf is a scalar or one list of scalars: `user.country`, `history.item_id`. Rows that another engine
-has deleted through position-delete files are left out; equality deletes are refused. Columns that are only in an Iceberg
-table's partition (as after `add_files` on Hive folders) get their partition's value. Of a table of ours, blobs are decoded
-and levels and widths known: so it is rewritten after another engine deleted rows, or from one layout into another.
+has deleted through position-delete files are left out; equality deletes are refused. Columns that are only in an
+Iceberg table's partition (as after `add_files` on Hive folders) get their partition's value. Of a table of ours, blobs
+are decoded and levels and widths known: so it is rewritten after another engine deleted rows, or from one layout into
+another.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ MAX_PIECE_ROWS = 2**16
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a file. arrays: by leaf name; a leaf that the file does not have is null.  rows: their numbers in it, [N]."""
+    """Some rows of a file. arrays: by leaf name; a leaf that the file does not have is null.  rows:
+    their numbers in it, [N]."""
 
     arrays: dict[str, pa.Array]
     num_rows: int
@@ -56,10 +58,11 @@ class Piece:
 class RowSource:
     """A table's rows as pieces.
 
-    leaves: what can be read, by name; UUIDs as text.  skipped: leaves of a deeper nesting, or without a type, which have no
-    place in a flat table.  known: columns of a table of ours, by name, the keys left out; nothing for other tables.
-    Raises ValueError for what holds no Parquet files, for rows that only deletes by value tell apart, and for a folder that
-    belongs to a table of another format.
+    leaves: what can be read, by name; UUIDs as text.  skipped: leaves of a deeper nesting, or without a type, which
+    have no place in a flat table.  known: columns of a table of ours, by name, the keys left out; nothing for other
+    tables.
+    Raises ValueError for what holds no Parquet files, for rows that only deletes by value tell apart, and for a folder
+    that belongs to a table of another format.
     """
 
     def __init__(self, source: Table | str | Path | Sequence[str | Path]) -> None:
@@ -176,7 +179,8 @@ class RowSource:
         return pa.nulls(num_rows, kind)
 
     def _promoted(self, array: pa.Array, leaf: Leaf) -> pa.Array:
-        """An Iceberg column in the table's type, which may be wider than the file's; finer times are cut, as pyiceberg does."""
+        """An Iceberg column in the table's type, which may be wider than the file's; finer times
+        are cut, as pyiceberg does."""
         if self._table is None or is_text(leaf.type):
             return array
         if leaf.shape is Shape.LIST:

@@ -44,7 +44,8 @@ RETRY_WAIT_S = 0.1
 
 
 def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> tuple[TableUpdate, ...]:
-    """The update that puts these columns behind the table's own, for `StagedFiles`; readers see them once it is committed.
+    """The update that puts these columns behind the table's own, for `StagedFiles`; readers see
+    them once it is committed.
 
     Iceberg calls for optional columns where older files lack them. A schema that an earlier run left is used again.
     Raises ConflictError if others keep changing the schema meanwhile.

@@ -22,7 +22,8 @@ def manifests_of(table: Table, snapshot: Snapshot | None) -> list[ManifestFile]:
 
 
 def entries_of(table: Table, manifest: ManifestFile) -> list[ManifestEntry]:
-    """The entries of a manifest that are alive. Raises IntegrityError that names the manifest if it is damaged or gone."""
+    """The entries of a manifest that are alive. Raises IntegrityError that names the manifest if it
+    is damaged or gone."""
     path = manifest.manifest_path
     return _read(table, path, "manifest", lambda: manifest.fetch_manifest_entry(table.io, discard_deleted=True))
 
@@ -48,7 +49,8 @@ def data_files(table: Table, snapshot_id: int | None = None) -> list[DataFile]:
 
 
 def check_manifests(table: Table, snapshot: Snapshot | None) -> None:
-    """Read the snapshot's manifest list and manifests. Raises IntegrityError that names the first which cannot be read."""
+    """Read the snapshot's manifest list and manifests. Raises IntegrityError that names the first
+    which cannot be read."""
     for manifest in manifests_of(table, snapshot):
         entries_of(table, manifest)
 

@@ -67,7 +67,8 @@ def files_of_rows(table: Table, rows: pa.Table) -> list[DataFile]:
 
 
 def _forget_removed(snapshot: _OverwriteFiles, *, deletes: bool) -> None:
-    """pyiceberg 0.12 copies the bounds into the manifest of what was removed, and carries such manifests along for ever."""
+    """pyiceberg 0.12 copies the bounds into the manifest of what was removed, and carries such
+    manifests along for ever."""
     removed_of, manifests_of = snapshot._deleted_entries, snapshot._existing_manifests
     schema = _with_sources(snapshot._transaction.table_metadata)
 
@@ -87,7 +88,8 @@ def _forget_removed(snapshot: _OverwriteFiles, *, deletes: bool) -> None:
 
 
 def _with_sources(metadata: TableMetadata) -> Schema:
-    """The current schema, with the columns that earlier specs partition by: manifests of removed files need their types."""
+    """The current schema, with the columns that earlier specs partition by: manifests of removed
+    files need their types."""
     schema = metadata.schema()
     known = {field.field_id: field for one in metadata.schemas for field in one.fields}
     sources = {field.source_id for spec in metadata.partition_specs for field in spec.fields}

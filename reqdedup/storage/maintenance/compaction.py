@@ -40,7 +40,8 @@ class CompactReport:
     """What a compaction did. buckets: rewritten (days of an ARRIVAL table).
 
     rows: of them.  files, bytes: after; old_files, old_bytes: before.  The old ones stay until their snapshots expire.
-    left_alone: buckets that were in their final form already.  snapshot_id: of the last commit; None where nothing was to do.
+    left_alone: buckets that were in their final form already.  snapshot_id: of the last commit;
+        None where nothing was to do.
     """
 
     buckets: tuple[int, ...]

@@ -52,8 +52,9 @@ BUCKETS_SCHEMA = pa.schema(
 class TableHealth:
     """The state of a table's current snapshot.
 
-    buckets: one row per partition (bucket, or day since 1970; null where there is none): files, small_files (below half the
-        target size), rows, bytes, users, the id and share of rows of the largest one, and whether it is in its final form.
+    buckets: one row per partition (bucket, or day since 1970; null where there is none): files, small_files (below half
+        the target size), rows, bytes, users, the id and share of rows of the largest one, and whether it is in its
+        final form.
     skew: bytes of the largest bucket over the mean of all num_buckets, empty ones included; None without buckets.
     snapshots, manifests: that the metadata holds, and that a scan reads.  advice: what to do, most pressing first.
     """

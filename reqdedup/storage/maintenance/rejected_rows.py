@@ -1,8 +1,8 @@
 """Deleting users from the table of rejected rows, which has the text of rows that no engagement table took.
 
 A row goes where its user_id is one of them. A row whose user could not be read goes where the id, or the original key
-that it is the hash of, stands in its text as a word: rather one row too many of a table that is for looking at. A row of
-another user goes where its detail names them ("more rows of user 7").
+that it is the hash of, stands in its text as a word: rather one row too many of a table that is for looking at. A row
+of another user goes where its detail names them ("more rows of user 7").
 """
 
 from __future__ import annotations

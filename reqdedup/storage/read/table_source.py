@@ -1,7 +1,7 @@
 """The files of one Iceberg snapshot, read through the table's FileIO.
 
-Files come from `scan.plan_files()`, never from a directory listing. What other engines may have done to the table (delete
-files, renamed columns, another partitioning) is refused here, before a row is read.
+Files come from `scan.plan_files()`, never from a directory listing. What other engines may have done to the table
+(delete files, renamed columns, another partitioning) is refused here, before a row is read.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class TableSource(FileSource):
     requests_whole: the rows of every request follow one another in `batches`, as far as the manifests tell; not so if
         appends may have brought rows of one user in several files.
     columns: what to read; the keys and request_ts always come along in `schema`. None means all.
-    snapshot_id: which snapshot; None means the newest of the table as it was loaded (`table.refresh()` sees later ones).
-    Raises ValueError for a table that carries no engagement schema, a snapshot that is not there (any more), columns that
-    another engine renamed or dropped, and delete files, which a reader of whole row groups cannot apply.
+    snapshot_id: which snapshot; None means the newest of the table as it was loaded
+        (`table.refresh()` sees later ones).
+    Raises ValueError for a table that carries no engagement schema, a snapshot that is not there (any more), columns
+    that another engine renamed or dropped, and delete files, which a reader of whole row groups cannot apply.
     """
 
     def __init__(self, table: Table, *, columns: Sequence[str] | None = None, snapshot_id: int | None = None) -> None:
