@@ -94,7 +94,9 @@ def find_lake(
             raise ValueError("a catalog's name, or its uri and warehouse, required, found both; leave one out")
         return LakePlace(properties={}, catalog_name=catalog, said_by=f"the catalog {catalog!r} that was named")
     if where is not None:
-        text = str(where)
+        text = str(where).removeprefix("file://")
+        if not text.strip():
+            raise ValueError("a folder or a catalog's uri required, found an empty text")
         if "://" not in text:
             return _embedded(folder / Path(text).expanduser(), {}, warehouse, "the folder that was named")
         if not (warehouse or text.startswith("sqlite:///")):
@@ -110,7 +112,7 @@ def find_lake(
     if _names_a_lake(said):
         return _named(said, None, folder, f"the variables {CATALOG_PREFIX}*")
     if data_dir:
-        return _embedded(folder / data_dir, said, None, f"the variable {DATA_DIR_VARIABLE}")
+        return _embedded(folder / Path(data_dir).expanduser(), said, None, f"the variable {DATA_DIR_VARIABLE}")
     root = project_root(folder)
     for path in dict.fromkeys([folder / CONFIG_FILE, root / CONFIG_FILE]):
         if path.is_file():
@@ -118,7 +120,7 @@ def find_lake(
             if _names_a_lake(written):
                 return _named({**written, **said}, None, path.parent, str(path))
             if data_dir:
-                return _embedded(path.parent / data_dir, {**written, **said}, None, str(path))
+                return _embedded(path.parent / Path(data_dir).expanduser(), {**written, **said}, None, str(path))
             said = {**written, **said}
             break
     if _pyiceberg_knows(CATALOG_NAME):

@@ -25,7 +25,7 @@ from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import BucketJoin, Layout, TableSource, UserSample
 from reqdedup.storage.iceberg import catalogs
 from reqdedup.storage.iceberg.layout import check_same_form
-from reqdedup.storage.maintenance.everywhere import UserDeletion, users_scope
+from reqdedup.storage.maintenance.everywhere import UserDeletion, listed, users_scope
 from reqdedup.storage.maintenance.namespace import list_tables, load_listed
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
@@ -132,9 +132,9 @@ class Lake:
         self,
         user_ids: int | Iterable[int] = (),
         *,
-        keys: Iterable[str] = (),
-        namespaces: Iterable[str] = (),
-        tables: Iterable[str] = (),
+        keys: str | Iterable[str] = (),
+        namespaces: str | Iterable[str] = (),
+        tables: str | Iterable[str] = (),
         apply: bool = False,
         **options: Any,
     ) -> UserDeletion:
@@ -147,11 +147,11 @@ class Lake:
         """
         from reqdedup.logs.ids import hash_string
 
-        keys, namespaces, tables = list(keys), list(namespaces), list(tables)
+        keys, namespaces, tables = listed(keys), listed(namespaces), listed(tables)
         if not (namespaces or tables):
             raise ValueError("namespaces or tables required, found neither; name where the users are to be deleted")
         searched, not_searched = users_scope(self.catalog, namespaces, tables)
-        ids = [*([user_ids] if isinstance(user_ids, int) else user_ids), *map(hash_string, keys)]
+        ids = [*(user_ids if isinstance(user_ids, Iterable) else [user_ids]), *map(hash_string, keys)]
         reports = storage.delete_user(searched, ids, keys=keys, dry_run=not apply, **options)
         return UserDeletion(reports, not_searched, dry_run=not apply)
 
@@ -292,11 +292,10 @@ def ingest(
     before = table and table.current_snapshot()
     try:
         written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
-    except BaseException:
-        # Interrupted after the commit: the rejects belong to these rows.
+        storage.write_rejects(catalog, rejects_name, log.rejects)
+    except KeyboardInterrupt:  # after the commit of the rows: the rejects belong to them
         if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:
             storage.write_rejects(catalog, rejects_name, log.rejects)
         raise
-    storage.write_rejects(catalog, rejects_name, log.rejects)
     rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
     return IngestReport(identifier, layout, written, rejected, rejects_name)

@@ -37,6 +37,7 @@ def test_each_word_goes_before_the_next(tmp_path, monkeypatch):
     assert uri(environment=SERVER) == "http://127.0.0.1:1"
     assert uri(environment={**SERVER, "REQDEDUP_DATA_DIR": "there"}) == "http://127.0.0.1:1"
     assert uri("mine", environment=SERVER) == f"sqlite:///{tmp_path}/mine/catalog.db"
+    assert uri(f"file://{tmp_path}/mine") == uri("mine")
     assert uri("sqlite:///my.db", environment=SERVER) == f"sqlite:///{tmp_path}/my.db"
     assert uri(catalog="prod", environment=SERVER) is None
     files = find_lake(warehouse="w", environment={"REQDEDUP_DATA_DIR": "there"}, folder=tmp_path)
@@ -102,6 +103,8 @@ def test_a_warehouse_with_credentials_is_refused_since_tables_store_it(tmp_path)
 def test_two_arguments_that_name_two_lakes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="found both"):
         find_lake("folder", catalog="prod", environment={})
+    with pytest.raises(ValueError, match="found an empty text"):
+        find_lake("", environment={})
     with pytest.raises(ValueError, match="needs a warehouse"):
         find_lake("http://127.0.0.1:9", environment={})
 

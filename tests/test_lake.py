@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,7 @@ import reqdedup as rd
 from reqdedup import cli, storage
 from reqdedup.display import ReportTable
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
+from reqdedup.logs.ids import hash_string
 
 LOG = SyntheticLogConfig(num_users=12, seed=3)
 RATINGS = "userId,movieId,rating,timestamp\n" + "".join(
@@ -205,16 +208,74 @@ def test_interrupting_a_kernel_leaves_nothing_half_done(lake, tmp_path, verb):
     assert lake.table("w.t").source.num_rows == {"ingest": 30, "convert": 60, "append": 120}[verb]
 
 
-def test_an_ingest_that_is_interrupted_after_its_commit_has_its_own_rejects(lake, tmp_path, monkeypatch):
+@pytest.mark.parametrize("after", ["replace_table", "write_rejects"])
+def test_an_ingest_that_is_interrupted_after_its_commit_has_its_own_rejects(lake, tmp_path, monkeypatch, after):
+    (tmp_path / "old.csv").write_text(RATINGS + 2 * ",1,2,3\n")
+    lake.ingest(tmp_path / "old.csv", "w.t", preset="movielens", num_buckets=2)
     (tmp_path / "r.csv").write_text(RATINGS + ",1,2,3\n")
-    replace_table = storage.replace_table
+    step, calls = getattr(storage, after), []
 
     def interrupted(*arguments, **options):
-        replace_table(*arguments, **options)
-        raise KeyboardInterrupt
+        calls.append(step)
+        if after == "replace_table" or len(calls) > 1:
+            step(*arguments, **options)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "replace_table", interrupted)
+    monkeypatch.setattr(storage, after, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        lake.ingest(tmp_path / "r.csv", "w.t", preset="movielens")
+        lake.ingest(tmp_path / "r.csv", "w.t", preset="movielens", num_buckets=2)
     assert lake.table("w.t").source.num_rows == 30
     assert lake.catalog.load_table("w.rejected_engagements").scan().to_arrow().num_rows == 1
+
+
+def test_a_text_is_one_key_and_not_its_letters(lake, tmp_path):
+    (tmp_path / "r.csv").write_text(
+        "u,i,t,s\n" + "".join(f"{user},1,{1_700_000_000 + n},1\n" for n, user in enumerate(("m3", "m", "3")))
+    )
+    mapping = {
+        "user_id": {"column": "u", "type": "string"},
+        "item_id": "i",
+        "time": {"column": "t"},
+        "labels": {"seen": "s"},
+    }
+    lake.ingest(tmp_path / "r.csv", "w.t", mapping=mapping, num_buckets=1)
+    assert sum(report.rows for report in lake.delete_user(keys="m3", namespaces="w", apply=True).reports) == 1
+    left = lake.table("w.t").to_polars(["user_id"])["user_id"].to_list()
+    assert sorted(left) == sorted([hash_string("m"), hash_string("3")])
+    for wrong in ("4711", True, [1.5], []):
+        with pytest.raises(ValueError, match="user_ids: "):
+            lake.delete_user(wrong, namespaces="w", apply=True)
+    assert lake.delete_user(np.int64(left[0]), namespaces="w").is_found
+
+
+CHILD = """
+import sys, reqdedup as rd
+lake = rd.open(sys.argv[1])
+print("ready", flush=True)
+lake.ingest(sys.argv[2], "w.t", preset="movielens", num_buckets=4, replace=True)
+"""
+
+
+@pytest.mark.soak
+def test_ctrl_c_at_any_time_leaves_rows_and_rejects_of_one_log(lake, tmp_path):
+    logs = {}
+    for number, users in enumerate((300, 400)):
+        path = tmp_path / f"{number}.csv"
+        rows = [f"{u},{i},3,{1_000_000_000 + 100_000 * u + i}\n" for u in range(users) for i in range(20)]
+        path.write_text("userId,movieId,rating,timestamp\n" + "".join(rows) + (number + 1) * ",1,2,3\n")
+        logs[users * 20] = (path, number + 1)
+    paths = [path for path, _ in logs.values()]
+    lake.ingest(paths[0], "w.t", preset="movielens", num_buckets=4)
+    rng, interrupted = np.random.default_rng(0), 0
+    for number in range(1, 13):
+        command = [sys.executable, "-c", CHILD, str(lake.place.data_dir), str(paths[number % 2])]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child.stdout.readline()
+        time.sleep(rng.uniform(0, 1.2))
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=60)
+        interrupted += child.returncode != 0
+        rejects = lake.catalog.load_table("w.rejected_engagements").scan().to_arrow().num_rows
+        assert rejects == logs[lake.table("w.t").source.num_rows][1]
+    assert interrupted >= 4

@@ -84,7 +84,7 @@ def delete_user(
     tables: Table | Sequence[Table],
     user_ids: int | Iterable[int] | np.ndarray | pa.Array,
     *,
-    keys: Iterable[str] = (),
+    keys: str | Iterable[str] = (),
     dry_run: bool = False,
     drop_refs: bool = False,
     erase: bool = False,
@@ -101,7 +101,7 @@ def delete_user(
     int64, tables of no such kind, and a feature table by position without its main table or, with erase, a main table
     without those; ConflictError where other writers replaced the same files again and again.
     """
-    users, keys = _user_array(user_ids), list(keys)
+    users, keys = _user_array(user_ids), [keys] if isinstance(keys, str) else list(keys)
     if not all(isinstance(key, str) and key.strip() for key in keys):
         raise ValueError(f"keys: ids of at least one character required, found {keys!r}")
     tables = [tables] if isinstance(tables, Table) else list(tables)

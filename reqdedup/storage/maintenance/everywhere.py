@@ -21,6 +21,11 @@ ELSEWHERE = (
 )
 
 
+def listed(names: str | Iterable[str]) -> list[str]:
+    """The names; a text is one of them, not its letters."""
+    return [names] if isinstance(names, str) else list(names)
+
+
 def users_scope(catalog: Catalog, namespaces: Iterable[str], names: Iterable[str]) -> tuple[list[Table], list[str]]:
     """Tables that users are to be deleted from, and names of what else may hold them.
 
