@@ -22,7 +22,7 @@ from reqdedup.storage import (
     write,
 )
 from tests.storage.small_log import log_schema, make_log, to_batches
-from tests.storage.write.test_writer import new_table
+from tests.storage.tables import new_table
 
 LOG = to_batches(make_log(num_users=6))
 NOW = timedelta(0)
