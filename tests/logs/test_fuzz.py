@@ -40,7 +40,7 @@ def read(path, mapping, **options) -> tuple[int, dict[str, int]]:
 
 def fuzz_text(folder, rng: random.Random) -> None:
     kind, separator = rng.choice(list(mutations.SEPARATORS.items()))
-    data = mutations.mutate(mutations.as_text(mutations.rows(rng, 25), separator), rng, rng.randrange(12))
+    data = mutations.mutate(mutations.as_text(mutations.rows(rng, 15), separator), rng, rng.randrange(12))
     suffix = rng.choice(["", ".gz", ".bz2"])
     path = folder / f"log.{kind}{suffix}"
     path.write_bytes(mutations.compress(data, suffix))
@@ -60,7 +60,7 @@ def fuzz_header(folder, rng: random.Random) -> None:
 
 
 def fuzz_json(folder, rng: random.Random) -> None:
-    data = mutations.mutate(mutations.as_json(mutations.rows(rng, 25)), rng, rng.randrange(12))
+    data = mutations.mutate(mutations.as_json(mutations.rows(rng, 10)), rng, rng.randrange(12))
     suffix = rng.choice(["", ".gz"])
     path = folder / f"log.jsonl{suffix}"
     path.write_bytes(mutations.compress(data, suffix))

@@ -79,13 +79,13 @@ def test_a_file_that_ends_inside_a_quoted_field_was_cut_there(tmp_path, read):
 
 def test_a_compressed_file_that_ends_inside_a_quoted_field_was_cut_there(tmp_path, read):
     rng = random.Random(0)
-    good = "".join(f"1,{item},{BASE_S},1,{rng.getrandbits(64)}\n" for item in range(6_000))
+    good = "".join(f"1,{item},{BASE_S},1,{rng.getrandbits(64)}\n" for item in range(5_000))
     forged = "".join(f"9,{item},{BASE_S},1,{rng.getrandbits(64)}\n" for item in range(20_000))
     data = gzip.compress(f'u,i,t,c,note\n{good}1,7777,{BASE_S},1,"nice\n{forged}'.encode())
     (tmp_path / "log.csv.gz").write_bytes(data[:-50_000])
     found = read(tmp_path / "log.csv.gz", mapping=NOTED)
     assert {row["user_id"] for row in found.rows} == {1}
-    assert len(found.rows) == 6_000
+    assert len(found.rows) == 5_000
     assert sorted(reason for reason, _ in found.reasons) == ["truncated", "unreadable"]
 
 
