@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
-Key = Sequence[np.ndarray]
+from reqdedup.arrays.ranges import row_numbers
 
-MAX_ROW_NUMBERS = 2**20
-"""Row numbers that are kept: those of the batches of a join, not those of a whole table."""
+Key = Sequence[np.ndarray]
 
 
 def run_starts(key: Key) -> np.ndarray:
@@ -64,21 +62,6 @@ def count_up_to(key: Key, last: Sequence[int]) -> int:
         segment = column[low:high]
         low, high = (low + int(np.searchsorted(segment, value, side)) for side in ("left", "right"))
     return low + int(np.searchsorted(key[-1][low:high], last[-1], "right"))
-
-
-def row_numbers(num_rows: int) -> np.ndarray:
-    """0 to num_rows - 1, [N] int64; read-only, and the same memory again and again."""
-    if num_rows > MAX_ROW_NUMBERS:
-        return np.arange(num_rows)
-    return _numbers(max(num_rows - 1, 0).bit_length())[:num_rows]
-
-
-@cache
-def _numbers(bits: int) -> np.ndarray:
-    """0 to 2^bits - 1; a thread never sees another's, since nothing of it changes once it is there."""
-    numbers = np.arange(1 << bits)
-    numbers.flags.writeable = False
-    return numbers
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reqdedup.arrays.keys import Key, KeyRuns, key_runs, row_numbers
+from reqdedup.arrays.keys import Key, KeyRuns, key_runs
+from reqdedup.arrays.ranges import ranges, row_numbers
 
 MAX_PASSES = 4
 """For gaps, before the rest is bisected, which costs as much as three of them."""
@@ -171,13 +172,6 @@ def find_in_segments(
     rows = ranges(row, lengths)
     position[rows] = _bisect(needle[rows], haystack, np.repeat(at, lengths), np.repeat(stop_at, lengths))
     return position
-
-
-def ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """start[0], start[0] + 1, ... `length[0]` of them, then those of the next, [sum of length] int64."""
-    rows = np.repeat(start - (np.cumsum(length) - length), length)
-    rows += row_numbers(len(rows))
-    return rows
 
 
 def unmatched(position: np.ndarray, starts: np.ndarray) -> int:

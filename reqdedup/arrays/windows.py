@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reqdedup.arrays.ranges import ranges
+
 _LONG_WINDOW = 32
 """Elements from which a slice per window is cheaper than an index per element."""
 
@@ -70,17 +72,6 @@ class HistoryCut:
         return np.clip(skipped, np.maximum(0, length - self.max_events), length)
 
 
-def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Offsets [N + 1] int64 of lengths [N], the first 0."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def ragged_positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[n], starts[n] + 1, ... lengths[n] of them, for every n, packed: [sum(lengths)] int64."""
-    offsets = offsets_of(lengths)
-    return np.repeat(np.asarray(starts, np.int64) - offsets[:-1], lengths) + np.arange(offsets[-1])
-
-
 def gather_windows(packed: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The windows packed[start : start + length], packed again: [sum(lengths)].
 
@@ -88,7 +79,7 @@ def gather_windows(packed: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
     windows of a few elements it is the other way round.
     """
     if np.sum(lengths) < _LONG_WINDOW * len(starts):
-        return packed[ragged_positions(starts, lengths)]
+        return packed[ranges(starts, lengths)]
     if len(starts) == 0:
         return packed[:0]
     ends = np.asarray(starts) + np.asarray(lengths)

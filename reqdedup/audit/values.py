@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reqdedup.arrays.ranges import offsets_of
 from reqdedup.storage.foreign.leaves import Leaf, Shape
 
 CHUNK_BYTES = 2**20
@@ -230,7 +231,7 @@ class SampleColumn:
                 data = pa.py_buffer(np.where(valid, raw, 0).astype(np.uint8))
             else:
                 data = _value_buffer(elements, self._element_bytes)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]) * self._element_bytes
+        offsets = offsets_of(lengths) * self._element_bytes
         array = pa.LargeBinaryArray.from_buffers(
             pa.large_binary(), len(lists), [None, pa.py_buffer(offsets.astype(np.int64)), data]
         )

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reqdedup.arrays.hashing import mix
+from reqdedup.arrays.ranges import offsets_of
 from reqdedup.convert.mapping import Conversion, TargetColumn, engagement_schema
 from reqdedup.dedup.checksum import RunningChecksum, bytes_hash, row_hashes, value_hashes
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, element_type
@@ -234,7 +235,7 @@ def _packed(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
     if values.null_count:
         raise ValueError(f"no null elements allowed, found {values.null_count}; give them a value in the source")
     lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
-    return values.to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return values.to_numpy(zero_copy_only=False), offsets_of(lengths)
 
 
 def _flat(lists: pa.Array) -> pa.Array:
@@ -244,7 +245,7 @@ def _flat(lists: pa.Array) -> pa.Array:
 def _relist(lists: pa.Array, values: pa.Array) -> pa.LargeListArray:
     """The same lists around other values of the same count."""
     lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    offsets = offsets_of(lengths)
     mask = lists.is_null() if lists.null_count else None
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values, mask=mask)
 

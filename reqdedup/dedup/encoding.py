@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reqdedup.arrays.ranges import offsets_of
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, EngagementSchema, Kind, Level
 
 BLOB_TYPE = pa.dictionary(pa.int32(), pa.binary())
@@ -174,7 +175,7 @@ def blobs_from_lists(lists: pa.ListArray, column: Column) -> pa.BinaryArray:
     if values.null_count:
         raise ValueError(f"column {column.name}: list elements cannot be null, found {values.null_count}")
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    offsets = offsets_of(lengths)
     return blobs_from_numpy(exact_cast(values, element_type(column)).to_numpy(), offsets)
 
 

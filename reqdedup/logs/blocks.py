@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from reqdedup.arrays.windows import offsets_of
+from reqdedup.arrays.ranges import offsets_of
 from reqdedup.logs.checks import UnreadableFile
 from reqdedup.logs.mapping import LogMapping
 

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from reqdedup.arrays.windows import anchored_start, gather_windows, offsets_of
+from reqdedup.arrays.ranges import offsets_of
+from reqdedup.arrays.windows import anchored_start, gather_windows
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema
 from reqdedup.logs.ids import hash_strings
 from reqdedup.logs.impressions import IdTypes

@@ -22,7 +22,8 @@ from statistics import NormalDist
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.arrays.windows import anchored_start, gather_windows, offsets_of, ragged_positions
+from reqdedup.arrays.ranges import offsets_of, ranges
+from reqdedup.arrays.windows import anchored_start, gather_windows
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema
 from reqdedup.logs.catalogue import Catalogue, random_stream
 from reqdedup.logs.synthetic_config import (
@@ -116,7 +117,7 @@ def _draw_requests(config: SyntheticLogConfig, block: int) -> _Requests:
     events[rng.random(num_users) < config.new_user_share] = 0
     num_requests = _heavy_tailed(activity, config.mean_requests_per_user, config.max_requests_per_user, _REQUEST_SIGMA)
     user_R = np.repeat(np.arange(num_users), num_requests)
-    ordinal_R = ragged_positions(np.zeros(num_users, np.int64), num_requests)
+    ordinal_R = ranges(np.zeros(num_users, np.int64), num_requests)
     count = len(user_R)
     end_ms = round(config.end_ts.timestamp() * 1000)
     hour = rng.choice(24, count, p=_HOUR_WEIGHTS / _HOUR_WEIGHTS.sum())
@@ -145,7 +146,7 @@ def _draw_rows(config: SyntheticLogConfig, catalogue: Catalogue, requests: _Requ
     factors_BD = requests.factors_ND[requests.user_R[request_B]]
     item_B, _ = catalogue.draw_by_taste(rng, factors_BD, config.candidate_taste_share, config.taste_proposals)
     item_B = _replace_repeats(rng, request_B, item_B, config.num_items)
-    position_B = ragged_positions(np.zeros(len(requests.fan_out_R), np.int64), requests.fan_out_R).astype(np.int32)
+    position_B = ranges(np.zeros(len(requests.fan_out_R), np.int64), requests.fan_out_R).astype(np.int32)
     affinity_B = catalogue.affinity(factors_BD, item_B)
     surface_effect = np.asarray(_SURFACE_EFFECT, np.float32)[requests.surface_R]
     logit_B = (
@@ -244,7 +245,7 @@ def _batch(
     chosen: np.ndarray,
 ) -> pa.RecordBatch:
     fan_out = requests.fan_out_R[chosen]
-    row = ragged_positions(rows.offsets_R1[chosen], fan_out)
+    row = ranges(rows.offsets_R1[chosen], fan_out)
     user, ts_ms = requests.user_R[chosen], requests.ts_ms_R[chosen]
     item = rows.item_B[row]
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from reqdedup.arrays.windows import HistoryCut, gather_windows, offsets_of, ragged_positions
+from reqdedup.arrays.ranges import offsets_of, ranges
+from reqdedup.arrays.windows import HistoryCut, gather_windows
 from reqdedup.batch import RequestBatch
 from reqdedup.dedup.encoding import numpy_from_blobs, take_blobs
 from reqdedup.dedup.source import compact_batch
@@ -93,7 +94,7 @@ class RequestBlock:
         More users fit into a batch of so many rows; the price is that a request's values move once per chunk.
         """
         chunks_R = -(-np.diff(self.row_offsets) // max_rows)
-        starts = ragged_positions(np.zeros(len(chunks_R), np.int64), chunks_R) * max_rows
+        starts = ranges(np.zeros(len(chunks_R), np.int64), chunks_R) * max_rows
         starts += np.repeat(self.row_offsets[:-1], chunks_R)
         return replace(self, row_offsets=np.concatenate([starts, self.row_offsets[-1:]]))
 
@@ -122,7 +123,7 @@ class RequestBlock:
         is_range = len(requests_R) > 0 and bool(np.all(np.diff(requests_R) == 1))
         if is_range:
             start, end = int(first_B_of_R[0]), int(first_B_of_R[-1] + fan_out_R[-1])
-        rows_B = None if is_range else ragged_positions(first_B_of_R, fan_out_R)
+        rows_B = None if is_range else ranges(first_B_of_R, fan_out_R)
 
         def of_rows(column: Column) -> torch.Tensor:
             array = self.rows.column(column.name)

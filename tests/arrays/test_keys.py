@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqdedup.arrays.keys import count_up_to, first_disorder, key_runs, row_numbers, run_starts
+from reqdedup.arrays.keys import count_up_to, first_disorder, key_runs, run_starts
+from reqdedup.arrays.ranges import row_numbers
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**31, 2**63 - 1]
 ids = st.one_of(st.integers(0, 4), st.sampled_from(EXTREMES))

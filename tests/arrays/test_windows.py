@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqdedup.arrays.windows import anchored_start, default_stride, gather_windows, offsets_of, ragged_positions
+from reqdedup.arrays.ranges import offsets_of, ranges
+from reqdedup.arrays.windows import anchored_start, default_stride, gather_windows
 
 lengths_lists = st.lists(st.integers(0, 9), max_size=20)
 
@@ -42,7 +43,7 @@ def test_ragged_positions_and_windows_agree_with_a_plain_loop(lengths, data):
     packed = np.arange(100, 200)
     starts = [data.draw(st.integers(0, 80)) for _ in lengths]
     wanted = [start + k for start, length in zip(starts, lengths) for k in range(length)]
-    positions = ragged_positions(np.array(starts, np.int64), np.array(lengths, np.int64))
+    positions = ranges(np.array(starts, np.int64), np.array(lengths, np.int64))
     assert positions.tolist() == wanted
     windows = gather_windows(packed, np.array(starts, np.int64), np.array(lengths, np.int64))
     assert windows.tolist() == packed[np.array(wanted, np.int64)].tolist()
