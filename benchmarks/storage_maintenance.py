@@ -29,7 +29,7 @@ from pyiceberg.table import Table
 from benchmarks.own_process import in_turns, measure, ratio_rows, shown
 from benchmarks.record import write_results
 from benchmarks.tables import local_catalog, read_stream, write_stream
-from reqdedup.dedup.source import take_rows
+from reqdedup.dedup.rows import take_rows
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.schema import Column, Level
 from reqdedup.storage import (

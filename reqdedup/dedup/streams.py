@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.arrays.keys import KeyRuns, count_up_to, key_runs
-from reqdedup.dedup.source import compact_blobs
+from reqdedup.dedup.rows import concat
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID
 
 REQUEST_KEY = (USER_ID, REQUEST_ID)
@@ -25,28 +25,6 @@ ROW_KEY = (USER_ID, REQUEST_ID, ITEM_ID)
 def key_columns(batch: pa.RecordBatch, names: Sequence[str]) -> list[np.ndarray]:
     """The int64 key columns of a batch as numpy, without a copy."""
     return [batch.column(name).to_numpy(zero_copy_only=False) for name in names]
-
-
-def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """One batch of several; dictionaries are compacted and set behind one another, blobs are not compared."""
-    if len(batches) == 1:
-        return batches[0]
-    schema, columns = batches[0].schema, []
-    for position, field in enumerate(schema):
-        arrays = [batch.column(position) for batch in batches]
-        if not pa.types.is_dictionary(field.type):
-            columns.append(pa.concat_arrays(arrays))
-            continue
-        arrays = [compact_blobs(array) for array in arrays]
-        first = np.cumsum([0] + [len(array.dictionary) for array in arrays])
-        indices = [array.indices.to_numpy(zero_copy_only=False) + start for array, start in zip(arrays, first)]
-        columns.append(
-            pa.DictionaryArray.from_arrays(
-                pa.array(np.concatenate(indices).astype(np.int32)),
-                pa.concat_arrays([array.dictionary for array in arrays]),
-            )
-        )
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from reqdedup.arrays.ranges import offsets_of, ranges
 from reqdedup.arrays.windows import HistoryCut, gather_windows
 from reqdedup.batch import RequestBatch
 from reqdedup.dedup.encoding import numpy_from_blobs, take_blobs
-from reqdedup.dedup.source import compact_batch
+from reqdedup.dedup.rows import compact_batch
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
 
 HISTORY_PREFIX = "history_"

@@ -22,7 +22,7 @@ from reqdedup.dedup.encoding import (
     sequence_lengths,
     take_blobs,
 )
-from reqdedup.dedup.source import compact_blobs, take_rows
+from reqdedup.dedup.rows import compact_blobs, take_rows
 from reqdedup.schema import Column, Kind, Level
 from tests.storage.small_log import log_schema, make_log, to_batch
 

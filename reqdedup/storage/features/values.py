@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, sequence_lengths
-from reqdedup.dedup.source import compact_blobs
-from reqdedup.dedup.streams import REQUEST_KEY, concat
+from reqdedup.dedup.rows import compact_blobs, concat
+from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage.join.merge import missing_blob
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from reqdedup.arrays.keys import KeyRuns, run_starts
 from reqdedup.arrays.match import Match, match_sorted, unmatched
 from reqdedup.dedup.encoding import element_type
-from reqdedup.dedup.source import compact_batch, compact_blobs
+from reqdedup.dedup.rows import compact_batch, compact_blobs
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, Cursor, SortedRows
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, Kind
 

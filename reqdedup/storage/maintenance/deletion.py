@@ -22,7 +22,7 @@ from pyiceberg.table import Table
 
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup.checksum import RunningChecksum
-from reqdedup.dedup.source import take_rows
+from reqdedup.dedup.rows import take_rows
 from reqdedup.schema import USER_ID
 from reqdedup.storage.features import realign
 from reqdedup.storage.iceberg.changes import check_one_spec

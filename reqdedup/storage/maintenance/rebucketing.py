@@ -17,7 +17,7 @@ from pyiceberg.table import Table
 from pyiceberg.transforms import BucketTransform
 
 from reqdedup.dedup.checksum import RunningChecksum
-from reqdedup.dedup.source import take_rows
+from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import USER_ID, EngagementSchema
 from reqdedup.storage.features.values import row_groups

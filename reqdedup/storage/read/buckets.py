@@ -17,7 +17,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortDirection, SortOrder
 from pyiceberg.transforms import IdentityTransform
 
-from reqdedup.dedup.source import take_rows
+from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.streams import merge_streams
 from reqdedup.schema import USER_ID
 from reqdedup.storage.iceberg.layout import table_buckets

@@ -25,8 +25,8 @@ from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
 
 from reqdedup.dedup.encoding import deduplicated_schema
-from reqdedup.dedup.source import take_rows
-from reqdedup.dedup.streams import REQUEST_KEY, Cursor, concat, key_columns, merge_streams
+from reqdedup.dedup.rows import concat, take_rows
+from reqdedup.dedup.streams import REQUEST_KEY, Cursor, key_columns, merge_streams
 from reqdedup.schema import REQUEST_ID, USER_ID
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.read.buckets import SortedSource, SortedTable

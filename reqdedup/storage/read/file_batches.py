@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from reqdedup.dedup import encoding
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, exact_cast
-from reqdedup.dedup.source import compact_blobs
+from reqdedup.dedup.rows import compact_blobs, concat_by_value
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column
 
 _FIELD_ID = b"PARQUET:field_id"
@@ -175,11 +175,11 @@ def merged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             sizes = sizes if len(together) > 1 else _held_bytes(together[0])
             sizes = sizes + _held_bytes(batch)
             if np.any(sizes > encoding.MAX_BINARY_BYTES):
-                yield _concat(together)
+                yield concat_by_value(together)
                 together = []
         together.append(batch)
     if together:
-        yield _concat(together)
+        yield concat_by_value(together)
 
 
 def _held_bytes(batch: pa.RecordBatch) -> np.ndarray:
@@ -191,10 +191,3 @@ def _array_bytes(array: pa.Array) -> int:
     if pa.types.is_dictionary(array.type):
         return int(array.dictionary.nbytes)
     return int(array.nbytes) if pa.types.is_string(array.type) else 0
-
-
-def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-    return table.to_batches()[0]

@@ -18,7 +18,8 @@ from pyiceberg.io import FileIO
 
 from reqdedup.dedup import encoding
 from reqdedup.dedup.readable import Readable
-from reqdedup.dedup.source import digest, take_rows
+from reqdedup.dedup.rows import take_rows
+from reqdedup.dedup.source import digest
 from reqdedup.schema import USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.paths import local_path

@@ -19,7 +19,8 @@ from reqdedup.arrays.hashing import below_rate, stable_hash
 from reqdedup.arrays.keys import run_starts
 from reqdedup.arrays.match import match_keys
 from reqdedup.dedup.readable import Readable
-from reqdedup.dedup.source import BatchSource, digest, fingerprint_of, take_rows
+from reqdedup.dedup.rows import take_rows
+from reqdedup.dedup.source import BatchSource, digest, fingerprint_of
 from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
 from reqdedup.storage.read.table_source import TableSource

@@ -32,7 +32,7 @@ from reqdedup.dedup.parts import (
     check_sequence_lengths,
     split_parts,
 )
-from reqdedup.dedup.streams import concat
+from reqdedup.dedup.rows import concat
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.write.seen import SeenRequests
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reqdedup.dedup.encoding import BLOB_TYPE
-from reqdedup.dedup.source import compact_batch
+from reqdedup.dedup.rows import compact_batch
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, Cursor, merge_streams
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.storage.join.merge import JoinCounts, MergeJoin, join_order

@@ -12,7 +12,7 @@ from pyiceberg.schema import Schema
 from pyiceberg.types import LongType, NestedField
 
 from reqdedup.dedup.encoding import check_deduplicated
-from reqdedup.dedup.source import compact_blobs, take_rows
+from reqdedup.dedup.rows import compact_blobs, take_rows
 from reqdedup.storage import (
     BatchSource,
     FileSource,

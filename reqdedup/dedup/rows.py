@@ -1,0 +1,84 @@
+"""Rows of deduplicated batches taken, compacted and put together; dictionaries hold what a row has, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.arrays.ranges import offsets_of
+
+
+def compact_blobs(array: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same rows with only the values they use, in order of first use; what a slice or filter needs before it moves.
+
+    An array whose values are all used, in that order, comes back as it is.
+    """
+    codes = array.indices.to_numpy()
+    if len(codes) and len(array.dictionary) == 0:
+        raise ValueError(f"{len(codes)} rows point into an empty dictionary; the column cannot be null")
+    if len(codes) and codes[0] == 0 and codes[-1] == len(array.dictionary) - 1:
+        steps = np.diff(codes)
+        if np.all((steps == 0) | (steps == 1)):  # the rows of each request are neighbours: nothing to sort
+            return array
+    used, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    if len(used) == len(array.dictionary) and np.all(np.diff(first) > 0):
+        return array
+    order = np.argsort(first, kind="stable")
+    rank = np.empty(len(used), np.int32)
+    rank[order] = np.arange(len(used), dtype=np.int32)
+    values = array.dictionary.take(pa.array(used[order]))
+    return pa.DictionaryArray.from_arrays(pa.array(rank[inverse], pa.int32()), values)
+
+
+def compact_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with every dictionary compacted."""
+    columns = [compact_blobs(c) if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def take_rows(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
+    """These rows of a deduplicated batch (positions or a boolean mask), dictionaries compacted."""
+    if rows.dtype == bool:
+        rows = np.flatnonzero(rows)
+    if len(rows) == batch.num_rows and np.array_equal(rows, np.arange(len(rows))):
+        return compact_batch(batch)
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            indices = column.indices.take(pa.array(rows))
+            columns.append(compact_blobs(pa.DictionaryArray.from_arrays(indices, column.dictionary)))
+        else:
+            columns.append(column.take(pa.array(rows)))
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """One batch of several; dictionaries are compacted and set behind one another, blobs are not compared."""
+    if len(batches) == 1:
+        return batches[0]
+    schema, columns = batches[0].schema, []
+    for position, field in enumerate(schema):
+        arrays = [batch.column(position) for batch in batches]
+        if not pa.types.is_dictionary(field.type):
+            columns.append(pa.concat_arrays(arrays))
+            continue
+        arrays = [compact_blobs(array) for array in arrays]
+        first = offsets_of(np.array([len(array.dictionary) for array in arrays]))
+        indices = [array.indices.to_numpy(zero_copy_only=False) + start for array, start in zip(arrays, first)]
+        columns.append(
+            pa.DictionaryArray.from_arrays(
+                pa.array(np.concatenate(indices).astype(np.int32)),
+                pa.concat_arrays([array.dictionary for array in arrays]),
+            )
+        )
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def concat_by_value(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """One batch of several; values that are equal become one, which takes a look at each."""
+    if len(batches) == 1:
+        return batches[0]
+    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+    return table.to_batches()[0]
