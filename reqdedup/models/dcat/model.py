@@ -247,7 +247,7 @@ class DCAT(nn.Module):
     @torch.no_grad()
     def predict_exact(self, batch: RequestBatch, contexts: Sequence[BlockContext] | None = None) -> torch.Tensor:
         """Logits [B, num_labels] whose bits depend on each request alone: not on the others of the batch, nor on
-        whether its context was kept, extended or computed now. The price is about 1.6 times the context pass, and small
+        whether its context was kept, extended or computed now. The price is about twice the context pass, and small
         batches less dense.
 
         contexts: of the R requests, by `encode_blocks`; None computes them. With them no history is read.
