@@ -16,8 +16,11 @@ from pyiceberg.table import Table
 from reqdedup.arrays.keys import first_disorder, run_starts
 from reqdedup.dedup.checksum import ContentChecksum, content_checksum
 from reqdedup.dedup.encoding import numpy_from_blobs
+from reqdedup.dedup.parts import check_one_value_per_request, split_parts
+from reqdedup.dedup.streams import REQUEST_KEY, Cursor
 from reqdedup.schema import HISTORY_TS, KEYS, REQUEST_ID, REQUEST_TS, USER_ID
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
+from reqdedup.storage.read.buckets import SortedTable
 from reqdedup.storage.read.table_source import TableSource
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "buckets_right",
     "content_checksum",
     "no_future_events",
+    "requests_agree",
     "requests_whole",
     "sort_order_true",
 ]
@@ -58,6 +62,27 @@ def requests_whole(table: Table) -> CheckResult:
     if twice:
         return CheckResult(False, num_rows, f"{_name(table)}: {twice}")
     return CheckResult(True, num_rows, f"{num_rows:,} rows in {num_runs:,} requests, each in one place")
+
+
+def requests_agree(table: Table) -> CheckResult:
+    """Whether every request has one value in each request-level column, whichever appends its rows came with.
+
+    An append does not look: it would read the keys of every bucket that it touches. Compaction finds the same, and refuses.
+    """
+    source = TableSource(table)
+    side, columns = SortedTable(table, source, REQUEST_KEY), source.schema.request_columns
+    num_rows = 0
+    for bucket in range(side.num_buckets):
+        names = [*REQUEST_KEY, *(column.name for column in columns)]
+        cursor = Cursor(side.stream(bucket, side.num_buckets, names), REQUEST_KEY, side.name)
+        while cursor.fill():
+            batch = cursor.take().batch
+            try:
+                check_one_value_per_request(batch, columns, *split_parts(batch))
+            except ValueError as error:
+                return CheckResult(False, num_rows, f"{side.name}: {error}")
+            num_rows += batch.num_rows
+    return CheckResult(True, num_rows, f"{num_rows:,} rows, one value per request in {len(columns)} columns")
 
 
 def sort_order_true(table: Table) -> CheckResult:

@@ -165,3 +165,19 @@ def test_checks_of_an_empty_table_hold(catalog):
         assert check(table).ok
     assert checks.content_checksum(TableSource(table)) == checks.ContentChecksum(0, 0)
     assert checks.content_checksum(FileSource([], log_schema())) == checks.ContentChecksum(0, 0)
+
+
+def test_requests_that_reuse_ids_with_other_values_are_found(catalog):
+    table = new_table(catalog, Layout.BY_REQUEST)
+    whole = to_batch(make_log(num_users=5))
+    halves = [whole.take(pa.array(range(start, whole.num_rows, 2))) for start in (0, 1)]
+    for half in halves:
+        write(table, [half], mode="append")
+    assert checks.requests_agree(table) == checks.CheckResult(
+        True, whole.num_rows, f"{whole.num_rows:,} rows, one value per request in 8 columns"
+    )
+    other = pa.array([99] * len(halves[0]), pa.int32())
+    write(table, [halves[0].set_column(halves[0].schema.get_field_index("device"), "device", other)], mode="append")
+    found = checks.requests_agree(table)
+    assert not found.ok
+    assert "column device: one value per request required" in found.detail
