@@ -5,7 +5,7 @@
 
 All requests take a step at once in numpy, so the work is a gather and a comparison per row while the sides agree, and for
 each gap a pass over what is left of its request. `match_keys` is for keys of any order and repetition and says what a match
-is; `match_sorted` is the fast path of a join. Nothing is hashed; ids may be any int64.
+is; `match_sorted` is what a join asks. Nothing is hashed; ids may be any int64.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from reqdedup.arrays.ranges import ranges, row_numbers
 
 MAX_PASSES = 4
 """For gaps, before the rest is bisected, which costs as much as three of them."""
-
-MAX_GAPS = 16
-"""Of one request, in which `match_sorted` guesses; with more of them its passes cost more than they save."""
 
 
 @dataclass(frozen=True)
@@ -48,51 +45,10 @@ def match_keys(left: Key, right: Key) -> np.ndarray:
 
 
 def match_sorted(left: KeyRuns, right: KeyRuns) -> Match:
-    """The same as `match_runs` finds, in half the time where the right keys are the left ones but for a few gaps."""
-    keep = _without_gaps(left, right)
-    if keep is not None:
-        return Match(keep, row_numbers(right.num_rows))
+    """What `match_runs` finds, as the rows that have a match and where it is."""
     position = match_runs(left, right)
     found = position >= 0
     return Match(found, position if found.all() else position[found])
-
-
-def _without_gaps(left: KeyRuns, right: KeyRuns) -> np.ndarray | None:
-    """Left rows that are the right rows one by one, [N left] bool; None where that cannot be, or takes many passes.
-
-    Of requests with more rows on the left, the first that differs from its right row is taken for a gap, until the counts
-    agree. Whether these guesses were right is then seen by comparing all; since both sides rise, no gap has a right row.
-    """
-    outer, right_outer = left.starts[-2], right.starts[-2]
-    if not left.rises or not right.rises or len(outer) != len(right_outer):
-        return None
-    for column, right_column in zip(left.key[:-1], right.key[:-1]):
-        if not np.array_equal(column[outer], right_column[right_outer]):
-            return None
-    item, right_item = left.key[-1], right.key[-1]
-    stop = np.append(outer[1:], left.num_rows)
-    num_gaps = (stop - outer) - np.diff(right_outer, append=right.num_rows)
-    if num_gaps.min(initial=0) < 0 or num_gaps.max(initial=0) > MAX_GAPS:
-        return None
-    keep = np.ones(left.num_rows, bool)
-    live = np.flatnonzero(num_gaps)
-    row, at, stop, num_gaps = outer[live], right_outer[live], stop[live], num_gaps[live]
-    while len(row):
-        lengths = stop - row - num_gaps + 1  # the right rows that are left, and one beyond, which differs by definition
-        compared = ranges(row, lengths)
-        met = np.repeat(at - row, lengths)
-        met += compared
-        ends = np.cumsum(lengths)
-        differs = right_item.take(met, mode="clip") != item.take(compared)
-        differs[ends - 1] = True
-        differing = np.flatnonzero(differs)
-        skip = differing[np.searchsorted(differing, ends - lengths)] - (ends - lengths)
-        keep[row + skip] = False
-        more = num_gaps > 1
-        row, at, stop, num_gaps = (row + skip + 1)[more], (at + skip)[more], stop[more], num_gaps[more] - 1
-    if not np.array_equal(item if right.num_rows == left.num_rows else item[keep], right_item):
-        return None
-    return keep
 
 
 def match_runs(left: KeyRuns, right: KeyRuns) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reqdedup.arrays.keys import key_runs, run_starts
-from reqdedup.arrays.match import MAX_GAPS, match_keys, match_runs, match_sorted, unmatched
+from reqdedup.arrays.match import match_keys, match_runs, match_sorted, unmatched
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**31, 2**63 - 1]
 ids = st.one_of(st.integers(0, 4), st.sampled_from(EXTREMES))
@@ -72,7 +72,7 @@ def test_the_fast_path_finds_what_the_plain_one_finds(left, right, gaps, is_part
     assert match.position.tolist() == position[position >= 0].tolist()
 
 
-@pytest.mark.parametrize("gaps", [0, 1, 3, MAX_GAPS, MAX_GAPS + 1])
+@pytest.mark.parametrize("gaps", [0, 1, 3, 16, 17])
 @pytest.mark.parametrize("at", ["start", "end", "spread"])
 def test_so_many_gaps_in_a_request_are_found_wherever_they_are(gaps, at):
     items = np.arange(50) * 3
