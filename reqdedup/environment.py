@@ -146,7 +146,7 @@ def project_root(folder: Path) -> Path:
 def read_config(path: Path) -> tuple[dict[str, str], str]:
     """Catalog properties and data folder of a reqdedup.toml. Raises ValueError for secrets and for unknown keys."""
     try:
-        said = tomllib.loads(path.read_text())
+        said = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: TOML required: {error}") from None
     unknown = sorted(set(said) - {"data_dir", "catalog"})

@@ -29,7 +29,7 @@ def test_each_word_goes_before_the_next(tmp_path, monkeypatch):
     assert uri() == f"sqlite:///{tmp_path}/reqdedup-lake/catalog.db"
     monkeypatch.setenv("PYICEBERG_CATALOG__REQDEDUP__URI", "http://127.0.0.1:4")
     assert uri() is None  # left to pyiceberg
-    write(tmp_path / "reqdedup.toml", 'data_dir = "here"')
+    write(tmp_path / "reqdedup.toml", '\ufeffdata_dir = "here"')  # with a byte order mark, as some editors write it
     assert uri() == f"sqlite:///{tmp_path}/here/catalog.db"
     write(tmp_path / "reqdedup.toml", '[catalog]\nuri = "http://127.0.0.1:3"')
     assert uri() == "http://127.0.0.1:3"

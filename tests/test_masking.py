@@ -46,6 +46,8 @@ LOCATIONS = ["s3://AKID:TOPSECRET@bucket/x?endpoint_override=127.0.0.1:1&scheme=
         ["ingest", "x.csv", "--mapping", "{}", "--table", "a.b"],
         ["health", "--table", "a.b", "--catalog-uri", "{}", "--warehouse", "w"],
         ["health", "--table", "a.b", "--catalog", "{}"],
+        ["tables", "--catalog-uri", "postgresql+psycopg2://me:a@b:TOPSECRET@127.0.0.1:1/x", "--warehouse", "w"],
+        ["ingest", "x.csv", "--preset", "movielens", "--table", "a.b", "--warehouse", "{}"],
     ],
 )
 def test_a_command_that_fails_shows_no_credential(tmp_path, monkeypatch, capfd, command, location):

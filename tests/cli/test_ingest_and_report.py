@@ -167,6 +167,7 @@ def test_report_compares_layouts(here, capsys):
             ["ingest", "ratings.csv", "--preset", "movielens", "--table", "a.b", "--catalog-uri", "http://127.0.0.1:9"],
             "--warehouse",
         ),
+        (["ingest", "ratings.csv", "--preset", "movielens", "--table", "a..b"], "name required, found 'a..b'"),
         (["report", "--table", "movies.missing"], "make one with `reqdedup ingest`"),
     ],
 )

@@ -82,6 +82,9 @@ def hide_secrets(text: str, properties: Mapping[str, Any]) -> str:
     secrets += [part for secret in secrets for part in secret.split(":")]
     if uri := str(properties.get("uri") or ""):
         text = text.replace(uri, shown_uri(properties))
+        # An `@` or `:` in a password that is not encoded: a driver may name any piece of it.
+        before = uri.partition("://")[2].rpartition("@")[0]
+        secrets += re.split(r"[:@]", before.partition(":")[2])
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= 4:
             text = text.replace(secret, "***")

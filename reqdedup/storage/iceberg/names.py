@@ -9,7 +9,7 @@ REJECTS_TABLE = "rejected_engagements"
 def split_identifier(identifier: str) -> tuple[str, str]:
     """Namespace and name of a table. Raises ValueError if one of them is missing."""
     namespace, _, name = identifier.rpartition(".")
-    if not namespace or not name:
+    if not all(part.strip() for part in (*namespace.split("."), name)):
         raise ValueError(f"table name: namespace.name required, found {identifier!r}")
     return namespace, name
 
