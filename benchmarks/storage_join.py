@@ -3,19 +3,20 @@
     python -m benchmarks.storage_join [--rows 5000000] [--history 0 64] [--quick]
 
 Two tables of `--rows` rows, late labels for 99% of the impressions, joined by (user, request, item). `full` reads the
-shuffled tables, as an engine finds them; `per_bucket` reads the bucketed, sorted ones bucket by bucket, the files that our
-join reads (`reqdedup_compact` reads those of tables with compact encodings). Everyone has the same threads, streams the
-joined batches with the same columns, and sums three of them. Rows and sums must agree, on small tables before anything is
-timed, with the histories, and in every timed run.
+shuffled tables, as an engine finds them; `per_bucket` reads the bucketed, sorted ones bucket by bucket, the files that
+our join reads (`reqdedup_compact` reads those of tables with compact encodings). Everyone has the same threads, streams
+the joined batches with the same columns, and sums three of them. Rows and sums must agree, on small tables before
+anything is timed, with the histories, and in every timed run.
 
 Histories are lists in the shuffled tables and blobs in the bucketed ones. Our batches keep them as dictionaries, as the
-loader wants them; the engines hand them out per row, which is part of what a join costs there. Acero has no full join with
+loader wants them; the engines hand them out per row, which is part of what a join costs there.
+Acero has no full join with
 histories: its hash join takes no lists.
 
-Each measurement is a process of its own that has joined the small tables before, so that imports and first calls are left
-out. `limit` is pyarrow decoding the columns of both bucketed tables with as many threads, and nothing else. Arrow allocates
-from the system for everyone, which is best for Acero too; DuckDB and Polars have their own allocators. Of other settings,
-DuckDB's batch sizes and Polars' engines were tried, and none was better than the defaults.
+Each measurement is a process of its own that has joined the small tables before, so that imports and first calls are
+left out. `limit` is pyarrow decoding the columns of both bucketed tables with as many threads, and nothing else. Arrow
+allocates from the system for everyone, which is best for Acero too; DuckDB and Polars have their own allocators. Of
+other settings, DuckDB's batch sizes and Polars' engines were tried, and none was better than the defaults.
 """
 
 from __future__ import annotations

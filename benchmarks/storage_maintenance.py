@@ -2,12 +2,13 @@
 
     python -m benchmarks.storage_maintenance [--users 5000]
 
-One user: every file that comes or goes must belong to the user's bucket, in the main table and in feature tables with stored
-keys and by position; bytes are those of new files over those of the table. Gates: no row of the user is left, the other
-rows are all there; the user alone has the new value.
+One user: every file that comes or goes must belong to the user's bucket, in the main table and in feature tables with
+stored keys and by position; bytes are those of new files over those of the table. Gates: no row of the user is left,
+the other rows are all there; the user alone has the new value.
 
-Compaction: a log that came in seven appends, each with some requests of every user, against writing its rows at once from
-Arrow streams. Each is a process of its own, in turns; compaction also reads the old files and checksums all rows twice.
+Compaction: a log that came in seven appends, each with some requests of every user, against writing its rows at once
+from Arrow streams. Each is a process of its own, in turns; compaction also reads the old files and checksums all rows
+twice.
 """
 
 from __future__ import annotations

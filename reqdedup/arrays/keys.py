@@ -2,7 +2,8 @@
 
 A key is a list of int64 columns, most significant first: `[user_id, request_id]` or `[user_id, request_id, item_id]`.
 Tables are sorted by such keys, so equal keys are neighbours and nothing here hashes or sorts. Ids may be any int64
-(hashed strings use all 64 bits), so columns are never packed into one integer either: keys are compared column by column.
+(hashed strings use all 64 bits), so columns are never packed into one integer either: keys are
+compared column by column.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class KeyRuns:
 
 
 def key_runs(key: Key, order: int = 0) -> tuple[KeyRuns, int]:
-    """The runs of a key, and the first row at which its first `order` columns fall, as `first_disorder` finds it; or -1.
+    """The runs of a key, and the first row at which its first `order` columns fall, as
+    `first_disorder` finds it; or -1.
 
     Columns are compared only where they change, so that the order of long runs costs next to nothing, and a last column
     that always rises, as items inside a request do, is compared once.

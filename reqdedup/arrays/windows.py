@@ -40,8 +40,8 @@ class HistoryCut:
     """The longest history [events] that a model is given, cut by anchored windows.
 
     A longer one starts at stride * ceil(max(0, history_end - max_events) / stride), so that requests of one user keep
-    starting at the same event; stride 1 keeps the last max_events, 0 means a quarter of max_events. Without a history_end
-    column the history itself counts as the whole timeline.
+    starting at the same event; stride 1 keeps the last max_events, 0 means a quarter of max_events. Without a
+    history_end column the history itself counts as the whole timeline.
     """
 
     max_events: int

@@ -1,9 +1,9 @@
 """What to set: the cheapest step, and the exact properties, statements and arguments of each writer.
 
-Property names and defaults: Iceberg's configuration page, spark-ddl and spark-procedures; pyiceberg 0.12 `TableProperties`;
-the README of parquet-hadoop; pyarrow's ParquetWriter. Iceberg for Java has `parquet.enable.dictionary` for all columns
-at once only, and pyiceberg no switch at all, hence a dictionary limit: with a small one, columns with few distinct elements
-keep theirs, and the others fall back to plain at once.
+Property names and defaults: Iceberg's configuration page, spark-ddl and spark-procedures; pyiceberg 0.12
+`TableProperties`; the README of parquet-hadoop; pyarrow's ParquetWriter. Iceberg for Java has
+`parquet.enable.dictionary` for all columns at once only, and pyiceberg no switch at all, hence a dictionary limit: with
+a small one, columns with few distinct elements keep theirs, and the others fall back to plain at once.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def cheapest_step(
 ) -> Step:
     """The changes whose cause matters, in the order in which a writer makes them.
 
-    plain, one_limit: bytes after the step, with a switch per column and with one limit.  like: the layout of the same form,
-    whose interval it has in proportion.
+    plain, one_limit: bytes after the step, with a switch per column and with one limit.  like: the layout of the same
+    form, whose interval it has in proportion.
     """
     texts = {
         ORDER: f"sort by {', '.join([*requests.user_key, *requests.request_key])}",

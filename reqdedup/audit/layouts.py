@@ -4,11 +4,12 @@
     SORTED, SORTED_LARGE_PAGES, BY_REQUEST   whole users
     STORE_ONCE           of BY_REQUEST, every distinct value once: `store_once_bytes`, the limit
 
-A sample is smaller than its table, and a row group has costs of its own: the dictionaries of its columns, the headers of its
-pages. So the sample is written with the settings and row-group limits of the real thing, and into so few buckets that each
-is as large as one of the table's. A sample of one part in a hundred of a table with 16 buckets fills a sixth of a bucket: its
-row groups are then smaller than the table's, unless they are full. `estimate.py` says how that is corrected, and what it
-adds to the interval. A second writing, into GROUPS buckets, gives the bytes of groups of users for the jackknife.
+A sample is smaller than its table, and a row group has costs of its own: the dictionaries of its columns, the headers
+of its pages. So the sample is written with the settings and row-group limits of the real thing, and into so few buckets
+that each is as large as one of the table's. A sample of one part in a hundred of a table with 16 buckets fills a sixth
+of a bucket: its row groups are then smaller than the table's, unless they are full. `estimate.py` says how that is
+corrected, and what it adds to the interval. A second writing, into GROUPS buckets, gives the bytes of groups of users
+for the jackknife.
 """
 
 from __future__ import annotations
@@ -215,10 +216,11 @@ def chunk_bytes(footer: pq.FileMetaData) -> Iterator[tuple[str, int]]:
 
 
 def _thinned(sample: Sample, num_rows: int, *, is_whole: bool) -> np.ndarray:
-    """The single rows, so thinned out that two of one request meet in a page as rarely as in a shuffle of the whole table.
+    """The single rows, so thinned out that two of one request meet in a page as rarely as in a
+    shuffle of the whole table.
 
-    They were drawn from the row groups that were read. If those are a part of the table, rows of one request are that much
-    more frequent among them: all of them stay of that part of the requests, and one of each other request.
+    They were drawn from the row groups that were read. If those are a part of the table, rows of one request are that
+    much more frequent among them: all of them stay of that part of the requests, and one of each other request.
     """
     rows = np.flatnonzero(sample.in_single)
     read_share = sample.rows_touched / max(num_rows, 1)

@@ -183,7 +183,8 @@ class SampleColumn:
         )
 
     def chunks(self, rows: np.ndarray) -> Iterator[pa.Array]:
-        """These rows, plain, in chunks; a long value that neighbours repeat is laid down once per CHUNK_BYTES and reused."""
+        """These rows, plain, in chunks; a long value that neighbours repeat is laid down once per
+        CHUNK_BYTES and reused."""
         if not self.is_stored:
             yield self._array.take(pa.array(rows))
             return

@@ -1,7 +1,8 @@
-"""Writing one column of the sample as some Parquet writer would, with any settings: for the causes and the cheapest step.
+"""Writing one column of the sample as some Parquet writer would, with any settings: for the causes
+and the cheapest step.
 
-Parquet encodes and compresses every column alone, so memory is one column of one row group, and a column that no setting
-can help is not written again.
+Parquet encodes and compresses every column alone, so memory is one column of one row group, and a column that no
+setting can help is not written again.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def without_dictionary(settings: WriterSettings) -> WriterSettings:
 
 
 def written_bytes(path: Path, column: SampleColumn, groups: Iterable[np.ndarray], settings: WriterSettings) -> int:
-    """Compressed bytes of the column written plain, one row group per entry of `groups`: rows of the sample, in order."""
+    """Compressed bytes of the column written plain, one row group per entry of `groups`: rows of
+    the sample, in order."""
     schema = pa.schema([pa.field("x", column.arrow_type)])
     with pq.ParquetWriter(path, schema, **settings.keywords()) as writer:
         for rows in groups:

@@ -1,8 +1,8 @@
 """The source as deduplicated batches, and its rows hashed value by value for the check at the end.
 
 The two ways share nothing but the casts: batches go through blobs and dictionaries, hashes are taken of plain lists. An
-Iceberg table is read a second time for the hashes, as pyiceberg itself projects it; other files have no second reader, and
-their hashes are taken of what was read. The checksums agree exactly if the table holds what the source holds.
+Iceberg table is read a second time for the hashes, as pyiceberg itself projects it; other files have no second reader,
+and their hashes are taken of what was read. The checksums agree exactly if the table holds what the source holds.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Converter:
         self.checksum.add(piece.num_rows, row_hashes(self.schema.names, hashes, piece.num_rows))
 
     def _plain(self, piece: Piece) -> dict[str, pa.Array]:
-        """Values of every target column, not deduplicated. Raises ValueError that names all columns with one that has no place."""
+        """Values of every target column, not deduplicated. Raises ValueError that names all columns
+        with one that has no place."""
         plain, errors = {}, []
         for target in self.columns:
             try:

@@ -26,7 +26,8 @@ from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, EngagementSchema, Kind, 
 BLOB_TYPE = pa.dictionary(pa.int32(), pa.binary())
 
 MAX_BINARY_BYTES = 2**31 - 2
-"""Of all values of one binary or string array, which has 32-bit offsets; whatever would be longer is cut into several."""
+"""Of all values of one binary or string array, which has 32-bit offsets; whatever would be longer
+is cut into several."""
 
 _ARROW_TYPES = {
     "bool": pa.bool_(),

@@ -1,4 +1,5 @@
-"""Rows of deduplicated batches taken, compacted and put together; dictionaries hold what a row has, and nothing else."""
+"""Rows of deduplicated batches taken, compacted and put together; dictionaries hold what a row has,
+and nothing else."""
 
 from __future__ import annotations
 

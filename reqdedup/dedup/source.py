@@ -17,8 +17,8 @@ from reqdedup.schema import EngagementSchema
 class BatchSource(Protocol):
     """A table, a join or a sample, read as deduplicated batches (reqdedup.dedup.encoding).
 
-    One with `fingerprint() -> dict[str, str]` can be resumed in the middle: named parts that are equal in another process if
-    the same rows come in the same order, and not otherwise.
+    One with `fingerprint() -> dict[str, str]` can be resumed in the middle: named parts that are equal in another
+    process if the same rows come in the same order, and not otherwise.
     """
 
     @property

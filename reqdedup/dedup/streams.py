@@ -1,9 +1,9 @@
 """Sorted streams of deduplicated batches: read in order, cut at a key, merged with one another.
 
 A stream is an iterator of record batches whose keys never fall, within a batch and from one to the next. A `Cursor`
-holds the part of a stream that nobody has taken yet: one batch, plus the rest of a request that crosses into the next. It
-looks at the keys once, for their order and for the runs that a join needs.
-Dictionary columns are cut and gathered by index; their values are copied only where batches are put together.
+holds the part of a stream that nobody has taken yet: one batch, plus the rest of a request that crosses into the next.
+It looks at the keys once, for their order and for the runs that a join needs. Dictionary columns are cut and gathered
+by index; their values are copied only where batches are put together.
 """
 
 from __future__ import annotations

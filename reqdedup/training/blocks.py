@@ -169,7 +169,8 @@ class RequestBlock:
 
 
 def empty_batch(schema: EngagementSchema) -> RequestBatch:
-    """A batch of no requests with every tensor that batches of this schema have: what a rank without data computes on."""
+    """A batch of no requests with every tensor that batches of this schema have: what a rank
+    without data computes on."""
     none = torch.zeros(0, dtype=torch.int64)
     request = {REQUEST_ID: none}
     for column in _readable(schema, Level.REQUEST):

@@ -191,8 +191,8 @@ class StagedFiles:
     ) -> int | None:
         """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
 
-        replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table` shows;
-        else they are added.  properties: for the snapshot's summary.
+        replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table`
+        shows; else they are added.  properties: for the snapshot's summary.
         branch: which must exist, unless it is main.
         rebase: put the replacement on top of other writers' commits as long as every removed file is still there; for
         rewrites that leave what others added alone. Appends always are.
@@ -282,7 +282,8 @@ class StagedFiles:
         return {file.file_path for file in removed} <= present
 
     def _check_still_fits(self) -> None:
-        """Raise ConflictError unless the table still has the partition spec and the columns that the files were made for."""
+        """Raise ConflictError unless the table still has the partition spec and the columns that
+        the files were made for."""
         try:
             schema = file_schema(preview(self.table, self._updates), self._schema, self._layout)
         except ValueError as error:  # a column is gone

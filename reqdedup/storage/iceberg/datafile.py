@@ -1,10 +1,11 @@
-"""One Parquet data file of a table: the writer settings of each layout, the Iceberg statistics, the check after writing.
+"""One Parquet data file of a table: the writer settings of each layout, the Iceberg statistics, the
+check after writing.
 
 Our settings: zstd at the table's level; dictionaries of whole sequences without a size limit, so that they never fall
 back to plain; a dictionary for scalars of the request (one value repeated F times), none for floats of the item. Where
-values decide, the first rows are tried (`reqdedup.storage.iceberg.encodings`). The control layouts take exactly what pyiceberg's
-own writer takes. pyiceberg 0.12 has no public way to write a file with settings per column, hence its private
-`_get_parquet_writer_kwargs` and the hand-built DataFile.
+values decide, the first rows are tried (`reqdedup.storage.iceberg.encodings`). The control layouts take exactly what
+pyiceberg's own writer takes. pyiceberg 0.12 has no public way to write a file with settings per column, hence its
+private `_get_parquet_writer_kwargs` and the hand-built DataFile.
 """
 
 from __future__ import annotations

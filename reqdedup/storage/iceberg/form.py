@@ -1,7 +1,8 @@
 """The form of a table: columns, partition spec, sort order and properties; and how a table gets another one.
 
-A table takes another form only together with rows that lie in it: `updates_to` goes into the commit that replaces all its
-files, so that every reader sees old columns with old files or new ones with new. Its history, branches and tags stay.
+A table takes another form only together with rows that lie in it: `updates_to` goes into the commit that replaces all
+its files, so that every reader sees old columns with old files or new ones with new. Its history, branches and tags
+stay.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class MergeJoin:
 
     on: (user_id, request_id) or these and item_id.  how: inner or left.
     right_columns: what the right side adds, nullable as it is to be in the result.
-    duplicates: "error" raises on a right key that is there twice, "first" takes its first row in the order of the table.
+    duplicates: "error" raises on a right key that is there twice, "first" takes its first row in
+        the order of the table.
     left_name, right_name: the tables, for errors.
     """
 

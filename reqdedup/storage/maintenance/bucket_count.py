@@ -31,8 +31,8 @@ def choose_num_buckets(
 ) -> BucketChoice:
     """The bucket count for a table of this size; give the size that it will grow to before it is rewritten.
 
-    stored_bytes: of its data files, compressed (a dictionary layout: `reqdedup audit` estimates them).  rows, users: as far
-    as known.  workers: processes that are to work on different buckets at once.
+    stored_bytes: of its data files, compressed (a dictionary layout: `reqdedup audit` estimates them).  rows, users: as
+    far as known.  workers: processes that are to work on different buckets at once.
     Raises ValueError where neither bytes nor rows are given, and for counts that are not positive.
     """
     for name, value in (("stored_bytes", stored_bytes), ("rows", rows), ("users", users), ("workers", workers)):

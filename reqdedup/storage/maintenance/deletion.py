@@ -1,11 +1,12 @@
 """Deleting users: their rows leave every table, and only the files that hold them are written again.
 
-    bucket of the user -> files whose user range covers it -> row groups -> the ids themselves: what is left holds the user
+    bucket of the user -> files whose user range covers it -> row groups -> the ids themselves: what
+    is left holds the user
 
-A file keeps its order and form; rows go as whole requests, so nothing has to be sorted again. Files of the bucketed layouts
-are found by bucket, those of ARRIVAL and SHUFFLED by reading the ids alone. A feature table by position follows its main
-table; rejected rows are searched by id and by text (`rejected_rows`). Old snapshots keep the rows until they expire,
-branches and tags as long as they are there: the report names them.
+A file keeps its order and form; rows go as whole requests, so nothing has to be sorted again. Files of the bucketed
+layouts are found by bucket, those of ARRIVAL and SHUFFLED by reading the ids alone. A feature table by position follows
+its main table; rejected rows are searched by id and by text (`rejected_rows`). Old snapshots keep the rows until they
+expire, branches and tags as long as they are there: the report names them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class DeletionReport:
     rows, requests: deleted.  files: that held the users and are no longer in the table.  rewritten: the files in their
     place, with bytes; both 0 in a dry run.  old_bytes: of `files`.  untouched: files that were left as they are.
     held_by: branches and tags that still hold the users; drop them, they cannot be rewritten.
-    snapshots: that still hold them and go with `expire_snapshots`.  snapshot_id: of the commit, None where there was none.
+    snapshots: that still hold them and go with `expire_snapshots`.  snapshot_id: of the commit,
+        None where there was none.
     """
 
     table: str

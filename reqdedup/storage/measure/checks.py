@@ -67,7 +67,8 @@ def requests_whole(table: Table) -> CheckResult:
 def requests_agree(table: Table) -> CheckResult:
     """Whether every request has one value in each request-level column, whichever appends its rows came with.
 
-    An append does not look: it would read the keys of every bucket that it touches. Compaction finds the same, and refuses.
+    An append does not look: it would read the keys of every bucket that it touches. Compaction
+    finds the same, and refuses.
     """
     source = TableSource(table)
     side, columns = SortedTable(table, source, REQUEST_KEY), source.schema.request_columns

@@ -4,8 +4,8 @@
     scalar of the request  one value per request, as in a table of one row per request
     scalar of the row      one value per row, as it is: nothing repeats by construction
 
-all in (user_id, request_id, item_id) order, by Parquet's own writer at a given codec and level, with our encodings. What
-a layout adds on top (which value a row has, copies in several row groups or pages) is its distance to the limit. A
+all in (user_id, request_id, item_id) order, by Parquet's own writer at a given codec and level, with our encodings.
+What a layout adds on top (which value a row has, copies in several row groups or pages) is its distance to the limit. A
 low-cardinality sequence may come out below it in a layout of plain lists, where Parquet can encode single elements.
 """
 

@@ -9,8 +9,8 @@ described by `Column`s, kept as JSON in the table property `reqdedup.features` a
 that a staged or older snapshot describes itself.
 
 Beside one small number per request the keys are most of the file. A table *by position* stores the values alone, row i
-of a bucket for its i-th request, with hashes of the keys in the file's footer (`feature_positions`, docs/decisions/0011).
-It costs 1.0 instead of 5 to 16 times the values, and only reqdedup can join it.
+of a bucket for its i-th request, with hashes of the keys in the file's footer (`feature_positions`,
+docs/decisions/0011). It costs 1.0 instead of 5 to 16 times the values, and only reqdedup can join it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ from reqdedup.storage.read.table_source import column_ids
 
 FEATURES_PROPERTY = "reqdedup.features"
 BUCKETS_PROPERTY = "reqdedup.buckets"
-"""Bucket count of a table by position, whose partition spec cannot say it; other feature tables have no such property."""
+"""Bucket count of a table by position, whose partition spec cannot say it; other feature tables
+have no such property."""
 
 MAIN_TABLE_PROPERTY, MAIN_UUID_PROPERTY = "reqdedup.main-table", "reqdedup.main-uuid"
 """The table whose requests the features are of: its name, and the id that tells it from a later one of that name."""
@@ -215,10 +216,10 @@ def create_feature_table(
     """The table for these features of `main_table`'s requests: as it is with its rows if it is there, else a new one.
 
     by_position: store the values without the keys, for features of a few bytes; see `feature_positions`.
-    An existing table must have these features, maybe among others, in the same form and buckets; nothing is ever dropped
-    (`add_request_feature(columns=...)` adds a column, `replace_feature_table` changes the form with the values). Raises
-    ValueError if it differs, naming the difference, if `main_table` is not bucketed and sorted, if a feature is not
-    request-level or has a name of the main table, and if `identifier` is no feature table.
+    An existing table must have these features, maybe among others, in the same form and buckets; nothing is ever
+    dropped (`add_request_feature(columns=...)` adds a column, `replace_feature_table` changes the form with the
+    values). Raises ValueError if it differs, naming the difference, if `main_table` is not bucketed and sorted, if a
+    feature is not request-level or has a name of the main table, and if `identifier` is no feature table.
     """
     namespace = check_free_name(identifier)
     form = feature_form(main_table, feature_columns, by_position=by_position)

@@ -1,7 +1,7 @@
 """Reading Parquet files as deduplicated batches, one per row group; blobs arrive as DictionaryArrays, zero copy.
 
-Which files a table's snapshot has, `table_source` says. Tables of plain lists are read too, for control: their lists are
-deduplicated by value, which costs what the lists weigh.
+Which files a table's snapshot has, `table_source` says. Tables of plain lists are read too, for control: their lists
+are deduplicated by value, which costs what the lists weigh.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ LIST_CHUNK_BYTES = 64 * 2**20
 """Plain lists are read and deduplicated in pieces of about this many uncompressed bytes."""
 
 BLOB_BYTES_TOGETHER = 4 * 2**20
-"""Row groups with fewer bytes of blobs may be read as one batch: their rows weigh more than putting dictionaries together."""
+"""Row groups with fewer bytes of blobs may be read as one batch: their rows weigh more than putting
+dictionaries together."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class FileSource(Readable):
     files unless it is nullable.  io: a pyiceberg FileIO; needed for anything but local files.
     merge_pieces: give one batch per row group for plain lists too; off where requests are not contiguous anyway.
     known_columns: all that a file without field ids may hold. A nullable column may be missing in an older file and is
-        null there, but not beside one that nobody knows: that is a renamed column or a damaged footer. None: any is known.
+        null there, but not beside one that nobody knows: that is a renamed column or a damaged
+        footer. None: any is known.
     field_ids: Iceberg's id of each column, by which it is found in a file, whatever it is called there.
     """
 
@@ -202,10 +204,11 @@ class FileSource(Readable):
         rows_together: int = 0,
         use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
-        """These row groups in this order, one batch each (or more, as in `batches`); a file stays open from one to the next.
+        """These row groups in this order, one batch each (or more, as in `batches`); a file stays
+        open from one to the next.
 
-        rows_together: neighbours in a file come as one batch of at most so many rows, and BLOB_BYTES_TOGETHER of blobs: a
-        batch has its fixed cost. Their dictionaries become one, by value.
+        rows_together: neighbours in a file come as one batch of at most so many rows, and BLOB_BYTES_TOGETHER of blobs:
+        a batch has its fixed cost. Their dictionaries become one, by value.
         use_threads: decode the columns of a batch at once; off where whole streams run beside one another.
         """
         chosen = self._columns(columns)

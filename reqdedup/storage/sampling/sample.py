@@ -112,7 +112,8 @@ def sample_users(
     cap: at most so many users of the stratum, on top of `rate`.
         Each of the three is one value for all strata or a mapping from stratum labels (`Activity.labels`,
         "column=value", joined by ", " for both), where "*" stands for all others. Give rate, cap, both, or target.
-    strata: an Activity, the name of a request-level column (a user's value is that of their latest request), or several.
+    strata: an Activity, the name of a request-level column (a user's value is that of their latest
+        request), or several.
     max_requests_per_user: users with more keep so many whole requests: a draw by hash that is nested in every larger
         one (keep="hash"), or the latest by request_ts, then request_id (keep="latest").
 

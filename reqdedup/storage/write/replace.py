@@ -1,4 +1,5 @@
-"""Replacing a table's content, its form included, in one commit: the new content exists completely before the old goes."""
+"""Replacing a table's content, its form included, in one commit: the new content exists completely
+before the old goes."""
 
 from __future__ import annotations
 
@@ -43,8 +44,9 @@ def replace_table(
 ) -> WriteReport:
     """Make the table `identifier` hold exactly these rows in this form, whatever form it had; what was written.
 
-    Columns, layout, bucket count and rows change in one commit. Until then, and if anything fails, the table is as it was,
-    or not there if it was not; its earlier snapshots, branches and tags stay. batches may be read from the table itself.
+    Columns, layout, bucket count and rows change in one commit. Until then, and if anything fails, the table is as it
+    was, or not there if it was not; its earlier snapshots, branches and tags stay. batches may be read from the table
+    itself.
     num_buckets: partitions of the bucketed layouts.  location: of a new table; an existing one stays where it is.
     progress, seed, spill_dir, properties: as of `write`.
     Raises ValueError for wrong batches and for a table that reqdedup did not make, ConflictError if another writer was

@@ -41,7 +41,8 @@ FLUSH_BYTES = 16 * 2**20
 """Of arrived data that is collected before it is written by partition."""
 
 SMALL_ROWS, SMALL_BYTES = 16_384, 8 * 2**20
-"""Batches are put together until they hold so many rows or bytes: a batch costs some hundred Arrow calls, whatever is in it."""
+"""Batches are put together until they hold so many rows or bytes: a batch costs some hundred Arrow
+calls, whatever is in it."""
 
 PartitionOf = Callable[[np.ndarray, pa.Array], np.ndarray]
 """Partition of each part, [P] int64, from its user_id [P] and its request_ts [P]."""
