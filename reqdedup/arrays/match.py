@@ -3,9 +3,9 @@
     left   5 7 8 9 | 3 4     request 0: 5 meets 5; 7 meets 8, so it has no right row, and the rest goes on one behind:
     right  5 8 9   | 3 4     8 meets 8, 9 meets 9.  Request 1: all in lockstep.
 
-All requests take a step at once in numpy, so the work is a gather and a comparison per row while the sides agree, and for
-each gap a pass over what is left of its request. `match_keys` is for keys of any order and repetition and says what a match
-is; `match_sorted` is what a join asks. Nothing is hashed; ids may be any int64.
+All requests take a step at once in numpy, so the work is a gather and a comparison per row while the sides agree, and
+for each gap a pass over what is left of its request. `match_keys` is for keys of any order and repetition and says what
+a match is; `match_sorted` is what a join asks. Nothing is hashed; ids may be any int64.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def find_in_segments(
 ) -> np.ndarray:
     """Position of each needle in its segment of `haystack`, [N] int64; -1 where it is not there.
 
-    Needles come in S stretches: those from `first[s]` to `first[s + 1]` look in `haystack[start[s]:end[s]]`, which rises
-    strictly. first: [S + 1], no stretch is empty; start, end: [S].
+    Needles come in S stretches: those from `first[s]` to `first[s + 1]` look in `haystack[start[s]:end[s]]`, which
+    rises strictly. first: [S + 1], no stretch is empty; start, end: [S].
     """
     if len(haystack) == 0 or len(needle) == 0:
         return np.full(len(needle), -1, np.int64)
