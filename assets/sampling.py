@@ -6,6 +6,7 @@ import warehouse
 from assets.metadata import sample_metadata, write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup import storage
+from reqdedup.storage.features import features_current
 
 
 @dg.asset(deps=["engagements_by_request", "request_features"], group_name="training_data", kinds={"iceberg"})
@@ -13,6 +14,9 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     """Rows of the sampled users with the backfilled feature joined in, no shuffle on the way."""
     recipe = run_recipe.get()
     main, features = store.table("engagements_by_request"), store.table("request_features")
+    found = features_current(main, features)
+    if not found.ok:
+        raise ValueError(f"training_sample: {found.detail} (materialize request_features); nothing was written")
     joined = storage.bucket_join(main, features)
     sample = storage.sample_users(
         joined,

@@ -31,17 +31,17 @@ def catalog(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, instance, monkeypatch):
-    """A function that makes raw_engagements as the UI launches it: the graph as loaded, a configuration for the run."""
+    """A function that makes assets as the UI launches them: the graph as loaded, a configuration for the run."""
     for name in ("REQDEDUP_CATALOG__TYPE", "REQDEDUP_CATALOG__URI"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(loaded: dict[str, str], **config):
+    def run(loaded: dict[str, str], assets: tuple[str, ...] = ("raw_engagements",), **config):
         environment = replace(Environment(recipe="smoke", data_dir=tmp_path), **loaded)
         job = build_definitions(environment).resolve_job_def("everything")
         resources = {name: {"config": values} for name, values in config.items()}
         return job.execute_in_process(
             instance=instance,
-            asset_selection=[dg.AssetKey("raw_engagements")],
+            asset_selection=[dg.AssetKey(name) for name in assets],
             run_config={"resources": resources},
             raise_on_error=False,
         )
@@ -129,6 +129,20 @@ def test_started_runs_without_a_process_are_failed_and_others_are_not(instance, 
     assert START_S > 0
     assert len(fail_dead_runs(instance)) == 1
     assert statuses()["silent"] == "FAILURE"
+
+
+@pytest.mark.slow
+def test_features_of_an_earlier_log_leave_the_training_sample_as_it_is(run, catalog, logs):
+    def of(log: str, *assets: str):
+        return run({**logs[log], "namespace": "both"}, assets)
+
+    assert of("one", "raw_engagements", "engagements_by_request", "request_features", "training_sample").success
+    before = load_table(catalog, "both", "training_sample").current_snapshot().snapshot_id
+    assert of("two", "raw_engagements", "engagements_by_request").success
+    failed = of("two", "training_sample")
+    (failure,) = failed.filter_events(lambda event: event.is_step_failure)
+    assert "both.request_features is stale" in str(failure.step_failure_data.error)
+    assert load_table(catalog, "both", "training_sample").current_snapshot().snapshot_id == before
 
 
 def test_a_report_over_models_of_two_samples_is_refused(tmp_path):
