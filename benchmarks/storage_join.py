@@ -45,7 +45,7 @@ from benchmarks.tables import local_catalog
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, numpy_from_blobs
 from reqdedup.schema import HISTORY_ITEM_ID, Column, EngagementSchema, Kind, Level
 from reqdedup.storage import Layout, bucket_join, create_table, table_schema, write
-from reqdedup.storage.iceberg.encodings import COMPACT, ENCODINGS_PROPERTY
+from reqdedup.storage.iceberg.settings import COMPACT, ENCODINGS_PROPERTY
 
 KEYS = ("user_id", "request_id", "item_id")
 ADDED = ("purchase", "dwell_s")

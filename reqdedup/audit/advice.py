@@ -12,8 +12,7 @@ from reqdedup.audit.causes import CODEC, DICTIONARY, ORDER, PAGE_SIZE, ROW_GROUP
 from reqdedup.audit.estimate import Estimate
 from reqdedup.audit.footers import TableFacts
 from reqdedup.audit.report import RequestAudit, Step, TableAudit
-from reqdedup.storage.iceberg.layout import LARGE_PAGE_BYTES, ZSTD_LEVEL
-from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
+from reqdedup.storage.iceberg.settings import DEFAULT_FILE_BYTES, LARGE_PAGE_BYTES, ZSTD_LEVEL
 
 MATTERS_SHARE = 0.05
 """Of the plain table's bytes: a cause below this is not worth a change."""

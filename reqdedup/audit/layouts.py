@@ -33,11 +33,17 @@ from reqdedup.audit.sample import Sample, SamplePlan
 from reqdedup.audit.scan import RequestIndex
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.commit import StagedFiles
-from reqdedup.storage.iceberg.layout import ZSTD_LEVEL, Layout, buckets_of, create_table
+from reqdedup.storage.iceberg.layout import Layout, buckets_of, create_table
 from reqdedup.storage.iceberg.paths import local_path
+from reqdedup.storage.iceberg.settings import (
+    DEFAULT_FILE_BYTES,
+    LARGE_PAGES_ROW_GROUP_BYTES,
+    ROW_GROUP_ROWS,
+    ZSTD_LEVEL,
+)
 from reqdedup.storage.measure.store_once import Codec, store_once_bytes
 from reqdedup.storage.read.reader import FileSource
-from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES, LARGE_PAGES_ROW_GROUP_BYTES, ROW_GROUP_ROWS, write_rows
+from reqdedup.storage.write.writer import write_rows
 
 CODEC = Codec("zstd", ZSTD_LEVEL)
 

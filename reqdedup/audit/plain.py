@@ -19,8 +19,7 @@ from reqdedup.audit.sample import Sample, SamplePlan
 from reqdedup.audit.scan import RequestIndex
 from reqdedup.audit.values import SampleColumn
 from reqdedup.audit.writing import LARGE_PAGES, OUR_SCALARS, WriterSettings, without_dictionary, written_bytes
-from reqdedup.storage.iceberg.layout import LARGE_PAGE_BYTES
-from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
+from reqdedup.storage.iceberg.settings import DEFAULT_FILE_BYTES, LARGE_PAGE_BYTES
 
 SORTED_ROWS, RUNS, SINGLES = "sorted", "runs", "singles"
 LONG_TEXT_BYTES = 64

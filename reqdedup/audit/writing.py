@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reqdedup.audit.values import SampleColumn
-from reqdedup.storage.iceberg.layout import LARGE_PAGE_BYTES, ZSTD_LEVEL
+from reqdedup.storage.iceberg.settings import LARGE_PAGE_BYTES, ZSTD_LEVEL
 
 LEVELLED_CODECS = ("zstd", "gzip", "brotli")
 

@@ -24,6 +24,7 @@ from reqdedup.storage.features.recent_events import recent_event_counts
 from reqdedup.storage.iceberg.catalogs import open_catalog
 from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.layout import Layout, create_table, table_layout, table_schema
+from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.maintenance import (
     BucketChoice,
@@ -92,6 +93,7 @@ __all__ = [
     "UserSample",
     "WriteProgress",
     "WriteReport",
+    "WriteSettings",
     "add_request_feature",
     "bucket_join",
     "choose_num_buckets",

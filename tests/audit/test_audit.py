@@ -16,7 +16,7 @@ from reqdedup.audit import AuditProgress, AuditReport, audit_table, render
 from reqdedup.audit.verdict import format_bytes, verdict
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.storage import Layout, create_table, write
-from reqdedup.storage.iceberg.layout import ZSTD_LEVEL
+from reqdedup.storage.iceberg.settings import ZSTD_LEVEL
 from tests.audit.audit_tables import (
     KEYS,
     append_all,

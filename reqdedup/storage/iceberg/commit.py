@@ -15,11 +15,18 @@ from pyiceberg.manifest import (
     DataFile,
 )
 from pyiceberg.table import Table
-from pyiceberg.table.update import AssertCurrentSchemaId, AssertDefaultSpecId, TableRequirement, TableUpdate
+from pyiceberg.table.update import (
+    AssertCurrentSchemaId,
+    AssertDefaultSpecId,
+    SetPropertiesUpdate,
+    TableRequirement,
+    TableUpdate,
+)
 
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.datafile import DataFileWriter, FileSettings, verify_file
+from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, to_json
 from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.form import preview, taken_back
@@ -62,7 +69,7 @@ class StagedFiles:
         self.write_id = write_id or uuid.uuid4().hex
         self.table, self.target, self._updates = table, preview(table, updates), updates
         self._schema, self._layout = schema or table_schema(self.target), table_layout(self.target)
-        self._settings = FileSettings(self._layout, self._schema, self.target.properties)
+        self.settings = FileSettings(self._layout, self._schema, self.target.properties)
         self._spec_id = table.metadata.default_spec_id
         self._file_schema = file_schema(self.target, self._schema, self._layout)
         self._open: DataFileWriter | None = None
@@ -102,7 +109,7 @@ class StagedFiles:
             self.close_file()
         if self._open is None:
             self._open = DataFileWriter(
-                self.target, self._schema, self._layout, partition, self._settings, write_id=self.write_id
+                self.target, self._schema, self._layout, partition, self.settings, write_id=self.write_id
             )
             self._paths.append(self._open.path)
         self._open.write(rows)
@@ -206,6 +213,9 @@ class StagedFiles:
             return None
         summary = {**(properties or {}), WRITE_ID: self.write_id}
         is_all = replace and removed is None
+        choices = to_json(self.settings.choices)
+        if branch == MAIN and self.settings.choices and self.target.properties.get(CHOICES_PROPERTY) != choices:
+            self._updates = (*self._updates, SetPropertiesUpdate(updates={CHOICES_PROPERTY: choices}))
         for attempt in range(COMMIT_ATTEMPTS):
             try:
                 self._check_still_fits()

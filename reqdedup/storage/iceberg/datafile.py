@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,75 +26,61 @@ from pyiceberg.io.pyarrow import (
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
-from pyiceberg.table import Table, TableProperties
+from pyiceberg.table import Table
 
 from reqdedup.arrays.keys import first_disorder
-from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, USER_ID, EngagementSchema, Level
-from reqdedup.storage.iceberg.encodings import SAMPLE_ROWS, list_settings, may_be_compact, row_encodings, scalar_codecs
+from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema
+from reqdedup.storage.iceberg.encodings import choose, stored_choices, writer_options
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
-    LARGE_PAGE_BYTES,
-    ZSTD_LEVEL,
     Layout,
     buckets_of,
     file_schema,
     key_order_id,
     table_buckets,
 )
+from reqdedup.storage.iceberg.settings import WriteSettings
 
 DAY_MICROSECONDS = 86_400_000_000
 
 
-def parquet_settings(
-    layout: Layout, schema: EngagementSchema, properties: dict[str, str], first_rows: pa.Table | None = None
-) -> dict[str, Any]:
-    """Keyword arguments of `pq.ParquetWriter` for this layout.
-
-    first_rows: the first row group, where some settings depend on values; without it those are left plain.
-    """
-    if layout.has_writer_defaults:
-        return {**_get_parquet_writer_kwargs(properties), "store_decimal_as_integer": True}
-    scalars = [column for column in schema.columns if not column.is_blob]
-    with_dictionary = [
-        column.name for column in scalars if not (column.level is Level.ITEM and column.dtype.startswith("float"))
-    ]
-    settings: dict[str, Any] = {
-        "compression": "zstd",
-        "compression_level": int(properties.get(TableProperties.PARQUET_COMPRESSION_LEVEL, ZSTD_LEVEL)),
-        "write_statistics": [column.name for column in scalars],
-        "store_schema": False,
-        "write_page_checksum": True,  # so that a flipped bit is an error, not another value
-    }
-    if layout is Layout.SORTED_LARGE_PAGES:
-        settings |= {"data_page_size": LARGE_PAGE_BYTES, "dictionary_pagesize_limit": LARGE_PAGE_BYTES}
-        settings["use_dictionary"] = with_dictionary
-        return settings if first_rows is None else settings | list_settings(first_rows, schema, settings)
-    blobs = [column.name for column in schema.blobs]
-    if first_rows is not None:
-        encodings = row_encodings(first_rows, schema, settings, compact=may_be_compact(properties))
-        with_dictionary = [name for name in with_dictionary if name not in encodings]
-        settings["column_encoding"] = encodings
-    settings |= {"use_dictionary": with_dictionary + blobs, "dictionary_pagesize_limit": 2**31 - 1}
-    if first_rows is not None and ITEM_ID in schema.names:
-        settings |= scalar_codecs(first_rows, schema, settings)
-    return settings
-
-
 class FileSettings:
-    """`parquet_settings` for the files of one write: what was tried on one file's rows serves for the next."""
+    """How the files of one table are written: its `WriteSettings`, and what was chosen for each column.
 
-    def __init__(self, layout: Layout, schema: EngagementSchema, properties: dict[str, str]) -> None:
-        self._layout, self._schema, self._properties = layout, schema, properties
-        self._settings: dict[str, Any] | None = None
+    properties: of the table. Columns for which it has no choice yet are tried by `decide`, or on the first rows of a file.
+    choices: by column, for the table to keep; see `encodings`.
+    """
+
+    def __init__(self, layout: Layout, schema: EngagementSchema, properties: Mapping[str, str]) -> None:
+        self._layout, self._schema, self._properties = layout, schema, dict(properties)
+        self.settings = WriteSettings.of(properties, layout, has_blobs=bool(schema.blobs))
+        self.choices = {} if layout.has_writer_defaults else stored_choices(properties)
+
+    def decide(self, rows: pa.Table, *, renew: bool = False) -> None:
+        """Choose for the columns that have no choice yet by these rows, the first of the table's order.
+
+        renew: for all columns. Where rows are few, nothing is chosen for good: the next rows may be more.
+        """
+        names = set(self._schema.names)
+        if self._layout.has_writer_defaults or not len(rows) or not (renew or names - self.choices.keys()):
+            return
+        found = choose(rows, self._schema, self.settings, blobs=self._layout.has_blobs)
+        self.choices = found if renew else found | {name: self.choices[name] for name in names & self.choices.keys()}
 
     def of(self, first_rows: pa.Table) -> dict[str, Any]:
         """Keyword arguments of `pq.ParquetWriter` for a file that begins with these rows."""
-        if self._settings is not None:
-            return self._settings
-        settings = parquet_settings(self._layout, self._schema, self._properties, first_rows)
-        if len(first_rows) >= SAMPLE_ROWS // 16:
-            self._settings = settings
-        return settings
+        if self._layout.has_writer_defaults:
+            return {**_get_parquet_writer_kwargs(self._properties), "store_decimal_as_integer": True}
+        self.decide(first_rows)
+        lists = self._layout is Layout.SORTED_LARGE_PAGES
+        return {
+            **writer_options(self.choices, self._schema, self.settings, blobs=self._layout.has_blobs),
+            "write_statistics": [column.name for column in self._schema.columns if not column.is_blob],
+            "store_schema": False,
+            "write_page_checksum": True,  # so that a flipped bit is an error, not another value
+            "data_page_size": self.settings.page_bytes,
+            "dictionary_pagesize_limit": self.settings.page_bytes if lists else 2**31 - 1,
+        }
 
 
 class DataFileWriter:

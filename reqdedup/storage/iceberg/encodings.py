@@ -1,12 +1,16 @@
-"""Encodings, codecs and levels of our data files where values decide: the first rows are tried, the smallest form is taken.
+"""Encodings, codecs and levels of a table's columns if values decide: first rows are tried, the smallest form is taken.
 
-A table's property `reqdedup.encodings` says what may be tried. `portable`, the default: PLAIN and dictionaries, which every
-reader of Iceberg knows. `compact`: also DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which the vectorised reader of Iceberg's
-Java library refuses in all but its newest releases (apache/iceberg#7162). docs/decisions/0012 has the bytes.
+They are chosen once for a table, from the first rows in its order, and kept in its property `reqdedup.columns`: so the
+bytes of a bucket depend on its rows alone and not on who came first, and a wide table is tried once and not per file.
+By the property `reqdedup.encodings` it is `portable`, the default: PLAIN and dictionaries, which every reader of Iceberg
+knows. `compact`: also DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which the vectorised reader of Iceberg's Java library
+refuses in all but its newest releases (apache/iceberg#7162). docs/decisions/0012 has the bytes, 0020 the rest.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,15 +18,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reqdedup.schema import ITEM_ID, KEYS, Column, EngagementSchema, Level
+from reqdedup.storage.iceberg.settings import COMPACT, WriteSettings
 
-ENCODINGS_PROPERTY = "reqdedup.encodings"
-PORTABLE, COMPACT = "portable", "compact"
+CHOICES_PROPERTY = "reqdedup.columns"
+"""JSON: `format`, and by column its encoding, with "/none" or "/level" if it is compressed otherwise than the table."""
+
+CHOICES_FORMAT = 1
+
+DICTIONARY = "dictionary"
 
 SAMPLE_BYTES = 32 * 2**20
 """Uncompressed bytes of a list column that are tried."""
 
 SAMPLE_ROWS = 16_384
-"""Rows of a scalar column that are tried; with a sixteenth of them what was found serves for later files."""
+"""Rows of a scalar column that are tried, at most."""
+
+ENOUGH_ROWS = 1_024
+"""Of a row group by which to choose for the whole table."""
 
 WORTH_COMPRESSING = 1 / 8
 """Of a scalar column's bytes that the codec must save; below it they are stored as they are, and read three times faster."""
@@ -36,106 +48,189 @@ FEW_VALUES_LEVEL = 16
 """zstd's level for plain lists of few distinct values: the first of its optimal parsers, which find long repetitions behind
 many short ones. It takes half as much CPU again as level 6 does with a dictionary of elements."""
 
-
-def may_be_compact(properties: dict[str, str]) -> bool:
-    """Whether the table takes the encodings that some readers refuse. Raises ValueError for an unknown choice."""
-    found = properties.get(ENCODINGS_PROPERTY, PORTABLE)
-    if found not in (PORTABLE, COMPACT):
-        raise ValueError(f"table property {ENCODINGS_PROPERTY}: {PORTABLE!r} or {COMPACT!r} required, found {found!r}")
-    return found == COMPACT
+Choices = dict[str, str]
+"""By column: its encoding ("dictionary" or one of Parquet's), then "/none" or "/<level>" if the table's codec or level is
+not taken."""
 
 
-def row_encodings(
-    rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any], *, compact: bool
-) -> dict[str, str]:
-    """Encodings of the scalars of a row that come out smaller without a dictionary, tried on the first rows, by name.
+def to_json(choices: Choices) -> str:
+    """The property's value."""
+    return json.dumps({"format": CHOICES_FORMAT, "columns": choices}, separators=(",", ":"))
 
-    Ids that hardly repeat lose a third of their bytes, and three quarters of the CPU of reading them: their dictionary
-    is as long as the column. Inside a request items rise, so that deltas are also shorter than the ids. Where a row is a
-    request (features), its keys and scalars are tried too; floats that do not repeat take 1.4 times their bytes in a
-    dictionary.
-    """
-    chosen: dict[str, str] = {}
-    row_is_request = ITEM_ID not in schema.names
+
+def stored_choices(properties: Mapping[str, str]) -> Choices:
+    """What was chosen for a table; nothing if it has no such property. Raises ValueError for a newer format."""
+    found = json.loads(properties.get(CHOICES_PROPERTY, '{"format": 1, "columns": {}}'))
+    if found["format"] > CHOICES_FORMAT:
+        raise ValueError(
+            f"table property {CHOICES_PROPERTY}: format {CHOICES_FORMAT} or older required, found {found['format']}; update reqdedup"
+        )
+    return dict(found["columns"])
+
+
+def choose(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, *, blobs: bool) -> Choices:
+    """The smallest form of each column of these first rows. blobs: sequences are blobs, else plain lists."""
+    own = _portable(schema)
+    if not blobs:
+        return own | _list_choices(rows, schema, settings, own)
+    own |= dict.fromkeys((column.name for column in schema.blobs), DICTIONARY)
+    own |= _row_encodings(rows, schema, settings)
+    return _with_codecs(rows, schema, settings, own) if ITEM_ID in schema.names else own
+
+
+def writer_options(
+    choices: Choices, schema: EngagementSchema, settings: WriteSettings, *, blobs: bool
+) -> dict[str, Any]:
+    """Keyword arguments of `pq.ParquetWriter` that follow from the choices; columns without one are not tried."""
+    default = _portable(schema)
+    dictionary: list[str] = []
+    encodings, codecs, levels = {}, {}, {}
     for column in schema.columns:
-        is_of_row = column.name == ITEM_ID or column.level in (Level.ITEM, Level.LABEL)
-        if row_is_request:
-            is_of_row = column.level is Level.REQUEST or column.name in KEYS
-        elif column.dtype.startswith("float"):
-            continue
-        if not is_of_row or column.is_blob:
-            continue
-        sample = rows.select([column.name]).slice(0, SAMPLE_ROWS)
-        sizes = {}
-        for encoding in (None, *_other_encodings(column, compact=compact)):
-            options: dict[str, Any] = {"use_dictionary": encoding is None}
-            options["column_encoding"] = {column.name: encoding} if encoding is not None else None
-            sizes[encoding] = len(_written(sample, settings | options))
-        best = min(sizes, key=lambda encoding: sizes[encoding])
-        if best is not None:
-            chosen[column.name] = best
-    return chosen
-
-
-def scalar_codecs(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> dict[str, Any]:
-    """Codec and level by column: none for scalars in which the codec finds next to nothing, tried on the first rows.
-
-    Dictionary indices are bit-packed and their runs are runs already. Such columns are small beside sequences, and opening
-    a compressed page of them costs more than reading it.
-    """
-    codecs = dict.fromkeys(schema.names, settings["compression"])
-    for column in schema.columns:
-        if not column.is_blob:
-            written = _written(rows.select([column.name]).slice(0, SAMPLE_ROWS), settings)
-            chunk = pq.read_metadata(pa.BufferReader(written)).row_group(0).column(0)
-            saved = chunk.total_uncompressed_size - chunk.total_compressed_size
-            if saved < WORTH_COMPRESSING * chunk.total_uncompressed_size:
-                codecs[column.name] = "none"
-    level = settings["compression_level"]
+        fallback = DICTIONARY if column.is_blob and blobs else default.get(column.name, "PLAIN")
+        encoding, _, other = choices.get(column.name, fallback).partition("/")
+        leaf = f"{column.name}.list.element" if column.is_blob and not blobs else column.name
+        if encoding == DICTIONARY:
+            dictionary.append(leaf)
+        elif blobs and default.get(column.name) == DICTIONARY:
+            encodings[leaf] = encoding
+        codecs[leaf] = "none" if other == "none" else settings.parquet_codec
+        if codecs[leaf] != "none" and settings.level_of() is not None:
+            levels[leaf] = int(other) if other else settings.level
     return {
+        "use_dictionary": dictionary,
+        "column_encoding": encodings or None,
         "compression": codecs,
-        "compression_level": {name: level for name, codec in codecs.items() if codec != "none"},
+        "compression_level": levels or None,
     }
 
 
-def list_settings(rows: pa.Table, schema: EngagementSchema, settings: dict[str, Any]) -> dict[str, Any]:
-    """`use_dictionary` and `compression_level` for plain lists in large pages, tried on the first rows.
+def _portable(schema: EngagementSchema) -> Choices:
+    """Scalars in dictionaries, but for floats of the item: in a dictionary they take 1.4 times their bytes."""
+    return {
+        column.name: "PLAIN" if column.level is Level.ITEM and column.dtype.startswith("float") else DICTIONARY
+        for column in schema.columns
+        if not column.is_blob
+    }
 
-    Many distinct elements (items, times) want neither: their dictionary is long, and bit-packed indices hide the repetition
-    of whole lists from the codec. Few distinct ones (actions) want one of both: their plain bytes hold so many short
-    repetitions that zstd's fast levels miss the long ones, by two orders of magnitude. A dictionary removes the short ones,
-    but the copies of a list begin at eight different bits of a byte; a level that looks further needs half its bytes, and
-    is tried whichever of the first two is smaller: on a few requests that is chance.
+
+def _row_encodings(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings) -> Choices:
+    """Encodings of the scalars of a row that come out smaller without a dictionary.
+
+    Ids that hardly repeat lose a third of their bytes, and three quarters of the CPU of reading them: their dictionary
+    is as long as the column. Inside a request items rise, so that deltas are also shorter than the ids. If a row is a
+    request (features), its keys and scalars are tried too; floats that do not repeat take 1.4 times their bytes in a
+    dictionary.
     """
-    dictionaries = list(settings["use_dictionary"])
-    names = [f"{column.name}.list.element" if column.is_blob else column.name for column in schema.columns]
-    levels = dict.fromkeys(names, settings["compression_level"])
-    for column in schema.blobs:
-        leaf = f"{column.name}.list.element"
-        row_bytes = max(rows.column(column.name).nbytes // max(len(rows), 1), 1)
-        sample = rows.select([column.name]).slice(0, max(SAMPLE_BYTES // row_bytes, 1))
-        plain, with_dictionary = (len(_written(sample, settings | {"use_dictionary": use})) for use in (False, True))
-        if with_dictionary >= plain and len(pc.unique(sample[column.name].combine_chunks().flatten())) > FEW_VALUES:
-            continue
-        thorough = {"use_dictionary": False, "compression_level": FEW_VALUES_LEVEL}
-        if len(_written(sample, settings | thorough)) < min(with_dictionary, plain):
-            levels[leaf] = max(levels[leaf], FEW_VALUES_LEVEL)
-        elif with_dictionary < plain:
-            dictionaries.append(leaf)
-    return {"use_dictionary": dictionaries, "compression_level": levels}
+    tried = [
+        column for column in schema.columns if not column.is_blob and _is_of_row(column, ITEM_ID not in schema.names)
+    ]
+    best = _sizes(rows, tried, settings, dict.fromkeys((column.name for column in tried), DICTIONARY))
+    chosen = {}
+    for number in range(2):
+        others = {column.name: _others(column, settings) for column in tried}
+        forms = {name: found[number] for name, found in others.items() if len(found) > number}
+        for name, size in _sizes(rows, [column for column in tried if column.name in forms], settings, forms).items():
+            if size < best[name]:
+                best[name], chosen[name] = size, forms[name]
+    return chosen
 
 
-def _other_encodings(column: Column, *, compact: bool) -> tuple[str, ...]:
+def _is_of_row(column: Column, row_is_request: bool) -> bool:
+    if row_is_request:
+        return column.level is Level.REQUEST or column.name in KEYS
+    return not column.dtype.startswith("float") and (
+        column.name == ITEM_ID or column.level in (Level.ITEM, Level.LABEL)
+    )
+
+
+def _others(column: Column, settings: WriteSettings) -> tuple[str, ...]:
     """What a scalar may be written in beside a dictionary."""
-    if not compact:
+    if settings.encodings != COMPACT:
         return ("PLAIN",)
     if column.dtype in ("int32", "int64", "timestamp"):
         return (DELTA,)
     return ("PLAIN", "BYTE_STREAM_SPLIT") if column.dtype.startswith("float") else ("PLAIN",)
 
 
-def _written(sample: pa.Table, settings: dict[str, Any]) -> pa.Buffer:
+def _with_codecs(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, choices: Choices) -> Choices:
+    """The choices, with no codec for scalars in which it finds next to nothing.
+
+    Dictionary indices are bit-packed and their runs are runs already. Such columns are small beside sequences, and opening
+    a compressed page of them costs more than reading it.
+    """
+    chosen = dict(choices)
+    scalars = [column for column in schema.columns if not column.is_blob]
+    for name, chunk in _chunks(rows, scalars, settings, choices).items():
+        saved = chunk.total_uncompressed_size - chunk.total_compressed_size
+        if saved < WORTH_COMPRESSING * chunk.total_uncompressed_size:
+            chosen[name] += "/none"
+    return chosen
+
+
+def _list_choices(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, own: Choices) -> Choices:
+    """Dictionaries and levels for plain lists in large pages.
+
+    Many distinct elements (items, times) want neither: their dictionary is long, and bit-packed indices hide the repetition
+    of whole lists from the codec. Few distinct ones (actions) want one of both: their plain bytes hold so many short
+    repetitions that zstd's fast levels miss the long ones, by two orders of magnitude. A dictionary removes the short ones,
+    but the copies of a list begin at eight different bits of a byte; a level that looks further needs half its bytes, and is
+    tried whichever of the first two is smaller: on a few requests that is chance.
+    """
+    chosen = {}
+    for column in schema.blobs:
+        row_bytes = max(rows.column(column.name).nbytes // max(len(rows), 1), 1)
+        sample = rows.select([column.name]).slice(0, max(SAMPLE_BYTES // row_bytes, 1))
+        thorough = f"PLAIN/{max(settings.level, FEW_VALUES_LEVEL)}"
+        plain, with_dictionary = (_list_bytes(sample, column, settings, form) for form in ("PLAIN", DICTIONARY))
+        chosen[column.name] = DICTIONARY if with_dictionary < plain else "PLAIN"
+        if with_dictionary >= plain and len(pc.unique(sample[column.name].combine_chunks().flatten())) > FEW_VALUES:
+            continue
+        if _list_bytes(sample, column, settings, thorough) < min(with_dictionary, plain):
+            chosen[column.name] = thorough
+    return chosen
+
+
+def _list_bytes(sample: pa.Table, column: Column, settings: WriteSettings, form: str) -> int:
+    encoding, _, level = form.partition("/")
+    return len(
+        _written(
+            sample,
+            use_dictionary=encoding == DICTIONARY,
+            compression=settings.parquet_codec,
+            compression_level=settings.level_of(int(level or 0)),
+            data_page_size=settings.page_bytes,
+            dictionary_pagesize_limit=settings.page_bytes,
+        )
+    )
+
+
+def _sizes(rows: pa.Table, columns: list[Column], settings: WriteSettings, forms: Choices) -> dict[str, int]:
+    return {name: chunk.total_compressed_size for name, chunk in _chunks(rows, columns, settings, forms).items()}
+
+
+def _chunks(
+    rows: pa.Table, columns: list[Column], settings: WriteSettings, forms: Choices
+) -> dict[str, pq.ColumnChunkMetaData]:
+    """By column what Parquet makes of its first rows in this form: all columns in one file."""
+    if not columns or not len(rows):
+        return {}
+    names = [column.name for column in columns]
+    encodings = {name: forms[name] for name in names if forms[name] != DICTIONARY}
+    written = _written(
+        rows.select(names).slice(0, SAMPLE_ROWS),
+        use_dictionary=[name for name in names if name not in encodings],
+        column_encoding=encodings or None,
+        compression=settings.parquet_codec,
+        compression_level=settings.level_of(),
+        dictionary_pagesize_limit=2**31 - 1,
+    )
+    group = pq.read_metadata(pa.BufferReader(written)).row_group(0)
+    return {name: group.column(index) for index, name in enumerate(names)}
+
+
+def _written(sample: pa.Table, **options: Any) -> pa.Buffer:
     """The sample as a Parquet file of one row group."""
     sink = pa.BufferOutputStream()
-    pq.write_table(sample, sink, row_group_size=max(len(sample), 1), **(settings | {"write_statistics": False}))
+    common = {"write_statistics": False, "store_schema": False, "write_page_checksum": True}
+    pq.write_table(sample, sink, row_group_size=max(len(sample), 1), **common, **options)
     return sink.getvalue()

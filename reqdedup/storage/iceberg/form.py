@@ -29,6 +29,8 @@ from pyiceberg.table.update import (
 )
 from pyiceberg.types import ListType, NestedField
 
+from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY
+
 FORM_SINCE_PROPERTY = "reqdedup.form-since"
 """Sequence number of the first snapshot in the table's form; earlier ones have other columns or another layout."""
 
@@ -86,12 +88,12 @@ def updates_to(table: Table, form: TableForm, own_properties: Mapping[str, str])
     changed = dict(form.properties)
     if schema_id != table.metadata.current_schema_id or form.properties != dict(own_properties):
         changed[FORM_SINCE_PROPERTY] = str(table.last_sequence_number + 1)
-    changed = {
-        name: value
-        for name, value in changed.items()
-        if own_properties.get(name) != value or name not in table.properties
-    }
-    removed = [name for name in own_properties if name not in form.properties and name in table.properties]
+    now = table.properties
+    chosen = {name for name in own_properties if name in now and now[name] != own_properties[name]}
+    changed = {name: value for name, value in changed.items() if name not in chosen and now.get(name) != value}
+    removed = [name for name in own_properties if name not in form.properties and name in now and name not in chosen]
+    if CHOICES_PROPERTY in now:  # the new rows are tried
+        removed.append(CHOICES_PROPERTY)
     if changed:
         updates.append(SetPropertiesUpdate(updates=changed))
     if removed:

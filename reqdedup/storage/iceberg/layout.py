@@ -46,16 +46,12 @@ from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.form import FORM_SINCE_PROPERTY, TableForm
 from reqdedup.storage.iceberg.names import check_free_name
+from reqdedup.storage.iceberg.settings import WriteSettings, default_settings
 
 SCHEMA_PROPERTY, LAYOUT_PROPERTY, DECODE_PROPERTY = "reqdedup.schema", "reqdedup.layout", "reqdedup.decode"
 
 FORMAT_PROPERTY, FORMAT = "reqdedup.format", 1
 """Number of what the properties named reqdedup.* hold, and how; a table of version 0.1.0 has none and is read as 1."""
-
-ZSTD_LEVEL = 6
-"""Of our own layouts: a tenth fewer bytes than level 3 at 16K tokens for some tenths of a CPU second (docs/decisions/0008)."""
-
-LARGE_PAGE_BYTES = 128 * 2**20
 
 MAX_NAMED = 8
 """Columns or differences that an error names."""
@@ -109,10 +105,12 @@ def create_table(
     *,
     num_buckets: int = 16,
     location: str | None = None,
+    settings: WriteSettings | None = None,
 ) -> Table:
     """The table `identifier` of this form: as it is with its rows if it is there, else a new one without rows.
 
     num_buckets: partitions of the bucketed layouts, by hash of user_id.  location: of a new table; else the catalog's.
+    settings: how the files of a new table are written; else the defaults of its layout.
     Nothing is ever dropped. Raises ValueError if a table of this name has another form, naming the difference, or if
     reqdedup did not make it; `replace_table` gives it another form together with its new rows.
     """
@@ -121,7 +119,9 @@ def create_table(
         table = catalog.load_table(identifier)
     except NoSuchTableError:
         catalog.create_namespace_if_not_exists(namespace)
-        return make_table(catalog, identifier, engagement_form(schema, layout, num_buckets), location=location)
+        return make_table(
+            catalog, identifier, engagement_form(schema, layout, num_buckets, settings), location=location
+        )
     check_same_form(table, schema, layout, num_buckets)
     return table
 
@@ -191,14 +191,19 @@ def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: 
     )
 
 
-def engagement_form(schema: EngagementSchema, layout: Layout, num_buckets: int) -> TableForm:
+def engagement_form(
+    schema: EngagementSchema, layout: Layout, num_buckets: int, write_settings: WriteSettings | None = None
+) -> TableForm:
     """The form of an engagement table of these columns in this layout."""
+    settings: dict[str, str] = {}
+    if write_settings is not None or not layout.has_writer_defaults:
+        settings = (write_settings or default_settings(layout, has_blobs=bool(schema.blobs))).properties()
     iceberg_schema = engagement_iceberg_schema(schema, layout)
     return TableForm(
         schema=iceberg_schema,
         spec=_partition_spec(iceberg_schema, layout, num_buckets),
         sort_order=key_sort_order(iceberg_schema) if layout.is_bucketed else UNSORTED_SORT_ORDER,
-        properties=table_properties(schema, layout),
+        properties=table_properties(schema, layout) | settings,
     )
 
 
@@ -332,7 +337,7 @@ def bucket_spec(schema: Schema, num_buckets: int) -> PartitionSpec:
 
 
 def table_properties(schema: EngagementSchema, layout: Layout) -> dict[str, str]:
-    """What the table says about itself, and the settings another writer needs to come close to ours."""
+    """What the table says about itself; how its files are written, `WriteSettings` says."""
     properties = {
         FORMAT_PROPERTY: str(FORMAT),
         SCHEMA_PROPERTY: schema.to_json(),
@@ -342,12 +347,6 @@ def table_properties(schema: EngagementSchema, layout: Layout) -> dict[str, str]
         properties[DECODE_PROPERTY] = json.dumps({column.name: decoders(column) for column in schema.blobs})
     if layout.has_writer_defaults:
         return properties
-    properties |= {
-        "write.parquet.compression-codec": "zstd",
-        "write.parquet.compression-level": str(ZSTD_LEVEL),
-    }
-    if layout is Layout.SORTED_LARGE_PAGES:
-        properties["write.parquet.page-size-bytes"] = str(LARGE_PAGE_BYTES)
     # Bounds of blobs and of whole sequences say nothing, and would put kilobytes of them into every footer.
     for column in schema.blobs:
         name = column.name if layout.has_blobs else f"{column.name}.element"

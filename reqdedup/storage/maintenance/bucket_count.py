@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
+from reqdedup.storage.iceberg.settings import WriteSettings
+
+FILE_BYTES = WriteSettings().file_bytes
 
 MAX_BUCKET_ROWS = 16_000_000
 """The writer holds the scalars of one bucket: about 100 bytes a row while it sorts them."""
@@ -41,9 +43,7 @@ def choose_num_buckets(
     if stored_bytes is None and rows is None:
         raise ValueError("stored_bytes or rows required, found neither; `reqdedup audit` tells both of a table")
     wanted = {
-        f"about {DEFAULT_FILE_BYTES // 2**20} MB of files in each": _power_of_two(
-            (stored_bytes or 0) / DEFAULT_FILE_BYTES
-        ),
+        f"about {FILE_BYTES // 2**20} MB of files in each": _power_of_two((stored_bytes or 0) / FILE_BYTES),
         f"at most {MAX_BUCKET_ROWS // 10**6} million rows in each, which the writer holds": _power_of_two(
             (rows or 0) / MAX_BUCKET_ROWS
         ),

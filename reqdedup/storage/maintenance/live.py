@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry
-from pyiceberg.table import Table, TableProperties
+from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
 from reqdedup.dedup.encoding import element_type
@@ -19,8 +19,8 @@ from reqdedup.schema import ITEM_ID, USER_ID
 from reqdedup.storage.iceberg.commit import WRITE_ID
 from reqdedup.storage.iceberg.layout import Layout, key_order_id, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import entries_of, manifests_of
+from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.read.feature_table import feature_schema, is_feature_table
-from reqdedup.storage.write.writer import DEFAULT_FILE_BYTES
 
 SMALL_SHARE = 0.5
 """A file below this part of the target size is small: two of them fit into one."""
@@ -110,7 +110,7 @@ class _Describe:
         self._sort_order = key_order_id(table)
         ours = [one.summary is not None and one.summary.get(WRITE_ID) is not None for one in table.snapshots()]
         self._others = {one.snapshot_id for one, is_ours in zip(table.snapshots(), ours) if not is_ours}
-        self._target = int(table.properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, DEFAULT_FILE_BYTES))
+        self._target = WriteSettings.of(table.properties, self.layout).file_bytes
         schema = feature_schema(table) if is_feature_table(table) else table_schema(table)
         self._widths = {}
         for field in table.schema().fields:

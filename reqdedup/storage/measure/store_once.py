@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup.encoding import element_type
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Level
-from reqdedup.storage.iceberg.layout import LARGE_PAGE_BYTES
+from reqdedup.storage.iceberg.settings import LARGE_PAGE_BYTES
 
 ROW_GROUP_VALUES = 16_384
 ROW_GROUP_BYTES = 64 * 2**20

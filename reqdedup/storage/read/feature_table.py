@@ -40,7 +40,6 @@ from reqdedup.storage.iceberg.layout import (
     FORMAT,
     FORMAT_PROPERTY,
     LAYOUT_PROPERTY,
-    ZSTD_LEVEL,
     Layout,
     bucket_spec,
     check_table_format,
@@ -54,6 +53,7 @@ from reqdedup.storage.iceberg.layout import (
 )
 from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.names import check_free_name
+from reqdedup.storage.iceberg.settings import default_settings
 from reqdedup.storage.read.buckets import check_sorted
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.read.table_source import column_ids
@@ -261,8 +261,7 @@ def feature_form(main_table: Table, features: Sequence[Column], *, by_position: 
         LAYOUT_PROPERTY: Layout.BY_REQUEST.value,
         MAIN_TABLE_PROPERTY: ".".join(main_table.name()),
         MAIN_UUID_PROPERTY: str(main_table.metadata.table_uuid),
-        "write.parquet.compression-codec": "zstd",
-        "write.parquet.compression-level": str(ZSTD_LEVEL),
+        **default_settings(Layout.BY_REQUEST, has_blobs=bool(schema.blobs)).properties(),
         **feature_properties(schema),
     }
     if by_position:

@@ -22,9 +22,9 @@ from reqdedup.storage.iceberg.layout import (
     engagement_form,
     form_differences,
     table_layout,
-    table_properties,
     table_schema,
 )
+from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.write.writer import WriteProgress, WriteReport, commit_rows, set_properties
 
 
@@ -37,6 +37,7 @@ def replace_table(
     *,
     num_buckets: int = 16,
     location: str | None = None,
+    settings: WriteSettings | None = None,
     progress: Callable[[WriteProgress], None] | None = None,
     seed: int = 0,
     spill_dir: str | Path | None = None,
@@ -48,6 +49,7 @@ def replace_table(
     was, or not there if it was not; its earlier snapshots, branches and tags stay. batches may be read from the table
     itself.
     num_buckets: partitions of the bucketed layouts.  location: of a new table; an existing one stays where it is.
+    settings: how the files of a table in a new form are written; else the defaults of its layout, or what was chosen for it.
     progress, seed, spill_dir, properties: as of `write`.
     Raises ValueError for wrong batches and for a table that reqdedup did not make, ConflictError if another writer was
     faster.
@@ -57,16 +59,18 @@ def replace_table(
         table = catalog.load_table(identifier)
     except NoSuchTableError:
         table, is_new = (
-            create_table(catalog, identifier, schema, layout, num_buckets=num_buckets, location=location),
+            create_table(
+                catalog, identifier, schema, layout, num_buckets=num_buckets, location=location, settings=settings
+            ),
             True,
         )
     else:
         check_engagement_table(table)
         is_new = False
-    form = engagement_form(schema, layout, num_buckets)
     updates: tuple[TableUpdate, ...] = ()
     if form_differences(table, schema, layout, num_buckets):
-        updates = updates_to(table, form, table_properties(table_schema(table), table_layout(table)))
+        own = engagement_form(table_schema(table), table_layout(table), 1)
+        updates = updates_to(table, engagement_form(schema, layout, num_buckets, settings), own.properties)
     try:
         with StagedFiles(table, updates=(*updates, *set_properties(properties))) as files:
             return commit_rows(files, batches, replace=True, progress=progress, seed=seed, spill_dir=spill_dir)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pyiceberg.table import Table, TableProperties
+from pyiceberg.table import Table
 from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 
 from reqdedup.arrays.keys import run_starts
@@ -27,25 +27,11 @@ from reqdedup.schema import REQUEST_TS, Column, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_one_spec, check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.datafile import DAY_MICROSECONDS
+from reqdedup.storage.iceberg.encodings import ENOUGH_ROWS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
+from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.write.arrange import DealRows, in_arrival_order, in_random_order, in_request_order
 from reqdedup.storage.write.spill import Spill, greedy_ranges
-
-ROW_GROUP_ROWS = 16_384
-"""Target rows of a row group with blobs; it ends with the request that passes it or before."""
-
-SCALAR_ROW_GROUPS = 4
-"""A row group without blobs is so many times longer: a page of scalars is short, and opening it costs as much as it holds."""
-
-MAX_DICTIONARY_BYTES = 128 * 2**20
-"""Of one blob column's values in a row group; far below 2^31, where Arrow's binary offsets end."""
-
-DEFAULT_FILE_BYTES = 512 * 2**20
-"""Iceberg's default target. For plain lists it counts uncompressed Arrow bytes, as pyiceberg does, and is one row group;
-for blobs it counts compressed bytes."""
-
-LARGE_PAGES_ROW_GROUP_BYTES = 512 * 2**20
-"""Uncompressed Arrow bytes of a row group of plain lists with large pages."""
 
 RELEASE_BYTES = 16 * 2**20
 """Read from the spill before its pages are given back: pages of a mapped file count as memory of the process."""
@@ -163,7 +149,7 @@ def commit_rows(
             spill.add(batch)
             report("spill", spill.num_rows, None)
         spill.finish()
-        for rows_done in _write_files(files, spill, layout, seed=seed):
+        for rows_done in _write_files(files, spill, layout, seed=seed, renew=replace):
             report("write", rows_done, spill.num_rows)
         num_rows, spill_bytes = spill.num_rows, spill.num_bytes
         num_requests, num_users = _count_requests(spill, users_apart=layout.is_bucketed)
@@ -193,18 +179,19 @@ def write_rows(
     seed: int = 0,
     spill_dir: str | Path | None = None,
     remember: int = 0,
+    renew: bool = False,
 ) -> tuple[int, int]:
     """Write batches as data files of `files`, in the form of its table's layout; their rows and requests.
 
     It neither verifies nor commits: that is up to who has the files. schema: of the batches and of the files.
-    remember: see `Spill`.
+    remember: see `Spill`.  renew: choose the columns' encodings anew, if these are all rows of the table.
     """
     layout = table_layout(files.target)
     with _open_spill(files.target, schema, layout, seed=seed, directory=spill_dir, remember=remember) as spill:
         for batch in batches:
             spill.add(batch)
         spill.finish()
-        for _ in _write_files(files, spill, layout, seed=seed):
+        for _ in _write_files(files, spill, layout, seed=seed, renew=renew):
             pass
         num_requests, _ = _count_requests(spill, users_apart=True)
         return spill.num_rows, num_requests
@@ -246,50 +233,65 @@ def _day(request_ts: pa.Array) -> np.ndarray:
     return request_ts.cast(pa.int64()).to_numpy() // DAY_MICROSECONDS
 
 
-def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int) -> Iterator[int]:
-    """Write all data files; yields the rows written so far."""
-    target_bytes = int(files.target.properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, DEFAULT_FILE_BYTES))
-    rows_done = 0
+def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int, renew: bool) -> Iterator[int]:
+    """Write all data files; yields the rows written so far. renew: choose the columns' encodings anew."""
+    settings, rows_done = files.settings.settings, 0
     if layout is Layout.SHUFFLED:
         pieces: list[pa.Table] = []
         for batch in in_random_order(spill, seed=seed, max_fat_bytes=PIECE_BYTES):
             pieces.append(fat_rows(batch, spill.schema))
-            if sum(piece.nbytes for piece in pieces) >= target_bytes:
+            if sum(piece.nbytes for piece in pieces) >= settings.file_bytes:
                 rows_done += files.write(None, pa.concat_tables(pieces), target_bytes=0)
                 pieces = []
                 yield rows_done
         if pieces:
             yield rows_done + files.write(None, pa.concat_tables(pieces), target_bytes=0)
         return
+    read_bytes, now = 0, None
+    for partition, rows in _decided(files, _row_groups(spill, layout, settings), renew=renew):
+        if partition != now:
+            files.close_file()
+            now = partition
+        # pyiceberg writes one row group per file of plain lists; our own layouts fill files with row groups.
+        rows_done += files.write(partition, rows, target_bytes=0 if layout is Layout.SORTED else settings.file_bytes)
+        yield rows_done
+        read_bytes += rows.nbytes
+        if read_bytes >= RELEASE_BYTES:
+            spill.release()
+            read_bytes = 0
+    files.close_file()
+    spill.release()
+
+
+def _decided(
+    files: StagedFiles, groups: Iterator[tuple[int, pa.Table]], *, renew: bool
+) -> Iterator[tuple[int, pa.Table]]:
+    """The same row groups, once the columns' encodings are chosen: by the first that is long enough, else by all."""
+    first: list[tuple[int, pa.Table]] = []
+    for group in groups:
+        first.append(group)
+        if len(group[1]) >= ENOUGH_ROWS:
+            break
+    if first:
+        enough = len(first[-1][1]) >= ENOUGH_ROWS
+        files.settings.decide(first[-1][1] if enough else pa.concat_tables([rows for _, rows in first]), renew=renew)
+    yield from first
+    yield from groups
+
+
+def _row_groups(spill: Spill, layout: Layout, settings: WriteSettings) -> Iterator[tuple[int, pa.Table]]:
+    """Every partition's rows in the order and form of the layout, one row group at a time."""
     for partition in spill.partitions():
-        read_bytes = 0
-        for batch in _row_groups(spill, partition, layout, target_bytes):
-            rows = pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, spill.schema)
-            # pyiceberg writes one row group per file of plain lists; our own layouts fill files with row groups.
-            rows_done += files.write(partition, rows, target_bytes=0 if layout is Layout.SORTED else target_bytes)
-            yield rows_done
-            read_bytes += batch.nbytes
-            if read_bytes >= RELEASE_BYTES:
-                spill.release()
-                read_bytes = 0
-        files.close_file()
-        spill.release()
-
-
-def _row_groups(spill: Spill, partition: int, layout: Layout, target_bytes: int) -> Iterator[pa.RecordBatch]:
-    max_rows = ROW_GROUP_ROWS if spill.schema.blobs else ROW_GROUP_ROWS * SCALAR_ROW_GROUPS
-    if layout is Layout.ARRIVAL:
-        return in_arrival_order(spill, partition, max_rows=max_rows, max_column_bytes=MAX_DICTIONARY_BYTES)
-    if layout is Layout.BY_REQUEST:
-        return in_request_order(spill, partition, max_rows=max_rows, max_column_bytes=MAX_DICTIONARY_BYTES)
-    fat_bytes = target_bytes if layout is Layout.SORTED else LARGE_PAGES_ROW_GROUP_BYTES
-    return in_request_order(
-        spill,
-        partition,
-        max_rows=TableProperties.PARQUET_ROW_GROUP_LIMIT_DEFAULT,
-        max_column_bytes=min(fat_bytes, encoding.MAX_BINARY_BYTES),
-        max_fat_bytes=fat_bytes,
-    )
+        if layout is Layout.SORTED:
+            limits = {"max_column_bytes": settings.file_bytes, "max_fat_bytes": settings.file_bytes}
+        elif layout.has_blobs:
+            limits = {"max_column_bytes": settings.row_group_bytes}
+        else:
+            limits = {"max_column_bytes": settings.row_group_bytes, "max_fat_bytes": settings.row_group_bytes}
+        limits["max_column_bytes"] = min(limits["max_column_bytes"], encoding.MAX_BINARY_BYTES)
+        in_order = in_arrival_order if layout is Layout.ARRIVAL else in_request_order
+        for batch in in_order(spill, partition, max_rows=settings.row_group_rows, **limits):
+            yield partition, pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, spill.schema)
 
 
 def fat_rows(batch: pa.RecordBatch, schema: EngagementSchema) -> pa.Table:

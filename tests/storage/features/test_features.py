@@ -26,9 +26,9 @@ from reqdedup.storage import (
 )
 from reqdedup.storage.features import values
 from reqdedup.storage.features.values import feature_array
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.read import buckets
 from reqdedup.storage.read.feature_table import FeatureSource, feature_schema
-from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, to_batches
 
 LOG = make_log(num_users=30, seed=4)
@@ -39,7 +39,7 @@ VECTOR = Column(name="vector", dtype="float32", level=Level.REQUEST, kind=Kind.V
 
 @pytest.fixture
 def main(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Table:
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 40)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 40)
     monkeypatch.setattr(buckets, "ROWS_TOGETHER", 0)
     table = create_table(catalog, "lake.main", log_schema(), Layout.BY_REQUEST, num_buckets=4)
     write(table, to_batches(LOG))

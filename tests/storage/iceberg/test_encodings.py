@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,8 +12,25 @@ import pytest
 
 from reqdedup.dedup.encoding import blobs_from_numpy, lists_from_blobs
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
-from reqdedup.storage import Layout, TableSource, add_request_feature, create_feature_table, create_table, write
-from reqdedup.storage.iceberg.encodings import COMPACT, DELTA, ENCODINGS_PROPERTY, FEW_VALUES_LEVEL, list_settings
+from reqdedup.storage import (
+    Layout,
+    TableSource,
+    WriteSettings,
+    add_request_feature,
+    compact,
+    create_feature_table,
+    create_table,
+    write,
+)
+from reqdedup.storage.iceberg.encodings import (
+    CHOICES_PROPERTY,
+    DELTA,
+    FEW_VALUES_LEVEL,
+    choose,
+    stored_choices,
+    to_json,
+)
+from reqdedup.storage.iceberg.settings import COMPACT, ENCODINGS_PROPERTY, default_settings
 from tests.storage.feature_tables import RATE, main_table
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tables import files_of, rows_of
@@ -86,10 +106,10 @@ def test_lists_of_few_values_take_the_smallest_form(share_of_first, wanted):
     }
     keys = [log_schema()[name] for name in ("user_id", "request_id", "item_id", "request_ts")]
     settings = {"compression": "zstd", "compression_level": 6, "use_dictionary": [], "data_page_size": 2**27}
-    chosen = list_settings(pa.table(columns), EngagementSchema((*keys, few, many)), settings)
-    assert chosen["use_dictionary"] == (["few.list.element"] if wanted == "dictionary" else [])
-    assert chosen["compression_level"].pop("few.list.element") == (FEW_VALUES_LEVEL if wanted == "high level" else 6)
-    assert set(chosen["compression_level"].values()) == {6}
+    schema, ours = EngagementSchema((*keys, few, many)), default_settings(Layout.SORTED_LARGE_PAGES)
+    chosen = choose(pa.table(columns), schema, ours, blobs=False)
+    assert chosen["few"] == ("dictionary" if wanted == "dictionary" else f"PLAIN/{FEW_VALUES_LEVEL}")
+    assert chosen["many"] == "PLAIN"
     forms = {
         "low level": {},
         "dictionary": {"use_dictionary": ["few.list.element"]},
@@ -101,3 +121,77 @@ def test_lists_of_few_values_take_the_smallest_form(share_of_first, wanted):
         pq.write_table(pa.table(columns).select(["few"]), sink, **(settings | options))
         sizes[name] = sink.tell()
     assert min(sizes, key=lambda name: sizes[name]) == wanted
+
+
+def hashes(table) -> dict[int, str]:
+    """By bucket the bytes of its file."""
+    tasks = table.scan().plan_files()
+    return {
+        t.file.partition[0]: sha256(Path(t.file.file_path.removeprefix("file://")).read_bytes()).hexdigest()
+        for t in tasks
+    }
+
+
+def test_the_bytes_of_a_bucket_do_not_depend_on_which_bucket_came_first(catalog):
+    """Written at once in any order of arrival, or in two appends that a compaction puts together."""
+    log = make_log(num_users=40, mean_fan_out=30)
+    at_once, reversed_, appended = (
+        create_table(catalog, f"test.{name}", log_schema(), Layout.BY_REQUEST, num_buckets=4)
+        for name in ("a", "b", "c")
+    )
+    write(at_once, to_batches(log))
+    write(reversed_, to_batches(log[::-1], size=3))
+    with appended.transaction() as transaction:
+        transaction.set_properties({CHOICES_PROPERTY: at_once.refresh().properties[CHOICES_PROPERTY]})
+    for part in (log[50:], log[:50]):
+        write(appended, to_batches(part), mode="append")
+    compact(appended)
+    assert hashes(at_once) == hashes(reversed_) == hashes(appended.refresh())
+    compact(at_once, force=True)
+    assert hashes(at_once) == hashes(reversed_)
+
+
+def test_what_was_chosen_is_kept_by_appends_and_chosen_anew_by_a_replacement(catalog):
+    table = create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    write(table, to_batches(make_log(num_users=60, mean_fan_out=40)))
+    chosen = stored_choices(table.refresh().properties)
+    assert set(chosen) == set(log_schema().names)
+    other = chosen | {"item_id": "dictionary/none"}
+    with table.transaction() as transaction:
+        transaction.set_properties({CHOICES_PROPERTY: to_json(other)})
+    write(table, to_batches(make_log(num_users=60, mean_fan_out=40, seed=1)), mode="append")
+    assert stored_choices(table.refresh().properties) == other
+    write(table, to_batches(make_log(num_users=60, mean_fan_out=40)))
+    assert stored_choices(table.refresh().properties) == chosen
+
+
+def test_choices_of_a_newer_format_are_refused_by_name_and_the_present_one_is_literal(catalog):
+    assert to_json({"item_id": "PLAIN", "few": "PLAIN/16"}) == (
+        '{"format":1,"columns":{"item_id":"PLAIN","few":"PLAIN/16"}}'
+    )
+    table = create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST)
+    with table.transaction() as transaction:
+        transaction.set_properties({CHOICES_PROPERTY: '{"format":2,"columns":{}}'})
+    with pytest.raises(ValueError, match=r"reqdedup\.columns: format 1 or older required, found 2"):
+        write(table, to_batches(make_log(num_users=2)))
+
+
+def test_settings_are_what_the_files_have(catalog):
+    settings = WriteSettings(row_group_rows=100, page_bytes=4096, codec="gzip", level=3)
+    table = create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=1, settings=settings)
+    assert WriteSettings.of(table.properties, Layout.BY_REQUEST) == settings
+    write(table, to_batches(make_log(num_users=40, mean_fan_out=30)))
+    footer = pq.read_metadata(files_of(table)[0])
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    assert max(group.num_rows for group in groups) <= 100
+    assert {group.column(i).compression for group in groups for i in range(group.num_columns)} <= {
+        "GZIP",
+        "UNCOMPRESSED",
+    }
+    for wrong, message in (({"codec": "lzo"}, "one of zstd"), ({"file_bytes": 0}, "a positive file_bytes")):
+        with pytest.raises(ValueError, match=message):
+            WriteSettings(**wrong)
+    with table.transaction() as transaction:
+        transaction.set_properties({"write.parquet.row-group-limit": "many"})
+    with pytest.raises(ValueError, match=r"row-group-limit: a whole number required, found 'many'"):
+        write(table, to_batches(make_log(num_users=2)))

@@ -23,9 +23,9 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.features import add_request_feature
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.join.merge import JoinCounts
 from reqdedup.storage.read import buckets
-from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, to_batch, to_batches
 
 LOG = make_log(num_users=30, seed=2)
@@ -47,7 +47,7 @@ FEATURES = (
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch):
     """Several row groups in every file, so that both sides of a join have to be cut."""
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 60)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 60)
     monkeypatch.setattr(buckets, "ROWS_TOGETHER", 0)
 
 

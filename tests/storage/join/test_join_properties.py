@@ -15,8 +15,8 @@ from reqdedup.dedup.encoding import check_deduplicated, deduplicated_schema
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage import Layout, TableSource, bucket_join, create_table, write
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.read import buckets
-from reqdedup.storage.write import writer
 
 ROW_GROUP_ROWS = 5
 KEYS = (
@@ -87,7 +87,7 @@ def rows_of(batches: list[pa.RecordBatch]) -> list[tuple]:
 @pytest.mark.parametrize("how", ["inner", "left"])
 @pytest.mark.parametrize("on", [REQUEST_KEY, ROW_KEY])
 def test_joined_rows_are_those_of_a_dictionary(catalog, monkeypatch, on, how):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", ROW_GROUP_ROWS)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", ROW_GROUP_ROWS)
     monkeypatch.setattr(buckets, "ROWS_TOGETHER", 3 * ROW_GROUP_ROWS)
     numbers = itertools.count()
 

@@ -22,9 +22,9 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.features import values as feature_values
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.read import buckets
 from reqdedup.storage.read.feature_positions import FOOTER_KEY, key_hash
-from reqdedup.storage.write import writer
 from tests.storage.feature_tables import (
     COUNT,
     LOG,
@@ -52,7 +52,7 @@ def expire_all_but_the_newest(table):
 
 @pytest.fixture
 def main(catalog, monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 30)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 30)
     monkeypatch.setattr(buckets, "ROWS_TOGETHER", 0)
     monkeypatch.setattr(feature_values, "ROW_GROUP_REQUESTS", 5)
     return main_table(catalog)
@@ -120,7 +120,7 @@ def test_a_table_that_was_realigned_in_time_survives_the_expiry(catalog, main, s
 
 
 def test_compaction_leaves_them_valid_even_when_the_old_snapshot_has_expired(catalog, main, side, monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 1000)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 1000)
     write(main, list(TableSource(main).batches()))  # the same rows in other files and row groups
     expire_all_but_the_newest(main)
     assert values(main, side, "count", how="inner") == EXPECTED
@@ -197,7 +197,7 @@ def test_positions_are_those_of_the_requests_in_order_whatever_the_row_groups(
     catalog, monkeypatch, keys, main_rows, side_requests, num_buckets
 ):
     """A row group of values may begin and end anywhere in row groups of the main table."""
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", main_rows)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", main_rows)
     monkeypatch.setattr(feature_values, "ROW_GROUP_REQUESTS", side_requests)
     catalog.create_namespace_if_not_exists("lake")
     rng, events = np.random.default_rng(len(keys)), np.ones((2, 3), np.int64)

@@ -22,15 +22,15 @@ from reqdedup.storage import (
     table_schema,
     write,
 )
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.read import reader
-from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tables import files_of, new_table, rows_of
 
 
 @pytest.fixture
 def table(catalog, monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 50)
     table = new_table(catalog, Layout.BY_REQUEST)
     write(table, to_batches(make_log(num_users=40)))
     return table
@@ -57,7 +57,7 @@ def test_row_groups_and_batches_go_together(table):
 
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED])
 def test_short_row_groups_read_together_hold_the_same_rows_and_each_value_once(catalog, monkeypatch, layout):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 50)
     table = new_table(catalog, layout)
     write(table, to_batches(make_log(num_users=40)))
     source = TableSource(table)

@@ -23,8 +23,8 @@ from reqdedup.storage import (
     sample_users,
     write,
 )
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.iceberg.layout import buckets_of
-from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, to_batch, to_batches
 
 LOG = make_log(num_users=60, seed=6, max_requests=6)
@@ -38,7 +38,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 60)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 60)
 
 
 def make_table(catalog: Catalog, layout: Layout, *, num_buckets: int = 4):

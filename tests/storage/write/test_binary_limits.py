@@ -24,6 +24,7 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.foreign import source as convert_source
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.write import writer
 from reqdedup.storage.write.spill import Spill
 from reqdedup.training import RequestLoader
@@ -58,7 +59,7 @@ def text_batch(num_requests: int, *, rows: int = 4, query: str = "q", title: str
 
 @pytest.mark.parametrize("layout", list(Layout))
 def test_text_is_cut_between_row_groups_in_every_layout(catalog, monkeypatch, layout):
-    monkeypatch.setattr(writer, "MAX_DICTIONARY_BYTES", 2_000)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_BYTES", 2_000)
     monkeypatch.setattr(encoding, "MAX_BINARY_BYTES", 2_000)
     monkeypatch.setattr(writer, "PIECE_BYTES", 4_000)
     batch = text_batch(60, query="q" * 50, title="t" * 20)
@@ -74,7 +75,7 @@ def test_text_is_cut_between_row_groups_in_every_layout(catalog, monkeypatch, la
 
 def test_one_request_whose_text_no_array_can_hold_is_named(catalog, monkeypatch):
     monkeypatch.setattr(encoding, "MAX_BINARY_BYTES", 2_000)
-    monkeypatch.setattr(writer, "MAX_DICTIONARY_BYTES", 2_000)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_BYTES", 2_000)
     table = create_table(catalog, "lake.t", TEXT, Layout.BY_REQUEST, num_buckets=1)
     batch = text_batch(3, rows=100, query="q" * 50)
     with pytest.raises(

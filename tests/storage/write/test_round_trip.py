@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reqdedup.dedup.encoding import deduplicated_schema
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage import Layout, TableSource, compact, create_table, write
-from reqdedup.storage.write import writer
+from reqdedup.storage.iceberg import settings as write_settings
 
 LOG = EngagementSchema(
     (
@@ -86,8 +86,8 @@ def canonical(rows: list[tuple]) -> list[str]:
 def test_any_log_in_batches_of_any_size_and_order_comes_back(
     catalog, layout, monkeypatch, log, seed, pieces, appended, group_rows
 ):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", group_rows)
-    monkeypatch.setattr(writer, "SCALAR_ROW_GROUPS", 1)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", group_rows)
+    monkeypatch.setattr(write_settings, "SCALAR_ROW_GROUPS", 1)
     everything = rows_of(log)
     later = {key for number, key in enumerate(log) if appended and number % 2}
     table = create_table(catalog, f"lake.t{next(numbers)}", LOG, layout, num_buckets=2)

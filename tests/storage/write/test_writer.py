@@ -12,9 +12,9 @@ import pytest
 
 from reqdedup.schema import KEYS
 from reqdedup.storage import Layout, TableSource, create_table, write
+from reqdedup.storage.iceberg import settings as write_settings
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.measure import checks
-from reqdedup.storage.write import writer
 from tests.storage.small_log import log_schema, make_log, make_request, to_batch, to_batches
 from tests.storage.tables import data_files_on_disk, files_of, new_table, rows_of
 
@@ -36,7 +36,7 @@ def test_every_layout_gives_back_the_rows_it_was_given(catalog, layout):
 
 @pytest.mark.parametrize("layout", SORTED_LAYOUTS)
 def test_sorted_files_keep_order_buckets_and_whole_requests(catalog, layout, monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 40)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 40)
     table = new_table(catalog, layout)
     write(table, to_batches(make_log(num_users=40)))
     seen = {}
@@ -73,7 +73,7 @@ def test_rows_and_requests_may_arrive_in_any_order_and_in_pieces(catalog):
 
 
 def test_one_request_larger_than_a_row_group_stays_whole(catalog, monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 16)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 16)
     rng = np.random.default_rng(0)
     events = rng.integers(1, 2**40, size=(5, 3))
     log = [make_request(rng, 7, request, fan_out=n, events=events, day=0) for request, n in [(1, 3), (2, 100), (3, 2)]]
@@ -126,7 +126,7 @@ def test_long_sequences_do_not_fall_back_from_the_dictionary(catalog):
 
 
 def test_dictionary_bytes_bound_a_row_group(catalog, monkeypatch):
-    monkeypatch.setattr(writer, "MAX_DICTIONARY_BYTES", 3_000)
+    monkeypatch.setattr(write_settings, "ROW_GROUP_BYTES", 3_000)
     table = new_table(catalog, Layout.BY_REQUEST, num_buckets=1)
     write(table, to_batches(make_log(num_users=30)))
     sizes = [batch.column("history_item_id").dictionary.nbytes for batch in TableSource(table).batches()]
