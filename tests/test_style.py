@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 120
+PACKAGES = ("reqdedup", "assets", "pipelines", "warehouse", "benchmarks")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 
 
@@ -38,6 +39,17 @@ def lines_of_markdown(text: str) -> Iterator[tuple[int, str]]:
         is_code ^= line.lstrip().startswith("```")
         if not (is_code or line.startswith("|") or re.search(r"\]\(|https?://", line)):
             yield number, line
+
+
+def test_lines_of_docstrings_and_comments_fit():
+    long = [
+        f"{path.relative_to(ROOT)}:{number}: {len(line)}"
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for number, line in lines_of_prose(path)
+        if len(line) > COLUMNS
+    ]
+    assert not long, f"at most {COLUMNS} columns; reflow the paragraph: {long}"
 
 
 def test_lines_of_markdown_fit():

@@ -47,7 +47,8 @@ DAY_MICROSECONDS = 86_400_000_000
 class FileSettings:
     """How the files of one table are written: its `WriteSettings`, and what was chosen for each column.
 
-    properties: of the table. Columns for which it has no choice yet are tried by `decide`, or on the first rows of a file.
+    properties: of the table. Columns for which it has no choice yet are tried by `decide`, or on
+        the first rows of a file.
     choices: by column, for the table to keep; see `encodings`.
     """
 

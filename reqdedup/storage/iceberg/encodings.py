@@ -2,9 +2,9 @@
 
 They are chosen once for a table, from the first rows in its order, and kept in its property `reqdedup.columns`: so the
 bytes of a bucket depend on its rows alone and not on who came first, and a wide table is tried once and not per file.
-By the property `reqdedup.encodings` it is `portable`, the default: PLAIN and dictionaries, which every reader of Iceberg
-knows. `compact`: also DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which the vectorised reader of Iceberg's Java library
-refuses in all but its newest releases (apache/iceberg#7162). docs/decisions/0012 has the bytes, 0020 the rest.
+By the property `reqdedup.encodings` it is `portable`, the default: PLAIN and dictionaries, which every reader of
+Iceberg knows. `compact`: also DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which the vectorised reader of Iceberg's Java
+library refuses in all but its newest releases (apache/iceberg#7162). docs/decisions/0012 has the bytes, 0020 the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ ENOUGH_ROWS = 1_024
 """Of a row group by which to choose for the whole table."""
 
 WORTH_COMPRESSING = 1 / 8
-"""Of a scalar column's bytes that the codec must save; below it they are stored as they are, and read three times faster."""
+"""Of a scalar column's bytes that the codec must save; below it they are stored as they are, and
+read three times faster."""
 
 DELTA = "DELTA_BINARY_PACKED"
 
@@ -45,12 +46,12 @@ FEW_VALUES = 4096
 """Distinct elements of a list column, at most, that are few."""
 
 FEW_VALUES_LEVEL = 16
-"""zstd's level for plain lists of few distinct values: the first of its optimal parsers, which find long repetitions behind
-many short ones. It takes half as much CPU again as level 6 does with a dictionary of elements."""
+"""zstd's level for plain lists of few distinct values: the first of its optimal parsers, which find long repetitions
+behind many short ones. It takes half as much CPU again as level 6 does with a dictionary of elements."""
 
 Choices = dict[str, str]
-"""By column: its encoding ("dictionary" or one of Parquet's), then "/none" or "/<level>" if the table's codec or level is
-not taken."""
+"""By column: its encoding ("dictionary" or one of Parquet's), then "/none" or "/<level>" if the
+table's codec or level is not taken."""
 
 
 def to_json(choices: Choices) -> str:
@@ -155,8 +156,8 @@ def _others(column: Column, settings: WriteSettings) -> tuple[str, ...]:
 def _with_codecs(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, choices: Choices) -> Choices:
     """The choices, with no codec for scalars in which it finds next to nothing.
 
-    Dictionary indices are bit-packed and their runs are runs already. Such columns are small beside sequences, and opening
-    a compressed page of them costs more than reading it.
+    Dictionary indices are bit-packed and their runs are runs already. Such columns are small beside sequences, and
+    opening a compressed page of them costs more than reading it.
     """
     chosen = dict(choices)
     scalars = [column for column in schema.columns if not column.is_blob]
@@ -170,11 +171,11 @@ def _with_codecs(rows: pa.Table, schema: EngagementSchema, settings: WriteSettin
 def _list_choices(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, own: Choices) -> Choices:
     """Dictionaries and levels for plain lists in large pages.
 
-    Many distinct elements (items, times) want neither: their dictionary is long, and bit-packed indices hide the repetition
-    of whole lists from the codec. Few distinct ones (actions) want one of both: their plain bytes hold so many short
-    repetitions that zstd's fast levels miss the long ones, by two orders of magnitude. A dictionary removes the short ones,
-    but the copies of a list begin at eight different bits of a byte; a level that looks further needs half its bytes, and is
-    tried whichever of the first two is smaller: on a few requests that is chance.
+    Many distinct elements (items, times) want neither: their dictionary is long, and bit-packed indices hide the
+    repetition of whole lists from the codec. Few distinct ones (actions) want one of both: their plain bytes hold so
+    many short repetitions that zstd's fast levels miss the long ones, by two orders of magnitude. A dictionary removes
+    the short ones, but the copies of a list begin at eight different bits of a byte; a level that looks further needs
+    half its bytes, and is tried whichever of the first two is smaller: on a few requests that is chance.
     """
     chosen = {}
     for column in schema.blobs:

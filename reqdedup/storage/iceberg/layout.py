@@ -233,7 +233,8 @@ def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSche
 
 
 def widened(columns: Sequence[Column], schema: Schema) -> tuple[Column, ...]:
-    """The columns with the wider types that Iceberg's schema may give them meanwhile: long for int, double for float."""
+    """The columns with the wider types that Iceberg's schema may give them meanwhile: long for int,
+    double for float."""
     types = {field.name: DTYPES.get(field.field_type, "") for field in schema.fields}
     scalars = [column for column in columns if not column.is_blob]
     wider = {c.name for c in scalars if (c.dtype, types.get(c.name)) in _WIDER}

@@ -1,7 +1,7 @@
 """How the files of a table are written: `WriteSettings`, kept in its properties, so that all who write do alike.
 
-Where Iceberg has a name for a setting, it is that one, so that another engine that writes comes close. What is chosen by
-trying rows, column by column, is kept beside it (`reqdedup.storage.iceberg.encodings`). docs/decisions/0020.
+Where Iceberg has a name for a setting, it is that one, so that another engine that writes comes close. What is chosen
+by trying rows, column by column, is kept beside it (`reqdedup.storage.iceberg.encodings`). docs/decisions/0020.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class WriteSettings:
     """How the files of a table are written.
 
     row_group_rows: most rows of a row group, if no request has more.
-    row_group_bytes: most bytes of one column's distinct values in a row group of blobs; of plain lists, of all its rows.
+    row_group_bytes: most bytes of one column's distinct values in a row group of blobs; of plain
+        lists, of all its rows.
     file_bytes: size at which a file ends, of plain lists in the writer's defaults uncompressed, else compressed.
     page_bytes: size at which a page ends.
     codec: one of zstd, gzip, brotli, lz4, snappy, uncompressed.  level: of zstd, gzip or brotli.
@@ -110,9 +111,9 @@ class WriteSettings:
 def default_settings(layout: Layout, *, has_blobs: bool = True) -> WriteSettings:
     """What a table of this layout is written with unless somebody chooses otherwise.
 
-    A row group without blobs is longer: a page of scalars is short, and opening it costs as much as it holds. Row groups
-    of plain lists end by their bytes. Level 6 takes a tenth fewer bytes than 3 at 16K tokens for some tenths of a CPU
-    second (docs/decisions/0008).
+    A row group without blobs is longer: a page of scalars is short, and opening it costs as much as it holds. Row
+    groups of plain lists end by their bytes. Level 6 takes a tenth fewer bytes than 3 at 16K tokens for some tenths of
+    a CPU second (docs/decisions/0008).
     """
     if layout.has_writer_defaults:  # pyiceberg's own; a file is one row group
         return WriteSettings(row_group_rows=2**20, row_group_bytes=512 * 2**20, level=1)

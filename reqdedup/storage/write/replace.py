@@ -49,7 +49,8 @@ def replace_table(
     was, or not there if it was not; its earlier snapshots, branches and tags stay. batches may be read from the table
     itself.
     num_buckets: partitions of the bucketed layouts.  location: of a new table; an existing one stays where it is.
-    settings: how the files of a table in a new form are written; else the defaults of its layout, or what was chosen for it.
+    settings: how the files of a table in a new form are written; else the defaults of its layout,
+        or what was chosen for it.
     progress, seed, spill_dir, properties: as of `write`.
     Raises ValueError for wrong batches and for a table that reqdedup did not make, ConflictError if another writer was
     faster.

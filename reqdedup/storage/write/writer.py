@@ -66,7 +66,8 @@ class WriteReport:
     """What a write did.
 
     rows, requests, users: written.  files, row_groups, bytes: of the new data files.
-    spill_bytes: temporary disk space that was needed.  snapshot_id: of the commit; None where there was nothing to commit.
+    spill_bytes: temporary disk space that was needed.  snapshot_id: of the commit; None where there
+        was nothing to commit.
     """
 
     rows: int
