@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Summary
@@ -27,6 +28,8 @@ from pyiceberg.table.update import SetPropertiesUpdate
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_no_columns_added, check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.datafile import FileSettings
+from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, SAMPLE_ROWS, to_json
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.evolve import (
     MAIN,
@@ -48,7 +51,7 @@ from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
 from reqdedup.storage.read.feature_table import feature_schema
 from reqdedup.storage.read.reader import FileSource
-from reqdedup.storage.write.writer import write_rows
+from reqdedup.storage.write.writer import fat_rows, write_rows
 
 BRANCH = OWN_REFS + "promoting"
 PLAN, UNIT, BASE = "reqdedup.promote-plan", "reqdedup.promote-unit", "reqdedup.promote-base"
@@ -167,7 +170,11 @@ class _Promotion:
 
     def resume(self) -> set[int]:
         """Make the branch this promotion's; the parts that it holds already."""
+        settings = FileSettings(self.layout, self.schema, self.main.properties)
+        settings.decide(self._first_rows())  # once for all parts
         properties = table_properties(self.schema, self.layout)
+        if settings.choices:
+            properties[CHOICES_PROPERTY] = to_json(settings.choices)
         self.updates = (*add_columns(self.main, self.added, self.layout), SetPropertiesUpdate(updates=properties))
         head = ref_snapshot(self.main.refresh(), BRANCH)
         parts = list(self._parts(head))
@@ -177,6 +184,17 @@ class _Promotion:
         assert self.base is not None
         commit_refs(self.main, [move_ref(BRANCH, self.base)], expected={MAIN: self.base, BRANCH: head})
         return set()
+
+    def _first_rows(self) -> pa.Table:
+        """Rows by which to choose the encodings of the new columns."""
+        first: list[pa.Table] = []
+        for unit in range(self.num_units):
+            for batch in self.join.stream(unit, self.num_units, self.schema.names):
+                has_blobs = self.layout.has_blobs
+                first.append(pa.Table.from_batches([batch]) if has_blobs else fat_rows(batch, self.schema))
+                if sum(len(rows) for rows in first) >= SAMPLE_ROWS:
+                    return pa.concat_tables(first)
+        return pa.concat_tables(first) if first else pa.table({})
 
     def write(self, unit: int, spill_dir: str | Path | None) -> None:
         """Write one part with its features and commit it to the branch, once its old columns are known unchanged."""
