@@ -66,16 +66,16 @@ def test_some_users_get_new_values_and_only_their_buckets_are_written(catalog, b
 def test_users_without_an_earlier_value_read_as_null_empty_or_zeros(catalog, by_position):
     main = main_table(catalog)
     for column, value, missing in ((COUNT, 3, None), (SEQUENCE, [4, 5], b""), (VECTOR, [1.0, 2.0], bytes(8))):
-        side = create_feature_table(catalog, "lake.f", main, [column], by_position=by_position)
+        side = create_feature_table(catalog, f"lake.{column.name}", main, [column], by_position=by_position)
         add_request_feature(main, side, constant(value), users=np.array(USERS[3:5]))
         found, mine = values(main, side, column.name), requests_of(USERS[3:5])
         assert {request for request, one in found.items() if one != missing} == mine
         assert len(file_of_bucket(side)) <= 2
-    side = create_feature_table(catalog, "lake.f", main, [RATE], by_position=by_position)
+    side = create_feature_table(catalog, "lake.rate", main, [RATE], by_position=by_position)
     with pytest.raises(ValueError, match="rate: a value for every request required, found none for request"):
         add_request_feature(main, side, constant(0.5), users=np.array(USERS[3:5]))
     assert side.refresh().current_snapshot() is None
-    side = create_feature_table(catalog, "lake.f", main, [COUNT], by_position=by_position)
+    side = create_feature_table(catalog, "lake.other", main, [COUNT], by_position=by_position)
     with pytest.raises(ValueError, match="found none of these 1 users there"):
         add_request_feature(main, side, constant(1), users=np.array([12345]))
     assert side.refresh().current_snapshot() is None
