@@ -10,6 +10,7 @@ from assets.metadata import report_metadata, training_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup import training
 from reqdedup.storage import TableSource
+from reqdedup.training.report import RESULT_NAME
 
 MODELS = ("retrieval_model", "ranking_model")
 
@@ -43,7 +44,10 @@ def training_report(store: Warehouse) -> dg.MaterializeResult:
 
 def check_one_sample(models: dict[str, Path], sample: Table) -> None:
     """Raise ValueError that names the models of an older sample than the present one, if they are not all of one."""
-    trained_on = {name: json.loads((folder / "run.json").read_text())["snapshot_id"] for name, folder in models.items()}
+    # result.json, not run.json: a training that failed or was stopped left that one anew beside an older model.
+    trained_on = {
+        name: json.loads((folder / RESULT_NAME).read_text()).get("snapshot_id") for name, folder in models.items()
+    }
     snapshot = sample.current_snapshot()
     stale = [name for name, found in trained_on.items() if snapshot is None or found != snapshot.snapshot_id]
     if len(set(trained_on.values())) > 1:

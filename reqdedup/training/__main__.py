@@ -37,8 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             is_first = dist.get_rank() == 0
             dist.destroy_process_group()
         else:
-            metrics = train(config, source, out_dir=out_dir, progress=_print_progress, resume=options.resume).metrics
-            is_first = True
+            result = train(
+                config,
+                source,
+                out_dir=out_dir,
+                progress=_print_progress,
+                resume=options.resume,
+                snapshot_id=snapshot_id,
+            )
+            metrics, is_first = result.metrics, True
     except (ValueError, RankError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

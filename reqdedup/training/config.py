@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from reqdedup.models.config import ModelConfig
@@ -121,3 +122,22 @@ class TrainingConfig:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
+
+
+def check_same_run(path: Path, state: Mapping[str, Any], config: TrainingConfig, snapshot_id: int | None) -> None:
+    """Raises ValueError unless the checkpoint `state` at `path` is of this configuration and snapshot."""
+    then = {**_flat(TrainingConfig.from_dict(state["config"])), "snapshot_id": state["snapshot_id"]}
+    now = {**_flat(config), "snapshot_id": snapshot_id}
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            raise ValueError(
+                f"{path}: resuming needs the configuration and snapshot of the checkpoint, {name} = {then.get(name)!r}, "
+                f"found {now.get(name)!r}; train into a new directory, or pass the same ones"
+            )
+
+
+def _flat(config: TrainingConfig) -> dict[str, Any]:
+    """The fields by name, those of the model as model.NAME."""
+    values = config.to_dict()
+    model = values.pop("model")
+    return {**values, **{f"model.{name}": value for name, value in model.items()}}

@@ -2,7 +2,7 @@
 
     out_dir/run.json         configuration and data files; `python -m reqdedup.training out_dir/run.json` repeats it
     out_dir/metrics.csv      one row per step
-    out_dir/result.json      its figures, written when it has ended
+    out_dir/result.json      its figures and snapshot id, written when it has ended
     out_dir/checkpoint.pt    weights, optimiser, loader positions, snapshot id; `resume=True` continues exactly there
 
 The ranks open the snapshot's own files; no catalog, no data and no weights pass through this process.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reqdedup.models.bundle import CHECKPOINT_NAME, check_format
-from reqdedup.training.config import TrainingConfig
+from reqdedup.models.bundle import CHECKPOINT_NAME, check_format, load_checkpoint
+from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import run_ranks
 from reqdedup.training.plan import (
@@ -84,20 +84,26 @@ def train(
     out_dir: Path | str,
     progress: Callable[[TrainingProgress], None] | None = None,
     resume: bool = False,
+    snapshot_id: int | None = None,
 ) -> TrainingResult:
     """Train `config.model` on the source with `config.world_size` ranks, and evaluate it on held-out users.
 
     source: a TableSource or FileSource; any other BatchSource must survive pickling and is read in full by every rank.
     progress: called in this process a few times a second.
-    resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption.
+    resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption; if it
+        is of another configuration or snapshot, ValueError is raised and the folder stays as it is.
+    snapshot_id: of the table that a FileSource's files belong to; a TableSource says its own.
     Raises RankError with the error of the rank that failed first: a loss that is not finite, a rank that died or hung,
     a full disk. The last checkpoint stays usable.
     """
     started = time.monotonic()
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    snapshot_id = snapshot_id_of(source)
+    snapshot_id = snapshot_id_of(source) or snapshot_id
     readable = source_for_ranks(source)
+    if resume:
+        checkpoint = out_dir / CHECKPOINT_NAME
+        check_same_run(checkpoint, load_checkpoint(checkpoint), config, snapshot_id)
     _write_run(out_dir / RUN_NAME, config, readable, snapshot_id)
     results: list[RankResult] = run_ranks(
         run_rank,
@@ -127,14 +133,15 @@ def train(
         peak_memory_bytes=max(rank.peak_memory_bytes for rank in results),
         peak_device_memory_bytes=max(rank.peak_device_memory_bytes for rank in results),
     )
-    (out_dir / RESULT_NAME).write_text(json.dumps(_figures(result), indent=2))
+    (out_dir / RESULT_NAME).write_text(json.dumps(_figures(result, snapshot_id), indent=2))
     return result
 
 
-def _figures(result: TrainingResult) -> dict[str, Any]:
-    """The numbers of a result, for the report over several runs."""
+def _figures(result: TrainingResult, snapshot_id: int | None) -> dict[str, Any]:
+    """The numbers of a result, for the report over several runs, and what it was trained on."""
     return {
         "format": RESULT_FORMAT,
+        "snapshot_id": snapshot_id,
         "steps": result.steps,
         "epochs": result.epochs,
         "rows": result.rows,

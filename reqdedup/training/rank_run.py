@@ -21,7 +21,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models.bundle import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.models.registry import build_model
 from reqdedup.training.blocks import HistoryCut
-from reqdedup.training.config import TrainingConfig
+from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import (
     autocast,
     device_of_rank,
@@ -306,14 +306,7 @@ class _RankRun:
         """Continue exactly where the checkpoint in out_dir ends."""
         path = self.out_dir / CHECKPOINT_NAME
         state = load_checkpoint(path)
-        then = {**_flat(TrainingConfig.from_dict(state["config"])), "snapshot_id": state["snapshot_id"]}
-        now = {**_flat(self.config), "snapshot_id": self.snapshot_id}
-        for name in sorted(then.keys() | now.keys()):
-            if then.get(name) != now.get(name):
-                raise ValueError(
-                    f"{path}: resuming needs the configuration and snapshot of the checkpoint, {name} = {then.get(name)!r}, found "
-                    f"{now.get(name)!r}; train into a new directory, or pass the same ones"
-                )
+        check_same_run(path, state, self.config, self.snapshot_id)
         self.loader.load_state_dict(state["loaders"][self.rank])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -348,13 +341,6 @@ class _RankRun:
             self.report(
                 TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.config.num_steps, **figures)
             )
-
-
-def _flat(config: TrainingConfig) -> dict[str, Any]:
-    """The fields by name, those of the model as model.NAME."""
-    values = config.to_dict()
-    model = values.pop("model")
-    return {**values, **{f"model.{name}": value for name, value in model.items()}}
 
 
 class _MetricsFile:

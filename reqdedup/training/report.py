@@ -16,6 +16,7 @@ RESULT_NAME = "result.json"
 RESULT_FORMAT = 1
 """Version 0.1.0 wrote none, and its files are read."""
 CHANCE_SUFFIX = "_chance"
+NO_FIGURES = ("format", "snapshot_id")
 
 _SCHEMA = pa.schema(
     [
@@ -53,9 +54,8 @@ def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
             raise ValueError(f"{path}: result of a finished training run required, found no file; train {model} first")
         figures: dict[str, float] = json.loads(path.read_text())
         check_format(str(path), figures, RESULT_FORMAT)
-        figures.pop("format", None)
         for metric, value in figures.items():
-            if not metric.endswith(CHANCE_SUFFIX):
+            if metric not in NO_FIGURES and not metric.endswith(CHANCE_SUFFIX):
                 chance = figures.get(metric + CHANCE_SUFFIX)
                 rows.append({"model": model, "metric": metric, "value": float(value), "chance": chance})
     return pa.Table.from_pylist(rows, schema=_SCHEMA)

@@ -152,8 +152,11 @@ def test_a_report_over_models_of_two_samples_is_refused(tmp_path):
     def trained_on(**snapshots: int) -> None:
         for name, snapshot_id in snapshots.items():
             models[name].mkdir(exist_ok=True)
-            (models[name] / "run.json").write_text(json.dumps({"snapshot_id": snapshot_id}))
+            (models[name] / "result.json").write_text(json.dumps({"snapshot_id": snapshot_id}))
 
+    for folder in models.values():  # of a training that failed later: not of the model that is there
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"snapshot_id": 2}))
     trained_on(retrieval_model=2, ranking_model=2)
     check_one_sample(models, sample)
     trained_on(ranking_model=1)

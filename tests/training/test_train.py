@@ -94,6 +94,11 @@ def test_a_killed_run_says_so_and_resumes_with_the_same_losses_bit_for_bit(ranki
     assert len(read_losses(tmp_path / "metrics.csv")) == 40
     wanted = load_checkpoint(uninterrupted.checkpoint)
     found = load_checkpoint(resumed.checkpoint)
+    assert json.loads((tmp_path / "result.json").read_text())["snapshot_id"] is None
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="snapshot_id = None, found 7"):
+        train(config, source, out_dir=tmp_path, resume=True, snapshot_id=7)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert all(torch.equal(found["model"][name], wanted["model"][name]) for name in wanted["model"])
     assert found["loaders"] == wanted["loaders"]
 
