@@ -17,6 +17,7 @@ from reqdedup.schema import NUMBER_WIDTH_BYTES, USER_ID, Column, Kind
 from reqdedup.storage.features.backfill import MAIN_SNAPSHOT
 from reqdedup.storage.features.promote import PLAN
 from reqdedup.storage.iceberg.layout import buckets_of
+from reqdedup.storage.iceberg.private import parent_of
 from reqdedup.storage.join.merge import DUPLICATES_FIRST, INNER, JoinCounts, MergeJoin
 from reqdedup.storage.measure.checks import CheckResult
 from reqdedup.storage.read.buckets import SortedTable
@@ -25,7 +26,7 @@ from reqdedup.storage.read.feature_table import FeatureSchema, is_by_position
 from reqdedup.storage.read.table_source import TableSource
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Lowest and highest value allowed, by feature; of each element where a value is many. NaN lies in no range."""
+"""Lowest and highest value allowed, by feature; of each element if a value is many. NaN lies in no range."""
 
 OPERATION = "reqdedup.operation"
 """Snapshot property: what maintenance did."""
@@ -46,9 +47,9 @@ def feature_checks(
     requests: every request of the main table is there exactly once, and no other.
     order, buckets: rows are sorted by their keys, in the bucket of their user; by position: the hashes of the keys are
         those of the main table.
-    nulls: none where the column is not nullable, and every blob whole values of its width.
+    nulls: none if the column is not nullable, and every blob whole values of its width.
     ranges: all values within `ranges`.
-    buckets: those that have to be complete, where only some were written; None means all.
+    buckets: those that have to be complete, if only some were written; None means all.
     Raises ValueError for a range of a column that is not there or holds no numbers.
     """
     side, schema = feature_side(side_table, snapshot_id=snapshot_id)
@@ -89,22 +90,29 @@ def features_current(main_table: Table, side_table: Table) -> CheckResult:
 
     Compaction, rebucketing, deletion and promotion bring no new requests; whatever else came since makes them stale.
     """
-    snapshot, main = side_table.current_snapshot(), main_table.current_snapshot()
+    snapshot, current = side_table.current_snapshot(), main_table.metadata.current_snapshot_id
     made_from = snapshot.summary.get(MAIN_SNAPSHOT) if snapshot is not None and snapshot.summary is not None else None
-    names = ".".join(side_table.name()), ".".join(main_table.name())
-    while main is not None and str(main.snapshot_id) != made_from and _brings_no_requests(main):
-        main = main_table.snapshot_by_id(main.parent_snapshot_id) if main.parent_snapshot_id is not None else None
-    if main is not None and str(main.snapshot_id) == made_from:
-        return CheckResult(
-            True, 1, f"{names[0]}: made from snapshot {made_from} of {names[1]}, whose requests are the same now"
+    side, main = ".".join(side_table.name()), ".".join(main_table.name())
+    found = current
+    while found is not None and made_from is not None and str(found) != made_from:
+        step = main_table.snapshot_by_id(found)
+        if step is not None and not _brings_no_requests(step):
+            break
+        found = parent_of(step) if step is not None else None
+    if made_from is not None and str(found) == made_from:  # which may have expired: its id is enough
+        said = f"{side}: made from snapshot {made_from} of {main}, whose requests are the same now"
+        return CheckResult(True, 1, said)
+    if made_from is not None and found is None:
+        said = (
+            f"{side}: made from snapshot {made_from} of {main}; whether that has had other requests since cannot be told, "
+            f"for snapshots between it and {current} have expired; compute the features again"
         )
-    current = main_table.metadata.current_snapshot_id
-    return CheckResult(
-        False,
-        1,
-        f"{names[0]} is stale: made from snapshot {made_from} of {names[1]}, which has had other requests since (snapshot "
-        f"{current}); compute the features again",
+        return CheckResult(False, 1, said)
+    said = (
+        f"{side} is stale: made from snapshot {made_from} of {main}, which has had other requests since (snapshot "
+        f"{current}); compute the features again"
     )
+    return CheckResult(False, 1, said)
 
 
 def _brings_no_requests(snapshot: Snapshot) -> bool:

@@ -27,6 +27,7 @@ from reqdedup.schema import Column
 from reqdedup.storage.features.backfill import BUCKETS, Backfill, FeatureReport
 from reqdedup.storage.features.checks import Ranges, feature_checks
 from reqdedup.storage.features.values import Compute
+from reqdedup.storage.features.versions import check_tag_name
 from reqdedup.storage.iceberg.evolve import MAIN, OWN_REFS, commit_refs, move_ref, ref_snapshot, remove_ref
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.measure.checks import CheckResult
@@ -71,7 +72,7 @@ def stage_request_feature(
 
 
 def staged_feature(main_table: Table, side_table: Table, name: str) -> StagedFeature:
-    """What was staged under this name, maybe by another process. Raises ValueError where nothing is."""
+    """What was staged under this name, maybe by another process. Raises ValueError if nothing is."""
     side_table.refresh()
     return StagedFeature(main_table, side_table, name)
 
@@ -85,7 +86,7 @@ class StagedFeature:
     """A version of a feature table that readers do not see yet.
 
     snapshot_id: the version.  base_snapshot_id: what it was made from.
-    report: of the backfill, where this process ran it.
+    report: of the backfill, if this process ran it.
     """
 
     def __init__(self, main_table: Table, side_table: Table, name: str, *, report: FeatureReport | None = None) -> None:
@@ -115,7 +116,7 @@ class StagedFeature:
     def check(self, *, ranges: Ranges | None = None) -> dict[str, CheckResult]:
         """Check the staged rows against the main table as it is now; see `feature_checks`.
 
-        Where it was staged for some users, their buckets must be complete.
+        If it was staged for some users, their buckets must be complete.
         """
         self.main_table.refresh()
         self.checks = feature_checks(
@@ -126,10 +127,12 @@ class StagedFeature:
     def publish(self, *, tag: str | None = None) -> int:
         """Make the staged version the one that readers see, in one commit; its snapshot id.
 
-        It is checked first where that has not been done.  tag: for this version, in the same commit.
-        Raises ValueError where a check has failed, ConflictError if another version has been published since this one
-        was staged, or where it was dropped or staged anew. Then nothing changed.
+        It is checked first if that has not been done.  tag: for this version, in the same commit.
+        Raises ValueError if a check has failed or the tag's name is one of ours, ConflictError if another version has
+        been published since this one was staged, or if it was dropped or staged anew. Then nothing changed.
         """
+        if tag is not None:
+            check_tag_name(tag)
         failed = [f"{name}: {result.detail}" for name, result in (self.checks or self.check()).items() if not result.ok]
         if failed:
             raise ValueError(

@@ -25,8 +25,7 @@ def tag(table: Table, name: str, *, snapshot_id: int | None = None) -> int:
     Raises ValueError if the table has no such version or the name is one of ours, ConflictError if
     it is taken by another version.
     """
-    if name.startswith(OWN_REFS) or name == MAIN:
-        raise ValueError(f"tag: a name that is not {MAIN} and does not begin with {OWN_REFS} required, found {name!r}")
+    check_tag_name(name)
     table.refresh()
     wanted = snapshot_id if snapshot_id is not None else ref_snapshot(table, MAIN)
     if wanted is None or table.snapshot_by_id(wanted) is None:
@@ -38,6 +37,12 @@ def tag(table: Table, name: str, *, snapshot_id: int | None = None) -> int:
     return wanted
 
 
+def check_tag_name(name: str) -> None:
+    """Raise ValueError for a name that cannot be a tag's: an empty one, or one of ours."""
+    if not name.strip() or name.startswith(OWN_REFS) or name == MAIN:
+        raise ValueError(f"tag: a name that is not {MAIN} and does not begin with {OWN_REFS} required, found {name!r}")
+
+
 def tags(table: Table) -> dict[str, int]:
     """Snapshot ids of the table's tags, as loaded."""
     refs = table.metadata.refs
@@ -45,7 +50,7 @@ def tags(table: Table) -> dict[str, int]:
 
 
 def drop_tag(table: Table, name: str) -> None:
-    """Remove a tag, so that its version may expire. Raises ValueError where there is none of this name."""
+    """Remove a tag, so that its version may expire. Raises ValueError if there is none of this name."""
     target = _tagged(table, name)
     commit_refs(table, [remove_ref(name)], expected={name: target})
 
@@ -53,7 +58,7 @@ def drop_tag(table: Table, name: str) -> None:
 def rollback_to(table: Table, name: str) -> int:
     """Make the tagged version the one that readers see, rows and columns, in one commit; its snapshot id.
 
-    Raises ValueError where there is no such tag, ConflictError if another writer was faster.
+    Raises ValueError if there is no such tag, ConflictError if another writer was faster.
     """
     target = _tagged(table, name)
     updates: list[TableUpdate] = [

@@ -20,6 +20,7 @@ from pyiceberg.manifest import (
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.table.update.snapshot import _OverwriteFiles
 from pyiceberg.types import NestedField
@@ -29,6 +30,15 @@ _BOUNDS = [
     for position, field in enumerate(DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields)
     if field.name in ("lower_bounds", "upper_bounds")
 ]
+
+PARENT = "reqdedup.parent-snapshot"
+"""Snapshot property of a replacement: its parent, which pyiceberg 0.12 forgets once that expires."""
+
+
+def parent_of(snapshot: Snapshot) -> int | None:
+    """The snapshot that this one was made from, expired or not; None if it had none or nothing tells."""
+    noted = snapshot.summary.get(PARENT) if snapshot.summary is not None else None
+    return snapshot.parent_snapshot_id or (int(noted) if noted else None)
 
 
 def stage(
@@ -70,6 +80,7 @@ def _forget_removed(snapshot: _OverwriteFiles, *, deletes: bool) -> None:
     """pyiceberg 0.12 copies the bounds into the manifest of what was removed, and carries such
     manifests along for ever."""
     removed_of, manifests_of = snapshot._deleted_entries, snapshot._existing_manifests
+    noted = snapshot.snapshot_properties
     schema = _with_sources(snapshot._transaction.table_metadata)
 
     def without_bounds() -> list[ManifestEntry]:
@@ -80,6 +91,8 @@ def _forget_removed(snapshot: _OverwriteFiles, *, deletes: bool) -> None:
         return entries
 
     def with_files() -> list[ManifestFile]:
+        # Here and not before: pyiceberg may try again on top of another parent.
+        snapshot.snapshot_properties = {**noted, PARENT: str(snapshot._parent_snapshot_id or "")}
         kept = [one for one in manifests_of() if one.has_added_files() or one.has_existing_files()]
         return [one for one in kept if not deletes or one.content is ManifestContent.DATA]
 

@@ -68,6 +68,10 @@ def test_readers_see_a_staged_feature_when_it_is_published_and_not_before(catalo
     assert set(results) == {"requests", "order", "buckets", "nulls", "ranges"}
     assert all(result.ok for result in results.values()), results
     assert results["requests"].checked == len(LOG)
+    for taken in ("reqdedup-staged-y", "main", " "):
+        with pytest.raises(ValueError, match="tag: a name that is not"):
+            later.publish(tag=taken)
+    assert staged_features(catalog.load_table("lake.f")) == ["next"]
     later.publish(tag="v2")
     seen = catalog.load_table("lake.f")
     assert [column.name for column in feature_schema(seen).features] == ["count", "rate"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from reqdedup.storage import (
     add_request_feature,
     compact,
     create_feature_table,
     delete_user,
+    expire_snapshots,
     rebucket,
     write,
 )
@@ -30,3 +33,16 @@ def test_features_are_stale_once_the_main_table_has_other_requests(catalog):
     found = features_current(main.refresh(), side)
     assert not found.ok
     assert "lake.side is stale: made from snapshot" in found.detail
+
+
+def test_features_stay_current_once_the_snapshot_they_were_made_from_has_expired(catalog):
+    """Its id is enough; if snapshots between are gone too, it says that it cannot tell."""
+    main = main_table(catalog)
+    side = create_feature_table(catalog, "lake.side", main, [COUNT])
+    add_request_feature(main, side, of_request)
+    for current in (True, False):
+        compact(main, force=True, one_commit=current)  # one snapshot, then one each of several buckets
+        expire_snapshots(main, older_than=timedelta(0))
+        found = features_current(main.refresh(), side.refresh())
+        assert found.ok == current, found
+    assert "cannot be told" in found.detail
