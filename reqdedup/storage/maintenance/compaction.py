@@ -14,12 +14,14 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from reqdedup.dedup.checksum import RunningChecksum, content_checksum
+from reqdedup.dedup.streams import ROW_KEY, merge_streams
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
@@ -29,7 +31,7 @@ from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.write.writer import write_rows
+from reqdedup.storage.write.writer import write_in_order, write_rows
 
 ATTEMPTS = 5
 """Of one bucket whose files another writer replaced while they were rewritten."""
@@ -167,9 +169,13 @@ def _rewrite_once(table: Table, groups: dict[int | None, list[LiveFile]], spill_
     old = [file for files in groups.values() for file in files]
     before, num_requests = RunningChecksum(), 0
     with StagedFiles(table, schema) as files:
-        for group in groups.values():
-            source = table_files(table, [file.path for file in group], schema)
-            _, requests = write_rows(files, before.through(source.batches()), schema, spill_dir=spill_dir)
+        for bucket, group in groups.items():
+            streams = [before.through(table_files(table, [file.path], schema).batches()) for file in group]
+            if bucket is not None and is_bucketed and all(file.is_sorted for file in group):
+                rows = merge_streams(streams, [key for key in ROW_KEY if key in schema.names], ".".join(table.name()))
+                _, requests = write_in_order(files, [(bucket, rows)], schema)
+            else:
+                _, requests = write_rows(files, chain.from_iterable(streams), schema, spill_dir=spill_dir)
             num_requests += requests
         files.verify(num_rows=sum(file.num_rows for file in old), num_requests=num_requests if is_bucketed else None)
         check_same_rows(table, schema, before, files.data_files)

@@ -23,6 +23,7 @@ from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup import encoding
 from reqdedup.dedup.encoding import lists_from_blobs
+from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import REQUEST_TS, Column, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_one_spec, check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
@@ -31,6 +32,7 @@ from reqdedup.storage.iceberg.encodings import ENOUGH_ROWS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.write.arrange import DealRows, in_arrival_order, in_random_order, in_request_order
+from reqdedup.storage.write.in_order import row_groups_in_order
 from reqdedup.storage.write.spill import Spill, greedy_ranges
 
 RELEASE_BYTES = 16 * 2**20
@@ -198,6 +200,33 @@ def write_rows(
         return spill.num_rows, num_requests
 
 
+def write_in_order(
+    files: StagedFiles,
+    buckets: Iterable[tuple[int, Iterable[pa.RecordBatch]]],
+    schema: EngagementSchema,
+    *,
+    renew: bool = False,
+) -> tuple[int, int]:
+    """As `write_rows`, of rows that lie in their order already: bucket after bucket, each by key. Nothing is spilled.
+
+    Raises ValueError if they do not. A row in a bucket that is not its user's is found by `StagedFiles.verify`.
+    """
+    layout, num_rows, num_requests = table_layout(files.target), 0, 0
+    settings = files.settings.settings
+    limits = _limits(layout, settings)
+
+    def groups() -> Iterator[tuple[int, pa.Table]]:
+        nonlocal num_requests
+        for bucket, batches in buckets:
+            for batch in row_groups_in_order(batches, schema, max_rows=settings.row_group_rows, **limits):
+                num_requests += len(run_starts(key_columns(batch, REQUEST_KEY)))
+                yield bucket, _in_form(batch, layout, schema)
+
+    for done, _ in _write_groups(files, groups(), renew=renew):
+        num_rows += done
+    return num_rows, num_requests
+
+
 def _open_spill(
     table: Table,
     schema: EngagementSchema,
@@ -248,20 +277,30 @@ def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int,
         if pieces:
             yield rows_done + files.write(None, pa.concat_tables(pieces), target_bytes=0)
         return
-    read_bytes, now = 0, None
-    for partition, rows in _decided(files, _row_groups(spill, layout, settings), renew=renew):
-        if partition != now:
-            files.close_file()
-            now = partition
-        # pyiceberg writes one row group per file of plain lists; our own layouts fill files with row groups.
-        rows_done += files.write(partition, rows, target_bytes=0 if layout is Layout.SORTED else settings.file_bytes)
+    read_bytes = 0
+    for num_rows, num_bytes in _write_groups(files, _row_groups(spill, layout, settings), renew=renew):
+        rows_done += num_rows
         yield rows_done
-        read_bytes += rows.nbytes
+        read_bytes += num_bytes
         if read_bytes >= RELEASE_BYTES:
             spill.release()
             read_bytes = 0
-    files.close_file()
     spill.release()
+
+
+def _write_groups(
+    files: StagedFiles, groups: Iterator[tuple[int, pa.Table]], *, renew: bool
+) -> Iterator[tuple[int, int]]:
+    """Write row groups of one partition after the other; yields the rows and bytes of each when it is written."""
+    is_one_a_file = table_layout(files.target) is Layout.SORTED  # as pyiceberg; our own layouts fill files
+    target_bytes = 0 if is_one_a_file else files.settings.settings.file_bytes
+    now = None
+    for partition, rows in _decided(files, groups, renew=renew):
+        if partition != now:
+            files.close_file()
+            now = partition
+        yield files.write(partition, rows, target_bytes=target_bytes), rows.nbytes
+    files.close_file()
 
 
 def _decided(
@@ -282,17 +321,26 @@ def _decided(
 
 def _row_groups(spill: Spill, layout: Layout, settings: WriteSettings) -> Iterator[tuple[int, pa.Table]]:
     """Every partition's rows in the order and form of the layout, one row group at a time."""
+    in_order = in_arrival_order if layout is Layout.ARRIVAL else in_request_order
     for partition in spill.partitions():
-        if layout is Layout.SORTED:
-            limits = {"max_column_bytes": settings.file_bytes, "max_fat_bytes": settings.file_bytes}
-        elif layout.has_blobs:
-            limits = {"max_column_bytes": settings.row_group_bytes}
-        else:
-            limits = {"max_column_bytes": settings.row_group_bytes, "max_fat_bytes": settings.row_group_bytes}
-        limits["max_column_bytes"] = min(limits["max_column_bytes"], encoding.MAX_BINARY_BYTES)
-        in_order = in_arrival_order if layout is Layout.ARRIVAL else in_request_order
-        for batch in in_order(spill, partition, max_rows=settings.row_group_rows, **limits):
-            yield partition, pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, spill.schema)
+        for batch in in_order(spill, partition, max_rows=settings.row_group_rows, **_limits(layout, settings)):
+            yield partition, _in_form(batch, layout, spill.schema)
+
+
+def _limits(layout: Layout, settings: WriteSettings) -> dict[str, int]:
+    """Bytes of a row group, beside its rows."""
+    if layout is Layout.SORTED:
+        limits = {"max_column_bytes": settings.file_bytes, "max_fat_bytes": settings.file_bytes}
+    elif layout.has_blobs:
+        limits = {"max_column_bytes": settings.row_group_bytes}
+    else:
+        limits = {"max_column_bytes": settings.row_group_bytes, "max_fat_bytes": settings.row_group_bytes}
+    limits["max_column_bytes"] = min(limits["max_column_bytes"], encoding.MAX_BINARY_BYTES)
+    return limits
+
+
+def _in_form(batch: pa.RecordBatch, layout: Layout, schema: EngagementSchema) -> pa.Table:
+    return pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, schema)
 
 
 def fat_rows(batch: pa.RecordBatch, schema: EngagementSchema) -> pa.Table:

@@ -1,0 +1,111 @@
+"""Rows that already lie in (user_id, request_id, item_id) order, cut into the row groups of a layout: nothing is spilled.
+
+    stream | 7,70 7,70 7,71 | 7,71 9,90 ... -> wait for more rows than a row group takes -> cut between requests, hold the rest
+
+The row groups are those that the spill would have made of the same rows. Memory: one row group and one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.arrays.keys import first_disorder, run_starts
+from reqdedup.dedup.parts import blob_bytes, check_one_value_per_request
+from reqdedup.dedup.rows import compact_batch, concat
+from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, key_columns
+from reqdedup.schema import EngagementSchema, Level
+from reqdedup.storage.write.arrange import scalar_bytes
+from reqdedup.storage.write.spill import greedy_ranges
+
+
+def row_groups_in_order(
+    batches: Iterable[pa.RecordBatch],
+    schema: EngagementSchema,
+    *,
+    max_rows: int,
+    max_column_bytes: int,
+    max_fat_bytes: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one bucket as deduplicated batches, each a row group; limits as in `in_request_order`.
+
+    Raises ValueError as soon as a key falls, or if rows of one request disagree in a request-level value.
+    """
+
+    def ranges_of(rows: pa.RecordBatch) -> list[tuple[int, int]]:
+        return _ranges(rows, schema, max_rows=max_rows, max_column_bytes=max_column_bytes, max_fat_bytes=max_fat_bytes)
+
+    waiting: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        waiting.append(batch)
+        num_rows += batch.num_rows
+        num_bytes += max((_dictionary_bytes(column) for column in batch.columns), default=0)
+        if num_rows >= max_rows or num_bytes >= max_column_bytes:
+            rows = concat(waiting)
+            ranges = ranges_of(rows)
+            yield from (_row_group(rows.slice(start, end - start), schema) for start, end in ranges[:-1])
+            start, end = ranges[-1]  # its last request may go on in the next batch
+            waiting = [compact_batch(rows.slice(start, end - start))]
+            num_rows, num_bytes = end - start, max((_dictionary_bytes(c) for c in waiting[0].columns), default=0)
+    if waiting:
+        rows = concat(waiting)
+        yield from (_row_group(rows.slice(start, end - start), schema) for start, end in ranges_of(rows))
+
+
+def _ranges(
+    rows: pa.RecordBatch,
+    schema: EngagementSchema,
+    *,
+    max_rows: int,
+    max_column_bytes: int,
+    max_fat_bytes: int | None,
+) -> list[tuple[int, int]]:
+    """First and last row + 1 of each row group."""
+    key = key_columns(rows, [name for name in ROW_KEY if name in schema.names])
+    row = first_disorder(key)
+    if row >= 0:
+        raise ValueError(
+            f"rows in ({', '.join(ROW_KEY[: len(key)])}) order required, but row {row:,} of a bucket's batch is less than the "
+            "row before it; write them without in_order"
+        )
+    starts = run_starts(key[:2])
+    ends = np.append(starts[1:], rows.num_rows)
+    rows_of = ends - starts
+    blobs = [_value_bytes(rows.column(column.name))[starts] for column in schema.blobs]
+    limits = [(max_rows, rows_of), *((max_column_bytes, sizes) for sizes in blobs)]
+    texts = [column.name for column in schema.columns if column.dtype == "string" and not column.is_blob]
+    limits += [(max_column_bytes, np.add.reduceat(blob_bytes(rows.column(name)), starts)) for name in texts]
+    if max_fat_bytes is not None:
+        row_bytes = sum(blobs, np.zeros(len(starts), np.int64)) + scalar_bytes(schema)
+        limits.append((max_fat_bytes, rows_of * row_bytes))
+    return [(int(starts[first]), int(ends[last - 1])) for first, last in greedy_ranges(*limits)]
+
+
+def _row_group(rows: pa.RecordBatch, schema: EngagementSchema) -> pa.RecordBatch:
+    """The rows with every blob once, by value, in the order in which the rows first use it."""
+    starts = run_starts(key_columns(rows, REQUEST_KEY))
+    request_of_row = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, rows.num_rows)))
+    request_level = [column for column in schema.columns if column.level is Level.REQUEST]
+    check_one_value_per_request(rows, request_level, request_of_row, starts)
+    columns = []
+    for column in compact_batch(rows).columns:
+        if pa.types.is_dictionary(column.type):
+            by_value = column.dictionary.dictionary_encode()
+            codes = by_value.indices.to_numpy()[column.indices.to_numpy()]
+            column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), by_value.dictionary)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+
+def _value_bytes(array: pa.DictionaryArray) -> np.ndarray:
+    """Bytes of each row's blob, [N] int64."""
+    return blob_bytes(array.dictionary)[array.indices.to_numpy()]
+
+
+def _dictionary_bytes(array: pa.Array) -> int:
+    return int(blob_bytes(array.dictionary).sum()) if pa.types.is_dictionary(array.type) else 0
