@@ -29,14 +29,17 @@ from reqdedup.convert.place import in_source
 from reqdedup.convert.rows import Converter
 from reqdedup.dedup.checksum import ContentChecksum, content_checksum
 from reqdedup.dedup.parts import RequestValuesError
-from reqdedup.schema import HISTORY_ITEM_ID, Kind, Level
+from reqdedup.schema import HISTORY_ITEM_ID, EngagementSchema, Kind, Level
 from reqdedup.storage.foreign.source import RowSource
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
     LAYOUT_PROPERTY,
     Layout,
-    create_table,
+    check_new_form,
+    engagement_form,
+    form_differences,
+    make_table,
     table_buckets,
     table_layout,
     table_schema,
@@ -44,6 +47,7 @@ from reqdedup.storage.iceberg.layout import (
 from reqdedup.storage.iceberg.names import check_free_name
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.write.replace import gone_if_failed
 from reqdedup.storage.write.writer import write_rows
 
 REMEMBERED_REQUESTS = 20_000_000
@@ -128,6 +132,7 @@ def convert_table(
             progress(ConvertProgress(phase, done, total))
 
     notes = [*rows.notes]
+    made = None
     if append:
         if location is not None:
             raise ValueError(
@@ -150,16 +155,15 @@ def convert_table(
                 stored_bytes=round(rows.num_bytes / repeats), rows=rows.num_rows
             ).num_buckets
         schema = engagement_schema(columns)
-        table = create_table(catalog, identifier, schema, layout, num_buckets=num_buckets, location=location)
+        table, made = _empty_table(catalog, identifier, schema, layout, num_buckets, location)
     converter = Converter(rows, columns, time_unit=mapping.time_unit, history_time_unit=mapping.history_time_unit)
     try:
-        written = _write(table, converter, rows.num_rows, report, seed=seed, spill_dir=spill_dir)
-    except BaseException as error:
-        if not append:
-            catalog.purge_table(identifier)
-        if isinstance(error, RequestValuesError):
-            raise in_source(error, converter) from error
-        raise
+        with gone_if_failed(catalog, made):
+            written = _write(
+                table, converter, rows.num_rows, report, replace=not append, seed=seed, spill_dir=spill_dir
+            )
+    except RequestValuesError as error:
+        raise in_source(error, converter) from error
     if rows.skipped:
         notes.append(f"left out, nested too deep: {', '.join(rows.skipped)}")
     if converter.null_lists:
@@ -198,10 +202,14 @@ def _write(
     num_rows: int,
     report: Callable[[str, int, int], None],
     *,
+    replace: bool,
     seed: int,
     spill_dir: str | Path | None,
 ) -> _Written:
-    """All rows of the source as new files of the table, compared with the source and committed."""
+    """All rows of the source as new files of the table, compared with the source and committed.
+
+    replace: the table must hold them alone; else another's rows may have come meanwhile.
+    """
     layout, name = table_layout(table), ".".join(table.name())
     with StagedFiles(table) as files:
         batches = _reporting(converter.batches(), num_rows, report)
@@ -219,7 +227,7 @@ def _write(
                 f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}, {converter.compared_with}), "
                 f"found {checksum}; nothing was committed. This is a defect of the conversion: report it"
             )
-        files.commit(replace=False, properties={"reqdedup.operation": "convert"})
+        files.commit(replace=replace, properties={"reqdedup.operation": "convert"})
         return _Written(files.data_files, num_requests)
 
 
@@ -237,18 +245,42 @@ def _notes_on_models(columns: Sequence[TargetColumn]) -> list[str]:
     ]
 
 
-def _check_new(catalog: Catalog, identifier: str) -> None:
-    """Raise ValueError if the name is taken; what a killed conversion left, which has no rows, goes."""
+def _check_new(catalog: Catalog, identifier: str) -> Table | None:
+    """The table of this name if it is one of ours without rows. Raises ValueError if the name is taken otherwise."""
     check_free_name(identifier)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
-        return
+        return None
     if LAYOUT_PROPERTY not in table.properties or table.metadata.snapshots:
         raise ValueError(
             f"{identifier}: a new table required, found one; append to it (--append), choose another name, or drop it first"
         )
-    catalog.purge_table(identifier)
+    return table
+
+
+def _empty_table(
+    catalog: Catalog, identifier: str, schema: EngagementSchema, layout: Layout, num_buckets: int, location: str | None
+) -> tuple[Table, Table | None]:
+    """The table for the rows, and once more if it was made here.
+
+    An empty one of the same form is used as it is: a killed conversion left it, or a user made it. It is never dropped,
+    since another process may be writing into it.
+    """
+    table = _check_new(catalog, identifier)
+    if table is None:
+        check_new_form(identifier, num_buckets)
+        made = make_table(catalog, identifier, engagement_form(schema, layout, num_buckets), location=location)
+        return made, made
+    differences = form_differences(table, schema, layout, num_buckets)
+    if location is not None and location.rstrip("/") != table.location().rstrip("/"):
+        differences.append(f"location {location} required, found {table.location()}")
+    if differences:
+        raise ValueError(
+            f"{identifier}: an empty table in the form of the rows required, found one in another "
+            f"({'; '.join(differences)}). Nothing was changed: choose another name, or drop it first"
+        )
+    return table, None
 
 
 def _reporting(

@@ -15,7 +15,7 @@ from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.dedup.history_time import UNIT_DIGITS
 from reqdedup.logs.ids import hash_string
 from reqdedup.schema import Kind, Level
-from reqdedup.storage import Layout, TableSource, table_layout, table_schema
+from reqdedup.storage import ConflictError, Layout, TableSource, create_table, table_layout, table_schema, write
 from reqdedup.storage.foreign import source
 from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.storage.measure import checks
@@ -230,6 +230,63 @@ def test_a_value_that_changes_on_the_way_stops_the_conversion(catalog, tmp_path,
     with pytest.raises(RuntimeError, match=r"the rows of .* required .*, found .*; nothing was committed"):
         convert_table(folder_of(tmp_path, their_rows()), catalog, "test.ours", MAPPING)
     assert not catalog.table_exists("test.ours")
+
+
+def test_an_empty_table_of_the_name_is_used_or_refused_and_never_dropped(catalog, tmp_path):
+    folder, rows = folder_of(tmp_path, their_rows()), their_rows()
+    convert_table(folder, catalog, "test.like", MAPPING, num_buckets=2)
+    schema = table_schema(catalog.load_table("test.like"))
+    uuid = create_table(catalog, "test.ours", schema, Layout.BY_REQUEST, num_buckets=2).metadata.table_uuid
+    with pytest.raises(ValueError, match=r"test\.ours: an empty table .*3 buckets required, found 2"):
+        convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=3)
+
+    def fail(progress):
+        if progress.phase == "verify":
+            raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2, progress=fail)
+    assert catalog.load_table("test.ours").metadata.table_uuid == uuid
+    convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2)
+    table = catalog.load_table("test.ours")
+    assert (table.metadata.table_uuid, rows_in(table)) == (uuid, expected(rows))
+
+
+def test_rows_that_another_writes_into_the_new_table_meanwhile_stay_alone(catalog, tmp_path):
+    folder = folder_of(tmp_path, their_rows())
+    convert_table(folder, catalog, "test.like", MAPPING, num_buckets=2)
+
+    def meanwhile(progress):
+        if progress.phase == "verify" and not catalog.load_table("test.ours").metadata.snapshots:
+            write(catalog.load_table("test.ours"), TableSource(catalog.load_table("test.like")).batches())
+
+    with pytest.raises(ConflictError):
+        convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2, progress=meanwhile)
+    assert rows_in(catalog.load_table("test.ours")) == expected(their_rows())
+
+
+@pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
+def test_a_commit_that_landed_without_an_answer_keeps_its_table(catalog, tmp_path, error, monkeypatch):
+    commit = type(catalog).commit_table
+    folder, away = folder_of(tmp_path, their_rows()), []
+
+    def landed(self, *arguments):
+        commit(self, *arguments)
+        away.append(True)
+        raise error("no answer")
+
+    def load(self, identifier):
+        if away:
+            raise ConnectionError("away")
+        return load_table(self, identifier)
+
+    load_table = type(catalog).load_table
+    with monkeypatch.context() as patch:
+        patch.setattr(type(catalog), "commit_table", landed)
+        patch.setattr(type(catalog), "load_table", load)
+        with pytest.raises(error, match="no answer"):
+            convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2)
+    assert rows_in(catalog.load_table("test.ours")) == expected(their_rows())
 
 
 def test_bad_input_says_what_is_required(catalog, tmp_path):

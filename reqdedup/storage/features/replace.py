@@ -13,12 +13,13 @@ from reqdedup.schema import Column
 from reqdedup.storage.features.backfill import Backfill, FeatureReport
 from reqdedup.storage.features.values import Compute
 from reqdedup.storage.iceberg.form import updates_to
+from reqdedup.storage.iceberg.layout import make_table
 from reqdedup.storage.read.feature_table import (
-    create_feature_table,
     feature_differences,
     feature_form,
     own_properties,
 )
+from reqdedup.storage.write.replace import gone_if_failed
 
 
 def replace_feature_table(
@@ -37,13 +38,14 @@ def replace_feature_table(
     Form and values change in one commit. An existing table that has these features in the form that `main_table` asks
     for keeps its other features. Parameters and errors are those of `create_feature_table` and `add_request_feature`.
     """
+    form, made = feature_form(main_table, feature_columns, by_position=by_position), None
     try:
         side_table = catalog.load_table(identifier)
     except NoSuchTableError:
-        side_table = create_feature_table(catalog, identifier, main_table, feature_columns, by_position=by_position)
+        side_table = made = make_table(catalog, identifier, form)
     updates: tuple[TableUpdate, ...] = ()
     if feature_differences(side_table, main_table, feature_columns, by_position=by_position):
-        form = feature_form(main_table, feature_columns, by_position=by_position)
         updates = updates_to(side_table, form, own_properties(side_table))
-    backfill = Backfill(main_table, side_table, compute, inputs=inputs, columns=feature_columns, updates=updates)
-    return backfill.run(progress=progress)
+    with gone_if_failed(catalog, made):
+        backfill = Backfill(main_table, side_table, compute, inputs=inputs, columns=feature_columns, updates=updates)
+        return backfill.run(progress=progress)

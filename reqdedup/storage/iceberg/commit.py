@@ -43,7 +43,8 @@ COMMIT_ATTEMPTS = 10
 
 MAX_WAIT_S = 1.0
 
-_OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
+OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
+"""Errors after which a commit may have landed, or may land yet."""
 
 
 class StagedFiles:
@@ -237,7 +238,7 @@ class StagedFiles:
                 if landed is not None and isinstance(error, Exception):
                     return landed
                 self._keep = not (
-                    self._reachable and isinstance(error, Exception) and not isinstance(error, _OUTCOME_UNKNOWN)
+                    self._reachable and isinstance(error, Exception) and not isinstance(error, OUTCOME_UNKNOWN)
                 )
                 raise
         self._keep = True
@@ -280,6 +281,8 @@ class StagedFiles:
                 check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))
                 raise
             raise self._conflict() from error
+        except OUTCOME_UNKNOWN:
+            raise
         except Exception:
             check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))  # names the one that is damaged
             raise

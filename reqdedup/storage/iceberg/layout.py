@@ -21,7 +21,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
@@ -44,6 +44,7 @@ from pyiceberg.types import (
 from reqdedup.dedup.encoding import BLOB_TYPE, element_type
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.form import FORM_SINCE_PROPERTY, TableForm
 from reqdedup.storage.iceberg.names import check_free_name
 from reqdedup.storage.iceberg.settings import WriteSettings, default_settings
@@ -114,11 +115,10 @@ def create_table(
     Nothing is ever dropped. Raises ValueError if a table of this name has another form, naming the difference, or if
     reqdedup did not make it; `replace_table` gives it another form together with its new rows.
     """
-    namespace = check_new_form(identifier, num_buckets)
+    check_new_form(identifier, num_buckets)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
-        catalog.create_namespace_if_not_exists(namespace)
         return make_table(
             catalog, identifier, engagement_form(schema, layout, num_buckets, settings), location=location
         )
@@ -126,11 +126,11 @@ def create_table(
     return table
 
 
-def check_new_form(identifier: str, num_buckets: int) -> str:
-    """The namespace of `identifier`. Raises ValueError unless a table can have this name and this bucket count."""
+def check_new_form(identifier: str, num_buckets: int) -> None:
+    """Raise ValueError unless a table can have this name and this bucket count."""
     if num_buckets < 1:
         raise ValueError(f"{identifier}: num_buckets must be positive, found {num_buckets}")
-    return check_free_name(identifier)
+    check_free_name(identifier)
 
 
 def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
@@ -180,15 +180,25 @@ def column_differences(required: Sequence[Column], found: Sequence[Column]) -> l
 
 
 def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: str | None = None) -> Table:
-    """A new table of this form without rows."""
-    return catalog.create_table(
-        identifier,
-        form.schema,
-        location=location,
-        partition_spec=form.spec,
-        sort_order=form.sort_order,
-        properties=form.properties,
-    )
+    """A new table of this form without rows, its namespace made if it is not there.
+
+    Raises ConflictError if another process has made it meanwhile.
+    """
+    catalog.create_namespace_if_not_exists(check_free_name(identifier))
+    try:
+        return catalog.create_table(
+            identifier,
+            form.schema,
+            location=location,
+            partition_spec=form.spec,
+            sort_order=form.sort_order,
+            properties=form.properties,
+        )
+    except TableAlreadyExistsError as error:
+        raise ConflictError(
+            f"{identifier}: another process made this table in the meantime; nothing was changed. Repeat the call, which "
+            "then meets that table"
+        ) from error
 
 
 def engagement_form(

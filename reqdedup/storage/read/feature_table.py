@@ -221,12 +221,11 @@ def create_feature_table(
     values). Raises ValueError if it differs, naming the difference, if `main_table` is not bucketed and sorted, if a
     feature is not request-level or has a name of the main table, and if `identifier` is no feature table.
     """
-    namespace = check_free_name(identifier)
+    check_free_name(identifier)
     form = feature_form(main_table, feature_columns, by_position=by_position)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
-        catalog.create_namespace_if_not_exists(namespace)
         return make_table(catalog, identifier, form, location=location)
     if differences := feature_differences(table, main_table, feature_columns, by_position=by_position):
         raise ValueError(

@@ -3,24 +3,26 @@ before the old goes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.table import Table
 from pyiceberg.table.update import TableUpdate
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.commit import OUTCOME_UNKNOWN, StagedFiles
 from reqdedup.storage.iceberg.form import updates_to
 from reqdedup.storage.iceberg.layout import (
     Layout,
     check_engagement_table,
     check_new_form,
-    create_table,
     engagement_form,
     form_differences,
+    make_table,
     table_layout,
     table_schema,
 )
@@ -53,29 +55,39 @@ def replace_table(
         or what was chosen for it.
     progress, seed, spill_dir, properties: as of `write`.
     Raises ValueError for wrong batches and for a table that reqdedup did not make, ConflictError if another writer was
-    faster.
+    faster, also in making the table.
     """
     check_new_form(identifier, num_buckets)
+    form, made = engagement_form(schema, layout, num_buckets, settings), None
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
-        table, is_new = (
-            create_table(
-                catalog, identifier, schema, layout, num_buckets=num_buckets, location=location, settings=settings
-            ),
-            True,
-        )
-    else:
-        check_engagement_table(table)
-        is_new = False
+        table = made = make_table(catalog, identifier, form, location=location)
+    check_engagement_table(table)
     updates: tuple[TableUpdate, ...] = ()
     if form_differences(table, schema, layout, num_buckets):
         own = engagement_form(table_schema(table), table_layout(table), 1)
-        updates = updates_to(table, engagement_form(schema, layout, num_buckets, settings), own.properties)
+        updates = updates_to(table, form, own.properties)
+    with (
+        gone_if_failed(catalog, made),
+        StagedFiles(table, updates=(*updates, *set_properties(properties))) as files,
+    ):
+        return commit_rows(files, batches, replace=True, progress=progress, seed=seed, spill_dir=spill_dir)
+
+
+@contextlib.contextmanager
+def gone_if_failed(catalog: Catalog, made: Table | None) -> Iterator[None]:
+    """A table that this call made goes again if the call fails; None if it made none.
+
+    It stays if its name is another table's meanwhile, if it has a snapshot, and if a commit may still land: after an
+    interrupt, or a lost connection. Such an empty table is in nobody's way: a repeated call uses it as it is.
+    """
     try:
-        with StagedFiles(table, updates=(*updates, *set_properties(properties))) as files:
-            return commit_rows(files, batches, replace=True, progress=progress, seed=seed, spill_dir=spill_dir)
-    except BaseException:
-        if is_new and not catalog.load_table(identifier).metadata.snapshots:
-            catalog.purge_table(identifier)
+        yield
+    except Exception as error:
+        if made is not None and not isinstance(error, OUTCOME_UNKNOWN):
+            with contextlib.suppress(Exception):  # the error that counts is the call's own
+                found = catalog.load_table(made.name()).metadata
+                if found.table_uuid == made.metadata.table_uuid and not found.snapshots:
+                    catalog.purge_table(made.name())
         raise

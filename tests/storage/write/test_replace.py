@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.expressions import EqualTo
 from pyiceberg.types import StringType
 
@@ -21,6 +22,7 @@ from reqdedup.storage import (
     tag,
     write,
 )
+from reqdedup.storage.iceberg import commit as commit_module
 from reqdedup.storage.iceberg.layout import form_differences, table_buckets
 from reqdedup.storage.read.feature_table import feature_buckets, feature_schema, is_by_position
 from tests.storage.feature_tables import COUNT, RATE, VECTOR, constant, of_request, values
@@ -119,6 +121,68 @@ def test_what_fails_leaves_the_old_content_and_no_file_and_a_new_table_is_not_th
     table = catalog.load_table(NAME)
     assert (data_files_on_disk(tmp_path), table_buckets(table)) == (files, 2)
     assert rows_of(TableSource(table).batches()) == rows_of(LOG)
+
+
+def test_only_the_table_that_the_call_made_goes_and_the_first_error_is_told(catalog, monkeypatch):
+    def failing(error, action):
+        yield LOG[0]
+        action()
+        raise error
+
+    def made_anew():
+        catalog.purge_table(NAME)
+        create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST)
+
+    for error, action, stays in (
+        (ValueError("line 17"), lambda: catalog.drop_table(NAME), False),
+        (ValueError("line 17"), made_anew, True),
+        (ConnectionError("line 17"), int, True),
+    ):
+        with pytest.raises(type(error), match="line 17"):
+            replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, failing(error, action))
+        assert catalog.table_exists(NAME) is stays
+        if stays:
+            catalog.purge_table(NAME)
+
+
+def test_two_that_make_a_table_at_once_are_told_and_the_first_keeps_it(catalog, monkeypatch):
+    create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST)
+    main = create_table(catalog, "lake.main", log_schema(), Layout.BY_REQUEST)
+
+    def not_yet(identifier):
+        raise NoSuchTableError(identifier)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "load_table", not_yet)
+        for call in (
+            lambda: replace_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, LOG),
+            lambda: create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST),
+            lambda: replace_feature_table(catalog, NAME, main, [COUNT], constant(1)),
+        ):
+            with pytest.raises(ConflictError, match=r"lake\.t: another process made this table"):
+                call()
+    assert catalog.table_exists(NAME)
+
+
+@pytest.mark.parametrize("error", [ConnectionError, TimeoutError])
+def test_files_of_a_commit_without_an_answer_stay_even_if_manifests_cannot_be_read_either(
+    catalog, tmp_path, error, monkeypatch
+):
+    table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    write(table, LOG)
+    before = data_files_on_disk(tmp_path)
+
+    def fail(kind):
+        def failing(*arguments, **options):
+            raise kind("away")
+
+        return failing
+
+    monkeypatch.setattr(catalog, "commit_table", fail(error))
+    monkeypatch.setattr(commit_module, "check_manifests", fail(OSError))
+    with pytest.raises(error, match="away"):
+        write(table, OTHER, mode="append")
+    assert len(data_files_on_disk(tmp_path)) > len(before)
 
 
 def test_a_table_is_replaced_from_its_own_rows_and_keeps_tags_and_chosen_settings(catalog):
