@@ -13,6 +13,7 @@ from pyiceberg.table import Table
 import warehouse
 from assets.recipes import RECIPES, Recipe
 from reqdedup import lake
+from reqdedup.environment import LakePlace
 from reqdedup.lake import IngestReport
 from reqdedup.logs import LogReader
 from reqdedup.schema import Column, EngagementSchema
@@ -91,11 +92,11 @@ class Warehouse(dg.ConfigurableResource):
         """A table's full name."""
         return f"{self.resolved_namespace}.{name}"
 
-    def catalog_config(self) -> warehouse.CatalogConfig:
+    def place(self) -> LakePlace:
         return warehouse.embedded_catalog(self.data_dir)
 
     def catalog(self) -> Catalog:
-        return warehouse.open_catalog(self.catalog_config())
+        return warehouse.open_catalog(self.place())
 
     def result(self, **metadata: Any) -> dg.MaterializeResult:
         """The result of an asset; its metadata says which namespace it speaks about."""

@@ -25,7 +25,7 @@
 
 # %% tags=["parameters"]
 namespace = None  # None: that of the newest report
-data_dir = None  # None: the embedded warehouse of the repository
+data_dir = None  # None: the lake of the environment, by default warehouse/data
 
 # %%
 import sys
@@ -39,11 +39,12 @@ import polars as pl
 from IPython.display import display
 from matplotlib.ticker import FuncFormatter
 
+import reqdedup as rd
 from reqdedup.storage import table_schema
-from warehouse import embedded_catalog, load_table, open_catalog
+from warehouse import load_table
 
 # %%
-catalog = open_catalog(embedded_catalog(data_dir) if data_dir else embedded_catalog())
+catalog = rd.open(data_dir).catalog
 if namespace is None:
     reports = [".".join((*space, "compression_report")) for space in catalog.list_namespaces()]
     reports = [catalog.load_table(name) for name in reports if catalog.table_exists(name)]

@@ -34,11 +34,14 @@ import matplotlib.pyplot as plt
 import polars as pl
 from IPython.display import display
 
+from pipelines.environment import Environment
+
 # %%
 if runs is None:
-    files = sorted((root / "warehouse/data/models").glob("*/*/metrics.csv"), key=lambda file: file.stat().st_mtime)
+    models = Environment.from_os().data_dir / "models"
+    files = sorted(models.glob("*/*/metrics.csv"), key=lambda file: file.stat().st_mtime)
     if not files:
-        raise FileNotFoundError("no training runs under warehouse/data/models: run `make run` first")
+        raise FileNotFoundError(f"no training runs under {models}: run `make run` first")
     newest = files[-1].parent.parent
     runs = {file.parent.name: file.parent for file in files if file.parent.parent == newest}
     print(f"namespace {newest.name}")

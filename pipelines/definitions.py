@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 
 import assets.checks
@@ -15,7 +17,7 @@ from assets.resources import RunRecipe, Warehouse
 from pipelines.dead_runs import dead_runs
 from pipelines.environment import Environment
 from pipelines.progress import progress_logger
-from warehouse.catalogs import CatalogConfig
+from reqdedup.environment import LakePlace
 
 STAGES = (
     assets.ingest,
@@ -48,13 +50,15 @@ daily = dg.ScheduleDefinition(
 
 
 class DeployedWarehouse(Warehouse):
-    """The catalog that the environment names, read when it is opened, so that Dagster never holds a credential."""
+    """The lake that the environment names, read when it is opened, so that Dagster never holds a credential.
 
-    def catalog_config(self) -> CatalogConfig:
+    Another data_dir, given at launch, is an argument: it stands alone beside an embedded lake.
+    """
+
+    def place(self) -> LakePlace:
         lake = Environment.from_os().lake
-        if lake is None:
-            return super().catalog_config()
-        return CatalogConfig(name=lake.catalog_name, properties=lake.properties)
+        given = lake.data_dir is not None and lake.data_dir.resolve() != Path(self.data_dir).resolve()
+        return super().place() if given else lake
 
 
 def build_definitions(environment: Environment) -> dg.Definitions:

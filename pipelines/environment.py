@@ -14,11 +14,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reqdedup.environment import DATA_DIR_VARIABLE, LakePlace, find_lake, variables
-from warehouse.catalogs import DATA_DIR
+from warehouse.catalogs import DATA_DIR, embedded_catalog
 from warehouse.namespaces import namespace_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ class Environment:
     """One run's surroundings.
 
     data_dir: folder of models and, if the lake is embedded, of its tables.
-    lake: where the tables are; None for the embedded catalog under data_dir.
+    lake: where the tables are.
     """
 
     recipe: str = "laptop"
@@ -40,7 +40,7 @@ class Environment:
     namespace: str = ""
     take_over: bool = False
     data_dir: Path = DATA_DIR
-    lake: LakePlace | None = None
+    lake: LakePlace = field(default_factory=embedded_catalog)
 
     @classmethod
     def from_os(cls, found: Mapping[str, str] | None = None) -> Environment:
@@ -54,13 +54,13 @@ class Environment:
             strict=found.get("REQDEDUP_STRICT", "") in ("1", "true", "yes"),
             namespace=found.get("REQDEDUP_NAMESPACE", ""),
             data_dir=(lake.data_dir or Path(found.get(DATA_DIR_VARIABLE) or DATA_DIR)).resolve(),
-            lake=None if lake.data_dir else lake,
+            lake=lake,
         )
 
     @property
     def catalog_properties(self) -> dict[str, str]:
-        """Properties of the catalog, credentials among them; empty for the embedded one."""
-        return self.lake.properties if self.lake else {}
+        """Properties of the catalog, credentials among them."""
+        return self.lake.properties
 
     def with_arguments(self, **arguments: object) -> Environment:
         """The same surroundings with every argument that is not None or empty put in its place."""

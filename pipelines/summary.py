@@ -83,7 +83,7 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, run
 def _place(environment: Environment) -> str:
     """Where tables and models are; a catalog's uri without its password."""
     properties = environment.catalog_properties
-    if environment.lake is None:
+    if properties.get("warehouse") == f"file://{environment.data_dir / 'tables'}":
         return f"{environment.data_dir}  (catalog.db, tables/, models/)"
     return (
         f"{properties.get('warehouse', 'where the catalog puts them')}, catalog {shown_uri(properties)}; "

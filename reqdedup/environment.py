@@ -52,10 +52,13 @@ class LakePlace:
     @property
     def options(self) -> str:
         """Options of the command line that open the same lake from any folder, without a password."""
-        uri = self.properties.get("uri")
+        uri, warehouse = self.properties.get("uri"), self.properties.get("warehouse")
+        if not uri:
+            return f"--catalog {self.catalog_name}"
         if self.database is not None:
-            return f"--catalog-uri sqlite:///{self.database}"
-        return f"--catalog-uri {mask(uri.partition('?')[0])}" if uri else f"--catalog {self.catalog_name}"
+            uri = f"sqlite:///{self.database}"
+            warehouse = None if warehouse == f"file://{self.database.parent / 'tables'}" else warehouse
+        return f"--catalog-uri {mask(uri.partition('?')[0])}" + (f" --warehouse {warehouse}" if warehouse else "")
 
 
 def variables() -> Mapping[str, str]:

@@ -109,14 +109,27 @@ def test_two_arguments_that_name_two_lakes_are_refused(tmp_path):
         find_lake("http://127.0.0.1:9", environment={})
 
 
+WAREHOUSE = {"REQDEDUP_CATALOG__WAREHOUSE": "s3://bucket/tables", "REQDEDUP_CATALOG__S3__ENDPOINT": "http://s3"}
+
+
 def test_the_pipeline_the_command_line_and_notebooks_mean_the_same_lake():
     from pipelines.environment import Environment
 
-    for variables in ({}, SERVER, {"REQDEDUP_DATA_DIR": "elsewhere"}, {"REQDEDUP_CATALOG__S3__REGION": "r"}):
+    for variables in ({}, SERVER, {"REQDEDUP_DATA_DIR": "elsewhere"}, {"REQDEDUP_CATALOG__S3__REGION": "r"}, WAREHOUSE):
         pipeline = Environment.from_os(variables)
         for folder in (ROOT, ROOT / "notebooks"):
             lake = find_lake(environment=variables, folder=folder)
-            if lake.data_dir is None:
+            if "REQDEDUP_DATA_DIR" not in variables:  # a relative one is of the working folder
                 assert lake == pipeline.lake
-            elif "REQDEDUP_DATA_DIR" not in variables:
-                assert (pipeline.lake, lake.data_dir) == (None, pipeline.data_dir)
+                assert lake.data_dir in (None, pipeline.data_dir)
+
+
+def test_the_options_shown_open_the_same_lake(tmp_path):
+    for lake in (
+        find_lake("lake", environment={}, folder=tmp_path),
+        find_lake("lake", warehouse="s3://bucket/files", environment={}, folder=tmp_path),
+        find_lake("http://127.0.0.1:3", warehouse="w", environment={}, folder=tmp_path),
+    ):
+        said = dict(zip((words := lake.options.split())[::2], words[1::2]))
+        shown = find_lake(said["--catalog-uri"], warehouse=said.get("--warehouse"), environment={}, folder=tmp_path)
+        assert {"type": "sql", **shown.properties} == {"type": "sql", **lake.properties}

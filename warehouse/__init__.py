@@ -1,6 +1,6 @@
 """The tables of this deployment: which there are, in which physical form, and the catalog that holds them."""
 
-from warehouse.catalogs import CatalogConfig, embedded_catalog, open_catalog
+from warehouse.catalogs import embedded_catalog, open_catalog
 from warehouse.namespaces import LOG, check_name, check_same_log, log_record, namespace_of
 from warehouse.runs import GraphRun, NamespaceTakenError, Process, claim, release
 from warehouse.tables import (
@@ -17,7 +17,6 @@ from warehouse.tables import (
 __all__ = [
     "ENGAGEMENT_TABLES",
     "LOG",
-    "CatalogConfig",
     "GraphRun",
     "NamespaceTakenError",
     "Process",

@@ -24,12 +24,13 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog
 
+from reqdedup.environment import LakePlace
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.schema import EngagementSchema
 from tests.servers.postgres import Postgres, start_postgres
 from tests.servers.process import ServerMissingError
 from tests.servers.seaweedfs import BUCKET, SeaweedFS, start_seaweedfs
-from warehouse.catalogs import CatalogConfig, embedded_catalog, open_catalog
+from warehouse.catalogs import embedded_catalog, open_catalog
 
 S = TypeVar("S", Postgres, SeaweedFS)
 
@@ -83,30 +84,31 @@ def seaweedfs(server_folder: Path) -> Iterator[SeaweedFS]:
 
 
 @pytest.fixture(scope="session", params=CATALOGS)
-def catalog_config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CatalogConfig:
+def catalog_config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LakePlace:
     if request.param == "sqlite":
         return embedded_catalog(tmp_path_factory.mktemp("warehouse"))
     seaweedfs: SeaweedFS = request.getfixturevalue("seaweedfs")
     if request.param == "postgres-s3":
         postgres: Postgres = request.getfixturevalue("postgres")
         return postgres_config(postgres, seaweedfs)
-    return CatalogConfig(properties=seaweedfs.rest_properties)
+    return LakePlace(said_by="the test", properties=seaweedfs.rest_properties)
 
 
-def postgres_config(postgres: Postgres, seaweedfs: SeaweedFS, *, uri: str = "") -> CatalogConfig:
+def postgres_config(postgres: Postgres, seaweedfs: SeaweedFS, *, uri: str = "") -> LakePlace:
     """PostgreSQL as the catalog, files in the bucket of SeaweedFS."""
-    return CatalogConfig(
+    return LakePlace(
+        said_by="the test",
         properties={
             "type": "sql",
             "uri": uri or postgres.uri(),
             "warehouse": f"s3://{BUCKET}/tables",
             **seaweedfs.s3_properties,
-        }
+        },
     )
 
 
 @pytest.fixture(scope="session")
-def catalog(catalog_config: CatalogConfig) -> Catalog:
+def catalog(catalog_config: LakePlace) -> Catalog:
     return open_catalog(catalog_config)
 
 

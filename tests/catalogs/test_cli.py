@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from reqdedup import cli
+from reqdedup.environment import LakePlace
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, create_table, write
 from tests.catalogs.conftest import new_namespace
-from warehouse.catalogs import CatalogConfig, open_catalog
+from warehouse.catalogs import open_catalog
 
 SECRET = "a-secret-that-nothing-may-show"
 SECRETS = ("credential", "s3.access-key-id", "s3.secret-access-key")
@@ -22,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(catalog_config: CatalogConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(catalog_config: LakePlace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs `reqdedup` with --catalog reqdedup; exit code, output and errors, in which no secret is."""
 
     def run(*arguments: str, **changed: str) -> tuple[int, str, str]:
@@ -44,7 +45,7 @@ def run(catalog_config: CatalogConfig, monkeypatch: pytest.MonkeyPatch, capfd: p
 
 
 def test_a_table_is_kept_in_shape(
-    run: Run, catalog_config: CatalogConfig, schema: EngagementSchema, batches: list[pa.RecordBatch]
+    run: Run, catalog_config: LakePlace, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
     namespace = new_namespace()
     table = create_table(open_catalog(catalog_config), f"{namespace}.t", schema, Layout.BY_REQUEST, num_buckets=2)
@@ -67,9 +68,7 @@ def test_a_table_is_kept_in_shape(
     assert "is not in the catalog; there are: " in err
 
 
-def test_a_catalog_that_cannot_be_opened_is_one_message(
-    run: Run, catalog_config: CatalogConfig, tmp_path: Path
-) -> None:
+def test_a_catalog_that_cannot_be_opened_is_one_message(run: Run, catalog_config: LakePlace, tmp_path: Path) -> None:
     if catalog_config.properties["uri"].startswith("sqlite"):
         wrong = {"uri": f"sqlite:///{tmp_path}/nowhere/catalog.db"}
     elif "credential" in catalog_config.properties:

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog
 
+from reqdedup.environment import LakePlace
 from reqdedup.storage.iceberg.catalogs import open_catalog
 from tests.catalogs.conftest import postgres_config
 from tests.servers.postgres import Postgres
 from tests.servers.process import LOOPBACK, free_ports
 from tests.servers.seaweedfs import SeaweedFS
-from warehouse.catalogs import CatalogConfig
 
 LIMIT_S = 1.0
 SECRET = "a-secret-that-no-text-may-show"
@@ -164,7 +164,7 @@ def test_files_that_cannot_be_reached_end_the_call(postgres: Postgres, seaweedfs
 
 
 def test_a_config_shows_no_credential(seaweedfs: SeaweedFS) -> None:
-    config = CatalogConfig(properties=seaweedfs.rest_properties)
+    config = LakePlace(said_by="the test", properties=seaweedfs.rest_properties)
     assert seaweedfs.secret_key not in repr(config) + str(config)
-    catalog = open_catalog(config.name, config.properties)
+    catalog = open_catalog(config.catalog_name, config.properties)
     assert seaweedfs.secret_key not in repr(catalog) + str(catalog)

@@ -9,11 +9,12 @@ import pyarrow.fs
 import pytest
 
 import pipelines.run
+from reqdedup.environment import LakePlace
 from reqdedup.storage import TableSource
 from tests.catalogs.conftest import new_namespace, postgres_config
 from tests.servers.postgres import Postgres
 from tests.servers.seaweedfs import BUCKET, SeaweedFS
-from warehouse import CatalogConfig, load_table, open_catalog
+from warehouse import load_table, open_catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a-secret-that-nothing-may-show"
@@ -53,7 +54,7 @@ def test_the_graph_runs_and_shows_no_credential(run: Run, postgres: Postgres, se
     left += stored(seaweedfs, f"{BUCKET}/tables/{namespace}")
     for secret in (postgres.password, seaweedfs.access_key, seaweedfs.secret_key):
         assert secret.encode() not in left
-    catalog = open_catalog(CatalogConfig(properties=properties))
+    catalog = open_catalog(LakePlace(said_by="the test", properties=properties))
     source = TableSource(load_table(catalog, namespace, "engagements_by_request"))
     assert source.num_rows > 1000
 

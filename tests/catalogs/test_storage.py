@@ -10,17 +10,18 @@ import pyarrow.compute as pc
 import pytest
 from pyiceberg.catalog import Catalog
 
+from reqdedup.environment import LakePlace
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, TableSource, create_table, replace_table, table_layout, write
 from tests.catalogs.rows import plain, same, scanned, stored_files
-from warehouse.catalogs import CatalogConfig, open_catalog
+from warehouse.catalogs import open_catalog
 
 NUM_BUCKETS = 3
 
 
 @pytest.mark.parametrize("layout", list(Layout))
 def test_every_layout_holds_the_rows_that_were_written(
-    catalog_config: CatalogConfig,
+    catalog_config: LakePlace,
     namespace: str,
     schema: EngagementSchema,
     batches: list[pa.RecordBatch],
@@ -94,7 +95,7 @@ def test_a_failed_write_leaves_the_table_and_its_folder_as_they_were(
 
 
 def test_two_writers_lose_no_row(
-    catalog_config: CatalogConfig, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
+    catalog_config: LakePlace, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
     identifier = f"{namespace}.t"
     create_table(open_catalog(catalog_config), identifier, schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
@@ -110,7 +111,7 @@ def test_two_writers_lose_no_row(
 
 
 def test_of_two_writers_that_replace_the_later_is_told_and_changes_nothing(
-    catalog_config: CatalogConfig, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
+    catalog_config: LakePlace, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
     identifier = f"{namespace}.t"
     table = create_table(open_catalog(catalog_config), identifier, schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)

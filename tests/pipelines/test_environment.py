@@ -3,6 +3,9 @@
 import pytest
 from dagster_shared.error import SerializableErrorInfo
 
+import reqdedup
+from assets.resources import RunRecipe
+from pipelines.definitions import DeployedWarehouse
 from pipelines.environment import Environment
 from pipelines.progress import reason
 from pipelines.summary import human_bytes
@@ -21,6 +24,16 @@ def test_variables_become_settings():
     assert (found.recipe, found.strict, found.resolved_namespace) == ("smoke", True, "my_log")
     assert found.catalog_properties == {"uri": "http://127.0.0.1:8181", "s3.secret-access-key": "hidden"}
     assert "hidden" not in repr(found)
+
+
+def test_properties_beside_the_embedded_lake_reach_the_graph_and_another_folder_stands_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("REQDEDUP_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("REQDEDUP_CATALOG__WAREHOUSE", "s3://bucket/tables")
+    deployed = DeployedWarehouse(run_recipe=RunRecipe(), data_dir=str(tmp_path)).place()
+    assert deployed == reqdedup.open().place
+    assert deployed.properties["warehouse"] == "s3://bucket/tables"
+    other = DeployedWarehouse(run_recipe=RunRecipe(), data_dir=str(tmp_path / "other")).place()
+    assert other.properties["warehouse"] == f"file://{tmp_path / 'other' / 'tables'}"
 
 
 def test_arguments_go_before_variables():
