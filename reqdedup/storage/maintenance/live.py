@@ -15,9 +15,9 @@ from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
 from reqdedup.dedup.encoding import element_type
-from reqdedup.schema import ITEM_ID, USER_ID
-from reqdedup.storage.iceberg.commit import WRITE_ID
-from reqdedup.storage.iceberg.layout import Layout, key_order_id, table_layout, table_schema
+from reqdedup.schema import ITEM_ID
+from reqdedup.storage.iceberg.claims import KeyOrder, user_bounds
+from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import entries_of, manifests_of
 from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.read.feature_table import feature_schema, is_feature_table
@@ -25,14 +25,12 @@ from reqdedup.storage.read.feature_table import feature_schema, is_feature_table
 SMALL_SHARE = 0.5
 """A file below this part of the target size is small: two of them fit into one."""
 
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-
 
 @dataclass(frozen=True)
 class LiveFile:
     """One data file of a snapshot.
 
-    partition: its bucket or day, None where the table is not partitioned.  sequence: of the commit that added it.
+    partition: its bucket or day, None if the table is not partitioned.  sequence: of the commit that added it.
     users: lowest and highest user_id, as far as its bounds say.  fill: part of the target size that it has.
     is_sorted: by the keys of the table, as it says itself; of another engine's file that is not believed.
     """
@@ -66,7 +64,7 @@ def live_files(table: Table, snapshot_id: int | None = None) -> list[LiveFile]:
     if snapshot is None:
         return []
     files: list[LiveFile] = []
-    of_schema = _Describe(table)
+    of_schema = _Describe(table, snapshot.snapshot_id)
     for manifest in manifests_of(table, snapshot):
         entries = entries_of(table, manifest)
         if manifest.content is not ManifestContent.DATA and entries:
@@ -105,11 +103,9 @@ def is_compact(files: list[LiveFile], layout: Layout) -> bool:
 class _Describe:
     """What a manifest entry means in the table's own terms."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, snapshot_id: int) -> None:
         self.layout = table_layout(table)
-        self._sort_order = key_order_id(table)
-        ours = [one.summary is not None and one.summary.get(WRITE_ID) is not None for one in table.snapshots()]
-        self._others = {one.snapshot_id for one, is_ours in zip(table.snapshots(), ours) if not is_ours}
+        self._table, self._order = table, KeyOrder(table, snapshot_id)
         self._target = WriteSettings.of(table.properties, self.layout).file_bytes
         schema = feature_schema(table) if is_feature_table(table) else table_schema(table)
         self._widths = {}
@@ -120,7 +116,6 @@ class _Describe:
             leaf = getattr(field.field_type, "element_id", field.field_id)
             self._widths[leaf] = 16 if kind.num_buffers > 2 else (kind.bit_width + 7) // 8
         names = table.schema().column_names
-        self._user = table.schema().find_field(USER_ID).field_id if USER_ID in names else None
         self._counts_bytes = self.layout is not Layout.SORTED or ITEM_ID not in names
 
     def live_file(self, entry: ManifestEntry) -> LiveFile:
@@ -128,22 +123,14 @@ class _Describe:
         size = file.file_size_in_bytes
         if not self._counts_bytes:  # the writer fills files of SORTED by their uncompressed Arrow bytes
             size = sum(width * (file.value_counts or {}).get(leaf, 0) for leaf, width in self._widths.items())
-        users = (
-            self._bound(file.lower_bounds, _INT64_MIN),
-            self._bound(file.upper_bounds, _INT64_MAX),
-        )
         return LiveFile(
             data_file=file,
             partition=_partition(file.partition),
             sequence=entry.sequence_number or 0,
-            users=users,
+            users=user_bounds(self._table, file),
             fill=size / self._target,
-            is_sorted=file.sort_order_id == self._sort_order and entry.snapshot_id not in self._others,
+            is_sorted=self._order.is_ours_and_sorted(file),
         )
-
-    def _bound(self, bounds: dict[int, bytes] | None, missing: int) -> int:
-        value = (bounds or {}).get(self._user) if self._user is not None else None
-        return int.from_bytes(value, "little", signed=True) if value else missing
 
 
 def _partition(record: Record) -> int | None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema
+from reqdedup.schema import KEYS, REQUEST_TS, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_no_deletes
+from reqdedup.storage.iceberg.claims import KeyOrder, user_bounds
 from reqdedup.storage.iceberg.layout import (
     SCHEMA_PROPERTY,
     Layout,
-    key_order_id,
     table_buckets,
     table_layout,
     table_schema,
@@ -73,11 +72,11 @@ class TableSource(FileSource):
         placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]
         self.requests_whole = self.layout.is_bucketed and num_buckets is not None
         if num_buckets is not None:  # in bucket order, and inside a bucket in the order of the keys
-            users = {task.file.file_path: _user_bounds(table, task.file) for task in tasks}
+            order = KeyOrder(table, self.snapshot_id)
+            users = {task.file.file_path: user_bounds(table, task.file) for task in tasks}
             placed.sort(key=lambda item: (item[0], users[item[1]], item[1]))
             apart = all(a[0] != b[0] or users[a[1]][1] < users[b[1]][0] for a, b in pairwise(placed))
-            in_order = all(task.file.sort_order_id == key_order_id(table) for task in tasks)
-            self.requests_whole &= apart and in_order
+            self.requests_whole &= apart and all(order.is_ours_and_sorted(task.file) for task in tasks)
         super().__init__(
             [path for _, path in placed],
             schema,
@@ -135,13 +134,3 @@ def table_files(
 
 def _bucket(partition: object, num_buckets: int | None) -> int | None:
     return partition[0] if num_buckets is not None else None  # type: ignore[index]
-
-
-def _user_bounds(table: Table, file: DataFile) -> tuple[int, int]:
-    """Lowest and highest user_id of a file, as far as its bounds say."""
-    field = table.schema().find_field(USER_ID).field_id
-    low, high = ((bounds or {}).get(field) for bounds in (file.lower_bounds, file.upper_bounds))
-    return (
-        int.from_bytes(low, "little", signed=True) if low else -(2**63),
-        int.from_bytes(high, "little", signed=True) if high else 2**63 - 1,
-    )

@@ -5,6 +5,10 @@ pyiceberg's own scan is the reference, and plays the other engine.
 
 from __future__ import annotations
 
+import shutil
+import uuid
+from datetime import timedelta
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,12 +30,14 @@ from reqdedup.storage import (
     create_feature_table,
     create_table,
     delete_user,
+    expire_snapshots,
     promote,
     realign,
     rebucket,
     table_health,
     write,
 )
+from reqdedup.storage.maintenance.live import live_files
 from reqdedup.storage.measure import checks
 from reqdedup.storage.read.buckets import check_sorted
 from reqdedup.storage.read.feature_table import FeatureSource
@@ -42,7 +48,8 @@ from tests.storage.small_log import log_schema, make_log, to_batch
 BATCH = to_batch(make_log(num_users=8))
 USER = BATCH["user_id"][0].as_py()
 HUGE = 1e300
-SORT_ORDER_ID = [field.name for field in DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields].index("sort_order_id")
+DATA_FILE_NAMES = [field.name for field in DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields]
+SORT_ORDER_ID = DATA_FILE_NAMES.index("sort_order_id")
 
 REWRITES = {
     "compact": lambda table: compact(table, force=True),
@@ -240,10 +247,32 @@ def test_an_order_that_another_engine_claims_is_not_believed(table):
             for file in _dataframe_to_data_files(table.metadata, rows, table.io):
                 file[SORT_ORDER_ID] = table.sort_order().order_id
                 snapshot.append_data_file(file)
-    table.refresh()
+    theirs = {task.file.file_path for task in table.refresh().scan().plan_files()}
+    assert not TableSource(table).requests_whole
+    write(table, [to_batch(make_log(num_users=2, seed=9))], mode="append")
+    expire_snapshots(table, older_than=timedelta(0))  # whose commit it was is forgotten
+    assert {file.path for file in live_files(table.refresh()) if not file.is_sorted} == theirs
     assert compact(table).buckets == (0, 1)
     assert checks.sort_order_true(table).ok
     assert compact(table).buckets == ()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_file_named_as_version_0_1_0_did_is_believed_if_our_commit_added_it(table, ours):
+    old = [task.file for task in table.scan().plan_files()]
+    for file in old:
+        path = f"{file.file_path.rpartition('/')[0]}/{uuid.uuid4()}.parquet"
+        shutil.copy(file.file_path.removeprefix("file://"), path.removeprefix("file://"))
+        file[DATA_FILE_NAMES.index("file_path")] = path
+    with table.transaction() as transaction:
+        transaction.delete("true")
+        with transaction.update_snapshot(
+            snapshot_properties={"reqdedup.write-id": "x"} if ours else {}
+        ).fast_append() as add:
+            for file in old:
+                add.append_data_file(file)
+    assert TableSource(table.refresh()).requests_whole == ours
+    assert {file.is_sorted for file in live_files(table)} == {ours}
 
 
 def change_buckets(table, num_buckets: int = 3) -> None:
