@@ -53,6 +53,7 @@ from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.storage.sampling.sample import UserSample, sample_users
 from reqdedup.storage.sampling.strata import Activity
+from reqdedup.storage.write.in_order import InOrder
 from reqdedup.storage.write.rejects import write_rejects
 from reqdedup.storage.write.replace import replace_table
 from reqdedup.storage.write.writer import WriteProgress, WriteReport, write
@@ -79,6 +80,7 @@ __all__ = [
     "ExpireReport",
     "FeatureReport",
     "FileSource",
+    "InOrder",
     "IntegrityError",
     "Layout",
     "NamespaceTables",

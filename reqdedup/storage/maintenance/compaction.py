@@ -173,7 +173,7 @@ def _rewrite_once(table: Table, groups: dict[int | None, list[LiveFile]], spill_
             streams = [before.through(table_files(table, [file.path], schema).batches()) for file in group]
             if bucket is not None and is_bucketed and all(file.is_sorted for file in group):
                 rows = merge_streams(streams, [key for key in ROW_KEY if key in schema.names], ".".join(table.name()))
-                _, requests = write_in_order(files, [(bucket, rows)], schema)
+                requests = max((done.requests for done in write_in_order(files, [(bucket, rows)], schema)), default=0)
             else:
                 _, requests = write_rows(files, chain.from_iterable(streams), schema, spill_dir=spill_dir)
             num_requests += requests

@@ -1,6 +1,6 @@
-"""Rows that already lie in (user_id, request_id, item_id) order, cut into the row groups of a layout: nothing is spilled.
+"""Rows that already lie in (user_id, request_id, item_id) order, cut into the row groups of a layout without a spill.
 
-    stream | 7,70 7,70 7,71 | 7,71 9,90 ... -> wait for more rows than a row group takes -> cut between requests, hold the rest
+    | 7,70 7,70 7,71 | 7,71 9,90 ... -> wait for more rows than a row group takes -> cut between requests, hold the rest
 
 The row groups are those that the spill would have made of the same rows. Memory: one row group and one batch.
 """
@@ -8,6 +8,7 @@ The row groups are those that the spill would have made of the same rows. Memory
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,45 @@ from reqdedup.arrays.keys import first_disorder, run_starts
 from reqdedup.dedup.parts import blob_bytes, check_one_value_per_request
 from reqdedup.dedup.rows import compact_batch, concat
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, key_columns
-from reqdedup.schema import EngagementSchema, Level
+from reqdedup.schema import USER_ID, EngagementSchema, Level
+from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.write.arrange import scalar_bytes
 from reqdedup.storage.write.spill import greedy_ranges
+
+
+class InOrder:
+    """Batches that come bucket after bucket, each by key, as a bucket join gives them and a sample of one: no spill.
+
+    batches: of whole buckets of the table that they are written into, each bucket once.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return iter(self._batches)
+
+    def by_bucket(self, num_buckets: int) -> Iterator[tuple[int, Iterator[pa.RecordBatch]]]:
+        """The batches of each bucket. Raises ValueError for a batch of several buckets, and for one that comes again."""
+        seen: set[int] = set()
+        for bucket, together in groupby(self._with_bucket(num_buckets), key=lambda pair: pair[0]):
+            if bucket in seen:
+                raise ValueError(
+                    f"rows of one bucket together required, but bucket {bucket} comes again; write unordered"
+                )
+            seen.add(bucket)
+            yield bucket, (batch for _, batch in together)
+
+    def _with_bucket(self, num_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        for batch in self._batches:
+            if batch.num_rows:
+                buckets = np.unique(buckets_of(np.unique(batch.column(USER_ID).to_numpy()), num_buckets))
+                if len(buckets) > 1:
+                    raise ValueError(
+                        f"batches of one bucket of {num_buckets} each required, found one of the buckets "
+                        f"{', '.join(map(str, buckets[:8]))}; write into as many buckets as they were read from, or unordered"
+                    )
+                yield int(buckets[0]), batch
 
 
 def row_groups_in_order(

@@ -32,7 +32,7 @@ from reqdedup.storage.iceberg.encodings import ENOUGH_ROWS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.write.arrange import DealRows, in_arrival_order, in_random_order, in_request_order
-from reqdedup.storage.write.in_order import row_groups_in_order
+from reqdedup.storage.write.in_order import InOrder, row_groups_in_order
 from reqdedup.storage.write.spill import Spill, greedy_ranges
 
 RELEASE_BYTES = 16 * 2**20
@@ -83,6 +83,16 @@ class WriteReport:
     snapshot_id: int | None
 
 
+@dataclass(frozen=True)
+class Counts:
+    rows: int = 0
+    requests: int = 0
+    users: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.rows + other.rows, self.requests + other.requests, self.users + other.users)
+
+
 def write(
     table: Table,
     batches: Iterable[pa.RecordBatch],
@@ -96,7 +106,8 @@ def write(
 ) -> WriteReport:
     """Write deduplicated batches into `table` in one commit; what was written.
 
-    batches: of the table's schema, any size and order; a request may be split over them.
+    batches: of the table's schema, any size and order; a request may be split over them. Wrapped in `InOrder`, they are
+        not spilled.
     layout: the table's own if None; must be it if given (`replace_table` changes it).
     mode: "replace", the table then holds exactly these rows, or "append".
     progress: called while it runs.  seed: of the SHUFFLED order.  spill_dir: for the temporary files.
@@ -147,24 +158,30 @@ def commit_rows(
         if progress is not None:
             progress(WriteProgress(phase, rows_done, rows_total, time.monotonic() - started))
 
-    with _open_spill(table, schema, layout, seed=seed, directory=spill_dir) as spill:
-        for batch in batches:
-            spill.add(batch)
-            report("spill", spill.num_rows, None)
-        spill.finish()
-        for rows_done in _write_files(files, spill, layout, seed=seed, renew=replace):
-            report("write", rows_done, spill.num_rows)
-        num_rows, spill_bytes = spill.num_rows, spill.num_bytes
-        num_requests, num_users = _count_requests(spill, users_apart=layout.is_bucketed)
-    report("verify", 0, num_rows)
-    files.verify(num_rows=num_rows, num_requests=num_requests if layout.is_bucketed else None)
-    report("commit", num_rows, num_rows)
+    num_buckets = table_buckets(table)
+    if isinstance(batches, InOrder) and layout.is_bucketed and num_buckets is not None:
+        counts, spill_bytes = Counts(), 0
+        for counts in write_in_order(files, batches.by_bucket(num_buckets), schema, renew=replace):
+            report("write", counts.rows, None)
+    else:
+        with _open_spill(table, schema, layout, seed=seed, directory=spill_dir) as spill:
+            for batch in batches:
+                spill.add(batch)
+                report("spill", spill.num_rows, None)
+            spill.finish()
+            for rows_done in _write_files(files, spill, layout, seed=seed, renew=replace):
+                report("write", rows_done, spill.num_rows)
+            counts = Counts(spill.num_rows, *_count_requests(spill, users_apart=layout.is_bucketed))
+            spill_bytes = spill.num_bytes
+    report("verify", 0, counts.rows)
+    files.verify(num_rows=counts.rows, num_requests=counts.requests if layout.is_bucketed else None)
+    report("commit", counts.rows, counts.rows)
     snapshot_id = files.commit(replace=replace)
     data_files = files.data_files
     return WriteReport(
-        rows=num_rows,
-        requests=num_requests,
-        users=num_users,
+        rows=counts.rows,
+        requests=counts.requests,
+        users=counts.users,
         files=len(data_files),
         row_groups=sum(len(file.split_offsets or []) for file in data_files),
         bytes=sum(file.file_size_in_bytes for file in data_files),
@@ -206,25 +223,29 @@ def write_in_order(
     schema: EngagementSchema,
     *,
     renew: bool = False,
-) -> tuple[int, int]:
+) -> Iterator[Counts]:
     """As `write_rows`, of rows that lie in their order already: bucket after bucket, each by key. Nothing is spilled.
 
-    Raises ValueError if they do not. A row in a bucket that is not its user's is found by `StagedFiles.verify`.
+    Yields what has been taken so far, after each row group. Raises ValueError if rows do not lie in order; one in a
+    bucket that is not its user's is found by `StagedFiles.verify`.
     """
-    layout, num_rows, num_requests = table_layout(files.target), 0, 0
-    settings = files.settings.settings
-    limits = _limits(layout, settings)
+    layout, settings, done = table_layout(files.target), files.settings.settings, Counts()
+    last_user: int | None = None
 
     def groups() -> Iterator[tuple[int, pa.Table]]:
-        nonlocal num_requests
+        nonlocal done, last_user
         for bucket, batches in buckets:
-            for batch in row_groups_in_order(batches, schema, max_rows=settings.row_group_rows, **limits):
-                num_requests += len(run_starts(key_columns(batch, REQUEST_KEY)))
+            for batch in row_groups_in_order(
+                batches, schema, max_rows=settings.row_group_rows, **_limits(layout, settings)
+            ):
+                user, request = key_columns(batch, REQUEST_KEY)
+                users = len(run_starts([user])) - (last_user == int(user[0]))
+                done += Counts(batch.num_rows, len(run_starts([user, request])), users)
+                last_user = int(user[-1])
                 yield bucket, _in_form(batch, layout, schema)
 
-    for done, _ in _write_groups(files, groups(), renew=renew):
-        num_rows += done
-    return num_rows, num_requests
+    for _ in _write_groups(files, groups(), renew=renew):
+        yield done
 
 
 def _open_spill(

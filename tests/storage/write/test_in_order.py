@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -13,13 +14,24 @@ from pyiceberg.catalog import Catalog
 
 from reqdedup.dedup.rows import concat, take_rows
 from reqdedup.dedup.streams import ROW_KEY, key_columns, merge_streams
-from reqdedup.storage import Layout, create_table
+from reqdedup.schema import Column, Level
+from reqdedup.storage import (
+    Layout,
+    TableSource,
+    add_request_feature,
+    bucket_join,
+    create_feature_table,
+    create_table,
+    write,
+)
 from reqdedup.storage.iceberg.commit import StagedFiles
-from reqdedup.storage.write.in_order import row_groups_in_order
+from reqdedup.storage.measure import checks
+from reqdedup.storage.write.in_order import InOrder, row_groups_in_order
 from reqdedup.storage.write.writer import write_in_order, write_rows
 from tests.storage.small_log import log_schema, make_log, to_batch, to_batches
 
 SCHEMA = log_schema()
+COUNT = Column(name="visits", dtype="int32", level=Level.REQUEST, nullable=True)
 
 
 def in_order(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
@@ -45,9 +57,8 @@ def test_files_are_those_of_the_spill_bit_for_bit(catalog: Catalog, layout: Layo
     days += [take_rows(halved, is_first), take_rows(halved, ~is_first)]
     streams = [[day.slice(start, size) for start in range(0, day.num_rows, size)] for day in days]
     with StagedFiles(table) as spilled, StagedFiles(table) as ordered:
-        assert write_rows(spilled, days, SCHEMA) == write_in_order(
-            ordered, [(0, merge_streams(streams, ROW_KEY, "n.t"))], SCHEMA
-        )
+        *_, done = write_in_order(ordered, [(0, merge_streams(streams, ROW_KEY, "n.t"))], SCHEMA)
+        assert write_rows(spilled, days, SCHEMA) == (done.rows, done.requests)
         assert hashes(spilled) == hashes(ordered)
         ordered.verify(num_rows=sum(day.num_rows for day in days), num_requests=None)
 
@@ -78,3 +89,28 @@ def test_rows_out_of_order_and_requests_that_disagree_are_refused() -> None:
     both = in_order([to_batch(log), to_batch(other)])
     with pytest.raises(ValueError, match="one value per request required"):
         list(row_groups_in_order([both], SCHEMA, max_rows=10**6, max_column_bytes=10**6))
+
+
+def test_a_join_is_written_in_order_as_it_is_written_otherwise(catalog: Catalog) -> None:
+    catalog.create_namespace("n")
+    main = create_table(catalog, "n.main", SCHEMA, Layout.BY_REQUEST, num_buckets=4)
+    for seed in (1, 2):
+        write(main, to_batches(make_log(num_users=15, seed=seed)), mode="append")
+    side = create_feature_table(catalog, "n.side", main, [COUNT])
+    add_request_feature(main, side, lambda requests: list(range(requests.num_rows)))
+    joined = bucket_join(main, side)
+    reports = {}
+    for name, batches in (("spilled", joined.batches()), ("ordered", InOrder(joined.batches()))):
+        table = create_table(catalog, f"n.{name}", joined.schema, Layout.BY_REQUEST, num_buckets=4)
+        reports[name] = write(table, batches), checks.content_checksum(TableSource(table))
+    (spilled, there), (ordered, here) = reports["spilled"], reports["ordered"]
+    assert there == here
+    assert replace(spilled, seconds=0, spill_bytes=0, snapshot_id=0) == replace(ordered, seconds=0, snapshot_id=0)
+    assert ordered.spill_bytes == 0 < spilled.spill_bytes
+    other = create_table(catalog, "n.other", joined.schema, Layout.BY_REQUEST, num_buckets=8)
+    with pytest.raises(ValueError, match="batches of one bucket of 8 each required"):
+        write(other, InOrder(joined.batches()))
+    once = list(joined.batches())
+    with pytest.raises(ValueError, match=r"but bucket \d comes again"):
+        write(table, InOrder([*once, once[0]]))
+    assert TableSource(table).num_rows == ordered.rows
