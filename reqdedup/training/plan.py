@@ -81,23 +81,29 @@ def with_credentials(source: Source, properties: Mapping[str, str]) -> Source:
 
 
 def source_to_dict(source: Source) -> dict[str, Any] | None:
-    """Paths and schema of a source of files, and where their store is, ready for JSON; None for any other.
+    """What opens a source of files in another process, ready for JSON; None for any other source.
 
     Of the store's properties only those that say where it is: credentials come from the environment when it is read.
     """
     if not isinstance(source, FileSource):
         return None
-    store = store_properties(source.io)
-    return {"paths": source.paths, "schema": json.loads(source.schema.to_json()), "store": store}
+    return {
+        "paths": source.paths,
+        "schema": json.loads(source.schema.to_json()),
+        **source.reading(),
+        "store": store_properties(source.io),
+    }
 
 
 def source_from_dict(values: Mapping[str, Any]) -> FileSource:
     """The source; files that are not local are opened with the environment's credentials
     (AWS_ACCESS_KEY_ID and so on)."""
     paths, schema = values["paths"], EngagementSchema.from_json(json.dumps(values["schema"]))
-    if all(urlparse(path).scheme in ("", "file") for path in paths):
-        return FileSource(paths, schema)
-    return FileSource(paths, schema, io=open_store(values.get("store", {}), paths[0]))
+    names = ("merge_pieces", "known_columns", "field_ids")  # not in files of version 0.1.0
+    reading = {name: values[name] for name in names if name in values}
+    is_local = all(urlparse(path).scheme in ("", "file") for path in paths)
+    io = None if is_local else open_store(values.get("store", {}), paths[0])
+    return FileSource(paths, schema, io=io, **reading)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
 from reqdedup.storage.read.feature_table import feature_schema
-from reqdedup.storage.read.reader import FileSource
+from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.write.writer import fat_rows, write_rows
 
 BRANCH = OWN_REFS + "promoting"
@@ -97,7 +97,7 @@ def promote(
 ) -> PromoteReport:
     """Make features of `side_tables` columns of `main_table`, all of them in one switch.
 
-    columns: of the feature tables, all by default.  missing: "error" where a request has no row in a feature table, or
+    columns: of the feature tables, all by default.  missing: "error" if a request has no row in a feature table, or
         "null": its scalars become null and its vectors zeros.
     progress: called with parts done and parts in total.  spill_dir: for temporary files, of one bucket at a time.
     A sequence must have the length of the history, as all sequences of an engagement table, and so cannot be missing.
@@ -278,7 +278,7 @@ class _Promotion:
 
     def _checksum(self, files: Sequence[DataFile]) -> ContentChecksum:
         paths = [file.file_path for file in files]
-        return content_checksum(FileSource(paths, self.old_schema, io=self.main.io))
+        return content_checksum(table_files(self.main, paths, self.old_schema))
 
 
 def _chosen(side: Table, columns: Sequence[str] | None) -> list[Column]:

@@ -39,13 +39,12 @@ LIST_CHUNK_BYTES = 64 * 2**20
 """Plain lists are read and deduplicated in pieces of about this many uncompressed bytes."""
 
 BLOB_BYTES_TOGETHER = 4 * 2**20
-"""Row groups with fewer bytes of blobs may be read as one batch: their rows weigh more than putting
-dictionaries together."""
+"""Row groups with fewer bytes of blobs may be read as one batch: rows weigh more than putting dictionaries together."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a data file; bucket is its file's partition, None where the table has no buckets."""
+    """One row group of a data file; bucket is its file's partition, None if the table has no buckets."""
 
     path: str
     index: int
@@ -58,10 +57,9 @@ class FileSource(Readable):
 
     paths: local paths, file:// URIs, or any URI that `io` opens.  schema: of the batches; every column must be in the
     files unless it is nullable.  io: a pyiceberg FileIO; needed for anything but local files.
-    merge_pieces: give one batch per row group for plain lists too; off where requests are not contiguous anyway.
+    merge_pieces: give one batch per row group for plain lists too; off if requests are not contiguous anyway.
     known_columns: all that a file without field ids may hold. A nullable column may be missing in an older file and is
-        null there, but not beside one that nobody knows: that is a renamed column or a damaged
-        footer. None: any is known.
+        null there, but not beside one that nobody knows: that is a renamed column or a damaged footer. None: any is.
     field_ids: Iceberg's id of each column, by which it is found in a file, whatever it is called there.
     """
 
@@ -100,8 +98,13 @@ class FileSource(Readable):
 
     @property
     def io(self) -> FileIO | None:
-        """What opens the files; None where they are local and no FileIO was given."""
+        """What opens the files; None if they are local and no FileIO was given."""
         return self._io
+
+    def reading(self) -> dict[str, Any]:
+        """How columns are found in the files: keyword arguments that JSON can hold."""
+        known = None if self._known_columns is None else sorted(self._known_columns)
+        return {"merge_pieces": self._merge_pieces, "known_columns": known, "field_ids": self._field_ids}
 
     def with_io(self, io: FileIO) -> FileSource:
         """The same files, opened by another FileIO."""
@@ -121,7 +124,7 @@ class FileSource(Readable):
 
     @property
     def num_buckets(self) -> int | None:
-        """Bucket count of the files; None where they are not known to be bucketed by user."""
+        """Bucket count of the files; None if they are not known to be bucketed by user."""
         return self._num_buckets
 
     @property

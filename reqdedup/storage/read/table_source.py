@@ -96,9 +96,7 @@ class TableSource(FileSource):
             io=self._io,
             buckets=[self._bucket_of_path[path] for path in self._paths],
             num_buckets=self._num_buckets,
-            merge_pieces=self._merge_pieces,
-            known_columns=self._known_columns,
-            field_ids=self._field_ids,
+            **self.reading(),
         )
 
 

@@ -129,6 +129,20 @@ def test_elements_that_no_longer_fit_are_refused_and_not_rounded(catalog):
             read()
 
 
+def test_promotion_reads_columns_that_swapped_their_names_by_field_id(catalog):
+    main = main_table(catalog)
+    side = create_feature_table(catalog, "lake.side", main, [COUNT])
+    add_request_feature(main, side, of_request)
+    for old, new in (("history_ts", "x"), ("history_item_id", "history_ts"), ("x", "history_item_id")):
+        with main.update_schema() as update:
+            update.rename_column(old, new)
+    names = ("request_id", "history_item_id", "history_ts")
+    order = [(name, "ascending") for name in names]
+    before = main.scan(selected_fields=names).to_arrow().sort_by(order).to_pylist()
+    promote(main, [side])
+    assert main.refresh().scan(selected_fields=names).to_arrow().sort_by(order).to_pylist() == before
+
+
 def test_promotion_does_not_leave_a_column_of_others_behind(catalog):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.side", main, [COUNT])

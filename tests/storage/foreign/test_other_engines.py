@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from reqdedup.storage import (
 )
 from reqdedup.storage.foreign.leaves import leaf_arrays
 from reqdedup.storage.measure import checks
+from reqdedup.training.plan import source_from_dict, source_to_dict
 from tests.storage.small_log import log_schema, make_log, to_batch
 
 SCHEMA = log_schema()
@@ -223,6 +226,8 @@ def test_names_that_two_columns_swapped_are_read_by_field_id(table):
         return plain(table.scan(selected_fields=tuple(names)).to_arrow().select(names).to_batches())
 
     assert read() == reference() != plain([BATCH.select(names)])
+    run = json.loads(json.dumps(source_to_dict(TableSource(table))))
+    assert plain(batch.select(names) for batch in source_from_dict(run).batches(names)) == reference()
     table.append(table.scan().to_arrow())
     assert read() == reference()
     users = np.unique(BATCH["user_id"].to_numpy())[:2]
