@@ -43,8 +43,10 @@ COMMIT_ATTEMPTS = 10
 
 MAX_WAIT_S = 1.0
 
-OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
-"""Errors after which a commit may have landed, or may land yet."""
+_OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
+
+MAY_LAND = "The catalog may have taken the commit, or take it yet: look whether the rows are there before you repeat it"
+"""Note on an error, or an interrupt, after which nobody knows whether the commit has landed."""
 
 
 class StagedFiles:
@@ -238,8 +240,10 @@ class StagedFiles:
                 if landed is not None and isinstance(error, Exception):
                     return landed
                 self._keep = not (
-                    self._reachable and isinstance(error, Exception) and not isinstance(error, OUTCOME_UNKNOWN)
+                    self._reachable and isinstance(error, Exception) and not isinstance(error, _OUTCOME_UNKNOWN)
                 )
+                if self._keep:
+                    error.add_note(MAY_LAND)
                 raise
         self._keep = True
         current = self.table.metadata.snapshot_by_name(branch)
@@ -281,7 +285,7 @@ class StagedFiles:
                 check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))
                 raise
             raise self._conflict() from error
-        except OUTCOME_UNKNOWN:
+        except _OUTCOME_UNKNOWN:
             raise
         except Exception:
             check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))  # names the one that is damaged

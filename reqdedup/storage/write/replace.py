@@ -14,7 +14,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import TableUpdate
 
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.iceberg.commit import OUTCOME_UNKNOWN, StagedFiles
+from reqdedup.storage.iceberg.commit import MAY_LAND, StagedFiles
 from reqdedup.storage.iceberg.form import updates_to
 from reqdedup.storage.iceberg.layout import (
     Layout,
@@ -79,13 +79,13 @@ def replace_table(
 def gone_if_failed(catalog: Catalog, made: Table | None) -> Iterator[None]:
     """A table that this call made goes again if the call fails; None if it made none.
 
-    It stays if its name is another table's meanwhile, if it has a snapshot, and if a commit may still land: after an
-    interrupt, or a lost connection. Such an empty table is in nobody's way: a repeated call uses it as it is.
+    It stays if its name is another table's meanwhile, if it has a snapshot, and if the commit may still land, since its
+    answer was lost. Such an empty table is in nobody's way: a repeated call uses it as it is.
     """
     try:
         yield
-    except Exception as error:
-        if made is not None and not isinstance(error, OUTCOME_UNKNOWN):
+    except BaseException as error:
+        if made is not None and MAY_LAND not in getattr(error, "__notes__", ()):
             with contextlib.suppress(Exception):  # the error that counts is the call's own
                 found = catalog.load_table(made.name()).metadata
                 if found.table_uuid == made.metadata.table_uuid and not found.snapshots:
