@@ -140,10 +140,8 @@ class Lake:
     ) -> UserDeletion:
         """Delete users from all tables of some namespaces, or from some tables and what belongs to them.
 
-        keys: original ids of a log with ids of text.  apply: do it; without it nothing changes and
-            what would go is said.
-        options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no
-            user or no place is named.
+        keys: original ids of a log with ids of text.  apply: do it; without it what would go is said.
+        options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no user or place is named.
         """
         from reqdedup.logs.ids import hash_string
 
@@ -183,8 +181,7 @@ class EngagementTable:
         return storage.table_schema(self.iceberg)
 
     def append(self, rows: Any, columns: ColumnMapping | Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Add rows in one commit: deduplicated batches (`storage.write`), or with `columns` foreign
-        files or a table."""
+        """Add rows in one commit: deduplicated batches (`storage.write`), or foreign ones described by `columns`."""
         if columns is not None:
             return self.lake.convert(rows, self.name, columns, append=True, **options)
         return storage.write(self.iceberg, rows, mode="append", **options)
@@ -206,10 +203,10 @@ class EngagementTable:
     def feature(
         self, table: str, columns: Column | Sequence[Column], compute: Any, *, by_position: bool = False, **options: Any
     ) -> storage.FeatureReport:
-        """Compute request-level features of its requests into the feature table `table` (see `add_request_feature`)."""
-        wanted, main = [columns] if isinstance(columns, Column) else list(columns), self.iceberg
-        side = storage.create_feature_table(self.lake.catalog, table, main, wanted, by_position=by_position)
-        return storage.add_request_feature(main, side, compute, **options)
+        """Compute request-level features into the feature table `table`, beside those it has (`compute_features`)."""
+        wanted = [columns] if isinstance(columns, Column) else list(columns)
+        args = (self.lake.catalog, table, self.iceberg, wanted, compute)
+        return storage.compute_features(*args, by_position=by_position, **options)
 
     def sample(self, **options: Any) -> UserSample:
         """Whole users, per stratum; itself readable, and its `report` says what was drawn (see `sample_users`)."""

@@ -92,6 +92,29 @@ def test_a_table_is_fresh_whoever_writes_it(lake):
     assert "rows" in repr(ours)
 
 
+def test_features_are_added_one_after_the_other_and_a_failed_one_leaves_no_table(lake):
+    table = synthetic(lake)
+    names = ("a", "b", "c")
+    one, two, three = (rd.Column(name=n, dtype="int32", level=rd.Level.REQUEST, doc="a count") for n in names)
+
+    def fail(requests):
+        raise RuntimeError("no model")
+
+    with pytest.raises(RuntimeError, match="no model"):
+        table.feature("lake.f", one, fail)
+    assert not lake.catalog.table_exists("lake.f")
+    table.feature("lake.f", [one, two], lambda requests: {"a": [1] * len(requests), "b": [2] * len(requests)})
+    table.feature("lake.f", three, lambda requests: [3] * requests.num_rows)
+    table.feature("lake.f", two, lambda requests: [4] * requests.num_rows)
+    joined = table.join("lake.f").to_arrow(names)
+    assert {tuple(row.values()) for row in joined.select(names).to_pylist()} == {(1, 4, 3)}
+    with pytest.raises(RuntimeError, match="no model"):
+        table.feature("lake.f", one, fail)
+    with pytest.raises(ValueError, match="a table by position required"):
+        table.feature("lake.f", one, fail, by_position=True)
+    assert lake.catalog.table_exists("lake.f")
+
+
 def test_the_verbs_of_a_table_are_the_functions_of_storage(lake):
     table = synthetic(lake)
     visits = rd.Column(name="visits", dtype="int32", level=rd.Level.REQUEST, doc="how often")

@@ -1,8 +1,12 @@
-"""A feature table computed anew in another form: other features, another bucket count, with keys or by position."""
+"""Features computed into a table of a catalog by its name: added to what is there, or anew in another form.
+
+Another form is other features, another bucket count, or keys instead of positions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
@@ -10,11 +14,12 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import TableUpdate
 
 from reqdedup.schema import Column
-from reqdedup.storage.features.backfill import Backfill, FeatureReport
+from reqdedup.storage.features.backfill import Backfill, FeatureReport, add_request_feature
 from reqdedup.storage.features.values import Compute
 from reqdedup.storage.iceberg.form import updates_to
 from reqdedup.storage.iceberg.layout import make_table
 from reqdedup.storage.read.feature_table import (
+    check_feature_form,
     feature_differences,
     feature_form,
     own_properties,
@@ -49,3 +54,28 @@ def replace_feature_table(
     with gone_if_failed(catalog, made):
         backfill = Backfill(main_table, side_table, compute, inputs=inputs, columns=feature_columns, updates=updates)
         return backfill.run(progress=progress)
+
+
+def compute_features(
+    catalog: Catalog,
+    identifier: str,
+    main_table: Table,
+    feature_columns: Sequence[Column],
+    compute: Compute,
+    *,
+    by_position: bool = False,
+    **options: Any,
+) -> FeatureReport:
+    """Compute these features of `main_table`'s requests into the table `identifier`, which is made if it is not there.
+
+    Its other features keep their values.  options: of `add_request_feature`. Raises ValueError if the table has another
+    form, or one of the features in another form; ConflictError if another writer was faster. Then nothing changed.
+    """
+    form, made = feature_form(main_table, feature_columns, by_position=by_position), None
+    try:
+        table = catalog.load_table(identifier)
+    except NoSuchTableError:
+        table = made = make_table(catalog, identifier, form)
+    check_feature_form(table, main_table, (), by_position=by_position)
+    with gone_if_failed(catalog, made):
+        return add_request_feature(main_table, table, compute, columns=feature_columns, **options)

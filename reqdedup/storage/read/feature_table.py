@@ -227,12 +227,18 @@ def create_feature_table(
         table = catalog.load_table(identifier)
     except NoSuchTableError:
         return make_table(catalog, identifier, form, location=location)
-    if differences := feature_differences(table, main_table, feature_columns, by_position=by_position):
-        raise ValueError(
-            f"{identifier}: is there in another form ({'; '.join(differences)}). Nothing was changed: choose another name, or "
-            "ask for the replacement (storage.replace_feature_table)"
-        )
+    check_feature_form(table, main_table, feature_columns, by_position=by_position)
     return table
+
+
+def check_feature_form(table: Table, main_table: Table, features: Sequence[Column], *, by_position: bool) -> None:
+    """Raise ValueError unless a table has these features in the form that `main_table` asks for; the difference is
+    named."""
+    if differences := feature_differences(table, main_table, features, by_position=by_position):
+        raise ValueError(
+            f"{'.'.join(table.name())}: is there in another form ({'; '.join(differences)}). Nothing was changed: choose "
+            "another name, or ask for the replacement (storage.replace_feature_table)"
+        )
 
 
 def feature_differences(table: Table, main_table: Table, features: Sequence[Column], *, by_position: bool) -> list[str]:
