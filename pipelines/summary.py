@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.environment import Environment
+from reqdedup.display import format_bytes
 from reqdedup.storage.iceberg.catalogs import shown_uri
 
 RUNS_LOOKED_AT = 100
@@ -25,16 +26,6 @@ def asset_metadata(
             if values.get("namespace") == namespace:
                 return values
     return {}
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> '1.54 kB', 999,600 -> '1 MB' (decimal units, three digits)."""
-    unit = "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if float(f"{count:.3g}") < 1000:
-            break
-        count, unit = count / 1000, larger
-    return f"{count:.3g} {unit}"
 
 
 def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, run_id: str, seconds: float) -> list[str]:
@@ -55,8 +46,8 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, run
     feature = made("request_features")
     if feature:
         lines.append(
-            f"  feature    {feature['dagster/row_count']:,} requests backfilled with {human_bytes(feature['bytes'])} "
-            f"(values alone {human_bytes(feature['minimum_bytes'])}), main table not rewritten"
+            f"  feature    {feature['dagster/row_count']:,} requests backfilled with {format_bytes(feature['bytes'])} "
+            f"(values alone {format_bytes(feature['minimum_bytes'])}), main table not rewritten"
         )
     sample = made("training_sample")
     if sample:
@@ -97,7 +88,7 @@ def _layout_lines(report: dict[str, Any]) -> list[str]:
         name = table.removeprefix("engagements_")
         if f"bytes_{name}" in report:
             lines.append(
-                f"  {name:<10} {human_bytes(report[f'bytes_{name}']):>8}  {report[f'ratio_{name}']:>7}x all columns, "
+                f"  {name:<10} {format_bytes(report[f'bytes_{name}']):>8}  {report[f'ratio_{name}']:>7}x all columns, "
                 f"{report[f'widest_column_ratio_{name}']:>7}x {report['widest_column']}, "
                 f"{100 * report[f'fraction_of_limit_{name}']:.0f}% of the store-once limit"
             )

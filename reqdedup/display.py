@@ -108,11 +108,12 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def format_bytes(count: float | None) -> str:
-    """1536 -> '1.5 kB' (decimal units); '-' if there is no figure."""
+    """1536 -> '1.54 kB', 999,600 -> '1 MB' (decimal units, three digits); '-' if there is no figure."""
     if count is None:
         return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if abs(float(f"{count:.3g}")) < 1000:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.3g} {unit}"

@@ -17,8 +17,9 @@ import numpy as np
 from reqdedup.audit.footers import ColumnFacts, TableFacts
 from reqdedup.audit.plain import RUNS, SINGLES, SORTED_ROWS, PlainSample
 from reqdedup.audit.report import Cause, RequestAudit
-from reqdedup.audit.verdict import format_bytes, format_count
+from reqdedup.audit.verdict import format_count
 from reqdedup.audit.writing import LARGE_PAGES, PYICEBERG_DEFAULTS, WriterSettings
+from reqdedup.display import format_bytes
 from reqdedup.storage.foreign.leaves import Shape
 
 HEAVY_SHARE = 0.01

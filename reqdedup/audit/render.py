@@ -15,7 +15,8 @@ from reqdedup.audit.report import (
     ColumnAudit,
     Spread,
 )
-from reqdedup.audit.verdict import format_bytes, format_count, format_times
+from reqdedup.audit.verdict import format_count, format_times
+from reqdedup.display import format_bytes
 
 WIDTH = 110
 NAME_WIDTH = 28

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reqdedup.audit.report import BY_REQUEST, Cause, LayoutAudit, RequestAudit, Step, TableAudit
+from reqdedup.display import format_bytes
 
 
 def verdict(
@@ -58,14 +59,3 @@ def format_times(ratio: float) -> str:
 def format_ratio(layout: LayoutAudit) -> str:
     """'29x, 95% interval 27-31'."""
     return f"{layout.ratio:.3g}x, 95% interval {layout.ratio_low:.3g}-{layout.ratio_high:.3g}"
-
-
-def format_bytes(count: float | None) -> str:
-    """1536 -> '1.54 kB' (decimal units, three digits); '-' where there is no figure."""
-    if count is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 999.5 or unit == "TB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError

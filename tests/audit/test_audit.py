@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from reqdedup.audit import AuditProgress, AuditReport, audit_table, render
-from reqdedup.audit.verdict import format_bytes, verdict
+from reqdedup.audit.verdict import verdict
+from reqdedup.display import format_bytes
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.storage import Layout, create_table, write
 from reqdedup.storage.iceberg.settings import ZSTD_LEVEL

@@ -224,5 +224,5 @@ def test_the_command_runs_as_installed(here):
 
 
 def test_bytes_are_readable():
-    shown = [format_bytes(count) for count in (0, 999, 1536, 2_500_000, None)]
-    assert shown == ["0 B", "999 B", "1.54 kB", "2.5 MB", "-"]
+    shown = [format_bytes(count) for count in (0, 999, 999.7, 1536, 999_600, 2_500_000, 2.5e12, None)]
+    assert shown == ["0 B", "999 B", "1 kB", "1.54 kB", "1 MB", "2.5 MB", "2.5 TB", "-"]

@@ -1,6 +1,5 @@
 """The environment is read in one place, and what is secret there stays out of sight."""
 
-import pytest
 from dagster_shared.error import SerializableErrorInfo
 
 import reqdedup
@@ -8,7 +7,6 @@ from assets.resources import RunRecipe
 from pipelines.definitions import DeployedWarehouse
 from pipelines.environment import Environment
 from pipelines.progress import reason
-from pipelines.summary import human_bytes
 
 
 def test_variables_become_settings():
@@ -40,13 +38,6 @@ def test_arguments_go_before_variables():
     environment = Environment.from_os({"REQDEDUP_RECIPE": "full", "REQDEDUP_PRESET": "mind"})
     changed = environment.with_arguments(recipe="smoke", preset="", logs="x/behaviors.tsv")
     assert (changed.recipe, changed.preset, changed.resolved_namespace) == ("smoke", "mind", "mind_behaviors")
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.54 kB"), (999_600, "1 MB"), (2.5e12, "2.5 TB")]
-)
-def test_bytes_for_people(count, text):
-    assert human_bytes(count) == text
 
 
 def test_the_error_that_was_raised_is_shown_and_not_what_it_was_raised_from():
