@@ -70,7 +70,7 @@ class Process:
         return json.dumps(asdict(self))
 
     def is_alive(self) -> bool | None:
-        """Whether it runs; None if it is another machine's."""
+        """Whether it runs; None if that cannot be seen: it is another machine's, or this user may not look at it."""
         if self.host != socket.gethostname():
             return None
         try:
@@ -79,6 +79,8 @@ class Process:
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+        except psutil.AccessDenied:
+            return None
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"

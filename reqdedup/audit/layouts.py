@@ -15,6 +15,7 @@ for the jackknife.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,11 +92,12 @@ class SampleLayouts:
         """All layouts, one after the other."""
         users = Population(self._index.num_users, self._requests.num_users, self._plan.is_whole)
         singles = Population(self._index.num_rows, len(self.singles), self._plan.is_whole)
-        columns = {SHUFFLED: self._shuffled()}
-        progress(1, 4)
-        for done, layout in enumerate((Layout.SORTED, Layout.SORTED_LARGE_PAGES, Layout.BY_REQUEST), start=2):
-            columns |= self._bucketed(layout)
-            progress(done, 4)
+        with closing(self._catalog):
+            columns = {SHUFFLED: self._shuffled()}
+            progress(1, 4)
+            for done, layout in enumerate((Layout.SORTED, Layout.SORTED_LARGE_PAGES, Layout.BY_REQUEST), start=2):
+                columns |= self._bucketed(layout)
+                progress(done, 4)
         return LayoutTotals(columns, users, singles)
 
     def _bucketed(self, layout: Layout) -> dict[str, dict[str, ColumnTotal]]:

@@ -45,13 +45,12 @@ class RankError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings:
-    """What a rank needs to join: its place, where to meet, backend, threads, and how long a collective may wait [s]."""
+    """What a rank needs to join: its place, where to meet, backend, and how long a collective may wait [s]."""
 
     rank: int
     world_size: int
     store_path: str
     backend: str
-    threads: int
     collective_timeout_s: float
 
 
@@ -72,7 +71,6 @@ def run_ranks(
     *args: Any,
     world_size: int,
     backend: str = "gloo",
-    threads_per_rank: int = 1,
     collective_timeout_s: float = 300.0,
     on_event: Callable[[Any], None] | None = None,
 ) -> list[Any]:
@@ -96,14 +94,15 @@ def run_ranks(
                     world_size=world_size,
                     store_path=str(Path(meeting_place) / "store"),
                     backend=backend,
-                    threads=threads_per_rank,
                     collective_timeout_s=collective_timeout_s,
                 )
-                process, connection = _start(settings)
+                process, connection = _start()
                 processes.append(process)
                 connections[connection] = rank
+                path = [path or os.getcwd() for path in sys.path]
+                _send(process, pickle.dumps(path) + pickle.dumps(settings))
             for process in processes:  # a large payload waits until its rank reads; by now all of them are starting
-                _send(process, payload)
+                _send(process, payload, is_last=True)
             return _collect(processes, connections, on_event)
         finally:
             for process in processes:
@@ -114,22 +113,21 @@ def run_ranks(
                 connection.close()
 
 
-def _start(settings: RankSettings) -> tuple[subprocess.Popen[bytes], Connection]:
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
     receiver, sender = Pipe(duplex=False)
     command = [sys.executable, "-c", _PROGRAM, str(sender.fileno())]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sender.fileno()])
     sender.close()
-    assert process.stdin is not None
-    pickle.dump([path or os.getcwd() for path in sys.path], process.stdin)
-    pickle.dump(settings, process.stdin)
     return process, receiver
 
 
-def _send(process: subprocess.Popen[bytes], payload: bytes) -> None:
+def _send(process: subprocess.Popen[bytes], data: bytes, *, is_last: bool = False) -> None:
     assert process.stdin is not None
     try:
-        with process.stdin as stdin:
-            stdin.write(payload)
+        process.stdin.write(data)
+        process.stdin.flush()
+        if is_last:
+            process.stdin.close()
     except BrokenPipeError:
         pass  # it died before it read; _collect sees that and says how
 

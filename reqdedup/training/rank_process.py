@@ -47,7 +47,7 @@ def _run(settings: RankSettings, payload: bytes, connection: Connection) -> Any:
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(1)
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     if loopback:
         os.putenv("GLOO_SOCKET_IFNAME", loopback[0])

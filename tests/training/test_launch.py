@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,19 @@ def test_a_rank_that_hangs_ends_the_run_after_the_timeout():
     with pytest.raises(RankError, match=r"(?i)timed out|timeout"):
         run_ranks(ranks.fail_on_rank, 1, "hang", world_size=2, collective_timeout_s=3)
     assert time.monotonic() - started < 60
+
+
+def test_no_rank_is_left_if_the_start_of_one_fails(monkeypatch):
+    started = []
+
+    def fail(process, data, **options):
+        started.append(process)
+        raise OSError("no room")
+
+    monkeypatch.setattr("reqdedup.training.launch._send", fail)
+    with pytest.raises(OSError, match="no room"):
+        run_ranks(ranks.fail_on_rank, -1, "no", world_size=2)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 def test_a_plain_script_without_a_main_guard_gets_results_in_rank_order_and_events(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from warehouse import GraphRun, NamespaceTakenError, Process, claim, embedded_catalog, open_catalog, release
@@ -38,6 +39,16 @@ def test_a_second_run_is_refused_by_name_until_the_first_has_ended(embedded):
         claim(embedded, "ns", GraphRun.begin("second", "/logs/second.csv"))
     release(embedded, "ns", "first")
     claim(embedded, "ns", GraphRun.begin("second", "/logs/second.csv"))
+
+
+def test_a_process_that_may_not_be_looked_at_is_neither_alive_nor_gone(monkeypatch):
+    def refuse(self):
+        raise psutil.AccessDenied(self.pid)
+
+    own = Process.own()
+    assert own.is_alive()
+    monkeypatch.setattr(psutil.Process, "status", refuse)
+    assert own.is_alive() is None
 
 
 def test_of_runs_that_start_at_once_exactly_one_goes_on(tmp_path):
