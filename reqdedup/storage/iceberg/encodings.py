@@ -105,6 +105,15 @@ def writer_options(
     }
 
 
+def bytes_in(
+    rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, choices: Choices, *, blobs: bool
+) -> int:
+    """Bytes of these rows as one row group in these forms."""
+    limit = 2**31 - 1 if blobs else settings.page_bytes
+    options = writer_options(choices, schema, settings, blobs=blobs)
+    return _written(rows, dictionary_pagesize_limit=limit, data_page_size=settings.page_bytes, **options).size
+
+
 def _portable(schema: EngagementSchema) -> Choices:
     """Scalars in dictionaries, but for floats of the item: in a dictionary they take 1.4 times their bytes."""
     return {

@@ -27,6 +27,7 @@ from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.layout import Layout, table_layout
+from reqdedup.storage.maintenance.fit import misfit
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.feature_table import is_feature_table
@@ -71,6 +72,7 @@ def compact(
     buckets: only these (of an ARRIVAL table: days since 1970); None means all.  force: those too that need it not.
     one_commit: for all of them; else one each, which a killed run need not repeat.
     progress: called with buckets done and buckets in total.  spill_dir: for temporary files of one bucket.
+    If the forms that were chosen for the columns fit no more, they are chosen anew (see `misfit`).
     Rows are verified by checksum before each commit. Raises ValueError for tables that have no such form and for two
     parts of a request that disagree; ConflictError where other writers replaced the same files again and again.
     """
@@ -100,9 +102,10 @@ def compact(
         raise ValueError(f"{name}: buckets with rows required, found {unknown[:8]}; there are {_some(groups)}")
     considered = [partition for partition in groups if asked is None or partition in asked]
     chosen = [partition for partition in considered if force or _is_due(partition, groups, layout)]
+    renew = bool(chosen) and misfit(table, [file for files in groups.values() for file in files]) is not None
     done: list[_Rewritten] = []
     for number, together in enumerate([chosen] if one_commit and chosen else [[one] for one in chosen]):
-        done.append(_rewrite(table, layout, together, force=force, spill_dir=spill_dir))
+        done.append(_rewrite(table, layout, together, force=force, renew=renew and not number, spill_dir=spill_dir))
         if progress is not None:
             progress((number + 1) * len(together), len(chosen))
     return CompactReport(
@@ -130,7 +133,13 @@ class _Rewritten:
 
 
 def _rewrite(
-    table: Table, layout: Layout, buckets: list[int | None], *, force: bool, spill_dir: str | Path | None
+    table: Table,
+    layout: Layout,
+    buckets: list[int | None],
+    *,
+    force: bool,
+    renew: bool,
+    spill_dir: str | Path | None,
 ) -> _Rewritten:
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -143,7 +152,7 @@ def _rewrite(
         if not due:  # another run was here
             return _Rewritten(())
         try:
-            return _rewrite_once(table, {bucket: groups[bucket] for bucket in due}, spill_dir)
+            return _rewrite_once(table, {bucket: groups[bucket] for bucket in due}, spill_dir, renew=renew)
         except ConflictError as error:
             conflict = error
     raise ConflictError(
@@ -163,7 +172,9 @@ def _is_due(partition: int | None, groups: dict[int | None, list[LiveFile]], lay
     return partition is None or not is_compact(groups[partition], layout)
 
 
-def _rewrite_once(table: Table, groups: dict[int | None, list[LiveFile]], spill_dir: str | Path | None) -> _Rewritten:
+def _rewrite_once(
+    table: Table, groups: dict[int | None, list[LiveFile]], spill_dir: str | Path | None, *, renew: bool
+) -> _Rewritten:
     schema = rewrite_schema(table)
     is_bucketed = table_layout(table).is_bucketed
     old = [file for files in groups.values() for file in files]
@@ -173,9 +184,11 @@ def _rewrite_once(table: Table, groups: dict[int | None, list[LiveFile]], spill_
             streams = [before.through(table_files(table, [file.path], schema).batches()) for file in group]
             if bucket is not None and is_bucketed and all(file.is_sorted for file in group):
                 rows = merge_streams(streams, [key for key in ROW_KEY if key in schema.names], ".".join(table.name()))
-                requests = max((done.requests for done in write_in_order(files, [(bucket, rows)], schema)), default=0)
+                written = write_in_order(files, [(bucket, rows)], schema, renew=renew)
+                requests = max((done.requests for done in written), default=0)
             else:
-                _, requests = write_rows(files, chain.from_iterable(streams), schema, spill_dir=spill_dir)
+                _, requests = write_rows(files, chain.from_iterable(streams), schema, spill_dir=spill_dir, renew=renew)
+            renew = False
             num_requests += requests
         files.verify(num_rows=sum(file.num_rows for file in old), num_requests=num_requests if is_bucketed else None)
         check_same_rows(table, schema, before, files.data_files)

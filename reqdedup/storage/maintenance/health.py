@@ -19,6 +19,7 @@ from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.layout import Layout, table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import manifests_of
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
+from reqdedup.storage.maintenance.fit import misfit
 from reqdedup.storage.maintenance.live import SMALL_SHARE, LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import table_files
@@ -109,7 +110,19 @@ def table_health(table: Table, *, count_users: bool = True) -> TableHealth:
         buckets=buckets,
         advice=(),
     )
-    return replace(health, advice=(*_changed_spec(table), *_advice(health)))
+    advice = (*_changed_spec(table), *_advice(health), *_chosen_anew(table, groups))
+    return replace(health, advice=advice)
+
+
+def _chosen_anew(table: Table, groups: dict[int | None, list[LiveFile]]) -> list[str]:
+    """What choosing the columns' forms anew would save, and how."""
+    found = misfit(table, [file for files in groups.values() for file in files])
+    if found is None:
+        return []
+    return [
+        f"compact --force: the forms chosen for {', '.join(found.columns[:8])} fit the newest rows no more; chosen anew they "
+        f"would take {found.saved_ratio:.0%} fewer bytes"
+    ]
 
 
 def _changed_spec(table: Table) -> list[str]:

@@ -242,7 +242,7 @@ def write_in_order(
                 users = len(run_starts([user])) - (last_user == int(user[0]))
                 done += Counts(batch.num_rows, len(run_starts([user, request])), users)
                 last_user = int(user[-1])
-                yield bucket, _in_form(batch, layout, schema)
+                yield bucket, in_form(batch, layout, schema)
 
     for _ in _write_groups(files, groups(), renew=renew):
         yield done
@@ -345,7 +345,7 @@ def _row_groups(spill: Spill, layout: Layout, settings: WriteSettings) -> Iterat
     in_order = in_arrival_order if layout is Layout.ARRIVAL else in_request_order
     for partition in spill.partitions():
         for batch in in_order(spill, partition, max_rows=settings.row_group_rows, **_limits(layout, settings)):
-            yield partition, _in_form(batch, layout, spill.schema)
+            yield partition, in_form(batch, layout, spill.schema)
 
 
 def _limits(layout: Layout, settings: WriteSettings) -> dict[str, int]:
@@ -360,7 +360,8 @@ def _limits(layout: Layout, settings: WriteSettings) -> dict[str, int]:
     return limits
 
 
-def _in_form(batch: pa.RecordBatch, layout: Layout, schema: EngagementSchema) -> pa.Table:
+def in_form(batch: pa.RecordBatch, layout: Layout, schema: EngagementSchema) -> pa.Table:
+    """The batch as the layout stores it: blobs, or plain lists."""
     return pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, schema)
 
 
