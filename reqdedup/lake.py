@@ -130,7 +130,7 @@ class Lake:
 
     def delete_user(
         self,
-        user_ids: int | Iterable[int] = (),
+        user_ids: int | Iterable[int] | pa.Array | pa.ChunkedArray = (),
         *,
         keys: str | Iterable[str] = (),
         namespaces: str | Iterable[str] = (),
@@ -149,6 +149,8 @@ class Lake:
         if not (namespaces or tables):
             raise ValueError("namespaces or tables required, found neither; name where the users are to be deleted")
         searched, not_searched = users_scope(self.catalog, namespaces, tables)
+        if isinstance(user_ids, (pa.Array, pa.ChunkedArray)):  # of which one by one comes out as scalars of Arrow
+            user_ids = user_ids.to_pylist()
         ids = [*(user_ids if isinstance(user_ids, Iterable) else [user_ids]), *map(hash_string, keys)]
         reports = storage.delete_user(searched, ids, keys=keys, dry_run=not apply, **options)
         return UserDeletion(reports, not_searched, dry_run=not apply)

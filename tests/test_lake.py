@@ -125,15 +125,34 @@ def test_the_verbs_of_a_table_are_the_functions_of_storage(lake):
     assert set(sample.to_arrow(["user_id"])["user_id"].to_pylist()) == set(sample.user_ids.to_pylist())
     assert table.report().to_arrow().equals(storage.compression_report({"lake.t": table.iceberg}))
     user = sample.user_ids[0].as_py()
-    planned = table.delete_user(user)
+    storage.tag(table.iceberg, "v1")
+    planned = table.delete_user(pa.array([user]))
     assert planned.dry_run
     assert planned.is_found
     assert user in table.to_arrow(["user_id"])["user_id"].to_pylist()
-    assert not table.delete_user(user, apply=True).dry_run
+    done = table.delete_user(user, apply=True)
+    assert not done.dry_run
+    assert "still held by v1 of lake.t, maybe 1 old snapshot of lake.f" in repr(done)
+    assert done.shown().to_arrow().select(["held_by", "snapshots"]).to_pylist() == [
+        {"held_by": "v1", "snapshots": 0},
+        {"held_by": "", "snapshots": 1},
+    ]
+    assert "still held" not in repr(table.delete_user(user, apply=True, drop_refs=True, erase=True))
     assert user not in table.to_arrow(["user_id"])["user_id"].to_pylist()
     assert not lake.delete_user(user, namespaces=["lake"]).is_found
     with pytest.raises(ValueError, match="namespaces or tables required"):
         lake.delete_user(user)
+
+
+def test_a_deletion_by_a_feature_table_finds_the_rejected_rows_beside_its_main_table(lake):
+    table = synthetic(lake)
+    lake.catalog.create_namespace("elsewhere")
+    visits = rd.Column(name="visits", dtype="int32", level=rd.Level.REQUEST, doc="how often")
+    table.feature("elsewhere.f", visits, lambda requests: [7] * requests.num_rows)
+    storage.write_rejects(lake.catalog, "lake.rejected_engagements", [])
+    found = lake.delete_user(1, tables="elsewhere.f")
+    assert {report.table for report in found.reports} == {"elsewhere.f", "lake.t", "lake.rejected_engagements"}
+    assert "still held" not in repr(found)
 
 
 def test_foreign_files_are_audited_converted_and_appended(lake, tmp_path):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
@@ -64,8 +64,8 @@ class DeletionReport:
     rows, requests: deleted.  files: that held the users and are no longer in the table.  rewritten: the files in their
     place, with bytes; both 0 in a dry run.  old_bytes: of `files`.  untouched: files that were left as they are.
     held_by: branches and tags that still hold the users; drop them, they cannot be rewritten.
-    snapshots: that still hold them and go with `expire_snapshots`.  snapshot_id: of the commit,
-        None where there was none.
+    snapshots: older ones, which may still hold them and go with `expire_snapshots`.  snapshot_id: of the commit, None
+        if there was none.
     """
 
     table: str
@@ -101,7 +101,7 @@ def delete_user(
     `sweep_orphans`.  progress: called with the name of each table before its turn.
     One commit per table; a run that was killed is finished by the same call. Raises ValueError for ids that are no
     int64, tables of no such kind, and a feature table by position without its main table or, with erase, a main table
-    without those; ConflictError where other writers replaced the same files again and again.
+    without those; ConflictError if other writers replaced the same files again and again.
     """
     users, keys = _user_array(user_ids), [keys] if isinstance(keys, str) else list(keys)
     if not all(isinstance(key, str) and key.strip() for key in keys):
@@ -129,6 +129,8 @@ def delete_user(
     if erase and not dry_run:  # after all of them, since features by position read old snapshots of their main table
         for table in tables:
             expire_snapshots(table, older_than=timedelta(0))
+        left = {".".join(table.name()): _old_snapshots(table.refresh()) for table in tables}
+        reports = [replace(report, snapshots=left[report.table]) for report in reports]
     return reports
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-from reqdedup.display import ReportTable
+from reqdedup.display import ReportTable, counted
 from reqdedup.storage.maintenance.deletion import DeletionReport
 from reqdedup.storage.maintenance.namespace import feature_tables_of, load_listed, tables_of
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_feature_table
@@ -38,16 +38,17 @@ def users_scope(catalog: Catalog, namespaces: Iterable[str], names: Iterable[str
     for namespace in namespaces:
         found = tables_of(catalog, namespace)
         tables |= {".".join(table.name()): table for table in found.with_users}
-        beside |= set(found.others)
+        beside |= {".".join(other.name()) for other in found.others}
     for name in dict.fromkeys(names):
         together = [load_listed(catalog, name)]
         if is_feature_table(together[0]):  # its rows follow its main table
             together.append(load_listed(catalog, together[0].properties[MAIN_TABLE_PROPERTY]))
         together += [side for main in together if not is_feature_table(main) for side in feature_tables_of(main)]
-        around = tables_of(catalog, name.rpartition(".")[0])
-        together += around.rejects
+        for namespace in dict.fromkeys(".".join(one.name()[:-1]) for one in tuple(together)):
+            around = tables_of(catalog, namespace)
+            together += around.rejects
+            beside |= {".".join(one.name()) for one in (*around.with_users, *around.others)}
         tables |= {".".join(one.name()): one for one in together}
-        beside |= {".".join(one.name()) for one in around.with_users} | set(around.others)
     not_searched = [f"table {name}" for name in sorted(beside - set(tables))]
     searched = {name.rpartition(".")[0] for name in tables} | set(namespaces)
     others = sorted({".".join(name) for name in catalog.list_namespaces()} - searched)
@@ -76,7 +77,17 @@ class UserDeletion:
         return self.shown()._repr_html_()
 
     def shown(self) -> ReportTable:
-        names = ("table", "rows", "requests", "files", "old_bytes", "untouched")
-        rows = pa.Table.from_pylist([{name: getattr(report, name) for name in names} for report in self.reports])
+        names = ("table", "rows", "requests", "files", "old_bytes", "untouched", "snapshots")
+        rows = pa.Table.from_pylist(
+            [
+                {**{name: getattr(report, name) for name in names}, "held_by": ", ".join(report.held_by)}
+                for report in self.reports
+            ]
+        )
         would = "would go: apply=True does it" if self.dry_run else "gone"
-        return ReportTable(f"users, {would}; not searched: {', '.join(self.not_searched)}", rows)
+        held = [f"{ref} of {report.table}" for report in self.reports for ref in report.held_by]
+        held += [
+            f"maybe {counted(one.snapshots, 'old snapshot')} of {one.table}" for one in self.reports if one.snapshots
+        ]
+        still = f"; still held by {', '.join(held)} (drop_refs=True, erase=True)" if held and not self.dry_run else ""
+        return ReportTable(f"users, {would}{still}; not searched: {', '.join(self.not_searched)}", rows)

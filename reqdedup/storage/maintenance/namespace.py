@@ -19,12 +19,12 @@ from reqdedup.storage.write.rejects import is_rejects_table
 
 @dataclass(frozen=True, kw_only=True)
 class NamespaceTables:
-    """engagement, features, rejects: tables that reqdedup made.  others: names of what else there is."""
+    """engagement, features, rejects: tables that reqdedup made.  others: what else there is."""
 
     engagement: tuple[Table, ...]
     features: tuple[Table, ...]
     rejects: tuple[Table, ...]
-    others: tuple[str, ...]
+    others: tuple[Table, ...]
 
     @property
     def with_users(self) -> tuple[Table, ...]:
@@ -33,7 +33,7 @@ class NamespaceTables:
 
 
 def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
-    """Every table of a namespace. Raises ValueError where there is no such namespace."""
+    """Every table of a namespace. Raises ValueError if there is no such namespace."""
     try:
         names = sorted(".".join(name) for name in catalog.list_tables(namespace))
     except NoSuchNamespaceError:
@@ -54,7 +54,7 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
         elif is_rejects_table(table):
             rejects.append(table)
         else:
-            others.append(name)
+            others.append(table)
     return NamespaceTables(
         engagement=tuple(engagement), features=tuple(features), rejects=tuple(rejects), others=tuple(others)
     )
@@ -85,9 +85,8 @@ def list_tables(catalog: Catalog, namespace: str | None = None) -> pa.Table:
     for one in namespaces:
         found = tables_of(catalog, one)
         kinds = {"engagements": found.engagement, "features": found.features, "rejects": found.rejects}
-        tables = [(kind, table) for kind, of_kind in kinds.items() for table in of_kind]
-        tables += [("other", catalog.load_table(name)) for name in found.others]
-        rows += [_listed(kind, table) for kind, table in tables]
+        kinds["other"] = found.others
+        rows += [_listed(kind, table) for kind, of_kind in kinds.items() for table in of_kind]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["table"]), LISTING_SCHEMA)
 
 
