@@ -35,13 +35,15 @@ class _Grammar:
     """outside, inside: match a line as far as it is well formed, from the start of a field or from within a quoted one.
 
     Both set the group `closed` if the line ends the record, and `open` if it ends within a quoted field.
-    field: one field and what ends it.
+    field: one field and what ends it.  spaced: spaces before a quoted field, which the csv module cannot take apart
+        from those before an unquoted one.
     whole: the same as `outside` with `closed`, for polars; None for a separator of several characters.
     """
 
     outside: re.Pattern[str]
     inside: re.Pattern[str]
     field: re.Pattern[str]
+    spaced: re.Pattern[str]
     whole: str | None
 
 
@@ -59,8 +61,9 @@ def _grammar(separator: str) -> _Grammar:
     one = rf'(?:{spaces}"(?P<quoted>{content})"|(?P<plain>{plain}))(?P<end>{ends}|\Z)'
     simple = rf'{spaces[:2]}(?:"(?:[^"]|"")*"|[^" {ends}][^{ends}]*|)'
     whole = rf"^{simple}(?:{ends}{simple})*\r?$" if len(separator) == 1 else None
+    spaced = rf'(?:\A|{ends}) +"' if spaces else r"(?!)"
     outside, within, one_field = (re.compile(pattern, re.DOTALL) for pattern in (rest, inside, one))
-    return _Grammar(outside, within, one_field, whole)
+    return _Grammar(outside, within, one_field, re.compile(spaced), whole)
 
 
 def _state(pattern: re.Pattern[str], line: str) -> str:
@@ -154,9 +157,9 @@ def split_record(text: str, separator: str) -> list[str] | None:
     """Fields of one record, quotes removed; None if it is broken."""
     if '"' not in text:
         return text.split(separator)
-    if len(separator) == 1:
+    if len(separator) == 1 and not _grammar(separator).spaced.search(text):
         try:
-            return next(csv.reader([text], delimiter=separator, strict=True, skipinitialspace=separator != " "))
+            return next(csv.reader([text], delimiter=separator, strict=True))
         except (csv.Error, StopIteration):
             pass  # broken, or more than the csv module takes: a field of 128 KiB, a carriage return
     pattern, fields, position = _grammar(separator).field, [], 0
@@ -192,9 +195,9 @@ def split_records(frame: pl.DataFrame, separator: str, num_fields: int) -> pl.Da
 
 def _split_quoted(texts: list[str], separator: str) -> list[list[str]]:
     """Fields of each record, none of a broken one."""
-    if len(separator) == 1:
+    if len(separator) == 1 and not any(map(_grammar(separator).spaced.search, texts)):
         with suppress(csv.Error):
-            rows = list(csv.reader(texts, delimiter=separator, strict=True, skipinitialspace=separator != " "))
+            rows = list(csv.reader(texts, delimiter=separator, strict=True))
             if len(rows) == len(texts):  # else a broken one took the next one's text for its own
                 return rows
     return [split_record(text, separator) or [] for text in texts]

@@ -20,6 +20,7 @@ from reqdedup.logs.checks import UnreadableFile
 BLOCK_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 256 * 2**20
 _READ_BYTES = 2**18
+_START_BYTES = 4096
 _BINARY_STARTS = (
     (re.compile(rb"PAR1[\x00-\x08\x0e-\x1f]"), "Parquet"),  # a header of text may begin with PAR1 or PK, too
     (re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"), "a zip archive"),
@@ -42,19 +43,26 @@ class LineBlock:
 
 def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LineBlock]:
     """Blocks of about `block_bytes`; raises UnreadableFile if the file, or its rest, cannot be read."""
-    next_line, carry, error = 1, b"", ""
+    next_line, error = 1, ""
+    carry: list[bytes] = []  # pieces of a line that has not ended: joined once, however long it grows
+    carried = 0
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
             at_end = False
             while not at_end:
                 read, at_end, error = _read_up_to(stream, block_bytes)
-                data = carry + read
-                if next_line == 1:
-                    data = _check_start(data)
-                cut = len(data) if at_end and not error else data.rfind(b"\n") + 1
-                if cut == 0 and len(data) > MAX_LINE_BYTES:
-                    raise UnreadableFile("unreadable", f"a line of more than {MAX_LINE_BYTES:,} bytes", next_line)
-                body, carry = data[:cut], data[cut:]
+                if next_line == 1 and carried < _START_BYTES:
+                    read, carry, carried = _check_start(b"".join([*carry, read])), [], 0
+                is_last = at_end and not error
+                cut = len(read) if is_last else read.rfind(b"\n") + 1
+                carry.append(read[:cut] if cut else read)
+                carried += len(carry[-1])
+                if not cut and not is_last:
+                    if carried > MAX_LINE_BYTES:
+                        raise UnreadableFile("unreadable", f"a line of more than {MAX_LINE_BYTES:,} bytes", next_line)
+                    continue
+                body = b"".join(carry)
+                carry, carried = [read[cut:]], len(read) - cut
                 if body:
                     block, num_lines = _cut_lines(body, next_line, at_end)
                     next_line += num_lines
@@ -88,7 +96,7 @@ def _check_start(data: bytes) -> bytes:
         if start.match(data):
             advice = "convert it with iconv" if kind == "UTF-16" else "name the right format"
             raise UnreadableFile("unreadable", f"UTF-8 text required, found {kind}; {advice}", 1)
-    if 10 * data[:4096].count(0) > len(data[:4096]):
+    if 10 * data[:_START_BYTES].count(0) > len(data[:_START_BYTES]):
         raise UnreadableFile("unreadable", "UTF-8 text required, found binary data", 1)
     return data
 

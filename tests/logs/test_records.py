@@ -7,16 +7,45 @@ import gzip
 import io
 import json
 import random
+import time
 
+import polars as pl
 import pytest
 
 from reqdedup.logs import read_log, records
+from reqdedup.logs.text import line_blocks
 from tests.logs import mutations
 
 BASE_S = 1_700_000_000
 MAPPING = {"user_id": "u", "item_id": "i", "time": {"column": "t"}, "labels": {"click": "c"}}
 NOTED = {**MAPPING, "item_columns": {"note": "string"}}
 FORGED = f'nice\n9,66,{BASE_S},1,"'
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ('"x", b', ["x", " b"]),
+        ("x, b", ["x", " b"]),
+        ('"x", "b, ""c""", d', ["x", 'b, "c"', " d"]),
+        (' "x",b, ', ["x", "b", " "]),
+        ('"x, y", z', ["x, y", " z"]),
+    ],
+)
+def test_spaces_go_before_a_quote_alone_whatever_else_the_line_holds(text, fields):
+    assert records.split_record(text, ",") == fields
+    for others in (["a,b,c"], ['"a",b,c'], ['a, "b",c']):
+        frame = pl.DataFrame({"line": [1, 2], "raw": [text, *others]}).with_columns(pl.col("line").cast(pl.Int64))
+        row = records.split_records(frame, ",", len(fields)).row(0, named=True)
+        assert [row[f"field_{k}"] for k in range(len(fields))] == fields
+
+
+def test_a_line_that_grows_block_by_block_is_copied_once(tmp_path):
+    path, started = tmp_path / "long.csv", time.monotonic()
+    path.write_bytes(b"\xef\xbb\xbf" + b"x" * 2**24 + b"\ny\n")
+    lines = [line for block in line_blocks(path, 1024) for line in block.frame["raw"]]
+    assert ([len(line) for line in lines], lines[1]) == ([2**24, 1], "y")
+    assert time.monotonic() - started < 10  # minutes, if each of the 16,384 blocks copied the line
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
