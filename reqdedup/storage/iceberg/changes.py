@@ -53,14 +53,18 @@ def check_no_columns_added(table: Table, own: Collection[str], what: str) -> Non
 
 
 def check_no_deletes(table: Table, tasks: Iterable[FileScanTask]) -> None:
-    """Raise ValueError for a scan with delete files, which readers of whole row groups cannot apply."""
-    for task in tasks:
-        if task.delete_files:
-            raise ValueError(
-                f"{'.'.join(table.name())}: {task.file.file_path} has {len(task.delete_files)} delete files, which "
-                "request-sorted row groups cannot carry; rewrite the table there so that the rows are really gone, or "
-                "with `reqdedup convert`"
-            )
+    """Raise ValueError for a scan with delete files."""
+    refuse_deletes(table, len({file.file_path for task in tasks for file in task.delete_files}))
+
+
+def refuse_deletes(table: Table, num_files: int) -> None:
+    """Raise ValueError if there are delete files, which readers of whole row groups cannot apply."""
+    if num_files:
+        raise ValueError(
+            f"{'.'.join(table.name())}: no delete files required, found {num_files}, which another engine wrote and "
+            "request-sorted row groups cannot carry; rewrite the table there so that the rows are really gone, or with "
+            "`reqdedup convert`"
+        )
 
 
 def check_spec(table: Table) -> None:

@@ -16,6 +16,7 @@ from pyiceberg.typedef import Record
 
 from reqdedup.dedup.encoding import element_type
 from reqdedup.schema import ITEM_ID
+from reqdedup.storage.iceberg.changes import refuse_deletes
 from reqdedup.storage.iceberg.claims import KeyOrder, user_bounds
 from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import entries_of, manifests_of
@@ -67,11 +68,8 @@ def live_files(table: Table, snapshot_id: int | None = None) -> list[LiveFile]:
     of_schema = _Describe(table, snapshot.snapshot_id)
     for manifest in manifests_of(table, snapshot):
         entries = entries_of(table, manifest)
-        if manifest.content is not ManifestContent.DATA and entries:
-            raise ValueError(
-                f"{'.'.join(table.name())}: no delete files required, found {len(entries)}, which another engine wrote; "
-                "rewrite the table there so that rows are really gone, or with `reqdedup convert`"
-            )
+        if manifest.content is not ManifestContent.DATA:
+            refuse_deletes(table, len(entries))
         files += map(of_schema.live_file, entries)
     return sorted(files, key=lambda file: (file.partition or 0, file.sequence, file.users, file.path))
 
