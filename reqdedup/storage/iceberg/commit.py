@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 import pyarrow as pa
-from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
+from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.manifest import (
     DataFile,
 )
@@ -27,7 +27,7 @@ from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.datafile import DataFileWriter, FileSettings, verify_file
 from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, to_json
-from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
+from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError, is_conflict
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.form import preview, taken_back
 from reqdedup.storage.iceberg.layout import file_schema, table_layout, table_schema
@@ -228,7 +228,12 @@ class StagedFiles:
                 if attempt + 1 == COMMIT_ATTEMPTS or (replace and not rebase):
                     raise
                 time.sleep(random.uniform(0, min(MAX_WAIT_S, 0.1 * 2**attempt)))
-                self.table.refresh()
+                try:
+                    self.table.refresh()
+                except ValueError as error:
+                    if is_conflict(error):  # another table has its name
+                        raise self._conflict() from error
+                    raise
                 if replace and not self._all_there(old, branch):
                     raise
             except BaseException as error:
@@ -278,16 +283,11 @@ class StagedFiles:
                             snapshot.append_data_file(data_file)
                 if branch != MAIN:
                     stage(transaction, taken_back(now, self._updates))
-        except (CommitFailedException, ValidationException, ValueError) as error:
-            # pyiceberg 0.12 asks for the branch's head alone: a commit to another branch, between loading the table and
-            # this, shows as a stale sequence number.
-            if isinstance(error, ValueError) and "older than last sequence number" not in str(error):
-                check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))
-                raise
-            raise self._conflict() from error
         except _OUTCOME_UNKNOWN:
             raise
-        except Exception:
+        except Exception as error:
+            if is_conflict(error):
+                raise self._conflict() from error
             check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))  # names the one that is damaged
             raise
 

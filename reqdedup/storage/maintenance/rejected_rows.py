@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.table import Table
 
 from reqdedup.schema import USER_ID
-from reqdedup.storage.iceberg.errors import ConflictError
-from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
+from reqdedup.storage.iceberg.manifests import data_files, scan_tasks
 from reqdedup.storage.iceberg.private import files_of_rows, replace_files
 from reqdedup.storage.maintenance.expire import delete_files
 
@@ -41,7 +40,7 @@ class Rewritten:
 
 def count_rejected(table: Table, users: np.ndarray, words: Collection[str], snapshot_id: int | None = None) -> int:
     """How many rejected rows of a snapshot are of these users or name them."""
-    rows = table.scan(snapshot_id=snapshot_id).to_arrow()
+    rows = _rows(table, snapshot_id)
     return int(names_users(rows, users, words).sum())
 
 
@@ -51,35 +50,48 @@ def delete_rejected(table: Table, users: np.ndarray, words: Collection[str]) -> 
     It is small enough to hold: an ingest held it too. Raises ConflictError where ingests replace it all the time.
     """
     for attempt in range(ATTEMPTS):
-        table.refresh()
-        rows = table.scan().to_arrow()
-        gone = names_users(rows, users, words)
-        if not gone.any():
-            return Rewritten()
-        old = data_files(table)
-        kept = rows.filter(pa.array(~gone))
-        new = files_of_rows(table, kept)
         try:
-            with table.transaction() as transaction:
-                replace_files(transaction, old, new, summary={"reqdedup.operation": "delete"})
-        except (CommitFailedException, ValidationException) as error:  # an ingest has replaced the rows
-            conflict = error
-            delete_files(table, [file.file_path for file in new])
+            return _delete_once(table, users, words)
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+            conflict = error  # an ingest has replaced the rows
             time.sleep(0.1 * attempt)
-            continue
-        current = table.current_snapshot()
-        return Rewritten(
-            rows=int(gone.sum()),
-            files=len(old),
-            old_bytes=sum(file.file_size_in_bytes for file in old),
-            rewritten=len(new),
-            bytes=sum(file.file_size_in_bytes for file in new),
-            snapshot_id=current.snapshot_id if current is not None else None,
-        )
     raise ConflictError(
         f"{'.'.join(table.name())}: the table left alone by others required while it is rewritten, found it replaced "
         f"{ATTEMPTS} times; run it again when the ingest is done"
     ) from conflict
+
+
+def _delete_once(table: Table, users: np.ndarray, words: Collection[str]) -> Rewritten:
+    table.refresh()
+    rows = _rows(table)
+    gone = names_users(rows, users, words)
+    if not gone.any():
+        return Rewritten()
+    old = data_files(table)
+    new = files_of_rows(table, rows.filter(pa.array(~gone)))
+    try:
+        with table.transaction() as transaction:
+            replace_files(transaction, old, new, summary={"reqdedup.operation": "delete"})
+    except Exception as error:
+        if is_conflict(error):
+            delete_files(table, [file.file_path for file in new])
+        raise
+    current = table.current_snapshot()
+    return Rewritten(
+        rows=int(gone.sum()),
+        files=len(old),
+        old_bytes=sum(file.file_size_in_bytes for file in old),
+        rewritten=len(new),
+        bytes=sum(file.file_size_in_bytes for file in new),
+        snapshot_id=current.snapshot_id if current is not None else None,
+    )
+
+
+def _rows(table: Table, snapshot_id: int | None = None) -> pa.Table:
+    scan_tasks(table, snapshot_id)  # names a manifest that is damaged
+    return table.scan(snapshot_id=snapshot_id).to_arrow()
 
 
 def names_users(rows: pa.Table, users: np.ndarray, words: Collection[str]) -> np.ndarray:

@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import LongType, NestedField, StringType
 
 from reqdedup.schema import USER_ID
-from reqdedup.storage.iceberg.errors import ConflictError
+from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
+from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.names import REJECTS_TABLE, check_free_name
 
 _SCHEMA = Schema(
@@ -68,14 +68,15 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
     """
     rows = _conform(rejects)
     check_rejects_table(catalog, identifier)
-    if not catalog.table_exists(identifier):
-        with catalog.create_table_transaction(
-            identifier, _SCHEMA, properties={"comment": "rows that the last ingest into this namespace rejected"}
-        ) as transaction:
-            transaction.append(rows)
-        return catalog.load_table(identifier)
-    table = catalog.load_table(identifier)
     try:
+        if not catalog.table_exists(identifier):
+            with catalog.create_table_transaction(
+                identifier, _SCHEMA, properties={"comment": "rows that the last ingest into this namespace rejected"}
+            ) as transaction:
+                transaction.append(rows)
+            return catalog.load_table(identifier)
+        table = catalog.load_table(identifier)
+        scan_tasks(table)  # names a manifest that is damaged
         with warnings.catch_warnings(), table.transaction() as transaction:
             warnings.filterwarnings("ignore", "Delete operation did not match any records")  # none were rejected before
             if USER_ID not in table.schema().column_names:
@@ -83,7 +84,9 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
                     added = _SCHEMA.find_field(USER_ID)
                     update.add_column(USER_ID, added.field_type, doc=added.doc)
             transaction.overwrite(rows)
-    except (CommitFailedException, ValidationException) as error:
+    except Exception as error:
+        if not is_conflict(error):
+            raise
         raise ConflictError(
             f"{identifier}: another writer replaced the rejected rows in the meantime; ingest again when it is done"
         ) from error

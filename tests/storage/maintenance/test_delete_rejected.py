@@ -10,7 +10,7 @@ import pytest
 
 from reqdedup.logs import read_log
 from reqdedup.logs.ids import hash_string
-from reqdedup.storage import Layout, create_table, write, write_rejects
+from reqdedup.storage import ConflictError, IntegrityError, Layout, create_table, write, write_rejects
 from reqdedup.storage.maintenance import delete_user, rejected_rows
 from reqdedup.storage.maintenance.namespace import tables_of
 from reqdedup.storage.maintenance.rejected_rows import names_users
@@ -144,3 +144,34 @@ def test_the_tables_of_a_namespace_are_found_by_what_they_are(catalog, tables):
     assert [table.name() for table in found.others] == [("test", "report")]
     with pytest.raises(ValueError, match=r"namespace nowhere is not in the catalog; there are: test"):
         tables_of(catalog, "nowhere")
+
+
+@pytest.mark.parametrize(
+    "words", ["sequence number 1 older than last sequence number 2", "Table UUID does not match: 1"]
+)
+def test_what_pyiceberg_calls_a_value_error_is_a_conflict_of_rejected_rows_too(tables, words, monkeypatch):
+    table, before = tables[1], lines(tables[1])
+
+    def stale(*arguments):
+        raise ValueError(words)
+
+    monkeypatch.setattr(table.catalog, "commit_table", stale)
+    monkeypatch.setattr(rejected_rows, "ATTEMPTS", 2)
+    with pytest.raises(ConflictError, match="found it replaced 2 times"):
+        rejected_rows.delete_rejected(table, np.array([USER]), {KEY})
+    with pytest.raises(ConflictError, match="another writer replaced"):
+        write_rejects(table.catalog, "test.rejected_engagements", table.scan().to_arrow())
+    assert lines(table) == before
+
+
+def test_a_damaged_manifest_of_rejected_rows_is_named(tables):
+    table = tables[1]
+    manifest = table.current_snapshot().manifests(table.io)[0].manifest_path
+    Path(manifest.removeprefix("file://")).write_bytes(b"")
+    for call in (
+        lambda: rejected_rows.count_rejected(table, np.array([USER]), {KEY}),
+        lambda: rejected_rows.delete_rejected(table, np.array([USER]), {KEY}),
+        lambda: write_rejects(table.catalog, "test.rejected_engagements", []),
+    ):
+        with pytest.raises(IntegrityError, match=r"manifest .* is damaged"):
+            call()

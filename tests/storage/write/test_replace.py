@@ -165,6 +165,19 @@ def test_two_that_make_a_table_at_once_are_told_and_the_first_keeps_it(catalog, 
     assert catalog.table_exists(NAME)
 
 
+def test_an_append_to_a_table_that_was_made_anew_meanwhile_is_a_conflict(catalog):
+    table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+
+    def meanwhile():
+        yield LOG[0]
+        catalog.drop_table(NAME)
+        create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+
+    with pytest.raises(ConflictError):
+        write(table, meanwhile(), mode="append")
+    assert not catalog.load_table(NAME).metadata.snapshots
+
+
 @pytest.mark.parametrize("error", [ConnectionError, TimeoutError])
 def test_files_of_a_commit_without_an_answer_stay_even_if_manifests_cannot_be_read_either(
     catalog, tmp_path, error, monkeypatch
