@@ -21,6 +21,7 @@ from reqdedup.storage import FeatureReport, WriteReport, replace_feature_table
 from reqdedup.storage.features.values import Compute
 from warehouse.catalogs import DATA_DIR
 
+LOG_EVERY_S = 2.0
 PROCESS_TAG = "reqdedup/process"
 """Tag of a run: the process that works on it, by which a run that was killed is found out."""
 
@@ -161,13 +162,13 @@ def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:
     return bool(namespace) and not {"logs", "recipe"} & set(resources.get("run_recipe", {}).get("config", {}))
 
 
-def progress_log(context: dg.AssetExecutionContext, *, every_s: float = 2.0) -> Callable[[object], None]:
-    """A callback that logs what it is given, at most once in `every_s` seconds."""
+def progress_log(context: dg.AssetExecutionContext) -> Callable[[object], None]:
+    """A callback that logs what it is given, at most once in LOG_EVERY_S seconds."""
     last = monotonic()
 
     def report(progress: object) -> None:
         nonlocal last
-        if monotonic() - last >= every_s:
+        if monotonic() - last >= LOG_EVERY_S:
             last = monotonic()
             context.log.info(str(progress))
 

@@ -23,9 +23,9 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import DoubleType, LongType, NestedField, StringType, TimestamptzType
 
+from reqdedup.storage.iceberg.names import RUN_TABLE
 from warehouse.tables import open_namespace, replace_rows
 
-RUN_TABLE = "graph_run"
 CLAIM_ATTEMPTS = 5
 CLOCK_S = 5.0
 """Error allowed in a process's start time, which moves when somebody sets the clock."""

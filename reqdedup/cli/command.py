@@ -97,7 +97,7 @@ def _sentence(error: click.UsageError) -> str:
 
 def _is_for_the_caller(error: Exception) -> bool:
     """True for errors about input, tables or the catalog; anything else is a defect and keeps its traceback."""
-    if isinstance(error, (ValueError, OSError)) or type(error) is RuntimeError:
+    if isinstance(error, (ValueError, OSError)):
         return True
     if any(
         kind.__name__ in ("ConflictError", "IntegrityError") for kind in type(error).__mro__

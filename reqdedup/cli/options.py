@@ -70,7 +70,7 @@ class Option(click.Option):
 
 
 class Subcommand(click.Command):
-    """click's, with today's sentences for a misspelled option and for a word too many, and headings in the help."""
+    """click's, with our sentences for a misspelled option and for a word too many, and headings in the help."""
 
     def __init__(self, name: str, *, examples: Sequence[str] = (), **options: Any) -> None:
         self.examples = examples
@@ -142,7 +142,7 @@ class Subcommand(click.Command):
 
 
 class Group(click.Group):
-    """click's, with today's sentence for a command that there is not."""
+    """click's, with our sentence for a command that there is not."""
 
     def __init__(self, name: str, *, examples: Sequence[str] = (), **options: Any) -> None:
         self.examples = examples

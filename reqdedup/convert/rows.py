@@ -64,8 +64,7 @@ class Converter:
             if self._history_times is not None and self._is_plausible(plain, self._history_times):
                 self._history_times = None  # one piece with events is enough
             arrays = [
-                blobs_of(plain[column.name], column) if column.is_blob else plain[column.name]
-                for column in self.schema.columns
+                blobs_of(plain[column.name]) if column.is_blob else plain[column.name] for column in self.schema.columns
             ]
             yield pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(self.schema))
 
@@ -90,7 +89,7 @@ class Converter:
         for target in self.columns:
             try:
                 array = plain[target.column.name] = self.values(piece, target)
-                _check_values(array, target.column, piece)
+                _check_values(array, target.column)
             except (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 errors.append(f"column {', '.join(target.sources)} as {target.column.dtype} required: {error}")
         if errors:
@@ -129,7 +128,7 @@ class Converter:
         return _cast(found[0], kind)
 
 
-def _check_values(array: pa.Array, column: Column, piece: Piece) -> None:
+def _check_values(array: pa.Array, column: Column) -> None:
     if column.is_blob:
         _, offsets = _packed(array)
         wrong = np.diff(offsets)[np.diff(offsets) != column.width]
@@ -209,7 +208,7 @@ def milliseconds(times: pa.Array, unit: str) -> pa.Array:
     return pa.array(whole, mask=times.is_null().to_numpy(zero_copy_only=False))
 
 
-def blobs_of(lists: pa.LargeListArray, column: Column) -> pa.DictionaryArray:
+def blobs_of(lists: pa.LargeListArray) -> pa.DictionaryArray:
     """Lists as dictionary-encoded blobs; a null list as an empty one."""
     values, offsets = _packed(lists)
     return blobs_from_numpy(values, offsets).dictionary_encode().cast(BLOB_TYPE)

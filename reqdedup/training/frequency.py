@@ -79,6 +79,10 @@ class ItemFrequency:
         return cls(state["item_id_V"], state["log_p_V"], state["unseen_log_p"])
 
 
+NUM_HASHES = 2
+"""Hash functions of a StreamingFrequency."""
+
+
 class StreamingFrequency:
     """Item frequencies from the batches themselves, in fixed memory.
 
@@ -87,26 +91,23 @@ class StreamingFrequency:
         p      =  repeat / gap
 
     `a` falls as 1 / (updates of the slot + 1) until it reaches `decay`, so that the first values are plain means. Items
-    share slots by hash: a slot's p is the sum over its items, and of `num_hashes` slots the smallest p is taken.
+    share slots by hash: a slot's p is the sum over its items, and of NUM_HASHES slots the smallest p is taken.
 
     num_slots: slots per hash function; 24 bytes each. Take several times the number of items.
     Source: Yi et al. 2019, Sampling-bias-corrected neural modeling, algorithms 2 and 3; the change is this module's.
     """
 
-    def __init__(self, num_slots: int, *, num_hashes: int = 2, decay: float = 0.01, seed: int = 0) -> None:
-        if num_slots < 1 or num_hashes < 1 or not 0 < decay < 1:
-            raise ValueError(
-                "num_slots and num_hashes: at least 1, decay: between 0 and 1 required; "
-                f"found {num_slots}, {num_hashes}, {decay}"
-            )
+    def __init__(self, num_slots: int, *, decay: float = 0.01, seed: int = 0) -> None:
+        if num_slots < 1 or not 0 < decay < 1:
+            raise ValueError(f"num_slots: at least 1, decay: between 0 and 1 required; found {num_slots}, {decay}")
         self.decay = decay
         self.rows_seen = 0
         generator = torch.Generator().manual_seed(seed)
-        self.multiplier_H = torch.randint(-(2**63), 2**63 - 1, (num_hashes,), generator=generator) | 1
-        self.last_row_HS = torch.zeros(num_hashes, num_slots, dtype=torch.int64)
-        self.gap_HS = torch.zeros(num_hashes, num_slots, dtype=torch.float64)
-        self.repeat_HS = torch.zeros(num_hashes, num_slots, dtype=torch.float64)
-        self.updates_HS = torch.zeros(num_hashes, num_slots, dtype=torch.int32)
+        self.multiplier_H = torch.randint(-(2**63), 2**63 - 1, (NUM_HASHES,), generator=generator) | 1
+        self.last_row_HS = torch.zeros(NUM_HASHES, num_slots, dtype=torch.int64)
+        self.gap_HS = torch.zeros(NUM_HASHES, num_slots, dtype=torch.float64)
+        self.repeat_HS = torch.zeros(NUM_HASHES, num_slots, dtype=torch.float64)
+        self.updates_HS = torch.zeros(NUM_HASHES, num_slots, dtype=torch.int32)
 
     def update(self, item_id_B: torch.Tensor) -> None:
         """Take in one batch of rows, in the order in which batches are drawn."""

@@ -182,9 +182,9 @@ class _RankRun:
         started = time.monotonic()
         with _MetricsFile(self.out_dir / METRICS_NAME, self.result.steps, write=self.rank == 0) as metrics:
             told_at, rows_then = started, 0
-            for batch, num_global_rows in self.batches():
+            for batch in self.batches():
                 step_started = time.monotonic()
-                loss, meters = self.step(batch, num_global_rows)
+                loss, meters = self.step(batch)
                 self.result.losses.append(loss)
                 self.result.steps += 1
                 self.result.rows += meters.rows
@@ -211,14 +211,14 @@ class _RankRun:
         self.result.peak_device_memory_bytes = peak_device_memory_bytes(self.device)
         return self.result
 
-    def batches(self) -> Iterator[tuple[RequestBatch, int]]:
+    def batches(self) -> Iterator[RequestBatch]:
         """Batches over as many epochs as the steps need; steps without two rows over all ranks are left out."""
         while self.result.steps < self.config.num_steps:
             steps_before, barren_before = self.result.steps, self.num_barren_steps
             for batch, num_rows in in_lockstep(self.loader):
                 if num_rows < 2:  # BatchNorm has no variance to divide by
                     continue
-                yield batch, num_rows
+                yield batch
                 if self.result.steps >= self.config.num_steps:
                     return
             if (
@@ -236,7 +236,7 @@ class _RankRun:
                     + " of users outside the held-out ones; use more of the log"
                 )
 
-    def step(self, batch: RequestBatch, num_global_rows: int) -> tuple[float, BatchMeters]:
+    def step(self, batch: RequestBatch) -> tuple[float, BatchMeters]:
         """One optimiser step; the mean loss over all ranks' terms [nats], and what all ranks' batches held."""
         learning_rate = self.config.learning_rate_at(self.result.steps)
         for group in self.optimizer.param_groups:

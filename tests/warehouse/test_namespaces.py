@@ -4,6 +4,7 @@ import pytest
 
 from tests.storage.small_log import log_schema, make_log, to_batches
 from warehouse import check_one_origin, check_same_log, log_record, made_from, namespace_of, replace_engagement_table
+from warehouse.namespaces import LOG, LOG_FINGERPRINT
 
 
 @pytest.fixture
@@ -50,9 +51,11 @@ def test_another_log_of_the_same_name_is_refused_by_name(catalog, fill, log, tmp
 
 
 def test_a_log_that_grew_or_was_moved_is_the_same_log(catalog, fill, log, tmp_path):
-    fill("raw_engagements", log_record(recipe="smoke", logs=str(log.parent)))
-    moved = log.parent.rename(tmp_path / "elsewhere")
-    check_same_log(catalog, "ns", log_record(recipe="smoke", logs=str(moved)))
+    first = log_record(recipe="smoke", logs=str(log.parent))
+    fill("raw_engagements", first)
+    moved = log_record(recipe="smoke", logs=str(log.parent.rename(tmp_path / "elsewhere")))
+    assert (moved[LOG] == first[LOG], moved[LOG_FINGERPRINT]) == (False, first[LOG_FINGERPRINT])
+    check_same_log(catalog, "ns", moved)
     log.parent.mkdir()
     log.write_text("1\t1\t5\t881250949\n1\t2\t5\t881250950\n")
     check_same_log(catalog, "ns", log_record(recipe="smoke", logs=str(log.parent)))

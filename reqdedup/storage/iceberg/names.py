@@ -1,9 +1,12 @@
-"""Names of tables: their form, and the one that reqdedup keeps for itself in every namespace."""
+"""Names of tables: their form, and those that reqdedup keeps for itself in every namespace."""
 
 from __future__ import annotations
 
 REJECTS_TABLE = "rejected_engagements"
 """Name of the table of rejected rows beside the engagement tables of a namespace."""
+RUN_TABLE = "graph_run"
+"""Name of the table that says which run of the graph makes the tables of a namespace."""
+_KEPT = {REJECTS_TABLE: "the rows that an ingest rejects", RUN_TABLE: "the run that makes the namespace's tables"}
 
 
 def split_identifier(identifier: str) -> tuple[str, str]:
@@ -15,11 +18,10 @@ def split_identifier(identifier: str) -> tuple[str, str]:
 
 
 def check_free_name(identifier: str) -> str:
-    """The namespace of a table that holds a user's rows. Raises ValueError if its name is that of the rejected rows."""
+    """The namespace of a table that holds a user's rows. Raises ValueError if its name is one that we keep."""
     namespace, name = split_identifier(identifier)
-    if name == REJECTS_TABLE:
+    if name in _KEPT:
         raise ValueError(
-            f"table {identifier}: a name other than {REJECTS_TABLE} required, where every ingest puts the rows that it "
-            "rejects; choose another name"
+            f"table {identifier}: a name other than {name} required, which is kept for {_KEPT[name]}; choose another name"
         )
     return namespace

@@ -123,7 +123,7 @@ def _expired(table: Table, cutoff: datetime, keep_last: int) -> list[Snapshot]:
     for ref in table.metadata.refs.values():
         kept.add(ref.snapshot_id)
         if ref.snapshot_ref_type == SnapshotRefType.BRANCH:
-            kept |= _kept_on_branch(table, ref, cutoff_ms, keep_last)
+            kept |= _kept_on_branch(table, ref, keep_last)
     return [
         snapshot
         for snapshot in table.metadata.snapshots
@@ -131,7 +131,7 @@ def _expired(table: Table, cutoff: datetime, keep_last: int) -> list[Snapshot]:
     ]
 
 
-def _kept_on_branch(table: Table, ref: SnapshotRef, cutoff_ms: float, keep_last: int) -> set[int]:
+def _kept_on_branch(table: Table, ref: SnapshotRef, keep_last: int) -> set[int]:
     kept: set[int] = set()
     snapshot = table.snapshot_by_id(ref.snapshot_id)
     while snapshot is not None and len(kept) < max(keep_last, ref.min_snapshots_to_keep or 1):

@@ -87,10 +87,11 @@ def test_a_table_of_other_rows_is_left_alone(catalog):
     check_rejects_table(catalog, "shop.not_there")
 
 
-def test_no_table_of_engagements_or_features_takes_the_name_of_the_rejects(catalog):
+@pytest.mark.parametrize("kept", ["rejected_engagements", "graph_run"])
+def test_no_table_of_engagements_or_features_takes_a_name_that_is_kept(catalog, kept):
     schema = synthetic_schema(SyntheticLogConfig())
-    name = "shop.rejected_engagements"
-    message = "a name other than rejected_engagements required"
+    name = f"shop.{kept}"
+    message = f"a name other than {kept} required"
     with pytest.raises(ValueError, match=message):
         rejects_identifier(name)
     with pytest.raises(ValueError, match=message):
