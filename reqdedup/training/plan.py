@@ -99,7 +99,7 @@ def source_from_dict(values: Mapping[str, Any]) -> FileSource:
     """The source; files that are not local are opened with the environment's credentials
     (AWS_ACCESS_KEY_ID and so on)."""
     paths, schema = values["paths"], EngagementSchema.from_json(json.dumps(values["schema"]))
-    names = ("merge_pieces", "known_columns", "field_ids")  # not in files of version 0.1.0
+    names = ("merge_pieces", "known_columns", "field_ids", "known_fields")  # not in files of version 0.1.0
     reading = {name: values[name] for name in names if name in values}
     is_local = all(urlparse(path).scheme in ("", "file") for path in paths)
     io = None if is_local else open_store(values.get("store", {}), paths[0])

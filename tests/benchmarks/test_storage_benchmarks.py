@@ -44,7 +44,7 @@ def test_a_part_passes_its_gates_and_gives_complete_rows(tmp_path, part):
     assert rows
     for row in rows:
         assert set(FIELDS) <= set(row), row
-        assert row["value"] > 0
+        assert row["value"] > 0 or part == "audit"  # an estimate's error, none if the sample is the whole table
         assert row["sizes"]
     assert len({(row["claim"], row["variant"]) for row in rows}) == len(rows), "each figure once"
 

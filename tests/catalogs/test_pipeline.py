@@ -71,7 +71,7 @@ def test_a_run_that_is_refused_says_so_and_shows_no_credential(
     else:
         properties[wrong] = SECRET
     code, left = run(properties, new_namespace())
-    assert code == 1
+    assert code == 2
     assert any(word in left for word in (b"refused the password", b"refused the credential", b"ACCESS_DENIED"))
     for secret in (SECRET, postgres.password, seaweedfs.access_key, seaweedfs.secret_key):
         assert secret.encode() not in left

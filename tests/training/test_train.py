@@ -73,7 +73,7 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
     assert isinstance(model, DCAT)
     assert not model.training
     run = json.loads((out_dir / RUN_NAME).read_text())
-    reading = ["merge_pieces", "known_columns", "field_ids"]
+    reading = ["merge_pieces", "known_columns", "field_ids", "known_fields"]
     assert list(run) == ["format", "training", "paths", "schema", *reading, "store", "snapshot_id", "out_dir"]
     assert (run["format"], run["training"]["model"]["kind"]) == (1, "dcat")
     assert json.loads((out_dir / "result.json").read_text())["format"] == 1

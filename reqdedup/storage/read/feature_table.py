@@ -56,7 +56,7 @@ from reqdedup.storage.iceberg.names import check_free_name
 from reqdedup.storage.iceberg.settings import default_settings
 from reqdedup.storage.read.buckets import check_sorted
 from reqdedup.storage.read.reader import FileSource
-from reqdedup.storage.read.table_source import column_ids
+from reqdedup.storage.read.table_source import column_ids, known_fields
 
 FEATURES_PROPERTY = "reqdedup.features"
 BUCKETS_PROPERTY = "reqdedup.buckets"
@@ -116,6 +116,7 @@ class FeatureSource(FileSource):
             num_buckets=buckets_of_files(table, files),
             known_columns=stored.names,
             field_ids=column_ids(table, self.snapshot_id),
+            known_fields=known_fields(table),
         )
 
 

@@ -26,7 +26,7 @@ def readable(path: str, pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordB
     """The pieces; whatever goes wrong with the file's bytes names the file."""
     try:
         yield from pieces
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
 
@@ -48,13 +48,16 @@ class FileColumns:
     """Which of a source's columns a file has.
 
     names: what the file calls each of them.  lists: those that are lists there.  found: all columns of the file.
-    has_ids: the file says Iceberg's field ids, so that a name proves nothing.
+    has_ids: the file says Iceberg's field ids, so that a name proves nothing.  ids, fields: those of its columns, and
+        "id name" of each.
     """
 
     names: Mapping[str, str]
     lists: frozenset[str]
     found: tuple[str, ...]
     has_ids: bool
+    ids: tuple[int, ...]
+    fields: frozenset[str]
 
 
 def file_columns(footer: pq.FileMetaData, names: Iterable[str], field_ids: Mapping[str, int]) -> FileColumns:
@@ -70,7 +73,8 @@ def file_columns(footer: pq.FileMetaData, names: Iterable[str], field_ids: Mappi
         elif name in schema.names and (wanted is None or name not in id_of):
             held[name] = name
     lists = frozenset(name for name, theirs in held.items() if is_list(schema.field(theirs).type))
-    return FileColumns(held, lists, tuple(schema.names), bool(id_of) and bool(field_ids))
+    fields = frozenset(f"{field_id} {name}" for name, field_id in id_of.items())
+    return FileColumns(held, lists, tuple(schema.names), bool(id_of) and bool(field_ids), tuple(id_of.values()), fields)
 
 
 def deduplicated(path: str, table: pa.Table, columns: list[Column]) -> pa.RecordBatch:

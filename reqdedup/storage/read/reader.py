@@ -61,6 +61,8 @@ class FileSource(Readable):
     known_columns: all that a file without field ids may hold. A nullable column may be missing in an older file and is
         null there, but not beside one that nobody knows: that is a renamed column or a damaged footer. None: any is.
     field_ids: Iceberg's id of each column, by which it is found in a file, whatever it is called there.
+    known_fields: "id name" of every column that the table has had. A file with another pair has a damaged footer, and
+        is not read if it lacks a column. None: any is known.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class FileSource(Readable):
         merge_pieces: bool = True,
         known_columns: Iterable[str] | None = None,
         field_ids: Mapping[str, int] | None = None,
+        known_fields: Iterable[str] | None = None,
     ) -> None:
         self._paths = list(paths)
         self._schema = schema
@@ -83,6 +86,7 @@ class FileSource(Readable):
         self._merge_pieces = merge_pieces
         self._known_columns = None if known_columns is None else frozenset(known_columns)
         self._field_ids = dict(field_ids or {})
+        self._known_fields = None if known_fields is None else frozenset(known_fields)
         self._footers: dict[str, pq.FileMetaData] = {}
         self._file_columns: dict[str, FileColumns] = {}
         self._encoded: dict[str, list[str]] = {}
@@ -104,7 +108,13 @@ class FileSource(Readable):
     def reading(self) -> dict[str, Any]:
         """How columns are found in the files: keyword arguments that JSON can hold."""
         known = None if self._known_columns is None else sorted(self._known_columns)
-        return {"merge_pieces": self._merge_pieces, "known_columns": known, "field_ids": self._field_ids}
+        fields = None if self._known_fields is None else sorted(self._known_fields)
+        return {
+            "merge_pieces": self._merge_pieces,
+            "known_columns": known,
+            "field_ids": self._field_ids,
+            "known_fields": fields,
+        }
 
     def with_io(self, io: FileIO) -> FileSource:
         """The same files, opened by another FileIO."""
@@ -281,7 +291,7 @@ class FileSource(Readable):
             raise FileNotFoundError(
                 f"{path}: data file of the snapshot required, found nothing there; was it swept away or moved?"
             ) from error
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise unreadable(path, error) from error
 
     def _read(
@@ -341,9 +351,13 @@ class FileSource(Readable):
 
     def _present(self, path: str, held: FileColumns, columns: list[Column]) -> dict[str, str]:
         """What the file calls each column that it has. Raises ValueError for one that it lacks and must have."""
-        strange = self._known_columns is not None and not self._known_columns.issuperset(held.found)
+        if held.has_ids:
+            strange = self._known_fields is not None and not self._known_fields.issuperset(held.fields)
+        else:
+            strange = self._known_columns is not None and not self._known_columns.issuperset(held.found)
+        twice = len(set(held.ids)) < len(held.ids)
         for column in columns:
-            if column.name not in held.names and ((strange and not held.has_ids) or not column.nullable):
+            if twice or (column.name not in held.names and (strange or not column.nullable)):
                 raise ValueError(
                     f"{path}: column {column.name} required, found {list(held.found)}; if another engine renamed or dropped "
                     "it, give it its name back there, or read the other columns"

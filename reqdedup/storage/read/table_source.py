@@ -86,6 +86,7 @@ class TableSource(FileSource):
             merge_pieces=self.layout is not Layout.SHUFFLED,
             known_columns=known_columns,
             field_ids=fields,
+            known_fields=known_fields(table),
         )
 
     def files(self) -> FileSource:
@@ -127,7 +128,13 @@ def table_files(
         num_buckets=num_buckets,
         known_columns=schema.names,
         field_ids=column_ids(table, snapshot_id),
+        known_fields=known_fields(table),
     )
+
+
+def known_fields(table: Table) -> set[str]:
+    """ "id name" of every column that the table has had."""
+    return {f"{field.field_id} {field.name}" for schema in table.schemas().values() for field in schema.fields}
 
 
 def _bucket(partition: object, num_buckets: int | None) -> int | None:

@@ -36,7 +36,7 @@ class InOrder:
         return iter(self._batches)
 
     def by_bucket(self, num_buckets: int) -> Iterator[tuple[int, Iterator[pa.RecordBatch]]]:
-        """The batches of each bucket. Raises ValueError for one of several buckets, and for a bucket that comes again."""
+        """The batches of each bucket. Raises ValueError for one of several, and for a bucket that comes again."""
         seen: set[int] = set()
         for bucket, together in groupby(self._with_bucket(num_buckets), key=lambda pair: pair[0]):
             if bucket in seen:
