@@ -132,9 +132,18 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
         columns = []
         for name, field in fields.items():
             separated = mapping.list_separators.get(name)
-            value = pl.col(field) if separated is None else split_text(pl.col(field), separated)
-            columns.append(value.alias(name))
+            columns.append(_field(field, separated, mapping.missing_texts, is_history=name == "history").alias(name))
         yield Block(good.select("line", "raw", *columns), block.num_bytes)
+
+
+def _field(field: str, separator: str | None, missing: list[str], *, is_history: bool) -> pl.Expr:
+    """A field as it stands or as the pieces of its text, null where it means missing."""
+    if separator is None:
+        return pl.when(~pl.col(field).is_in(missing)).then(pl.col(field))
+    pieces = split_text(pl.col(field), separator)
+    if is_history:
+        return pieces
+    return pieces.list.eval(pl.when(~pl.element().is_in(missing)).then(pl.element()))
 
 
 def _separator(path: Path, mapping: LogMapping) -> str:

@@ -83,7 +83,7 @@ def _are_strings(frame: pl.DataFrame, name: str, mapping: LogMapping) -> bool | 
         values = frame[name]
     if values.dtype == pl.String:
         values = values.str.strip_chars()
-        values = values.filter(~values.is_in(list(mapping.null_values)))
+        values = values.filter(~values.is_in(mapping.missing_texts))
     values = values.drop_nulls()
     if values.is_empty():
         return None
@@ -97,6 +97,11 @@ class ImpressionParser:
 
     def __init__(self, mapping: LogMapping, ids: IdTypes, rejects: Rejects, *, request_scope: str):
         self._mapping, self._ids, self._rejects, self._scope = mapping, ids, rejects, request_scope
+        self._texts = {f"request {rule.name}" for rule in mapping.request_columns if rule.dtype == "string"}
+        self._texts |= {f"row {rule.name}" for rule in mapping.item_columns if rule.dtype == "string"}
+        self._text_ids = {name for name in ("user", "item", "request") if getattr(ids, name)}
+        if mapping.request_id and mapping.request_id.type == "int":  # hashed with its scope, and an integer still
+            self._text_ids.discard("request")
         latest = mapping.time.latest or datetime.now(UTC) + timedelta(days=1)
         self._earliest_us = round(mapping.time.earliest.timestamp() * 1e6)
         self._latest_us = round(latest.timestamp() * 1e6)
@@ -121,12 +126,21 @@ class ImpressionParser:
         return self._scoped(self._parse_row(frame))
 
     def _without_nulls(self, name: str, dtype: pl.DataType) -> pl.Expr:
-        if dtype.is_float() and {"nan", "NaN"} & set(self._mapping.null_values):
-            return pl.col(name).fill_nan(None)
+        """A column with null for what means missing. Text is exact; around a number, time or bool spaces do not count.
+
+        Of text, what means missing by default is missing already, if it came from a delimited file.
+        """
+        value, missing = pl.col(name), self._mapping.missing_texts
+        if dtype.is_float() and {"nan", "NaN"} & set(missing):
+            return value.fill_nan(None)
         if dtype != pl.String:
-            return pl.col(name)
-        stripped = pl.col(name).str.strip_chars()
-        return pl.when(~stripped.is_in(list(self._mapping.null_values))).then(stripped).alias(name)
+            return value
+        stripped = value.str.strip_chars()
+        if name in self._texts | self._text_ids:
+            is_missing = value.is_in(list(self._mapping.null_values or ()))
+            is_missing |= (stripped == "") if name in self._text_ids else False  # nobody's id
+            return pl.when(~is_missing).then(value).alias(name)
+        return pl.when(~stripped.is_in(missing)).then(stripped).alias(name)
 
     def _parse_request(self, frame: pl.DataFrame) -> pl.DataFrame:
         """User, request, time, request-level columns and history: what a row has once, however many candidates."""
@@ -160,8 +174,11 @@ class ImpressionParser:
         names = [name for name, there in (("history", rule.columns), ("history_times", rule.time_columns)) if there]
         if not names:
             return frame
-        element = pl.element().str.strip_chars()
-        frame = frame.with_columns(pl.col(names).list.eval(element.filter((element != "").fill_null(True))))
+        element, stripped = pl.element(), pl.element().str.strip_chars()
+        is_there = (stripped != "").fill_null(True)
+        for name in names:
+            kept = element if name == "history" and self._ids.item else stripped
+            frame = frame.with_columns(pl.col(name).list.eval(kept.filter(is_there)))
         checks = [Check("history", pl.col(name).list.contains(None), pl.lit("null in a list")) for name in names]
         marked = pl.col("history").list.eval(pl.element().str.contains(LIST_MARK, literal=True)).list.any()
         checks.append(Check("history", marked, pl.lit("items without the character U+001F required")))

@@ -174,7 +174,7 @@ class LogMapping:
     header: whether the first record is one; "auto" if it names a mapped column.
     columns: names of the fields if there is no header.
     files: patterns of file names in a folder; the first one that fits decides.
-    null_values: texts that mean missing.
+    null_values: texts that mean missing; None: NULL_VALUES, but for strings of JSON and Parquet in text columns none.
     """
 
     user_id: IdRule
@@ -194,7 +194,7 @@ class LogMapping:
     header: bool | str = "auto"
     columns: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    null_values: tuple[str, ...] = NULL_VALUES
+    null_values: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.item_id is None) == (self.candidates is None):
@@ -220,6 +220,11 @@ class LogMapping:
                 )
         if not 1 <= len(self.labels) <= MAX_LABELS:
             raise ValueError(f"mapping: from 1 to {MAX_LABELS} labels required, found {len(self.labels)}")
+
+    @property
+    def missing_texts(self) -> list[str]:
+        """Texts that mean missing in a field of delimited text, and wherever a number, time or bool is wanted."""
+        return list(NULL_VALUES if self.null_values is None else self.null_values)
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ A value is taken exactly as it is meant, or not at all: null in, null out, and n
 tells the two apart by looking at the input. What fits:
 
 - an integer id: `7`, `-7` or `7.0`; not `07` or `+7`, which would become one with another id
-- a string id: text as it stands, or a whole number as its digits
+- a string id: text as it stands, spaces too, or a whole number as its digits
 - a whole number: one of any spelling (`3.0`, `1e3`, `007`, true), within its type
 - a float: the nearest one; infinite only if it says so, NaN counts as missing
 - a bool: true, false, or a number that is 0 or 1
@@ -180,9 +180,9 @@ def _truth(text: pl.Expr) -> pl.Expr:
 
 
 def split_text(value: pl.Expr, separator: str) -> pl.Expr:
-    """Lists of the pieces of separated text; null and blank text give empty lists."""
+    """Lists of the pieces of separated text, without spaces around them; null and blank text give empty lists."""
     text = value.str.strip_chars()
-    pieces = pl.when(text != "").then(text).str.split(separator)
+    pieces = pl.when(text != "").then(text).str.split(separator).list.eval(pl.element().str.strip_chars())
     return pieces.fill_null(pl.lit([], dtype=pl.List(pl.String)))
 
 
@@ -191,7 +191,7 @@ def candidate_item(name: str, rule: CandidateRule) -> pl.Expr:
     if not rule.label:
         return pl.col(name)
     pieces = pl.col(name).str.split(rule.label_separator)
-    before = pieces.list.slice(0, pieces.list.len() - 1).list.join(rule.label_separator)
+    before = pieces.list.slice(0, pieces.list.len() - 1).list.join(rule.label_separator).str.strip_chars()
     return pl.when(pl.col(name).str.contains(rule.label_separator, literal=True)).then(before).otherwise(pl.col(name))
 
 

@@ -230,3 +230,39 @@ def test_times_are_read_alike_from_text_and_types(tmp_path, read):
     found = read(tmp_path / "d.parquet", mapping={**MAPPING, "item_columns": {}})
     assert [row["request_ts"].timestamp() for row in found.rows] == [BASE_S]
     assert found.reasons == [("time", 2), ("time", 3)]
+
+
+TEXTS = ["alice", "alice ", " alice", "\talice", "NULL", "null", "None", "nan"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_text_ids_and_text_columns_are_exact(suffix, tmp_path, read):
+    """Spaces are part of a text, and a string of JSON or Parquet is one whatever it says."""
+    mapping = {"user_id": {"column": "u", "type": "string"}, "item_id": {"column": "i", "type": "int"}}
+    mapping |= {"time": {"column": "t"}, "labels": {"click": "c"}, "item_columns": {"v": "string"}}
+    rows = [{**ROW, "u": text, "i": k, "v": text} for k, text in enumerate(TEXTS, 1)]
+    found = read(write(tmp_path / f"log.{suffix}", rows), mapping=mapping)
+    kept = TEXTS[:4] if suffix == "csv" else TEXTS
+    by_item = sorted(found.rows, key=lambda row: row["item_id"])
+    assert [(row["user_id"], row["user_key"], row["v"]) for row in by_item] == [(hash_string(t), t, t) for t in kept]
+    named = read(tmp_path / f"log.{suffix}", mapping={**mapping, "null_values": ["null", "None"]})
+    assert sorted(row["v"] for row in named.rows) == sorted(set(TEXTS) - {"null", "None"})
+    blank = read(write(tmp_path / f"blank.{suffix}", [{**ROW, "u": "bob"}, {**ROW, "u": "  "}]), mapping=mapping)
+    assert [reason for reason, _ in blank.reasons] == ["null_id"]
+
+
+def test_spaces_of_a_field_do_not_depend_on_quotes_elsewhere_in_its_record(tmp_path, read):
+    mapping = {**MAPPING, "item_columns": {"v": "string", "w": "string"}}
+    fields = [(" a", "b"), (" a", '"b"'), ('" a"', ' "b"'), (' " a"', "b")]
+    lines = [f" 1 , {k}, {BASE_S} ,1 ,{v},{w}" for k, (v, w) in enumerate(fields)]
+    (tmp_path / "log.csv").write_text("\n".join(["u,i,t,c,v,w", *lines]) + "\n")
+    found = read(tmp_path / "log.csv", mapping=mapping)
+    assert [(row["user_id"], row["v"], row["w"]) for row in found.rows] == [(1, " a", "b")] * 4
+
+
+def test_items_of_a_history_are_the_texts_of_the_items(tmp_path, read):
+    mapping = {"user_id": "u", "item_id": {"column": "i", "type": "string"}, "time": {"column": "t"}}
+    mapping |= {"labels": {"click": "c"}, "history": {"column": "h"}}
+    row = {**ROW, "i": "x ", "h": ["x ", "x", " "]}
+    found = read(write(tmp_path / "log.jsonl", [row]), mapping=mapping)
+    assert found.rows[0]["history_item_id"] == [hash_string("x "), hash_string("x")]
