@@ -33,6 +33,7 @@ from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.evolve import MAIN, add_columns, ref_snapshot
 from reqdedup.storage.iceberg.form import preview
 from reqdedup.storage.iceberg.layout import Layout, buckets_of
+from reqdedup.storage.iceberg.same_requests import same_requests
 from reqdedup.storage.join.merge import LEFT, JoinCounts, MergeJoin
 from reqdedup.storage.read.buckets import SortedSource, SortedTable
 from reqdedup.storage.read.feature_positions import Positions, feature_side, first_rows, key_hash
@@ -54,6 +55,9 @@ from reqdedup.storage.read.table_source import TableSource
 
 MAIN_TABLE, MAIN_SNAPSHOT, BUCKETS = "reqdedup.main-table", "reqdedup.main-snapshot", "reqdedup.buckets"
 """Snapshot properties: what the features were computed from, and the buckets that were written (or "all")."""
+
+MAIN_REQUESTS = "reqdedup.main-requests"
+"""Snapshot property: the first snapshot of the main table that had these requests, if that can be told."""
 
 _NEW, _OLD, _IS_NEW = "new:", "old:", Column(name="new", dtype="bool", level=Level.REQUEST, nullable=True)
 
@@ -251,7 +255,9 @@ class Backfill:
         )
 
     def _summary(self) -> dict[str, str]:
+        _, first = same_requests(self._source.table.metadata, self._source.snapshot_id)
         return {
+            **({MAIN_REQUESTS: str(first)} if first is not None else {}),
             MAIN_TABLE: self._main.name,
             MAIN_SNAPSHOT: str(self._source.snapshot_id),
             BUCKETS: "all" if self.is_whole else ",".join(map(str, self.buckets)),

@@ -7,17 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
-from pyiceberg.table.snapshots import Snapshot
 
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.dedup.parts import blob_bytes
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import NUMBER_WIDTH_BYTES, USER_ID, Column, Kind
-from reqdedup.storage.features.backfill import MAIN_SNAPSHOT
-from reqdedup.storage.features.promote import PLAN
+from reqdedup.storage.features.backfill import MAIN_REQUESTS, MAIN_SNAPSHOT
 from reqdedup.storage.iceberg.layout import buckets_of
-from reqdedup.storage.iceberg.private import parent_of
+from reqdedup.storage.iceberg.same_requests import same_requests
 from reqdedup.storage.join.merge import DUPLICATES_FIRST, INNER, JoinCounts, MergeJoin
 from reqdedup.storage.measure.checks import CheckResult
 from reqdedup.storage.read.buckets import SortedTable
@@ -27,9 +25,6 @@ from reqdedup.storage.read.table_source import TableSource
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value allowed, by feature; of each element if a value is many. NaN lies in no range."""
-
-OPERATION = "reqdedup.operation"
-"""Snapshot property: what maintenance did."""
 
 CHECKS = ("requests", "order", "buckets", "nulls", "ranges")
 
@@ -91,18 +86,17 @@ def features_current(main_table: Table, side_table: Table) -> CheckResult:
     Compaction, rebucketing, deletion and promotion bring no new requests; whatever else came since makes them stale.
     """
     snapshot, current = side_table.current_snapshot(), main_table.metadata.current_snapshot_id
-    made_from = snapshot.summary.get(MAIN_SNAPSHOT) if snapshot is not None and snapshot.summary is not None else None
+    summary = snapshot.summary if snapshot is not None else None
+    made_from, noted = (summary.get(name) if summary is not None else None for name in (MAIN_SNAPSHOT, MAIN_REQUESTS))
     side, main = ".".join(side_table.name()), ".".join(main_table.name())
-    found = current
-    while found is not None and made_from is not None and str(found) != made_from:
-        step = main_table.snapshot_by_id(found)
-        if step is not None and not _brings_no_requests(step):
-            break
-        found = parent_of(step) if step is not None else None
-    if made_from is not None and str(found) == made_from:  # which may have expired: its id is enough
+    had, first_had = same_requests(main_table.metadata, int(made_from) if made_from and made_from.isdigit() else None)
+    has, first_has = same_requests(main_table.metadata, current)
+    if noted:
+        had, first_had = had | {int(noted)}, int(noted)
+    if had & has and not _is_older(main_table, current, made_from):
         said = f"{side}: made from snapshot {made_from} of {main}, whose requests are the same now"
         return CheckResult(True, 1, said)
-    if made_from is not None and found is None:
+    if had and has and (first_had is None or first_has is None):
         said = (
             f"{side}: made from snapshot {made_from} of {main}; whether that has had other requests since cannot be told, "
             f"for snapshots between it and {current} have expired; compute the features again"
@@ -115,11 +109,10 @@ def features_current(main_table: Table, side_table: Table) -> CheckResult:
     return CheckResult(False, 1, said)
 
 
-def _brings_no_requests(snapshot: Snapshot) -> bool:
-    summary = snapshot.summary
-    if summary is None:
-        return False
-    return summary.get(OPERATION) in ("compact", "rebucket", "delete") or summary.get(PLAN) is not None
+def _is_older(table: Table, snapshot_id: int | None, than: str | None) -> bool:
+    """Whether somebody went back to a snapshot before this one, maybe to requests that were deleted in between."""
+    found, other = (table.snapshot_by_id(int(one)) if one else None for one in (snapshot_id, than))
+    return found is not None and other is not None and (found.sequence_number or 0) < (other.sequence_number or 0)
 
 
 class _Look:

@@ -47,6 +47,7 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
 )
 from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.same_requests import PLAN
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
 from reqdedup.storage.read.feature_table import feature_schema
@@ -54,9 +55,8 @@ from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.write.writer import fat_rows, write_rows
 
 BRANCH = OWN_REFS + "promoting"
-PLAN, UNIT, BASE = "reqdedup.promote-plan", "reqdedup.promote-unit", "reqdedup.promote-base"
-"""Snapshot properties of the branch: what is promoted, the part that this commit did, and the
-snapshot it began from."""
+UNIT, BASE = "reqdedup.promote-unit", "reqdedup.promote-base"
+"""Snapshot properties of the branch beside PLAN: the part that this commit did, and the snapshot it began from."""
 
 CHECKSUM = "reqdedup.promote-checksum"
 """Snapshot property: rows of the part, and the checksum of their old columns."""

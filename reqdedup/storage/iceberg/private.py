@@ -20,25 +20,17 @@ from pyiceberg.manifest import (
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.table.update.snapshot import _OverwriteFiles
 from pyiceberg.types import NestedField
+
+from reqdedup.storage.iceberg.same_requests import REQUESTS_OF, brings_no_requests, same_requests
 
 _BOUNDS = [
     position
     for position, field in enumerate(DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields)
     if field.name in ("lower_bounds", "upper_bounds")
 ]
-
-PARENT = "reqdedup.parent-snapshot"
-"""Snapshot property of a replacement: its parent, which pyiceberg 0.12 forgets once that expires."""
-
-
-def parent_of(snapshot: Snapshot) -> int | None:
-    """The snapshot that this one was made from, expired or not; None if it had none or nothing tells."""
-    noted = snapshot.summary.get(PARENT) if snapshot.summary is not None else None
-    return snapshot.parent_snapshot_id or (int(noted) if noted else None)
 
 
 def stage(
@@ -92,7 +84,9 @@ def _forget_removed(snapshot: _OverwriteFiles, *, deletes: bool) -> None:
 
     def with_files() -> list[ManifestFile]:
         # Here and not before: pyiceberg may try again on top of another parent.
-        snapshot.snapshot_properties = {**noted, PARENT: str(snapshot._parent_snapshot_id or "")}
+        if brings_no_requests(noted):
+            _, first = same_requests(snapshot._transaction.table_metadata, snapshot._parent_snapshot_id)
+            snapshot.snapshot_properties = {**noted, REQUESTS_OF: str(first)} if first is not None else noted
         kept = [one for one in manifests_of() if one.has_added_files() or one.has_existing_files()]
         return [one for one in kept if not deletes or one.content is ManifestContent.DATA]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.schema import REQUEST_ID, USER_ID, EngagementSchema, Level
-from reqdedup.storage.features.backfill import MAIN_SNAPSHOT, MAIN_TABLE
+from reqdedup.storage.features.backfill import MAIN_REQUESTS, MAIN_SNAPSHOT, MAIN_TABLE
 from reqdedup.storage.iceberg.changes import added_columns, check_no_columns_added
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_schema
@@ -174,7 +174,7 @@ def made_from(table: Table) -> dict[str, str]:
     snapshot = table.current_snapshot()
     if snapshot is None or snapshot.summary is None:
         return {}
-    said = {name: snapshot.summary.get(name) for name in (MAIN_TABLE, MAIN_SNAPSHOT)}
+    said = {name: snapshot.summary.get(name) for name in (MAIN_TABLE, MAIN_SNAPSHOT, MAIN_REQUESTS)}
     return {name: value for name, value in said.items() if value is not None}
 
 
