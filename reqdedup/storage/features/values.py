@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, sequence_lengths
 from reqdedup.dedup.rows import compact_blobs, concat
@@ -43,6 +44,8 @@ def compute_values(
     names = [column.name for column in columns]
     for batch in requests:
         result = compute(batch)
+        if result is None:
+            raise ValueError(f"compute: values of {', '.join(names)} required, found None; it must return them")
         if not isinstance(result, Mapping):
             if len(columns) != 1:
                 raise ValueError(f"compute: a dict of {names} required, found one {type(result).__name__}")
@@ -56,6 +59,8 @@ def compute_values(
 
 def feature_array(values: Any, column: Column, num_requests: int) -> pa.Array:
     """What a compute function returned, as the deduplicated form of `column`. Raises ValueError where it cannot be."""
+    if values is None:
+        raise ValueError(f"feature {column.name}: {num_requests} values required, one per request, found None")
     array = values if isinstance(values, pa.Array) else pa.array(values)
     if len(array) != num_requests:
         raise ValueError(f"feature {column.name}: {num_requests} values required, one per request, found {len(array)}")
@@ -63,7 +68,7 @@ def feature_array(values: Any, column: Column, num_requests: int) -> pa.Array:
         raise ValueError(f"feature {column.name}: no nulls allowed, found {array.null_count}; declare it nullable")
     try:
         if not column.is_blob:
-            return array.cast(element_type(column))
+            return _check_finite(array.cast(element_type(column)), array, column)
         if (
             pa.types.is_list(array.type)
             or pa.types.is_large_list(array.type)
@@ -77,6 +82,16 @@ def feature_array(values: Any, column: Column, num_requests: int) -> pa.Array:
     if column.kind is Kind.VECTOR and (lengths != column.width).any():
         raise ValueError(f"feature {column.name}: {column.width} elements each required, found {set(lengths.tolist())}")
     return array
+
+
+def _check_finite(narrow: pa.Array, array: pa.Array, column: Column) -> pa.Array:
+    """The cast values. Raises ValueError if the type made an infinity of a number that is none, which casts allow."""
+    if pa.types.is_floating(narrow.type) and pa.types.is_floating(array.type):
+        overflows = pc.fill_null(pc.and_(pc.is_inf(narrow), pc.is_finite(array)), False)
+        if pc.any(overflows, min_count=0).as_py():
+            value = array[overflows.index(True).as_py()].as_py()
+            raise ValueError(f"feature {column.name}: values of {column.dtype} required, found {value!r}")
+    return narrow
 
 
 def missing_values(column: Column, num_rows: int) -> pa.Array:

@@ -33,6 +33,7 @@ from tests.storage.small_log import log_schema, make_log, to_batches
 
 LOG = make_log(num_users=30, seed=4)
 COUNT = Column(name="count", dtype="int32", level=Level.REQUEST, doc="a count", nullable=True)
+SCORE = Column(name="score", dtype="float32", level=Level.REQUEST, nullable=True)
 SEQUENCE = Column(name="sequence", dtype="int64", level=Level.REQUEST, kind=Kind.SEQUENCE)
 VECTOR = Column(name="vector", dtype="float32", level=Level.REQUEST, kind=Kind.VECTOR, width=3)
 
@@ -192,9 +193,26 @@ def test_what_does_not_fit_is_refused(catalog, main):
         ([None], VECTOR, "no nulls allowed"),
         ([[1.0, 2.0]], VECTOR, r"3 elements each required, found \{2\}"),
         (["many"], COUNT, "scalar of int32 required"),
+        ([1e300], SCORE, "feature score: values of float32 required, found 1e[+]300"),
+        ([-1e39], SCORE, "feature score: values of float32 required, found -1e[+]39"),
+        ([[1e300, 0.0, 0.0]], VECTOR, "does not fit into float"),
+        ([2**40], COUNT, "scalar of int32 required"),
         ([b"123"], SEQUENCE, "multiple of 8 bytes"),
     ],
 )
 def test_values_of_the_wrong_form_are_refused(returned, column, message):
     with pytest.raises(ValueError, match=message):
         feature_array(pa.array(returned), column, 1)
+
+
+def test_infinity_and_nan_that_a_function_returned_stay():
+    found = feature_array(pa.array([np.inf, -np.inf, np.nan, None, 0.1]), SCORE, 5)
+    np.testing.assert_array_equal(found.to_numpy(zero_copy_only=False)[:3], [np.inf, -np.inf, np.nan])
+    assert found[3:].to_pylist() == [None, float(np.float32(0.1))]
+
+
+@pytest.mark.parametrize("returned", [None, {"count": None}])
+def test_a_function_that_returns_nothing_is_told_so(catalog, main, returned):
+    side = create_feature_table(catalog, "lake.none", main, [COUNT])
+    with pytest.raises(ValueError, match=r"(compute|feature count): .*values.* required.*found None"):
+        add_request_feature(main, side, lambda requests: returned)
