@@ -70,7 +70,7 @@ class FeatureReport:
     their value.  buckets, files: written.
     bytes: of these files, keys, footers and all.
     minimum_bytes: of the feature values alone, in the same codec: what any store would have to write.
-    key_bytes: of user_id and request_id.  snapshot_id: of the commit; None where there was nothing to commit.
+    key_bytes: of user_id and request_id.  snapshot_id: of the commit; None if there was nothing to commit.
     """
 
     requests: int
@@ -104,17 +104,17 @@ def add_request_feature(
 
     compute: called once per batch of some thousand requests with one row each: user_id, request_id and the `inputs`,
         blobs as dictionaries (`numpy_from_blobs` opens them). Blob features may be returned as lists or as blobs.
-    inputs: columns of the main table that `compute` needs; by default what `compute.inputs(schema)` says where it has
+    inputs: columns of the main table that `compute` needs; by default what `compute.inputs(schema)` says if it has
         that method (as `recent_event_counts` does), else all request-level columns.
     users: compute for these only, and write only their buckets. The other requests there keep what they have; those
         that have nothing get null, an empty sequence, or zeros of a vector.
-    columns: what `compute` returns, where that is not all features of the table; the others keep their values. A column
+    columns: what `compute` returns, if that is not all features of the table; the others keep their values. A column
         that the table does not have is added, without writing the main table.
     progress: called with buckets done and buckets in total.
 
     An earlier version of the features is replaced; whoever reads sees the old or the new one, whole. The snapshot
     records the main table's snapshot that was read. Raises ValueError for tables that do not fit together, for results
-    that are not one valid value per request, and where a request would be left without a value in a column that cannot
+    that are not one valid value per request, and if a request would be left without a value in a column that cannot
     be null; ConflictError if another writer was faster. Then nothing changed.
     """
     side_table.refresh()
@@ -141,7 +141,7 @@ def realign(
 class Backfill:
     """One backfill, checked and ready to run; see `add_request_feature`, whose parameters these are.
 
-    compute: None where values are only carried over.  buckets: to write; by default those of `users`, or all.
+    compute: None if values are only carried over.  buckets: to write; by default those of `users`, or all.
     updates: that give the feature table another form; all its values are computed then.
     schema: the columns that the feature table has afterwards.
     """
@@ -339,7 +339,7 @@ def _check_fills(added: Sequence[Column], side_table: Table) -> None:
     cannot = [column.name for column in added if column.is_blob or not column.nullable]
     if cannot:
         raise ValueError(
-            f"{'.'.join(side_table.name())}: nullable scalars required where columns are added for some users only, since "
+            f"{'.'.join(side_table.name())}: nullable scalars required if columns are added for some users only, since "
             f"other buckets are not written, found {', '.join(cannot)}; compute for all users, or use a table of its own"
         )
 

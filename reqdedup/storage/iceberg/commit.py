@@ -132,7 +132,7 @@ class StagedFiles:
     def verify(self, *, num_rows: int, num_requests: int | None) -> int:
         """Read the keys of all finished files back: partition, order, row and request counts; the number of requests.
 
-        num_requests: distinct requests, where every request must be whole in one file; None where the layout does not
+        num_requests: distinct requests, if every request must be whole in one file; None if the layout does not
         keep them together. Raises IntegrityError if something differs.
         """
         self.close_file()
@@ -199,14 +199,14 @@ class StagedFiles:
         branch: str = MAIN,
         rebase: bool = False,
     ) -> int | None:
-        """Make the files part of the table in one snapshot; its id, or None where there was nothing to do.
+        """Make the files part of the table in one snapshot; its id, or None if there was nothing to do.
 
-        replace: they take the place of `removed`, or where that is None of all files of the snapshot that `table`
+        replace: they take the place of `removed`, or if that is None of all files of the snapshot that `table`
         shows; else they are added.  properties: for the snapshot's summary.
         branch: which must exist, unless it is main.
         rebase: put the replacement on top of other writers' commits as long as every removed file is still there; for
         rewrites that leave what others added alone. Appends always are.
-        Raises ConflictError where another writer was faster: nothing was changed then.
+        Raises ConflictError if another writer was faster: nothing was changed then.
         """
         self.close_file()
         old = list(removed) if removed is not None else []
@@ -316,7 +316,7 @@ class StagedFiles:
         )
 
     def _landed_as(self, write_id: str) -> int | None:
-        """The snapshot of this write in the newest metadata, where there is one and the catalog can be asked."""
+        """The snapshot of this write in the newest metadata, if there is one and the catalog can be asked."""
         try:
             self.table.refresh()
         except Exception:

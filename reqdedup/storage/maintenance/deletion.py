@@ -284,7 +284,7 @@ def _report(
 
 
 def _drop_refs(table: Table, held_by: tuple[str, ...], is_wanted: bool) -> tuple[str, ...]:
-    """Remove these branches and tags where that is wanted; those that are left."""
+    """Remove these branches and tags if that is wanted; those that are left."""
     if not (is_wanted and held_by):
         return held_by
     removals = [remove_ref(ref) for ref in held_by]

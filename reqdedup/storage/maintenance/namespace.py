@@ -139,7 +139,7 @@ def to_realign(main_table: Table, snapshot_ids: Iterable[int]) -> tuple[Table, .
     """Feature tables by position, in its namespace, of which a file was made from one of these
     snapshots of the main table.
 
-    `realign` them before the snapshots expire: where requests came or went since, only the snapshot tells whose values
+    `realign` them before the snapshots expire: if requests came or went since, only the snapshot tells whose values
     they are.
     """
     wanted = set(snapshot_ids)

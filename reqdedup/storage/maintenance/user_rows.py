@@ -29,7 +29,7 @@ from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.write.rejects import is_rejects_table
 
 USER_KEY = "user_key"
-"""Column of the original string that a user_id is the hash of, where there is one."""
+"""Column of the original string that a user_id is the hash of, if there is one."""
 
 
 @dataclass
@@ -55,8 +55,7 @@ class RowCounts:
 
 
 def files_with(table: Table, users: np.ndarray, snapshot_id: int | None = None) -> list[LiveFile]:
-    """The data files of a snapshot that hold rows of these users; ids are read only where bucket
-    and bounds allow them."""
+    """The data files of a snapshot that hold rows of these users; ids are read only if bucket and bounds allow them."""
     num_buckets = table_buckets(table)
     buckets = None if num_buckets is None else set(buckets_of(users, num_buckets).tolist())
     holding = []

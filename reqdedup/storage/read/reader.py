@@ -188,7 +188,7 @@ class FileSource(Readable):
     def batches(
         self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Deduplicated batches, one per row group; more where a column would pass `encoding.MAX_BINARY_BYTES`, and one
+        """Deduplicated batches, one per row group; more if a column would pass `encoding.MAX_BINARY_BYTES`, and one
         per piece of a row group of a shuffled list table.
 
         columns: exactly these, in schema order; None means all.  users: only rows of these user ids; files of other
@@ -222,7 +222,7 @@ class FileSource(Readable):
 
         rows_together: neighbours in a file come as one batch of at most so many rows, and BLOB_BYTES_TOGETHER of blobs:
         a batch has its fixed cost. Their dictionaries become one, by value.
-        use_threads: decode the columns of a batch at once; off where whole streams run beside one another.
+        use_threads: decode the columns of a batch at once; off if whole streams run beside one another.
         """
         chosen = self._columns(columns)
         with _OpenFiles(self) as files:
@@ -303,7 +303,7 @@ class FileSource(Readable):
         *,
         use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
-        """Row groups of one file; more than one only where no column is a list."""
+        """Row groups of one file; more than one only if no column is a list."""
         path = groups[0].path
         names = {column.name for column in columns}
         read = columns if users is None or USER_ID in names else [self._schema[USER_ID], *columns]
