@@ -98,7 +98,7 @@ def test_every_subcommand_has_a_line_of_help_an_example_and_json():
         assert {"json", "catalog", "catalog_uri", "warehouse"} <= {one.name for one in command.params}
         deletes = any("--apply" in one.opts for one in command.params)
         assert deletes == (command.name in ("expire", "sweep", "delete-user", "drop")), command.name
-        help_text = command.get_help(click.Context(command, info_name=command.name))
+        help_text = command.get_help(click.Context(command, info_name=command.name, **command.context_settings))
         assert "catalog (default" in help_text
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -95,6 +95,33 @@ class BlockContext:
         return self.slab.first(self.num_whole, layer), self.tail[layer]
 
 
+class RequestContexts(Protocol):
+    """What the histories of a batch's R requests became, as its candidates read it: a `Context` or `BlockContexts`."""
+
+    @property
+    def num_requests(self) -> int: ...
+
+    @property
+    def request_lengths(self) -> torch.Tensor:
+        """Events that each request sees, [R]."""
+        ...
+
+    def attend(
+        self,
+        layer: int,
+        query_BHK: torch.Tensor,
+        self_key_BHK: torch.Tensor,
+        self_value_BHK: torch.Tensor,
+        row_offsets_R1: torch.Tensor,
+        **options: Any,
+    ) -> torch.Tensor:
+        """What each candidate reads from its request's context and from itself, [B, H, K].
+
+        options: of `crossing_attention`, for packed contexts; others have no use for them.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class BlockContexts:
     """Contexts of the R requests of a batch, where they lie: nothing is copied."""
@@ -107,7 +134,6 @@ class BlockContexts:
 
     @property
     def request_lengths(self) -> torch.Tensor:
-        """Events that each request sees, [R]."""
         return torch.tensor([context.num_tokens for context in self.contexts], dtype=torch.int64)
 
     def attend(
@@ -119,7 +145,5 @@ class BlockContexts:
         row_offsets_R1: torch.Tensor,
         **options: Any,
     ) -> torch.Tensor:
-        """What each candidate reads from its request's context and from itself: [B, H, K]. options:
-        of packed contexts, unused."""
         parts = [context.parts(layer) for context in self.contexts]
         return crossing_attention_in_parts(query_BHK, self_key_BHK, self_value_BHK, parts, row_offsets_R1)

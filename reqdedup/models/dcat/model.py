@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.dcat.block_context import BLOCK_TOKENS, BlockContext, BlockContexts, Slab
+from reqdedup.models.dcat.block_context import BLOCK_TOKENS, BlockContext, BlockContexts, RequestContexts, Slab
 from reqdedup.models.dcat.config import DCATConfig
 from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
@@ -57,7 +57,6 @@ class Context:
 
     @property
     def request_lengths(self) -> torch.Tensor:
-        """Events that each request sees."""
         return self.offsets_G1.diff() if self.prefixes is None else self.prefixes.prefix_length_R
 
     def attend(
@@ -69,8 +68,6 @@ class Context:
         row_offsets_R1: torch.Tensor,
         **options: Any,
     ) -> torch.Tensor:
-        """What each candidate reads from its request's context and from itself: [B, H, K]. options:
-        of `crossing_attention`."""
         rows = (query_BHK, self_key_BHK, self_value_BHK)
         context = (*self.keys_values[layer], self.offsets_G1)
         return crossing_attention(*rows, *context, row_offsets_R1, prefixes=self.prefixes, **options)
@@ -178,7 +175,7 @@ class DCAT(nn.Module):
 
     def score(
         self,
-        context: Context | BlockContexts,
+        context: RequestContexts,
         batch: RequestBatch,
         *,
         features_per_request: bool = False,
@@ -201,7 +198,7 @@ class DCAT(nn.Module):
         crossed_BD = self.cross(context, batch)
         return self.head(self.head_input(crossed_BD, batch, features_per_request=features_per_request))
 
-    def cross(self, context: Context | BlockContexts, batch: RequestBatch) -> torch.Tensor:
+    def cross(self, context: RequestContexts, batch: RequestBatch) -> torch.Tensor:
         """The candidates after all layers, [B, D]: each stands right after its request's history."""
         x_BD = self.embedding.candidates(batch.item_id_B, batch.row) + self.candidate_marker
         length_R = context.request_lengths.to(x_BD.device)
