@@ -80,7 +80,7 @@ class Recipe:
 
     log: of the synthetic log; a log of the user's own replaces it.  num_buckets: of the bucketed tables.
     max_history: S, longest history built from a log of the user's own [events].
-    session_gap_s: pause that starts a new request where a log has no request id [s].
+    session_gap_s: pause that starts a new request if a log has no request id [s].
     """
 
     name: str

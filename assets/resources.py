@@ -153,8 +153,8 @@ class Warehouse(dg.ConfigurableResource):
 def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:
     """Whether somebody chose the namespace for this log: in the run's configuration, or where the graph was loaded.
 
-    What was chosen there was chosen for the log that was named there, and not for one that the
-    run's configuration names.
+    What was chosen there was chosen for the log that was named there, and not for one that the run's configuration
+    names.
     """
     resources = run_config.get("resources", {})
     if "namespace" in (store := resources.get("store", {}).get("config", {})):

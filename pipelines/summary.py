@@ -101,7 +101,7 @@ def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
     metrics = [
         f"{name} {value:.3f} (chance {figures[name + '_chance']:.3f})"
         for name, value in figures.items()
-        if name + "_chance" in figures and not math.isnan(value)  # no AUC where held-out rows have one class only
+        if name + "_chance" in figures and not math.isnan(value)  # no AUC if held-out rows have one class only
     ]
     return [
         f"  {model.removesuffix('_model'):<10} {figures['ranks']} ranks, {figures['steps']} steps, "

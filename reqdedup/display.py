@@ -1,7 +1,7 @@
 """How results look: small tables as text and as HTML, bytes and counts in words.
 
-A name says how its values are shown: `_bytes` in decimal units, `_ratio` and `ratio_` with an x,
-`fraction_` and `share` as per cent.
+A name says how its values are shown: `_bytes` in decimal units, `_ratio` and `ratio_` with an x, `fraction_` and
+`share` as per cent.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Why a table is larger than it need be: each cause alone, by what it would still cost if all the
-others were put right.
+"""Why a table is larger than it need be: each cause alone, by what it would still cost if all others were put right.
 
-The reference are plain columns in key order with large pages, zstd, and a dictionary only where it helps. One setting
-at a time is put back to what it is today, and the sample written again: the difference are the bytes that this setting
+The reference are plain columns in key order with large pages, zstd, and a dictionary only if it helps. One setting at a
+time is put back to what it is today, and the sample written again: the difference are the bytes that this setting
 costs. Causes overlap (small pages cost nothing while the rows of a request are scattered), so they do not add up; each
 says whether that one change may be left out.
 """
@@ -45,8 +44,8 @@ ORDER, CODEC, PAGE_SIZE, DICTIONARY, ROW_GROUPS = "order", "codec", "page_size",
 class Diagnosis:
     """plain: the reference, per column.  with_dictionary: columns that have one in it.
 
-    one_limit: the same where one dictionary limit must do for all columns; limit_bytes is the better of two.  heavy:
-    what deduplication is about.
+    one_limit: the same if one dictionary limit must do for all columns; limit_bytes is the better of two.
+    heavy: what deduplication is about.
     check: what the sample, written with today's settings in today's order, says that the heavy columns take today, over
     what they really take.
     """
@@ -80,7 +79,7 @@ def heavy_columns(sample: PlainSample, facts: TableFacts) -> list[str]:
 
 
 def small_group_rows(facts: TableFacts, requests: RequestAudit) -> int | None:
-    """Rows of today's row groups where they hold so few requests that this costs."""
+    """Rows of today's row groups if they hold so few requests that this costs."""
     rows = facts.median_row_group_rows
     is_small = len(facts.row_groups) > 1 and rows < SMALL_GROUP_REQUESTS * requests.rows_per_request.mean
     return max(rows, 1) if is_small else None
@@ -182,7 +181,7 @@ def _put_back(
 
 
 def _today(column: ColumnFacts) -> WriterSettings | None:
-    """How the column is written today, as far as it shows; None where this machine cannot write it so."""
+    """How the column is written today, as far as it shows; None if this machine cannot write it so."""
     if (
         len(column.codecs) != 1
         or column.codec not in WRITABLE_CODECS

@@ -230,7 +230,7 @@ def list_hashes(lists: pa.LargeListArray) -> np.ndarray:
 
 
 def _packed(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Elements [T] and offsets [N + 1]. Raises ValueError where an element is null."""
+    """Elements [T] and offsets [N + 1]. Raises ValueError if an element is null."""
     values = lists.flatten()
     if values.null_count:
         raise ValueError(f"no null elements allowed, found {values.null_count}; give them a value in the source")

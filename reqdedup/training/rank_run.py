@@ -63,8 +63,7 @@ EVAL_BATCH_REQUESTS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """Where a run stands: `stage` is reading, training or evaluating; loss [nats], rows per second
-    since the last one."""
+    """Where a run stands: `stage` is reading, training or evaluating; loss [nats], rows per second since the last."""
 
     stage: str
     step: int

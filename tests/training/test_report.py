@@ -9,7 +9,9 @@ from reqdedup.training import read_losses, training_report
 
 
 def test_report_has_one_row_per_figure_with_its_chance(tmp_path):
-    (tmp_path / "result.json").write_text(json.dumps({"steps": 3, "auc_click": 0.7, "auc_click_chance": 0.5}))
+    (tmp_path / "result.json").write_text(
+        json.dumps({"format": 1, "snapshot_id": 7, "steps": 3, "auc_click": 0.7, "auc_click_chance": 0.5})
+    )
     rows = training_report({"ranking_model": tmp_path}).to_pylist()
     assert rows == [
         {"model": "ranking_model", "metric": "steps", "value": 3.0, "chance": None},

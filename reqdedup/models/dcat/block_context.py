@@ -21,8 +21,8 @@ import torch
 from reqdedup.ops.attention_in_parts import KeyValue, crossing_attention_in_parts
 
 BLOCK_TOKENS = 64
-"""A tail of 63 events costs 2 ms at width 128 and 2 layers; larger blocks make it dearer, smaller
-ones a fresh context."""
+"""A tail of 63 events costs 2 ms at width 128 and 2 layers; larger blocks make it dearer, smaller ones a fresh
+context."""
 
 
 class Slab:
@@ -47,8 +47,8 @@ class Slab:
         return self._values[layer, 0, :num_tokens], self._values[layer, 1, :num_tokens]
 
     def appended(self, num_tokens: int, block: Sequence[KeyValue]) -> Slab:
-        """A slab with the block behind the first `num_tokens`: this one, or a copy if it is full or
-        holds another block there."""
+        """A slab with the block behind the first `num_tokens`: this one, or a copy if it is full or holds another block
+        there."""
         end = num_tokens + len(block[0][0])
         with self._lock:
             is_free = self._num_filled == num_tokens and end <= self.capacity

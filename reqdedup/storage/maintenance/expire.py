@@ -56,7 +56,7 @@ def expire_snapshots(
     age. The heads of branches and all tags always stay; a reader that is still in an expired snapshot fails.
     dry_run: change nothing and say what would go. A feature table by position needs `realign` first, if requests came
     or went in its main table.
-    Raises ValueError for a bad age or count, ConflictError where others move branches all the time.
+    Raises ValueError for a bad age or count, ConflictError if others move branches all the time.
     """
     cutoff = cutoff_of(older_than)
     if keep_last < 1:
