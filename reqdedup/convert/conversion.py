@@ -45,6 +45,7 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
 )
 from reqdedup.storage.iceberg.names import check_free_name
+from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.write.replace import gone_if_failed
@@ -227,7 +228,7 @@ def _write(
                 f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}, {converter.compared_with}), "
                 f"found {checksum}; nothing was committed. This is a defect of the conversion: report it"
             )
-        files.commit(replace=replace, properties={"reqdedup.operation": "convert"})
+        files.commit(replace=replace, properties={OPERATION: "convert"})
         return _Written(files.data_files, num_requests)
 
 

@@ -173,7 +173,8 @@ class StagedFiles:
         """Take over what a task has handed over, to be committed, or deleted, with the files of this write.
 
         Raises IntegrityError for files of another write or partition spec, or for a partition that another task has
-        written: a task that ran twice hands over two sets of files, and only one of them may be committed.
+        written: a task that ran twice hands over two sets of files, and only one of them may be committed. Refused files
+        stay: they may be another write's.
         """
         self.close_file()
         theirs = {partition for _, partition in written.files}
@@ -185,7 +186,8 @@ class StagedFiles:
         ):
             if required != found:
                 raise IntegrityError(
-                    f"{'.'.join(self.table.name())}: {what} {required} required, found {found}; nothing was committed"
+                    f"{'.'.join(self.table.name())}: {what} {required} required, found {found}; nothing was committed. "
+                    f"The files stay: once write {written.write_id} has ended, sweep_orphans(write_id=...) removes what it left"
                 )
         self._done += written.files
         self._paths += [data_file.file_path for data_file, _ in written.files]

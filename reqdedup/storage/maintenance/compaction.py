@@ -27,6 +27,7 @@ from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.layout import Layout, table_layout
+from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.fit import misfit
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
@@ -141,6 +142,7 @@ def _rewrite(
     renew: bool,
     spill_dir: str | Path | None,
 ) -> _Rewritten:
+    name = ".".join(table.name())
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(
@@ -148,6 +150,11 @@ def _rewrite(
             )  # two that rewrite one bucket again and again must get out of step
             table.refresh()
         groups = _groups(table)
+        if None in groups and None not in buckets:
+            raise ConflictError(
+                f"{name}: one partition spec for all files required, found it changed by another engine in the meantime; "
+                "buckets before are done, run it again: it then rewrites all of them at once"
+            )
         due = [bucket for bucket in buckets if bucket in groups and (force or _is_due(bucket, groups, layout))]
         if not due:  # another run was here
             return _Rewritten(())
@@ -155,8 +162,9 @@ def _rewrite(
             return _rewrite_once(table, {bucket: groups[bucket] for bucket in due}, spill_dir, renew=renew)
         except ConflictError as error:
             conflict = error
+    which = "all buckets" if None in buckets else f"bucket {', '.join(map(str, buckets[:8]))}"
     raise ConflictError(
-        f"{'.'.join(table.name())}: bucket {', '.join(map(str, buckets[:8]))} left alone by others required while it is rewritten, "
+        f"{name}: {which} left alone by others required while it is rewritten, "
         f"found its files replaced {ATTEMPTS} times; buckets before it are done, run it again when the other writer is"
     ) from conflict
 
@@ -196,7 +204,7 @@ def _rewrite_once(
             replace=True,
             removed=[file.data_file for file in old],
             rebase=True,
-            properties={"reqdedup.operation": "compact"},
+            properties={OPERATION: "compact"},
         )
         new = files.data_files
     return _Rewritten(

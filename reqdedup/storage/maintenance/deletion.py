@@ -32,6 +32,7 @@ from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, remove_ref
 from reqdedup.storage.iceberg.layout import Layout, table_layout
 from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, live_files
@@ -212,7 +213,7 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: RowCo
             replace=True,
             removed=[file.data_file for file in old],
             rebase=True,
-            properties={"reqdedup.operation": "delete", **made_from(table)},
+            properties={OPERATION: "delete", **made_from(table)},
         )
     for requests in gone:
         counts.add(requests)

@@ -25,6 +25,7 @@ from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.form import spec_updates
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout
+from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.live import LiveFile, live_files
 from reqdedup.storage.maintenance.user_rows import made_from, rewrite_schema
@@ -85,19 +86,24 @@ def rebucket(
     updates = spec_updates(table, PartitionSpec(field))
     schema, old = rewrite_schema(table), live_files(table)
     num_rows, before = sum(file.num_rows for file in old), RunningChecksum()
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, num_rows)
+
     with StagedFiles(table, schema, updates) as files:
         if is_feature:
-            num_requests = _write_features(files, _sorted_side(table, old, schema), num_buckets, before)
+            num_requests = _write_features(files, _sorted_side(table, old, schema), num_buckets, before, report)
         else:
             batches = before.through(table_files(table, [file.path for file in old], schema).batches())
-            _, num_requests = write_rows(files, _reporting(batches, num_rows, progress), schema, spill_dir=spill_dir)
+            _, num_requests = write_rows(files, _reporting(batches, report), schema, spill_dir=spill_dir)
         files.verify(num_rows=num_rows, num_requests=num_requests)
         new = files.data_files
         check_same_rows(table, schema, before, new)
         snapshot_id = files.commit(
             replace=True,
             removed=[file.data_file for file in old],
-            properties={"reqdedup.operation": "rebucket", **made_from(table)},
+            properties={OPERATION: "rebucket", **made_from(table)},
         )
     table.refresh()
     return RebucketReport(
@@ -124,7 +130,11 @@ def _sorted_side(table: Table, old: Sequence[LiveFile], schema: EngagementSchema
 
 
 def _write_features(
-    files: StagedFiles, rows_of: tuple[SortedTable, list[str]], num_buckets: int, before: RunningChecksum
+    files: StagedFiles,
+    rows_of: tuple[SortedTable, list[str]],
+    num_buckets: int,
+    before: RunningChecksum,
+    report: Callable[[int], None],
 ) -> int:
     """Feature tables are sorted already: their buckets are split or merged as streams, without a spill."""
     side, names = rows_of
@@ -139,6 +149,7 @@ def _write_features(
         rows = side.stream(bucket % side.num_buckets, min(side.num_buckets, num_buckets), names)
         for group in row_groups(before.through(_of_bucket(rows, bucket, num_buckets))):
             num_requests += files.write(bucket, pa.Table.from_batches([group]), target_bytes=2**63)
+            report(num_requests)
         files.close_file()
     return num_requests
 
@@ -150,12 +161,9 @@ def _of_bucket(rows: Iterator[pa.RecordBatch], bucket: int, num_buckets: int) ->
             yield kept
 
 
-def _reporting(
-    batches: Iterator[pa.RecordBatch], total: int, progress: Callable[[int, int], None] | None
-) -> Iterator[pa.RecordBatch]:
+def _reporting(batches: Iterator[pa.RecordBatch], report: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
     done = 0
     for batch in batches:
         yield batch
         done += batch.num_rows
-        if progress is not None:
-            progress(done, total)
+        report(done)

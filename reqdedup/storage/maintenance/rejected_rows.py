@@ -21,6 +21,7 @@ from reqdedup.schema import USER_ID
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.manifests import data_files, scan_tasks
 from reqdedup.storage.iceberg.private import files_of_rows, replace_files
+from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.expire import delete_files
 
 ATTEMPTS = 5
@@ -73,7 +74,7 @@ def _delete_once(table: Table, users: np.ndarray, words: Collection[str]) -> Rew
     new = files_of_rows(table, rows.filter(pa.array(~gone)))
     try:
         with table.transaction() as transaction:
-            replace_files(transaction, old, new, summary={"reqdedup.operation": "delete"})
+            replace_files(transaction, old, new, summary={OPERATION: "delete"})
     except Exception as error:
         if is_conflict(error):
             delete_files(table, [file.file_path for file in new])

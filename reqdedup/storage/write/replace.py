@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
-from pyiceberg.table.update import TableUpdate
+from pyiceberg.table.update import RemovePropertiesUpdate, SetPropertiesUpdate
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.commit import MAY_LAND, StagedFiles
@@ -64,10 +64,11 @@ def replace_table(
     except NoSuchTableError:
         table = made = make_table(catalog, identifier, form, location=location)
     check_engagement_table(table)
-    updates: tuple[TableUpdate, ...] = ()
-    if form_differences(table, schema, layout, num_buckets):
-        own = engagement_form(table_schema(table), table_layout(table), 1)
-        updates = updates_to(table, form, own.properties)
+    own = engagement_form(table_schema(table), table_layout(table), 1)
+    updates = updates_to(table, form, own.properties)
+    is_same = not form_differences(table, schema, layout, num_buckets)
+    if is_same and all(isinstance(one, SetPropertiesUpdate | RemovePropertiesUpdate) for one in updates):
+        updates = ()  # else another engine changed columns or partition spec, of which our properties know nothing
     with (
         gone_if_failed(catalog, made),
         StagedFiles(table, updates=(*updates, *set_properties(properties))) as files,

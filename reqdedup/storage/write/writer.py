@@ -115,6 +115,7 @@ def write(
     Raises ValueError for wrong batches and options, ConflictError if another writer was faster; the table then is as it
     was.
     """
+    table.refresh()
     own_layout = table_layout(table)
     if layout is not None and layout is not own_layout:
         raise ValueError(
@@ -123,7 +124,6 @@ def write(
         )
     if mode not in ("replace", "append"):
         raise ValueError(f"mode must be 'replace' or 'append', found {mode!r}")
-    table.refresh()
     if mode == "append":
         check_one_spec(table, "an append")
     with StagedFiles(table, updates=set_properties(properties)) as files:

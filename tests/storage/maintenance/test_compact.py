@@ -6,6 +6,7 @@ import threading
 
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.transforms import BucketTransform
 
 from reqdedup.storage import Layout, TableSource, write
 from reqdedup.storage.iceberg.commit import StagedFiles
@@ -128,6 +129,25 @@ def test_a_bucket_that_another_run_compacts_meanwhile_is_left_to_it(catalog, mon
     assert others[1].buckets == (0, 1, 2, 3)
     assert report.buckets == ()
     assert rows_of(TableSource(catalog.load_table("test.compact")).batches()) == rows_of(batches)
+
+
+def test_a_partition_spec_that_changes_meanwhile_is_told(catalog, monkeypatch):
+    table = new_table(catalog)
+    append_days(table, days(2))
+    commit, others = StagedFiles.commit, []
+
+    def commit_after_another(self, **options):
+        if not others:
+            others.append(None)
+            with catalog.load_table("test.compact").update_spec() as update:
+                update.remove_field("user_bucket")
+                update.add_field("user_id", BucketTransform(3), "by_number")
+        return commit(self, **options)
+
+    monkeypatch.setattr(StagedFiles, "commit", commit_after_another)
+    with pytest.raises(ConflictError, match="one partition spec for all files required, found it changed"):
+        compact(table)
+    assert compact(table).rows == TableSource(table.refresh()).num_rows
 
 
 def test_files_that_are_replaced_again_and_again_are_a_clear_error(catalog, monkeypatch):

@@ -166,9 +166,12 @@ def test_a_feature_table_follows_its_main_table(catalog):
         main, side, lambda requests: {"count": of_request(requests), "sequence": [[1, 2]] * requests.num_rows}
     )
     expected = rows_of(bucket_join(main, side, how="inner").batches())
+    told: list[tuple[int, int]] = []
     for num_buckets in (8, 2, 4):
         rebucket(main, num_buckets)
-        report = rebucket(side, num_buckets)
+        told.clear()
+        report = rebucket(side, num_buckets, progress=lambda *done: told.append(done))
+        assert told[-1] == (report.rows, report.rows)
         assert report.rows == len({(row["user_id"], row["request_id"]) for b in batches for row in b.to_pylist()})
         assert rows_of(bucket_join(main, side, how="inner").batches()) == expected
     add_request_feature(main, side, constant(7), columns=[COUNT])

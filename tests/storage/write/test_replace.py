@@ -165,6 +165,30 @@ def test_two_that_make_a_table_at_once_are_told_and_the_first_keeps_it(catalog, 
     assert catalog.table_exists(NAME)
 
 
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_column_or_spec_that_another_engine_changed_does_not_stand_against_a_replacement(catalog, layout):
+    table = create_table(catalog, NAME, log_schema(), layout, num_buckets=2)
+    write(table, LOG)
+    with table.update_schema() as update:
+        update.rename_column("click", "clicked")
+    if layout is Layout.ARRIVAL:
+        with table.update_spec() as update:
+            update.add_field("user_id", "identity", "user")
+    for _ in range(2):
+        replace_table(catalog, NAME, log_schema(), layout, OTHER, num_buckets=2)
+        table = catalog.load_table(NAME)
+        assert rows_of(TableSource(table).batches()) == rows_of(OTHER)
+        assert [field.name for field in table.schema().fields] == list(log_schema().names)
+        assert len(table.spec().fields) == (layout is not Layout.SHUFFLED)
+    assert len(table.schemas()) == 3
+
+
+def test_a_write_asks_for_the_layout_that_the_table_has_now(catalog):
+    stale = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    replace_table(catalog, NAME, log_schema(), Layout.SORTED, LOG, num_buckets=2)
+    assert write(stale, OTHER, Layout.SORTED).rows == sum(batch.num_rows for batch in OTHER)
+
+
 def test_an_append_to_a_table_that_was_made_anew_meanwhile_is_a_conflict(catalog):
     table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
 
