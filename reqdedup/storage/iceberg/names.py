@@ -20,8 +20,9 @@ def split_identifier(identifier: str) -> tuple[str, str]:
 def check_free_name(identifier: str) -> str:
     """The namespace of a table that holds a user's rows. Raises ValueError if its name is one that we keep."""
     namespace, name = split_identifier(identifier)
-    if name in _KEPT:
+    kept = name.lower()  # other engines, and some file systems, would take one for the other
+    if kept in _KEPT:
         raise ValueError(
-            f"table {identifier}: a name other than {name} required, which is kept for {_KEPT[name]}; choose another name"
+            f"table {identifier}: a name other than {kept} required, which is kept for {_KEPT[kept]}; choose another name"
         )
     return namespace
