@@ -7,6 +7,7 @@ command line and the graph too: `ingest` (read, write, rejects) and deleting a u
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,12 @@ from reqdedup.logs import LogReader, read_log
 from reqdedup.logs.presets import Preset
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import BucketJoin, Layout, TableSource, UserSample
+from reqdedup.storage.features.checks import features_current
 from reqdedup.storage.iceberg import catalogs
 from reqdedup.storage.iceberg.layout import check_same_form
 from reqdedup.storage.maintenance.everywhere import UserDeletion, listed, users_scope
 from reqdedup.storage.maintenance.namespace import list_tables, load_listed
+from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
 if TYPE_CHECKING:
@@ -197,10 +200,18 @@ class EngagementTable:
     def join(
         self, features: EngagementTable | Table | str, *, how: Literal["left", "inner"] = "left", **options: Any
     ) -> BucketJoin:
-        """Its rows with the columns of a feature table or another table, bucket by bucket (see `bucket_join`)."""
+        """Its rows with the columns of a feature table or another table, bucket by bucket (see `bucket_join`).
+
+        Warns if features were computed before the table had other requests: those that are new have none.
+        """
         right = load_listed(self.lake.catalog, features) if isinstance(features, str) else features
-        right = right.iceberg if isinstance(right, EngagementTable) else right
-        return storage.bucket_join(self.iceberg, right, how=how, **options)
+        right, main = right.iceberg if isinstance(right, EngagementTable) else right, self.iceberg
+        if right.properties.get(MAIN_TABLE_PROPERTY) == self.name:
+            found = features_current(main, right)
+            if not found.ok:
+                new = "have none" if how == "left" else "are left out"
+                warnings.warn(f"{found.detail}; requests without features {new}", stacklevel=2)
+        return storage.bucket_join(main, right, how=how, **options)
 
     def feature(
         self, table: str, columns: Column | Sequence[Column], compute: Any, *, by_position: bool = False, **options: Any

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
@@ -142,6 +144,25 @@ def test_the_verbs_of_a_table_are_the_functions_of_storage(lake):
     assert not lake.delete_user(user, namespaces=["lake"]).is_found
     with pytest.raises(ValueError, match="namespaces or tables required"):
         lake.delete_user(user)
+
+
+def test_a_join_says_how_many_rows_have_no_features(lake):
+    table = synthetic(lake)
+    visits = rd.Column(name="visits", dtype="int32", level=rd.Level.REQUEST, doc="how often", nullable=True)
+    table.feature("lake.f", visits, lambda requests: [7] * requests.num_rows)
+    rows = table.source.num_rows
+    day = next(iter(synthesize(SyntheticLogConfig(num_users=3, seed=4))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table.join("lake.f")
+    shifted = pa.compute.add(day["request_id"], 2**40)
+    table.append([day.set_column(day.schema.get_field_index("request_id"), day.schema.field("request_id"), shifted)])
+    with pytest.warns(UserWarning, match="lake.f is stale.* compute the features again; requests without features"):
+        joined = table.join("lake.f")
+    assert repr(joined) == "<BucketJoin lake.t join lake.f: left on user_id, request_id, adds visits>"
+    new = joined.to_arrow(["visits"])["visits"].null_count
+    assert new == day.num_rows
+    assert f"{new} of {rows + new:,} rows without one in lake.f>" in repr(joined)
 
 
 def test_a_deletion_by_a_feature_table_finds_the_rejected_rows_beside_its_main_table(lake):

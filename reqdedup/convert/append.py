@@ -13,7 +13,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
-from reqdedup.convert.mapping import ColumnMapping, TargetColumn
+from reqdedup.convert.mapping import ORIGINALS, ColumnMapping, TargetColumn
 from reqdedup.schema import Column, EngagementSchema, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
@@ -75,6 +75,11 @@ def in_table_order(
     differs += [
         f"{', '.join(target.sources)} has no place there" for name, target in by_name.items() if name not in schema
     ]
+    for key, original in ORIGINALS.items():
+        target = by_name[key]
+        if len(target.sources) == 1 and (original in by_name) != (original in schema):
+            ids = f"text ({original})" if original in schema else "int64"
+            differs.insert(0, f"{key} is {source.leaves[target.sources[0]].type}, there {ids}")
     for column in schema.columns:
         target = by_name.get(column.name)
         if target is None:

@@ -32,12 +32,11 @@ def parse_id(text: str) -> int:
     Raises ValueError for anything else, such as 1_0, 010, +1, ` 1` or digits of another script, which int() would take
     for an id that somebody else has.
     """
-    value = int(text) if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) else None
-    if value is None:
+    if not re.fullmatch(r"0|-?[1-9][0-9]*", text):
         raise ValueError(f"a whole number required, found {text!r}")
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"a whole number of 64 bits required, found {text}")
-    return value
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"a whole number from -2^63 and below 2^63 required, found {text}")
+    return int(text)
 
 
 def hash_string(text: str) -> int:

@@ -269,7 +269,8 @@ def test_rebucketing_names_the_feature_tables_that_no_longer_fit(lake):
         (["delete-user", "1", "--namespace", "nope"], "namespace nope is not in the catalog; there are: lake"),
         (["delete-user", "1"], "--namespace or --table required"),
         (["delete-user", "--namespace", "lake"], "USER_ID or --key required"),
-        (["sample", "--table", "lake.t", "--rate", "1.5"], "rate must be at least 0 and at most 1, found 1.5"),
+        (["sample", "--table", "lake.t", "--rate", "1.5"], "a number from 0 to 1 required, found '1.5'"),
+        (["sample", "--table", "lake.t", "--rate", "nan"], "a number from 0 to 1 required, found 'nan'"),
         (["sample", "--table", "lake.t", "--rate", "a=b"], "--rate: NUMBER or STRATUM=NUMBER required, found 'a=b'"),
         (["convert", "x.parquet", "--table", "lake.new"], "columns for user, request, item and time required"),
         (

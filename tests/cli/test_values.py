@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from reqdedup import cli
 from reqdedup.cli import values
 from reqdedup.logs.ids import parse_id
-from reqdedup.storage import delete_user
+from reqdedup.storage import Layout, delete_user
 
 MIN, MAX = -(2**63), 2**63 - 1
 
@@ -104,3 +105,19 @@ def test_numbers_and_ages_in_bounds_are_read():
     assert values.age("1.5w") == timedelta(days=10.5)
     assert values.age("36500d") == timedelta(days=36500)
     assert values.pair("a=b=c") == ("a=b", "c")
+
+
+@pytest.mark.parametrize("text", ["9" * 20, str(2**63), str(-(2**63) - 1), "9" * 5000])
+def test_an_id_that_is_too_large_is_told_its_bound(text):
+    with pytest.raises(ValueError, match=r"a whole number from -2\^63 and below 2\^63 required"):
+        values.user_id(text)
+
+
+@pytest.mark.parametrize(("stored", "said"), [(50, "2.0 times smaller"), (125, "1.2 times as large")])
+def test_what_became_larger_is_not_called_smaller(stored, said):
+    from reqdedup.cli.commands.conversion import format_conversion
+    from reqdedup.convert import ConvertReport
+
+    given = {field.name: 0 for field in fields(ConvertReport)}
+    given |= {"table": "a.b", "layout": Layout.SORTED, "columns": {}, "notes": (), "seconds": 1.0, "checksum": "c"}
+    assert said in format_conversion(ConvertReport(**given | {"source_bytes": 100, "bytes": stored}))

@@ -40,6 +40,22 @@ def test_rows_are_appended_to_a_converted_table_in_one_commit(catalog, tmp_path,
     assert len(rows_in(table.refresh())) == len(rows)
 
 
+def test_ids_of_another_type_than_the_table_has_are_named_with_both(catalog, tmp_path):
+    rows = their_rows(num_requests=6)
+    name = MAPPING.user
+    numbers = rows.set_column(rows.column_names.index(name), name, pa.array(range(len(rows)), pa.int64()))
+    texts = rows.set_column(rows.column_names.index(name), name, pa.array([f"u{k}" for k in range(len(rows))]))
+    paths = {}
+    for kind, table in {"numbers": numbers, "texts": texts}.items():
+        (tmp_path / kind).mkdir()
+        paths[kind] = folder_of(tmp_path / kind, table, num_files=1)
+        convert_table(paths[kind], catalog, f"test.{kind}", MAPPING, num_buckets=2)
+    with pytest.raises(ValueError, match="found: user_id is string, there int64"):
+        convert_table(paths["texts"], catalog, "test.numbers", MAPPING, append=True)
+    with pytest.raises(ValueError, match=r"found: user_id is int64, there text \(user_key\)"):
+        convert_table(paths["numbers"], catalog, "test.texts", MAPPING, append=True)
+
+
 def test_an_append_meets_a_rebucketed_table_with_a_conflict(catalog, tmp_path, monkeypatch):
     folder = folder_of(tmp_path, their_rows(num_requests=6))
     convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2)

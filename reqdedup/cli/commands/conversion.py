@@ -174,7 +174,10 @@ def _width(name: str, text: object) -> int:
 
 def format_conversion(report: ConvertReport) -> str:
     """What came out: size against the source, every column with its level and where it is from, notes."""
-    ratio = f", {report.source_bytes / report.bytes:.1f} times smaller" if report.bytes else ""
+    ratio = ""
+    if report.bytes and report.source_bytes:
+        times = report.source_bytes / report.bytes
+        ratio = f", {times:.1f} times smaller" if times >= 1.05 else f", {1 / times:.1f} times as large"
     buckets = f" in {counted(report.num_buckets, 'bucket')}" if report.num_buckets else ""
     rows = [[name, level.value, sources] for name, (sources, level) in report.columns.items()]
     done = " appended" if report.is_append else ""

@@ -80,7 +80,7 @@ def _format_buckets(health: TableHealth, rows: list[dict[str, Any]]) -> str:
             for cell, row in zip(cells, rows)
         ]
     return format_table(
-        [*head, "compact"], [[*cell, "yes" if row["is_compact"] else "no"] for cell, row in zip(cells, rows)]
+        [*head, "is compact"], [[*cell, "yes" if row["is_compact"] else "no"] for cell, row in zip(cells, rows)]
     )
 
 

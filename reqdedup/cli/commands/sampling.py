@@ -89,7 +89,7 @@ def sample(arguments: Options) -> int:
     count = partial(whole, least=0)
     drawn = sample_users(
         table,
-        rate=_setting(arguments.rate, parse_number, "rate"),
+        rate=_setting(arguments.rate, partial(parse_number, most=1), "rate"),
         target=_setting(arguments.target, count, "target"),
         cap=_setting(arguments.cap, count, "cap"),
         strata=strata,

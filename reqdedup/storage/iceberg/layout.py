@@ -304,7 +304,7 @@ def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Sc
     if gone:
         raise ValueError(
             f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found {', '.join(table.schema().column_names)}; another "
-            "engine renamed or dropped them: give them their names back there"
+            "engine renamed or dropped them: give them their names back there, or add them again (their values are null then)"
         )
     for column in schema.columns:
         field = table.schema().find_field(column.name)

@@ -74,6 +74,15 @@ class BucketJoin(Readable):
             raise ValueError(f"{self.name}: counts are known after a pass over batches() to its end, found none yet")
         return self._counts
 
+    def __repr__(self) -> str:
+        """With how many rows got nothing from the right side, once a pass has told."""
+        told = ""
+        if self._counts is not None and self._join.how == LEFT:
+            counts = self._counts
+            told = f", {counts.missing_rows:,} of {counts.left_rows:,} rows without one in {self._join.right_name}"
+        on, added = ", ".join(self._join.on), ", ".join(column.name for column in self._join.right_columns)
+        return f"<BucketJoin {self.name}: {self._join.how} on {on}, adds {added}{told}>"
+
     def fingerprint(self) -> dict[str, str]:
         """Of both sides, and how they are joined; see `BatchSource`."""
         join = self._join

@@ -156,6 +156,7 @@ def rewrite_schema(table: Table) -> EngagementSchema:
         raise ValueError(
             f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found {', '.join(names)}; another engine renamed "
             "or dropped them, and nothing was written: give them their names back there"
+            ", or add them again (their values are null then)"
         )
     if by_position:
         return own

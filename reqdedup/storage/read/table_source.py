@@ -53,7 +53,8 @@ class TableSource(FileSource):
         if gone:
             raise ValueError(
                 f"{name}: columns {', '.join(gone)} required by its property {SCHEMA_PROPERTY}, found {', '.join(fields)}; another "
-                "engine renamed or dropped them: give them their names back there, or read the others with columns=[...]"
+                "engine renamed or dropped them: give them their names back there, add them again "
+                "(their values are null then), or read the others with columns=[...]"
             )
         self.table, self.layout = table, table_layout(table)
         self.snapshot_id = snapshot_id
