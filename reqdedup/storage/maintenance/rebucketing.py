@@ -18,7 +18,7 @@ from pyiceberg.transforms import BucketTransform
 
 from reqdedup.dedup.checksum import RunningChecksum
 from reqdedup.dedup.rows import take_rows
-from reqdedup.dedup.streams import REQUEST_KEY
+from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY
 from reqdedup.schema import USER_ID, EngagementSchema
 from reqdedup.storage.features.values import row_groups
 from reqdedup.storage.iceberg.changes import check_spec
@@ -32,7 +32,10 @@ from reqdedup.storage.maintenance.user_rows import made_from, rewrite_schema
 from reqdedup.storage.read.buckets import SortedTable
 from reqdedup.storage.read.feature_table import buckets_of_files, is_by_position, is_feature_table
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.write.writer import write_rows
+from reqdedup.storage.write.writer import Counts, write_in_order, write_rows
+
+MAX_READS = 4
+"""Times that an old bucket is read for the new ones that it is split into; beyond, the spill costs less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,13 @@ def rebucket(
 
     with StagedFiles(table, schema, updates) as files:
         if is_feature:
-            num_requests = _write_features(files, _sorted_side(table, old, schema), num_buckets, before, report)
+            side = _sorted_side(table, old, schema, REQUEST_KEY)
+            num_requests = _write_features(files, side, num_buckets, list(schema.names), before, report)
+        elif _in_order(old, old_buckets, num_buckets):
+            side, done = _sorted_side(table, old, schema, ROW_KEY), Counts()
+            for done in write_in_order(files, _buckets_of(side, num_buckets, list(schema.names), before), schema):
+                report(done.rows)
+            num_requests = done.requests
         else:
             batches = before.through(table_files(table, [file.path for file in old], schema).batches())
             _, num_requests = write_rows(files, _reporting(batches, report), schema, spill_dir=spill_dir)
@@ -117,7 +126,13 @@ def rebucket(
     )
 
 
-def _sorted_side(table: Table, old: Sequence[LiveFile], schema: EngagementSchema) -> tuple[SortedTable, list[str]]:
+def _in_order(old: Sequence[LiveFile], old_buckets: int, num_buckets: int) -> bool:
+    """Whether the new buckets can be read from the old ones as sorted streams, without reading them too often."""
+    low, high = sorted((old_buckets, num_buckets))
+    return high % low == 0 and num_buckets <= MAX_READS * old_buckets and all(file.is_sorted for file in old)
+
+
+def _sorted_side(table: Table, old: Sequence[LiveFile], schema: EngagementSchema, order: Sequence[str]) -> SortedTable:
     data_files = [file.data_file for file in old]
     source = table_files(
         table,
@@ -126,18 +141,27 @@ def _sorted_side(table: Table, old: Sequence[LiveFile], schema: EngagementSchema
         buckets=[file.partition for file in old],
         num_buckets=buckets_of_files(table, data_files),
     )
-    return SortedTable(table, source, REQUEST_KEY), list(schema.names)
+    return SortedTable(table, source, order)
+
+
+def _buckets_of(
+    side: SortedTable, num_buckets: int, names: Sequence[str], before: RunningChecksum
+) -> Iterator[tuple[int, Iterator[pa.RecordBatch]]]:
+    """Each new bucket and its rows in order; one of several that an old bucket is split into reads all of it."""
+    for bucket in range(num_buckets):
+        rows = side.stream(bucket % side.num_buckets, min(side.num_buckets, num_buckets), names)
+        yield bucket, before.through(_of_bucket(rows, bucket, num_buckets))
 
 
 def _write_features(
     files: StagedFiles,
-    rows_of: tuple[SortedTable, list[str]],
+    side: SortedTable,
     num_buckets: int,
+    names: Sequence[str],
     before: RunningChecksum,
     report: Callable[[int], None],
 ) -> int:
     """Feature tables are sorted already: their buckets are split or merged as streams, without a spill."""
-    side, names = rows_of
     low, high = sorted((side.num_buckets, num_buckets))
     if high % low:
         raise ValueError(
@@ -145,9 +169,8 @@ def _write_features(
             f"{num_buckets}; take a multiple or a divisor, or create it again"
         )
     num_requests = 0
-    for bucket in range(num_buckets):
-        rows = side.stream(bucket % side.num_buckets, min(side.num_buckets, num_buckets), names)
-        for group in row_groups(before.through(_of_bucket(rows, bucket, num_buckets))):
+    for bucket, rows in _buckets_of(side, num_buckets, names, before):
+        for group in row_groups(rows):
             num_requests += files.write(bucket, pa.Table.from_batches([group]), target_bytes=2**63)
             report(num_requests)
         files.close_file()

@@ -85,6 +85,8 @@ class WriteReport:
 
 @dataclass(frozen=True)
 class Counts:
+    """What has been written, of a whole table or so far."""
+
     rows: int = 0
     requests: int = 0
     users: int = 0

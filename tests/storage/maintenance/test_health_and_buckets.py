@@ -27,6 +27,7 @@ from reqdedup.storage.maintenance import (
     table_health,
 )
 from reqdedup.storage.measure import checks
+from reqdedup.storage.write import writer
 from tests.storage.feature_tables import COUNT, SEQUENCE, constant, of_request
 from tests.storage.maintenance.appended_days import append_days, days, new_table
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
@@ -195,3 +196,19 @@ def test_bad_input_says_what_to_do(catalog):
         rebucket(side, 2)
     with pytest.raises(ValueError, match="found a feature table; look at its main table"):
         table_health(side)
+
+
+@pytest.mark.parametrize("num_buckets", [2, 4, 16, 6])
+def test_a_bucket_count_that_fits_is_changed_without_a_spill(catalog, monkeypatch, num_buckets):
+    catalog.create_namespace("m")
+    table = create_table(catalog, "m.t", log_schema(), Layout.BY_REQUEST, num_buckets=4)
+    for seed in (1, 2):
+        write(table, to_batches(make_log(num_users=30, seed=seed)), mode="append")
+    before, spills = checks.content_checksum(TableSource(table)), []
+    opened = writer._open_spill
+    monkeypatch.setattr(writer, "_open_spill", lambda *args, **options: spills.append(1) or opened(*args, **options))
+    rebucket(table, num_buckets)
+    assert checks.content_checksum(TableSource(table.refresh())) == before
+    assert checks.buckets_right(table).ok
+    assert checks.sort_order_true(table).ok
+    assert bool(spills) == (num_buckets == 6)
