@@ -76,10 +76,10 @@ def in_table_order(
         f"{', '.join(target.sources)} has no place there" for name, target in by_name.items() if name not in schema
     ]
     for key, original in ORIGINALS.items():
-        target = by_name[key]
-        if len(target.sources) == 1 and (original in by_name) != (original in schema):
+        sources = by_name[key].sources
+        if len(sources) == 1 and (original in by_name) != (original in schema):
             ids = f"text ({original})" if original in schema else "int64"
-            differs.insert(0, f"{key} is {source.leaves[target.sources[0]].type}, there {ids}")
+            differs.insert(0, f"{key} is {source.leaves[sources[0]].type}, there {ids}")
     for column in schema.columns:
         target = by_name.get(column.name)
         if target is None:
