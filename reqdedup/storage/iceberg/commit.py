@@ -173,8 +173,8 @@ class StagedFiles:
         """Take over what a task has handed over, to be committed, or deleted, with the files of this write.
 
         Raises IntegrityError for files of another write or partition spec, or for a partition that another task has
-        written: a task that ran twice hands over two sets of files, and only one of them may be committed. Refused files
-        stay: they may be another write's.
+        written: a task that ran twice hands over two sets of files, and only one of them may be committed. Refused
+        files stay: they may be another write's.
         """
         self.close_file()
         theirs = {partition for _, partition in written.files}
