@@ -1,7 +1,7 @@
 """Models on deduplicated batches, one folder each, and their duplicated twins (`naive`); `registry` lists them."""
 
 from reqdedup.models import naive
-from reqdedup.models.bundle import load_model
+from reqdedup.models.checkpoint import load_model
 from reqdedup.models.dcat import DCAT, Context, DCATConfig
 from reqdedup.models.two_tower import TwoTower, TwoTowerConfig
 

@@ -1,6 +1,6 @@
 """Loader (the only bridge from storage to torch), loss, synchronised BatchNorm, frequencies, metrics and the loop."""
 
-from reqdedup.models.bundle import load_model
+from reqdedup.models.checkpoint import load_model
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.launch import RankError
 from reqdedup.training.loader import RequestLoader

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reqdedup.models.bundle import CHECKPOINT_NAME, check_format, load_checkpoint
+from reqdedup.models.checkpoint import CHECKPOINT_NAME, check_format, load_checkpoint
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import run_ranks

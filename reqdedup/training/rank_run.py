@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.bundle import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.models.registry import build_model
 from reqdedup.training.blocks import HistoryCut
 from reqdedup.training.config import TrainingConfig, check_same_run

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.models.bundle import check_format
+from reqdedup.models.checkpoint import check_format
 
 RESULT_NAME = "result.json"
 RESULT_FORMAT = 1

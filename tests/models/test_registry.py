@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reqdedup.models import registry
-from reqdedup.models.bundle import load_model
+from reqdedup.models.checkpoint import load_model
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.inputs import ItemEmbedding
 from reqdedup.models.registry import ModelKind

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reqdedup.models import DCAT, DCATConfig, TwoTowerConfig
-from reqdedup.models.bundle import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.training import TrainingConfig, load_model, read_losses, train, training_report
 from reqdedup.training.launch import RankError, run_ranks
 from reqdedup.training.loop import RUN_NAME, read_run

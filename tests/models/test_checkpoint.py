@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reqdedup.models import DCAT, DCATConfig, TwoTower, TwoTowerConfig
-from reqdedup.models.bundle import CHECKPOINT_FORMAT, load_checkpoint, load_model, save_checkpoint
+from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, load_checkpoint, load_model, save_checkpoint
 from reqdedup.training import TrainingConfig
 from reqdedup.training.loop import read_run
 from reqdedup.training.rank_run import run_rank

@@ -1,0 +1,1 @@
+"""User sequences: a timeline of events per user, and windows of it. See `store`."""
