@@ -41,7 +41,7 @@ class Versions:
 
     def __getitem__(self, version: str) -> frozenset[str] | None:
         found = self.inputs.get(version)
-        return next(reversed(self.inputs.values())) if found is None and self.stable and self.inputs else found
+        return list(self.inputs.values())[-1] if found is None and self.stable and self.inputs else found
 
 
 @dataclass(kw_only=True)
