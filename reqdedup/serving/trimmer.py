@@ -34,7 +34,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Versions:
-    """inputs: version -> names that it reads, oldest first.  stable: an unknown version reads what the last one does."""
+    """inputs: version -> names that it reads, oldest first.  stable: an unknown version reads what the last does."""
 
     inputs: Mapping[str, frozenset[str]]
     stable: bool = False
@@ -46,8 +46,8 @@ class Versions:
 
 @dataclass(kw_only=True)
 class TrimmerCounts:
-    """trimmed, untrimmed_model, untrimmed_version: calls.  dropped: columns.  broken_files: files that could not be read
-    when they had changed.  reloads: of the map."""
+    """trimmed, untrimmed_model, untrimmed_version: calls.  dropped: columns.  reloads: of the map.
+    broken_files: files that had changed and could not be read."""
 
     trimmed: int = 0
     untrimmed_model: int = 0
