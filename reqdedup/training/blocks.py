@@ -16,24 +16,12 @@ import pyarrow as pa
 import torch
 
 from reqdedup.arrays.ranges import offsets_of, ranges
-from reqdedup.arrays.windows import HistoryCut, gather_windows
+from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
 from reqdedup.dedup.encoding import numpy_from_blobs, take_blobs
 from reqdedup.dedup.rows import compact_batch
+from reqdedup.models.transforms import cut_histories, history_name, numbers, type_of
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
-
-HISTORY_PREFIX = "history_"
-NULL_INTEGER = -1
-"""What a null integer or timestamp becomes; null floats and labels become NaN, null booleans False."""
-
-_TORCH_TYPES = {
-    "bool": torch.bool,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "timestamp": torch.int64,
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +74,7 @@ class RequestBlock:
 
     def where_label(self, label: str) -> RequestBlock:
         """Only the rows whose label is positive; missing labels are not."""
-        return self.where_rows(np.nan_to_num(_floats(self.rows.column(label))) > 0)
+        return self.where_rows(np.nan_to_num(_values(self.rows.column(label), self.schema[label])) > 0)
 
     def in_chunks(self, max_rows: int) -> RequestBlock:
         """Every request cut into runs of at most `max_rows` rows, each a request of its own from here on.
@@ -144,7 +132,8 @@ class RequestBlock:
             else:
                 sequences[column.name] = (values, offsets)
         if cut is not None:
-            sequences = _cut(sequences, cut, request.get(HISTORY_END))
+            history_end_R = request[HISTORY_END].numpy() if HISTORY_END in request else None
+            sequences = cut_histories(sequences, cut, history_end_R)
         row_offsets = offsets_of(fan_out_R)
         return RequestBatch(
             user_id_R=of_requests(self.schema[USER_ID]),
@@ -172,31 +161,22 @@ def empty_batch(schema: EngagementSchema) -> RequestBatch:
     """A batch of no requests with every tensor that batches of this schema have: what a rank
     without data computes on."""
     none = torch.zeros(0, dtype=torch.int64)
-    request = {REQUEST_ID: none}
-    for column in _readable(schema, Level.REQUEST):
-        if column.kind is not Kind.SEQUENCE:
-            shape = (0, column.width) if column.kind is Kind.VECTOR else (0,)
-            request[column.name] = torch.zeros(shape, dtype=_TORCH_TYPES[column.dtype])
+
+    def empty(column: Column) -> torch.Tensor:
+        shape = (0, column.width) if column.kind is Kind.VECTOR else 0
+        return torch.from_numpy(np.zeros(shape, type_of(column)))
+
+    scalars_and_vectors = [c for c in _readable(schema, Level.REQUEST) if c.kind is not Kind.SEQUENCE]
     return RequestBatch(
         user_id_R=none,
         item_id_B=none,
         request_of_row_B=none,
         row_offsets_R1=torch.zeros(1, dtype=torch.int64),
         history_offsets_R1=torch.zeros(1, dtype=torch.int64),
-        request=request,
-        row={
-            column.name: torch.zeros(
-                0, dtype=torch.float32 if column.level is Level.LABEL else _TORCH_TYPES[column.dtype]
-            )
-            for column in _readable(schema, Level.ITEM, Level.LABEL)
-        },
-        history={history_name(c.name): torch.zeros(0, dtype=_TORCH_TYPES[c.dtype]) for c in schema.sequences},
+        request={REQUEST_ID: none, **{column.name: empty(column) for column in scalars_and_vectors}},
+        row={column.name: empty(column) for column in _readable(schema, Level.ITEM, Level.LABEL)},
+        history={history_name(column.name): empty(column) for column in schema.sequences},
     )
-
-
-def history_name(column_name: str) -> str:
-    """Key of a sequence column in `RequestBatch.history`."""
-    return column_name.removeprefix(HISTORY_PREFIX)
 
 
 def _readable(schema: EngagementSchema, *levels: Level) -> list[Column]:
@@ -208,21 +188,19 @@ def _numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
     return rows.column(name).to_numpy()
 
 
-def _floats(array: pa.Array) -> np.ndarray:
-    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-
-
 def _tensor(array: pa.Array, column: Column) -> torch.Tensor:
-    """One scalar column as a tensor, without a copy if it has no nulls."""
-    if column.level is Level.LABEL:
-        return _from_numpy(_floats(array))
-    if column.dtype == "bool":
-        return torch.from_numpy(array.fill_null(False).to_numpy(zero_copy_only=False))
+    """One scalar column as a tensor, without a copy if it has no nulls and its own type."""
+    return _from_numpy(_values(array, column))
+
+
+def _values(array: pa.Array, column: Column) -> np.ndarray:
     if column.dtype == "timestamp":
         array = array.cast(pa.int64())
-    if array.null_count and column.dtype in ("int32", "int64", "timestamp"):
-        array = array.fill_null(NULL_INTEGER)
-    return _from_numpy(array.to_numpy(zero_copy_only=False))
+    is_null = None
+    if array.null_count:
+        is_null = array.is_null().to_numpy(zero_copy_only=False)
+        array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
+    return numbers(column, array.to_numpy(zero_copy_only=False), is_null)
 
 
 def _from_numpy(values: np.ndarray) -> torch.Tensor:
@@ -241,21 +219,6 @@ def _concatenate_blobs(parts: Sequence[pa.DictionaryArray]) -> pa.DictionaryArra
     )
     values = pa.concat_arrays([part.dictionary for part in parts])
     return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), values)
-
-
-def _cut(
-    sequences: dict[str, tuple[np.ndarray, np.ndarray]], cut: HistoryCut, history_end_R: torch.Tensor | None
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every sequence cut to its window; see HistoryCut."""
-    result = {}
-    for name, (values, offsets) in sequences.items():
-        length_R = np.diff(offsets)
-        skipped_R = cut.skipped(length_R, length_R if history_end_R is None else history_end_R.numpy())
-        if skipped_R.any():
-            kept_R = length_R - skipped_R
-            values, offsets = gather_windows(values, offsets[:-1] + skipped_R, kept_R), offsets_of(kept_R)
-        result[name] = (values, offsets)
-    return result
 
 
 def _common_offsets(sequences: dict[str, tuple[np.ndarray, np.ndarray]], num_requests: int) -> np.ndarray:

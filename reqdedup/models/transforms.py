@@ -1,0 +1,260 @@
+"""From plain values to what a model reads: one code in the loader and in the server, so that the two cannot differ.
+
+    what a log or a caller has           what a model reads
+    null integer or timestamp            -1, an id like any other of a category
+    null float; null label               NaN, which the model takes for 0; NaN, left out of the loss
+    null bool                            False
+    vector                               [R, width] of the column's type
+    history of any length                its window by anchored windows, see HistoryCut
+
+`numbers` and `cut_histories` work on whole columns, and the loader calls them on Arrow's memory. `Transforms` is what a
+model declares: which columns, and the cut; it takes plain values, once per request. Ids are assigned when a log is
+ingested and are never hashed again here: the text ids of a log become numbers through the bundle's items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from reqdedup.arrays.ranges import offsets_of
+from reqdedup.arrays.windows import HistoryCut, gather_windows
+from reqdedup.batch import RequestBatch
+from reqdedup.models.config import ModelConfig
+from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, Column, EngagementSchema, Kind, Level
+
+HISTORY_PREFIX = "history_"
+NULL_INTEGER = -1
+"""What a null integer or timestamp becomes; null floats and labels become NaN, null booleans False."""
+
+OF_WINDOW = (HISTORY_END, TIMELINE_VERSION)
+"""Request-level columns that say which events a history is; a server knows them from the window that it read."""
+
+_TYPES = {
+    "bool": np.dtype(np.bool_),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "timestamp": np.dtype(np.int64),
+}
+_PLAIN_KINDS = {"b": "b", "i": "iu", "f": "iuf"}
+"""Kinds of numpy types that may become a type of this kind without a change of value (float64 to float32 rounds)."""
+
+
+def history_name(column_name: str) -> str:
+    """Key of a sequence column in `RequestBatch.history`."""
+    return column_name.removeprefix(HISTORY_PREFIX)
+
+
+def type_of(column: Column) -> np.dtype:
+    """Type of a column's values as a model reads them."""
+    return np.dtype(np.float32) if column.level is Level.LABEL else _TYPES[column.dtype]
+
+
+def null_of(column: Column) -> bool | int | float:
+    """What a null of the column becomes."""
+    kind = type_of(column).kind
+    return False if kind == "b" else NULL_INTEGER if kind == "i" else float("nan")
+
+
+def numbers(column: Column, values: np.ndarray, is_null: np.ndarray | None = None) -> np.ndarray:
+    """The values of a column as a model reads them, any shape; no copy if nothing changes.
+
+    is_null: [N] bool, which of the values are null (what stands there means nothing); None means none.
+    """
+    values = values.astype(type_of(column), copy=False)
+    if is_null is not None:
+        values = np.where(is_null, values.dtype.type(null_of(column)), values)
+    return values
+
+
+def cut_histories(
+    sequences: Mapping[str, tuple[np.ndarray, np.ndarray]], cut: HistoryCut, history_end_R: np.ndarray | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Sequences of R requests cut to their windows: name -> (packed values [T], offsets [R + 1]).
+
+    history_end_R: [R] int64; without it, or where it is negative, the history counts as the whole timeline.
+    """
+    result = {}
+    for name, (values, offsets) in sequences.items():
+        length_R = np.diff(offsets)
+        end_R = length_R if history_end_R is None else np.where(history_end_R < 0, length_R, history_end_R)
+        skipped_R = cut.skipped(length_R, end_R)
+        if skipped_R.any():
+            kept_R = length_R - skipped_R
+            values, offsets = gather_windows(values, offsets[:-1] + skipped_R, kept_R), offsets_of(kept_R)
+        result[name] = (values, offsets)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transforms:
+    """What a model reads, and how plain values become that.
+
+    columns: its inputs with their types and levels, item_id first; labels are none.  cut: the longest history.
+    """
+
+    columns: tuple[Column, ...]
+    cut: HistoryCut
+
+    @classmethod
+    def of(cls, config: ModelConfig, schema: EngagementSchema, *, stride: int = 0) -> Transforms:
+        """Of a model of this log. stride: of the cut, 0 means its default. Raises ValueError if the log lacks a column."""
+        missing = [name for name in config.columns if name not in schema]
+        if missing:
+            raise ValueError(
+                f"columns {', '.join(missing)} required by the model, the log has {', '.join(schema.names)}"
+            )
+        columns = tuple(schema[name] for name in (ITEM_ID, *config.columns))
+        return cls(columns=columns, cut=HistoryCut(max_events=config.max_history, stride=stride))
+
+    @property
+    def request_columns(self) -> tuple[Column, ...]:
+        """Scalars and vectors that a request brings, or a store has."""
+        return tuple(
+            column
+            for column in self.columns
+            if column.level is Level.REQUEST and column.kind is not Kind.SEQUENCE and column.name not in OF_WINDOW
+        )
+
+    @property
+    def history_columns(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.kind is Kind.SEQUENCE)
+
+    @property
+    def item_columns(self) -> tuple[Column, ...]:
+        """Of the candidates, beside item_id."""
+        return tuple(column for column in self.columns if column.level is Level.ITEM)
+
+    def requests(self, values: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """`RequestBatch.request` of R requests: [R] for each scalar, [R, width] for each vector.
+
+        values: of each request by column name; a nullable column may be None or left out, others are not looked at.
+        Raises ValueError for a missing or unfit value.
+        """
+        return {
+            column.name: torch.from_numpy(_plain(column, [one.get(column.name) for one in values]))
+            for column in self.request_columns
+        }
+
+    def history(self, events: Mapping[str, Any], *, end: int = -1) -> dict[str, torch.Tensor]:
+        """`RequestBatch.history` of one request: its window, [L] for each sequence column.
+
+        events: columns by their names in a batch (`item_id`, ...), oldest first, of one length.
+        end: number of events in the timeline before the request; -1 if the history is all of it.
+        Raises ValueError for a missing or unfit column and for unequal lengths.
+        """
+        plain: dict[str, np.ndarray] = {}
+        for column in self.history_columns:
+            name = history_name(column.name)
+            if name not in events:
+                raise ValueError(f"history: column {name} required, found {', '.join(events) or 'none'}")
+            plain[name] = _plain(column, events[name])
+        lengths = {name: len(values) for name, values in plain.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"history: columns of one length required, found {lengths}; one event is an element of each"
+            )
+        packed = {name: (values, np.array([0, len(values)])) for name, values in plain.items()}
+        windows = cut_histories(packed, self.cut, np.array([end]))
+        return {name: torch.from_numpy(values) for name, (values, _) in windows.items()}
+
+    def rows(self, candidates: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Candidates as (item_id [B], `RequestBatch.row`). Raises ValueError for a missing or unfit column."""
+        if ITEM_ID not in candidates:
+            raise ValueError(f"candidates: column {ITEM_ID} required, found {', '.join(candidates) or 'none'}")
+        item_id_B = torch.from_numpy(_plain(self.columns[0], candidates[ITEM_ID]))
+        row = {}
+        for column in self.item_columns:
+            values = candidates.get(column.name)
+            values_B = _plain(column, [None] * len(item_id_B) if values is None else values)
+            if len(values_B) != len(item_id_B):
+                raise ValueError(
+                    f"candidates: {len(item_id_B)} values of {column.name} required, one for each item_id, found {len(values_B)}"
+                )
+            row[column.name] = torch.from_numpy(values_B)
+        return item_id_B, row
+
+    def batch(
+        self,
+        *,
+        request: Mapping[str, Any],
+        history: Mapping[str, Any],
+        candidates: Mapping[str, Any],
+        user_id: int = -1,
+        history_end: int = -1,
+        timeline_version: int = -1,
+    ) -> RequestBatch:
+        """One request with its candidates as a batch; `RequestBatch.concatenate` puts several together."""
+        item_id_B, row = self.rows(candidates)
+        events = self.history(history, end=history_end)
+        length = len(next(iter(events.values())))
+        known = {HISTORY_END: history_end, TIMELINE_VERSION: timeline_version}
+        of_window = {
+            column.name: torch.from_numpy(_plain(column, [known[column.name]]))
+            for column in self.columns
+            if column.name in known
+        }
+        return RequestBatch(
+            user_id_R=torch.tensor([user_id]),
+            item_id_B=item_id_B,
+            request_of_row_B=torch.zeros(len(item_id_B), dtype=torch.int64),
+            row_offsets_R1=torch.tensor([0, len(item_id_B)]),
+            history_offsets_R1=torch.tensor([0, length]),
+            request={**self.requests([request]), **of_window},
+            row=row,
+            history=events,
+        )
+
+
+def _plain(column: Column, values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Plain values of a column, None where null, as a model reads them: [N], of vectors [N, width].
+
+    Raises ValueError for a null of a column that has none, and for a value that the column's type does not hold.
+    """
+    is_null = None
+    if not isinstance(values, np.ndarray):
+        nulls = np.array([value is None for value in values], bool)
+        if nulls.any():
+            if not column.nullable:
+                raise ValueError(f"{column.name}: a value required, found none")
+            stand_in = False if column.dtype == "bool" else 0
+            values, is_null = [stand_in if value is None else value for value in values], nulls
+    found = _array(column, values)
+    wanted = type_of(column)
+    if found.size and found.dtype.kind not in _PLAIN_KINDS[wanted.kind]:
+        raise ValueError(f"{column.name}: values of type {column.dtype} required, found {_shown(found)}")
+    if wanted.kind == "i" and found.size and found.dtype != wanted:
+        bounds = np.iinfo(wanted)
+        if found.min() < bounds.min or found.max() > bounds.max:
+            raise ValueError(f"{column.name}: numbers of {column.dtype} required, found {found.min()} to {found.max()}")
+    shape = (len(found), column.width) if column.kind is Kind.VECTOR else (len(found),)
+    if found.shape != shape and found.size:
+        what = f"a vector of {column.width} numbers" if column.kind is Kind.VECTOR else "one number for each"
+        raise ValueError(f"{column.name}: {what} required, found shape {found.shape[1:]}")
+    with np.errstate(over="ignore"):
+        result = numbers(column, found.reshape(shape), is_null)
+    if wanted.kind == "f" and np.isinf(result).any():
+        raise ValueError(
+            f"{column.name}: finite numbers of {column.dtype} required, found {_shown(found[np.isinf(result)])}"
+        )
+    if column.kind is Kind.VECTOR and np.isnan(result).any():
+        raise ValueError(f"{column.name}: a vector without NaN required, found one")
+    return result if result.flags.writeable else result.copy()
+
+
+def _array(column: Column, values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{column.name}: values of type {column.dtype} required, found others: {error}") from None
+
+
+def _shown(values: np.ndarray) -> str:
+    first = str(values.reshape(-1)[0])
+    return f"{first if len(first) <= 40 else first[:37] + '...'!r} ({values.dtype})"
