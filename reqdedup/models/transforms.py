@@ -104,7 +104,10 @@ class Transforms:
 
     @classmethod
     def of(cls, config: ModelConfig, schema: EngagementSchema, *, stride: int = 0) -> Transforms:
-        """Of a model of this log. stride: of the cut, 0 means its default. Raises ValueError if the log lacks a column."""
+        """Of a model of this log. stride: of the cut, 0 means its default.
+
+        Raises ValueError if the log lacks a column of the model.
+        """
         missing = [name for name in config.columns if name not in schema]
         if missing:
             raise ValueError(
