@@ -100,7 +100,7 @@ class TwoTower(models.TwoTower):
                 x_NSD = layer.finish(x_NSD, sdpa(query, key, value, is_causal=True))
             sum_ND = (self.final_norm(x_NSD) * padded.is_real_NS[..., None]).sum(1)
             pooled.append(sum_ND / bucket.length_N.clamp(min=1)[:, None])
-        return self.user_head(torch.cat(pooled), batch)
+        return self.user_vectors(torch.cat(pooled), batch)
 
 
 class PackedDCAT(models.DCAT):

@@ -3,6 +3,11 @@
 The user tower runs once per request; its BatchNorm weighs each request by its rows, so that it equals the tower
 computed once per row (`reqdedup.models.two_tower.naive.TwoTower`), outputs, gradients and running statistics. With
 share_context="user" its transformer runs once per group of requests whose histories are prefixes of one another.
+
+    user_state(history) -> [D]                    the heavy half, of one history: kept, or computed ahead
+    user_head(states, request) -> [R, width]      the light half: the request's features enter here
+
+Both halves compute in calls of one history and of one request, so that their bits depend on nothing else.
 """
 
 from __future__ import annotations
@@ -15,10 +20,11 @@ from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.histories import Histories, mean_over_history
-from reqdedup.models.inputs import ItemEmbedding, RequestFeatures
+from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.models.two_tower.config import TwoTowerConfig
+from reqdedup.ops.prefixes import Prefixes
 
 
 class TwoTower(nn.Module):
@@ -39,16 +45,60 @@ class TwoTower(nn.Module):
     def user_tower(self, batch: RequestBatch) -> torch.Tensor:
         """User vectors, one per request: [R, output_width]."""
         histories = Histories.of(batch, self.config)
-        x_TD, _ = self.transformer(self.embedding.events(histories.tokens), histories.offsets_G1)
-        pooled_RD = mean_over_history(self.final_norm(x_TD), histories.offsets_G1, histories.prefixes)
-        return self.user_head(pooled_RD, batch)
+        return self.user_vectors(self._states(histories.tokens, histories.offsets_G1, histories.prefixes), batch)
 
-    def user_head(self, pooled_RD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
-        """[pooled history ; request features] -> MLP -> length 1: [R, output_width]."""
-        if self.features.width:
-            pooled_RD = torch.cat([pooled_RD, self.features(batch.request, pooled_RD.dtype)], dim=1)
-        user_RD = self.user_mlp.on_requests(self.user_in(pooled_RD), batch.row_offsets_R1, batch.num_rows)
+    def user_vectors(self, state_RD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
+        """User vectors of the batch's requests in one call, [R, output_width]; in training statistics weigh rows."""
+        user_RD = self.user_mlp.on_requests(
+            self._head_in(state_RD, batch.request), batch.row_offsets_R1, batch.num_rows
+        )
         return F.normalize(user_RD, dim=1)
+
+    @torch.no_grad()
+    def user_state(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the user tower knows of one history, [D]: the mean of its tokens after the transformer, zero if it is
+        empty.
+
+        history: sequence columns, [L] each, oldest first. Nothing of the request is in it.
+        Raises ValueError for a model in training mode.
+        """
+        self.check_evaluates()
+        length = len(column(history, "item_id", "history"))
+        return self._states(history, torch.tensor([0, length], device=self.final_norm.weight.device))[0]
+
+    @torch.no_grad()
+    def user_head(self, state_RD: torch.Tensor, request: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """User vectors of length 1 of states and request features, [R, output_width], in a call per request.
+
+        request: values of the R requests, as in `RequestBatch.request`.
+        Raises ValueError for a model in training mode, whose BatchNorm would learn from the requests.
+        """
+        self.check_evaluates()
+        users = [
+            self.user_mlp(self._head_in(state_RD[r : r + 1], {name: x_R[r : r + 1] for name, x_R in request.items()}))
+            for r in range(len(state_RD))
+        ]
+        empty = state_RD.new_zeros(0, self.config.output_width)
+        return torch.cat([empty, *(F.normalize(user_1D, dim=1) for user_1D in users)])
+
+    def check_evaluates(self) -> None:
+        """Raises ValueError for a model in training mode."""
+        if self.training:
+            raise ValueError(
+                "user state and head: a model in evaluation mode required, found one in training mode; call model.eval() once"
+            )
+
+    def _states(
+        self, tokens: Mapping[str, torch.Tensor], offsets_G1: torch.Tensor, prefixes: Prefixes | None = None
+    ) -> torch.Tensor:
+        x_TD, _ = self.transformer(self.embedding.events(tokens), offsets_G1)
+        return mean_over_history(self.final_norm(x_TD), offsets_G1, prefixes)
+
+    def _head_in(self, state_RD: torch.Tensor, request: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[state ; request features] -> the MLP's first pre-activation."""
+        if self.features.width:
+            state_RD = torch.cat([state_RD, self.features(request, state_RD.dtype)], dim=1)
+        return self.user_in(state_RD)
 
     def item_tower(self, batch: RequestBatch) -> torch.Tensor:
         """Item vectors, one per row: [B, output_width]."""
