@@ -2,12 +2,16 @@
 
 A timeline is a user's events in the order of arrival, numbered from 0; a correction starts a new version of it. What a
 request sees is `timeline[start : end]`, with `end` the request's `history_end`, so that what arrived later is not seen.
+
+Behind the protocol stand `SqliteStore` (embedded, the default) and `ValkeyStore`; one suite of tests holds for both.
+User sequences will come behind it too: a view of the table `user_events` up to its watermark, these stores for what
+arrived from there on, `window` the seam between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,16 +38,72 @@ class Window:
     version: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class UserRecord:
+    """What a table knows about a user.
+
+    timelines: version -> (number of the first event, columns of the events from it on).
+    features: request-level columns of the newest request, plain values; None for a null.
+    """
+
+    user_id: int
+    timelines: Mapping[int, tuple[int, Mapping[str, np.ndarray]]]
+    features: Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class FillReport:
+    """What a fill did. num_new, num_changed, num_same: users of the table, by what the store had of them.
+
+    num_deleted: users that an earlier fill brought and that are no longer in the table.
+    num_contradicted: timelines that were replaced since the store had other events under the same numbers.
+    num_events_dropped: events of those that the table does not have.
+    """
+
+    num_new: int = 0
+    num_changed: int = 0
+    num_same: int = 0
+    num_deleted: int = 0
+    num_contradicted: int = 0
+    num_events_dropped: int = 0
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_users(self) -> int:
+        return self.num_new + self.num_changed + self.num_same
+
+    def counts(self) -> dict[str, int]:
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith("num_")}
+
+
 class StoreUnavailableError(RuntimeError):
     """The store could not be asked in time: nothing is known about the user."""
 
 
 class Store(Protocol):
-    """What serving asks of any store. Safe to call from several threads; a get is one consistent moment."""
+    """What serving asks of any store. Safe to call from several threads; a get is one consistent moment.
+
+    Every call raises StoreUnavailableError if the store does not answer within its `timeout_s`.
+    """
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The sequence columns of every event, in order, and their dtypes (`int64`, ...)."""
+        ...
 
     def append(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str) -> TimelineEnd:
         """Add events at the end of the user's timeline; a `key` that was appended before changes nothing and returns
-        what it returned then. Raises ValueError if the columns are not the store's."""
+        what it returned then.
+
+        Raises ValueError if the columns are not the store's or the key was another user's.
+        """
+        ...
+
+    def correct(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str, start: int = 0) -> TimelineEnd:
+        """Start a new version of the timeline that holds these events, the first of them numbered `start`.
+
+        Earlier versions stay readable as they were. `key`, errors: as of `append`.
+        """
         ...
 
     def end(self, user_id: int) -> TimelineEnd | None:
@@ -61,12 +121,38 @@ class Store(Protocol):
     ) -> Window | None:
         """The events before number `at` (None: all) from `start_of(end)` on; None for a user without a timeline.
 
-        version: of the timeline, None for the newest. Raises ValueError if the timeline has no such version or is
-        shorter than `at`, StoreUnavailableError if the store does not answer.
+        The window starts later than `start_of(end)` if the store was filled with later events alone.
+        version: of the timeline, None for the newest. Raises ValueError if the store has no such column, if the
+        timeline has no such version, is shorter than `at`, or is held from a later event on.
         """
         ...
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:
-        """The user's newest values of these request-level columns, those of side tables included; what the store lacks
+        """The user's newest values of these request-level columns, those of side tables included: int (timestamps too:
+        microseconds since 1970, UTC), float, str, bool, an array for a vector, None for a null; what the store lacks
         is left out."""
+        ...
+
+    def delete_user(self, user_id: int) -> bool:
+        """Forget the user's timelines and features; False if there were none."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FilledStore(Store, Protocol):
+    """A store that can be filled from tables."""
+
+    def fill(self, users: Iterable[UserRecord], *, source: Mapping[str, Any]) -> FillReport:
+        """Bring the store to what a table says of its users, each of them once, and remember `source`, which JSON can
+        hold. Readers see all of it or nothing.
+
+        Events that the store has beyond a table's stay, those that it has under the same numbers must be the table's:
+        where they differ the table's timeline replaces the store's, and is counted. Users whom an earlier fill brought
+        and this one does not are deleted. Raises ValueError while another fill runs.
+        """
+        ...
+
+    def filled_from(self) -> dict[str, Any] | None:
+        """The `source` of the last fill; None if there was none."""
         ...

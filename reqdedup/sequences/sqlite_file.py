@@ -1,0 +1,135 @@
+"""The file of a `SqliteStore`: its tables, its connections, transactions, and the lock of a fill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from reqdedup.sequences.store import StoreUnavailableError
+
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE timelines (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL, version INTEGER NOT NULL,
+    start INTEGER NOT NULL, end INTEGER NOT NULL, UNIQUE (user_id, version)
+);
+CREATE TABLE chunks (timeline INTEGER NOT NULL, number INTEGER NOT NULL, events BLOB NOT NULL,
+    PRIMARY KEY (timeline, number));
+CREATE TABLE features (user_id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE appended (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE,
+    user_id INTEGER NOT NULL, version INTEGER NOT NULL, end INTEGER NOT NULL
+);
+CREATE TABLE filling_timelines (
+    id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL, version INTEGER NOT NULL,
+    start INTEGER NOT NULL, end INTEGER NOT NULL, replaces INTEGER, replaced_end INTEGER
+);
+CREATE TABLE filling_features (user_id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE filling_users (user_id INTEGER PRIMARY KEY);
+"""
+
+
+class SqliteFile:
+    """Connections to the file `path`: each used by one thread at a time, kept for the next. timeout_s: longest wait for
+    another writer."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        self.path, self.timeout_s = path, timeout_s
+        self._idle: list[sqlite3.Connection] = []
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        if self._pid == os.getpid():
+            while self._idle:
+                self._idle.pop().close()
+
+    def meta(self, name: str) -> Any:
+        with self.connection() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection that nobody else uses; sqlite3's errors as StoreUnavailableError."""
+        if self._pid != os.getpid():  # a connection must not be used, nor closed, in a forked process
+            _OF_PARENTS.append(self._idle)
+            self._idle, self._pid = [], os.getpid()
+        connection = None
+        try:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = _connect(self.path, self.timeout_s)
+            yield connection
+        except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
+                connection = None
+            raise StoreUnavailableError(
+                f"store {self.path}: an answer within {self.timeout_s} s required, {error}"
+            ) from error
+        finally:
+            if connection is not None:
+                self._idle.append(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        with self.connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def only_fill(self) -> Iterator[None]:
+        """Hold the right to fill; a killed process gives it back."""
+        with Path(f"{self.path}.filling").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"store {self.path}: one fill at a time required, found another running; wait"
+                ) from None
+            yield
+
+
+_OF_PARENTS: list[list[sqlite3.Connection]] = []
+
+
+def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw", uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False
+    )
+    # Per connection: 2 MiB of pages of its own, the file itself through the system's page cache.
+    connection.executescript(
+        "PRAGMA synchronous = NORMAL; PRAGMA mmap_size = 1073741824; PRAGMA cache_size = -2048; "
+        "PRAGMA journal_size_limit = 67108864;"
+    )
+    return connection
+
+
+def create_file(path: Path, meta: Mapping[str, Any]) -> None:
+    """Make an empty store under another name, then give it its own: a reader never finds half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        made = Path(folder) / path.name
+        connection = sqlite3.connect(made, isolation_level=None)
+        try:
+            connection.executescript("PRAGMA journal_mode = WAL;" + _TABLES)
+            connection.execute("INSERT INTO sqlite_sequence VALUES ('timelines', 0)")
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()])
+        finally:
+            connection.close()
+        with suppress(FileExistsError):  # another process was faster
+            os.link(made, path)
