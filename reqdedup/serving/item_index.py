@@ -19,11 +19,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from reqdedup.serving.items import Items
+from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ItemFilter
 
 MOST_DENIED = 4096
-"""Items of a deny list up to which an index is asked for as many more, and not exactly for the rest."""
+"""ItemVectors of a deny list up to which an index is asked for as many more, and not exactly for the rest."""
 
 GATHER_AT_MOST = 0.25
 """Share of the items up to which the vectors of the kept ones are gathered; beyond it all are multiplied."""
@@ -32,7 +32,7 @@ _BLOCK = 64
 
 
 class ItemIndex(Protocol):
-    """Proposes rows of `Items`."""
+    """Proposes rows of `ItemVectors`."""
 
     @property
     def kind(self) -> str:
@@ -49,7 +49,7 @@ class ExactIndex:
 
     kind = "exact"
 
-    def __init__(self, items: Items) -> None:
+    def __init__(self, items: ItemVectors) -> None:
         self._items = items
 
     def propose(self, user_D: np.ndarray, k: int) -> np.ndarray:
@@ -57,7 +57,7 @@ class ExactIndex:
 
 
 def nearest(
-    items: Items, index: ItemIndex, user_D: np.ndarray, k: int, filter: ItemFilter
+    items: ItemVectors, index: ItemIndex, user_D: np.ndarray, k: int, filter: ItemFilter
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """The rows of the k items with the highest scores that the filter allows, best first, their scores
     [<= k] float32, and the kind of index that found them. Fewer if fewer are allowed.
@@ -86,7 +86,7 @@ def exact_scores(vectors_ND: np.ndarray, user_D: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(vectors_ND) * user_D).sum(1)
 
 
-def exact_among(items: Items, rows: np.ndarray, user_D: np.ndarray, k: int) -> np.ndarray:
+def exact_among(items: ItemVectors, rows: np.ndarray, user_D: np.ndarray, k: int) -> np.ndarray:
     """Those of the given rows among which their k nearest are."""
     if len(rows) <= GATHER_AT_MOST * len(items):
         product_N = _products(items.vectors[rows], user_D)

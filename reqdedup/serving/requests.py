@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,6 +91,67 @@ class Retrieved:
     score: np.ndarray
     index: str
     model: str
+    start: int
+    end: int
+    version: int
+    context: ContextOrigin
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendRequest:
+    """A slate for this user. request, history, at, version, filter: as of `RetrieveRequest`.
+
+    length: items of the slate, None: those of the configuration.  explains: the answer says what every step took, and
+        every term's share of each pick.
+    """
+
+    user_id: int
+    length: int | None = None
+    explains: bool = False
+    request: Mapping[str, Any] = field(default_factory=dict)
+    history: Window | None = None
+    at: int | None = None
+    version: int | None = None
+    filter: ItemFilter = field(default_factory=ItemFilter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the funnel. received, passed: items before and after it.  seconds: wall time."""
+
+    name: Literal["retrieval", "light_ranking", "ranking", "reranking"]
+    received: int
+    passed: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """The slate, best first, and what it was composed of.
+
+    item_id: [T] int64.  item_key: the ids as the log has them, [T]; None if the bundle has none.
+    score: [T] float64, of the ranking.  logits: [T] float32 for each label.
+    ranked_item_id, ranked_score: of all candidates that were ranked, [M], for the impression log.
+    contributions: of each term to the utility of each pick, [T] float64 by name; empty unless asked for.
+    steps: of the funnel, in their order; empty unless asked for.
+    retrieval_model, ranking_model: fingerprints of the bundles; ranking_model is empty if nothing was left to rank.
+    funnel: fingerprint of the funnel's configuration.
+    start, end, version, context: of the ranking, as of `Ranked`; of the retrieval if nothing was left to rank.
+    marks: what the answer had to do without, `history` or `reranking`.
+    """
+
+    item_id: np.ndarray
+    item_key: Sequence[str] | None
+    score: np.ndarray
+    logits: Mapping[str, np.ndarray]
+    ranked_item_id: np.ndarray
+    ranked_score: np.ndarray
+    contributions: Mapping[str, np.ndarray]
+    steps: tuple[Step, ...]
+    retrieval_model: str
+    ranking_model: str
+    funnel: str
     start: int
     end: int
     version: int

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reqdedup.serving.item_index import ExactIndex, exact_scores, nearest
-from reqdedup.serving.items import Items
+from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ItemFilter, RequestError
 
 WIDTH = 7
@@ -18,14 +18,14 @@ def unit_vectors(num, *, seed=0, width=WIDTH):
 
 
 def items_of(num, *, seed=0, distinct=None):
-    """Items with ids in no order, every vector `num / distinct` times, and two columns."""
+    """ItemVectors with ids in no order, every vector `num / distinct` times, and two columns."""
     rng = np.random.default_rng(seed)
     ids = rng.choice(10 * num + 1, num, replace=False) - num
     vectors = (
         unit_vectors(distinct or num, seed=seed)[rng.permutation(num) % (distinct or num)] if num else unit_vectors(0)
     )
     columns = {"category": rng.integers(0, 5, num).astype(np.int32), "language": rng.integers(0, 3, num)}
-    return Items.of(ids, vectors, columns)
+    return ItemVectors.of(ids, vectors, columns)
 
 
 def by_definition(items, user_D, k, filter):
@@ -112,7 +112,7 @@ def test_the_bits_of_a_score_do_not_depend_on_what_else_is_scored():
 
 def test_items_in_any_order_are_the_same_items():
     ids, vectors = np.array([9, -2, 5]), unit_vectors(3)
-    items = Items.of(ids, vectors, {"category": np.array([7, 8, 9])}, ["nine", "minus two", "five"])
+    items = ItemVectors.of(ids, vectors, {"category": np.array([7, 8, 9])}, ["nine", "minus two", "five"])
     assert items.item_id.tolist() == [-2, 5, 9]
     assert items.columns["category"].tolist() == [8, 9, 7]
     assert list(items.keys) == ["minus two", "five", "nine"]
@@ -121,9 +121,9 @@ def test_items_in_any_order_are_the_same_items():
 
 def test_items_that_do_not_fit_and_unknown_categories_are_refused():
     with pytest.raises(ValueError, match="each id once required, found 4 twice"):
-        Items.of(np.array([4, 1, 4]), unit_vectors(3))
+        ItemVectors.of(np.array([4, 1, 4]), unit_vectors(3))
     with pytest.raises(ValueError, match="one id, vector and value each required"):
-        Items.of(np.array([4, 1]), unit_vectors(3))
+        ItemVectors.of(np.array([4, 1]), unit_vectors(3))
     items = items_of(3)
     with pytest.raises(RequestError, match="required, found 'colour'"):
         nearest(items, ExactIndex(items), unit_vectors(1)[0], 1, ItemFilter(categories={"colour": np.array([1])}))

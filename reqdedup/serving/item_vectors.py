@@ -1,4 +1,4 @@
-"""The items that may be retrieved: ids, vectors and the columns by which a request may filter them.
+"""The items that may be retrieved: ids, vectors, and the columns by which a request may filter them.
 
     row           0        1        2
     item_id       4        9       17      ascending, so the order of rows is the order of ids
@@ -20,7 +20,7 @@ from reqdedup.serving.requests import ItemFilter, RequestError
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class ItemVectors:
     """What is known of N items.
 
     item_id: [N] int64, ascending, no id twice.  vectors: [N, D] float32 of length 1, contiguous; a memory map will do.
@@ -39,8 +39,8 @@ class Items:
         vectors: np.ndarray,
         columns: Mapping[str, np.ndarray] | None = None,
         keys: Sequence[str] | np.ndarray | None = None,
-    ) -> Items:
-        """Items in any order; what lies in order is not copied.
+    ) -> ItemVectors:
+        """ItemVectors in any order; what lies in order is not copied.
 
         Raises ValueError for lengths that differ and for an id that comes twice.
         """
@@ -86,6 +86,16 @@ class Items:
             else:
                 kept = kept[np.isin(np.asarray(self.columns[name])[kept], values)]
         return kept
+
+    def maximum(self, name: str) -> float:
+        """Largest value of a column, 0 if there are no items or none is above; looked up once."""
+        if name not in self._maxima:
+            self._maxima[name] = float(np.max(self.columns[name], initial=0))
+        return self._maxima[name]
+
+    @cached_property
+    def _maxima(self) -> dict[str, float]:
+        return {}
 
     @cached_property
     def _by_value(self) -> Mapping[str, _RowsByValue]:
