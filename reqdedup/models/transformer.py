@@ -144,34 +144,37 @@ class HistoryTransformer(nn.Module):
         return x_TD, keys_values
 
     @torch.no_grad()
-    def append(self, x_ND: torch.Tensor, past: Sequence[KeyValue]) -> list[KeyValue]:
-        """Every layer's keys and values [N, H, K] of N events that follow a history, whose own are
-        `past`, [P, H, K] each.
+    def append(self, x_ND: torch.Tensor, num_past: int, past: Sequence[KeyValue]) -> list[KeyValue]:
+        """Every layer's keys and values [N, H, K] of N events that follow a history of `num_past` events.
 
-        Of the last layer nothing else is computed, since nobody reads it.
-        Raises ValueError for a transformer whose past changes with what follows it.
+        past: its own, [num_past, H, K] each, of all layers but the last, of which nothing else is computed since nobody
+            reads it.
+        Events beyond a learned table of positions are padding by the caller's word: they stand at its last place.
         """
+        position_N = torch.arange(num_past, num_past + len(x_ND), device=x_ND.device)
+        if self.positions.table is not None:
+            position_N = position_N.clamp(max=self.max_history)
+        x_ND = self.positions.add(x_ND, position_N)
+        rotation = self.positions.rotation(position_N, x_ND.dtype)
+        keys_values = []
+        for number, layer in enumerate(self):
+            normed = layer.attention_norm(x_ND)
+            key, value = layer.keys_values(normed, rotation)
+            keys_values.append((key, value))
+            if number < len(self.layers) - 1:
+                query = layer.queries(normed, rotation)
+                x_ND = layer.finish(x_ND, append_attention(query, key, value, *past[number]))
+        return keys_values
+
+    def check_grows(self, length: int) -> None:
+        """Raises ValueError for a transformer whose keys and values change when a history grows, and for one that cannot
+        read so many events."""
         if not self.is_causal or self.positions.from_end:
             raise ValueError(
                 "append: causal attention and positions counted from the start required, else keys and values of a history "
                 "change when it grows; found others in the configuration"
             )
-        if not len(x_ND):
-            return [(key[:0], value[:0]) for key, value in past]
-        num_past = len(past[0][0])
-        self._check_length(num_past + len(x_ND))
-        position_N = torch.arange(num_past, num_past + len(x_ND), device=x_ND.device)
-        x_ND = self.positions.add(x_ND, position_N)
-        rotation = self.positions.rotation(position_N, x_ND.dtype)
-        keys_values = []
-        for number, (layer, (past_key, past_value)) in enumerate(zip(self, past, strict=True), start=1):
-            normed = layer.attention_norm(x_ND)
-            key, value = layer.keys_values(normed, rotation)
-            keys_values.append((key, value))
-            if number < len(self.layers):
-                query = layer.queries(normed, rotation)
-                x_ND = layer.finish(x_ND, append_attention(query, key, value, past_key, past_value))
-        return keys_values
+        self._check_length(length)
 
     def _check_length(self, longest: int) -> None:
         if self.positions.table is not None and longest > self.max_history:

@@ -1,6 +1,6 @@
 """Attention to keys and values that lie in several tensors, put together by log-sum-exp: nothing is concatenated.
 
-    out = sum over the parts p of exp(lse_p - lse) out_p,    lse = log(sum of exp(lse_p))
+    out = (1 - w) out_1 + w out_2,    w = exp(lse_2) / (exp(lse_1) + exp(lse_2))
 
 With it a history grows without its past being copied (`append_attention`), and the candidates of many requests read
 contexts that are kept apart (`crossing_attention_in_parts`). On a CPU each request has kernel calls of its own, of
@@ -42,8 +42,7 @@ def append_attention(
     if not len(past_key_PHK):
         return out[0].transpose(0, 1)
     past_out, past_lse = _flash(query, _heads_first(past_key_PHK), _heads_first(past_value_PHK))
-    outs = torch.stack([past_out[0].transpose(0, 1), out[0].transpose(0, 1)])
-    return _merged(outs, torch.stack([past_lse[0].T, lse[0].T]))
+    return _merged(past_out, past_lse, out, lse)[0].transpose(0, 1)
 
 
 @torch.no_grad()
@@ -51,41 +50,40 @@ def crossing_attention_in_parts(
     query_BHK: torch.Tensor,
     self_key_BHK: torch.Tensor,
     self_value_BHK: torch.Tensor,
-    context_parts: Sequence[Sequence[KeyValue]],
+    contexts: Sequence[KeyValue],
     row_offsets_R1: torch.Tensor,
 ) -> torch.Tensor:
     """`crossing_attention` of requests whose contexts lie anywhere: [B, H, K].
 
-    context_parts: parts of each of the R requests' contexts, in any number, empty ones included.
+    contexts: keys and values of each of the R requests' contexts, empty ones included.
     Raises ValueError for shapes that do not fit together.
     """
     check_rows(query_BHK, self_key_BHK, self_value_BHK)
-    if row_offsets_R1.shape != (len(context_parts) + 1,):
+    if row_offsets_R1.shape != (len(contexts) + 1,):
         raise ValueError(
-            f"crossing_attention_in_parts: row offsets [R + 1] of {len(context_parts)} contexts required, "
+            f"crossing_attention_in_parts: row offsets [R + 1] of {len(contexts)} contexts required, "
             f"found {tuple(row_offsets_R1.shape)}"
         )
     if query_BHK.device.type != "cpu":
-        return crossing_attention_concatenated(query_BHK, self_key_BHK, self_value_BHK, context_parts, row_offsets_R1)
-    num_parts, rows = max(map(len, context_parts), default=0), row_offsets_R1.tolist()
+        return crossing_attention_concatenated(query_BHK, self_key_BHK, self_value_BHK, contexts, row_offsets_R1)
+    rows = row_offsets_R1.tolist()
     wide = torch.promote_types(query_BHK.dtype, torch.float32)
-    out_PBHK = query_BHK.new_zeros(num_parts + 1, *query_BHK.shape)
-    lse_PBH = torch.full(out_PBHK.shape[:3], -torch.inf, dtype=wide)
-    out_PBHK[num_parts] = self_value_BHK
-    lse_PBH[num_parts] = (query_BHK.to(wide) * self_key_BHK.to(wide)).sum(-1) * query_BHK.shape[-1] ** -0.5
-    for r, parts in enumerate(context_parts):
-        own = slice(rows[r], rows[r + 1])
-        for p, (key_LHK, value_LHK) in enumerate(parts):
-            if own.start < own.stop and len(key_LHK):
-                out, lse = _flash(_heads_first(query_BHK[own]), _heads_first(key_LHK), _heads_first(value_LHK))
-                out_PBHK[p, own] = out[0].transpose(0, 1)
-                lse_PBH[p, own] = lse[0].T
-    return _merged(out_PBHK, lse_PBH)
+    out_BHK = query_BHK.new_zeros(query_BHK.shape)
+    lse_BH = query_BHK.new_full(query_BHK.shape[:2], -torch.inf, dtype=wide)
+    for r, (key_LHK, value_LHK) in enumerate(contexts):
+        begin, end = rows[r], rows[r + 1]
+        if begin < end and len(key_LHK):
+            out, lse = _flash(_heads_first(query_BHK[begin:end]), _heads_first(key_LHK), _heads_first(value_LHK))
+            out_BHK[begin:end] = out[0].transpose(0, 1)
+            lse_BH[begin:end] = lse[0].T
+    self_lse_BH = (query_BHK.to(wide) * self_key_BHK.to(wide)).sum(-1) * query_BHK.shape[-1] ** -0.5
+    return _merged(out_BHK, lse_BH, self_value_BHK, self_lse_BH)
 
 
-def _merged(out_PBHK: torch.Tensor, lse_PBH: torch.Tensor) -> torch.Tensor:
-    weight_PBH = (lse_PBH - lse_PBH.logsumexp(0)).exp()
-    return (out_PBHK.to(lse_PBH.dtype) * weight_PBH[..., None]).sum(0).to(out_PBHK.dtype)
+def _merged(one: torch.Tensor, one_lse: torch.Tensor, other: torch.Tensor, other_lse: torch.Tensor) -> torch.Tensor:
+    """What is read from both, by how much weight each has; lse: log of the sum of a part's weights, [...], of [..., K]."""
+    share_of_other = torch.sigmoid(other_lse - one_lse)[..., None].to(one.dtype)
+    return torch.lerp(one, other, share_of_other)
 
 
 def _heads_first(x_LHK: torch.Tensor) -> torch.Tensor:
@@ -112,12 +110,11 @@ def crossing_attention_concatenated(
     query_BHK: torch.Tensor,
     self_key_BHK: torch.Tensor,
     self_value_BHK: torch.Tensor,
-    context_parts: Sequence[Sequence[KeyValue]],
+    contexts: Sequence[KeyValue],
     row_offsets_R1: torch.Tensor,
 ) -> torch.Tensor:
     """`crossing_attention_in_parts` on any device."""
     none = query_BHK.new_zeros(0, *query_BHK.shape[1:])
-    key, value = (torch.cat([none, *(part[i] for parts in context_parts for part in parts)]) for i in (0, 1))
-    lengths = [0, *(sum(len(key) for key, _ in parts) for parts in context_parts)]
-    offsets_R1 = torch.tensor(lengths, device=query_BHK.device).cumsum(0)
+    key, value = (torch.cat([none, *(key_value[i] for key_value in contexts)]) for i in (0, 1))
+    offsets_R1 = torch.tensor([0, *(len(key) for key, _ in contexts)], device=query_BHK.device).cumsum(0)
     return crossing_attention(query_BHK, self_key_BHK, self_value_BHK, key, value, offsets_R1, row_offsets_R1)

@@ -11,7 +11,8 @@ import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCAT, naive
-from reqdedup.models.dcat import BlockContexts
+from reqdedup.models.dcat import BlockContexts, Blocks
+from reqdedup.models.dcat.block_context import KV_TYPES
 from tests.models.batches import SHAPES, dcat_config, random_batch
 
 SIZES = {"width": 32, "num_heads": 4, "ffn_width": 64, "hidden_widths": (33, 16), "item_table_rows": 500}
@@ -35,8 +36,8 @@ def first(history, end):
     return {name: x_T[:end] for name, x_T in history.items()}
 
 
-def keys_values(context, num_layers):
-    return [torch.cat([key_value[i] for key_value in context.parts(n)]) for n in range(num_layers) for i in (0, 1)]
+def keys_values(context, num_layers, dtype=torch.float32):
+    return [x for n in range(num_layers) for x in context.slab.first(context.num_tokens, n, dtype)]
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])
@@ -62,7 +63,10 @@ def check_bits(dcat, rng, *, num_batches):
     num_layers = dcat.config.num_layers
     for trial in range(num_batches):
         num_requests = rng.randint(2, 6)
-        lengths = [rng.choice([0, 1, 63, 64, 65, 128, *rng.choices(range(301), k=4)]) for _ in range(num_requests)]
+        lengths = [
+            rng.choice([0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257, *rng.choices(range(601), k=4)])
+            for _ in range(num_requests)
+        ]
         rows = [rng.randint(1, 60) for _ in lengths]
         batches = [random_batch([n], [m], seed=100 * trial + i) for i, (n, m) in enumerate(zip(lengths, rows))]
         contexts = []
@@ -133,13 +137,56 @@ def test_threads_may_extend_one_context_side_by_side():
 def test_a_batch_reads_the_blocks_where_they_lie():
     dcat = model(**SIZES)
     kept = dcat.encode_blocks(random_batch([130], [1]).history)
-    key, value = BlockContexts((kept,)).contexts[0].parts(1)[0]
-    assert (len(key), kept.num_whole, kept.num_tokens) == (128, 128, 130)
+    key, value = kept.slab.first(kept.num_tokens, 1, torch.float32)
+    assert (len(key), kept.num_tokens, kept.slab.capacity) == (130, 130, 192)
     again = dcat.encode_blocks(random_batch([190], [1]).history, kept)
     assert again.slab is kept.slab
-    assert again.parts(1)[0][0].data_ptr() == key.data_ptr()
-    assert value.data_ptr() == key.data_ptr() + 128 * 32 * 4
-    assert kept.num_bytes == 2 * 2 * 130 * 32 * 4
+    assert again.slab.first(190, 1, torch.float32)[0].data_ptr() == key.data_ptr()
+    assert value.data_ptr() == key.data_ptr() + 192 * 32 * 4
+    assert kept.num_bytes == 2 * 2 * 192 * 32 * 4
+
+
+def test_blocks_that_two_histories_have_in_common_are_computed_once():
+    blocks, rng = Blocks((32, 8, 2)), random.Random(0)
+    for _ in range(2000):
+        kept, length = rng.randrange(140), rng.randrange(140)
+        shared = rng.randint(0, min(kept, length))
+        ours, theirs = list(blocks.between(0, length)), list(blocks.between(0, kept))
+        assert [first for first, _ in ours] == ([0, *(end for _, end in ours[:-1])] if length else [])
+        begin = blocks.reusable(kept, length, shared)
+        assert begin <= shared
+        wanted = [block for block in ours if block not in theirs or min(block[1], length) > shared]
+        assert list(blocks.between(begin, length)) == wanted, (kept, length, shared)
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_rounded_contexts_have_the_same_bits_too(kv_type):
+    dcat, rng = model(**SIZES), random.Random(kv_type)
+    batch = random_batch([600], [9])
+    whole = dcat.predict_exact(batch)
+    for _ in range(6):
+        kept = None
+        for end in sorted(rng.choices(range(601), k=4)):
+            kept = dcat.encode_blocks(first(batch.history, end), kept, kv_type=kv_type)
+        extended = dcat.encode_blocks(batch.history, kept, kv_type=kv_type)
+        fresh = dcat.encode_blocks(batch.history, kv_type=kv_type)
+        assert all(map(torch.equal, keys_values(extended, 2), keys_values(fresh, 2)))
+        logits = dcat.predict_exact(batch, [extended])
+        assert torch.equal(logits, dcat.predict_exact(batch, [fresh]))
+    error = (logits - whole).abs().max() / whole.std()
+    assert error <= {"full": 0, "float16": 1e-3, "int8": 3e-2}[kv_type]
+    assert fresh.num_bytes == 2 * 2 * 640 * 32 * {"full": 4, "float16": 2, "int8": 1.5}[kv_type]
+
+
+def test_a_context_appended_in_one_pass_has_the_same_values():
+    dcat, batch = model(**SIZES).double(), random_batch([400], [5])
+    kept = None
+    for end in (0, 1, 150, 150, 399, 400):
+        kept = dcat.encode_blocks(first(batch.history, end), kept, blocks=None)
+    other = dcat.encode_blocks(first(batch.history, 300), kept, blocks=None)
+    assert (kept.num_tokens, other.num_tokens, other.slab is kept.slab) == (400, 300, True)
+    logits = dcat.score(BlockContexts((kept,)), batch)
+    torch.testing.assert_close(logits, dcat.predict(batch), rtol=1e-10, atol=1e-12)
 
 
 def test_what_blocks_cannot_do_is_refused():
@@ -151,8 +198,10 @@ def test_what_blocks_cannot_do_is_refused():
             model(**changes).encode_blocks(history)
     with pytest.raises(ValueError, match="max_history = 30 events required, found 31"):
         model(max_history=30).encode_blocks(history)
-    with pytest.raises(ValueError, match="blocks of 64 tokens required, found 16 in `kept`"):
-        model().encode_blocks(history, model().encode_blocks(history, block_tokens=16))
+    with pytest.raises(ValueError, match=r"Blocks\(sizes=\(256, 64, 16\)\) required, found None in `kept`"):
+        model().encode_blocks(history, model().encode_blocks(history, blocks=None))
+    with pytest.raises(ValueError, match=r"sizes that are multiples of the next required, found \(64, 48\)"):
+        Blocks((64, 48))
     with pytest.raises(ValueError, match="a context of the batch's 2 requests required, found 1"):
         model().predict_exact(random_batch([3, 4], [1, 1]), [model().encode_blocks(history)])
 

@@ -15,10 +15,10 @@ from reqdedup.ops.crossing_attention import crossing_attention, crossing_attenti
 from reqdedup.ops.history_attention import history_attention_naive
 
 CASES = {
-    "ragged": ([[5, 3], [0, 0], [64, 0], [0, 7], [63]], [3, 4, 0, 7, 1]),
-    "one request": ([[128, 17, 1]], [6]),
-    "no context at all": ([[], [0]], [2, 3]),
-    "no rows": ([[4], [9]], [0, 0]),
+    "ragged": ([8, 0, 64, 7, 63], [3, 4, 0, 7, 1]),
+    "one request": ([146], [6]),
+    "no context at all": ([0, 0], [2, 3]),
+    "no rows": ([4, 9], [0, 0]),
     "no requests": ([], []),
 }
 
@@ -28,29 +28,26 @@ def randn(*shape, seed):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_parts_are_read_as_one_context(name):
+def test_contexts_apart_are_read_as_packed_ones(name):
     lengths, rows = CASES[name]
-    parts = [
-        [(randn(n, 2, 4, seed=10 * r + p), randn(n, 2, 4, seed=500 + 10 * r + p)) for p, n in enumerate(of_request)]
-        for r, of_request in enumerate(lengths)
-    ]
+    contexts = [(randn(n, 2, 4, seed=10 * r), randn(n, 2, 4, seed=500 + 10 * r)) for r, n in enumerate(lengths)]
     own = [randn(sum(rows), 2, 4, seed=seed) for seed in (1, 2, 3)]
     row_offsets_R1 = torch.tensor([0, *rows]).cumsum(0)
-    found = crossing_attention_in_parts(*own, parts, row_offsets_R1)
-    packed = [torch.cat([randn(0, 2, 4, seed=0), *(part[i] for of in parts for part in of)]) for i in (0, 1)]
-    offsets_R1 = torch.tensor([0, *map(sum, lengths)]).cumsum(0)
+    found = crossing_attention_in_parts(*own, contexts, row_offsets_R1)
+    packed = [torch.cat([randn(0, 2, 4, seed=0), *(context[i] for context in contexts)]) for i in (0, 1)]
+    offsets_R1 = torch.tensor([0, *lengths]).cumsum(0)
     wanted = crossing_attention(*own, *packed, offsets_R1, row_offsets_R1, backend="naive")
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
-    elsewhere = crossing_attention_concatenated(*own, parts, row_offsets_R1)  # the form of other devices
+    elsewhere = crossing_attention_concatenated(*own, contexts, row_offsets_R1)  # the form of other devices
     torch.testing.assert_close(elsewhere, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_parts_of_another_number_of_requests_are_refused():
     own = [randn(2, 2, 4, seed=seed) for seed in (1, 2, 3)]
     with pytest.raises(ValueError, match=r"row offsets \[R \+ 1\] of 2 contexts required, found \(2,\)"):
-        crossing_attention_in_parts(*own, [[], []], torch.tensor([0, 2]))
+        crossing_attention_in_parts(*own, [own[:2], own[:2]], torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"of one shape \[B, H, K\] required"):
-        crossing_attention_in_parts(own[0], own[1][:1], own[2], [[]], torch.tensor([0, 2]))
+        crossing_attention_in_parts(own[0], own[1][:1], own[2], [own[:2]], torch.tensor([0, 2]))
 
 
 @pytest.mark.parametrize(("num_past", "num_new"), [(0, 1), (0, 64), (64, 1), (128, 63), (1, 200), (300, 64)])

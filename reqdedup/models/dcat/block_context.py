@@ -1,38 +1,87 @@
 """A request's context computed in blocks, so that it can be kept, and grow by what happened since.
 
-    slab   | block 0 | block 1 | ... | free |     whole blocks: every later context of this timeline shares them
-    tail   | fewer events than a block |          the context's own
+    | block 0 of 256 | block 1 of 256 | ... | 64 | 64 | 16 | 16 | 16|..      from the start of the history's window
+                                                                 the last one is filled up, kept as far as it goes
 
-Blocks are counted from the start of the history's window. Each is one pass over its events with the keys and values of
-all earlier blocks as they are, and the tail is always computed from its block's start. So a context has the same bits
-whether it was computed at once, or extended from any earlier one: kept are whole blocks alone. A pass over the whole
-history (`DCAT.encode_context`) has the same values, and other bits.
+Every block is a pass over as many tokens as all blocks of its size, with the keys and values of the earlier ones as
+they are. So what a token becomes depends in all bits on the events up to it and on how many blocks of which size its
+history has: a context is the same computed at once, or extended from any earlier one. Large blocks make a fresh context
+cheap, small ones behind them an extension; when these fill a larger one it is computed again as one. A pass over the whole history
+(`DCAT.encode_context`) has the same values, and other bits.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from reqdedup.ops.attention_in_parts import KeyValue, crossing_attention_in_parts
 
-BLOCK_TOKENS = 64
-"""A tail of 63 events costs 2 ms at width 128 and 2 layers; larger blocks make it dearer, smaller ones a fresh
-context."""
+KVType = Literal["full", "float16", "int8"]
+"""How keys and values are kept: as the model computes them; rounded; or in 8 bits, with a scale per token and head."""
+
+KV_TYPES = get_args(KVType)
+_SPARE_TOKENS = 64
+"""Room of a slab is a multiple of it: a context that grows is copied once in so many events."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the blocks of a history lie: as many of the first size as fit, then of the next, and so on.
+
+    sizes: tokens of a block, each a multiple of the next.
+    """
+
+    sizes: tuple[int, ...] = (256, 64, 16)
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1 or any(big % small for big, small in itertools.pairwise(self.sizes)):
+            raise ValueError(f"blocks: sizes that are multiples of the next required, found {self.sizes}")
+
+    def between(self, begin: int, length: int) -> Iterator[tuple[int, int]]:
+        """(first, end) of the blocks that tokens from `begin` on lie in; the last may end behind `length`."""
+        for size in self.sizes:
+            end_of_size = length // size * size
+            for first in range(begin // size * size, end_of_size, size):
+                yield first, first + size
+            begin = max(begin, end_of_size)
+        if begin < length:
+            first = begin // size * size
+            yield first, first + size
+
+    def reusable(self, kept: int, length: int, shared: int) -> int:
+        """Tokens of a kept context that another of `length` tokens begins with. shared: events that are the same."""
+        for size in self.sizes[:-1]:
+            ends = [n // size * size for n in (kept, length, shared)]
+            if min(ends) < max(ends):
+                return min(ends)
+        return shared
 
 
 class Slab:
-    """Keys and values of whole blocks, with room for more. What is written once is never changed."""
+    """Keys and values of a history, with room for more. What is written once is never changed."""
 
-    def __init__(self, values: torch.Tensor) -> None:
-        """values: [num_layers, 2, capacity, H, K], whatever it holds; keys first."""
-        self._values = values
-        self._num_filled = 0
+    def __init__(self, values: torch.Tensor, scales: torch.Tensor | None, num_filled: int = 0) -> None:
+        """values: [num_layers, 2, capacity, H, K], whatever it holds; keys first.  scales: of int8, [..., H, 1]."""
+        self._values, self._scales = values, scales
+        self._num_filled = num_filled
         self._lock = threading.Lock()
+
+    @classmethod
+    def empty(
+        cls, num_layers: int, capacity: int, heads: tuple[int, int], *, like: torch.Tensor, kv_type: KVType
+    ) -> Slab:
+        """heads: (H, K).  like: a tensor of the model, for its type and device."""
+        shape = (num_layers, 2, _room(capacity), *heads)
+        if kv_type == "int8":
+            scales = like.new_empty(*shape[:-1], 1, dtype=torch.float32)
+            return cls(like.new_empty(shape, dtype=torch.int8), scales)
+        return cls(like.new_empty(shape, dtype=torch.float16 if kv_type == "float16" else like.dtype), None)
 
     @property
     def capacity(self) -> int:
@@ -40,59 +89,67 @@ class Slab:
 
     @property
     def num_bytes(self) -> int:
-        return self._values.numel() * self._values.element_size()
+        return sum(x.numel() * x.element_size() for x in (self._values, self._scales) if x is not None)
 
-    def first(self, num_tokens: int, layer: int) -> KeyValue:
-        """Keys and values of the first tokens, as views."""
-        return self._values[layer, 0, :num_tokens], self._values[layer, 1, :num_tokens]
+    def first(self, num_tokens: int, layer: int, dtype: torch.dtype) -> KeyValue:
+        """Keys and values of the first tokens; views if they are kept as they are."""
+        values = self._values[layer, :, :num_tokens]
+        if values.dtype != dtype:
+            values = values.to(dtype)
+            if self._scales is not None:
+                values *= self._scales[layer, :, :num_tokens]
+        return values[0], values[1]
 
-    def appended(self, num_tokens: int, block: Sequence[KeyValue]) -> Slab:
-        """A slab with the block behind the first `num_tokens`: this one, or a copy if it is full or holds another block
-        there."""
-        end = num_tokens + len(block[0][0])
+    def appended(self, num_tokens: int, new: Sequence[KeyValue]) -> Slab:
+        """A slab with these of each layer behind the first `num_tokens`: this one, or a copy if it is full or holds
+        others there."""
+        end = num_tokens + len(new[0][0])
         with self._lock:
             is_free = self._num_filled == num_tokens and end <= self.capacity
             if is_free:
                 self._num_filled = end
         slab = self if is_free else self._copy(num_tokens, end)
-        for layer, (key, value) in enumerate(block):
-            slab._values[layer, 0, num_tokens:end] = key
-            slab._values[layer, 1, num_tokens:end] = value
+        for layer, key_value in enumerate(new):
+            for i, x_NHK in enumerate(key_value):
+                if slab._scales is not None:
+                    scale_NH1 = x_NHK.abs().amax(-1, keepdim=True).float().clamp(min=1e-30) / 127
+                    slab._scales[layer, i, num_tokens:end] = scale_NH1
+                    x_NHK = (x_NHK / scale_NH1).round()
+                slab._values[layer, i, num_tokens:end] = x_NHK
         return slab
 
     def _copy(self, num_tokens: int, num_filled: int) -> Slab:
-        capacity = max(self.capacity, num_filled + num_filled // 2)
-        num_layers, pair, _, *heads = self._values.shape
-        slab = Slab(self._values.new_empty(num_layers, pair, capacity, *heads))
-        slab._values[:, :, :num_tokens] = self._values[:, :, :num_tokens]
-        slab._num_filled = num_filled
-        return slab
+        capacity = _room(num_filled)
+
+        def copied(x: torch.Tensor) -> torch.Tensor:
+            copy = x.new_empty(*x.shape[:2], capacity, *x.shape[3:])
+            copy[:, :, :num_tokens] = x[:, :, :num_tokens]
+            return copy
+
+        scales = None if self._scales is None else copied(self._scales)
+        return Slab(copied(self._values), scales, num_filled)
+
+
+def _room(num_tokens: int) -> int:
+    return -(-num_tokens // _SPARE_TOKENS) * _SPARE_TOKENS
 
 
 @dataclass(frozen=True)
 class BlockContext:
     """Keys and values of one history.
 
-    slab: holds the whole blocks.  num_whole: tokens of these.  tail: keys and values of the rest, for each layer.
-    block_tokens: tokens of a block.
+    slab: holds them.  num_tokens: how many of its tokens are this context's.  blocks: how they were computed; None: in
+    one pass for each time that the context grew.
     """
 
     slab: Slab
-    num_whole: int
-    tail: tuple[KeyValue, ...]
-    block_tokens: int
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_whole + len(self.tail[0][0])
+    num_tokens: int
+    blocks: Blocks | None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the context keeps in memory, free ones and those that it shares included."""
-        return self.slab.num_bytes + sum(x.numel() * x.element_size() for layer in self.tail for x in layer)
-
-    def parts(self, layer: int) -> tuple[KeyValue, KeyValue]:
-        return self.slab.first(self.num_whole, layer), self.tail[layer]
+        """Bytes that the context keeps in memory, free ones included."""
+        return self.slab.num_bytes
 
 
 class RequestContexts(Protocol):
@@ -145,5 +202,5 @@ class BlockContexts:
         row_offsets_R1: torch.Tensor,
         **options: Any,
     ) -> torch.Tensor:
-        parts = [context.parts(layer) for context in self.contexts]
-        return crossing_attention_in_parts(query_BHK, self_key_BHK, self_value_BHK, parts, row_offsets_R1)
+        kept = [context.slab.first(context.num_tokens, layer, query_BHK.dtype) for context in self.contexts]
+        return crossing_attention_in_parts(query_BHK, self_key_BHK, self_value_BHK, kept, row_offsets_R1)

@@ -24,17 +24,17 @@ import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.dcat.block_context import BLOCK_TOKENS, BlockContext, BlockContexts, RequestContexts, Slab
+from reqdedup.models.dcat.block_context import BlockContext, BlockContexts, Blocks, KVType, RequestContexts, Slab
 from reqdedup.models.dcat.config import DCATConfig
 from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer
-from reqdedup.ops.attention_in_parts import KeyValue
 from reqdedup.ops.crossing_attention import crossing_attention
 from reqdedup.ops.crossing_attention_flash import PADDED_CONTEXT_AT_MOST
 from reqdedup.ops.prefixes import Prefixes, ranges
 
+_BLOCKS = Blocks()
 EXACT_ROWS = 16
 """Rows of a tile of the CPU's matrix products."""
 
@@ -108,6 +108,13 @@ def concatenate_offsets(offsets: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
+def _block(x_L: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """Elements `first` to `end`, the last one repeated where there are no more."""
+    if end <= len(x_L):
+        return x_L[first:end]
+    return torch.cat([x_L[first:], x_L[-1:].expand(end - len(x_L))])
+
+
 class DCAT(nn.Module):
     """A ranking model of R requests and their B candidates; logits [B, num_labels], one for each of config.labels."""
 
@@ -136,42 +143,48 @@ class DCAT(nn.Module):
         _, keys_values = self.transformer(x_TD, histories.offsets_G1, keys_values_only=True)
         return Context(tuple(keys_values), histories.offsets_G1, histories.prefixes)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def encode_blocks(
         self,
         history: Mapping[str, torch.Tensor],
         kept: BlockContext | None = None,
         *,
-        block_tokens: int = BLOCK_TOKENS,
+        num_shared: int | None = None,
+        blocks: Blocks | None = _BLOCKS,
+        kv_type: KVType = "full",
     ) -> BlockContext:
         """The context of one history, computed in blocks; see `block_context`.
 
         history: sequence columns of one request, [L] each, from the start of its window.
-        kept: context of a history with the same start, whose events are a prefix of this one's or the other way round.
-            The whole blocks that both have are taken over and their events not looked at: that they are equal is the
-            caller's word.
-        Raises ValueError for a model whose keys and values change when a history grows, and for another size of blocks.
+        kept: context of a history with the same start, of the same blocks and type; what both histories begin with is
+            taken over.  num_shared: how many events that is, None: all that the shorter one has. That they are equal is
+            the caller's word, they are not looked at.
+        blocks: None: all events that `kept` lacks in one pass, faster and in bits that depend on what was kept.
+        Raises ValueError for a model whose keys and values change when a history grows, and if `kept` has other blocks.
         """
         self.check_evaluates()
-        if kept is not None and kept.block_tokens != block_tokens:
-            raise ValueError(
-                f"encode_blocks: blocks of {block_tokens} tokens required, found {kept.block_tokens} in `kept`"
-            )
         length = len(column(history, "item_id", "history"))
-        end_of_blocks = length // block_tokens * block_tokens
+        self.transformer.check_grows(length)
+        if kept is not None and kept.blocks != blocks:
+            raise ValueError(f"encode_blocks: {blocks} required, found {kept.blocks} in `kept`")
+        begin = 0
+        if kept is not None:
+            shared = min(kept.num_tokens, length, length if num_shared is None else num_shared)
+            begin = shared if blocks is None else blocks.reusable(kept.num_tokens, length, shared)
+        weight, num_layers = self.final_norm.weight, self.config.num_layers
         if kept is None:
-            shape = (self.config.num_layers, 2, end_of_blocks, self.config.num_heads, self.config.head_width)
-            slab, begin = Slab(self.final_norm.weight.new_empty(shape)), 0
+            heads = self.config.num_heads, self.config.head_width
+            slab = Slab.empty(num_layers, length, heads, like=weight, kv_type=kv_type)
         else:
-            slab, begin = kept.slab, min(kept.num_whole, end_of_blocks)
-
-        def appended(begin: int, end: int) -> list[KeyValue]:
-            events = self.embedding.events({name: x_L[begin:end] for name, x_L in history.items()})
-            return self.transformer.append(events, [slab.first(begin, n) for n in range(self.config.num_layers)])
-
-        for at in range(begin, end_of_blocks, block_tokens):
-            slab = slab.appended(at, appended(at, at + block_tokens))
-        return BlockContext(slab, end_of_blocks, tuple(appended(end_of_blocks, length)), block_tokens)
+            slab = kept.slab
+        whole = [(begin, length)] if begin < length else []
+        for first, end in whole if blocks is None else blocks.between(begin, length):
+            events = {name: _block(x_L, first, end) for name, x_L in history.items()}
+            past = [slab.first(first, n, weight.dtype) for n in range(num_layers - 1)]
+            new = self.transformer.append(self.embedding.events(events), first, past)
+            lacking = slice(max(first, begin) - first, min(end, length) - first)
+            slab = slab.appended(first + lacking.start, [(key[lacking], value[lacking]) for key, value in new])
+        return BlockContext(slab, length, blocks)
 
     def score(
         self,
@@ -241,7 +254,7 @@ class DCAT(nn.Module):
         self.check_evaluates()
         return self(batch)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def predict_exact(self, batch: RequestBatch, contexts: Sequence[BlockContext] | None = None) -> torch.Tensor:
         """Logits [B, num_labels] whose bits depend on each request alone: not on the others of the batch, nor on
         whether its context was kept, extended or computed now. The price is about twice the context pass, and small
