@@ -167,8 +167,8 @@ class HistoryTransformer(nn.Module):
         return keys_values
 
     def check_grows(self, length: int) -> None:
-        """Raises ValueError for a transformer whose keys and values change when a history grows, and for one that cannot
-        read so many events."""
+        """Raises ValueError for a transformer whose keys and values change when a history grows, and for one that
+        cannot read so many events."""
         if not self.is_causal or self.positions.from_end:
             raise ValueError(
                 "append: causal attention and positions counted from the start required, else keys and values of a history "

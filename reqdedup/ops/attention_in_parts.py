@@ -81,7 +81,7 @@ def crossing_attention_in_parts(
 
 
 def _merged(one: torch.Tensor, one_lse: torch.Tensor, other: torch.Tensor, other_lse: torch.Tensor) -> torch.Tensor:
-    """What is read from both, by how much weight each has; lse: log of the sum of a part's weights, [...], of [..., K]."""
+    """What is read from both, [..., K], by how much weight each has. lse: log of the sum of its weights, [...]."""
     share_of_other = torch.sigmoid(other_lse - one_lse)[..., None].to(one.dtype)
     return torch.lerp(one, other, share_of_other)
 

@@ -6,8 +6,8 @@
 Every block is a pass over as many tokens as all blocks of its size, with the keys and values of the earlier ones as
 they are. So what a token becomes depends in all bits on the events up to it and on how many blocks of which size its
 history has: a context is the same computed at once, or extended from any earlier one. Large blocks make a fresh context
-cheap, small ones behind them an extension; when these fill a larger one it is computed again as one. A pass over the whole history
-(`DCAT.encode_context`) has the same values, and other bits.
+cheap, small ones behind them an extension; when these fill a larger one it is computed again as one. A pass over the
+whole history (`DCAT.encode_context`) has the same values, and other bits.
 """
 
 from __future__ import annotations
@@ -150,6 +150,11 @@ class BlockContext:
     def num_bytes(self) -> int:
         """Bytes that the context keeps in memory, free ones included."""
         return self.slab.num_bytes
+
+    def reusable(self, length: int, shared: int) -> int:
+        """Tokens that a context of `length` tokens takes over if the first `shared` events are the same."""
+        shared = min(shared, self.num_tokens, length)
+        return shared if self.blocks is None else self.blocks.reusable(self.num_tokens, length, shared)
 
 
 class RequestContexts(Protocol):

@@ -167,16 +167,12 @@ class DCAT(nn.Module):
         self.transformer.check_grows(length)
         if kept is not None and kept.blocks != blocks:
             raise ValueError(f"encode_blocks: {blocks} required, found {kept.blocks} in `kept`")
-        begin = 0
-        if kept is not None:
-            shared = min(kept.num_tokens, length, length if num_shared is None else num_shared)
-            begin = shared if blocks is None else blocks.reusable(kept.num_tokens, length, shared)
         weight, num_layers = self.final_norm.weight, self.config.num_layers
         if kept is None:
             heads = self.config.num_heads, self.config.head_width
-            slab = Slab.empty(num_layers, length, heads, like=weight, kv_type=kv_type)
+            begin, slab = 0, Slab.empty(num_layers, length, heads, like=weight, kv_type=kv_type)
         else:
-            slab = kept.slab
+            begin, slab = kept.reusable(length, length if num_shared is None else num_shared), kept.slab
         whole = [(begin, length)] if begin < length else []
         for first, end in whole if blocks is None else blocks.between(begin, length):
             events = {name: _block(x_L, first, end) for name, x_L in history.items()}
