@@ -57,6 +57,7 @@ class Work:
     rows: int
     deadline: float = math.inf
     deferred: bool = False
+    must_run: bool = False
     submitted: float = field(default_factory=time.monotonic)
     answer: Future[Any] = field(default_factory=Future)
 
@@ -101,7 +102,8 @@ class Scheduler:
                 self._changed.notify()
                 return work.answer
             is_full = len(self._waiting) >= self.limits.max_waiting
-            if is_full or (self._waiting and self._rows + work.rows > self.limits.max_waiting_rows):
+            is_full |= len(self._waiting) > 0 and self._rows + work.rows > self.limits.max_waiting_rows
+            if is_full and not work.must_run:
                 self.counts.refused += 1
                 raise OverloadedError(
                     f"a queue of at most {self.limits.max_waiting} requests and {self.limits.max_waiting_rows} candidates "

@@ -1,0 +1,41 @@
+"""What a server takes, and the errors that say so: status, column, what was required and what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from reqdedup.serving.requests import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """max_body_bytes: of a request.  max_candidates, max_history, max_events, max_filter_ids: entries of one request.
+    max_header_bytes: of a request's head.  header_s, body_s: seconds in which head and body must have come.
+    max_deadline_ms: the longest time that a request may wait for its turn, and what it waits unless it says less.
+    """
+
+    max_body_bytes: int = 8 << 20
+    max_candidates: int = 4096
+    max_history: int = 16_384
+    max_events: int = 10_000
+    max_filter_ids: int = 100_000
+    max_header_bytes: int = 16 << 10
+    header_s: float = 10.0
+    body_s: float = 10.0
+    max_deadline_ms: float = 10_000.0
+
+
+class BadRequestError(RequestError):
+    """A request that its sender must change. status: 4xx.  column: the path of what is wrong, `candidates.item_id` for
+    example."""
+
+    def __init__(self, column: str, required: str, found: str, *, status: int = 422) -> None:
+        super().__init__(f"{column}: {required} required, found {found}")
+        self.status, self.column, self.required, self.found = status, column, required, found
+
+
+def shown(value: Any, *, most: int = 60) -> str:
+    """A value of the sender's in an error: its kind and its beginning."""
+    text = repr(value.item() if hasattr(value, "item") and getattr(value, "size", 0) == 1 else value)
+    return text if len(text) <= most else text[:most] + f"... ({len(text)} characters)"
