@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from types import TracebackType
 
 import pyarrow as pa
-from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.manifest import (
     DataFile,
 )
@@ -27,7 +26,7 @@ from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.datafile import DataFileWriter, FileSettings, verify_file
 from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, to_json
-from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError, is_conflict
+from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError, is_conflict, is_outcome_unknown
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.form import preview, taken_back
 from reqdedup.storage.iceberg.layout import file_schema, table_layout, table_schema
@@ -42,8 +41,6 @@ COMMIT_ATTEMPTS = 10
 """Of a commit that may be put on top of others', each with pyiceberg's own retries inside."""
 
 MAX_WAIT_S = 1.0
-
-_OUTCOME_UNKNOWN = (ConnectionError, TimeoutError, CommitStateUnknownException)
 
 MAY_LAND = "The catalog may have taken the commit, or take it yet: look whether the rows are there before you repeat it"
 """Note on an error, or an interrupt, after which nobody knows whether the commit has landed."""
@@ -246,9 +243,7 @@ class StagedFiles:
                 landed = self._landed_as(self.write_id)
                 if landed is not None and isinstance(error, Exception):
                     return landed
-                self._keep = not (
-                    self._reachable and isinstance(error, Exception) and not isinstance(error, _OUTCOME_UNKNOWN)
-                )
+                self._keep = not self._reachable or not isinstance(error, Exception) or is_outcome_unknown(error)
                 if self._keep:
                     error.add_note(MAY_LAND)
                 raise
@@ -285,9 +280,9 @@ class StagedFiles:
                             snapshot.append_data_file(data_file)
                 if branch != MAIN:
                     stage(transaction, taken_back(now, self._updates))
-        except _OUTCOME_UNKNOWN:
-            raise
         except Exception as error:
+            if is_outcome_unknown(error):
+                raise
             if is_conflict(error):
                 raise self._conflict() from error
             check_manifests(self.table, self.table.metadata.snapshot_by_name(branch))  # names the one that is damaged

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from pyiceberg.exceptions import NoSuchTableError
+import requests
+from pyiceberg.exceptions import NoSuchTableError, ServerError, ServiceUnavailableError
 from pyiceberg.expressions import EqualTo
 from pyiceberg.types import StringType
 
@@ -202,7 +203,25 @@ def test_an_append_to_a_table_that_was_made_anew_meanwhile_is_a_conflict(catalog
     assert not catalog.load_table(NAME).metadata.snapshots
 
 
-@pytest.mark.parametrize("error", [ConnectionError, TimeoutError])
+_HTTPClientError = type("HTTPClientError", (Exception,), {"__module__": "botocore.exceptions"})
+
+
+class LostDatabaseError(Exception):
+    """As SQLAlchemy's errors say that the connection broke."""
+
+    connection_invalidated = True
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ConnectionError, TimeoutError, requests.ConnectionError, requests.ReadTimeout),
+        *(requests.exceptions.ChunkedEncodingError, ServerError, ServiceUnavailableError),
+        type("ReadTimeoutError", (_HTTPClientError,), {"__module__": "botocore.exceptions"}),
+        type("TTransportException", (Exception,), {"__module__": "thrift.transport.TTransport"}),
+        LostDatabaseError,
+    ],
+)
 def test_files_of_a_commit_without_an_answer_stay_even_if_manifests_cannot_be_read_either(
     catalog, tmp_path, error, monkeypatch
 ):
@@ -218,8 +237,9 @@ def test_files_of_a_commit_without_an_answer_stay_even_if_manifests_cannot_be_re
 
     monkeypatch.setattr(catalog, "commit_table", fail(error))
     monkeypatch.setattr(commit_module, "check_manifests", fail(OSError))
-    with pytest.raises(error, match="away"):
+    with pytest.raises(error, match="away") as caught:
         write(table, OTHER, mode="append")
+    assert commit_module.MAY_LAND in caught.value.__notes__
     assert len(data_files_on_disk(tmp_path)) > len(before)
 
 
