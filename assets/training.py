@@ -1,6 +1,5 @@
 """Stage 6: two models trained on deduplicated batches by real ranks, and the report over both."""
 
-import json
 from pathlib import Path
 
 import dagster as dg
@@ -10,7 +9,6 @@ from assets.metadata import report_metadata, training_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup import training
 from reqdedup.storage import TableSource
-from reqdedup.training.report import RESULT_NAME
 
 MODELS = ("retrieval_model", "ranking_model")
 
@@ -43,15 +41,22 @@ def training_report(store: Warehouse) -> dg.MaterializeResult:
 
 
 def check_one_sample(models: dict[str, Path], sample: Table) -> None:
-    """Raise ValueError that names the models of an older sample than the present one, if they are not all of one."""
-    # result.json, not run.json: a training that failed or was stopped left that one anew beside an older model.
-    trained_on = {
-        name: json.loads((folder / RESULT_NAME).read_text()).get("snapshot_id") for name, folder in models.items()
-    }
-    snapshot = sample.current_snapshot()
-    stale = [name for name, found in trained_on.items() if snapshot is None or found != snapshot.snapshot_id]
-    if len(set(trained_on.values())) > 1:
-        raise ValueError(
-            f"{', '.join(models)}: trained on one snapshot of training_sample required, found {' and '.join(stale)} trained on "
-            f"an older one; materialize {' and '.join(stale)} first"
-        )
+    """Raise ValueError that names the models to train again, unless all are of one snapshot of the sample.
+
+    An older snapshot than the present one is good enough if it is that of all of them; an unknown one never is.
+    """
+    # result.json, not run.json: a training that was killed left that one anew beside an older model.
+    trained_on = {name: training.trained_on(folder) for name, folder in models.items()}
+    unknown = [name for name, found in trained_on.items() if found is None]
+    if unknown:
+        found, again = f"none recorded for {' and '.join(unknown)}", unknown
+    elif len(set(trained_on.values())) > 1:
+        snapshot = sample.current_snapshot()
+        again = [name for name, of in trained_on.items() if snapshot is None or of != snapshot.snapshot_id]
+        found = f"{' and '.join(again)} trained on an older one"
+    else:
+        return
+    raise ValueError(
+        f"{', '.join(models)}: trained on one snapshot of training_sample required, found {found}; materialize "
+        f"{' and '.join(again)} first"
+    )

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reqdedup.masking import SECRET_NAMES, has_credentials, mask
+from reqdedup.masking import SECRET_NAMES, has_credentials, mask, refuse_credentials
 
 CATALOG_PREFIX, DATA_DIR_VARIABLE = "REQDEDUP_CATALOG__", "REQDEDUP_DATA_DIR"
 CONFIG_FILE, CATALOG_NAME = "reqdedup.toml", "reqdedup"
@@ -193,11 +193,8 @@ def _named(said: dict[str, str], warehouse: str | None, folder: Path, said_by: s
         database = (folder / Path(uri.removeprefix("sqlite:///")).expanduser()).absolute()
         properties["uri"] = f"sqlite:///{database}"
         properties.setdefault("warehouse", str(database.parent / "tables"))
-    if has_credentials(properties.get("warehouse", "")):
-        raise ValueError(
-            f"warehouse: a location without credentials required, found {mask(properties['warehouse'])}; it is stored in "
-            f"every table, so set {CATALOG_PREFIX}S3__ACCESS_KEY_ID and S3__SECRET_ACCESS_KEY instead"
-        )
+    keys = f"set {CATALOG_PREFIX}S3__ACCESS_KEY_ID and S3__SECRET_ACCESS_KEY"
+    refuse_credentials("warehouse", properties.get("warehouse", ""), instead=keys)
     is_path = "://" not in properties.get("warehouse", "://")
     if is_path and uri.startswith(("sqlite", "postgresql")):  # a REST catalog has names of its own for warehouses
         properties["warehouse"] = f"file://{(folder / properties['warehouse']).absolute()}"

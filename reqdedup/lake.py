@@ -25,6 +25,7 @@ from reqdedup.logs.presets import Preset
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import BucketJoin, Layout, TableSource, UserSample
 from reqdedup.storage.features.checks import features_current
+from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg import catalogs
 from reqdedup.storage.iceberg.layout import check_same_form
 from reqdedup.storage.maintenance.everywhere import UserDeletion, listed, users_scope
@@ -292,8 +293,10 @@ def ingest(
     """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
 
     Both are replaced, each in one commit, the rows first.  options: of `storage.replace_table`.
-    Raises ValueError if the table has another form and `replace` is not given; nothing was changed then.
+    Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
+    of Iceberg, Delta or Hudi; nothing was changed then.
     """
+    check_no_table(str(log.path), log.parquet_files)
     rejects_name = rejects_identifier(identifier)
     check_rejects_table(catalog, rejects_name)
     table = catalog.load_table(identifier) if catalog.table_exists(identifier) else None

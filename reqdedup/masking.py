@@ -34,3 +34,15 @@ def mask(text: str) -> str:
 def has_credentials(location: str) -> bool:
     """Whether a location carries what `mask` would hide."""
     return mask(location) != location
+
+
+def refuse_credentials(what: str, location: str, *, instead: str) -> None:
+    """Raise ValueError for a location of new tables' files that carries a credential.
+
+    what: whose location.  instead: where the credential belongs.
+    """
+    if has_credentials(location):
+        raise ValueError(
+            f"{what}: a location without credentials required, found {mask(location)}; it is stored in every table, so "
+            f"{instead} instead"
+        )

@@ -20,6 +20,7 @@ from reqdedup import cli, storage
 from reqdedup.display import ReportTable
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.logs.ids import hash_string
+from tests.storage.foreign.folders import MARKERS, table_folder
 
 LOG = SyntheticLogConfig(num_users=12, seed=3)
 RATINGS = "userId,movieId,rating,timestamp\n" + "".join(
@@ -290,6 +291,16 @@ def test_an_ingest_that_is_interrupted_after_its_commit_has_its_own_rejects(lake
         lake.ingest(tmp_path / "r.csv", "w.t", preset="movielens", num_buckets=2)
     assert lake.table("w.t").source.num_rows == 30
     assert lake.catalog.load_table("w.rejected_engagements").scan().to_arrow().num_rows == 1
+
+
+@pytest.mark.parametrize("kind", MARKERS)
+@pytest.mark.parametrize("inside", ["", "data", "data/day=1/f.parquet", ".."])
+def test_a_log_is_no_folder_of_another_table_format(lake, tmp_path, kind, inside):
+    folder = table_folder(tmp_path, MARKERS[kind])
+    mapping = {"user_id": "u", "item_id": "i", "time": {"column": "t"}, "labels": {"seen": {"value": 1}}}
+    with pytest.raises(ValueError, match=f"found those of the {kind} table {folder}, among them"):
+        lake.ingest((folder / inside).resolve(), "w.t", mapping=mapping)
+    assert not lake.catalog.list_namespaces()
 
 
 def test_a_text_is_one_key_and_not_its_letters(lake, tmp_path):

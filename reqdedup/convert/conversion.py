@@ -29,6 +29,7 @@ from reqdedup.convert.place import in_source
 from reqdedup.convert.rows import Converter
 from reqdedup.dedup.checksum import ContentChecksum, content_checksum
 from reqdedup.dedup.parts import RequestValuesError
+from reqdedup.masking import mask
 from reqdedup.schema import HISTORY_ITEM_ID, EngagementSchema, Kind, Level
 from reqdedup.storage.foreign.source import RowSource
 from reqdedup.storage.iceberg.commit import StagedFiles
@@ -44,7 +45,7 @@ from reqdedup.storage.iceberg.layout import (
     table_layout,
     table_schema,
 )
-from reqdedup.storage.iceberg.names import check_free_name
+from reqdedup.storage.iceberg.names import check_free_name, check_location
 from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.read.reader import FileSource
@@ -125,6 +126,7 @@ def convert_table(
     changed the table in a way that the rows cannot be put on top of. Then no table is new or changed.
     """
     started = time.monotonic()
+    check_location(identifier, location)
     rows = RowSource(source)
     check_mapping(rows, mapping)
 
@@ -173,7 +175,7 @@ def convert_table(
         )
     return ConvertReport(
         table=identifier,
-        location=table.location(),
+        location=mask(table.location()),
         is_append=append,
         layout=table_layout(table),
         num_buckets=table_buckets(table) or 0,
@@ -275,7 +277,7 @@ def _empty_table(
         return made, made
     differences = form_differences(table, schema, layout, num_buckets)
     if location is not None and location.rstrip("/") != table.location().rstrip("/"):
-        differences.append(f"location {location} required, found {table.location()}")
+        differences.append(f"location {location} required, found {mask(table.location())}")
     if differences:
         raise ValueError(
             f"{identifier}: an empty table in the form of the rows required, found one in another "

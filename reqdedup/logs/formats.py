@@ -36,6 +36,10 @@ _FORMAT_OF_SUFFIX = {
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _SNIFFED_BYTES = 2**16
 _SNIFFED_LINES = 50
+UNCLEAR_ESCAPE = (
+    'a record that is the same with \\" as an escaped quote and as the end of a field required; '
+    "say which it is in the mapping, escape = '\\' or escape = ''"
+)
 
 
 def find_files(path: Path, mapping: LogMapping) -> list[Path]:
@@ -63,7 +67,7 @@ def read_size(path: Path, mapping: LogMapping) -> int:
     if not _is_utf8(str(path)):
         return 0
     try:
-        if _format(path, mapping) == "parquet":
+        if format_of(path, mapping) == "parquet":
             metadata = pq.read_metadata(path)
             return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
         return path.stat().st_size * (5 if path.suffix.lower() in _COMPRESSED else 1)
@@ -80,7 +84,7 @@ def read_blocks(
     """
     if not _is_utf8(str(path)):
         raise UnreadableFile("unreadable", "a file name of UTF-8 required; rename the file")
-    kind = _format(path, mapping)
+    kind = format_of(path, mapping)
     if kind == "parquet":
         yield from parquet_blocks(path, mapping, rejects, file)
     elif kind == "jsonl":
@@ -101,7 +105,8 @@ def _plain(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
 
 
-def _format(path: Path, mapping: LogMapping) -> str:
+def format_of(path: Path, mapping: LogMapping) -> str:
+    """csv, tsv, jsonl or parquet: what the mapping says, else the file's ending, else csv."""
     return mapping.format or _FORMAT_OF_SUFFIX.get(_plain(path).suffix.lower(), "csv")
 
 
@@ -110,7 +115,7 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
     separator = _separator(path, mapping)
     names: list[str] = []
     fields: dict[str, str] = {}
-    for block in join_quoted(lines, separator):
+    for block in join_quoted(lines, separator, mapping.escape):
         frame = block.frame.with_columns(pl.lit(file, pl.UInt32).alias("file"))
         if frame.is_empty():
             continue
@@ -118,10 +123,16 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
             names, has_header = _header(frame["raw"][0], separator, mapping)
             fields = {name: f"field_{names.index(column)}" for name, column in resolve_columns(mapping, names).items()}
             frame = frame.slice(int(has_header))
-        split = split_records(rejects.split(frame, [ENCODING]), separator, len(names))
+        split = split_records(rejects.split(frame, [ENCODING]), separator, len(names), mapping.escape)
         found = pl.col("num_fields_found")
         balanced = pl.format(f"{len(names)} fields required, found {{}}", found)
-        counted = pl.when(found > 0).then(balanced).otherwise(pl.lit("balanced quotes required"))
+        counted = (
+            pl.when(found > 0)
+            .then(balanced)
+            .when(found == 0)
+            .then(pl.lit("balanced quotes required"))
+            .otherwise(pl.lit(UNCLEAR_ESCAPE))
+        )
         good = rejects.split(
             split,
             [
@@ -169,7 +180,7 @@ def _separator(path: Path, mapping: LogMapping) -> str:
 
 def _header(first: str, separator: str, mapping: LogMapping) -> tuple[list[str], bool]:
     """Names of the fields, and whether the first record is a header."""
-    fields = header_fields(first, separator)
+    fields = header_fields(first, separator, mapping.escape)
     wanted = {column for columns in mapping.sources().values() for column in columns}
     if mapping.header is True or (mapping.header == "auto" and wanted & set(fields)):
         return fields, True

@@ -171,6 +171,8 @@ class LogMapping:
     session_gap_s: pause after which a new request starts if the log has no request ids, in seconds.
     format: csv, tsv, jsonl or parquet; None leaves it to the file's ending.
     separator: text between the fields; None leaves it to the file's structure.
+    escape: "\\\\" if a backslash takes away the meaning of a quote in a quoted field, "" if it is a character like others;
+        None rejects the records in which that makes a difference.
     header: whether the first record is one; "auto" if it names a mapped column.
     columns: names of the fields if there is no header.
     files: patterns of file names in a folder; the first one that fits decides.
@@ -191,6 +193,7 @@ class LogMapping:
     session_gap_s: float = DEFAULT_SESSION_GAP_S
     format: str | None = None
     separator: str | None = None
+    escape: str | None = None
     header: bool | str = "auto"
     columns: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -203,6 +206,8 @@ class LogMapping:
             raise ValueError(f"mapping: format csv, tsv, jsonl or parquet required, found {self.format!r}")
         if self.separator is not None and (not self.separator or set(self.separator) & set('"\r\n')):
             raise ValueError(f"mapping: separator without quotes and line ends required, found {self.separator!r}")
+        if self.escape not in (None, "", "\\"):
+            raise ValueError(f"mapping: escape '\\' or '' required, found {self.escape!r}")
         if self.header not in (True, False, "auto"):
             raise ValueError(f'mapping: header true, false or "auto" required, found {self.header!r}')
         if self.header is False and not self.columns:
@@ -214,7 +219,8 @@ class LogMapping:
         names = [*self.label_names, *(rule.name for rule in self.request_columns + self.item_columns)]
         names += ["position"] if self.candidates and self.candidates.position else []
         for name in names:
-            if name in _RESERVED or names.count(name) > 1 or not name or name.startswith(_RESERVED_PREFIXES):
+            lower = name.lower()  # engines that do not tell cases apart read these tables too
+            if lower in _RESERVED or names.count(name) > 1 or not name or lower.startswith(_RESERVED_PREFIXES):
                 raise ValueError(
                     f"mapping: every label and column needs a name of its own, {name!r} is taken; rename it"
                 )

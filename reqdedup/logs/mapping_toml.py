@@ -1,6 +1,7 @@
 """The mapping of a user's log, read from TOML.
 
     separator = ","                     # text only; left out: by the file's ending and first line
+    escape = '\\'                         # if \\" stands for a quote in a quoted field; '' if it does not
     header = "auto"                     # true, false, or "auto": a first line that names a mapped column is a header
     columns = ["user", "item", "ts"]    # names, if the files have no header
     files = ["log_*.csv"]               # which files of a folder; the first pattern that fits decides
@@ -133,7 +134,14 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
             events=history.take("events", "engaged", _TEXT),
         )
         history.finish()
-    kinds = {"request_scope": _TEXT, "format": _TEXT, "separator": _TEXT, "session_gap_s": _NUMBER, "header": None}
+    kinds = {
+        "request_scope": _TEXT,
+        "format": _TEXT,
+        "separator": _TEXT,
+        "escape": _TEXT,
+        "session_gap_s": _NUMBER,
+        "header": None,
+    }
     for key, kind in kinds.items():
         if key in tables:
             mapping[key] = top.take(key, None, kind)

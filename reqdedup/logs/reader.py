@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from reqdedup.arrays.windows import default_stride
 from reqdedup.logs.checks import LogError, Rejects, UnreadableFile
-from reqdedup.logs.formats import find_files, read_blocks, read_size
+from reqdedup.logs.formats import find_files, format_of, read_blocks, read_size
 from reqdedup.logs.impressions import IdTypes, ImpressionParser, detect_id_types
 from reqdedup.logs.mapping import LogMapping
 from reqdedup.logs.mapping_toml import load_mapping
@@ -150,6 +150,11 @@ class LogReader:
         self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
         self._ids = self._probe()
         self.schema: EngagementSchema = log_schema(mapping, self._ids)
+
+    @property
+    def parquet_files(self) -> list[Path]:
+        """Those of its files that are Parquet, which may be a table's."""
+        return [file for file in self._files if format_of(file, self.mapping) == "parquet"]
 
     @property
     def rejects(self) -> pa.Table:

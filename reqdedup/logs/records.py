@@ -6,6 +6,9 @@ or which something else than a separator follows, is broken: it is rejected alon
 record, so that a stray quote costs its own line. But if the file ends without a line feed, it was cut inside that
 field, and all of the rest is one record (decision 15). Lines without a quote are cut and split vectorised; the others
 cost a few microseconds each.
+
+escape: "\\\\" if `\\"` within a quoted field is a quote and `\\\\` a backslash, "" if backslashes are characters like
+others, None if nobody has said: then a record that would mean something else with an escape is ambiguous.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ MAX_RECORD_BYTES = 16 * 2**20
 """Bytes after which a quoted field that is still open counts as one that nothing closes."""
 
 SEPARATORS = (",", "\t", ";", "|", "::")
+_ESCAPED = re.compile(r'["\\](["\\])')
 _TYPED_HEADER = ("token", "token_seq", "float", "float_seq")
 
 
@@ -37,7 +41,7 @@ class _Grammar:
     Both set the group `closed` if the line ends the record, and `open` if it ends within a quoted field.
     field: one field and what ends it.  spaced: spaces before a quoted field, which the csv module cannot take apart
         from those before an unquoted one.
-    whole: the same as `outside` with `closed`, for polars; None for a separator of several characters.
+    whole: the same as `outside` with `closed`, for polars; None for a separator of several characters or an escape.
     """
 
     outside: re.Pattern[str]
@@ -48,9 +52,9 @@ class _Grammar:
 
 
 @cache
-def _grammar(separator: str) -> _Grammar:
+def _grammar(separator: str, escape: str | None = None) -> _Grammar:
     ends = re.escape(separator)
-    content = r'(?:[^"]++|"")*+'
+    content = r'(?:[^"\\]++|""|\\["\\]?+)*+' if escape else r'(?:[^"]++|"")*+'
     spaces = "" if " " in separator else " *+"
     unquoted = f"[^{ends}]*+" if len(separator) == 1 else f"(?:(?!{ends}).)*+"
     plain = rf'(?!{spaces}"){unquoted}'
@@ -60,7 +64,7 @@ def _grammar(separator: str) -> _Grammar:
     inside = rf'{content}(?:(?P<open>\Z)|"(?:(?P<closed>\r?\Z)|{ends}{rest_of_open}))'
     one = rf'(?:{spaces}"(?P<quoted>{content})"|(?P<plain>{plain}))(?P<end>{ends}|\Z)'
     simple = rf'{spaces[:2]}(?:"(?:[^"]|"")*"|[^" {ends}][^{ends}]*|)'
-    whole = rf"^{simple}(?:{ends}{simple})*\r?$" if len(separator) == 1 else None
+    whole = rf"^{simple}(?:{ends}{simple})*\r?$" if len(separator) == 1 and not escape else None
     spaced = rf'(?:\A|{ends}) +"' if spaces else r"(?!)"
     outside, within, one_field = (re.compile(pattern, re.DOTALL) for pattern in (rest, inside, one))
     return _Grammar(outside, within, one_field, re.compile(spaced), whole)
@@ -75,7 +79,7 @@ def _state(pattern: re.Pattern[str], line: str) -> str:
     return "broken"
 
 
-def join_quoted(blocks: Iterator[LineBlock], separator: str) -> Iterator[LineBlock]:
+def join_quoted(blocks: Iterator[LineBlock], separator: str, escape: str | None = None) -> Iterator[LineBlock]:
     """Blocks of records: the lines of one quoted field are one row, with the number of the first of them."""
     held: pl.DataFrame | None = None
     held_bytes, unfinished = 0, 0
@@ -84,7 +88,7 @@ def join_quoted(blocks: Iterator[LineBlock], separator: str) -> Iterator[LineBlo
         for block in blocks:
             frame = block.frame if held is None else pl.concat([held, block.frame])
             num_bytes, unfinished = held_bytes + block.num_bytes, block.unfinished
-            joined, first_held = _join_lines(frame, separator)
+            joined, first_held = _join_lines(frame, _grammar(separator, escape))
             held = frame.slice(first_held) if first_held < frame.height else None
             held_bytes = 0 if held is None else int(held["raw"].str.len_bytes().sum()) + held.height
             yield LineBlock(_as_records(frame.slice(0, first_held), joined), num_bytes - held_bytes, unfinished)
@@ -95,15 +99,15 @@ def join_quoted(blocks: Iterator[LineBlock], separator: str) -> Iterator[LineBlo
             record = _as_records(held, [(0, held.height - 1)])
             yield LineBlock(record, held_bytes, int(held["line"][0]))
         else:
-            joined, _ = _join_lines(held, separator, at_end=True)
+            joined, _ = _join_lines(held, _grammar(separator, escape), at_end=True)
             yield LineBlock(_as_records(held, joined), held_bytes, 0)
     if error is not None:
         raise error
 
 
-def _join_lines(frame: pl.DataFrame, separator: str, *, at_end: bool = False) -> tuple[list[tuple[int, int]], int]:
+def _join_lines(frame: pl.DataFrame, grammar: _Grammar, *, at_end: bool = False) -> tuple[list[tuple[int, int]], int]:
     """Rows of lines that are one record, as (first, last), and the row from which on lines wait for what follows."""
-    grammar, joined = _grammar(separator), list[tuple[int, int]]()
+    joined = list[tuple[int, int]]()
     has_quote = frame["raw"].str.contains('"', literal=True)
     if not has_quote.any() or (grammar.whole and frame["raw"].str.contains(grammar.whole).all()):
         return joined, frame.height
@@ -153,27 +157,31 @@ def without_blanks(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col("raw").str.strip_chars_end("\r\n")).filter(pl.col("raw") != "")
 
 
-def split_record(text: str, separator: str) -> list[str] | None:
+def split_record(text: str, separator: str, escape: str | None = None) -> list[str] | None:
     """Fields of one record, quotes removed; None if it is broken."""
     if '"' not in text:
         return text.split(separator)
-    if len(separator) == 1 and not _grammar(separator).spaced.search(text):
+    grammar = _grammar(separator, escape)
+    if len(separator) == 1 and not escape and not grammar.spaced.search(text):
         try:
             return next(csv.reader([text], delimiter=separator, strict=True))
         except (csv.Error, StopIteration):
             pass  # broken, or more than the csv module takes: a field of 128 KiB, a carriage return
-    pattern, fields, position = _grammar(separator).field, [], 0
+    pattern, fields, position = grammar.field, [], 0
     while match := pattern.match(text, position):
         quoted = match["quoted"]
-        fields.append(match["plain"] if quoted is None else quoted.replace('""', '"'))
+        if quoted is None:
+            fields.append(match["plain"])
+        else:
+            fields.append(_ESCAPED.sub(r"\1", quoted) if escape else quoted.replace('""', '"'))
         if not match["end"]:
             return fields
         position = match.end()
     return None
 
 
-def split_records(frame: pl.DataFrame, separator: str, num_fields: int) -> pl.DataFrame:
-    """Records as columns field_0 .. field_{num_fields - 1} and `num_fields_found` (0: a broken one).
+def split_records(frame: pl.DataFrame, separator: str, num_fields: int, escape: str | None = None) -> pl.DataFrame:
+    """Records as columns field_0 .. field_{num_fields - 1} and `num_fields_found` (0: a broken one, -1: ambiguous).
 
     frame: columns line, raw, without nulls. Rows with another number of fields keep what fits.
     """
@@ -186,26 +194,29 @@ def split_records(frame: pl.DataFrame, separator: str, num_fields: int) -> pl.Da
     if not counted.select(quoted.any()).item():
         return counted
     rows: list[list[str | int | None]] = []
-    for found in _split_quoted(counted.filter(quoted)["raw"].to_list(), separator):
-        rows.append([*found[:num_fields], *[None] * (num_fields - len(found)), len(found)])
+    texts = counted.filter(quoted)["raw"].to_list()
+    for text, found in zip(texts, _split_quoted(texts, separator, escape)):
+        unclear = escape is None and '\\"' in text and split_record(text, separator, "\\") != (found or None)
+        count = -1 if unclear else len(found)
+        rows.append([*found[:num_fields], *[None] * (num_fields - len(found)), count])
     schema = dict.fromkeys(fields, pl.String) | {"num_fields_found": pl.Int64}
     repaired = counted.filter(quoted).drop(schema).hstack(pl.DataFrame(rows, schema=schema, orient="row"))
     return pl.concat([counted.filter(~quoted), repaired.select(counted.columns)]).sort("line")
 
 
-def _split_quoted(texts: list[str], separator: str) -> list[list[str]]:
+def _split_quoted(texts: list[str], separator: str, escape: str | None) -> list[list[str]]:
     """Fields of each record, none of a broken one."""
-    if len(separator) == 1 and not any(map(_grammar(separator).spaced.search, texts)):
+    if len(separator) == 1 and not escape and not any(map(_grammar(separator).spaced.search, texts)):
         with suppress(csv.Error):
             rows = list(csv.reader(texts, delimiter=separator, strict=True))
             if len(rows) == len(texts):  # else a broken one took the next one's text for its own
                 return rows
-    return [split_record(text, separator) or [] for text in texts]
+    return [split_record(text, separator, escape) or [] for text in texts]
 
 
-def header_fields(text: str, separator: str) -> list[str]:
+def header_fields(text: str, separator: str, escape: str | None = None) -> list[str]:
     """Names of the fields in a header, without the types of `user_id:token`; empty if it is broken."""
-    fields = [field.strip() for field in split_record(text, separator) or []]
+    fields = [field.strip() for field in split_record(text, separator, escape) or []]
     typed = [field.rpartition(":") for field in fields]
     if fields and all(kind in _TYPED_HEADER and name for name, _, kind in typed):
         return [name for name, _, _ in typed]

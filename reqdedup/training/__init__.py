@@ -9,7 +9,7 @@ from reqdedup.training.loss import info_nce
 from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
 from reqdedup.training.plan import UserSplit
 from reqdedup.training.rank_run import TrainingProgress
-from reqdedup.training.report import read_losses, training_report
+from reqdedup.training.report import read_losses, trained_on, training_report
 
 __all__ = [
     "RankError",
@@ -24,5 +24,6 @@ __all__ = [
     "load_model",
     "read_losses",
     "train",
+    "trained_on",
     "training_report",
 ]

@@ -10,9 +10,10 @@ The ranks open the snapshot's own files; no catalog, no data and no weights pass
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,20 +105,21 @@ def train(
     if resume:
         checkpoint = out_dir / CHECKPOINT_NAME
         check_same_run(checkpoint, load_checkpoint(checkpoint), config, snapshot_id)
-    _write_run(out_dir / RUN_NAME, config, readable, snapshot_id)
-    results: list[RankResult] = run_ranks(
-        run_rank,
-        config,
-        readable,
-        str(out_dir),
-        snapshot_id,
-        resume,
-        credentials_of(readable),
-        world_size=config.world_size,
-        backend=backend_of(config.device),
-        collective_timeout_s=config.collective_timeout_s,
-        on_event=progress,
-    )
+    with _run_of_the_checkpoint(out_dir):
+        _write_run(out_dir / RUN_NAME, config, readable, snapshot_id)
+        results: list[RankResult] = run_ranks(
+            run_rank,
+            config,
+            readable,
+            str(out_dir),
+            snapshot_id,
+            resume,
+            credentials_of(readable),
+            world_size=config.world_size,
+            backend=backend_of(config.device),
+            collective_timeout_s=config.collective_timeout_s,
+            on_event=progress,
+        )
     first = results[0]
     result = TrainingResult(
         checkpoint=out_dir / CHECKPOINT_NAME,
@@ -153,6 +155,20 @@ def _figures(result: TrainingResult, snapshot_id: int | None) -> dict[str, Any]:
         "peak_device_memory_bytes": result.peak_device_memory_bytes,
         **result.metrics,
     }
+
+
+@contextlib.contextmanager
+def _run_of_the_checkpoint(out_dir: Path) -> Iterator[None]:
+    """A training that fails before its first checkpoint leaves the run.json of the model that is still there."""
+    run, checkpoint = out_dir / RUN_NAME, out_dir / CHECKPOINT_NAME
+    before = run.read_bytes() if run.exists() and checkpoint.exists() else None
+    saved_ns = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None and checkpoint.exists() and checkpoint.stat().st_mtime_ns == saved_ns:
+            run.write_bytes(before)
+        raise
 
 
 def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: int | None) -> None:

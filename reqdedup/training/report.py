@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,13 +50,26 @@ def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
     """
     rows: list[dict[str, object]] = []
     for model, out_dir in runs.items():
-        path = Path(out_dir) / RESULT_NAME
-        if not path.exists():
-            raise ValueError(f"{path}: result of a finished training run required, found no file; train {model} first")
-        figures: dict[str, float] = json.loads(path.read_text())
-        check_format(str(path), figures, RESULT_FORMAT)
+        figures = _figures(Path(out_dir))
         for metric, value in figures.items():
             if metric not in NO_FIGURES and not metric.endswith(CHANCE_SUFFIX):
                 chance = figures.get(metric + CHANCE_SUFFIX)
                 rows.append({"model": model, "metric": metric, "value": float(value), "chance": chance})
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def trained_on(out_dir: Path | str) -> int | None:
+    """Snapshot of the table that a finished run was trained on; None if it was none, or an earlier version's run.
+
+    Raises ValueError for a folder without a finished run.
+    """
+    return _figures(Path(out_dir)).get("snapshot_id")
+
+
+def _figures(out_dir: Path) -> dict[str, Any]:
+    path = out_dir / RESULT_NAME
+    if not path.exists():
+        raise ValueError(f"{path}: result of a finished training run required, found no file; train the model first")
+    figures: dict[str, Any] = json.loads(path.read_text())
+    check_format(str(path), figures, RESULT_FORMAT)
+    return figures

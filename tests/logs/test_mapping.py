@@ -56,6 +56,8 @@ def test_a_mapping_is_read_from_a_file(tmp_path):
         ({"item_id": {"column": "i", "type": "uuid"}}, "auto, int or string required, found 'uuid'"),
         ({"labels": {}}, "from 1 to 31 labels required, found 0"),
         ({"labels": {"raw": "c"}}, "'raw' is taken; rename it"),
+        ({"labels": {"c": "c"}, "item_columns": {"User_ID": "int32"}}, "'User_ID' is taken; rename it"),
+        ({"labels": {"Row x": "c"}}, "'Row x' is taken"),
         ({"labels": {"c": "c"}, "item_columns": {"c": "int32"}}, "'c' is taken"),
         ({"item_columns": {"price": "money"}}, "price: dtype one of .* required, found 'money'"),
         ({"candidates": {"column": "x"}}, "item_id .* or \\[candidates\\] .* required"),

@@ -161,6 +161,37 @@ def test_records_are_those_of_plain_loops():
             assert fields == text.split(separator)
 
 
+def test_escaped_quotes_are_those_of_the_csv_module():
+    rng = random.Random(5)
+    alphabet = ["\\", '"', ",", "a", " ", "\n"]
+    for _ in range(2_000):
+        fields = ["".join(rng.choice(alphabet) for _ in range(rng.randrange(6))) for _ in range(3)]
+        quoted = ['"' + field.replace("\\", "\\\\").replace('"', '\\"') + '"' for field in fields]
+        text = ",".join(quoted)
+        dialect = {"escapechar": "\\", "doublequote": False, "strict": True}
+        assert records.split_record(text, ",", "\\") == fields == next(csv.reader(io.StringIO(text, ""), **dialect))
+
+
+def test_a_backslash_before_a_quote_means_what_the_mapping_says_and_without_a_word_nothing(tmp_path, read):
+    forged = f'1,7,{BASE_S},1,"nice\\"\n9,66,{BASE_S},1,"\n'
+    lines = [f'1,5,{BASE_S},1,"say \\"hi\\", ok"\n', forged, f'1,8,{BASE_S},1,"C:\\a"\n', f'1,9,{BASE_S},1,a\\"b\n']
+    (tmp_path / "log.csv").write_text("u,i,t,c,note\n" + "".join(lines))
+    plain = {8: "C:\\a", 9: 'a\\"b'}
+    for block_bytes in (30, 2**20):
+        found = read(tmp_path / "log.csv", mapping={**NOTED, "escape": "\\"}, block_bytes=block_bytes)
+        escaped = {5: 'say "hi", ok', 7: f'nice"\n9,66,{BASE_S},1,', **plain}
+        assert {row["item_id"]: row["note"] for row in found.rows} == escaped
+        assert not found.rejects
+        found = read(tmp_path / "log.csv", mapping={**NOTED, "escape": ""}, block_bytes=block_bytes)
+        assert {row["item_id"]: row["note"] for row in found.rows} == {7: "nice\\", **plain}
+        found = read(tmp_path / "log.csv", mapping=NOTED, block_bytes=block_bytes)
+        assert {row["item_id"]: row["note"] for row in found.rows} == plain
+        assert found.reasons == [("fields", 2), ("fields", 3), ("fields", 4)]
+        assert all("escape = '\\' or" in reject["detail"] for reject in found.rejects[:2])
+    with pytest.raises(ValueError, match="escape"):
+        read(tmp_path / "log.csv", mapping={**NOTED, "escape": "/"})
+
+
 SNIFFED = {
     "pk.csv": f"PKEY,u,i,t,c\nx,1,10,{BASE_S},1\n",
     "par1.csv": f"PAR1,u,i,t,c\nx,1,10,{BASE_S},1\n",

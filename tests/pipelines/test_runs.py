@@ -149,7 +149,7 @@ def test_a_report_over_models_of_two_samples_is_refused(tmp_path):
     sample = SimpleNamespace(current_snapshot=lambda: SimpleNamespace(snapshot_id=2))
     models = {name: tmp_path / name for name in ("retrieval_model", "ranking_model")}
 
-    def trained_on(**snapshots: int) -> None:
+    def trained_on(**snapshots: int | None) -> None:
         for name, snapshot_id in snapshots.items():
             models[name].mkdir(exist_ok=True)
             (models[name] / "result.json").write_text(json.dumps({"snapshot_id": snapshot_id}))
@@ -162,6 +162,11 @@ def test_a_report_over_models_of_two_samples_is_refused(tmp_path):
     trained_on(ranking_model=1)
     with pytest.raises(ValueError, match="materialize ranking_model first"):
         check_one_sample(models, sample)
+    trained_on(retrieval_model=None, ranking_model=None)
+    with pytest.raises(ValueError, match="none recorded for retrieval_model and ranking_model; materialize"):
+        check_one_sample(models, sample)
+    trained_on(retrieval_model=1, ranking_model=1)
+    check_one_sample(models, sample)
 
 
 @pytest.mark.parametrize("namespace", ["../x", "a.b", " ", "my/ns"])

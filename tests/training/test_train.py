@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,9 @@ def test_a_killed_run_says_so_and_resumes_with_the_same_losses_bit_for_bit(ranki
     with pytest.raises(ValueError, match="snapshot_id = None, found 7"):
         train(config, source, out_dir=tmp_path, resume=True, snapshot_id=7)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(RankError):  # before its first checkpoint, so that the earlier model is still there
+        train(replace(config, learning_rate=1e38, checkpoint_every=30), source, out_dir=tmp_path)
+    assert all((tmp_path / name).read_bytes() == before[name] for name in ("run.json", "result.json", "checkpoint.pt"))
     assert all(torch.equal(found["model"][name], wanted["model"][name]) for name in wanted["model"])
     assert found["loaders"] == wanted["loaders"]
 

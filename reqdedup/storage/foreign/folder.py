@@ -6,6 +6,7 @@ folder, all folders in it and all around it are searched for what these formats 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
@@ -33,8 +34,6 @@ def folder_files(uri: str) -> TableFiles:
     if info.type == pafs.FileType.NotFound:
         raise ValueError(f"{location}: a folder of Parquet files, or one file, required; found nothing there")
     around = table_around(filesystem, root)
-    if around is None and isinstance(filesystem, pafs.LocalFileSystem):
-        around = table_around(filesystem, str(Path(root).resolve()))  # where symbolic links lead
     if info.type == pafs.FileType.File:
         return _marked(united(location, "file", [_file(filesystem, root, info.size)]), around)
     found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
@@ -66,9 +65,14 @@ def folder_files(uri: str) -> TableFiles:
 
 
 def table_around(filesystem: pafs.FileSystem, path: str) -> str | None:
-    """The table that a folder or file lies in, in words; None if nothing around it says so. Folders
-    that cannot be read are passed over."""
-    for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+    """The table that a folder or file lies in, in words; None if nothing around it says so.
+
+    Symbolic links are followed. Folders that cannot be read are passed over.
+    """
+    places = [path] if not isinstance(filesystem, pafs.LocalFileSystem) else [path, str(Path(path).resolve())]
+    for folder in dict.fromkeys(
+        one for place in places for one in (PurePosixPath(place), *PurePosixPath(place).parents)
+    ):
         markers = [str(folder / name) for name in ("_delta_log", ".hoodie", "metadata")]
         try:
             delta, hudi, metadata = (
@@ -82,6 +86,23 @@ def table_around(filesystem: pafs.FileSystem, path: str) -> str | None:
         if any(_is_iceberg_metadata(entry.base_name) for entry in names):
             return f"Iceberg table {folder}"
     return None
+
+
+def check_no_table(name: str, files: Iterable[Path]) -> None:
+    """Raise ValueError if one of these local files belongs to a table of Iceberg, Delta or Hudi. name: what is read."""
+    local = pafs.LocalFileSystem()
+    for folder in sorted({file.absolute().parent for file in files}):
+        refuse_table(name, table_around(local, str(folder)))
+
+
+def refuse_table(name: str, table_format: str | None) -> None:
+    """Raise ValueError for files that are a table's, in words; None if they are nobody's."""
+    if table_format is not None:
+        raise ValueError(
+            f"{name}: Parquet files on their own required, found those of the {table_format}, among them files that its "
+            "newest version no longer has; read it through its catalog (`reqdedup convert --source-table` for Iceberg), or "
+            "have its engine write it out, and give that folder"
+        )
 
 
 def _format_of(root: str, name: str) -> str | None:

@@ -24,6 +24,7 @@ from reqdedup.dedup.encoding import element_type, lists_from_blobs, take_blobs
 from reqdedup.dedup.parts import blob_bytes
 from reqdedup.schema import Column, Level
 from reqdedup.storage.foreign.files import DataFile, TableFiles
+from reqdedup.storage.foreign.folder import refuse_table
 from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, relist, uuid_text
 from reqdedup.storage.foreign.table import open_table
 from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, table_layout, table_schema
@@ -67,12 +68,7 @@ class RowSource:
 
     def __init__(self, source: Table | str | Path | Sequence[str | Path]) -> None:
         self.files: TableFiles = open_table(source)
-        if self.files.table_format is not None:
-            raise ValueError(
-                f"{self.files.name}: Parquet files on their own required, found those of the {self.files.table_format}, among them "
-                "files that its newest version no longer has; read it through its catalog (--source-table for Iceberg), or have "
-                "its engine write it out, and give that folder"
-            )
+        refuse_table(self.files.name, self.files.table_format)
         self._table = source if isinstance(source, Table) else None
         self._tasks: list[FileScanTask] = []
         self._deleted: dict[str, np.ndarray] = {}

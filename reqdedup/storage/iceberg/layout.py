@@ -46,7 +46,7 @@ from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.form import FORM_SINCE_PROPERTY, TableForm
-from reqdedup.storage.iceberg.names import check_free_name
+from reqdedup.storage.iceberg.names import check_free_name, check_location
 from reqdedup.storage.iceberg.settings import WriteSettings, default_settings
 
 SCHEMA_PROPERTY, LAYOUT_PROPERTY, DECODE_PROPERTY = "reqdedup.schema", "reqdedup.layout", "reqdedup.decode"
@@ -182,8 +182,9 @@ def column_differences(required: Sequence[Column], found: Sequence[Column]) -> l
 def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: str | None = None) -> Table:
     """A new table of this form without rows, its namespace made if it is not there.
 
-    Raises ConflictError if another process has made it meanwhile.
+    Raises ConflictError if another process has made it meanwhile, ValueError for a location with credentials.
     """
+    check_location(identifier, location or catalog.properties.get("warehouse"))
     catalog.create_namespace_if_not_exists(check_free_name(identifier))
     try:
         return catalog.create_table(

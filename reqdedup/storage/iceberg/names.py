@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from reqdedup.masking import refuse_credentials
+
 REJECTS_TABLE = "rejected_engagements"
 """Name of the table of rejected rows beside the engagement tables of a namespace."""
 RUN_TABLE = "graph_run"
@@ -26,3 +28,9 @@ def check_free_name(identifier: str) -> str:
             f"table {identifier}: a name other than {kept} required, which is kept for {_KEPT[kept]}; choose another name"
         )
     return namespace
+
+
+def check_location(identifier: str, location: str | None) -> None:
+    """Raise ValueError for a location of a new table that carries a credential: the table would keep it, for all to read."""
+    keys = "give the catalog s3.access-key-id and s3.secret-access-key"
+    refuse_credentials(identifier, location or "", instead=keys)

@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 import pyarrow as pa
 from pyiceberg.table import Table
 
+from reqdedup.masking import mask
 from reqdedup.storage.maintenance.expire import cutoff_of, delete_files
 from reqdedup.storage.maintenance.files import METADATA, FoundFile, file_key, list_location, reachable_files
 
@@ -117,7 +118,7 @@ def _check_listed(table: Table, needed: set[str], found: list[FoundFile]) -> Non
     missing = sorted(key for key in needed if key.startswith(root) and key not in listed and not _is_log_entry(key))
     if missing:
         raise ValueError(
-            f"{'.'.join(table.name())}: every file of the table listed under {table.location()} required, not found: {missing[0]} "
+            f"{'.'.join(table.name())}: every file of the table listed under {mask(table.location())} required, not found: {missing[0]} "
             f"({len(missing)} such files); it was lost, or is named in another way there. Nothing was deleted; restore it "
             "or roll the table back"
         )
@@ -135,7 +136,7 @@ def _check_own_folder(table: Table, metadata: list[FoundFile], dropped: Collecti
         if uuid is not None and uuid not in own:
             raise ValueError(
                 f"{'.'.join(table.name())}: a folder of its own required, found metadata of table {uuid} ({file.path}) in "
-                f"{table.location()}; nothing was deleted. If that table is live, move one of them; if it was dropped, name "
+                f"{mask(table.location())}; nothing was deleted. If that table is live, move one of them; if it was dropped, name "
                 "its id as dropped"
             )
 

@@ -10,24 +10,9 @@ from reqdedup.audit import audit_table, render
 from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.storage.foreign.table import open_table
 from tests.storage.foreign.evolution import memory_catalog
+from tests.storage.foreign.folders import MARKERS, ROWS, table_folder
 
-ROWS = pa.table({"u": [1, 1, 2], "r": [1, 1, 2], "i": [1, 2, 3], "t": pa.array([0, 0, 9], pa.timestamp("us"))})
 MAPPING = ColumnMapping(user="u", request="r", item="i", time="t")
-
-MARKERS = {
-    "Delta": "_delta_log/00000000000000000000.json",
-    "Hudi": ".hoodie/hoodie.properties",
-    "Iceberg": "metadata/v1.metadata.json",
-}
-
-
-def table_folder(tmp_path, marker: str):
-    folder = tmp_path / "lake" / "clicks"
-    (folder / "data" / "day=1").mkdir(parents=True)
-    (folder / marker).parent.mkdir(parents=True)
-    (folder / marker).write_text("{}")
-    pq.write_table(ROWS, folder / "data" / "day=1" / "f.parquet")
-    return folder
 
 
 @pytest.mark.parametrize("kind", MARKERS)

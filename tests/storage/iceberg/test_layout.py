@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyiceberg.catalog.memory import InMemoryCatalog
 from pyiceberg.schema import Schema
 from pyiceberg.transforms import BucketTransform, DayTransform
 from pyiceberg.types import BinaryType, ListType, LongType, NestedField
 
+from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.schema import KEYS, Column, EngagementSchema, Level
 from reqdedup.storage import Layout, TableSource, create_table, table_layout, table_schema, write
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
@@ -87,6 +89,23 @@ def test_a_location_of_ones_own(catalog, tmp_path):
     table = create_table(catalog, "test.away", log_schema(), Layout.BY_REQUEST, location=location)
     write(table, to_batches(make_log(num_users=3)))
     assert all(path.startswith(location) for path in TableSource(table).paths)
+
+
+@pytest.mark.parametrize("secret", ["s3://KEY:SECRET@bucket/x", "s3://bucket/x?secret_key=SECRET"])
+def test_a_new_table_keeps_no_credential_in_its_location(catalog, secret):
+    def made(catalog, **options):
+        create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST, **options)
+
+    beside = InMemoryCatalog("other", warehouse=secret)
+    for make in (lambda: made(catalog, location=secret), lambda: made(beside)):
+        with pytest.raises(ValueError, match=r"test\.t: a location without credentials required") as caught:
+            make()
+        assert "SECRET" not in str(caught.value)
+    assert not catalog.list_namespaces()
+    mapping = ColumnMapping(user="u", request="r", item="i", time="t")
+    with pytest.raises(ValueError, match="without credentials") as caught:  # before the source is read
+        convert_table("nowhere", catalog, "test.t", mapping, location=secret)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_wrong_arguments_are_refused(catalog):
