@@ -7,7 +7,6 @@ command line and the graph too: `ingest` (read, write, rejects) and deleting a u
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,15 +202,15 @@ class EngagementTable:
     ) -> BucketJoin:
         """Its rows with the columns of a feature table or another table, bucket by bucket (see `bucket_join`).
 
-        Warns if features were computed before the table had other requests: those that are new have none.
+        Raises ValueError if features were computed before the table had other requests: those that are new have none.
+        `storage.bucket_join` joins them all the same.
         """
         right = load_listed(self.lake.catalog, features) if isinstance(features, str) else features
         right, main = right.iceberg if isinstance(right, EngagementTable) else right, self.iceberg
         if right.properties.get(MAIN_TABLE_PROPERTY) == self.name:
             found = features_current(main, right)
             if not found.ok:
-                new = "have none" if how == "left" else "are left out"
-                warnings.warn(f"{found.detail}; requests without features {new}", stacklevel=2)
+                raise ValueError(f"{self.name}: {found.detail}, or join them as they are with storage.bucket_join")
         return storage.bucket_join(main, right, how=how, **options)
 
     def feature(
@@ -226,9 +225,9 @@ class EngagementTable:
         """Whole users, per stratum; itself readable, and its `report` says what was drawn (see `sample_users`)."""
         return storage.sample_users(self.iceberg, **options)
 
-    def health(self, *, count_users: bool = True) -> storage.TableHealth:
-        """Files, skew and what to do about them."""
-        return storage.table_health(self.iceberg, count_users=count_users)
+    def health(self, **options: bool) -> storage.TableHealth:
+        """Files, skew and what to do about them (see `table_health`)."""
+        return storage.table_health(self.iceberg, **options)
 
     def compact(self, **options: Any) -> storage.CompactReport:
         """Make the files of many appends those of one write; the old ones stay until they expire."""

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import duckdb
 import numpy as np
@@ -153,13 +152,15 @@ def test_a_join_says_how_many_rows_have_no_features(lake):
     table.feature("lake.f", visits, lambda requests: [7] * requests.num_rows)
     rows = table.source.num_rows
     day = next(iter(synthesize(SyntheticLogConfig(num_users=3, seed=4))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        table.join("lake.f")
+    assert table.join("lake.f").to_arrow(["visits"])["visits"].null_count == 0
     shifted = pa.compute.add(day["request_id"], 2**40)
     table.append([day.set_column(day.schema.get_field_index("request_id"), day.schema.field("request_id"), shifted)])
-    with pytest.warns(UserWarning, match="lake.f is stale.* compute the features again; requests without features"):
-        joined = table.join("lake.f")
+    for how in ("left", "inner"):
+        with pytest.raises(
+            ValueError, match=r"lake\.f is stale.* compute the features again, or join them as they are"
+        ):
+            table.join("lake.f", how=how)
+    joined = storage.bucket_join(table.iceberg, lake.catalog.load_table("lake.f"), how="left")
     assert repr(joined) == "<BucketJoin lake.t join lake.f: left on user_id, request_id, adds visits>"
     new = joined.to_arrow(["visits"])["visits"].null_count
     assert new == day.num_rows

@@ -171,8 +171,8 @@ class LogMapping:
     session_gap_s: pause after which a new request starts if the log has no request ids, in seconds.
     format: csv, tsv, jsonl or parquet; None leaves it to the file's ending.
     separator: text between the fields; None leaves it to the file's structure.
-    escape: "\\\\" if a backslash takes away the meaning of a quote in a quoted field, "" if it is a character like others;
-        None rejects the records in which that makes a difference.
+    escape: "\\\\" if a backslash takes away the meaning of a quote in a quoted field, "" if it is a character as others
+        are; None rejects the records in which that makes a difference.
     header: whether the first record is one; "auto" if it names a mapped column.
     columns: names of the fields if there is no header.
     files: patterns of file names in a folder; the first one that fits decides.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from reqdedup.schema import (
     HISTORY_END,
@@ -21,10 +21,10 @@ from reqdedup.schema import (
     Kind,
 )
 
-POSITIONS = ("learned", "rope")
-POSITIONS_FROM = ("start", "end")
-HISTORY_ATTENTION = ("causal", "bidirectional")
-SHARE_CONTEXT = ("request", "user")
+Positions = Literal["learned", "rope"]
+PositionsFrom = Literal["start", "end"]
+HistoryAttention = Literal["causal", "bidirectional"]
+ShareContext = Literal["request", "user"]
 _HISTORY_PREFIX = "history_"
 _NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
 _CATEGORY_TYPES = ("bool", "int32", "int64")
@@ -67,10 +67,10 @@ class ModelConfig:
     ffn_width: int = 128
     feature_width: int = 16
     max_history: int = 512
-    positions: str = "learned"
-    positions_from: str = "start"
-    history_attention: str = "causal"
-    share_context: str = "request"
+    positions: Positions = "learned"
+    positions_from: PositionsFrom = "start"
+    history_attention: HistoryAttention = "causal"
+    share_context: ShareContext = "request"
     hidden_widths: tuple[int, ...] = (128, 64)
 
     def __post_init__(self) -> None:
@@ -86,10 +86,10 @@ class ModelConfig:
         if self.width % self.num_heads:
             raise ValueError(f"{name}: num_heads must divide width, found {self.num_heads} heads of {self.width}")
         for field_name, choices in (
-            ("positions", POSITIONS),
-            ("positions_from", POSITIONS_FROM),
-            ("history_attention", HISTORY_ATTENTION),
-            ("share_context", SHARE_CONTEXT),
+            ("positions", get_args(Positions)),
+            ("positions_from", get_args(PositionsFrom)),
+            ("history_attention", get_args(HistoryAttention)),
+            ("share_context", get_args(ShareContext)),
         ):
             if getattr(self, field_name) not in choices:
                 raise ValueError(f"{name}: {field_name} one of {choices} required, found {getattr(self, field_name)!r}")

@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
-from reqdedup.training.devices import DEVICES, PRECISIONS
+from reqdedup.training.devices import DeviceKind, Precision
 from reqdedup.training.loss import check_same_user_share
 from reqdedup.training.plan import UserSplit
 
-LOG_QS = ("exact", "streaming", "none")
+LogQ = Literal["exact", "streaming", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class TrainingConfig:
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
     temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
-        `info_nce`; log_q one of LOG_QS.
+        `info_nce`.
     gather_negatives: contrast with the items of all ranks; W ranks then equal one process on the whole batch.
     held_out: share of users kept for evaluation.  eval_requests: at most so many of their requests are evaluated.
     catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.
@@ -47,8 +47,8 @@ class TrainingConfig:
     learning_rate: float
     warmup_steps: int = 10
     weight_decay: float = 0.0
-    device: str = "cpu"
-    precision: str = "float32"
+    device: DeviceKind = "cpu"
+    precision: Precision = "float32"
     world_size: int = 2
     seed: int = 0
     sync_batchnorm: bool = True
@@ -61,7 +61,7 @@ class TrainingConfig:
     temperature: float = 0.1
     mask_same_user: bool = True
     same_user_share: float = 0.0
-    log_q: str = "exact"
+    log_q: LogQ = "exact"
     gather_negatives: bool = True
     held_out: float = 0.1
     eval_requests: int = 2048
@@ -83,9 +83,9 @@ class TrainingConfig:
         if not 0 <= self.held_out < 1:
             raise ValueError(f"training: held_out in [0, 1) required, found {self.held_out}")
         check_same_user_share(self.same_user_share, self.mask_same_user)
-        for name, allowed in (("log_q", LOG_QS), ("device", DEVICES), ("precision", tuple(PRECISIONS))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"training: {name} one of {allowed} required, found {getattr(self, name)!r}")
+        for name, kind in (("log_q", LogQ), ("device", DeviceKind), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"training: {name} one of {get_args(kind)} required, found {getattr(self, name)!r}")
 
     @property
     def task(self) -> str:

@@ -10,23 +10,23 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from reqdedup.batch import RequestBatch
 
-DEVICES = ("cpu", "cuda")
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DeviceKind = Literal["cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
 
 
-def backend_of(device: str) -> str:
+def backend_of(device: DeviceKind) -> str:
     """The process group's backend for ranks on this kind of device."""
     return "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
 
 
-def device_of_rank(device: str, rank: int, world_size: int) -> torch.device:
+def device_of_rank(device: DeviceKind, rank: int, world_size: int) -> torch.device:
     """This rank's device: the CPU, or a GPU of its own on this machine.
 
     Raises ValueError if torch sees no GPU, or if the ranks of this machine outnumber its GPUs (NCCL takes one each).
@@ -44,9 +44,9 @@ def device_of_rank(device: str, rank: int, world_size: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of a forward pass: weights stay float32, matrix products run in `precision`."""
-    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @dataclass(frozen=True)

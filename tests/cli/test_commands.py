@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
@@ -303,6 +304,25 @@ def errors_lake(tmp_path_factory):
     create_feature_table(lake.catalog, "lake.f", main, [VISITS])
     lake.catalog.create_table("lake.foreign", pa.schema([("a", pa.int64())]))
     return lake._uri
+
+
+def test_health_fails_if_the_rows_of_a_request_differ_and_it_is_asked(lake, capsys):
+    table = lake.append(0)
+    assert "  requests agree: 36 rows, one value per request" in lake.run("health", "--table", "lake.t", "--requests")
+    later = [
+        batch.set_column(
+            batch.schema.get_field_index("hour_of_day"),
+            batch.schema.field("hour_of_day"),
+            pa.compute.add(batch["hour_of_day"], pa.scalar(1, batch["hour_of_day"].type)),
+        )
+        for batch in TableSource(table.refresh()).batches()
+    ]
+    write(table, later, mode="append")
+    (found,) = lake.json("health", "--table", "lake.t")
+    assert found["requests_agree"] is None
+    options = ["--table", "lake.t", "--catalog-uri", f"sqlite:///{lake.folder}/catalog.db"]
+    assert cli.main(["health", "--requests", *options]) == 1
+    assert "to do: requests: lake.t: column hour_of_day: one value per request required" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["health", "compact", "expire", "sweep"])

@@ -17,28 +17,31 @@ SHOWN_BUCKETS = 20
 @subcommand(
     help="files, small files and skew of tables, and what to do about them",
     description="Per bucket (or day): files, small ones, rows, bytes, users, the largest user; the bucket count that fits "
-    "the table's size; and what to do, most pressing first. It changes nothing. See docs/maintenance.md.",
+    "the table's size; and what to do, most pressing first. It changes nothing. With --requests it fails if rows of one "
+    "request differ in a request-level column. See docs/maintenance.md.",
     examples=[
         "reqdedup health --table movies.engagements_by_request",
         "reqdedup health --table a.b --no-users --json",
+        "reqdedup health --table a.b --requests",
     ],
 )
 @tables_option()
 @option("--no-users", is_flag=True, help="open no data file: leave users out")
+@option("--requests", is_flag=True, help="read all request-level columns: does every request have one value in each?")
 def health(arguments: Options) -> int:
     """Print the health of the named tables."""
     from reqdedup.storage import choose_num_buckets, table_health
 
     reports = []
     for table in load_tables(open_catalog(arguments), arguments.table):
-        found = table_health(table, count_users=not arguments.no_users)
+        found = table_health(table, count_users=not arguments.no_users, check_requests=arguments.requests)
         choice = choose_num_buckets(stored_bytes=found.bytes, rows=found.rows, users=found.users)
         reports.append((found, choice if found.num_buckets else None))
     if arguments.json:
         print_json([{**plain(found), "fitting_buckets": plain(choice)} for found, choice in reports])
     else:
         say("\n\n".join(format_health(found, choice) for found, choice in reports))
-    return 0
+    return 0 if all(found.requests_agree is None or found.requests_agree.ok for found, _ in reports) else 1
 
 
 COMMANDS = (health,)
@@ -57,6 +60,8 @@ def format_health(health: TableHealth, choice: BucketChoice | None) -> str:
         lines.append(
             f"  {counted(health.num_buckets, 'bucket')}{skew}; for this size {choice.num_buckets:,} fit ({choice.reason})"
         )
+    if health.requests_agree is not None and health.requests_agree.ok:
+        lines.append(f"  requests agree: {health.requests_agree.detail}")
     rows = health.buckets.to_pylist()
     shown = sorted(rows, key=lambda row: (row["is_compact"], -row["files"], -row["bytes"]))[:SHOWN_BUCKETS]
     if rows:

@@ -31,6 +31,6 @@ def check_free_name(identifier: str) -> str:
 
 
 def check_location(identifier: str, location: str | None) -> None:
-    """Raise ValueError for a location of a new table that carries a credential: the table would keep it, for all to read."""
+    """Raise ValueError for a new table's location that carries a credential: the table would show it to all readers."""
     keys = "give the catalog s3.access-key-id and s3.secret-access-key"
     refuse_credentials(identifier, location or "", instead=keys)

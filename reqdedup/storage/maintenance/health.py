@@ -1,7 +1,7 @@
 """How a table is doing: files and bytes per bucket, skew, and what to do about it.
 
 Counts of files, rows and bytes come from the manifests. Users and the largest one's share need the user ids, which are
-read alone; with `count_users=False` no data file is opened.
+read alone; with `count_users=False` no data file is opened. `check_requests` reads every request-level column.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from reqdedup.storage.iceberg.manifests import manifests_of
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.maintenance.fit import misfit
 from reqdedup.storage.maintenance.live import SMALL_SHARE, LiveFile, by_partition, is_compact, live_files
+from reqdedup.storage.measure.checks import CheckResult, requests_agree
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import table_files
 
@@ -58,6 +59,7 @@ class TableHealth:
         final form.
     skew: bytes of the largest bucket over the mean of all num_buckets, empty ones included; None without buckets.
     snapshots, manifests: that the metadata holds, and that a scan reads.  advice: what to do, most pressing first.
+    requests_agree: whether every request has one value in each request-level column; None if nobody has looked.
     """
 
     table: str
@@ -73,12 +75,14 @@ class TableHealth:
     manifests: int
     buckets: pa.Table
     advice: tuple[str, ...]
+    requests_agree: CheckResult | None = None
 
 
-def table_health(table: Table, *, count_users: bool = True) -> TableHealth:
+def table_health(table: Table, *, count_users: bool = True, check_requests: bool = False) -> TableHealth:
     """Files, rows, bytes, users and skew per bucket, with advice. It changes nothing.
 
-    count_users: read the user ids too. Raises ValueError for a table that reqdedup did not make.
+    count_users: read the user ids too.  check_requests: read the request-level columns too, for `requests_agree`.
+    Raises ValueError for a table that reqdedup did not make, and with check_requests for one without buckets.
     """
     table.refresh()
     layout, num_buckets = table_layout(table), table_buckets(table)
@@ -86,6 +90,7 @@ def table_health(table: Table, *, count_users: bool = True) -> TableHealth:
         raise ValueError(
             f"{'.'.join(table.name())}: an engagement table required, found a feature table; look at its main table"
         )
+    agree = requests_agree(table) if check_requests else None
     groups = by_partition(live_files(table))
     rows, distinct = [], np.zeros(0, np.int64)
     for partition, files in groups.items():
@@ -109,8 +114,10 @@ def table_health(table: Table, *, count_users: bool = True) -> TableHealth:
         manifests=_num_manifests(table),
         buckets=buckets,
         advice=(),
+        requests_agree=agree,
     )
-    advice = (*_changed_spec(table), *_advice(health), *_chosen_anew(table, groups))
+    disagree = (f"requests: {agree.detail}; compaction refuses them",) if agree is not None and not agree.ok else ()
+    advice = (*disagree, *_changed_spec(table), *_advice(health), *_chosen_anew(table, groups))
     return replace(health, advice=advice)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reqdedup.storage import FileSource, Layout, TableSource, create_table, write
+from reqdedup.storage import FileSource, Layout, TableSource, create_table, table_health, write
 from reqdedup.storage.measure import checks
 from tests.storage.small_log import DAY_US, START_US, log_schema, make_log, make_request, to_batch, to_batches
 from tests.storage.tables import files_of, new_table
@@ -181,3 +181,9 @@ def test_requests_that_reuse_ids_with_other_values_are_found(catalog):
     found = checks.requests_agree(table)
     assert not found.ok
     assert "column device: one value per request required" in found.detail
+    health = table_health(table, check_requests=True)
+    assert health.requests_agree == found
+    assert health.advice[0].startswith(f"requests: {found.detail}")
+    assert table_health(table).requests_agree is None
+    with pytest.raises(ValueError, match="bucket"):
+        table_health(new_table(catalog, Layout.ARRIVAL), check_requests=True)
