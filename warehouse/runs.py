@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 import psutil
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, ValidationException
+from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import DoubleType, LongType, NestedField, StringType, TimestamptzType
 
+from reqdedup.storage.iceberg.errors import is_conflict
 from reqdedup.storage.iceberg.names import RUN_TABLE
 from warehouse.tables import open_namespace, replace_rows
 
@@ -135,8 +136,10 @@ def claim(
                 )
         try:
             replace_rows(table, _rows(run))
-        except (CommitFailedException, ValidationException):
-            table = table.refresh()
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+            table = catalog.load_table(table.name())  # not refreshed: a REST catalog may have let two make it at once
         else:
             return
     raise NamespaceTakenError(f"namespace {namespace}: other runs were faster {CLAIM_ATTEMPTS} times; try again later")
