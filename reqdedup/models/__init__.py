@@ -1,8 +1,9 @@
 """Models on deduplicated batches, one folder each, and their duplicated twins (`naive`); `registry` lists them."""
 
 from reqdedup.models import naive
+from reqdedup.models.bundle import Bundle
 from reqdedup.models.checkpoint import load_model
 from reqdedup.models.dcat import DCAT, Context, DCATConfig
 from reqdedup.models.two_tower import TwoTower, TwoTowerConfig
 
-__all__ = ["DCAT", "Context", "DCATConfig", "TwoTower", "TwoTowerConfig", "load_model", "naive"]
+__all__ = ["DCAT", "Bundle", "Context", "DCATConfig", "TwoTower", "TwoTowerConfig", "load_model", "naive"]

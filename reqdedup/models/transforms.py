@@ -15,7 +15,7 @@ ingested and are never hashed again here: the text ids of a log become numbers t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, Column, Enga
 HISTORY_PREFIX = "history_"
 NULL_INTEGER = -1
 """What a null integer or timestamp becomes; null floats and labels become NaN, null booleans False."""
+
+DEFAULTS = {"position": 0}
+"""What a column without nulls is taken to be if a caller leaves it out: nothing has been shown yet."""
 
 OF_WINDOW = (HISTORY_END, TIMELINE_VERSION)
 """Request-level columns that say which events a history is; a server knows them from the window that it read."""
@@ -97,10 +100,12 @@ class Transforms:
     """What a model reads, and how plain values become that.
 
     columns: its inputs with their types and levels, item_id first; labels are none.  cut: the longest history.
+    defaults: what an input becomes that is None or left out; one that is not here is required.
     """
 
     columns: tuple[Column, ...]
     cut: HistoryCut
+    defaults: Mapping[str, bool | int | float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ModelConfig, schema: EngagementSchema, *, stride: int = 0) -> Transforms:
@@ -114,7 +119,10 @@ class Transforms:
                 f"columns {', '.join(missing)} required by the model, the log has {', '.join(schema.names)}"
             )
         columns = tuple(schema[name] for name in (ITEM_ID, *config.columns))
-        return cls(columns=columns, cut=HistoryCut(max_events=config.max_history, stride=stride))
+        cut = HistoryCut(max_events=config.max_history, stride=stride)
+        defaults = {column.name: null_of(column) for column in columns if column.nullable}
+        defaults |= {column.name: DEFAULTS[column.name] for column in columns if column.name in DEFAULTS}
+        return cls(columns=columns, cut=HistoryCut(max_events=cut.max_events, stride=cut.step), defaults=defaults)
 
     @property
     def request_columns(self) -> tuple[Column, ...]:
@@ -137,11 +145,11 @@ class Transforms:
     def requests(self, values: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`RequestBatch.request` of R requests: [R] for each scalar, [R, width] for each vector.
 
-        values: of each request by column name; a nullable column may be None or left out, others are not looked at.
-        Raises ValueError for a missing or unfit value.
+        values: of each request by column name; what has a default may be None or left out, other names are not
+        looked at. Raises ValueError for a missing or unfit value.
         """
         return {
-            column.name: torch.from_numpy(_plain(column, [one.get(column.name) for one in values]))
+            column.name: self._tensor(column, [one.get(column.name) for one in values])
             for column in self.request_columns
         }
 
@@ -157,7 +165,7 @@ class Transforms:
             name = history_name(column.name)
             if name not in events:
                 raise ValueError(f"history: column {name} required, found {', '.join(events) or 'none'}")
-            plain[name] = _plain(column, events[name])
+            plain[name] = _plain(column, events[name], None)
         lengths = {name: len(values) for name, values in plain.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(
@@ -171,16 +179,16 @@ class Transforms:
         """Candidates as (item_id [B], `RequestBatch.row`). Raises ValueError for a missing or unfit column."""
         if ITEM_ID not in candidates:
             raise ValueError(f"candidates: column {ITEM_ID} required, found {', '.join(candidates) or 'none'}")
-        item_id_B = torch.from_numpy(_plain(self.columns[0], candidates[ITEM_ID]))
+        item_id_B = self._tensor(self.columns[0], candidates[ITEM_ID])
         row = {}
         for column in self.item_columns:
             values = candidates.get(column.name)
-            values_B = _plain(column, [None] * len(item_id_B) if values is None else values)
+            values_B = self._tensor(column, [None] * len(item_id_B) if values is None else values)
             if len(values_B) != len(item_id_B):
                 raise ValueError(
                     f"candidates: {len(item_id_B)} values of {column.name} required, one for each item_id, found {len(values_B)}"
                 )
-            row[column.name] = torch.from_numpy(values_B)
+            row[column.name] = values_B
         return item_id_B, row
 
     def batch(
@@ -199,9 +207,7 @@ class Transforms:
         length = len(next(iter(events.values())))
         known = {HISTORY_END: history_end, TIMELINE_VERSION: timeline_version}
         of_window = {
-            column.name: torch.from_numpy(_plain(column, [known[column.name]]))
-            for column in self.columns
-            if column.name in known
+            column.name: self._tensor(column, [known[column.name]]) for column in self.columns if column.name in known
         }
         return RequestBatch(
             user_id_R=torch.tensor([user_id]),
@@ -214,20 +220,21 @@ class Transforms:
             history=events,
         )
 
+    def _tensor(self, column: Column, values: Sequence[Any] | np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(_plain(column, values, self.defaults.get(column.name)))
 
-def _plain(column: Column, values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Plain values of a column, None where null, as a model reads them: [N], of vectors [N, width].
 
-    Raises ValueError for a null of a column that has none, and for a value that the column's type does not hold.
+def _plain(column: Column, values: Sequence[Any] | np.ndarray, default: bool | int | float | None) -> np.ndarray:
+    """Plain values of a column as a model reads them: [N], of vectors [N, width].
+
+    default: in place of a None. Raises ValueError for a None without it, and for what the column's type does not hold.
     """
-    is_null = None
-    if not isinstance(values, np.ndarray):
-        nulls = np.array([value is None for value in values], bool)
-        if nulls.any():
-            if not column.nullable:
-                raise ValueError(f"{column.name}: a value required, found none")
-            stand_in = False if column.dtype == "bool" else 0
-            values, is_null = [stand_in if value is None else value for value in values], nulls
+    if not isinstance(values, (list, tuple, range)) and getattr(values, "ndim", 0) == 0:
+        raise ValueError(f"{column.name}: a list of values required, found {type(values).__name__}")
+    if not isinstance(values, np.ndarray) and any(value is None for value in values):
+        if default is None:
+            raise ValueError(f"{column.name}: a value required, found none")
+        values = [default if value is None else value for value in values]
     found = _array(column, values)
     wanted = type_of(column)
     if found.size and found.dtype.kind not in _PLAIN_KINDS[wanted.kind]:
@@ -237,11 +244,11 @@ def _plain(column: Column, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         if found.min() < bounds.min or found.max() > bounds.max:
             raise ValueError(f"{column.name}: numbers of {column.dtype} required, found {found.min()} to {found.max()}")
     shape = (len(found), column.width) if column.kind is Kind.VECTOR else (len(found),)
-    if found.shape != shape and found.size:
+    if found.shape != shape and len(found):
         what = f"a vector of {column.width} numbers" if column.kind is Kind.VECTOR else "one number for each"
         raise ValueError(f"{column.name}: {what} required, found shape {found.shape[1:]}")
     with np.errstate(over="ignore"):
-        result = numbers(column, found.reshape(shape), is_null)
+        result = numbers(column, found.reshape(shape))
     if wanted.kind == "f" and np.isinf(result).any():
         raise ValueError(
             f"{column.name}: finite numbers of {column.dtype} required, found {_shown(found[np.isinf(result)])}"

@@ -4,7 +4,7 @@ from reqdedup.models.checkpoint import load_model
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.launch import RankError
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.loop import TrainingResult, train
+from reqdedup.training.loop import TrainingResult, export_run, train
 from reqdedup.training.loss import info_nce
 from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
 from reqdedup.training.plan import UserSplit
@@ -20,6 +20,7 @@ __all__ = [
     "TrainingResult",
     "UserSplit",
     "convert_sync_batchnorm",
+    "export_run",
     "info_nce",
     "load_model",
     "read_losses",

@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.training.devices import backend_of
+from reqdedup.training.export import export_checkpoint
 from reqdedup.training.launch import RankError
-from reqdedup.training.loop import read_run, train
+from reqdedup.training.loop import BUNDLE_NAME, read_run, train
 from reqdedup.training.rank_run import TrainingProgress, run_rank
 
 
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             metrics = run_rank(_print_progress, config, source, str(out_dir), snapshot_id, options.resume).metrics
             is_first = dist.get_rank() == 0
             dist.destroy_process_group()
+            if is_first:
+                export_checkpoint(out_dir / CHECKPOINT_NAME, source, out_dir / BUNDLE_NAME)
         else:
             result = train(
                 config,

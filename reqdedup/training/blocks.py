@@ -74,7 +74,7 @@ class RequestBlock:
 
     def where_label(self, label: str) -> RequestBlock:
         """Only the rows whose label is positive; missing labels are not."""
-        return self.where_rows(np.nan_to_num(_values(self.rows.column(label), self.schema[label])) > 0)
+        return self.where_rows(np.nan_to_num(column_values(self.rows.column(label), self.schema[label])) > 0)
 
     def in_chunks(self, max_rows: int) -> RequestBlock:
         """Every request cut into runs of at most `max_rows` rows, each a request of its own from here on.
@@ -190,10 +190,11 @@ def _numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
 
 def _tensor(array: pa.Array, column: Column) -> torch.Tensor:
     """One scalar column as a tensor, without a copy if it has no nulls and its own type."""
-    return _from_numpy(_values(array, column))
+    return _from_numpy(column_values(array, column))
 
 
-def _values(array: pa.Array, column: Column) -> np.ndarray:
+def column_values(array: pa.Array, column: Column) -> np.ndarray:
+    """One scalar column, no string, as a model reads it."""
     if column.dtype == "timestamp":
         array = array.cast(pa.int64())
     is_null = None

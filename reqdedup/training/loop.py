@@ -4,6 +4,7 @@
     out_dir/metrics.csv      one row per step
     out_dir/result.json      its figures and snapshot id, written when it has ended
     out_dir/checkpoint.pt    weights, optimiser, loader positions, snapshot id; `resume=True` continues exactly there
+    out_dir/bundle           what a server loads, written when it has ended (`reqdedup.models.bundle`)
 
 The ranks open the snapshot's own files; no catalog, no data and no weights pass through this process.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, check_format, load_checkpoint
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import backend_of
+from reqdedup.training.export import export_checkpoint
 from reqdedup.training.launch import run_ranks
 from reqdedup.training.plan import (
     Source,
@@ -34,6 +36,7 @@ from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgres
 from reqdedup.training.report import RESULT_FORMAT, RESULT_NAME
 
 RUN_NAME = "run.json"
+BUNDLE_NAME = "bundle"
 RUN_FORMAT = 1
 """Version 0.1.0 wrote none, and its files are read."""
 
@@ -136,6 +139,7 @@ def train(
         peak_device_memory_bytes=max(rank.peak_device_memory_bytes for rank in results),
     )
     (out_dir / RESULT_NAME).write_text(json.dumps(_figures(result, snapshot_id), indent=2))
+    export_checkpoint(result.checkpoint, source, out_dir / BUNDLE_NAME)
     return result
 
 
@@ -201,3 +205,13 @@ def read_run(path: Path) -> tuple[TrainingConfig, Source, Path, int | None]:
         raise ValueError(
             f"{path}: a run file with training, paths, schema and out_dir required, found something else: {error!r}"
         ) from error
+
+
+def export_run(run_dir: Path | str, out: Path | str) -> Path:
+    """Write the bundle of a run, finished or stopped, into the folder `out`.
+
+    Raises ValueError for a folder without checkpoint or run.json, which a run whose source is no files does not leave.
+    """
+    run_dir = Path(run_dir)
+    _, source, _, _ = read_run(run_dir / RUN_NAME)
+    return export_checkpoint(run_dir / CHECKPOINT_NAME, source, out)

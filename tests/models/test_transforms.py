@@ -68,7 +68,7 @@ def test_the_same_rows_from_the_table_and_from_plain_values_are_the_same_tensors
 )
 def test_nulls_and_what_is_left_out_become_one_value_of_their_type(dtype, null):
     column = Column(name="x", dtype=dtype, level=Level.REQUEST, nullable=True)
-    transforms = Transforms(columns=(SCHEMA["item_id"], column), cut=CUT)
+    transforms = Transforms.of(DCATConfig(request_numbers=("x",)), EngagementSchema((*SCHEMA.columns, column)))
     value = True if dtype == "bool" else 3
     found = transforms.requests([{"x": None}, {"x": value}, {}])["x"]
     torch.testing.assert_close(found, torch.tensor([null, value, null], dtype=found.dtype), equal_nan=True)
@@ -104,6 +104,7 @@ def _column(name, dtype, **options):
         (_column("x", "float32"), math.inf, "x: finite numbers of float32 required"),
         (_column("x", "float32"), 1e300, r"x: finite numbers of float32 required, found '1e\+300'"),
         (_column("x", "float32", kind=Kind.VECTOR, width=3), [1.0, 2.0], "x: a vector of 3 numbers required"),
+        (_column("x", "float32", kind=Kind.VECTOR, width=3), [], "x: a vector of 3 numbers required"),
         (_column("x", "float32", kind=Kind.VECTOR, width=3), None, "x: a value required, found none"),
         (_column("x", "float32", kind=Kind.VECTOR, width=2), [1.0, math.nan], "x: a vector without NaN required"),
         (_column("x", "float32", kind=Kind.VECTOR, width=2), [[1.0], [2.0, 3.0]], "x: values of type float32 required"),
@@ -126,6 +127,8 @@ def test_unfit_histories_and_candidates_are_refused():
         with pytest.raises(ValueError, match=said):
             transforms.history(events)
     for candidates, said in (
+        ({"item_id": 7}, "item_id: a list of values required, found int"),
+        ({"item_id": "789"}, "item_id: a list of values required, found str"),
         ({"is_new": [True]}, "candidates: column item_id required"),
         ({"item_id": [1, 2], "is_new": [True]}, "2 values of is_new required, one for each item_id, found 1"),
     ):
@@ -152,3 +155,9 @@ def test_a_shared_context_gets_its_window_from_the_history():
     )
     assert (batch.request["history_end"].tolist(), batch.request["timeline_version"].tolist()) == ([25], [3])
     assert batch.history["item_id"].tolist() == list(range(13, 20))  # starts at 18, a multiple of the stride 2
+
+
+def test_a_candidate_that_was_not_shown_yet_stands_first():
+    transforms = Transforms.of(DCATConfig.from_schema(SCHEMA, max_history=8), SCHEMA)
+    assert transforms.rows({"item_id": [5, 6]})[1]["position"].tolist() == [0, 0]
+    assert transforms.rows({"item_id": [5, 6], "position": [3, 4]})[1]["position"].tolist() == [3, 4]

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reqdedup.models import DCAT, DCATConfig, TwoTowerConfig
+from reqdedup.models import DCAT, Bundle, DCATConfig, TwoTowerConfig
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.training import TrainingConfig, load_model, read_losses, train, training_report
 from reqdedup.training.launch import RankError, run_ranks
-from reqdedup.training.loop import RUN_NAME, read_run
+from reqdedup.training.loop import BUNDLE_NAME, RUN_NAME, read_run
 from reqdedup.training.rank_run import run_rank
 from tests.training import ranks
 from tests.training.logs import random_log, with_signal
@@ -73,6 +73,8 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
     model = load_model(result.checkpoint)
     assert isinstance(model, DCAT)
     assert not model.training
+    bundle = Bundle.load(out_dir / BUNDLE_NAME)
+    assert all(torch.equal(x, state["model"][name]) for name, x in bundle.model.state_dict().items())
     run = json.loads((out_dir / RUN_NAME).read_text())
     reading = ["merge_pieces", "known_columns", "field_ids", "known_fields"]
     assert list(run) == ["format", "training", "paths", "schema", *reading, "store", "snapshot_id", "out_dir"]
@@ -97,13 +99,18 @@ def test_a_killed_run_says_so_and_resumes_with_the_same_losses_bit_for_bit(ranki
     wanted = load_checkpoint(uninterrupted.checkpoint)
     found = load_checkpoint(resumed.checkpoint)
     assert json.loads((tmp_path / "result.json").read_text())["snapshot_id"] is None
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
     with pytest.raises(ValueError, match="snapshot_id = None, found 7"):
         train(config, source, out_dir=tmp_path, resume=True, snapshot_id=7)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert files() == before
     with pytest.raises(RankError):  # before its first checkpoint, so that the earlier model is still there
         train(replace(config, learning_rate=1e38, checkpoint_every=30), source, out_dir=tmp_path)
-    assert all((tmp_path / name).read_bytes() == before[name] for name in ("run.json", "result.json", "checkpoint.pt"))
+    kept = [tmp_path / name for name in ("run.json", "result.json", "checkpoint.pt", f"{BUNDLE_NAME}/manifest.json")]
+    assert all(path.read_bytes() == before[path] for path in kept)
     assert all(torch.equal(found["model"][name], wanted["model"][name]) for name in wanted["model"])
     assert found["loaders"] == wanted["loaders"]
 
@@ -130,7 +137,11 @@ def test_retrieval_learns_under_torchrun_from_a_run_file(source, tmp_path):
     assert len(losses) == 60
     assert losses[-6:].mean() < losses[:6].mean()
     assert metrics["mean_log_rank"] < metrics["mean_log_rank_chance"] - 0.1
-    assert load_checkpoint(tmp_path / CHECKPOINT_NAME)["log_q"]["item_id_V"].numel() > 5
+    state = load_checkpoint(tmp_path / CHECKPOINT_NAME)
+    assert state["log_q"]["item_id_V"].numel() > 5
+    bundle = Bundle.load(tmp_path / BUNDLE_NAME)
+    assert all(torch.equal(x, state["model"][name]) for name, x in bundle.model.state_dict().items())
+    assert bundle.item_vectors.shape == (len(bundle.items), 8)
 
 
 def test_matrix_products_in_bfloat16_train_as_well_and_keep_float32_weights(source, tmp_path):

@@ -1,0 +1,154 @@
+"""What a bundle's model reads and gives, as plain values: `signature.json`.
+
+    inputs       name, dtype, level, kind, width, nullable; read_as: what the model takes it for; default: what it
+                 becomes if it is null or left out (without one it is required)
+    outputs      one float32 for each candidate: logits named for the labels, or a cosine
+    labels, positive_label    what it was trained for
+    transforms   the window of a history and what a null becomes
+    vocabulary   where ids come from: the bundle's items
+    schema       fingerprint of the columns of the table that it was trained on; snapshot_id: of that table
+
+Clients, the feature fetch and the Feature Trimmer read it; `Transforms` comes from it in a server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reqdedup.arrays.windows import HistoryCut
+from reqdedup.models.config import ModelConfig
+from reqdedup.models.registry import kind_of
+from reqdedup.models.transforms import NULL_INTEGER, OF_WINDOW, Transforms
+from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, Column, EngagementSchema, Kind, Level
+
+COSINE = "cosine"
+"""The output of a retrieval model: of user vector and item vector."""
+
+_NULLS = {"integer": NULL_INTEGER, "float": "NaN", "bool": False, "label": "NaN"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """Inputs, outputs and origin of a model.
+
+    labels: names of the log's labels that it was trained for; of a ranking model those of its logits, in order.
+    positive_label: a retrieval model learned from the rows where it is positive; None means all.
+    schema: fingerprint of the training table's columns.  snapshot_id: of that table, None if its source had none.
+    """
+
+    transforms: Transforms
+    outputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    positive_label: str | None
+    schema: str
+    snapshot_id: int | None
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        schema: EngagementSchema,
+        *,
+        stride: int = 0,
+        positive_label: str | None = None,
+        snapshot_id: int | None = None,
+    ) -> Signature:
+        """Of a model trained on a table of this schema. stride: of the history cut, 0 means its default.
+
+        Raises ValueError if the table lacks a column that the model reads.
+        """
+        logits: tuple[str, ...] = getattr(config, "labels", ())
+        return cls(
+            transforms=Transforms.of(config, schema, stride=stride),
+            outputs=logits or (COSINE,),
+            labels=logits or ((positive_label,) if positive_label else ()),
+            positive_label=positive_label,
+            schema=schema_fingerprint(schema),
+            snapshot_id=snapshot_id,
+        )
+
+    def to_dict(self, config: ModelConfig) -> dict[str, Any]:
+        """Plain values, ready for strict JSON; `from_dict` is the inverse."""
+        cut, defaults = self.transforms.cut, self.transforms.defaults
+        return {
+            "task": kind_of(config).task,
+            "inputs": [
+                {
+                    "name": column.name,
+                    "dtype": column.dtype,
+                    "level": column.level.value,
+                    "kind": column.kind.value,
+                    "width": column.width,
+                    "nullable": column.nullable,
+                    "read_as": _read_as(column, config),
+                    **({"default": _to_json(defaults[column.name])} if column.name in defaults else {}),
+                }
+                for column in self.transforms.columns
+            ],
+            "outputs": [{"name": name, "dtype": "float32"} for name in self.outputs],
+            "labels": list(self.labels),
+            "positive_label": self.positive_label,
+            "transforms": {"history": {"max_events": cut.max_events, "stride": cut.step}, "nulls": _NULLS},
+            "vocabulary": {ITEM_ID: "items"},
+            "schema": self.schema,
+            "snapshot_id": self.snapshot_id,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Signature:
+        """Raises ValueError for rules that this version does not compute, KeyError or TypeError for another form."""
+        if values["transforms"]["nulls"] != _NULLS:
+            raise ValueError(f"null rules {_NULLS} required, found {values['transforms']['nulls']}; train again")
+        columns = tuple(
+            Column(
+                name=one["name"],
+                dtype=one["dtype"],
+                level=Level(one["level"]),
+                kind=Kind(one["kind"]),
+                width=one["width"],
+                nullable=one["nullable"],
+            )
+            for one in values["inputs"]
+        )
+        if not columns or columns[0].name != ITEM_ID:
+            raise ValueError(f"{ITEM_ID} as the first input required, found {[column.name for column in columns[:1]]}")
+        defaults = {one["name"]: _from_json(one["default"]) for one in values["inputs"] if "default" in one}
+        cut = HistoryCut(**values["transforms"]["history"])
+        return cls(
+            transforms=Transforms(columns=columns, cut=cut, defaults=defaults),
+            outputs=tuple(one["name"] for one in values["outputs"]),
+            labels=tuple(values["labels"]),
+            positive_label=values["positive_label"],
+            schema=values["schema"],
+            snapshot_id=values["snapshot_id"],
+        )
+
+
+def schema_fingerprint(schema: EngagementSchema) -> str:
+    """128 bits, hexadecimal, of the columns' names, types, levels and shapes; their docs may change."""
+    columns = [[c.name, c.dtype, c.level.value, c.kind.value, c.width, c.nullable] for c in schema.columns]
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:32]
+
+
+def _read_as(column: Column, config: ModelConfig) -> str:
+    """Item, category, number, vector, or window: what says which events a history is."""
+    if column.name in (ITEM_ID, HISTORY_ITEM_ID):
+        return "item"
+    if column.name in OF_WINDOW:
+        return "window"
+    if column.kind is Kind.VECTOR:
+        return "vector"
+    return "number" if column.name in config.request_numbers else "category"
+
+
+def _to_json(value: bool | int | float) -> bool | int | float | str:
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _from_json(value: bool | int | float | str) -> bool | int | float:
+    return float(value) if isinstance(value, str) else value

@@ -1,0 +1,159 @@
+"""From a training run to a bundle: the weights of its checkpoint, and the items of the table that it was trained on.
+
+`train` writes one when it ends; `reqdedup export` writes it again, of a run that was stopped too, from its checkpoint
+and run.json. Items are read from scalar columns alone; memory is that of the distinct items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from reqdedup.models import TwoTower
+from reqdedup.models.bundle import write_bundle
+from reqdedup.models.checkpoint import load_checkpoint, load_model
+from reqdedup.models.config import ModelConfig
+from reqdedup.models.items import Items
+from reqdedup.models.signature import Signature
+from reqdedup.schema import ITEM_ID, REQUEST_TS, Column
+from reqdedup.training.blocks import column_values
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.plan import RowGroupSource, Source
+
+ITEM_KEY = "item_key"
+"""The column with the log's own item ids, if they are texts."""
+
+VECTORS_TOGETHER = 4096
+_MERGED_TOGETHER = 16
+
+
+def export_checkpoint(checkpoint: Path, source: Source, out: Path | str) -> Path:
+    """Write the bundle of a checkpoint into the folder `out`.
+
+    source: what it was trained on. Raises ValueError for a checkpoint that cannot be read and an `out` that is no
+    bundle.
+    """
+    state = load_checkpoint(checkpoint)
+    training = TrainingConfig.from_dict(state["config"])
+    config = training.model
+    is_retrieval = training.task == "retrieval"
+    items = read_items(source, config, impressions_too=is_retrieval)
+    signature = Signature.of(
+        config,
+        source.schema,
+        stride=training.history_stride,
+        positive_label=training.positive_label if is_retrieval else None,
+        snapshot_id=state["snapshot_id"],
+    )
+    vectors = None
+    if is_retrieval:
+        vectors = item_vectors(cast(TwoTower, load_model(checkpoint)), items)
+    return write_bundle(
+        out, config=config, weights=state["model"], signature=signature, items=items, item_vectors=vectors
+    )
+
+
+@torch.no_grad()
+def item_vectors(model: TwoTower, items: Items) -> np.ndarray:
+    """[V, D] float32: the item tower over all items, in their order."""
+    item_id_V = torch.from_numpy(items.item_id_V)
+    columns = {name: torch.from_numpy(values) for name, values in items.columns.items()}
+    parts = [torch.zeros(0, model.config.output_width)]
+    for begin in range(0, len(items), VECTORS_TOGETHER):
+        part = slice(begin, begin + VECTORS_TOGETHER)
+        parts.append(model.encode_items(item_id_V[part], {name: x_V[part] for name, x_V in columns.items()}))
+    return torch.cat(parts).float().numpy()
+
+
+def read_items(source: Source, config: ModelConfig, *, impressions_too: bool = False) -> Items:
+    """All items of a source: an item's columns are those of its earliest row.
+
+    impressions_too: keep the model's columns that differ between the rows of an item (a position, say); else they are
+    left out, since they belong to an impression. A model that makes vectors of items needs a value of each.
+    """
+    columns = [source.schema[name] for name in config.item_categories]
+    has_keys = ITEM_KEY in source.schema
+    names = [ITEM_ID, REQUEST_TS, *config.item_categories, *([ITEM_KEY] if has_keys else [])]
+    parts: list[_Part] = []
+    for batch in _batches(source, names):
+        parts.append(_part(batch, [source.schema[ITEM_ID], source.schema[REQUEST_TS], *columns], has_keys))
+        if len(parts) >= _MERGED_TOGETHER:
+            parts = [_merged(parts)]
+    if not parts:
+        raise ValueError("export: rows to take items from required, found none in the source")
+    whole = _merged(parts)
+    found = whole.items
+    kept = {name: x for name, x in found.columns.items() if impressions_too or name not in whole.varying}
+    return replace(found, columns=kept)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The items of some rows; varying: columns that differ between rows of one item."""
+
+    items: Items
+    varying: frozenset[str]
+
+
+def _part(batch: pa.RecordBatch, columns: Sequence[Column], has_keys: bool) -> _Part:
+    item_id, first_seen, *rest = [column_values(batch.column(column.name), column) for column in columns]
+    keys: Any = np.array(batch.column(ITEM_KEY).to_pylist(), object) if has_keys else None
+    values = {column.name: x for column, x in zip(columns[2:], rest, strict=True)}
+    return _distinct(item_id, np.ones(len(item_id), np.int64), first_seen, values, keys, frozenset())
+
+
+def _merged(parts: Sequence[_Part]) -> _Part:
+    items = [part.items for part in parts]
+    keys: Any = None if items[0].keys is None else np.concatenate([np.array(one.keys, object) for one in items])
+    return _distinct(
+        np.concatenate([one.item_id_V for one in items]),
+        np.concatenate([one.count_V for one in items]),
+        np.concatenate([one.first_seen_V for one in items]),
+        {name: np.concatenate([one.columns[name] for one in items]) for name in items[0].columns},
+        keys,
+        frozenset().union(*(part.varying for part in parts)),
+    )
+
+
+def _distinct(
+    item_id: np.ndarray,
+    count: np.ndarray,
+    first_seen: np.ndarray,
+    values: dict[str, np.ndarray],
+    keys: np.ndarray | None,
+    varying: frozenset[str],
+) -> _Part:
+    """One entry per item: counts added up, everything else from its earliest."""
+    order = np.lexsort((first_seen, item_id))
+    item_id, count, first_seen = item_id[order], count[order], first_seen[order]
+    is_first = np.diff(item_id, prepend=item_id[:1]) != 0
+    is_first[:1] = True
+    first, of_item = np.flatnonzero(is_first), np.cumsum(is_first) - 1
+    columns, differing = {}, set(varying)
+    for name, x in values.items():
+        x = x[order]
+        columns[name] = x[first]
+        if (x != columns[name][of_item]).any():
+            differing.add(name)
+    items = Items(
+        item_id_V=item_id[first],
+        count_V=np.add.reduceat(count, first) if len(first) else count,
+        first_seen_V=first_seen[first],
+        columns=columns,
+        keys=None if keys is None else tuple("" if key is None else key for key in keys[order][first]),
+    )
+    return _Part(items, frozenset(differing))
+
+
+def _batches(source: Source, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    if isinstance(source, RowGroupSource):
+        for group in source.row_groups():
+            yield source.read_row_group(group, names)
+    else:
+        yield from source.batches(names)
