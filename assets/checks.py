@@ -7,8 +7,12 @@ import numpy as np
 from pyiceberg.table import Table
 
 import warehouse
-from assets.resources import Warehouse
+from assets.resources import RunRecipe, Warehouse
 from reqdedup import training
+from reqdedup.models import Bundle
+from reqdedup.models.checkpoint import CHECKPOINT_NAME
+from reqdedup.serving.bundle_checks import latency_ms, parity
+from reqdedup.serving.bundle_places import find_bundles
 from reqdedup.storage import TableSource
 from reqdedup.storage.features import features_current
 from reqdedup.storage.measure import checks
@@ -101,3 +105,33 @@ def _loss_check(model: str) -> dg.AssetChecksDefinition:
 
 
 losses = [_loss_check(model) for model in ("retrieval_model", "ranking_model")]
+
+
+@dg.asset_check(
+    asset="serving_bundle",
+    additional_deps=["training_sample"],
+    description="Stored requests, sent as plain values, get the bits that the trained models give them in the loader.",
+    blocking=True,
+)
+def parity_with_training(store: Warehouse) -> dg.AssetCheckResult:
+    source = TableSource(store.table("training_sample"))
+    found = {}
+    for folder in find_bundles(store.serving_dir() / "bundle"):
+        bundle = Bundle.load(folder)
+        checkpoint = store.model_dir(f"{bundle.task}_model") / CHECKPOINT_NAME
+        found[bundle.task] = parity(bundle, checkpoint, source)
+    counts = {f"{task}_{name}": count for task, one in found.items() for name, count in vars(one).items()}
+    return dg.AssetCheckResult(passed=all(one.holds for one in found.values()), metadata=counts)
+
+
+@dg.asset_check(
+    asset="serving_bundle",
+    additional_deps=["training_sample"],
+    description="A request without a kept context is answered within the recipe's budget, one thread.",
+)
+def latency_within_budget(store: Warehouse, run_recipe: RunRecipe) -> dg.AssetCheckResult:
+    source, budget = TableSource(store.table("training_sample")), run_recipe.get().latency_budget_ms
+    bundles = [Bundle.load(folder) for folder in find_bundles(store.serving_dir() / "bundle")]
+    measured = {f"{bundle.task}_ms": round(latency_ms(bundle, source), 3) for bundle in bundles}
+    passed = max(measured.values()) <= budget
+    return dg.AssetCheckResult(passed=passed, metadata={**measured, "budget_ms": budget})

@@ -81,6 +81,7 @@ class Recipe:
     log: of the synthetic log; a log of the user's own replaces it.  num_buckets: of the bucketed tables.
     max_history: S, longest history built from a log of the user's own [events].
     session_gap_s: pause that starts a new request if a log has no request id [s].
+    latency_budget_ms: longest time that scoring a request may take, its context computed anew, one thread [ms].
     """
 
     name: str
@@ -88,6 +89,7 @@ class Recipe:
     num_buckets: int
     max_history: int
     session_gap_s: float = 1800.0
+    latency_budget_ms: float = 100.0
     sample: SampleRecipe = field(default_factory=SampleRecipe)
     retrieval: TrainRecipe
     ranking: TrainRecipe
@@ -171,6 +173,7 @@ def full(end_ts: datetime | None = None) -> Recipe:
         ),
         num_buckets=16,
         max_history=16_384,
+        latency_budget_ms=5_000.0,
         retrieval=TrainRecipe(
             num_steps=300, requests_per_step=16, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
         ),

@@ -149,6 +149,12 @@ class Warehouse(dg.ConfigurableResource):
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def serving_dir(self) -> Path:
+        """What a server of this namespace reads: bundles, its store."""
+        path = Path(self.data_dir) / "serving" / self.resolved_namespace
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
 
 def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:
     """Whether somebody chose the namespace for this log: in the run's configuration, or where the graph was loaded.

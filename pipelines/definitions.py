@@ -12,6 +12,7 @@ import assets.features
 import assets.ingest
 import assets.layouts
 import assets.sampling
+import assets.serving
 import assets.training
 from assets.resources import RunRecipe, Warehouse
 from pipelines.dead_runs import dead_runs
@@ -26,6 +27,7 @@ STAGES = (
     assets.features,
     assets.sampling,
     assets.training,
+    assets.serving,
 )
 
 READABLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from typing import Any
 
 from pyiceberg.io import FileIO
 
-from reqdedup.models.bundle import MANIFEST, Bundle, check_manifest, put_in_place
+from reqdedup.models.bundle import MANIFEST, Bundle, add_artifacts, check_manifest, put_in_place
+from reqdedup.serving.approximate_index import INDEX_NAME, build_index
 from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.iceberg.reference import open_store
 
@@ -73,6 +75,17 @@ def publish(place: Path, bundles: Sequence[Path]) -> str:
         if old.is_dir() and re.fullmatch("[0-9a-f]{12}", old.name) and old.name not in (now.current, now.previous):
             shutil.rmtree(old)
     return version
+
+
+def add_index(folder: Path) -> bool:
+    """Build the index of a bundle's items into it, before anybody serves it; False if exact search is as good."""
+    vectors = Bundle.load(folder).item_vectors
+    with tempfile.TemporaryDirectory(prefix="reqdedup-index-") as made:
+        path = Path(made) / INDEX_NAME
+        if vectors is None or not build_index(vectors, path):
+            return False
+        add_artifacts(folder, {INDEX_NAME: path})
+    return True
 
 
 def read_versions(place: Path) -> Versions:

@@ -89,7 +89,7 @@ def test_every_subcommand_has_a_line_of_help_an_example_and_json():
             yield from below(command) if isinstance(command, click.Group) else [command]
 
     found = list(below(build_program()))
-    assert len(found) == 19
+    assert len(found) == 20
     for command in found:
         assert isinstance(command, Subcommand)
         assert command.short_help

@@ -28,6 +28,7 @@ GRAPH = {
     "retrieval_model": {"training_sample"},
     "ranking_model": {"training_sample"},
     "training_report": {"retrieval_model", "ranking_model"},
+    "serving_bundle": {"retrieval_model", "ranking_model"},
 }
 
 

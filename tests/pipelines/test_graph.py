@@ -24,6 +24,7 @@ CHECKS = {
     "training_sample": {"requests_whole", "sort_order_true", "buckets_right", "of_one_moment"},
     "retrieval_model": {"loss_finite_and_falling"},
     "ranking_model": {"loss_finite_and_falling"},
+    "serving_bundle": {"parity_with_training", "latency_within_budget"},
 }
 
 

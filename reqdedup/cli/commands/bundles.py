@@ -24,17 +24,17 @@ def export(arguments: Options) -> int:
     from pathlib import Path
 
     from reqdedup.models import Bundle
-    from reqdedup.serving.bundle_places import upload
+    from reqdedup.serving.bundle_places import add_index, upload
     from reqdedup.storage.iceberg.paths import local_path
     from reqdedup.training import export_run
 
     local = local_path(arguments.out)
-    if local is not None:
-        bundle = Bundle.load(export_run(arguments.run_dir, local))
-    else:
-        with tempfile.TemporaryDirectory(prefix="reqdedup-export-") as folder:
-            bundle = Bundle.load(export_run(arguments.run_dir, Path(folder) / "bundle"))
-            upload(bundle.folder, arguments.out, properties=lake_of(arguments).place.properties)
+    with tempfile.TemporaryDirectory(prefix="reqdedup-export-") as folder:
+        written = export_run(arguments.run_dir, Path(folder) / "bundle" if local is None else local)
+        add_index(written)
+        bundle = Bundle.load(written)
+        if local is None:
+            upload(written, arguments.out, properties=lake_of(arguments).place.properties)
     found = {
         "bundle": arguments.out,
         "task": bundle.task,

@@ -1,0 +1,28 @@
+"""Stage 7: both models as bundles that a server loads."""
+
+import dagster as dg
+
+from assets.resources import Warehouse
+from assets.training import MODELS, check_one_sample
+from reqdedup.models import Bundle
+from reqdedup.serving.bundle_places import add_index, find_bundles, publish
+from reqdedup.training.loop import BUNDLE_NAME
+
+
+@dg.asset(deps=list(MODELS), group_name="serving", kinds={"torch"})
+def serving_bundle(store: Warehouse) -> dg.MaterializeResult:
+    """Ranking and retrieval in one version, published at once; the version before it is kept beside it."""
+    folders = {name: store.model_dir(name) for name in MODELS}
+    check_one_sample(folders, store.table("training_sample"))
+    made = [folder / BUNDLE_NAME for folder in folders.values()]
+    indexed = [add_index(folder) for folder in made]
+    place = store.serving_dir() / "bundle"
+    version = publish(place, made)
+    bundles = [Bundle.load(folder) for folder in find_bundles(place)]
+    return store.result(
+        place=str(place),
+        version=version,
+        items=len(bundles[0].items),
+        has_index=any(indexed),
+        **{f"{bundle.task}_fingerprint": bundle.fingerprint for bundle in bundles},
+    )
