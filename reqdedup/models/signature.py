@@ -74,22 +74,10 @@ class Signature:
 
     def to_dict(self, config: ModelConfig) -> dict[str, Any]:
         """Plain values, ready for strict JSON; `from_dict` is the inverse."""
-        cut, defaults = self.transforms.cut, self.transforms.defaults
+        cut = self.transforms.cut
         return {
             "task": kind_of(config).task,
-            "inputs": [
-                {
-                    "name": column.name,
-                    "dtype": column.dtype,
-                    "level": column.level.value,
-                    "kind": column.kind.value,
-                    "width": column.width,
-                    "nullable": column.nullable,
-                    "read_as": _read_as(column, config),
-                    **({"default": _to_json(defaults[column.name])} if column.name in defaults else {}),
-                }
-                for column in self.transforms.columns
-            ],
+            "inputs": [self._input(column, config) for column in self.transforms.columns],
             "outputs": [{"name": name, "dtype": "float32"} for name in self.outputs],
             "labels": list(self.labels),
             "positive_label": self.positive_label,
@@ -97,6 +85,19 @@ class Signature:
             "vocabulary": {ITEM_ID: "items"},
             "schema": self.schema,
             "snapshot_id": self.snapshot_id,
+        }
+
+    def _input(self, column: Column, config: ModelConfig) -> dict[str, Any]:
+        default = self.transforms.default_of(column)
+        return {
+            "name": column.name,
+            "dtype": column.dtype,
+            "level": column.level.value,
+            "kind": column.kind.value,
+            "width": column.width,
+            "nullable": column.nullable,
+            "read_as": _read_as(column, config),
+            **({} if default is None else {"default": _to_json(default)}),
         }
 
     @classmethod

@@ -100,7 +100,8 @@ class Transforms:
     """What a model reads, and how plain values become that.
 
     columns: its inputs with their types and levels, item_id first; labels are none.  cut: the longest history.
-    defaults: what an input becomes that is None or left out; one that is not here is required.
+    defaults: what an input becomes that is None or left out; a nullable one that is not here becomes what a null does,
+        any other is required.
     """
 
     columns: tuple[Column, ...]
@@ -120,8 +121,7 @@ class Transforms:
             )
         columns = tuple(schema[name] for name in (ITEM_ID, *config.columns))
         cut = HistoryCut(max_events=config.max_history, stride=stride)
-        defaults = {column.name: null_of(column) for column in columns if column.nullable}
-        defaults |= {column.name: DEFAULTS[column.name] for column in columns if column.name in DEFAULTS}
+        defaults = {column.name: DEFAULTS[column.name] for column in columns if column.name in DEFAULTS}
         return cls(columns=columns, cut=HistoryCut(max_events=cut.max_events, stride=cut.step), defaults=defaults)
 
     @property
@@ -141,6 +141,10 @@ class Transforms:
     def item_columns(self) -> tuple[Column, ...]:
         """Of the candidates, beside item_id."""
         return tuple(column for column in self.columns if column.level is Level.ITEM)
+
+    def default_of(self, column: Column) -> bool | int | float | None:
+        """What the input becomes if it is None or left out; None if it is required."""
+        return self.defaults.get(column.name, null_of(column) if column.nullable else None)
 
     def requests(self, values: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`RequestBatch.request` of R requests: [R] for each scalar, [R, width] for each vector.
@@ -221,7 +225,7 @@ class Transforms:
         )
 
     def _tensor(self, column: Column, values: Sequence[Any] | np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(_plain(column, values, self.defaults.get(column.name)))
+        return torch.from_numpy(_plain(column, values, self.default_of(column)))
 
 
 def _plain(column: Column, values: Sequence[Any] | np.ndarray, default: bool | int | float | None) -> np.ndarray:
