@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from reqdedup.environment import find_lake
 
@@ -28,6 +29,7 @@ def impressions(first: int) -> pa.Table:
     )
 
 
+@pytest.mark.slow
 def test_the_guide_to_the_library_runs_as_it_is_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, first in (("impressions", 0), ("impressions-of-today", 100)):

@@ -36,6 +36,7 @@ def test_what_may_be_a_credential_is_hidden_and_the_rest_is_not(text, shown):
 LOCATIONS = ["s3://AKID:TOPSECRET@bucket/x?endpoint_override=127.0.0.1:1&scheme=http", "ftp://me:TOPSECRET@127.0.0.1/x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("location", LOCATIONS)
 @pytest.mark.parametrize(
     "command",
@@ -58,6 +59,7 @@ def test_a_command_that_fails_shows_no_credential(tmp_path, monkeypatch, capfd, 
     assert "TOPSECRET" not in printed.out + printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("location", LOCATIONS)
 def test_an_error_of_the_library_shows_no_credential_nor_chains_to_one_that_does(location):
     for call in (lambda: audit_table(location, request_key="r"), lambda: read_log(location, preset="movielens")):

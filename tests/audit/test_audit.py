@@ -28,6 +28,8 @@ from tests.audit.audit_tables import (
     write_folder,
 )
 
+pytestmark = pytest.mark.slow
+
 OWN_KEYS = {"request_key": "request_id", "user_key": "user_id", "item_key": "item_id"}
 
 

@@ -11,6 +11,7 @@ from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, create_table, write
 
 
+@pytest.mark.slow
 def test_the_audit_says_the_same_of_a_table_in_any_catalog(
     catalog: Catalog, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:

@@ -44,6 +44,7 @@ def run(catalog_config: LakePlace, monkeypatch: pytest.MonkeyPatch, capfd: pytes
     return run
 
 
+@pytest.mark.slow
 def test_a_table_is_kept_in_shape(
     run: Run, catalog_config: LakePlace, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:

@@ -22,6 +22,7 @@ def test_every_id_is_read_back(value):
     assert parse_id(str(value)) == value
 
 
+@pytest.mark.slow
 @given(st.text(max_size=24) | st.from_regex(r"\A[ +_0-9٠-٩０-９-]{1,24}\Z"))
 def test_an_id_has_one_spelling(text):
     try:

@@ -56,6 +56,7 @@ def test_ids_of_another_type_than_the_table_has_are_named_with_both(catalog, tmp
         convert_table(paths["numbers"], catalog, "test.texts", MAPPING, append=True)
 
 
+@pytest.mark.slow
 def test_an_append_meets_a_rebucketed_table_with_a_conflict(catalog, tmp_path, monkeypatch):
     folder = folder_of(tmp_path, their_rows(num_requests=6))
     convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2)

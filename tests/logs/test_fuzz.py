@@ -107,6 +107,7 @@ def fuzz_types(folder, rng: random.Random) -> None:
 FUZZERS = [fuzz_text, fuzz_header, fuzz_json, fuzz_damaged_container, fuzz_types]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuzzer", FUZZERS)
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))

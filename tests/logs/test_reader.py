@@ -106,6 +106,7 @@ def test_sessions_and_histories_agree_with_plain_loops(seed, events_kept, tmp_pa
     assert any(row["history_end"] > 12 for row in found.rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10**6), num_rows=st.integers(1, 120), num_users=st.integers(1, 4), span_s=st.integers(1, 40_000)
@@ -326,6 +327,7 @@ def test_progress_is_told_while_reading(tmp_path):
     assert seen[-1] == (400, reader.counts.rows)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_log(tmp_path):
     """Peak of a reading's own process, five times the rows with the same bytes per block and partition."""
     program = (

@@ -65,6 +65,7 @@ def snapshot(catalog, namespace: str) -> int:
     return load_table(catalog, namespace, "raw_engagements").current_snapshot().snapshot_id
 
 
+@pytest.mark.slow
 def test_the_namespace_follows_the_log_that_the_run_is_configured_with(run, catalog, logs):
     assert run(logs["one"]).success
     before = snapshot(catalog, "movielens_one")
@@ -73,6 +74,7 @@ def test_the_namespace_follows_the_log_that_the_run_is_configured_with(run, cata
     assert snapshot(catalog, "movielens_two")
 
 
+@pytest.mark.slow
 def test_a_namespace_chosen_for_one_log_is_not_taken_by_another(run, catalog, logs):
     chosen = logs["one"] | {"namespace": "mine"}
     assert run(chosen).success

@@ -124,6 +124,7 @@ def test_without_shuffle_a_range_of_requests_is_a_view_of_the_arrow_buffers():
     assert embedding.address <= batch.request["user_embedding"].data_ptr() < embedding.address + embedding.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3, 60])
 @pytest.mark.parametrize("shuffle", ["requests", "users", "none"])
 def test_ranks_together_see_every_request_exactly_once(world_size, shuffle):

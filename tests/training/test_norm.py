@@ -71,6 +71,7 @@ def results():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "name"), [(2, name) for name in CASES_OF_TWO] + [(3, name) for name in CASES_OF_THREE]
 )

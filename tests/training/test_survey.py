@@ -94,6 +94,7 @@ def test_one_request_a_step_has_no_negatives(tmp_path):
         run(with_signal(random_log()), tmp_path, "retrieval", requests_per_step=1)
 
 
+@pytest.mark.slow
 def test_two_ranks_refuse_in_the_words_of_one(tmp_path):
     log = log_with(WITH_SCORE, score=lambda n, r: float("inf") if r % 100 > 8 else 1.0)
     messages = []
@@ -123,6 +124,7 @@ def test_surveys_of_shares_add_up_to_that_of_the_whole(monkeypatch):
     assert whole.num_faults["click"] > 5
 
 
+@pytest.mark.slow
 def test_what_teaches_nothing_of_one_label_is_warned_of(tmp_path):
     log = log_with(click=lambda n, r: 1)
     with pytest.warns(UserWarning, match=r"label click is 1 in all \d+ rows that have it: nothing to tell apart"):

@@ -76,6 +76,7 @@ def test_a_log_that_is_not_there_has_no_record(tmp_path):
         log_record(recipe="smoke", logs=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 def test_tables_of_two_moments_are_named(fill):
     raw = fill("raw_engagements")
     first = {

@@ -75,6 +75,7 @@ def test_of_runs_that_start_at_once_exactly_one_goes_on(tmp_path):
     assert [row["run_id"] for row in rows] == won
 
 
+@pytest.mark.slow
 def test_the_claim_of_a_killed_run_counts_no_longer(tmp_path, embedded):
     run = subprocess.Popen([sys.executable, "-c", CLAIM_AND_WAIT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:

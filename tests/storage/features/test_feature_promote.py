@@ -51,6 +51,7 @@ def two_features(catalog, main):
     return [one, two]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED, Layout.SORTED_LARGE_PAGES])
 def test_the_main_table_then_reads_as_the_join_did(catalog, layout):
     main = main_table(catalog, layout=layout)
@@ -80,6 +81,7 @@ def test_the_main_table_then_reads_as_the_join_did(catalog, layout):
         assert checks.content_checksum(TableSource(table, snapshot_id=old.snapshot_id)) == before
 
 
+@pytest.mark.slow
 def test_the_files_are_those_that_a_write_of_the_joined_rows_makes(catalog):
     main = main_table(catalog)
     sides = two_features(catalog, main)
@@ -102,6 +104,7 @@ def test_the_files_are_those_that_a_write_of_the_joined_rows_makes(catalog):
     assert list(form(main)) == list(form(other))
 
 
+@pytest.mark.slow
 def test_a_promotion_that_failed_is_resumed_and_readers_saw_nothing(catalog, monkeypatch):
     main = main_table(catalog)
     sides = two_features(catalog, main)
@@ -125,6 +128,7 @@ def test_a_promotion_that_failed_is_resumed_and_readers_saw_nothing(catalog, mon
     assert len(main.refresh().snapshots()) == 1 + NUM_BUCKETS
 
 
+@pytest.mark.slow
 def test_what_was_done_for_other_versions_is_done_again(catalog):
     main = main_table(catalog)
     sides = two_features(catalog, main)
@@ -140,6 +144,7 @@ def test_what_was_done_for_other_versions_is_done_again(catalog):
     assert {v for b in TableSource(main).batches(["count"]) for v in b["count"].to_pylist()} == {7}
 
 
+@pytest.mark.slow
 def test_another_writer_meanwhile_is_a_conflict_and_nothing_is_lost(catalog):
     main = main_table(catalog)
     sides = two_features(catalog, main)
@@ -181,6 +186,7 @@ def test_features_of_some_users_are_refused_or_filled(catalog):
         promote(main, [side], columns=["other"])
 
 
+@pytest.mark.slow
 def test_a_promotion_can_be_taken_back(catalog):
     main = main_table(catalog)
     before = checks.content_checksum(TableSource(main))

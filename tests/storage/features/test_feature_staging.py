@@ -100,6 +100,7 @@ def test_what_is_dropped_was_never_there(catalog, main):
         staged_feature(main, seen, "x")
 
 
+@pytest.mark.slow
 def test_the_second_of_two_publications_from_one_version_is_refused(catalog, main):
     side = create_feature_table(catalog, "lake.f", main, [COUNT])
     for base in (None, 0):
@@ -194,6 +195,7 @@ def test_rolling_back_to_a_tag_restores_rows_and_columns(catalog, main):
     assert set(tags(seen)) == {"v2"}
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(catalog, main):
     text = (Path(__file__).resolve().parents[3] / "docs" / "features.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
@@ -205,6 +207,7 @@ def test_the_example_of_the_documentation_runs(catalog, main):
     assert "recent_event_count" in table_schema(catalog.load_table(main.name()))
 
 
+@pytest.mark.slow
 def test_tags_of_the_user_and_branches_of_ours_are_kept_apart(catalog, main):
     side = create_feature_table(catalog, "lake.f", main, [COUNT])
     first = add_request_feature(main, side, constant(1)).snapshot_id

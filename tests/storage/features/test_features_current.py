@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from reqdedup.storage import (
     add_request_feature,
     compact,
@@ -18,6 +20,7 @@ from tests.storage.feature_tables import COUNT, USERS, main_table, of_request
 from tests.storage.small_log import make_log, to_batches
 
 
+@pytest.mark.slow
 def test_features_are_stale_once_the_main_table_has_other_requests(catalog):
     """Maintenance brings none; an append does, whoever made it."""
     main = main_table(catalog)
@@ -35,6 +38,7 @@ def test_features_are_stale_once_the_main_table_has_other_requests(catalog):
     assert "lake.side is stale: made from snapshot" in found.detail
 
 
+@pytest.mark.slow
 def test_features_stay_current_once_the_snapshots_between_have_expired(catalog, monkeypatch):
     """Each bucket's compaction is a snapshot of its own; of tables that do not say whose requests they keep it cannot
     be told."""

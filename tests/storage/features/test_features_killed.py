@@ -19,7 +19,9 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("operation", STEPS)
+@pytest.mark.parametrize(
+    "operation", ["Backfill", *(pytest.param(name, marks=pytest.mark.soak) for name in [*STEPS][1:])]
+)
 def test_killed_at_each_step_it_is_whole_and_the_next_run_succeeds(tmp_path, operation):
     command = [
         sys.executable,

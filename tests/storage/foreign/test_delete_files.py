@@ -35,6 +35,7 @@ def table(request, catalog):
     return table
 
 
+@pytest.mark.slow
 def test_deleted_rows_are_refused_by_readers_and_left_out_by_convert(catalog, table):
     source = TableSource(table)
     paths, gone, kept = source.paths, {}, []

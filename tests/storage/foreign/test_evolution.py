@@ -54,6 +54,7 @@ def check_evolution(tmp_path_factory, seed: int) -> None:
     check(evolved_table(tmp_path_factory.mktemp("t"), seed, without_ids=seed % 2 == 1))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=3, deadline=None)
 def test_any_history_of_a_schema_reads_as_pyiceberg_reads_it(tmp_path_factory, seed):

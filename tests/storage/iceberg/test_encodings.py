@@ -67,6 +67,7 @@ def test_every_reader_knows_the_encodings_of_feature_tables(catalog, by_position
     assert set().union(*found.values()) <= EVERYWHERE, found
 
 
+@pytest.mark.slow
 def test_compact_encodings_are_a_choice_and_hold_the_same_rows(catalog):
     batches = to_batches(make_log(num_users=60, mean_fan_out=40))
     portable, compact = (
@@ -89,6 +90,7 @@ def test_an_unknown_choice_is_refused_by_name(catalog):
         write(table, to_batches(make_log(num_users=2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share_of_first", "wanted"), [(1 / 8, "high level"), (0.9, "dictionary")])
 def test_lists_of_few_values_take_the_smallest_form(share_of_first, wanted):
     """Copies of long lists: many short repetitions hide the long ones from zstd's fast levels."""
@@ -132,6 +134,7 @@ def hashes(table) -> dict[int, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_bytes_of_a_bucket_do_not_depend_on_which_bucket_came_first(catalog):
     """Written at once in any order of arrival, or in two appends that a compaction puts together."""
     log = make_log(num_users=40, mean_fan_out=30)

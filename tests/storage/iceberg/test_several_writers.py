@@ -42,6 +42,7 @@ def delete_one(folder: str, user: int) -> None:
     delete_user(main_table(Path(folder)), user)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_compactors", [1, 2])
 def test_appends_compactions_and_a_deletion_at_once(tmp_path, num_compactors):
     table = new_table(tmp_path)

@@ -41,6 +41,7 @@ def on_disk(table: Table) -> list[str]:
     return sorted(path.name for path in Path(urlparse(table.location()).path).rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_what_processes_wrote_is_committed_once_and_whole(table: Table) -> None:
     reference = TableRef.of(table)
     context = multiprocessing.get_context("spawn")

@@ -80,6 +80,7 @@ def join_rows(batches: list[pa.RecordBatch]) -> list[tuple]:
     return list(zip(*(column.to_pylist() for column in table.columns)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["inner", "left"])
 @pytest.mark.parametrize("on", [REQUEST_KEY, ROW_KEY])
 def test_the_join_is_the_sql_join_for_any_keys_and_any_batch_cuts(on, how):

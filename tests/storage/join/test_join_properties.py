@@ -84,6 +84,7 @@ def rows_of(batches: list[pa.RecordBatch]) -> list[tuple]:
     return [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["inner", "left"])
 @pytest.mark.parametrize("on", [REQUEST_KEY, ROW_KEY])
 def test_joined_rows_are_those_of_a_dictionary(catalog, monkeypatch, on, how):

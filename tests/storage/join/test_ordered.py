@@ -72,6 +72,7 @@ def test_closing_early_stops_the_workers():
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_in_the_middle_of_a_pass_ends():
     program = "from reqdedup.storage.join.ordered import run_ordered\nitems = run_ordered([lambda: iter(range(99))] * 3, threads=2)\nprint(next(items))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -21,6 +21,7 @@ from tests.storage.tables import files_of, rows_of
 BUCKETED = [layout for layout in Layout if layout.is_bucketed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", BUCKETED)
 def test_a_compacted_table_is_what_one_write_would_have_made(catalog, layout):
     table, once = new_table(catalog, layout), new_table(catalog, layout, name="once")
@@ -38,6 +39,7 @@ def test_a_compacted_table_is_what_one_write_would_have_made(catalog, layout):
     assert compact(table).buckets == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", BUCKETED)
 def test_a_request_that_came_in_two_appends_is_whole_afterwards(catalog, layout):
     table = new_table(catalog, layout)
@@ -53,6 +55,7 @@ def test_a_request_that_came_in_two_appends_is_whole_afterwards(catalog, layout)
     assert rows_of(TableSource(table).batches()) == rows_of([whole])
 
 
+@pytest.mark.slow
 def test_days_of_the_raw_table_are_compacted_each_for_itself(catalog):
     table = new_table(catalog, Layout.ARRIVAL)
     batches = append_days(table, days())
@@ -79,6 +82,7 @@ def test_only_the_asked_and_affected_buckets_are_rewritten(catalog):
     assert (forced.old_files, forced.files, forced.left_alone) == (1, 1, 0)
 
 
+@pytest.mark.slow
 def test_one_commit_for_all_buckets_or_one_each(catalog):
     table = new_table(catalog)
     append_days(table, days())
@@ -91,6 +95,7 @@ def test_one_commit_for_all_buckets_or_one_each(catalog):
     assert len(table.snapshots()) == snapshots + 3
 
 
+@pytest.mark.slow
 def test_what_is_appended_meanwhile_stays(catalog, monkeypatch):
     """An append lands between the rewrite of each bucket and its commit."""
     table = new_table(catalog)
@@ -112,6 +117,7 @@ def test_what_is_appended_meanwhile_stays(catalog, monkeypatch):
     assert rows_of(TableSource(catalog.load_table("test.compact")).batches()) == expected
 
 
+@pytest.mark.slow
 def test_a_bucket_that_another_run_compacts_meanwhile_is_left_to_it(catalog, monkeypatch):
     table = new_table(catalog)
     batches = append_days(table, days(2))
@@ -131,6 +137,7 @@ def test_a_bucket_that_another_run_compacts_meanwhile_is_left_to_it(catalog, mon
     assert rows_of(TableSource(catalog.load_table("test.compact")).batches()) == rows_of(batches)
 
 
+@pytest.mark.slow
 def test_a_partition_spec_that_changes_meanwhile_is_told(catalog, monkeypatch):
     table = new_table(catalog)
     append_days(table, days(2))
@@ -150,6 +157,7 @@ def test_a_partition_spec_that_changes_meanwhile_is_told(catalog, monkeypatch):
     assert compact(table).rows == TableSource(table.refresh()).num_rows
 
 
+@pytest.mark.slow
 def test_files_that_are_replaced_again_and_again_are_a_clear_error(catalog, monkeypatch):
     table = new_table(catalog)
     batches = append_days(table, days(2))

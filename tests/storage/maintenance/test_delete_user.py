@@ -43,6 +43,7 @@ def bytes_of(folder: Path) -> dict[str, set[str]]:
     return searched_bytes.bytes_of(folder, NEEDLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_nothing_of_the_user_is_left_on_disk(catalog, layout):
     table = table_of(catalog, layout)
@@ -95,6 +96,7 @@ def test_a_file_of_that_user_alone_is_not_replaced(catalog):
     assert (report.files, report.rewritten, table.scan().count()) == (1, 0, 0)
 
 
+@pytest.mark.slow
 def test_manifests_of_a_compaction_before_do_not_remember_the_user(catalog):
     """Compaction removes files whose bounds are the user; those entries must not outlive the user."""
     table = table_of(catalog, Layout.BY_REQUEST)
@@ -108,6 +110,7 @@ def test_manifests_of_a_compaction_before_do_not_remember_the_user(catalog):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_position", [False, True], ids=["with keys", "by position"])
 def test_side_tables_lose_the_user_too(catalog, by_position):
     main = table_of(catalog, Layout.BY_REQUEST)

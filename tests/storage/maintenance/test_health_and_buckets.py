@@ -143,6 +143,7 @@ def test_a_table_goes_on_living_after_its_count_has_changed(catalog):
     assert table.scan().count() == found[0][0]
 
 
+@pytest.mark.slow
 def test_a_writer_that_began_before_the_change_is_refused(catalog, monkeypatch):
     table = new_table(catalog)
     batches = append_days(table, days(1))

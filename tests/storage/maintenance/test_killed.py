@@ -23,6 +23,8 @@ FORKS.set_forkserver_preload(["tests.storage.maintenance.killed"])
 STRIDE = {"promote": 4, "convert": 3}
 """Every call has a step before and one after it, so that every second step is another state; of operations of many like
 steps every third or fourth is taken. The first and the last ones always are."""
+IN_EVERY_RUN = ("append", "write", "compact")
+"""The other operations are for `make soak`."""
 
 
 def run_child(name: str, folder: Path, kill_at: int) -> int:
@@ -56,7 +58,9 @@ def check_whole(folder: Path) -> None:
             assert check(table).ok
 
 
-@pytest.mark.parametrize("name", list(OPERATIONS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x in IN_EVERY_RUN else pytest.mark.soak) for x in OPERATIONS]
+)
 def test_a_killed_operation_leaves_a_whole_table_and_no_litter(tmp_path, name):
     work, master = tmp_path / "work", tmp_path / "master"
     set_up, run = OPERATIONS[name]

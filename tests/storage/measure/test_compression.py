@@ -131,6 +131,7 @@ def test_the_limit_is_every_distinct_value_once(codec):
     assert len({blob for batch in batches for blob in batch.column("history_ts").to_pylist()}) == 11
 
 
+@pytest.mark.slow
 def test_by_request_reaches_the_limit_and_beats_the_others_by_far(catalog):
     """Fan-out 24, 2,048-token histories: sorted beats shuffled, dictionaries beat sorted, and nothing is left to gain."""
     log = long_log(num_users=60, length=2_048, fan_out=24)

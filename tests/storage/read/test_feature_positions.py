@@ -150,6 +150,7 @@ def test_a_main_table_of_the_same_name_is_not_the_same_table(catalog, main, side
         create_feature_table(catalog, "lake.f", again, [COUNT, SEQUENCE], by_position=True)
 
 
+@pytest.mark.slow
 def test_a_scalar_of_every_request_costs_hardly_more_than_its_values(catalog):
     main = create_table(catalog, "lake.many", log_schema(), Layout.BY_REQUEST, num_buckets=2)
     requests = make_log(num_users=4000, seed=1, max_history=0, mean_fan_out=1)
@@ -163,6 +164,7 @@ def test_a_scalar_of_every_request_costs_hardly_more_than_its_values(catalog):
     assert ratio[False] > 2
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sets(st.integers(0, 11), min_size=1), min_size=1, max_size=3))
 def test_no_history_of_replacements_hands_a_value_to_another_request(catalog, days):
@@ -186,6 +188,7 @@ def test_no_history_of_replacements_hands_a_value_to_another_request(catalog, da
         realign_or_refused(main, side)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     keys=st.sets(st.tuples(*2 * [st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63)])]), min_size=1, max_size=12),

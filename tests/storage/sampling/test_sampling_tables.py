@@ -55,6 +55,7 @@ def plain(batches) -> pa.Table:
     return pa.table(columns, names=table.column_names).sort_by(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.SORTED, Layout.SHUFFLED, Layout.ARRIVAL])
 def test_every_layout_gives_the_same_sample(catalog, layout):
     expected = sample_users(make_table(catalog, Layout.BY_REQUEST), **SETTINGS)
@@ -65,6 +66,7 @@ def test_every_layout_gives_the_same_sample(catalog, layout):
     assert plain(found.batches()).to_pylist() == plain(expected.batches()).to_pylist()
 
 
+@pytest.mark.slow
 def test_a_join_is_sampled_like_its_table_and_counted_whole(catalog):
     main = make_table(catalog, Layout.BY_REQUEST)
     feature = recent_event_counts(3 * 24 * 3600)

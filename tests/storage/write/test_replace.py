@@ -257,6 +257,7 @@ def test_a_table_is_replaced_from_its_own_rows_and_keeps_tags_and_chosen_setting
     assert (table.properties["write.parquet.compression-level"], table.properties["owner"]) == ("3", "me")
 
 
+@pytest.mark.slow
 def test_of_a_replacement_and_a_write_the_later_is_told(catalog):
     """In both orders; else files of the old form would lie among those of the new one."""
 
@@ -280,6 +281,7 @@ def test_of_a_replacement_and_a_write_the_later_is_told(catalog):
     assert rows_of(TableSource(catalog.load_table(NAME)).batches()) == rows_of(OTHER)
 
 
+@pytest.mark.slow
 def test_an_append_survives_a_column_that_another_engine_adds_meanwhile(catalog):
     table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
     write(table, OTHER)
