@@ -20,7 +20,7 @@ def test_report_has_one_row_per_figure_with_its_chance(tmp_path):
 
 
 def test_report_without_a_finished_run_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"result\.json.*train ranking_model first"):
+    with pytest.raises(ValueError, match=r"result\.json.*train the model first"):
         training_report({"ranking_model": tmp_path})
 
 
