@@ -1,4 +1,4 @@
-"""Answers in JSON, and what becomes of an error: a status that says whose fault it was, and what to do about it."""
+"""Answers in JSON; of an error, a status that says whose fault it was, and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import orjson
 from starlette.responses import Response
 
 from reqdedup.sequences.store import StoreUnavailableError
 from reqdedup.serving.limits import BadRequestError
-from reqdedup.serving.requests import RequestError
+from reqdedup.serving.requests import Ranked, Recommended, RequestError, Retrieved
 from reqdedup.serving.scheduler import DeadlineError, OverloadedError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,50 @@ JSON = "application/json"
 def encode(values: Any) -> bytes:
     """As JSON; arrays as lists, a float32 with the digits that bring its bits back."""
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def ranked_head(ranked: Ranked | Retrieved) -> dict[str, Any]:
+    """What an answer says of itself: all fields but its arrays."""
+    return {
+        "model": ranked.model,
+        "start": ranked.start,
+        "end": ranked.end,
+        "version": ranked.version,
+        "context": ranked.context,
+        "marks": ranked.marks,
+    }
+
+
+def ranked_answer(ranked: Ranked) -> dict[str, Any]:
+    return {**ranked_head(ranked), "logits": {name: np.ascontiguousarray(one) for name, one in ranked.logits.items()}}
+
+
+def retrieved_answer(retrieved: Retrieved) -> dict[str, Any]:
+    return {
+        **ranked_head(retrieved),
+        "index": retrieved.index,
+        "item_id": retrieved.item_id,
+        "score": retrieved.score,
+    }
+
+
+def recommended_answer(found: Recommended) -> dict[str, Any]:
+    """`items` best first, each with its id, key, score and logits; then what the funnel did."""
+    ids, keys, scores = found.item_id.tolist(), found.item_key, found.score.tolist()
+    logits = {label: np.ascontiguousarray(one) for label, one in found.logits.items()}
+    shares = {name: np.ascontiguousarray(one) for name, one in found.contributions.items()}
+    items = [
+        {"item_id": ids[i]}
+        | ({} if keys is None else {"item_key": keys[i]})
+        | {"score": scores[i], "logits": {label: one[i] for label, one in logits.items()}}
+        | ({"contributions": {name: float(one[i]) for name, one in shares.items()}} if shares else {})
+        for i in range(len(ids))
+    ]
+    models = {"retrieval": found.retrieval_model, "ranking": found.ranking_model, "funnel": found.funnel}
+    window = {"start": found.start, "end": found.end, "version": found.version}
+    said = {"models": models, **window, "context": found.context, "marks": found.marks}
+    steps = [{**vars(step)} for step in found.steps]
+    return {"items": items, **said} | ({"steps": steps} if steps else {})
 
 
 def json_response(values: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

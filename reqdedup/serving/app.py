@@ -25,11 +25,18 @@ from starlette.routing import Route
 from reqdedup.schema import Column
 from reqdedup.sequences.store import Store
 from reqdedup.serving import wire, wire_arrow, wire_oip
-from reqdedup.serving.answers import JSON, error_response, json_response
+from reqdedup.serving.answers import (
+    JSON,
+    error_response,
+    json_response,
+    ranked_answer,
+    recommended_answer,
+    retrieved_answer,
+)
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.metrics import CONTENT_TYPE, Metrics
 from reqdedup.serving.openapi import PAGE, openapi
-from reqdedup.serving.requests import Ranked, Retrieved
+from reqdedup.serving.requests import Ranked, Recommended, Retrieved
 from reqdedup.serving.scheduler import Scheduler, Work
 from reqdedup.serving.server_metrics import describe_metrics
 from reqdedup.serving.swap import Models, Part, Served
@@ -116,6 +123,7 @@ class Application:
     async def rank(self, request: Request) -> Response:
         part, limits = self._part("ranking"), self.service.limits
         kind = content_type(request, JSON, wire_arrow.ARROW)
+        self._check_trimmed(request, part)
         body = await self._body(request)
         if kind == wire_arrow.ARROW:
             asked = wire_arrow.rank_request_of(body, part.inputs, limits)
@@ -126,20 +134,29 @@ class Application:
         wants_arrow = wire_arrow.ARROW in accept or (kind == wire_arrow.ARROW and JSON not in accept)
         if wants_arrow:
             return Response(wire_arrow.ranked_body(ranked), media_type=wire_arrow.ARROW)
-        return json_response(wire.ranked_answer(ranked))
+        return json_response(ranked_answer(ranked))
 
     async def retrieve(self, request: Request) -> Response:
         part = self._part("retrieval")
         content_type(request, JSON)
+        self._check_trimmed(request, part)
         values = wire.parse_object(await self._body(request))
         asked = wire.retrieve_request(values, part.inputs, self.service.limits)
         retrieved: Retrieved = await self._computed(part, part.run, asked, rows=1)
-        answer = wire.retrieved_answer(retrieved)
+        answer = retrieved_answer(retrieved)
         keys = part.keys_of(retrieved.item_id)
         return json_response(answer if keys is None else {**answer, "item_key": keys})
 
     async def recommend(self, request: Request) -> Response:
-        raise BadRequestError("path", "a server of both models", "no funnel here yet", status=404)
+        served, retrieval, ranking = self.service.models.current, self._part("retrieval"), self._part("ranking")
+        if served.recommend is None:
+            raise BadRequestError("path", "a server with a funnel", "one without", status=404)
+        content_type(request, JSON)
+        self._check_trimmed(request, retrieval, ranking)
+        values = wire.parse_object(await self._body(request))
+        asked = wire.recommend_request(values, retrieval.inputs | ranking.inputs, self.service.limits)
+        recommended: Recommended = await self._computed(served, served.recommend, asked, rows=served.rows)
+        return json_response(recommended_answer(recommended))
 
     async def events(self, request: Request) -> Response:
         store, columns = self.service.store, self.service.event_columns
@@ -247,6 +264,12 @@ class Application:
         name = request.path_params["model"]
         if name not in self.service.models.current.parts or name != "ranking":
             raise BadRequestError("model", "ranking", shown(name), status=404)
+
+    def _check_trimmed(self, request: Request, *parts: Part) -> None:
+        """A body that was trimmed for another version may lack what this one reads."""
+        sent, serving = request.headers.get("x-trimmed-for"), ",".join(part.fingerprint for part in parts)
+        if sent is not None and sent != serving:
+            raise BadRequestError("x-trimmed-for", serving, shown(sent), status=412)
 
     def _part(self, task: str) -> Part:
         """What serves now: the request keeps it to its answer."""

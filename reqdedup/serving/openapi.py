@@ -41,11 +41,7 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
             paths[path] = {"post": _operation(summary, body, arrow=task == "ranking")}
     if served.recommend is not None:
         retrieval, ranking = served.parts["retrieval"].inputs, served.parts["ranking"].inputs
-        both = Inputs(
-            request={**retrieval.request, **ranking.request},
-            item=ranking.item,
-            history={**retrieval.history, **ranking.history},
-        )
+        both = retrieval | ranking
         body = _body(both, limits, _recommend(both, limits))
         paths["/v1/recommend"] = {"post": _operation("Retrieve, rank and re-rank.", body)}
     if event_columns is not None:
@@ -137,7 +133,9 @@ def _retrieve(inputs: Inputs, limits: Limits) -> Schema:
 
 
 def _recommend(inputs: Inputs, limits: Limits) -> Schema:
-    return _retrieve(inputs, limits) | {"explain": {"type": "boolean"}}
+    filters = _retrieve(inputs, limits)["filter"]
+    length = {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}
+    return {"length": length, "filter": filters, "explain": {"type": "boolean"}}
 
 
 def _object(properties: Schema, required: list[str]) -> Schema:

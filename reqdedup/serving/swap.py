@@ -51,9 +51,11 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Served:
-    """What answers together. recommend: the whole funnel over both parts; None if one of them is not there."""
+    """What answers together. recommend: the whole funnel over both parts; None if one of them is not there.
+    rows: candidates that it ranks."""
 
     parts: dict[str, Part]
+    rows: int = 0
     recommend: Callable[[Sequence[Any]], Sequence[Any]] | None = None
 
 

@@ -22,7 +22,12 @@ from reqdedup.models.transforms import Transforms, history_name, null_of
 from reqdedup.schema import ITEM_ID, USER_ID, Column, Kind, Level
 from reqdedup.sequences.store import Window
 from reqdedup.serving.limits import BadRequestError, Limits, shown
-from reqdedup.serving.requests import ItemFilter, Ranked, RankRequest, Retrieved, RetrieveRequest
+from reqdedup.serving.requests import (
+    ItemFilter,
+    RankRequest,
+    RecommendRequest,
+    RetrieveRequest,
+)
 
 INT64 = (-(2**63), 2**63 - 1)
 ITEM = Column(name=ITEM_ID, dtype="int64", level=Level.KEY)
@@ -30,6 +35,7 @@ _BOUNDS = {"int32": (-(2**31), 2**31 - 1), "int64": INT64, "timestamp": INT64}
 _ENVELOPE = frozenset({"user_id", "request", "history", "at", "version", "deadline_ms"})
 RANK_KEYS = _ENVELOPE | {"candidates"}
 RETRIEVE_KEYS = _ENVELOPE | {"k", "filter"}
+RECOMMEND_KEYS = _ENVELOPE | {"length", "filter", "explain"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,14 @@ class Inputs:
             request={column.name: column for column in transforms.request_columns},
             item={column.name: column for column in transforms.item_columns},
             history={history_name(column.name): column for column in transforms.history_columns},
+        )
+
+    def __or__(self, other: Inputs) -> Inputs:
+        """What two models read together."""
+        return Inputs(
+            request={**self.request, **other.request},
+            item={**self.item, **other.item},
+            history={**self.history, **other.history},
         )
 
     @property
@@ -94,6 +108,21 @@ def retrieve_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits) 
     envelope, deadline_ms, dropped = _read_envelope(values, inputs, limits)
     request = RetrieveRequest(
         k=integer(values.get("k"), "k", 1, limits.max_candidates),
+        filter=item_filter(values.get("filter"), limits),
+        **envelope,
+    )
+    return Asked(request=request, deadline_ms=deadline_ms, dropped=dropped)
+
+
+def recommend_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits) -> Asked:
+    check_keys(values, RECOMMEND_KEYS)
+    envelope, deadline_ms, dropped = _read_envelope(values, inputs, limits)
+    length, explains = values.get("length"), values.get("explain", False)
+    if not isinstance(explains, bool):
+        raise BadRequestError("explain", "true or false", shown(explains))
+    request = RecommendRequest(
+        length=None if length is None else integer(length, "length", 1, limits.max_candidates),
+        explains=explains,
         filter=item_filter(values.get("filter"), limits),
         **envelope,
     )
@@ -318,31 +347,6 @@ def _object(values: Mapping[str, Any], name: str, default: dict[str, Any] | None
 def _check_length(values: Any, path: str, most: int) -> None:
     if isinstance(values, (list, np.ndarray)) and len(values) > most:
         raise BadRequestError(path, f"at most {most} entries", str(len(values)), status=413)
-
-
-def ranked_head(ranked: Ranked | Retrieved) -> dict[str, Any]:
-    """What an answer says of itself: all fields but its arrays."""
-    return {
-        "model": ranked.model,
-        "start": ranked.start,
-        "end": ranked.end,
-        "version": ranked.version,
-        "context": ranked.context,
-        "marks": ranked.marks,
-    }
-
-
-def ranked_answer(ranked: Ranked) -> dict[str, Any]:
-    return {**ranked_head(ranked), "logits": {name: np.ascontiguousarray(one) for name, one in ranked.logits.items()}}
-
-
-def retrieved_answer(retrieved: Retrieved) -> dict[str, Any]:
-    return {
-        **ranked_head(retrieved),
-        "index": retrieved.index,
-        "item_id": retrieved.item_id,
-        "score": retrieved.score,
-    }
 
 
 def events_request(

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.serving.answers import encode
+from reqdedup.serving.answers import encode, ranked_head
 from reqdedup.serving.limits import BadRequestError, Limits
 from reqdedup.serving.requests import Ranked
-from reqdedup.serving.wire import Asked, Inputs, parse_object, rank_request, ranked_head
+from reqdedup.serving.wire import Asked, Inputs, parse_object, rank_request
 
 ARROW = "application/vnd.apache.arrow.stream"
 REQUEST_KEY, ANSWER_KEY = b"reqdedup.request", b"reqdedup.answer"

@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import orjson
 
 from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, USER_ID, Column
+from reqdedup.serving.answers import encode, ranked_head
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.requests import Ranked
-from reqdedup.serving.wire import Asked, Inputs, parse_object, rank_request, ranked_head
+from reqdedup.serving.wire import Asked, Inputs, parse_object, rank_request
 
 HEADER_LENGTH = "inference-header-content-length"
 _TYPES = {"BOOL": "?", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
@@ -159,7 +159,7 @@ def ranked_body(ranked: Ranked, model: str, request_id: str | None, *, binary: b
     answer = {"model_name": model, "model_version": ranked.model, "outputs": outputs, "parameters": said}
     if request_id is not None:
         answer["id"] = request_id
-    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    head = encode(answer)
     return (head + tail, len(head)) if binary else (head, None)
 
 
