@@ -25,6 +25,11 @@ def hashed_row(ids: torch.Tensor, num_rows: int) -> torch.Tensor:
     return (top * num_rows) >> 31
 
 
+def hashed_row_of(id: int, num_rows: int) -> int:
+    """`hashed_row` of one id, without a tensor."""
+    return (((id * _MULTIPLIER) % 2**64) >> 33) * num_rows >> 31
+
+
 class HashedEmbedding(nn.Embedding):
     """An embedding table for ids of any size: `hashed_row` chooses the row, collisions share one."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from reqdedup.models.transforms import Transforms, history_name
-from reqdedup.models.two_tower import TwoTower
+from reqdedup.models.two_tower import TwoTower, UserHead
 from reqdedup.sequences.store import Store, StoreUnavailableError, Window
 from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
@@ -39,7 +39,7 @@ class Retriever:
     ) -> None:
         """fingerprint: of the model's weights and configuration.  index: exact search if left out.
         state_bytes: of the states kept."""
-        model.check_evaluates()
+        self._head = UserHead(model)
         self.model, self.transforms, self.items, self.index = model, transforms, items, index or ExactIndex(items)
         self.fingerprint, self.states = fingerprint, StateCache(state_bytes)
         self._store, self._on_missing_history = store, on_missing_history
@@ -84,8 +84,9 @@ class Retriever:
 
     def user_vector(self, state_D: np.ndarray, request: Mapping[str, torch.Tensor]) -> np.ndarray:
         """[output_width] float32 of length 1. Raises RequestError if features are so large that it is no number."""
-        user_D = self.model.user_head(torch.from_numpy(state_D)[None], request)[0].numpy()
-        if not 0.5 < float(np.linalg.norm(user_D)) < 2:  # its length overflowed, or is NaN
+        with np.errstate(over="ignore", invalid="ignore"):
+            user_D = self._head(state_D, request)
+        if not np.isfinite(user_D).all():
             raise RequestError("request features: numbers that the model can add up required, found larger ones")
         return user_D
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from reqdedup.models import TwoTower, naive
+from reqdedup.models.two_tower import UserHead
 from tests.models.batches import SHAPES, random_batch, two_tower_config
 
 
@@ -47,6 +49,23 @@ def test_a_request_has_the_same_bits_alone_and_in_any_batch():
         request = {name: x_R[r : r + 1] for name, x_R in batch.request.items()}
         assert torch.equal(user_RD[r : r + 1], tower.user_head(state_RD[r : r + 1], request))
     assert tower.user_head(state_RD[:0], {}).shape == (0, 5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"request_categories": ("device", "kind"), "request_numbers": ()}, {"request_categories": (), "request_vectors": (), "request_numbers": ()}, {"hidden_widths": (9,)}], ids=str)  # fmt: skip
+def test_the_folded_head_equals_the_modules(changes):
+    tower, batch = model(**changes), random_batch([7, 0, 12, 3], [1] * 4)
+    batch.request["kind"] = torch.tensor([-1, 2**62, 5, 5])
+    batch.request["age_days"] = torch.tensor([float("nan"), -3.0, float("inf"), 1e6])
+    state_RD, head = states(tower, batch), UserHead(tower)
+    user_RD = tower.user_head(state_RD, batch.request).numpy()
+    for r in range(4):
+        request = {name: x_R[r : r + 1] for name, x_R in batch.request.items()}
+        user_D = head(state_RD[r].numpy(), request)
+        assert user_D.dtype == np.float32
+        np.testing.assert_allclose(user_D, user_RD[r], rtol=1e-5, atol=1e-6)
+        assert np.array_equal(user_D, head(state_RD[r].numpy(), request))
+    with pytest.raises(ValueError, match="evaluation mode required"):
+        UserHead(model().train())
 
 
 def test_what_is_in_training_is_refused():

@@ -9,6 +9,7 @@ import torch
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models import TwoTower
 from reqdedup.models.transforms import Transforms
+from reqdedup.models.two_tower import UserHead
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.store import StoreUnavailableError, Window
 from reqdedup.serving.item_index import ExactIndex, nearest
@@ -87,7 +88,7 @@ def test_it_finds_the_items_nearest_to_the_tower_s_user_vector(model, items):
     found = retriever(model, items).retrieve(ask())
     state_D = model.user_state({name: torch.from_numpy(values) for name, values in window(12).columns.items()})
     request = {name: torch.tensor(value)[None] for name, value in REQUEST.items()}
-    user_D = model.user_head(state_D[None], request)[0].numpy()
+    user_D = UserHead(model)(state_D.numpy(), request)
     row, score, _ = nearest(items, ExactIndex(items), user_D, 10, ItemFilter())
     assert answer(found) == (items.item_id[row].tolist(), score.tobytes())
     assert (found.index, found.model, found.start, found.end, found.context) == ("exact", "m1", 0, 12, "computed")
@@ -160,13 +161,20 @@ def test_a_missing_history_is_refused_or_counts_as_empty_and_is_marked(model, it
         ({"history": Window(window(3).columns, 3, 0, 0)}, "0 <= start <= end required"),
         ({"request": REQUEST | {"device": "phone"}}, "request features: device: values of type int32 required"),
         ({"request": REQUEST | {"user_embedding": [1.0]}}, "user_embedding: a vector of 3 numbers required"),
-        ({"request": REQUEST | {"user_embedding": [1e38] * 3}}, "numbers that the model can add up"),
         ({"request": REQUEST | {"device": None}}, "device: a value required, found none"),
     ],
 )
 def test_what_cannot_be_answered_says_why(model, items, changes, message):
     with pytest.raises(RequestError, match=message):
         retriever(model, items).retrieve(ask(**changes))
+
+
+def test_features_that_the_model_cannot_add_up_are_refused(model, items):
+    request = {name: torch.tensor(value)[None] for name, value in REQUEST.items()}
+    request["user_embedding"] = torch.full((1, 3), 3e38)
+    state_D = np.full(8, np.inf, np.float32)
+    with pytest.raises(RequestError, match="numbers that the model can add up"):
+        retriever(model, items).user_vector(state_D, request)
 
 
 def test_states_stay_within_their_bytes_and_the_one_not_asked_for_longest_leaves():
