@@ -1,0 +1,250 @@
+"""Retrieval: an approximate index against exact search, filters, and the user's state kept against the whole tower.
+
+    python -m benchmarks.serving_retrieval [--only index] [--items 1000000] [--bundle FOLDER] [--rounds 5]
+
+index    1M x 64 unit vectors in clusters (`clustered_vectors`): recall@100, CPU time beside exact search by this
+         library and by faiss, opening as a memory map; with --bundle also the vectors of a trained model
+filter   1% of the items by a category and by an allow list, exact on the kept, beside the index filtered afterwards
+state    a kept state and the head against the whole user tower, 64 and 512 events
+
+Answers of all variants are compared before anything is timed; one thread, interleaved, CPU time. A run of everything
+replaces `benchmarks/results/serving_retrieval.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.interleaved import interleaved, line, ratio_row
+from benchmarks.record import write_results
+from benchmarks.workloads import batch_of, two_tower_config
+from reqdedup.models import TwoTower
+from reqdedup.models.two_tower import UserHead
+from reqdedup.serving.approximate_index import build_index, index_kind, open_index
+from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
+from reqdedup.serving.item_vectors import ItemVectors
+from reqdedup.serving.requests import ItemFilter
+from reqdedup.serving.state_cache import StateCache, StateKey, history_digest
+
+Row = dict[str, Any]
+K, NUM_QUERIES = 100, 100
+EVERYTHING = ItemFilter()
+
+
+def clustered_vectors(
+    num: int, width: int, *, num_clusters: int = 1000, noise: float = 1.3, seed: int = 0
+) -> np.ndarray:
+    """Unit vectors around centres, [num, width] float32: the k-th largest cluster holds a share like k^-0.5.
+
+    noise: length of what is added to a centre, which has length 1. At 1.3 inverted lists find 92% of the nearest in 64
+    of 4,096 lists; at 1.0 all of them, at 2.0 a third.
+    """
+    rng = np.random.default_rng(seed)
+    centre_CD = rng.standard_normal((num_clusters, width), dtype=np.float32)
+    centre_CD /= np.linalg.norm(centre_CD, axis=1, keepdims=True)
+    share_C = np.arange(1, num_clusters + 1) ** -0.5
+    vectors_ND = centre_CD[rng.choice(num_clusters, num, p=share_C / share_C.sum())]
+    vectors_ND += noise / np.sqrt(width) * rng.standard_normal((num, width), dtype=np.float32)
+    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+
+
+def clustered_items(num_items: int, width: int) -> tuple[ItemVectors, np.ndarray]:
+    """Items with a category that each hundredth has, and users from the same clusters."""
+    vectors = clustered_vectors(num_items + NUM_QUERIES, width)
+    category = np.random.default_rng(1).integers(0, 100, num_items).astype(np.int32)
+    return ItemVectors.of(np.arange(num_items), vectors[:num_items], {"category": category}), vectors[num_items:]
+
+
+def bundle_items(folder: Path) -> tuple[ItemVectors, np.ndarray]:
+    """Items of a trained retrieval model, and users from its own head, their states from random histories of items."""
+    from reqdedup.models.bundle import Bundle
+
+    bundle = Bundle.load(folder)
+    if not isinstance(bundle.model, TwoTower) or bundle.item_vectors is None:
+        raise ValueError(f"{folder}: the bundle of a retrieval model required, found {bundle.task}")
+    items, rng = ItemVectors.of(bundle.items.item_id_V, bundle.item_vectors), np.random.default_rng(0)
+    return items, items.vectors[rng.choice(len(items), NUM_QUERIES)]
+
+
+def in_turns(users: np.ndarray, answer: Callable[[np.ndarray], object]) -> Callable[[], object]:
+    """The answer to the next user at each call."""
+    turns = itertools.cycle(users)
+    return lambda: answer(next(turns))
+
+
+def recall(items: ItemVectors, index: ItemIndex, users: np.ndarray, filter: ItemFilter = EVERYTHING) -> float:
+    """Mean share of the K nearest that the index finds."""
+    exact, shares = ExactIndex(items), []
+    for user_D in users:
+        wanted = set(nearest(items, exact, user_D, K, filter)[0].tolist())
+        found = nearest(items, index, user_D, K, filter)[0]
+        shares.append(len(wanted & set(found.tolist())) / len(wanted))
+    return float(np.mean(shares))
+
+
+def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) -> Iterator[Row]:
+    """Recall, time and opening of the index that would be built for these items."""
+    import faiss
+
+    kind = index_kind(len(items))
+    sizes = {"items": len(items), "width": items.vectors.shape[1], "k": K, "index": kind or "exact", "threads": 1}
+    if kind is None:
+        print(f"{name}: exact search is the choice for {len(items):,} items", file=sys.stderr)
+        kind = f"IVF{2 ** int(np.log2(4 * np.sqrt(len(items))))},SQ8"
+        sizes["index"] = f"{kind}, not the choice here"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "items.faiss"
+        started = time.process_time()
+        build_index(items.vectors, path, kind=kind)
+        built_s, index_bytes = time.process_time() - started, path.stat().st_size
+        opened = []
+        for _ in range(5):
+            started = time.perf_counter()
+            index = open_index(path, items)
+            opened.append(1e3 * (time.perf_counter() - started))
+        sizes |= {"build_cpu_s": round(built_s, 1), "index_mib": round(index_bytes / 2**20, 1)}
+        flat = faiss.IndexFlatIP(items.vectors.shape[1])
+        flat.add(items.vectors)
+        by_faiss = set(flat.search(users[:1], K)[1][0].tolist())
+        by_us = set(nearest(items, ExactIndex(items), users[0], K, EVERYTHING)[0].tolist())
+        if len(by_us & by_faiss) < 0.99 * min(K, len(items)):  # ties apart
+            raise AssertionError(f"{name}: exact search differs from faiss")
+        yield {
+            "claim": f"retrieval, {name}", "variant": "recall@100", "value": recall(items, index, users),
+            "unit": "of exact search", "target": 0.95, "sizes": sizes,
+        }  # fmt: skip
+        yield {
+            "claim": f"retrieval, {name}", "variant": "index opened", "value": float(np.median(opened)), "unit": "ms",
+            "target": None, "spread": [min(opened), max(opened)], "runs": len(opened), "sizes": sizes,
+        }  # fmt: skip
+        exact = ExactIndex(items)
+        timings = interleaved(
+            {
+                "approximate": in_turns(users, lambda user: nearest(items, index, user, K, EVERYTHING)),
+                "exact": in_turns(users, lambda user: nearest(items, exact, user, K, EVERYTHING)),
+                "faiss flat": in_turns(users, lambda user: flat.search(user[None], K)),
+            },
+            rounds=rounds,
+            repeats={"approximate": 200, "exact": 10, "faiss flat": 10},
+        )
+    for baseline in ("exact", "faiss flat"):
+        yield ratio_row(
+            f"retrieval, {name}, beside {baseline}", timings, baseline=baseline, ours="approximate", sizes=sizes,
+            target=15.0 if len(items) >= 1_000_000 else None,
+        )  # fmt: skip
+
+
+def filter_rows(items: ItemVectors, users: np.ndarray, rounds: int) -> Iterator[Row]:
+    """A filter that keeps 1%: exact on the kept, beside exact search over everything."""
+    allowed = np.random.default_rng(2).choice(items.item_id, len(items) // 100, replace=False)
+    exact = ExactIndex(items)
+    for name, filter in {
+        "a category of 1%": ItemFilter(categories={"category": np.array([7])}),
+        "an allow list of 1%": ItemFilter(allow=allowed),
+        "categories of 50%": ItemFilter(categories={"category": np.arange(50)}),
+    }.items():
+        kept = items.kept(filter)
+        assert kept is not None
+        flat = items.vectors[kept] @ users[0]
+        if set(nearest(items, exact, users[0], K, filter)[0].tolist()) != set(kept[np.argsort(-flat)[:K]].tolist()):
+            raise AssertionError(f"{name}: other items than a plain search over the kept finds")
+        timings = interleaved(
+            {
+                "exact on the kept": in_turns(users, lambda user, f=filter: nearest(items, exact, user, K, f)),
+                "exact, no filter": in_turns(users, lambda user: nearest(items, exact, user, K, EVERYTHING)),
+            },
+            rounds=rounds,
+            repeats={"exact on the kept": 20, "exact, no filter": 5},
+        )
+        sizes = {"items": len(items), "kept": len(kept), "k": K, "recall": 1.0, "threads": 1}
+        yield ratio_row(
+            f"retrieval, {name}", timings, baseline="exact, no filter", ours="exact on the kept", sizes=sizes
+        )
+
+
+def state_rows(rounds: int) -> Iterator[Row]:
+    """The head alone, and with looking the state up, against the whole tower."""
+    torch.manual_seed(0)
+    model = TwoTower(two_tower_config(width=128, max_history=512)).eval()
+    head = UserHead(model)
+    for length, target in ((64, 20.0), (512, 300.0)):
+        batch, cache = batch_of([length], [1]), StateCache(1 << 20)
+        history = {name: values.numpy() for name, values in batch.history.items()}
+        request = {name: batch.request[name] for name in ("device", "user_embedding")}
+        key = StateKey("model", 0, 0, 0, length)
+        state_D = model.user_state(batch.history).numpy()
+        cache.put(key, history_digest(history), state_D)
+
+        def kept(history: Any = history, request: Any = request, cache: Any = cache, key: Any = key) -> np.ndarray:
+            found = cache.get(key, history_digest(history))
+            assert found is not None
+            return head(found, request)
+
+        def whole(batch: Any = batch, request: Any = request) -> np.ndarray:
+            return head(model.user_state(batch.history).numpy(), request)
+
+        tower = model.user_tower(batch).detach()[0].numpy()
+        if not (np.array_equal(kept(), whole()) and np.allclose(kept(), tower, atol=1e-5)):
+            raise AssertionError("a kept state gives another user vector than the tower")
+        timings = interleaved(
+            {
+                "head": lambda state=state_D, request=request: head(state, request),
+                "state looked up, head": kept,
+                "whole tower": whole,
+            },
+            rounds=rounds,
+            repeats={"head": 500, "state looked up, head": 500, "whole tower": 10},
+        )
+        sizes = {"events": length, "width": 128, "num_layers": 2, "ffn_width": 256, "threads": 1}
+        for ours in ("head", "state looked up, head"):
+            yield ratio_row(
+                f"user state kept, {length} events: {ours}", timings, baseline="whole tower", ours=ours, sizes=sizes,
+                target=target if ours == "head" else None,
+            )  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving_retrieval")
+    parser.add_argument("--only", choices=("index", "filter", "state"))
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--bundle", type=Path, help="of a trained retrieval model")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args(argv)
+    import faiss
+
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    rows: list[Row] = []
+
+    def report(found: Iterator[Row]) -> None:
+        for row in found:
+            rows.append(row)
+            print(line(row), flush=True)
+
+    if args.only != "state":
+        items, users = clustered_items(args.items, 64)
+        if args.only != "filter":
+            report(index_rows("clustered vectors", items, users, args.rounds))
+            if args.bundle:
+                report(index_rows("trained vectors", *bundle_items(args.bundle), args.rounds))
+        if args.only != "index":
+            report(filter_rows(items, users, args.rounds))
+    if args.only in (None, "state"):
+        report(state_rows(args.rounds))
+    if not args.only and args.items == 1_000_000:
+        print(write_results("serving_retrieval", rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
