@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,12 @@ def bundle_items(folder: Path) -> tuple[ItemVectors, np.ndarray]:
     return items, items.vectors[rng.choice(len(items), NUM_QUERIES)]
 
 
-def in_turns(users: np.ndarray, answer: Callable[[np.ndarray], object]) -> Callable[[], object]:
-    """The answer to the next user at each call."""
+def in_turns(
+    users: np.ndarray, items: ItemVectors, index: ItemIndex, filter: ItemFilter = EVERYTHING
+) -> Callable[[], object]:
+    """Answers the next user at each call."""
     turns = itertools.cycle(users)
-    return lambda: answer(next(turns))
+    return lambda: nearest(items, index, next(turns), K, filter)
 
 
 def recall(items: ItemVectors, index: ItemIndex, users: np.ndarray, filter: ItemFilter = EVERYTHING) -> float:
@@ -127,12 +130,12 @@ def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) ->
             "claim": f"retrieval, {name}", "variant": "index opened", "value": float(np.median(opened)), "unit": "ms",
             "target": None, "spread": [min(opened), max(opened)], "runs": len(opened), "sizes": sizes,
         }  # fmt: skip
-        exact = ExactIndex(items)
+        turns = itertools.cycle(users)
         timings = interleaved(
             {
-                "approximate": in_turns(users, lambda user: nearest(items, index, user, K, EVERYTHING)),
-                "exact": in_turns(users, lambda user: nearest(items, exact, user, K, EVERYTHING)),
-                "faiss flat": in_turns(users, lambda user: flat.search(user[None], K)),
+                "approximate": in_turns(users, items, index),
+                "exact": in_turns(users, items, ExactIndex(items)),
+                "faiss flat": lambda: flat.search(next(turns)[None], K),
             },
             rounds=rounds,
             repeats={"approximate": 200, "exact": 10, "faiss flat": 10},
@@ -160,8 +163,8 @@ def filter_rows(items: ItemVectors, users: np.ndarray, rounds: int) -> Iterator[
             raise AssertionError(f"{name}: other items than a plain search over the kept finds")
         timings = interleaved(
             {
-                "exact on the kept": in_turns(users, lambda user, f=filter: nearest(items, exact, user, K, f)),
-                "exact, no filter": in_turns(users, lambda user: nearest(items, exact, user, K, EVERYTHING)),
+                "exact on the kept": in_turns(users, items, exact, filter),
+                "exact, no filter": in_turns(users, items, exact),
             },
             rounds=rounds,
             repeats={"exact on the kept": 20, "exact, no filter": 5},
@@ -198,7 +201,7 @@ def state_rows(rounds: int) -> Iterator[Row]:
             raise AssertionError("a kept state gives another user vector than the tower")
         timings = interleaved(
             {
-                "head": lambda state=state_D, request=request: head(state, request),
+                "head": partial(head, state_D, request),
                 "state looked up, head": kept,
                 "whole tower": whole,
             },

@@ -34,6 +34,7 @@ class WindowResidual:
         self._products_WN = np.zeros((window, len(vectors_ND)))
         self._picks_W = np.zeros(window, np.int64)
         self._inverse_WW = np.zeros((window, window))
+        self._coefficients, self._changes = np.zeros((2, window)), np.zeros((2, len(vectors_ND)))
         self._num_picks = 0
         self._is_exact = True  # the inverse is that of the picks in the window
 
@@ -49,38 +50,42 @@ class WindowResidual:
 
     def pick(self, candidate: int) -> None:
         """Take a candidate into the window; the oldest pick leaves a full one."""
-        window = len(self._picks_W)
-        slot = self._num_picks % window
-        renews = slot == 0 or not self._is_exact
-        if self._num_picks >= window and not renews:
-            self._leave(slot)
+        slot = self._num_picks % len(self._picks_W)
         product_N = self._vectors_ND @ self._vectors_ND[candidate]
-        if not renews:
-            renews = not self._enter(slot, candidate, product_N)
+        renews = slot == 0 or not self._is_exact or not self._replace(slot, candidate, product_N)
         self._picks_W[slot], self._products_WN[slot] = candidate, product_N
         self._num_picks += 1
         if renews:
             self._renew()
-        np.copyto(self.squared_N, 0.0, where=self.squared_N <= self._floor_N)
+        self.squared_N[self.squared_N <= self._floor_N] = 0.0
 
-    def _leave(self, slot: int) -> None:
-        column_W = self._inverse_WW[:, slot] / np.sqrt(self._inverse_WW[slot, slot])
-        gained_N = column_W @ self._products_WN
-        self.squared_N += gained_N * gained_N
-        self._inverse_WW -= column_W[:, None] * column_W
-        self._inverse_WW[slot], self._inverse_WW[:, slot] = 0.0, 0.0
+    def _replace(self, slot: int, candidate: int, product_N: np.ndarray) -> bool:
+        """Residuals and inverse with the candidate in place of the oldest pick, if there is one in this slot.
 
-    def _enter(self, slot: int, candidate: int, product_N: np.ndarray) -> bool:
-        """Whether the candidate is new to the span, so that the update is sound."""
-        weight_W = self._inverse_WW @ self._products_WN[:, candidate]
-        explained_N = weight_W @ self._products_WN
-        residual = product_N[candidate] - explained_N[candidate]
+        False if the candidate is not new to the span, so that neither is to be trusted.
+        """
+        inverse_WW, products_WN = self._inverse_WW, self._products_WN
+        leaves = self._num_picks >= len(self._picks_W)
+        if leaves:
+            column_W = self._coefficients[0]
+            np.multiply(inverse_WW[slot], inverse_WW[slot, slot] ** -0.5, out=column_W)
+            inverse_WW -= column_W[:, None] * column_W
+            inverse_WW[slot] = inverse_WW[:, slot] = 0.0
+        weight_W = self._coefficients[1]
+        np.dot(inverse_WW, products_WN[:, candidate], out=weight_W)
+        gained_N, lost_N = np.dot(self._coefficients, products_WN, out=self._changes)
+        residual = product_N[candidate] - lost_N[candidate]
         if not residual > _DEPENDENT_SHARE * product_N[candidate]:
             return False
-        lost_N = product_N - explained_N
-        self.squared_N -= lost_N * lost_N / residual
+        if leaves:
+            gained_N *= gained_N
+            self.squared_N += gained_N
+        lost_N -= product_N
+        lost_N *= residual**-0.5
+        lost_N *= lost_N
+        self.squared_N -= lost_N
         weight_W[slot] = -1.0
-        self._inverse_WW += weight_W[:, None] * (weight_W / residual)
+        inverse_WW += weight_W[:, None] * (weight_W / residual)
         return True
 
     def _renew(self) -> None:

@@ -99,21 +99,26 @@ def _one_slate(
     length = min(config.length, len(score_N))
     terms = make_terms(config.terms, window=config.window, vectors_ND=vectors_ND, columns=columns)
     rules = make_rules(config.rules, length=length, columns=columns)
-    is_left_N = np.ones(len(score_N), bool)
     row_T, relaxed_T = np.empty(length, np.int64), np.zeros(length, np.int64)
     part_MT = np.empty((len(terms) + 1, length))
+    weights = [weighed.weight for weighed in config.terms]
+    left_N = np.where(is_scored_N, score_N, -np.inf)  # of those that may be picked now
     for position in range(length):
         if position == num_scored:
-            is_scored_N = ~is_scored_N  # their turn
-        values = [score_N] + [weighed.weight * term.values() for weighed, term in zip(config.terms, terms)]
-        fitting_N, relaxed_T[position] = _fitting(is_left_N & is_scored_N, [rule.allowed() for rule in rules])
-        utility_N = np.where(fitting_N, score_N, -np.inf)
-        for value_N in values[1:]:
-            utility_N += value_N
-        pick = int(utility_N.argmax())
+            left_N = np.where(is_scored_N, -np.inf, score_N)  # the turn of those without a score
+        utility_N = left_N
+        if rules:
+            fitting_N, relaxed_T[position] = _fitting(np.isfinite(left_N), [rule.allowed() for rule in rules])
+            utility_N = np.where(fitting_N, left_N, -np.inf)
+        values = [weight * term.values() for weight, term in zip(weights, terms)]
+        for value_N in values:
+            utility_N = utility_N + value_N
+        pick = utility_N.argmax()
         row_T[position] = order_N[pick]
-        part_MT[:, position] = [value_N[pick] for value_N in values]
-        is_left_N[pick] = False
+        part_MT[0, position] = score_N[pick]
+        for number, value_N in enumerate(values, start=1):
+            part_MT[number, position] = value_N[pick]
+        left_N[pick] = -np.inf
         for term in terms:
             term.pick(pick)
         for rule in rules:
