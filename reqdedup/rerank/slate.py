@@ -113,7 +113,7 @@ def _one_slate(
         values = [weight * term.values() for weight, term in zip(weights, terms)]
         for value_N in values:
             utility_N = utility_N + value_N
-        pick = utility_N.argmax()
+        pick = int(utility_N.argmax())
         row_T[position] = order_N[pick]
         part_MT[0, position] = score_N[pick]
         for number, value_N in enumerate(values, start=1):
