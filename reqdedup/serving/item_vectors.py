@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from reqdedup.models.bundle import Bundle
 from reqdedup.serving.requests import ItemFilter, RequestError
 
 
@@ -60,6 +61,20 @@ class ItemVectors:
         if vectors.dtype != np.float32 or not vectors.flags.c_contiguous:
             vectors = np.ascontiguousarray(vectors, np.float32)
         return cls(item_id, vectors, columns, keys)
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> ItemVectors:
+        """The items of a retrieval model; their columns are the bundle's, `count` and `first_seen` [microseconds].
+
+        Raises ValueError for a bundle without vectors.
+        """
+        items, vectors = bundle.items, bundle.item_vectors
+        if vectors is None:
+            raise ValueError(
+                f"{bundle.folder}: vectors of the items required, found none; a {bundle.task} model has none"
+            )
+        columns = {**items.columns, "count": items.count_V, "first_seen": items.first_seen_V}
+        return cls.of(items.item_id_V, vectors, columns, items.keys)
 
     def __len__(self) -> int:
         return len(self.item_id)

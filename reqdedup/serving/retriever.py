@@ -11,9 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.models.two_tower import TwoTower, UserHead
 from reqdedup.sequences.store import Store, StoreUnavailableError, Window
+from reqdedup.serving.approximate_index import INDEX_NAME, open_index
 from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ContextOrigin, RequestError, Retrieved, RetrieveRequest
@@ -45,6 +47,18 @@ class Retriever:
         self._store, self._on_missing_history = store, on_missing_history
         self._history_columns = tuple(history_name(column.name) for column in transforms.history_columns)
         self._request_columns = tuple(column.name for column in transforms.request_columns)
+
+    @classmethod
+    def of(cls, bundle: Bundle, **options: Any) -> Retriever:
+        """Of a retrieval model's bundle, with its index if there is one. options: of the constructor.
+
+        Raises ValueError for a bundle of another model, and for an index that is damaged or not of its items.
+        """
+        if not isinstance(bundle.model, TwoTower):
+            raise ValueError(f"{bundle.folder}: the bundle of a retrieval model required, found one of {bundle.task}")
+        items = ItemVectors.of_bundle(bundle)
+        index = open_index(bundle.artifact(INDEX_NAME), items) if INDEX_NAME in bundle.artifacts else None
+        return cls(bundle.model, bundle.transforms, items, fingerprint=bundle.fingerprint, index=index, **options)
 
     def retrieve(self, request: RetrieveRequest) -> Retrieved:
         """Raises RequestError for what its sender can mend, a missing history included if it is refused."""

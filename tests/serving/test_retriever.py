@@ -8,10 +8,14 @@ import torch
 
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models import TwoTower
+from reqdedup.models.bundle import Bundle, write_bundle
+from reqdedup.models.items import Items
+from reqdedup.models.signature import Signature
 from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import UserHead
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.store import StoreUnavailableError, Window
+from reqdedup.serving.approximate_index import INDEX_NAME, build_index
 from reqdedup.serving.item_index import ExactIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ItemFilter, RequestError, RetrieveRequest
@@ -175,6 +179,38 @@ def test_features_that_the_model_cannot_add_up_are_refused(model, items):
     state_D = np.full(8, np.inf, np.float32)
     with pytest.raises(RequestError, match="numbers that the model can add up"):
         retriever(model, items).user_vector(state_D, request)
+
+
+@pytest.mark.parametrize("has_index", [False, True])
+def test_a_bundle_gives_the_retriever_of_its_model_items_and_index(model, items, tmp_path, has_index):
+    keys = tuple(f"item {item}" for item in items.item_id)
+    known = Items(
+        item_id_V=items.item_id, count_V=items.item_id % 7, first_seen_V=items.item_id, columns=items.columns, keys=keys
+    )
+    signature = Signature(
+        transforms=transforms(), outputs=("cosine",), labels=(), positive_label=None, schema="", snapshot_id=None
+    )
+    artifacts = {}
+    if has_index:
+        pytest.importorskip("faiss")
+        build_index(items.vectors, tmp_path / "index", kind="IVF4,SQ8")
+        artifacts[INDEX_NAME] = tmp_path / "index"
+    folder = write_bundle(
+        tmp_path / "bundle", config=model.config, weights=model.state_dict(), signature=signature, items=known,
+        item_vectors=items.vectors, artifacts=artifacts,
+    )  # fmt: skip
+    bundle = Bundle.load(folder)
+    ours = Retriever.of(bundle, store=OneTimeline())
+    found, exact = ours.retrieve(ask(k=3)), retriever(model, items).retrieve(ask(k=200))
+    assert (found.index, found.model) == ("ivf4" if has_index else "exact", bundle.fingerprint)
+    scores = dict(zip(exact.item_id.tolist(), exact.score.tolist()))
+    assert all(scores[item] == score for item, score in zip(found.item_id.tolist(), found.score.tolist()))
+    assert ours.items.keys == keys
+    assert set(ours.items.columns) == {"item_category", "count", "first_seen"}
+    if has_index:
+        (folder / INDEX_NAME).write_bytes(b"another file")
+        with pytest.raises(ValueError, match="bytes required, found 12"):
+            Retriever.of(bundle)
 
 
 def test_states_stay_within_their_bytes_and_the_one_not_asked_for_longest_leaves():
