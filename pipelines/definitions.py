@@ -11,6 +11,7 @@ import assets.compression
 import assets.features
 import assets.ingest
 import assets.layouts
+import assets.rerank
 import assets.sampling
 import assets.serving
 import assets.training
@@ -28,6 +29,7 @@ STAGES = (
     assets.sampling,
     assets.training,
     assets.serving,
+    assets.rerank,
 )
 
 READABLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
@@ -76,7 +78,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),
-        asset_checks=dg.load_asset_checks_from_modules([assets.checks]),
+        asset_checks=dg.load_asset_checks_from_modules([assets.checks, assets.rerank]),
         jobs=[everything, storage_only],
         schedules=[daily],
         sensors=[dead_runs],

@@ -6,6 +6,7 @@ store or body -> window -> state, kept or computed -> head(state, request featur
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,15 @@ from reqdedup.serving.requests import ContextOrigin, RequestError, Retrieved, Re
 from reqdedup.serving.state_cache import StateCache, StateKey, history_digest
 
 OnMissingHistory = Literal["refuse", "empty"]
+
+
+@dataclass(frozen=True)
+class ReadWindow:
+    """history: as the model reads it, [L] each.  start: its first event.  digest: of the events."""
+
+    history: dict[str, torch.Tensor]
+    start: int
+    digest: bytes
 
 
 class Retriever:
@@ -85,16 +95,32 @@ class Retriever:
 
         Raises RequestError for a window that lacks a column or is not as long as it says.
         """
-        history = self._history(window)
-        start = window.end - len(history["item_id"])
-        key = StateKey(self.fingerprint, user_id, window.version, start, window.end)
-        digest = history_digest({name: values.numpy() for name, values in history.items()})
-        kept_D = self.states.get(key, digest)
+        read = self.read(window)
+        key = StateKey(self.fingerprint, user_id, window.version, read.start, window.end)
+        kept_D = self.states.get(key, read.digest)
         if kept_D is not None:
-            return kept_D, start, "kept"
-        state_D = self.model.user_state(history).numpy()
-        self.states.put(key, digest, state_D)
-        return state_D, start, "computed"
+            return kept_D, read.start, "kept"
+        state_D = self.model.user_state(read.history).numpy()
+        self.states.put(key, read.digest, state_D)
+        return state_D, read.start, "computed"
+
+    def read(self, window: Window) -> ReadWindow:
+        """The window's events as the model reads them, cut where its window begins.
+
+        Raises RequestError for a window that lacks a column or is not as long as it says.
+        """
+        if not 0 <= window.start <= window.end:
+            raise RequestError(f"history: 0 <= start <= end required, found {window.start} and {window.end}")
+        wanted = window.end - window.start
+        wrong = {name: len(values) for name, values in window.columns.items() if len(values) != wanted}
+        if wrong:
+            raise RequestError(f"history: {wanted} events in each column required, as start and end say, found {wrong}")
+        try:
+            history = self.transforms.history(window.columns, end=window.end)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+        digest = history_digest({name: values.numpy() for name, values in history.items()})
+        return ReadWindow(history, window.end - len(history["item_id"]), digest)
 
     def user_vector(self, state_D: np.ndarray, request: Mapping[str, torch.Tensor]) -> np.ndarray:
         """[output_width] float32 of length 1. Raises RequestError if features are so large that it is no number."""
@@ -126,19 +152,6 @@ class Retriever:
 
     def _start_of(self, end: int) -> int:
         return int(self.transforms.cut.start_of(np.array(end)))
-
-    def _history(self, window: Window) -> dict[str, torch.Tensor]:
-        """The window's events as the model reads them, cut where its window begins."""
-        if not 0 <= window.start <= window.end:
-            raise RequestError(f"history: 0 <= start <= end required, found {window.start} and {window.end}")
-        wanted = window.end - window.start
-        wrong = {name: len(values) for name, values in window.columns.items() if len(values) != wanted}
-        if wrong:
-            raise RequestError(f"history: {wanted} events in each column required, as start and end say, found {wrong}")
-        try:
-            return self.transforms.history(window.columns, end=window.end)
-        except ValueError as error:
-            raise RequestError(str(error)) from None
 
     def _features(self, request: RetrieveRequest) -> dict[str, torch.Tensor]:
         """Those of the request, and from the store what it leaves out."""

@@ -29,6 +29,8 @@ GRAPH = {
     "ranking_model": {"training_sample"},
     "training_report": {"retrieval_model", "ranking_model"},
     "serving_bundle": {"retrieval_model", "ranking_model"},
+    "scored_candidates": {"training_sample", "retrieval_model", "ranking_model"},
+    "rerank_report": {"scored_candidates"},
 }
 
 

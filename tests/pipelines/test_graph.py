@@ -25,6 +25,7 @@ CHECKS = {
     "retrieval_model": {"loss_finite_and_falling"},
     "ranking_model": {"loss_finite_and_falling"},
     "serving_bundle": {"parity_with_training", "latency_within_budget"},
+    "rerank_report": {"variety_rises"},
 }
 
 

@@ -1,0 +1,58 @@
+"""Stage 7, re-ranking: what variety costs in relevance, over the candidates of held-out requests."""
+
+import dagster as dg
+import pyarrow as pa
+
+from assets.metadata import report_metadata
+from assets.resources import Warehouse
+from assets.training import MODELS, check_one_sample
+from reqdedup.models.checkpoint import CHECKPOINT_NAME
+from reqdedup.rerank import SlateConfig
+from reqdedup.rerank.config import Volume
+from reqdedup.rerank.scored import ScoredCandidates
+from reqdedup.rerank.sweep import SCORES_ALONE, sweep, weight_grid
+from reqdedup.storage import TableSource
+from reqdedup.training.scored import scored_candidates as scored
+
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+SLATE = SlateConfig(length=10, window=5, standardise=True, terms=(Volume(weight=1.0),))
+
+
+@dg.asset(deps=["training_sample", *MODELS], group_name="serving", kinds={"iceberg", "torch"})
+def scored_candidates(store: Warehouse) -> dg.MaterializeResult:
+    """Candidates of held-out requests with the ranking model's score and the retrieval model's item vector."""
+    sample = store.table("training_sample")
+    folders = {name: store.model_dir(name) for name in MODELS}
+    check_one_sample(folders, sample)
+    retrieval, ranking = (folders[name] / CHECKPOINT_NAME for name in MODELS)
+    rows = scored(ranking, retrieval, TableSource(sample))
+    store.write_report("scored_candidates", rows)
+    return store.result(**{"dagster/row_count": len(rows)})
+
+
+@dg.asset(deps=["scored_candidates"], group_name="serving", kinds={"iceberg"})
+def rerank_report(store: Warehouse) -> dg.MaterializeResult:
+    """The relevance-diversity curve: figures of the slates at each weight of the volume term."""
+    candidates = ScoredCandidates.of(store.table("scored_candidates").scan().to_arrow())
+    points = sweep(weight_grid(SLATE, "volume", WEIGHTS), **candidates.arguments(), measured=list(candidates.columns))
+    rows = [
+        {"point": point.name, "figure": figure, "value": value, "requests": point.requests}
+        for point in points
+        for figure, value in point.figures.items()
+    ]
+    report = pa.Table.from_pylist(rows)
+    store.write_report("rerank_report", report)
+    return store.result(**report_metadata(report))
+
+
+@dg.asset_check(
+    asset=rerank_report,
+    description="The largest weight gives slates whose picks lie further apart than those of the scores alone, and "
+    "the scores alone give up nothing.",
+)
+def variety_rises(store: Warehouse) -> dg.AssetCheckResult:
+    rows = store.table("rerank_report").scan().to_arrow().to_pylist()
+    found = {(row["point"], row["figure"]): row["value"] for row in rows}
+    alone, most = found[SCORES_ALONE, "mean_distance"], found[f"volume {WEIGHTS[-1]:g}", "mean_distance"]
+    passed = most > alone and abs(found[SCORES_ALONE, "dcg_ratio"] - 1) < 1e-9
+    return dg.AssetCheckResult(passed=passed, metadata={"scores_alone": alone, "largest_weight": most})
