@@ -1,7 +1,6 @@
 """Stage 7, re-ranking: what variety costs in relevance, over the candidates of held-out requests."""
 
 import dagster as dg
-import pyarrow as pa
 
 from assets.metadata import report_metadata
 from assets.resources import Warehouse
@@ -9,7 +8,7 @@ from assets.training import MODELS, check_one_sample
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.rerank import SlateConfig
 from reqdedup.rerank.config import Volume
-from reqdedup.rerank.scored import ScoredCandidates
+from reqdedup.rerank.scored import ScoredCandidates, curve_table
 from reqdedup.rerank.sweep import SCORES_ALONE, sweep, weight_grid
 from reqdedup.storage import TableSource
 from reqdedup.training.scored import scored_candidates as scored
@@ -35,12 +34,7 @@ def rerank_report(store: Warehouse) -> dg.MaterializeResult:
     """The relevance-diversity curve: figures of the slates at each weight of the volume term."""
     candidates = ScoredCandidates.of(store.table("scored_candidates").scan().to_arrow())
     points = sweep(weight_grid(SLATE, "volume", WEIGHTS), **candidates.arguments(), measured=list(candidates.columns))
-    rows = [
-        {"point": point.name, "figure": figure, "value": value, "requests": point.requests}
-        for point in points
-        for figure, value in point.figures.items()
-    ]
-    report = pa.Table.from_pylist(rows)
+    report = curve_table(points)
     store.write_report("rerank_report", report)
     return store.result(**report_metadata(report))
 

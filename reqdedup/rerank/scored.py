@@ -1,4 +1,4 @@
-"""Scored candidates of many requests, as a table has them and as `rerank` takes them.
+"""Scored candidates of many requests, as a table has them and as `rerank` takes them; a curve as a table.
 
 user_id, request_id, item_id     int64
 score                            of the ranking, any number type
@@ -8,12 +8,15 @@ others                           what a configuration names: integers, flags or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from reqdedup.rerank.sweep import SweepPoint
 
 SCORED_KEYS = ("user_id", "request_id", "item_id")
 
@@ -63,6 +66,17 @@ class ScoredCandidates:
             "columns": self.columns,
             "row_offsets": self.row_offsets,
         }
+
+
+def curve_table(points: Sequence[SweepPoint]) -> pa.Table:
+    """The points of a sweep, a row per figure: point, requests, figure, value."""
+    rows = [
+        {"point": point.name, "requests": point.requests, "figure": figure, "value": value}
+        for point in points
+        for figure, value in point.figures.items()
+    ]
+    fields = {"point": pa.string(), "requests": pa.int64(), "figure": pa.string(), "value": pa.float64()}
+    return pa.Table.from_pylist(rows, schema=pa.schema([pa.field(n, t, nullable=False) for n, t in fields.items()]))
 
 
 def _plain(column: pa.ChunkedArray) -> np.ndarray:

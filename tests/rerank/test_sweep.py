@@ -14,22 +14,9 @@ from reqdedup.rerank.config import Mmr, Volume
 from reqdedup.rerank.scored import ScoredCandidates
 from reqdedup.rerank.sweep import SCORES_ALONE, sweep, weight_grid
 from reqdedup.storage import open_catalog
+from tests.rerank.candidates import scored
 
 CONFIG = SlateConfig(length=6, window=3, terms=(Mmr(weight=0.1), Volume(weight=0.3)))
-
-
-def scored(requests=(9, 0, 1, 14), *, seed=0) -> pa.Table:
-    """Candidates of some requests, rows in no order."""
-    rng = np.random.default_rng(seed)
-    rows = sum(requests)
-    request = np.repeat(np.arange(len(requests)), requests)
-    table = pa.table({
-        "user_id": request // 2, "request_id": request, "item_id": rng.permutation(rows) + 100,
-        "score": rng.standard_normal(rows).astype(np.float32),
-        "vector": pa.array(list(rng.standard_normal((rows, 4)).astype(np.float32)), pa.list_(pa.float32())),
-        "topic": pa.array([None if n == 0 else f"topic {n}" for n in rng.integers(0, 4, rows)]),
-    })  # fmt: skip
-    return table.take(rng.permutation(rows))
 
 
 def test_a_point_is_the_mean_of_its_slates_figures():
