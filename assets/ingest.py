@@ -2,14 +2,18 @@
 
 import dagster as dg
 
+from assets.impressions import add_mature_impressions
 from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from reqdedup.logs import read_log, synthesize, synthetic_schema
 
 
-@dg.asset(group_name="logs", kinds={"iceberg"})
+@dg.asset(deps=["impressions"], group_name="logs", kinds={"iceberg"})
 def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
-    """Impressions as logged, by day and in arrival order; rows that could not be read go to rejected_engagements."""
+    """Impressions as logged, by day and in arrival order; rows that could not be read go to rejected_engagements.
+
+    Beside the log: what servers showed and is mature by now, labelled.
+    """
     recipe, record = run_recipe.get(), run_recipe.log_record()
     if not run_recipe.logs:
         report = store.write(
@@ -20,7 +24,9 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
             progress=progress_log(context),
             properties=record,
         )
-        return store.result(log=f"synthetic, recipe {recipe.name}", **write_metadata(report))
+        return store.result(
+            log=f"synthetic, recipe {recipe.name}", **write_metadata(report), **add_mature_impressions(store)
+        )
     log = read_log(
         run_recipe.logs,
         preset=run_recipe.preset or None,  # type: ignore[arg-type]  # text of the configuration, checked there
@@ -39,4 +45,6 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     for reason, count in done.rejected.items():
         context.log.warning(f"{count:,} rows rejected: {reason}")
     rejected = sum(done.rejected.values())
-    return store.result(log=run_recipe.logs, rejected_rows=rejected, **write_metadata(done.written))
+    return store.result(
+        log=run_recipe.logs, rejected_rows=rejected, **write_metadata(done.written), **add_mature_impressions(store)
+    )

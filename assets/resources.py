@@ -144,6 +144,16 @@ class Warehouse(dg.ConfigurableResource):
     def write_report(self, name: str, rows: pa.Table) -> Table:
         return warehouse.write_report_table(self.catalog(), self.resolved_namespace, name, rows)
 
+    @property
+    def store_path(self) -> Path:
+        """The file of the store that serves the namespace's users."""
+        return Path(self.data_dir) / "stores" / f"{self.resolved_namespace}.sqlite"
+
+    @property
+    def impressions_dir(self) -> Path:
+        """Where servers of the namespace log what they show."""
+        return Path(self.data_dir) / "impressions" / self.resolved_namespace
+
     def model_dir(self, name: str) -> Path:
         path = Path(self.data_dir) / "models" / self.resolved_namespace / name
         path.mkdir(parents=True, exist_ok=True)

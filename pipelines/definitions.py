@@ -9,11 +9,13 @@ import dagster as dg
 import assets.checks
 import assets.compression
 import assets.features
+import assets.impressions
 import assets.ingest
 import assets.layouts
 import assets.rerank
 import assets.sampling
 import assets.serving
+import assets.serving_store
 import assets.training
 from assets.resources import RunRecipe, Warehouse
 from pipelines.dead_runs import dead_runs
@@ -22,6 +24,7 @@ from pipelines.progress import progress_logger
 from reqdedup.environment import LakePlace
 
 STAGES = (
+    assets.impressions,
     assets.ingest,
     assets.layouts,
     assets.compression,
@@ -30,6 +33,7 @@ STAGES = (
     assets.training,
     assets.serving,
     assets.rerank,
+    assets.serving_store,
 )
 
 READABLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
@@ -78,7 +82,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),
-        asset_checks=dg.load_asset_checks_from_modules([assets.checks, assets.rerank]),
+        asset_checks=dg.load_asset_checks_from_modules([assets.checks, assets.rerank, assets.serving_store]),
         jobs=[everything, storage_only],
         schedules=[daily],
         sensors=[dead_runs],

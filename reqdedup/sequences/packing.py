@@ -61,7 +61,8 @@ class EventPacking:
 
     def unpack(self, data: bytes, columns: Sequence[str]) -> dict[str, np.ndarray]:
         records = np.frombuffer(data, self._record)
-        return {name: np.ascontiguousarray(records[name]) for name in columns}
+        # A copy even of one event: a view keeps the stride of whole events, which torch refuses.
+        return {name: records[name].copy() for name in columns}
 
     def check(self, columns: Sequence[str]) -> None:
         """Raise ValueError if one of these columns is not the store's."""
@@ -144,6 +145,11 @@ def unpack_features(data: bytes, names: Sequence[str]) -> dict[str, Any]:
                 value = np.frombuffer(data, np.dtype(dtype), count, _LENGTH.size + length + place).copy()
             found[name] = value
     return found
+
+
+def feature_names(data: bytes) -> list[str]:
+    (length,) = _LENGTH.unpack_from(data)
+    return list(json.loads(data[_LENGTH.size : _LENGTH.size + length]))
 
 
 def merge_timelines(

@@ -25,6 +25,7 @@ from reqdedup.sequences.packing import (
     EventPacking,
     bounds,
     check_key,
+    feature_names,
     merge_timelines,
     no_such_version,
     pack_features,
@@ -60,10 +61,13 @@ class SqliteStore:
         self._file = SqliteFile(self.path, timeout_s)
         stored_format, stored = self._file.meta("format"), self._file.meta("columns")
         if stored_format != FORMAT:
-            raise ValueError(f"store {self.path}: format {FORMAT} required, found {stored_format}; fill a new file")
+            raise ValueError(
+                f"store {self.path}: format {FORMAT} required, found {stored_format}; name another file and fill it"
+            )
         if columns is not None and dict(columns) != stored:
             raise ValueError(
-                f"store {self.path}: the columns {dict(columns)} required, found {stored}; fill a new file, its name is free"
+                f"store {self.path}: events of {dict(columns)} required, found a store of {stored}; remove it, or name "
+                "another file, and fill that"
             )
         self._packing = EventPacking(stored)
 
@@ -154,6 +158,18 @@ class SqliteStore:
 
     def filled_from(self) -> dict[str, Any] | None:
         return self._file.meta("source")
+
+    def feature_names(self, user_id: int) -> list[str]:
+        """What `request_features` knows of the user."""
+        with self._file.connection() as connection:
+            row = connection.execute("SELECT data FROM features WHERE user_id = ?", (int(user_id),)).fetchone()
+        return feature_names(row[0]) if row else []
+
+    def counts(self) -> dict[str, int]:
+        """Users with a timeline, events of all versions, bytes of the file."""
+        with self._file.connection() as connection:
+            row = connection.execute("SELECT count(DISTINCT user_id), sum(end - start) FROM timelines").fetchone()
+        return {"users": row[0], "events": row[1] or 0, "bytes": self.path.stat().st_size}
 
     def close(self) -> None:
         """Close the idle connections. The store can be used again afterwards."""

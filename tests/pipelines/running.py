@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 GRAPH = {
-    "raw_engagements": set(),
+    "impressions": set(),
+    "raw_engagements": {"impressions"},
     "engagements_shuffled": {"raw_engagements"},
     "engagements_sorted": {"raw_engagements"},
     "engagements_by_request": {"raw_engagements"},
@@ -31,6 +32,7 @@ GRAPH = {
     "serving_bundle": {"retrieval_model", "ranking_model"},
     "scored_candidates": {"training_sample", "retrieval_model", "ranking_model"},
     "rerank_report": {"scored_candidates"},
+    "serving_store": {"engagements_by_request", "request_features"},
 }
 
 

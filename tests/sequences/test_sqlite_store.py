@@ -165,7 +165,7 @@ def test_a_second_fill_at_once_is_refused(store):
 
 
 def test_a_file_that_is_not_this_store_is_refused(store, tmp_path):
-    with pytest.raises(ValueError, match=r"the columns .*'price'.* required, found .*'item_id'"):
+    with pytest.raises(ValueError, match=r"events of .*'price'.* required, found a store of .*'item_id'"):
         SqliteStore(store.path, {"price": "float32"})
     with pytest.raises(ValueError, match=r"none.sqlite: a file required, found none"):
         SqliteStore(tmp_path / "none.sqlite")

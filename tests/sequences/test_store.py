@@ -26,6 +26,8 @@ def same_window(found, wanted):
         assert list(found.columns) == list(wanted.columns)
         for name, array in wanted.columns.items():
             assert found.columns[name].dtype == array.dtype
+            assert found.columns[name].strides == array.strides
+            assert found.columns[name].flags.writeable
             assert found.columns[name].tobytes() == array.tobytes()
 
 

@@ -1,0 +1,29 @@
+"""Stage 0: what servers showed since the last run, and the rows that are mature of it. Here the loop closes."""
+
+import dagster as dg
+
+from assets.resources import Warehouse
+from reqdedup.sequences.sqlite_store import SqliteStore
+
+
+@dg.asset(group_name="logs", kinds={"iceberg"})
+def impressions(store: Warehouse) -> dg.MaterializeResult:
+    """Closed files of the servers' impression log, moved into the tables impressions and impression_clicks."""
+    if not store.impressions_dir.exists():
+        return store.result(num_impressions=0)
+    from reqdedup.serving.attribution import collect_impressions  # needs the extra `serve`
+
+    report = collect_impressions(store.impressions_dir, store.catalog(), store.resolved_namespace)
+    return store.result(**report.counts())
+
+
+def add_mature_impressions(store: Warehouse) -> dict[str, int]:
+    """Append the namespace's mature impressions to raw_engagements; what came of them, nothing if it serves nobody."""
+    if not (store.store_path.exists() and store.impressions_dir.exists()):
+        return {}
+    from reqdedup.serving.attribution import mature_impressions
+
+    users = SqliteStore(store.store_path)
+    report = mature_impressions(store.catalog(), store.resolved_namespace, store.table("raw_engagements"), users)
+    users.close()
+    return {f"impressions_{name.removeprefix('num_')}": count for name, count in report.counts().items()}

@@ -1,0 +1,38 @@
+"""Stage 7, serving: what a server reads of its users, filled from the tables."""
+
+import dagster as dg
+
+from assets.resources import Warehouse
+from reqdedup.sequences.filling import check_store, event_columns, fill_store
+from reqdedup.sequences.sqlite_store import SqliteStore
+from reqdedup.storage import TableSource
+
+NUM_CHECKED = 200
+
+
+@dg.asset(deps=["engagements_by_request", "request_features"], group_name="serving", kinds={"sqlite"})
+def serving_store(store: Warehouse) -> dg.MaterializeResult:
+    """Each user's timeline and newest request features, those of the side table too; filled in one step.
+
+    What a server appended in the meantime stays.
+    """
+    main, features = store.table("engagements_by_request"), store.table("request_features")
+    filled = SqliteStore(store.store_path, event_columns(TableSource(main).schema))
+    report = fill_store(filled, main, [features])
+    filled.close()
+    return store.result(path=str(store.store_path), store_bytes=store.store_path.stat().st_size, **report.counts())
+
+
+@dg.asset_check(
+    asset=serving_store,
+    additional_deps=["engagements_by_request", "request_features"],
+    description="Windows and features of random requests in the store equal the tables', bit for bit.",
+    blocking=True,
+)
+def store_equals_tables(store: Warehouse) -> dg.AssetCheckResult:
+    filled = SqliteStore(store.store_path)
+    found = check_store(
+        filled, store.table("engagements_by_request"), [store.table("request_features")], num_requests=NUM_CHECKED
+    )
+    filled.close()
+    return dg.AssetCheckResult(passed=found.ok, metadata={"checked": found.checked, "detail": found.detail})
