@@ -66,6 +66,11 @@ class StagedFiles:
         *,
         write_id: str | None = None,
     ) -> None:
+        if table.format_version > 2:  # pyiceberg 0.12 writes no manifests of version 3, and would say so at the commit
+            raise ValueError(
+                f"{'.'.join(table.name())}: Iceberg format version 1 or 2 required to write, found {table.format_version}, to "
+                "which another engine has upgraded it; nothing was written. Make a table of its rows with `reqdedup convert`"
+            )
         self.write_id = write_id or uuid.uuid4().hex
         self.table, self.target, self._updates = table, preview(table, updates), updates
         self._schema, self._layout = schema or table_schema(self.target), table_layout(self.target)

@@ -122,8 +122,11 @@ def table_health(table: Table, *, count_users: bool = True, check_requests: bool
 
 
 def _chosen_anew(table: Table, groups: dict[int | None, list[LiveFile]]) -> list[str]:
-    """What choosing the columns' forms anew would save, and how."""
-    found = misfit(table, [file for files in groups.values() for file in files])
+    """What choosing the columns' forms anew would save, and how; or that another engine's columns stand against it."""
+    try:
+        found = misfit(table, [file for files in groups.values() for file in files])
+    except ValueError as error:
+        return [f"columns: {error}"]
     if found is None:
         return []
     return [

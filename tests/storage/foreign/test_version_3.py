@@ -1,0 +1,86 @@
+"""Iceberg tables of format version 3: defaults are read as pyiceberg reads them, and nothing is written by halves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reqdedup.convert import ColumnMapping, convert_table
+from reqdedup.storage import Layout, TableSource, compact, create_table, delete_user, table_health, write
+from reqdedup.storage.foreign.source import RowSource
+from tests.storage.foreign.evolution import memory_catalog
+from tests.storage.foreign.folders import ROWS
+from tests.storage.small_log import log_schema, make_log, to_batches
+from tests.storage.tables import rows_of
+
+MAPPING = ColumnMapping(user="u", request="r", item="i", time="t")
+DEFAULTS = {
+    "int": 7,
+    "long": 2**40,
+    "float": 0.5,
+    "boolean": True,
+    "string": "x",
+    "date": "2024-01-02",
+    "timestamptz": "2024-01-02T03:04:05+00:00",
+    "decimal(9,2)": "1.25",
+    "uuid": "f79c3e09-677c-4bbd-a479-3f349cb785e7",
+    "binary": "000102ff",
+}
+IN_OUR_TABLES = ("int", "long", "float", "boolean", "string", "timestamptz")
+
+
+def upgraded(catalog, table, name, *, added=()):
+    """The table as another engine makes it: of version 3, with these fields added after its last write."""
+    path = Path(table.metadata_location.removeprefix("file://"))
+    metadata = json.loads(path.read_text())
+    last, now = metadata["last-column-id"], metadata["schemas"][-1]
+    fields = [{"id": last + 1 + number, "required": False, **field} for number, field in enumerate(added)]
+    schema = {**now, "schema-id": now["schema-id"] + 1, "fields": [*now["fields"], *fields]}
+    metadata |= {"format-version": 3, "next-row-id": 0, "last-column-id": last + len(fields)}
+    metadata |= {"schemas": [*metadata["schemas"], schema], "current-schema-id": schema["schema-id"]}
+    new = path.with_name(f"00099-{name}.metadata.json")
+    new.write_text(json.dumps(metadata))
+    return catalog.register_table(f"a.{name}", str(new))
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_column_that_was_added_with_a_default_has_it_in_older_files(tmp_path, kind):
+    catalog = memory_catalog(tmp_path)
+    table = catalog.create_table("a.t", ROWS.schema)
+    table.append(ROWS)
+    later = {"name": "later", "type": "long", "write-default": 5}  # of rows written since: there are none
+    first = {"name": "first", "type": kind, "initial-default": DEFAULTS[kind], "write-default": DEFAULTS[kind]}
+    table = upgraded(catalog, table, "v3", added=(first, later))
+    scanned = table.scan().to_arrow()
+    pieces = list(RowSource(table).pieces(["first", "later"]))
+    for name in ("first", "later"):
+        found = [value for piece in pieces for value in piece.arrays[name].to_pylist()]
+        wanted = scanned[name].to_pylist()
+        assert found == ([str(value) for value in wanted] if kind == "uuid" and name == "first" else wanted)
+    if kind in IN_OUR_TABLES:
+        convert_table(table, catalog, "a.ours", MAPPING, num_buckets=1)
+        assert catalog.load_table("a.ours").scan().to_arrow()["first"].to_pylist() == scanned["first"].to_pylist()
+
+
+def test_our_table_in_version_3_is_read_and_refused_by_name_before_anything_is_written(tmp_path):
+    catalog = memory_catalog(tmp_path)
+    table = create_table(catalog, "a.t", log_schema(), Layout.BY_REQUEST, num_buckets=2)
+    batches = to_batches(make_log(num_users=5))
+    write(table, batches)
+    table = upgraded(catalog, table, "v3", added=({"name": "theirs", "type": "int", "initial-default": 7},))
+    assert rows_of(TableSource(table).batches()) == rows_of(batches)
+    health = table_health(table)
+    assert health.rows == sum(batch.num_rows for batch in batches)
+    assert "columns: a.v3: columns that a rewrite can keep required" in health.advice[-1]
+    files, user = sorted(tmp_path.rglob("*")), batches[0]["user_id"][0].as_py()
+    for call in (
+        lambda: write(table, batches, mode="append"),
+        lambda: compact(table, force=True),
+        lambda: delete_user(table, user),
+    ):
+        with pytest.raises(ValueError, match=r"a\.v3: .*(version 1 or 2 required to write, found 3|without a default)"):
+            call()
+    assert sorted(tmp_path.rglob("*")) == files
+    assert rows_of(TableSource(table.refresh()).batches()) == rows_of(batches)
