@@ -44,7 +44,7 @@ from reqdedup.storage import Layout, TableSource, create_table, table_schema, wr
 from reqdedup.storage.iceberg.datafile import FileSettings
 from reqdedup.storage.iceberg.layout import file_schema, table_buckets
 from reqdedup.storage.measure.checks import content_checksum
-from reqdedup.storage.write.writer import fat_rows
+from reqdedup.storage.write.form import fat_rows
 
 TARGET, FLAT = 20.0, 1.1
 NUM_BUCKETS, ROUNDS, LONGER = 8, 3, 10

@@ -52,7 +52,8 @@ from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
 from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
 from reqdedup.storage.read.feature_table import feature_schema
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.write.writer import fat_rows, write_rows
+from reqdedup.storage.write.form import in_form
+from reqdedup.storage.write.writer import write_rows
 
 BRANCH = OWN_REFS + "promoting"
 UNIT, BASE = "reqdedup.promote-unit", "reqdedup.promote-base"
@@ -190,8 +191,7 @@ class _Promotion:
         first: list[pa.Table] = []
         for unit in range(self.num_units):
             for batch in self.join.stream(unit, self.num_units, self.schema.names):
-                has_blobs = self.layout.has_blobs
-                first.append(pa.Table.from_batches([batch]) if has_blobs else fat_rows(batch, self.schema))
+                first.append(in_form(batch, self.layout, self.schema))
                 if sum(len(rows) for rows in first) >= SAMPLE_ROWS:
                     return pa.concat_tables(first)
         return pa.concat_tables(first) if first else pa.table({})

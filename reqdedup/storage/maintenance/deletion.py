@@ -51,8 +51,8 @@ from reqdedup.storage.maintenance.user_rows import (
 )
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
 from reqdedup.storage.read.table_source import table_files
+from reqdedup.storage.write.form import in_form
 from reqdedup.storage.write.rejects import is_rejects_table
-from reqdedup.storage.write.writer import fat_rows
 
 ATTEMPTS = 10
 """Of one table whose files another writer replaced, or added the user to, while they were rewritten."""
@@ -201,7 +201,7 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: RowCo
                     continue
                 (rows,) = kept.through([take_rows(batch, keep)])
                 kept_requests += len(run_starts(list(requests[keep].T)))
-                fat = pa.Table.from_batches([rows]) if layout.has_blobs else fat_rows(rows, schema)
+                fat = in_form(rows, layout, schema)
                 one_group = layout in (Layout.SORTED, Layout.SHUFFLED)
                 files.write(file.partition, fat, target_bytes=0 if one_group else 2**63)
             files.close_file()

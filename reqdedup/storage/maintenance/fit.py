@@ -17,7 +17,7 @@ from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.maintenance.live import LiveFile
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.write.writer import in_form
+from reqdedup.storage.write.form import in_form
 
 WORTH_RENEWING = 0.02
 """Of a row group's bytes that other forms must save."""

@@ -22,7 +22,6 @@ from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.source import digest
 from reqdedup.schema import USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
-from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.iceberg.reference import open_store, store_properties
 from reqdedup.storage.read.file_batches import (
     FileColumns,
@@ -32,8 +31,8 @@ from reqdedup.storage.read.file_batches import (
     fitting,
     merged,
     readable,
-    unreadable,
 )
+from reqdedup.storage.read.open_file import OpenFile, OpenFiles, open_parquet
 
 LIST_CHUNK_BYTES = 64 * 2**20
 """Plain lists are read and deduplicated in pieces of about this many uncompressed bytes."""
@@ -144,7 +143,7 @@ class FileSource(Readable):
     def footer(self, path: str) -> pq.FileMetaData:
         """The Parquet footer of one file, read once."""
         if path not in self._footers:
-            with self._open(path, []) as file:
+            with self._open(path) as file:
                 self._footers[path] = file.metadata
         return self._footers[path]
 
@@ -195,7 +194,7 @@ class FileSource(Readable):
         buckets and row groups outside the ids' range are not read.
         """
         wanted = None if users is None else _user_array(users)
-        with _OpenFiles(self) as files:
+        with OpenFiles(self._open) as files:
             for group in self.row_groups(wanted):
                 yield from self._read(files, [group], self._columns(columns), wanted)
 
@@ -225,7 +224,7 @@ class FileSource(Readable):
         use_threads: decode the columns of a batch at once; off if whole streams run beside one another.
         """
         chosen = self._columns(columns)
-        with _OpenFiles(self) as files:
+        with OpenFiles(self._open) as files:
             for together in self._neighbours(
                 groups, rows_together, [column.name for column in chosen if column.is_blob]
             ):
@@ -271,32 +270,16 @@ class FileSource(Readable):
             self._encoded[path] = dictionary_leaves(self.footer(path), names)
         return self._encoded[path]
 
-    def _open(self, path: str, blobs: list[str]) -> pq.ParquetFile:
-        """`blobs` that are binary in the file come as dictionaries, their pages decoded no further than that."""
-        # Files of our layouts carry a checksum per page: without it most flipped bits would read as other values.
-        options = {
-            "read_dictionary": blobs,
-            "metadata": self._footers.get(path),
-            "page_checksum_verification": True,
-        }
-        try:
-            local = local_path(path)
-            if local is not None:
-                return pq.ParquetFile(local, memory_map=True, **options)
-            if self._io is None:
-                raise ValueError(f"{path}: not a local file; give FileSource the table's FileIO as io=table.io")
-            stream = self._io.new_input(path).open()
-            return pq.ParquetFile(stream, pre_buffer=True, **options)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path}: data file of the snapshot required, found nothing there; was it swept away or moved?"
-            ) from error
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from error
+    def _open(self, path: str, columns: Sequence[Column] = ()) -> pq.ParquetFile:
+        """A file of ours, opened for these columns: blobs that can be dictionaries come as such."""
+        encoded = self._encoded_blobs(path) if columns else []
+        held = [self.name_in(path, column.name) for column in columns if column.is_blob]
+        blobs = [name for name in held if name in encoded]
+        return open_parquet(path, self._io, footer=self._footers.get(path), dictionaries=blobs)
 
     def _read(
         self,
-        files: _OpenFiles,
+        files: OpenFiles,
         groups: list[RowGroup],
         columns: list[Column],
         users: np.ndarray | None,
@@ -319,7 +302,7 @@ class FileSource(Readable):
             yield batch
 
     def _pieces(
-        self, opened: _OpenFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
+        self, opened: OpenFile, groups: list[RowGroup], columns: list[Column], *, use_threads: bool
     ) -> Iterator[pa.RecordBatch]:
         group, file, columns_of = groups[0], opened.file, self._columns_of(groups[0].path)
         if opened.names is None:  # once per file
@@ -363,42 +346,6 @@ class FileSource(Readable):
                     "it, give it its name back there, or read the other columns"
                 )
         return {column.name: held.names[column.name] for column in columns if column.name in held.names}
-
-
-@dataclass
-class _OpenFile:
-    """A file opened for some columns, and what it calls those that it has, once somebody has looked."""
-
-    file: pq.ParquetFile
-    names: dict[str, str] | None = None
-
-
-class _OpenFiles:
-    """Keeps the file of the last row group open, since the next one usually is in it."""
-
-    def __init__(self, source: FileSource) -> None:
-        self._source = source
-        self._key: tuple[str, tuple[str, ...]] | None = None
-        self._opened: _OpenFile | None = None
-
-    def __enter__(self) -> _OpenFiles:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._opened is not None:
-            self._opened.file.close()
-
-    def open(self, path: str, columns: list[Column]) -> _OpenFile:
-        key = (path, tuple(column.name for column in columns))
-        if self._opened is None or self._key != key:
-            if self._opened is not None:
-                self._opened.file.close()
-            encoded = self._source._encoded_blobs(path)
-            held = [self._source.name_in(path, column.name) for column in columns if column.is_blob]
-            blobs = [name for name in held if name in encoded]
-            file = self._source._open(path, blobs)
-            self._opened, self._key = _OpenFile(file), key
-        return self._opened
 
 
 def _user_array(users: np.ndarray | pa.Array) -> np.ndarray:

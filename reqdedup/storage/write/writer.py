@@ -22,9 +22,8 @@ from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 
 from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup import encoding
-from reqdedup.dedup.encoding import lists_from_blobs
 from reqdedup.dedup.streams import REQUEST_KEY, key_columns
-from reqdedup.schema import REQUEST_TS, Column, EngagementSchema
+from reqdedup.schema import REQUEST_TS, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_one_spec, check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.datafile import DAY_MICROSECONDS
@@ -32,17 +31,15 @@ from reqdedup.storage.iceberg.encodings import ENOUGH_ROWS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.write.arrange import DealRows, in_arrival_order, in_random_order, in_request_order
+from reqdedup.storage.write.form import fat_rows, in_form
 from reqdedup.storage.write.in_order import InOrder, row_groups_in_order
-from reqdedup.storage.write.spill import Spill, greedy_ranges
+from reqdedup.storage.write.spill import Spill
 
 RELEASE_BYTES = 16 * 2**20
 """Read from the spill before its pages are given back: pages of a mapped file count as memory of the process."""
 
 PIECE_BYTES = 32 * 2**20
 """Shuffled rows are gathered in pieces of about this many bytes."""
-
-MAX_CHUNK_BYTES = 128 * 2**10
-"""Copies of one list that are laid down before the chunk is used again."""
 
 
 @dataclass(frozen=True)
@@ -360,47 +357,6 @@ def _limits(layout: Layout, settings: WriteSettings) -> dict[str, int]:
         limits = {"max_column_bytes": settings.row_group_bytes, "max_fat_bytes": settings.row_group_bytes}
     limits["max_column_bytes"] = min(limits["max_column_bytes"], encoding.MAX_BINARY_BYTES)
     return limits
-
-
-def in_form(batch: pa.RecordBatch, layout: Layout, schema: EngagementSchema) -> pa.Table:
-    """The batch as the layout stores it: blobs, or plain lists."""
-    return pa.Table.from_batches([batch]) if layout.has_blobs else fat_rows(batch, schema)
-
-
-def fat_rows(batch: pa.RecordBatch, schema: EngagementSchema) -> pa.Table:
-    """The batch with every blob as a plain list on each of its rows.
-
-    A long list that many rows repeat is laid down a few times and those chunks are used again and again, so that the
-    rows of a request cost about MAX_CHUNK_BYTES and not F times the list.
-    """
-    arrays = []
-    for column in schema.columns:
-        array = batch.column(column.name)
-        arrays.append(_repeated_lists(array, column) if column.is_blob else array)
-    return pa.table(arrays, names=list(schema.names))
-
-
-def _repeated_lists(array: pa.DictionaryArray, column: Column) -> pa.ChunkedArray:
-    lists, codes = lists_from_blobs(array.dictionary, column), array.indices.to_numpy()
-    if np.array_equal(codes, np.arange(len(lists))):
-        return pa.chunked_array([lists])
-    starts = run_starts([codes])
-    ends = np.append(starts[1:], len(codes))
-    run_bytes = (ends - starts) * (lists.value_lengths().to_numpy() * lists.type.value_type.bit_width // 8)[
-        codes[starts]
-    ]
-    chunks = []
-    for first, last in greedy_ranges((MAX_CHUNK_BYTES, run_bytes)):
-        start, end = int(starts[first]), int(ends[last - 1])
-        if last - first > 1 or run_bytes[first] <= MAX_CHUNK_BYTES:
-            chunks.append(lists.take(pa.array(codes[start:end])))
-            continue
-        rows = max(1, int(MAX_CHUNK_BYTES * (end - start) // run_bytes[first]))
-        chunk = lists.take(pa.array(np.full(rows, codes[start])))
-        chunks += [chunk] * ((end - start) // rows)
-        if (end - start) % rows:
-            chunks.append(chunk.slice(0, (end - start) % rows))
-    return pa.chunked_array(chunks, lists.type)
 
 
 def _count_requests(spill: Spill, *, users_apart: bool) -> tuple[int, int]:

@@ -143,7 +143,7 @@ def test_files_without_a_catalog(table):
 def test_through_file_io_as_from_object_storage(table, monkeypatch):
     """Anything but a local path goes through the table's FileIO."""
     local = rows_of(TableSource(table).batches())
-    monkeypatch.setattr("reqdedup.storage.read.reader.local_path", lambda path: None)
+    monkeypatch.setattr("reqdedup.storage.read.open_file.local_path", lambda path: None)
     assert rows_of(TableSource(table).batches()) == local
 
 

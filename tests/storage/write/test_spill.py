@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from reqdedup.dedup.encoding import expand_to_lists, lists_from_blobs
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
+from reqdedup.storage.write import form
 from reqdedup.storage.write import spill as spill_module
-from reqdedup.storage.write import writer
 from reqdedup.storage.write.arrange import (
     NUM_SHUFFLE_PARTITIONS,
     DealRows,
@@ -181,10 +181,10 @@ def test_gather_against_a_list(lengths, data):
 
 @pytest.mark.parametrize("max_chunk_bytes", [1, 100, 700, 2**20])
 def test_fat_rows_are_the_expanded_rows_however_chunks_are_reused(monkeypatch, max_chunk_bytes):
-    monkeypatch.setattr(writer, "MAX_CHUNK_BYTES", max_chunk_bytes)
+    monkeypatch.setattr(form, "MAX_CHUNK_BYTES", max_chunk_bytes)
     batch = to_batch(make_log(num_users=12))
     for one in (batch, batch.slice(5, 40), batch.take(pa.array(np.random.default_rng(0).permutation(batch.num_rows)))):
-        fat = writer.fat_rows(one, log_schema())
+        fat = form.fat_rows(one, log_schema())
         assert fat.to_pylist() == expand_to_lists(one, log_schema()).to_pylist()
         for column in log_schema().blobs:
             array = one.column(column.name)
@@ -198,6 +198,6 @@ def test_long_lists_are_laid_down_a_few_times_only():
     column = Column(name="x", dtype="int64", level=Level.REQUEST, kind=Kind.SEQUENCE)
     values = pa.array([np.arange(10_000, dtype="<i8").tobytes()])
     before = pa.total_allocated_bytes()
-    lists = writer._repeated_lists(pa.DictionaryArray.from_arrays(pa.array([0] * 5_000, pa.int32()), values), column)
+    lists = form._repeated_lists(pa.DictionaryArray.from_arrays(pa.array([0] * 5_000, pa.int32()), values), column)
     assert len(lists) == 5_000
     assert pa.total_allocated_bytes() - before < 2_000_000, "400 MB of rows"
