@@ -1,4 +1,4 @@
-"""Opening data files: local ones as memory maps, others through the table's FileIO; one stays open from read to read."""
+"""Opening data files: local ones as memory maps, others through the table's FileIO; one stays open between reads."""
 
 from __future__ import annotations
 
