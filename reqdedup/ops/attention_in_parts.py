@@ -52,10 +52,13 @@ def crossing_attention_in_parts(
     self_value_BHK: torch.Tensor,
     contexts: Sequence[KeyValue],
     row_offsets_R1: torch.Tensor,
+    *,
+    num_rows: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """`crossing_attention` of requests whose contexts lie anywhere: [B, H, K].
 
     contexts: keys and values of each of the R requests' contexts, empty ones included.
+    num_rows: of each request, the first ones, that are asked for; what becomes of the others means nothing.
     Raises ValueError for shapes that do not fit together.
     """
     check_rows(query_BHK, self_key_BHK, self_value_BHK)
@@ -71,7 +74,7 @@ def crossing_attention_in_parts(
     out_BHK = query_BHK.new_zeros(query_BHK.shape)
     lse_BH = query_BHK.new_full(query_BHK.shape[:2], -torch.inf, dtype=wide)
     for r, (key_LHK, value_LHK) in enumerate(contexts):
-        begin, end = rows[r], rows[r + 1]
+        begin, end = rows[r], rows[r + 1] if num_rows is None else rows[r] + num_rows[r]
         if begin < end and len(key_LHK):
             out, lse = _flash(_heads_first(query_BHK[begin:end]), _heads_first(key_LHK), _heads_first(value_LHK))
             out_BHK[begin:end] = out[0].transpose(0, 1)

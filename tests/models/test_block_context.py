@@ -78,6 +78,9 @@ def check_bits(dcat, rng, *, num_batches):
             assert extended.num_tokens == fresh.num_tokens == length
             assert all(map(torch.equal, keys_values(extended, num_layers), keys_values(fresh, num_layers)))
             contexts.append(extended)
+        asked = [(batch.history, None, 0) for batch in batches]
+        for one, context in zip(dcat.encode_together(asked), contexts):
+            assert all(map(torch.equal, keys_values(one, num_layers), keys_values(context, num_layers)))
         together = dcat.predict_exact(RequestBatch.concatenate(batches), contexts).split(rows)
         computed = dcat.predict_exact(RequestBatch.concatenate(batches)).split(rows)
         for batch, context, *found in zip(batches, contexts, together, computed):
@@ -96,11 +99,11 @@ def test_exact_logits_equal_the_twin_computed_once_per_row(shape, changes):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_features_per_request_and_padded_rows_change_neither_values_nor_gradients(shape):
+def test_padded_rows_and_requests_change_neither_values_nor_gradients(shape):
     batch = random_batch(*SHAPES[shape])
     dcat, twin = model().double(), naive.DCAT(dcat_config()).eval().double()
     twin.load_state_dict(dcat.state_dict())
-    logits = dcat.score(dcat.encode_context(batch), batch, features_per_request=True, rows_in_multiples_of=16)
+    logits = dcat.score(dcat.encode_context(batch), batch, is_exact=True)
     torch.testing.assert_close(logits, twin(batch), rtol=1e-10, atol=1e-12)
     for y in (logits, twin(batch)):
         (y.sin() * torch.arange(1, y.numel() + 1).view_as(y)).sum().backward()

@@ -69,6 +69,15 @@ class TrainedBundles:
         return TableSource(self.sample)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """These tensors are tiny, and test processes share the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def trained_bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedBundles]:
     """Treat them as read-only; copy a folder that a test changes."""

@@ -186,9 +186,13 @@ class RequestContexts(Protocol):
 
 @dataclass(frozen=True)
 class BlockContexts:
-    """Contexts of the R requests of a batch, where they lie: nothing is copied."""
+    """Contexts of the R requests of a batch, where they lie: nothing is copied.
+
+    num_rows: of each request, if those of the batch behind them are padding, which then reads nothing.
+    """
 
     contexts: tuple[BlockContext, ...]
+    num_rows: tuple[int, ...] | None = None
 
     @property
     def num_requests(self) -> int:
@@ -208,4 +212,5 @@ class BlockContexts:
         **options: Any,
     ) -> torch.Tensor:
         kept = [context.slab.first(context.num_tokens, layer, query_BHK.dtype) for context in self.contexts]
-        return crossing_attention_in_parts(query_BHK, self_key_BHK, self_value_BHK, kept, row_offsets_R1)
+        rows = query_BHK, self_key_BHK, self_value_BHK
+        return crossing_attention_in_parts(*rows, kept, row_offsets_R1, num_rows=self.num_rows)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from reqdedup.models.dcat.config import DCATConfig
 from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
-from reqdedup.models.transformer import HistoryTransformer
+from reqdedup.models.transformer import Grown, HistoryTransformer
+from reqdedup.ops.attention_in_parts import KeyValue
 from reqdedup.ops.crossing_attention import crossing_attention
 from reqdedup.ops.crossing_attention_flash import PADDED_CONTEXT_AT_MOST
 from reqdedup.ops.prefixes import Prefixes, ranges
@@ -37,6 +38,9 @@ from reqdedup.ops.prefixes import Prefixes, ranges
 _BLOCKS = Blocks()
 EXACT_ROWS = 16
 """Rows of a tile of the CPU's matrix products."""
+
+TOGETHER_AT_MOST = 64
+"""Events of a block that is computed together with those of other histories: larger ones gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,33 @@ def concatenate_offsets(offsets: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-def _block(x_L: torch.Tensor, first: int, end: int) -> torch.Tensor:
-    """Elements `first` to `end`, the last one repeated where there are no more."""
-    if end <= len(x_L):
-        return x_L[first:end]
-    return torch.cat([x_L[first:], x_L[-1:].expand(end - len(x_L))])
+@dataclass
+class _Growing:
+    """A context that is being computed: `slab` holds what there is, `blocks` are still to come.
+
+    length: events of the history.  begin: those that were taken over.
+    """
+
+    history: Mapping[str, torch.Tensor]
+    length: int
+    begin: int
+    slab: Slab
+    blocks: list[tuple[int, int]]
+
+    def events(self) -> dict[str, torch.Tensor]:
+        """Of the next block; the last event is repeated if there are no more."""
+        first, end = self.blocks[0]
+        if end <= self.length:
+            return {name: x_L[first:end] for name, x_L in self.history.items()}
+        more = end - self.length
+        return {name: torch.cat([x_L[first:], x_L[-1:].expand(more)]) for name, x_L in self.history.items()}
+
+    def take(self, keys_values: Sequence[KeyValue]) -> None:
+        """The next block was computed: what of it is new and no padding goes into the slab."""
+        first, end = self.blocks.pop(0)
+        begin, end = max(first, self.begin), min(end, self.length)
+        new = [(key[begin - first : end - first], value[begin - first : end - first]) for key, value in keys_values]
+        self.slab = self.slab.appended(begin, new)
 
 
 class DCAT(nn.Module):
@@ -143,7 +169,6 @@ class DCAT(nn.Module):
         _, keys_values = self.transformer(x_TD, histories.offsets_G1, keys_values_only=True)
         return Context(tuple(keys_values), histories.offsets_G1, histories.prefixes)
 
-    @torch.inference_mode()
     def encode_blocks(
         self,
         history: Mapping[str, torch.Tensor],
@@ -162,50 +187,82 @@ class DCAT(nn.Module):
         blocks: None: all events that `kept` lacks in one pass, faster and in bits that depend on what was kept.
         Raises ValueError for a model whose keys and values change when a history grows, and if `kept` has other blocks.
         """
+        shared = len(column(history, "item_id", "history")) if num_shared is None else num_shared
+        return self.encode_together([(history, kept, shared)], blocks=blocks, kv_type=kv_type)[0]
+
+    @torch.inference_mode()
+    def encode_together(
+        self,
+        histories: Sequence[tuple[Mapping[str, torch.Tensor], BlockContext | None, int]],
+        *,
+        blocks: Blocks | None = _BLOCKS,
+        kv_type: KVType = "full",
+    ) -> list[BlockContext]:
+        """`encode_blocks` of several (history, kept, num_shared); of each the last few events are computed together."""
         self.check_evaluates()
+        growing = [self._growing(*one, blocks, kv_type) for one in histories]
+        for one in growing:
+            while len(one.blocks) > 1 or (one.blocks and one.blocks[0][1] - one.blocks[0][0] > TOGETHER_AT_MOST):
+                self._append([one])
+        if last := [one for one in growing if one.blocks]:
+            self._append(last)
+        return [BlockContext(one.slab, one.length, blocks) for one in growing]
+
+    def _growing(
+        self,
+        history: Mapping[str, torch.Tensor],
+        kept: BlockContext | None,
+        num_shared: int,
+        blocks: Blocks | None,
+        kv_type: KVType,
+    ) -> _Growing:
         length = len(column(history, "item_id", "history"))
         self.transformer.check_grows(length)
         if kept is not None and kept.blocks != blocks:
             raise ValueError(f"encode_blocks: {blocks} required, found {kept.blocks} in `kept`")
-        weight, num_layers = self.final_norm.weight, self.config.num_layers
         if kept is None:
-            heads = self.config.num_heads, self.config.head_width
-            begin, slab = 0, Slab.empty(num_layers, length, heads, like=weight, kv_type=kv_type)
+            heads, weight = (self.config.num_heads, self.config.head_width), self.final_norm.weight
+            begin, slab = 0, Slab.empty(self.config.num_layers, length, heads, like=weight, kv_type=kv_type)
         else:
-            begin, slab = kept.reusable(length, length if num_shared is None else num_shared), kept.slab
+            begin, slab = kept.reusable(length, num_shared), kept.slab
         whole = [(begin, length)] if begin < length else []
-        for first, end in whole if blocks is None else blocks.between(begin, length):
-            events = {name: _block(x_L, first, end) for name, x_L in history.items()}
-            past = [slab.first(first, n, weight.dtype) for n in range(num_layers - 1)]
-            new = self.transformer.append(self.embedding.events(events), first, past)
-            lacking = slice(max(first, begin) - first, min(end, length) - first)
-            slab = slab.appended(first + lacking.start, [(key[lacking], value[lacking]) for key, value in new])
-        return BlockContext(slab, length, blocks)
+        return _Growing(history, length, begin, slab, whole if blocks is None else list(blocks.between(begin, length)))
 
-    def score(
-        self,
-        context: RequestContexts,
-        batch: RequestBatch,
-        *,
-        features_per_request: bool = False,
-        rows_in_multiples_of: int = 1,
-    ) -> torch.Tensor:
+    def _append(self, growing: Sequence[_Growing]) -> None:
+        """Computes the next block of each."""
+        events = [one.events() for one in growing]
+        if len(events) > 1:
+            events = [{name: torch.cat([x[name] for x in events]) for name in events[0]}]
+        dtype, num_layers = self.final_norm.weight.dtype, self.config.num_layers
+        histories = []
+        for one in growing:
+            first, end = one.blocks[0]
+            histories.append(
+                Grown(end - first, first, [one.slab.first(first, n, dtype) for n in range(num_layers - 1)])
+            )
+        keys_values = self.transformer.append(self.embedding.events(events[0]), histories)
+        at = 0
+        for one, history in zip(growing, histories, strict=True):
+            one.take([(key[at : at + history.num_new], value[at : at + history.num_new]) for key, value in keys_values])
+            at += history.num_new
+
+    def score(self, context: RequestContexts, batch: RequestBatch, *, is_exact: bool = False) -> torch.Tensor:
         """Logits [B, num_labels] of the batch's candidates; reads no history, only the context of its R requests.
 
-        features_per_request: compute the request features in a call for each request.
-        rows_in_multiples_of: pad each request's rows to a multiple [rows] while they are computed. Kernels take other
-            paths at one row and at the last rows of a tile: with both (and 16) the bits of a request do not depend on
-            the others.
+        is_exact: pad each request's rows, and the requests, to multiples of EXACT_ROWS while they are computed. Kernels
+            take other paths at one row and at the last rows of a tile; with it, and a context that is read request by
+            request, the bits of a request do not depend on the others.
         """
-        if rows_in_multiples_of > 1:
-            padded, row_B = batch.with_padded_rows(rows_in_multiples_of)
-            return self.score(context, padded, features_per_request=features_per_request)[row_B]
         if context.num_requests != batch.num_requests:
             raise ValueError(
                 f"score: a context of the batch's {batch.num_requests} requests required, found {context.num_requests}"
             )
-        crossed_BD = self.cross(context, batch)
-        return self.head(self.head_input(crossed_BD, batch, features_per_request=features_per_request))
+        if not is_exact:
+            return self.head(self.head_input(self.cross(context, batch), batch))
+        padded, row_B = batch.with_padded_rows(EXACT_ROWS)
+        if isinstance(context, BlockContexts):
+            context = replace(context, num_rows=tuple(batch.row_offsets_R1.diff().tolist()))
+        return self.head(self.head_input(self.cross(context, padded), padded, is_exact=True))[row_B]
 
     def cross(self, context: RequestContexts, batch: RequestBatch) -> torch.Tensor:
         """The candidates after all layers, [B, D]: each stands right after its request's history."""
@@ -221,21 +278,20 @@ class DCAT(nn.Module):
             x_BD = layer.finish(x_BD, context.attend(number, *rows, batch.row_offsets_R1, **options))
         return self.final_norm(x_BD)
 
-    def head_input(
-        self, crossed_BD: torch.Tensor, batch: RequestBatch, *, features_per_request: bool = False
-    ) -> torch.Tensor:
+    def head_input(self, crossed_BD: torch.Tensor, batch: RequestBatch, *, is_exact: bool = False) -> torch.Tensor:
         """The head's first Linear over [crossed ; request features], the request's share computed once per request.
 
-        features_per_request: see `score`.
+        is_exact: see `score`.
         """
         hidden_B = self.head_in(crossed_BD)
         if self.head_in_request is None:
             return hidden_B
-        requests: list[Mapping[str, torch.Tensor]] = [batch.request]
-        if features_per_request and batch.num_requests > 1:
-            requests = [{n: x_R[r : r + 1] for n, x_R in batch.request.items()} for r in range(batch.num_requests)]
-        shares = [self.head_in_request(self.features(request, hidden_B.dtype)) for request in requests]
-        return hidden_B + batch.expand(torch.cat(shares))
+        request = batch.request
+        if is_exact and batch.num_requests:
+            padded = torch.arange(-(-batch.num_requests // EXACT_ROWS) * EXACT_ROWS, device=hidden_B.device)
+            request = {name: x_R[padded.clamp(max=batch.num_requests - 1)] for name, x_R in request.items()}
+        share_R = self.head_in_request(self.features(request, hidden_B.dtype))[: batch.num_requests]
+        return hidden_B + batch.expand(share_R)
 
     def forward(self, batch: RequestBatch) -> torch.Tensor:
         """Logits [B, num_labels]: `encode_context`, then `score`."""
@@ -268,7 +324,7 @@ class DCAT(nn.Module):
                 for begin, end in itertools.pairwise(bounds)
             ]
         context = BlockContexts(tuple(contexts))
-        return self.score(context, batch, features_per_request=True, rows_in_multiples_of=EXACT_ROWS)
+        return self.score(context, batch, is_exact=True)
 
     def check_evaluates(self) -> None:
         """Raises ValueError for a model in training mode."""

@@ -1,0 +1,185 @@
+"""What a request brings and what the store has, as the tensors that a ranking model reads.
+
+history      the request's own, else the store's; an unknown user has none, which is nothing missing
+features     the request's own, over the store's; every one must be in either, null if it is not known
+candidates   with their columns; those that the request leaves out are looked up in the items
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from reqdedup.batch import RequestBatch
+from reqdedup.models.transforms import Transforms, history_name
+from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION
+from reqdedup.sequences.store import Store, StoreUnavailableError, Window
+from reqdedup.serving.requests import RankRequest, RequestError
+from reqdedup.serving.retriever import OnMissingHistory
+
+
+class KnownItems(Protocol):
+    """Items by id. item_id: [N] int64, ascending.  columns: item-level columns by name, [N] each."""
+
+    @property
+    def item_id(self) -> np.ndarray: ...
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankInputs:
+    """A request as tensors.
+
+    batch: one request with its candidates and no history.  history: sequence columns [L] of its window, which begins
+    with event `start` of the timeline and ends before event `end`.  marks: what had to be done without.
+    """
+
+    batch: RequestBatch
+    history: dict[str, torch.Tensor]
+    start: int
+    end: int
+    version: int
+    marks: tuple[str, ...]
+
+
+class InputReader:
+    """Makes `RankInputs`; a request that cannot be read is refused by a message that names its column."""
+
+    def __init__(
+        self,
+        transforms: Transforms,
+        *,
+        store: Store | None = None,
+        items: KnownItems | None = None,
+        on_missing_history: OnMissingHistory = "refuse",
+        max_candidates: int = 4096,
+    ) -> None:
+        self.transforms, self.store, self.items = transforms, store, items
+        self.on_missing_history, self.max_candidates = on_missing_history, max_candidates
+        self._history_columns = tuple(history_name(column.name) for column in transforms.history_columns)
+        self._request_columns = tuple(column.name for column in transforms.request_columns)
+        self._item_columns = tuple(column.name for column in transforms.item_columns)
+        self._nullable = {column.name for column in transforms.request_columns if column.nullable}
+        self._names = {column.name for column in transforms.columns}
+
+    def read(self, request: RankRequest) -> RankInputs:
+        """Raises RequestError, or StoreUnavailableError if a history is missing and that is refused."""
+        if not -(2**63) <= request.user_id < 2**63:
+            raise RequestError(f"user_id: an int64 required, found {request.user_id}")
+        marks: list[str] = []
+        window = self._window(request, marks)
+        try:
+            history = self.transforms.history(window.columns, end=window.end)
+            item_id_B, row = self.transforms.rows(self._candidates(request.candidates))
+            values = self.transforms.requests([self._features(request, marks)])
+        except (ValueError, TypeError) as error:
+            raise error if isinstance(error, RequestError) else RequestError(str(error)) from None
+        num_rows, length = len(item_id_B), len(next(iter(history.values())))
+        for name, value in ((HISTORY_END, window.end), (TIMELINE_VERSION, window.version)):
+            if name in self._names:
+                values[name] = torch.tensor([value])
+        batch = RequestBatch(
+            user_id_R=torch.tensor([request.user_id]),
+            item_id_B=item_id_B,
+            request_of_row_B=torch.zeros(num_rows, dtype=torch.int64),
+            row_offsets_R1=torch.tensor([0, num_rows]),
+            history_offsets_R1=torch.zeros(2, dtype=torch.int64),
+            request=values,
+            row=row,
+        )
+        start = window.end - length
+        return RankInputs(
+            batch=batch, history=history, start=start, end=window.end, version=window.version, marks=tuple(marks)
+        )
+
+    def _window(self, request: RankRequest, marks: list[str]) -> Window:
+        window = request.history
+        if window is not None:
+            return _checked(window, request)
+        try:
+            if self.store is None:
+                raise StoreUnavailableError("the request has none, and there is no store")
+            found = self.store.window(
+                request.user_id, self._history_columns, start_of=self._start_of, at=request.at, version=request.version
+            )
+        except StoreUnavailableError as error:
+            if self.on_missing_history == "refuse":
+                if self.store is None:
+                    raise RequestError(f"a history required, found none: {error}") from None
+                raise
+            marks.append("history")
+            return self._no_history()
+        except ValueError as error:
+            raise RequestError(f"history: {error}") from None
+        if found is None and request.at:
+            raise RequestError(f"history: a timeline of {request.at} events required, user {request.user_id} has none")
+        return self._no_history() if found is None else found
+
+    def _no_history(self) -> Window:
+        return Window({name: np.zeros(0, np.int64) for name in self._history_columns}, 0, 0, 0)
+
+    def _start_of(self, end: int) -> int:
+        cut = self.transforms.cut
+        return -(-max(0, end - cut.max_events) // cut.step) * cut.step
+
+    def _features(self, request: RankRequest, marks: list[str]) -> Mapping[str, Any]:
+        values, lacking = request.request, [name for name in self._request_columns if name not in request.request]
+        if not lacking:
+            return values
+        if self.store is not None:
+            try:
+                values = {**self.store.request_features(request.user_id, lacking), **values}
+            except StoreUnavailableError:
+                if self.on_missing_history == "refuse" or not self._nullable.issuperset(lacking):
+                    raise
+            lacking = [name for name in lacking if name not in values]
+        if required := [name for name in lacking if name not in self._nullable]:
+            raise RequestError(
+                f"request features: {', '.join(required)} required, found neither in the request nor stored"
+            )
+        marks.extend(lacking)
+        return values
+
+    def _candidates(self, candidates: Mapping[str, Any]) -> Mapping[str, Any]:
+        if ITEM_ID not in candidates:
+            raise RequestError(f"candidates: column {ITEM_ID} required, found {', '.join(candidates) or 'none'}")
+        if len(candidates[ITEM_ID]) > self.max_candidates:
+            raise RequestError(
+                f"candidates: at most {self.max_candidates} required, found {len(candidates[ITEM_ID])}; ask in parts"
+            )
+        lacking = [name for name in self._item_columns if name not in candidates]
+        if not lacking:
+            return candidates
+        known = {} if self.items is None else self.items.columns
+        if missing := [name for name in lacking if name not in known]:
+            raise RequestError(f"candidates: {', '.join(missing)} required, found {', '.join(candidates)}")
+        assert self.items is not None
+        item_id_B = np.asarray(candidates[ITEM_ID])
+        row_B = np.searchsorted(self.items.item_id, item_id_B) if len(item_id_B) else np.zeros(0, np.int64)
+        row_B = np.minimum(row_B, len(self.items.item_id) - 1)
+        unknown = self.items.item_id[row_B] != item_id_B if len(self.items.item_id) else np.ones(len(item_id_B), bool)
+        if unknown.any():
+            raise RequestError(
+                f"candidates: {', '.join(lacking)} of item {item_id_B[unknown][0]} required, found neither in the request "
+                "nor among the model's items"
+            )
+        return {**candidates, **{name: known[name][row_B] for name in lacking}}
+
+
+def _checked(window: Window, request: RankRequest) -> Window:
+    """Raises RequestError for a history that is not what it says."""
+    if not 0 <= window.start <= window.end:
+        raise RequestError(f"history: 0 <= start <= end required, found {window.start} and {window.end}")
+    wanted = window.end - window.start
+    if wrong := {name: len(values) for name, values in window.columns.items() if len(values) != wanted}:
+        raise RequestError(f"history: {wanted} events in each column required, as start and end say, found {wrong}")
+    for name, asked, found in (("at", request.at, window.end), ("version", request.version, window.version)):
+        if asked is not None and asked != found:
+            raise RequestError(f"{name}: {found} of the request's own history required, found {asked}; leave it out")
+    return window
