@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,11 +29,15 @@ from benchmarks.interleaved import interleaved, line, ratio_row
 from benchmarks.record import write_results
 from benchmarks.workloads import batch_of, two_tower_config
 from reqdedup.models import TwoTower
+from reqdedup.models.bundle import Bundle
+from reqdedup.models.transforms import history_name
 from reqdedup.models.two_tower import UserHead
+from reqdedup.sequences.store import Window
 from reqdedup.serving.approximate_index import build_index, index_kind, open_index
 from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ItemFilter
+from reqdedup.serving.retriever import Retriever
 from reqdedup.serving.state_cache import StateCache, StateKey, history_digest
 
 Row = dict[str, Any]
@@ -67,14 +70,18 @@ def clustered_items(num_items: int, width: int) -> tuple[ItemVectors, np.ndarray
 
 
 def bundle_items(folder: Path) -> tuple[ItemVectors, np.ndarray]:
-    """Items of a trained retrieval model, and users from its own head, their states from random histories of items."""
-    from reqdedup.models.bundle import Bundle
-
-    bundle = Bundle.load(folder)
-    if not isinstance(bundle.model, TwoTower) or bundle.item_vectors is None:
-        raise ValueError(f"{folder}: the bundle of a retrieval model required, found {bundle.task}")
-    items, rng = ItemVectors.of(bundle.items.item_id_V, bundle.item_vectors), np.random.default_rng(0)
-    return items, items.vectors[rng.choice(len(items), NUM_QUERIES)]
+    """Items of a trained retrieval model, and users of its own tower: histories of random items, random features."""
+    bundle, rng = Bundle.load(folder), np.random.default_rng(0)
+    retriever = Retriever.of(bundle)
+    columns, users = bundle.transforms.request_columns, []
+    for _ in range(NUM_QUERIES):
+        length = int(rng.integers(20, bundle.transforms.cut.max_events + 1))
+        history = {history_name(c.name): rng.integers(0, 8, length) for c in bundle.transforms.history_columns}
+        history["item_id"] = rng.choice(retriever.items.item_id, length)
+        state_D, _, _ = retriever.state(0, Window(history, 0, length, 0))
+        plain = {c.name: rng.standard_normal(c.width) if c.width else int(rng.integers(0, 5)) for c in columns}
+        users.append(retriever.user_vector(state_D, bundle.transforms.requests([plain])))
+    return retriever.items, np.stack(users)
 
 
 def in_turns(
@@ -96,15 +103,26 @@ def recall(items: ItemVectors, index: ItemIndex, users: np.ndarray, filter: Item
 
 
 def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) -> Iterator[Row]:
-    """Recall, time and opening of the index that would be built for these items."""
+    """Recall, time and opening of the index that is built for so many items; of few, exact search beside faiss's."""
     import faiss
 
-    kind = index_kind(len(items))
+    kind, exact = index_kind(len(items)), ExactIndex(items)
     sizes = {"items": len(items), "width": items.vectors.shape[1], "k": K, "index": kind or "exact", "threads": 1}
-    if kind is None:
-        print(f"{name}: exact search is the choice for {len(items):,} items", file=sys.stderr)
-        kind = f"IVF{2 ** int(np.log2(4 * np.sqrt(len(items))))},SQ8"
-        sizes["index"] = f"{kind}, not the choice here"
+    flat, turns = faiss.IndexFlatIP(items.vectors.shape[1]), itertools.cycle(users)
+    flat.add(items.vectors)
+    by_faiss = set(flat.search(users[:1], K)[1][0].tolist())
+    by_us = set(nearest(items, exact, users[0], K, EVERYTHING)[0].tolist())
+    if len(by_us & by_faiss) < 0.99 * min(K, len(items)):  # ties apart
+        raise AssertionError(f"{name}: exact search differs from faiss")
+    variants: dict[str, Callable[[], object]] = {
+        "exact": in_turns(users, items, exact),
+        "faiss flat": lambda: flat.search(next(turns)[None], K),
+    }
+    if kind is None:  # so few that exact search is the choice
+        timings = interleaved(variants, rounds=rounds, repeats={"exact": 100, "faiss flat": 100})
+        claim = f"retrieval, {name}, exact beside faiss flat"
+        yield ratio_row(claim, timings, baseline="faiss flat", ours="exact", sizes=sizes)
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "items.faiss"
         started = time.process_time()
@@ -116,12 +134,6 @@ def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) ->
             index = open_index(path, items)
             opened.append(1e3 * (time.perf_counter() - started))
         sizes |= {"build_cpu_s": round(built_s, 1), "index_mib": round(index_bytes / 2**20, 1)}
-        flat = faiss.IndexFlatIP(items.vectors.shape[1])
-        flat.add(items.vectors)
-        by_faiss = set(flat.search(users[:1], K)[1][0].tolist())
-        by_us = set(nearest(items, ExactIndex(items), users[0], K, EVERYTHING)[0].tolist())
-        if len(by_us & by_faiss) < 0.99 * min(K, len(items)):  # ties apart
-            raise AssertionError(f"{name}: exact search differs from faiss")
         yield {
             "claim": f"retrieval, {name}", "variant": "recall@100", "value": recall(items, index, users),
             "unit": "of exact search", "target": 0.95, "sizes": sizes,
@@ -130,13 +142,8 @@ def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) ->
             "claim": f"retrieval, {name}", "variant": "index opened", "value": float(np.median(opened)), "unit": "ms",
             "target": None, "spread": [min(opened), max(opened)], "runs": len(opened), "sizes": sizes,
         }  # fmt: skip
-        turns = itertools.cycle(users)
         timings = interleaved(
-            {
-                "approximate": in_turns(users, items, index),
-                "exact": in_turns(users, items, ExactIndex(items)),
-                "faiss flat": lambda: flat.search(next(turns)[None], K),
-            },
+            {"approximate": in_turns(users, items, index), **variants},
             rounds=rounds,
             repeats={"approximate": 200, "exact": 10, "faiss flat": 10},
         )

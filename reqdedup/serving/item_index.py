@@ -65,15 +65,17 @@ def nearest(
     user_D: float32 of length 1.
     Raises RequestError for a category that is no column of the items.
     """
-    kept, denied = items.kept(filter), items.rows_of(np.zeros(0, np.int64) if filter.deny is None else filter.deny)
+    kept = items.kept(filter)
+    denied = np.zeros(0, np.int64) if filter.deny is None else items.rows_of(filter.deny)
     if kept is None and len(denied) > MOST_DENIED:
         kept = np.arange(len(items))
     if kept is not None:
-        kept, kind = np.setdiff1d(kept, denied, assume_unique=True), "exact"
-        rows = exact_among(items, kept, user_D, k)
+        kept = np.setdiff1d(kept, denied, assume_unique=True) if len(denied) else kept
+        rows, kind = exact_among(items, kept, user_D, k), "exact"
     else:
         rows, kind = index.propose(user_D, min(k + len(denied), len(items))), index.kind
-        rows = np.setdiff1d(rows, denied, assume_unique=True)
+        if len(denied):
+            rows = np.setdiff1d(rows, denied, assume_unique=True)
         if len(rows) < min(k, len(items) - len(denied)):  # the lists that were looked at hold too few
             return nearest(items, ExactIndex(items), user_D, k, filter)
     score = exact_scores(items.vectors[rows], user_D)
