@@ -17,6 +17,7 @@ import assets.sampling
 import assets.serving
 import assets.serving_store
 import assets.training
+import assets.user_states
 from assets.resources import RunRecipe, Warehouse
 from pipelines.dead_runs import dead_runs
 from pipelines.environment import Environment
@@ -34,6 +35,7 @@ STAGES = (
     assets.serving,
     assets.rerank,
     assets.serving_store,
+    assets.user_states,
 )
 
 READABLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
@@ -82,7 +84,9 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),
-        asset_checks=dg.load_asset_checks_from_modules([assets.checks, assets.rerank, assets.serving_store]),
+        asset_checks=dg.load_asset_checks_from_modules(
+            [assets.checks, assets.rerank, assets.serving_store, assets.user_states]
+        ),
         jobs=[everything, storage_only],
         schedules=[daily],
         sensors=[dead_runs],

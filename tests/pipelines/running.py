@@ -32,6 +32,7 @@ GRAPH = {
     "serving_bundle": {"retrieval_model", "ranking_model"},
     "scored_candidates": {"training_sample", "retrieval_model", "ranking_model"},
     "rerank_report": {"scored_candidates"},
+    "user_states": {"retrieval_model", "engagements_by_request"},
     "serving_store": {"engagements_by_request", "request_features"},
 }
 

@@ -26,6 +26,7 @@ CHECKS = {
     "ranking_model": {"loss_finite_and_falling"},
     "serving_bundle": {"parity_with_training", "latency_within_budget"},
     "rerank_report": {"variety_rises"},
+    "user_states": {"states_of_this_model"},
     "serving_store": {"store_equals_tables"},
 }
 

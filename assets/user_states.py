@@ -1,0 +1,44 @@
+"""Stage 7, serving: the heavy half of retrieval for every user, computed ahead."""
+
+import dagster as dg
+
+from assets.resources import Warehouse
+from reqdedup.models.bundle import Bundle
+from reqdedup.sequences.filling import RequestSource, snapshots, user_records
+from reqdedup.serving.retriever import Retriever
+from reqdedup.serving.user_states import keep_user_states, replace_user_states
+from reqdedup.serving.user_states import user_states as states_of
+from reqdedup.storage.iceberg.layout import table_buckets
+from reqdedup.training.loop import BUNDLE_NAME
+
+
+def retriever(store: Warehouse) -> Retriever:
+    """Of the model as it was trained last."""
+    return Retriever.of(Bundle.load(store.model_dir("retrieval_model") / BUNDLE_NAME))
+
+
+@dg.asset(deps=["retrieval_model", "engagements_by_request"], group_name="serving", kinds={"iceberg", "torch"})
+def user_states(store: Warehouse) -> dg.MaterializeResult:
+    """The user tower over each user's newest window, once; a server keeps them from its start."""
+    main, ours = store.table("engagements_by_request"), retriever(store)
+    num_states = replace_user_states(
+        store.catalog(),
+        store.identifier("user_states"),
+        states_of(ours, user_records(RequestSource(main, []))),
+        model=ours.fingerprint,
+        snapshots=snapshots(main, []),
+        num_buckets=table_buckets(main) or 16,
+    )
+    return store.result(**{"dagster/row_count": num_states, "model": ours.fingerprint})
+
+
+@dg.asset_check(
+    asset=user_states,
+    additional_deps=["retrieval_model"],
+    description="A retriever of the model as it is now keeps every state.",
+    blocking=True,
+)
+def states_of_this_model(store: Warehouse) -> dg.AssetCheckResult:
+    ours = retriever(store)
+    num_states = keep_user_states(ours, store.table("user_states"))
+    return dg.AssetCheckResult(passed=num_states > 0, metadata={"states": num_states, "kept": len(ours.states)})
