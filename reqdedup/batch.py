@@ -98,8 +98,8 @@ class RequestBatch:
         columns = {"request": self.request, "row": self.row, "history": self.history}
         names = "; ".join(f"{kind}: {', '.join(values) or 'nothing'}" for kind, values in columns.items())
         return (
-            f"<RequestBatch {self.num_requests:,} requests, {self.num_rows:,} rows, {self.num_history_tokens:,} history "
-            f"tokens, {self.user_id_R.device}; {names}>"
+            f"<RequestBatch {self.num_requests:,} requests, {self.num_rows:,} rows, {self.num_history_tokens:,} "
+            f"history tokens, {self.user_id_R.device}; {names}>"
         )
 
     def expand(self, x_R: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,8 @@ class RequestBatch:
         if missing:
             raise ValueError(
                 f"requests of a user can share a context only if the batch says at which event their histories begin: "
-                f"request{missing} required, found {sorted(self.request)}; read these columns, or share_context='request'"
+                f"request{missing} required, found {sorted(self.request)}; read these columns, or "
+                "share_context='request'"
             )
         version_R, length_R = self.request[TIMELINE_VERSION], self.history_offsets_R1.diff()
         start_R = self.request[HISTORY_END] - length_R
@@ -255,7 +256,7 @@ class RequestBatch:
             if len(differs):
                 r = int(torch.searchsorted(self.history_offsets_R1, int(differs[0]), right=True)) - 1
                 raise ValueError(
-                    f"history[{name!r}] of request {r}: a prefix of request {int(longest_R[r])}'s required, since both begin "
-                    f"at one event of one timeline version of user {int(self.user_id_R[r])}, found another event; a timeline "
-                    "that was rewritten needs a new timeline_version"
+                    f"history[{name!r}] of request {r}: a prefix of request {int(longest_R[r])}'s required, since both "
+                    f"begin at one event of one timeline version of user {int(self.user_id_R[r])}, found another "
+                    "event; a timeline that was rewritten needs a new timeline_version"
                 )

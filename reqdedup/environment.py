@@ -163,7 +163,8 @@ def read_config(path: Path) -> tuple[dict[str, str], str]:
     if secret:
         variable = CATALOG_PREFIX + secret[0].upper().replace(".", "__").replace("-", "_")
         raise ValueError(
-            f"{path}: a file without credentials required, found {', '.join(secret)}; set the variable {variable} instead"
+            f"{path}: a file without credentials required, found {', '.join(secret)}; set the variable {variable} "
+            "instead"
         )
     code = sorted(name for name in properties if name.startswith("py-"))
     if code:

@@ -75,7 +75,7 @@ class Column:
 
     @property
     def is_blob(self) -> bool:
-        """True where one value is many numbers, stored as one binary value in the deduplicated form."""
+        """True if one value is many numbers, stored as one binary value in the deduplicated form."""
         return self.kind is not Kind.SCALAR
 
 

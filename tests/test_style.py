@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 120
 PACKAGES = ("reqdedup", "assets", "pipelines", "warehouse", "benchmarks")
+NOT_YET = ("serving", "sequences", "models/bundle.py", "models/transforms.py")
+"""Rooms whose long texts are still to be split."""
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 
 
@@ -50,6 +52,18 @@ def test_lines_of_docstrings_and_comments_fit():
         if len(line) > COLUMNS
     ]
     assert not long, f"at most {COLUMNS} columns; reflow the paragraph: {long}"
+
+
+def test_lines_of_code_fit():
+    """Those that the formatter leaves long: texts. Comments for a tool stay where that tool looks for them."""
+    long = [
+        f"{path.relative_to(ROOT)}:{number}: {len(line)}"
+        for path in sorted((ROOT / "reqdedup").rglob("*.py"))
+        if not str(path.relative_to(ROOT / "reqdedup")).startswith(NOT_YET)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if len(line) > COLUMNS and not re.search(r"# (type: ignore|noqa)", line)
+    ]
+    assert not long, f"at most {COLUMNS} columns; split the text into two: {long}"
 
 
 def test_lines_of_markdown_fit():

@@ -64,8 +64,8 @@ def check_same_log(catalog: Catalog, namespace: str, record: Mapping[str, str]) 
     else:
         return
     raise ValueError(
-        f"namespace {namespace}: free or of {record[LOG]} required, found that it {found}; choose another with NAMESPACE=<name>, or "
-        f"NAMESPACE={namespace} to replace what it holds"
+        f"namespace {namespace}: free or of {record[LOG]} required, found that it {found}. `make run NAMESPACE={namespace}` "
+        "replaces what it holds, NAMESPACE=<another name> leaves it; add LOGS=, PRESET= and the others as they were"
     )
 
 

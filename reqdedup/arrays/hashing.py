@@ -31,7 +31,7 @@ def stable_hash(ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def below_rate(hashes: np.ndarray, rate: np.ndarray | float) -> np.ndarray:
-    """True where a hash is drawn at `rate` (in [0, 1], one or one per hash), [N] bool."""
+    """True if a hash is drawn at `rate` (in [0, 1], one or one per hash), [N] bool."""
     rates = np.broadcast_to(np.asarray(rate, np.float64), hashes.shape)
     # 2^64 is no uint64, and a float64 holds the top 53 bits of a hash: compare those.
     return (hashes >> np.uint64(11)).astype(np.float64) < rates * 2.0**53

@@ -93,8 +93,9 @@ def writer_settings(
     return {
         "pyiceberg": [
             *([f"# {remark}"] if remark else []),
-            f"table.transaction().set_properties({{{', '.join(f'{key!r}: {value!r}' for key, value in properties.items())}}}).commit_transaction()",
-            f"table.append(rows.sort_by([{', '.join(f'({key!r}, {chr(34)}ascending{chr(34)})' for key in order)}]))  # append never sorts",
+            f"table.transaction().set_properties({properties!r}).commit_transaction()",
+            f"table.append(rows.sort_by([{', '.join(f'({key!r}, {chr(34)}ascending{chr(34)})' for key in order)}]))  # "
+            "append never sorts",
             "# pyiceberg 0.12 ignores write.parquet.row-group-size-bytes; its row groups are whole files",
         ],
         "spark": [
@@ -108,8 +109,8 @@ def writer_settings(
         ],
         "pyarrow": [
             f"rows = rows.sort_by([{', '.join(f'({key!r}, {chr(34)}ascending{chr(34)})' for key in order)}])",
-            f"pq.write_table(rows, path, compression='zstd', compression_level={ZSTD_LEVEL}, data_page_size={LARGE_PAGE_BYTES}, "
-            f"row_group_size={group_rows}, use_dictionary={with_dictionary!r})",
+            f"pq.write_table(rows, path, compression='zstd', compression_level={ZSTD_LEVEL}, "
+            f"data_page_size={LARGE_PAGE_BYTES}, row_group_size={group_rows}, use_dictionary={with_dictionary!r})",
         ],
         "parquet-mr": [
             "parquet.compression=ZSTD",

@@ -170,12 +170,13 @@ def audit_notes(
         notes.append(f"lists of text, in our layouts lists of int64 ids (convert --ids): {', '.join(words)}")
     if index.null_rows:
         notes.append(
-            f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to no "
-            "request, are in today's bytes, and in no estimate"
+            f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to "
+            "no request, are in today's bytes, and in no estimate"
         )
     if requests.shared_ids:
         notes.append(
-            f"{requests.shared_ids:,} request keys belong to more than one user; each user's part counts as a request of its own"
+            f"{requests.shared_ids:,} request keys belong to more than one user; each user's part counts as a request "
+            "of its own"
         )
     if not requests.is_exact:
         notes.append(f"requests and users are estimated from {index.rate:.2%} of the users")
@@ -188,7 +189,7 @@ def audit_notes(
         notes.append(f"only {plan.num_users} users were sampled; allow a larger sample")
     if check is not None and abs(check - 1) > CHECK_TOLERANCE:
         notes.append(
-            f"the sample, written as the table is today, comes to {check:.2f} of its real bytes: settings that footers do not "
-            "show (a codec's level) or another writer; read the causes with that in mind"
+            f"the sample, written as the table is today, comes to {check:.2f} of its real bytes: settings that footers "
+            "do not show (a codec's level) or another writer; read the causes with that in mind"
         )
     return notes

@@ -177,8 +177,9 @@ def _warning(table: TableFiles) -> list[str]:
     if table.table_format is None:
         return []
     return [
-        f"These files are those of the {table.table_format}, among them files that its newest version no longer has: deleted and "
-        "rewritten rows were counted too. Audit it through its catalog, or a copy that its engine wrote out."
+        f"These files are those of the {table.table_format}, among them files that its newest version no longer has: "
+        "deleted and rewritten rows were counted too. Audit it through its catalog, or a copy that its engine wrote "
+        "out."
     ]
 
 

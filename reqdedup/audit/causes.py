@@ -230,16 +230,17 @@ def _cause(kind: str, costs: dict[str, float], facts: TableFacts, requests: Requ
     )
     codecs = " and ".join(sorted({facts.columns[name].codec for name in names}))
     texts = {
-        ORDER: f"copies do not meet in a page: a request lies in {runs} runs of rows, {groups} row groups and {files} files "
-        "on average"
+        ORDER: f"copies do not meet in a page: a request lies in {runs} runs of rows, {groups} row groups and {files} "
+        "files on average"
         if requests.order != "grouped"
-        else f"requests of one user lie apart, in {format_count(requests.user_runs or 1)} places on average: what they share "
-        "does not meet",
+        else f"requests of one user lie apart, in {format_count(requests.user_runs or 1)} places on average: what they "
+        "share does not meet",
         CODEC: f"{codecs} finds no copy that lies more than 32 to 64 kB back; zstd does",
-        PAGE_SIZE: f"a page of {page} holds {format_count(copies)} rows of {names[0]}, a request has {format_count(fan_out)}: "
-        f"about 1 / (1/{format_count(fan_out)} + 1/{format_count(copies)}) = {format_count(1 / (1 / fan_out + 1 / copies))}x "
-        "is all that sorting saves there",
-        DICTIONARY: "dictionaries of list elements break up the bytes that repeat; with large pages plain ones are smaller",
+        PAGE_SIZE: f"a page of {page} holds {format_count(copies)} rows of {names[0]}, a request has "
+        f"{format_count(fan_out)}: about 1 / (1/{format_count(fan_out)} + 1/{format_count(copies)}) = "
+        f"{format_count(1 / (1 / fan_out + 1 / copies))}x is all that sorting saves there",
+        DICTIONARY: "dictionaries of list elements break up the bytes that repeat; with large pages plain ones are "
+        "smaller",
         ROW_GROUPS: f"row groups of {facts.median_row_group_rows:,} rows hold "
         f"{format_count(facts.median_row_group_rows / fan_out)} requests: every value starts anew in each",
     }

@@ -28,7 +28,7 @@ class ColumnFacts:
 
     compressed_bytes, uncompressed_bytes: of its column chunks, dictionary pages and page headers included.
     num_values: leaf slots; a list has one per element, and one where it is empty or null.
-    page_bytes, rows_per_page: medians of full data pages, None where no page header could be read.
+    page_bytes, rows_per_page: medians of full data pages, None if no page header could be read.
     dictionary_share: part of the values in those pages that are dictionary codes.  dictionary_bytes: the largest
     dictionary page.  path: in the Parquet schema.
     """
@@ -145,8 +145,8 @@ def _leaf_names(file: DataFile, footer: pq.FileMetaData) -> list[str]:
     leaves = leaves_of(file.schema)
     if len(leaves) != footer.num_columns:
         raise ValueError(
-            f"{file.path}: {len(leaves)} leaf columns expected from its schema, found {footer.num_columns} in its footer; "
-            "this audit cannot tell them apart: leave the file out and report its schema"
+            f"{file.path}: {len(leaves)} leaf columns expected from its schema, found {footer.num_columns} in its "
+            "footer; this audit cannot tell them apart: leave the file out and report its schema"
         )
     return [name_in_table.get(leaf.name, f"\0{leaf.name}") for leaf in leaves]
 

@@ -24,7 +24,7 @@ def hash_keys(columns: Sequence[pa.Array]) -> np.ndarray:
 
 
 def null_keys(columns: Sequence[pa.Array]) -> np.ndarray:
-    """True where any column of the key is null, [N] bool."""
+    """True if any column of the key is null, [N] bool."""
     missing = np.zeros(len(columns[0]), bool)
     for column in columns:
         if column.null_count:

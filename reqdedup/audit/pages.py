@@ -52,7 +52,7 @@ class Page:
 def read_pages(file: ByteSource, start: int, num_bytes: int, *, limit: int | None = None) -> list[Page]:
     """The pages of the chunk at [start, start + num_bytes), at most `limit` of them.
 
-    Raises ValueError where the bytes are no page headers: a damaged or encrypted file.
+    Raises ValueError if the bytes are no page headers: a damaged or encrypted file.
     """
     pages: list[Page] = []
     position, end = start, start + num_bytes

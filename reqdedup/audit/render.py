@@ -63,17 +63,19 @@ def _table(report: AuditReport, width: int) -> list[str]:
         f"{format_bytes(table.file_bytes)} on disk, {format_bytes(table.uncompressed_bytes)} before compression",
         f"requests: {about}{requests.requests:,} by {', '.join(requests.request_key)}"
         + (
-            f", of {about}{requests.users:,} users by {', '.join(requests.user_key)} ({requests.requests_per_user:.3g} each)"
+            f", of {about}{requests.users:,} users by {', '.join(requests.user_key)} ({requests.requests_per_user:.3g} "
+            "each)"
             if requests.users is not None
             else " (no user key given: user overlap is not reported)"
         ),
         f"rows per request: {_spread(requests.rows_per_request)}; {requests.single_row_requests:.1%} have one row",
         f"order: {requests.order}; a request lies in {_spread(requests.runs_per_request)} runs of neighbouring rows, "
-        f"{format_count(requests.row_groups_per_request.mean)} row groups, {format_count(requests.files_per_request.mean)} files",
+        f"{format_count(requests.row_groups_per_request.mean)} row groups, "
+        f"{format_count(requests.files_per_request.mean)} files",
         "sample: "
         + ("the whole table, " if sample.is_whole_table else "")
-        + f"{sample.users:,} {'users' if requests.user_key else 'requests'}, {sample.requests:,} requests, {sample.rows:,} rows, "
-        f"{format_bytes(sample.fat_bytes)} with every value laid down"
+        + f"{sample.users:,} {'users' if requests.user_key else 'requests'}, {sample.requests:,} requests, "
+        f"{sample.rows:,} rows, {format_bytes(sample.fat_bytes)} with every value laid down"
         + (f"; written as today it gives {report.model_check:.1%} of the real bytes" if report.model_check else ""),
     ]
     return _wrapped(lines, width)
@@ -153,8 +155,8 @@ def _columns(report: AuditReport, width: int) -> list[str]:
     broken = [column for column in report.columns if column.example]
     lines += _wrapped(
         [
-            f"{column.name} is not the same in {column.broken_requests:,} of {column.checked_requests:,} sampled requests; "
-            f"{column.example}"
+            f"{column.name} is not the same in {column.broken_requests:,} of {column.checked_requests:,} sampled "
+            f"requests; {column.example}"
             for column in broken
         ],
         width,

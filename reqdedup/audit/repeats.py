@@ -34,7 +34,7 @@ FEW_ELEMENTS = 32
 class Repeats:
     """level: what the column is.
 
-    repeat_ratio: part of the rows after a request's first whose value equals the first's; None where every request of
+    repeat_ratio: part of the rows after a request's first whose value equals the first's; None if every request of
     the sample has one row.  broken_requests of checked_requests: those with more than one value.
     example: what breaks a nearly request-level column.  user_overlap: part of the elements (of the characters of text)
         that repeat an earlier request of the user; None without a user key, and for item-level columns.

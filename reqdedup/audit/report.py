@@ -55,7 +55,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestAudit:
-    """The table's requests. `is_exact` is False where requests and users are estimated from a part of the users.
+    """The table's requests. `is_exact` is False if requests and users are estimated from a part of the users.
 
     order: grouped (every request is one run of rows), partly (a few runs), scattered.  user_runs: mean stretches of
     neighbouring rows per user.  shared_ids: request keys that more than one user has; they count once per user.
@@ -148,7 +148,7 @@ class Cause:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The least change that brings plain columns close to the limit. is_worth_it: False where little is to be gained.
+    """The least change that brings plain columns close to the limit. is_worth_it: False if little is to be gained.
 
     bytes: with a dictionary for the columns that gain by one only.  one_limit_bytes: where a writer knows just one
     dictionary limit for all columns (pyiceberg, Iceberg for Java), dictionary_limit_bytes.

@@ -78,7 +78,7 @@ def plan_sample(
 ) -> SamplePlan:
     """How many users to take so that their fat rows weigh about `sample_bytes`.
 
-    Raises ValueError where reading their rows would take more than `read_bytes`, because they lie
+    Raises ValueError if reading their rows would take more than `read_bytes`, because they lie
     in too many row groups.
     """
     row_bytes = max(_row_bytes(table, facts), 1.0)
@@ -97,9 +97,9 @@ def plan_sample(
     touched = _read_share(groups[drawn], facts)
     if touched * facts.compressed_bytes > read_bytes:
         raise ValueError(
-            f"{table.name}: a sample of {num_users} users reads about {touched * facts.compressed_bytes / 1e9:,.1f} GB, "
-            f"because their rows lie in {touched:.0%} of {len(facts.row_groups):,} row groups; {read_bytes / 1e9:,.1f} GB are "
-            "allowed. Allow more, or audit some of the files (one day)"
+            f"{table.name}: a sample of {num_users} users reads about {touched * facts.compressed_bytes / 1e9:,.1f} "
+            f"GB, because their rows lie in {touched:.0%} of {len(facts.row_groups):,} row groups; "
+            f"{read_bytes / 1e9:,.1f} GB are allowed. Allow more, or audit some of the files (one day)"
         )
     is_whole = num_users == len(users) and index.rate == 1
     single_rows = min(SINGLE_ROWS_BYTES / row_bytes, MAX_SAMPLE_ROWS)

@@ -109,7 +109,8 @@ def check_keys(table: TableFiles, keys: KeyColumns) -> None:
         absent = [file.path for file in table.files if name not in file.leaf_in_file]
         if absent:
             raise ValueError(
-                f"{table.name}: key column {name} required in every file, not found in {absent[0]} ({len(absent)} such files)"
+                f"{table.name}: key column {name} required in every file, not found in {absent[0]} ({len(absent)} such "
+                "files)"
             )
         try:
             kind = leaves[name].type
@@ -124,7 +125,7 @@ def scan_keys(
     keys: KeyColumns,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RequestIndex:
-    """Read the keys of every row. Raises ValueError where no row has a whole key."""
+    """Read the keys of every row. Raises ValueError if no row has a whole key."""
     kept = {name: np.zeros(0, kind) for name, kind in zip(_FIELDS, _TYPES)}
     pending: list[dict[str, np.ndarray]] = []
     num_pending = null_rows = done_rows = request_runs = user_runs = 0

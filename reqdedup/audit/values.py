@@ -83,7 +83,7 @@ class SampleColumn:
         self.null_elements = 0
 
     def add(self, array: pa.Array | None, num_rows: int) -> None:
-        """Append the values of `num_rows` rows; None where the file does not have the column."""
+        """Append the values of `num_rows` rows; None if the file does not have the column."""
         if array is None:
             if self._store is None:
                 self._parts.append(pa.nulls(num_rows, self.leaf.type))

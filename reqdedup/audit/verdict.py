@@ -18,13 +18,19 @@ def verdict(
     best = next(layout for layout in layouts if layout.layout == BY_REQUEST)
     today = table.compressed_bytes
     if best.ratio < 1.1 and not step.is_worth_it:
-        first = f"{format_bytes(today)} today; no layout makes it much smaller: {format_bytes(best.bytes)} as BY_REQUEST ({format_ratio(best)})."
+        first = (
+            f"{format_bytes(today)} today; no layout makes it much smaller: {format_bytes(best.bytes)} as BY_REQUEST "
+            f"({format_ratio(best)})."
+        )
     else:
         first = f"{format_bytes(today)} today, {format_bytes(best.bytes)} as BY_REQUEST ({format_ratio(best)})."
     if step.is_worth_it:
         best_bytes = min(step.bytes, step.one_limit_bytes)
         how = "" if best_bytes == step.bytes else " with the dictionary limit below"
-        second = f"Cheapest step: {' + '.join(step.changes)} -> {format_bytes(best_bytes)} ({today / max(best_bytes, 1):.3g}x){how}, readable by any engine."
+        second = (
+            f"Cheapest step: {' + '.join(step.changes)} -> {format_bytes(best_bytes)} "
+            f"({today / max(best_bytes, 1):.3g}x){how}, readable by any engine."
+        )
     else:
         second = f"Plain columns cannot do much better: {format_bytes(step.bytes)} sorted, with large pages and zstd."
     why = [

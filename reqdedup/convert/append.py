@@ -18,13 +18,13 @@ from reqdedup.schema import Column, EngagementSchema, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
 from reqdedup.storage.iceberg.changes import check_one_spec
-from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, Layout, table_buckets, table_layout
+from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, PROMOTIONS, Layout, table_buckets, table_layout
 
-WIDER = {("int32", "int64"), ("float32", "float64"), ("bool", "int32")}
+WIDER = {*PROMOTIONS, ("bool", "int32")}
 
 
 def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, num_buckets: int | None) -> Table:
-    """The table. Raises ValueError where there is none of ours, or one of another layout or bucket count than given."""
+    """The table. Raises ValueError if there is none of ours, or one of another layout or bucket count than given."""
     try:
         table = catalog.load_table(identifier)
     except (NoSuchTableError, NoSuchNamespaceError):
@@ -33,7 +33,8 @@ def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, nu
         ) from None
     if LAYOUT_PROPERTY not in table.properties:
         raise ValueError(
-            f"{identifier}: a table that reqdedup made required to append to, found another one; convert it into a new table first"
+            f"{identifier}: a table that reqdedup made required to append to, found another one; convert it into a new "
+            "table first"
         )
     found, buckets = table_layout(table), table_buckets(table)
     if layout not in (None, found):
@@ -42,8 +43,8 @@ def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, nu
         )
     if num_buckets not in (None, buckets):
         raise ValueError(
-            f"{identifier}: its {buckets or 'no'} buckets required by an append, found {num_buckets}; leave the number out, or "
-            "change it with `reqdedup rebucket`"
+            f"{identifier}: its {buckets or 'no'} buckets required by an append, found {num_buckets}; leave the number "
+            "out, or change it with `reqdedup rebucket`"
         )
     check_one_spec(table, "an append")
     return table
@@ -90,8 +91,9 @@ def in_table_order(
             differs.append(f"{column.name} is {target.column.doc}, there {column.doc}")
     if differs:
         raise ValueError(
-            f"{source.name}: the columns of {'.'.join(table.name())} required by an append, found: {'; '.join(differs)}. Name "
-            "the columns as when the table was made, exclude those that it has not (--exclude), or convert into a new table"
+            f"{source.name}: the columns of {'.'.join(table.name())} required by an append, found: "
+            f"{'; '.join(differs)}. Name the columns as when the table was made, exclude those that it has not "
+            "(--exclude), or convert into a new table"
         )
     return tuple(replace(by_name[column.name], column=column) for column in schema.columns)
 

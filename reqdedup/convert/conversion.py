@@ -122,7 +122,7 @@ def convert_table(
     is appended twice is there twice.  spill_dir: for temporary files, which take the deduplicated rows.
     Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with
     the request that shows it), for nulls in keys, for times of history events in another unit than said, and where the
-    new table is there already; with append where columns differ from the table's. ConflictError where another writer
+    new table is there already; with append if columns differ from the table's. ConflictError if another writer
     changed the table in a way that the rows cannot be put on top of. Then no table is new or changed.
     """
     started = time.monotonic()
@@ -171,7 +171,8 @@ def convert_table(
         notes.append(f"left out, nested too deep: {', '.join(rows.skipped)}")
     if converter.null_lists:
         notes.append(
-            f"{converter.null_lists:,} null lists became empty ones, since a sequence cannot be null; all else is as it was"
+            f"{converter.null_lists:,} null lists became empty ones, since a sequence cannot be null; all else is as "
+            "it was"
         )
     return ConvertReport(
         table=identifier,
@@ -227,8 +228,9 @@ def _write(
         checksum = content_checksum(FileSource(paths, converter.schema, io=table.io, merge_pieces=False))
         if checksum != converter.checksum.so_far:
             raise IntegrityError(
-                f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}, {converter.compared_with}), "
-                f"found {checksum}; nothing was committed. This is a defect of the conversion: report it"
+                f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}, "
+                f"{converter.compared_with}), found {checksum}; nothing was committed. This is a defect of the "
+                "conversion: report it"
             )
         files.commit(replace=replace, properties={OPERATION: "convert"})
         return _Written(files.data_files, num_requests)
@@ -243,8 +245,8 @@ def _notes_on_models(columns: Sequence[TargetColumn]) -> list[str]:
         return [f"models need a sequence of item ids, {HISTORY_ITEM_ID}; these columns have none"]
     likely = next((name for name in ids if "item" in name.lower()), ids[0])
     return [
-        f"models need {HISTORY_ITEM_ID}, the item ids of the user's history; if {likely} has them, convert with --rename "
-        f"{likely}={HISTORY_ITEM_ID}"
+        f"models need {HISTORY_ITEM_ID}, the item ids of the user's history; if {likely} has them, convert with "
+        f"--rename {likely}={HISTORY_ITEM_ID}"
     ]
 
 
@@ -257,7 +259,8 @@ def _check_new(catalog: Catalog, identifier: str) -> Table | None:
         return None
     if LAYOUT_PROPERTY not in table.properties or table.metadata.snapshots:
         raise ValueError(
-            f"{identifier}: a new table required, found one; append to it (--append), choose another name, or drop it first"
+            f"{identifier}: a new table required, found one; append to it (--append), choose another name, or drop it "
+            "first"
         )
     return table
 

@@ -85,10 +85,11 @@ def find_levels(
             if found.level == NEARLY_REQUEST:
                 if values.is_list:
                     raise ValueError(
-                        f"{source.name}: column {name}: lists that are the same on all rows of a request required, found ones that "
-                        f"differ in {found.broken_requests} of {found.checked_requests} requests ({found.example}); are {mapping.user} "
-                        f"the user (--user), {', '.join(mapping.request_names)} the request (--request) and {mapping.item} the item "
-                        "(--item)? Otherwise put it right in the source, or exclude it (--exclude)"
+                        f"{source.name}: column {name}: lists that are the same on all rows of a request required, "
+                        f"found ones that differ in {found.broken_requests} of {found.checked_requests} requests "
+                        f"({found.example}); are {mapping.user} the user (--user), {', '.join(mapping.request_names)} "
+                        f"the request (--request) and {mapping.item} the item (--item)? Otherwise put it right in the "
+                        "source, or exclude it (--exclude)"
                     )
                 notes.append(f"{name} is kept per row: it differs in {found.broken_requests} requests of the sample")
             is_request = found.level in (REQUEST, UNKNOWN) and not (found.is_constant and not values.is_list)

@@ -118,7 +118,8 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
             continue
         hint = ", nested too deep or without a type" if name in source.skipped else ""
         raise ValueError(
-            f"{source.name}: column {name} required{hint}, found {', '.join(source.leaves)}; name a column that is there"
+            f"{source.name}: column {name} required{hint}, found {', '.join(source.leaves)}; name a column that is "
+            "there"
         )
     fixed = {mapping.user: USER_ID, mapping.item: ITEM_ID, mapping.time: REQUEST_TS}
     if len(mapping.request_names) == 1:
@@ -135,14 +136,16 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{source.name}: key columns of whole numbers, strings or UUIDs required, found {', '.join(wrong)}; cast them in the source"
+            f"{source.name}: key columns of whole numbers, strings or UUIDs required, found {', '.join(wrong)}; cast "
+            "them in the source"
         )
     leaf = source.leaves[mapping.time]
     is_time = pa.types.is_timestamp(leaf.type) or pa.types.is_date(leaf.type)
     if leaf.shape is not Shape.SCALAR or not (is_time or (pa.types.is_integer(leaf.type) and mapping.time_unit)):
         raise ValueError(
-            f"{source.name}: time column {mapping.time} of timestamps required, or of whole numbers and their unit, found "
-            f"{leaf.shape.value} {leaf.type}{'' if mapping.time_unit else ' and no unit; name it with time_unit (--time-unit)'}"
+            f"{source.name}: time column {mapping.time} of timestamps required, or of whole numbers and their unit, "
+            f"found {leaf.shape.value} "
+            f"{leaf.type}{'' if mapping.time_unit else ' and no unit; name it with time_unit (--time-unit)'}"
         )
 
 
@@ -176,13 +179,13 @@ def plan_columns(
         other = by_name.setdefault(target.column.name, target)
         if other is not target:
             raise ValueError(
-                f"{source.name}: one target column per name required, found {target.column.name} for {other.sources[0]} and for "
-                f"{target.sources[0]}; rename or exclude one of them"
+                f"{source.name}: one target column per name required, found {target.column.name} for "
+                f"{other.sources[0]} and for {target.sources[0]}; rename or exclude one of them"
             )
     if mapping.history_time_unit and not any(target.conversion is Conversion.HISTORY_TIME for target in columns):
         raise ValueError(
-            f"{source.name}: history_time_unit is of lists that are named {HISTORY_TS}, found none; name the lists of times with "
-            f"rename (--rename COLUMN={HISTORY_TS}), or leave the unit out"
+            f"{source.name}: history_time_unit is of lists that are named {HISTORY_TS}, found none; name the lists of "
+            f"times with rename (--rename COLUMN={HISTORY_TS}), or leave the unit out"
         )
     return tuple(columns)
 
@@ -230,8 +233,8 @@ def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level,
     if is_list and level is not Level.REQUEST:
         raise ValueError(
             f"column {leaf.name}: lists that are the same on all rows of a request required, found one that "
-            f"differs; are --request and --item right? Otherwise exclude it (--exclude), or give its level as request (--level "
-            f"{leaf.name}=request) if the sample misled"
+            "differs; are --request and --item right? Otherwise exclude it (--exclude), or give its level as request "
+            f"(--level {leaf.name}=request) if the sample misled"
         )
     conversion = Conversion.HASH if is_id else Conversion.TIME if dtype == "timestamp" else Conversion.PLAIN
     if is_history_time:
@@ -249,7 +252,7 @@ def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level,
 
 
 def scalar_type(kind: pa.DataType) -> str | None:
-    """The smallest type of SCALAR_TYPES that holds every value of an Arrow type; None where none does."""
+    """The smallest type of SCALAR_TYPES that holds every value of an Arrow type; None if none does."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_boolean(kind):

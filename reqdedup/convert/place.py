@@ -38,8 +38,8 @@ def in_source(error: RequestValuesError, converter: Converter) -> ValueError:
         first = first or (values[0], place)
         if repr(values[0]) != repr(first[0]):
             return ValueError(
-                f"column {name}: one value per request required, found {_short(first[0])} ({first[1]}) and {_short(values[0])} "
-                f"({place}) in {who}; {_advice(targets[0])}"
+                f"column {name}: one value per request required, found {_short(first[0])} ({first[1]}) and "
+                f"{_short(values[0])} ({place}) in {who}; {_advice(targets[0])}"
             )
     return error
 

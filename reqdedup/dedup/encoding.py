@@ -101,7 +101,7 @@ def blobs_from_numpy(values: np.ndarray, offsets: np.ndarray) -> pa.BinaryArray:
     """Blobs of a packed numeric array, `len(offsets) - 1` of them, without copying the values.
 
     values: [T] numbers of 4 or 8 bytes, little-endian; offsets: [N + 1] in elements, offsets[0] == 0.
-    Raises ValueError where the bytes pass MAX_BINARY_BYTES: make smaller batches.
+    Raises ValueError if the bytes pass MAX_BINARY_BYTES: make smaller batches.
     """
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     end_bytes = int(offsets[-1]) * values.itemsize
@@ -198,7 +198,7 @@ def sequence_lengths(array: pa.DictionaryArray, column: Column) -> np.ndarray:
 
 
 def check_deduplicated(batch: pa.RecordBatch, schema: EngagementSchema) -> None:
-    """Raise ValueError where `batch` is not a deduplicated batch of `schema`, naming the first column that differs."""
+    """Raise ValueError if `batch` is not a deduplicated batch of `schema`, naming the first column that differs."""
     if not isinstance(batch, pa.RecordBatch):
         raise ValueError(
             f"batch: a pa.RecordBatch required, found {type(batch).__name__}; of a table, its to_batches()"
@@ -222,5 +222,6 @@ def check_deduplicated(batch: pa.RecordBatch, schema: EngagementSchema) -> None:
             lengths = sequence_lengths(batch.column(column.name), column)
             if np.any(lengths != column.width):
                 raise ValueError(
-                    f"batch: column {column.name} must have {column.width} elements a row, found {sorted(set(lengths))[:5]}"
+                    f"batch: column {column.name} must have {column.width} elements a row, found "
+                    f"{sorted(set(lengths))[:5]}"
                 )

@@ -30,7 +30,7 @@ def newest_events(time_ms: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def digits_off(newest_ms: np.ndarray, request_ms: np.ndarray) -> float | None:
-    """Median of log10(newest event / request), [N] int64 both; None where no pair has two real times."""
+    """Median of log10(newest event / request), [N] int64 both; None if no pair has two real times."""
     known = (newest_ms > 0) & (request_ms > MIN_REQUEST_MS)
     if not known.any():
         return None
@@ -38,7 +38,7 @@ def digits_off(newest_ms: np.ndarray, request_ms: np.ndarray) -> float | None:
 
 
 def check_history_times(newest_ms: np.ndarray, request_ms: np.ndarray, *, what: str, unit: str, todo: str) -> bool:
-    """Whether there were times to judge by. Raises ValueError where history events are implausibly far from requests.
+    """Whether there were times to judge by. Raises ValueError if history events are implausibly far from requests.
 
     newest_ms, request_ms: of each request, [N] int64.  what: the column, for the error.  unit: in which the values were
     read.  todo: what to do, with {unit} for the unit that they seem to be in.
@@ -55,6 +55,6 @@ def check_history_times(newest_ms: np.ndarray, request_ms: np.ndarray, *, what: 
     known = (newest_ms > 0) & (request_ms > MIN_REQUEST_MS)
     newest, request = (int(np.median(values[known])) for values in (newest_ms, request_ms))
     raise ValueError(
-        f"{what}: times of events in {unit} since 1970 required, found {found} (in the median the newest event of a request is "
-        f"read as {newest:,} ms, the request as {request:,} ms); {todo.format(unit=seems or 'UNIT')}"
+        f"{what}: times of events in {unit} since 1970 required, found {found} (in the median the newest event of a "
+        f"request is read as {newest:,} ms, the request as {request:,} ms); {todo.format(unit=seems or 'UNIT')}"
     )

@@ -109,7 +109,7 @@ def check_blobs(array: pa.LargeBinaryArray, column: Column) -> None:
 
 
 def check_sequence_lengths(requests: pa.RecordBatch, sequences: Sequence[Column]) -> None:
-    """Raise ValueError where sequences of a request differ in length: they are columns of the same events."""
+    """Raise ValueError if sequences of a request differ in length: they are columns of the same events."""
     if not sequences:
         return
     lengths = [blob_bytes(requests.column(c.name)) // NUMBER_WIDTH_BYTES[c.dtype] for c in sequences]
@@ -118,8 +118,8 @@ def check_sequence_lengths(requests: pa.RecordBatch, sequences: Sequence[Column]
             row = int(np.argmax(found != lengths[0]))
             user, request = (requests.column(key)[row].as_py() for key in (USER_ID, REQUEST_ID))
             raise RequestValuesError(
-                f"request {request} of user {user}: sequences of one length required, found {int(lengths[0][row])} events in "
-                f"{sequences[0].name} and {int(found[row])} in {column.name}",
+                f"request {request} of user {user}: sequences of one length required, found {int(lengths[0][row])} "
+                f"events in {sequences[0].name} and {int(found[row])} in {column.name}",
                 columns=(sequences[0].name, column.name),
                 user_id=user,
                 request_id=request,

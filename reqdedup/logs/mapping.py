@@ -93,7 +93,8 @@ class LabelRule:
     def __post_init__(self) -> None:
         if not self.lowest <= self.highest:
             raise ValueError(
-                f"mapping: label {self.name}: a range from low to high required, found {self.lowest:g} to {self.highest:g}"
+                f"mapping: label {self.name}: a range from low to high required, found {self.lowest:g} to "
+                f"{self.highest:g}"
             )
         if self.value is not None and not -(2**31) <= self.value < 2**31:
             raise ValueError(f"mapping: label {self.name}: a value of 32 bits required, found {self.value}")

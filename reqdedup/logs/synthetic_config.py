@@ -98,8 +98,8 @@ class SyntheticLogConfig:
                 )
         if not 2 * self.max_fan_out <= self.num_items < 2**31:
             raise ValueError(
-                f"num_items: at least twice max_fan_out = {self.max_fan_out} and below 2^31 required, so that a request "
-                f"has distinct candidates, found {self.num_items}"
+                f"num_items: at least twice max_fan_out = {self.max_fan_out} and below 2^31 required, so that a "
+                f"request has distinct candidates, found {self.num_items}"
             )
         if not 0 < self.median_history <= self.p90_history or self.history_scale <= 0 or self.account_days <= 0:
             raise ValueError("0 < median_history <= p90_history, history_scale > 0 and account_days > 0 required")

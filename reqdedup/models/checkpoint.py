@@ -44,7 +44,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if a disk is full
         unfinished.unlink(missing_ok=True)
         raise OSError(
-            f"{path}: the checkpoint could not be written ({error}); the one before it is untouched: make room and resume"
+            f"{path}: the checkpoint could not be written ({error}); the one before it is untouched: make room and "
+            "resume"
         ) from error
     except BaseException:
         unfinished.unlink(missing_ok=True)

@@ -130,8 +130,8 @@ def inputs_of(schema: EngagementSchema, *, exclude: Iterable[str], numbers: Iter
     """The input fields of a ModelConfig from the columns of a log."""
     if HISTORY_ITEM_ID not in schema:
         raise ValueError(
-            f"a model needs the sequence column {HISTORY_ITEM_ID}; the log has {', '.join(schema.names)}. Where one of these "
-            f"holds the item ids of the history, convert the log with --rename COLUMN={HISTORY_ITEM_ID}"
+            f"a model needs the sequence column {HISTORY_ITEM_ID}; the log has {', '.join(schema.names)}. Where one of "
+            f"these holds the item ids of the history, convert the log with --rename COLUMN={HISTORY_ITEM_ID}"
         )
     left_out, counts = {*exclude, *_NO_FEATURE}, set(numbers)
     request = [column for column in schema.request_columns if column.name not in left_out]

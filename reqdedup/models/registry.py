@@ -44,8 +44,8 @@ def name_of(config: ModelConfig) -> str:
         if kind.config is type(config):
             return name
     raise ValueError(
-        f"a configuration of one of the models {', '.join(MODELS)} required, found {type(config).__name__}; add its kind to "
-        "reqdedup.models.registry"
+        f"a configuration of one of the models {', '.join(MODELS)} required, found {type(config).__name__}; add its "
+        "kind to reqdedup.models.registry"
     )
 
 

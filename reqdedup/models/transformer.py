@@ -186,14 +186,14 @@ class HistoryTransformer(nn.Module):
         cannot read so many events."""
         if not self.is_causal or self.positions.from_end:
             raise ValueError(
-                "append: causal attention and positions counted from the start required, else keys and values of a history "
-                "change when it grows; found others in the configuration"
+                "append: causal attention and positions counted from the start required, else keys and values of a "
+                "history change when it grows; found others in the configuration"
             )
         self._check_length(length)
 
     def _check_length(self, longest: int) -> None:
         if self.positions.table is not None and longest > self.max_history:
             raise ValueError(
-                f"learned positions: histories of at most max_history = {self.max_history} events required, found {longest}; "
-                f"cut them in the loader or configure more, or rope"
+                f"learned positions: histories of at most max_history = {self.max_history} events required, found "
+                f"{longest}; cut them in the loader or configure more, or rope"
             )

@@ -58,7 +58,7 @@ class Rectangle:
 
     @cached_property
     def valid(self) -> torch.Tensor:
-        """True where the cell holds a token, [N, S] bool."""
+        """True if the cell holds a token, [N, S] bool."""
         length = torch.tensor(self.lengths, device=self.device)
         return torch.arange(self.shape[1], device=self.device) < length[:, None]
 

@@ -131,8 +131,8 @@ def check_same_run(path: Path, state: Mapping[str, Any], config: TrainingConfig,
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             raise ValueError(
-                f"{path}: resuming needs the configuration and snapshot of the checkpoint, {name} = {then.get(name)!r}, "
-                f"found {now.get(name)!r}; train into a new directory, or pass the same ones"
+                f"{path}: resuming needs the configuration and snapshot of the checkpoint, {name} = "
+                f"{then.get(name)!r}, found {now.get(name)!r}; train into a new directory, or pass the same ones"
             )
 
 

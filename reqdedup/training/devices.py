@@ -37,8 +37,8 @@ def device_of_rank(device: DeviceKind, rank: int, world_size: int) -> torch.devi
     local_rank = dist.get_node_local_rank(fallback_rank=rank) if world_size > 1 else 0
     if local_rank >= found:
         raise ValueError(
-            f"training on {device}: a GPU for each rank of this machine required, found {found} for rank {local_rank} of "
-            f"{world_size}; set world_size to the number of GPUs, or device='cpu'"
+            f"training on {device}: a GPU for each rank of this machine required, found {found} for rank {local_rank} "
+            f"of {world_size}; set world_size to the number of GPUs, or device='cpu'"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

@@ -158,13 +158,15 @@ class RequestLoader:
         if state.get("format") != STATE_FORMAT or "order" not in state:
             its = repr(state["format"]) if "format" in state else "none, as version 0.1.0 wrote it"
             raise ValueError(
-                f"loader state: format {STATE_FORMAT} required, found {its}; it does not say what its batches depend on, so begin the epoch anew"
+                f"loader state: format {STATE_FORMAT} required, found {its}; it does not say what its batches depend "
+                "on, so begin the epoch anew"
             )
         order = self._order()
         if order["source"] is None:
             raise ValueError(
-                f"loader state: a source with fingerprint() required to continue, found {type(self.source).__name__} without, so "
-                "nothing shows that the same rows would follow; write it to a table, or begin the epoch anew"
+                f"loader state: a source with fingerprint() required to continue, found {type(self.source).__name__} "
+                "without, so nothing shows that the same rows would follow; write it to a table, or begin the epoch "
+                "anew"
             )
         for name in sorted(order.keys() | state["order"].keys()):
             wanted, found = state["order"].get(name), order.get(name)

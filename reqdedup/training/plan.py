@@ -62,8 +62,8 @@ def source_for_ranks(source: Source) -> Source:
         pickle.dumps(source)
     except Exception as error:
         raise ValueError(
-            f"train: a source that other processes can open required, found {type(source).__name__} ({error}); write it "
-            "to a table and train on TableSource(table)"
+            f"train: a source that other processes can open required, found {type(source).__name__} ({error}); write "
+            "it to a table and train on TableSource(table)"
         ) from error
     return source
 

@@ -197,8 +197,8 @@ class _RankRun:
         self.result.training_s = time.monotonic() - started
         if self.num_barren_steps and self.rank == 0:
             warnings.warn(
-                f"training: {self.num_barren_steps} of {self.result.steps} steps had no loss term (no known label, or no legal "
-                "negative): their loss is 0 and taught nothing; shuffle, or take more requests per step",
+                f"training: {self.num_barren_steps} of {self.result.steps} steps had no loss term (no known label, or "
+                "no legal negative): their loss is 0 and taught nothing; shuffle, or take more requests per step",
                 stacklevel=2,
             )
         self.result.epochs = self.loader.epoch
@@ -225,8 +225,9 @@ class _RankRun:
                 and self.result.steps - steps_before == self.num_barren_steps - barren_before
             ):
                 raise ValueError(
-                    f"training: a loss term in at least one of the {self.result.steps - steps_before} steps of an epoch required, "
-                    "found none (no known label, or no legal negative in any batch); shuffle, or take more requests per step"
+                    f"training: a loss term in at least one of the {self.result.steps - steps_before} steps of an "
+                    "epoch required, found none (no known label, or no legal negative in any batch); shuffle, or take "
+                    "more requests per step"
                 )
             if self.result.steps == steps_before and self.loader.epoch > 1:
                 raise ValueError(
@@ -254,8 +255,9 @@ class _RankRun:
         self.num_barren_steps += not num_global_terms
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"{self.config.task}: the loss became {loss} at step {self.result.steps + 1}; {self.last_checkpoint()}. "
-                "Lower the learning rate, or look for extreme values in the request's numbers"
+                f"{self.config.task}: the loss became {loss} at step {self.result.steps + 1}; "
+                f"{self.last_checkpoint()}. Lower the learning rate, or look for extreme values in the request's "
+                "numbers"
             )
         scale_for_mean_over_ranks(loss_sum, num_global_terms, self.world_size).backward()
         self.optimizer.step()

@@ -103,17 +103,19 @@ class Survey:
         known = {name: self.num_known.get(name, 0) for name in self.labels}
         if not any(known.values()):
             raise ValueError(
-                f"training: a value of one of the labels {', '.join(self.labels)} required, found none in the {self.num_rows:,} rows "
-                "of the training users; choose other labels"
+                f"training: a value of one of the labels {', '.join(self.labels)} required, found none in the "
+                f"{self.num_rows:,} rows of the training users; choose other labels"
             )
         for name, count in known.items():
             if not count:
                 _warn(
-                    f"label {name} is missing in all {self.num_rows:,} rows of the training users: its logit learns nothing"
+                    f"label {name} is missing in all {self.num_rows:,} rows of the training users: its logit learns "
+                    "nothing"
                 )
             elif self.sum_known[name] in (0.0, count):
                 _warn(
-                    f"label {name} is {int(self.sum_known[name] > 0)} in all {count:,} rows that have it: nothing to tell apart"
+                    f"label {name} is {int(self.sum_known[name] > 0)} in all {count:,} rows that have it: nothing to "
+                    "tell apart"
                 )
 
     def check_contrast(self, num_items: int, *, mask_same_user: bool) -> None:
@@ -135,8 +137,8 @@ class Survey:
             if name in self.faults:
                 fault, more = self.faults[name], self.num_faults[name] - 1
                 raise ValueError(
-                    f"training: {required} required in {name}, found {fault.value:g} in request {fault.request_id} of user "
-                    f"{fault.user_id}{f' and {more:,} more' if more else ''}; {advice}"
+                    f"training: {required} required in {name}, found {fault.value:g} in request {fault.request_id} of "
+                    f"user {fault.user_id}{f' and {more:,} more' if more else ''}; {advice}"
                 )
 
     def _look(self, batch: RequestBatch) -> None:

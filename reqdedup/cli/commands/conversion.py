@@ -35,9 +35,10 @@ column_option = partial(option, heading="columns (a file says the same, options 
 
 @subcommand(
     help="rewrite a table that you already have into a layout",
-    description="Make a new table, or with --append add to one, from Parquet files or an Iceberg table, which are only read. "
-    "Levels of columns are taken from a sample where they are not given; every row is checked, and nothing is visible before "
-    "both sides have the same checksum. Columns inside structs are named with dots. See docs/convert.md.",
+    description="Make a new table, or with --append add to one, from Parquet files or an Iceberg table, which are only "
+    "read. Levels of columns are taken from a sample where they are not given; every row is checked, and nothing is "
+    "visible before both sides have the same checksum. Columns inside structs are named with dots. See "
+    "docs/convert.md.",
     examples=[
         "reqdedup convert data/impressions --table lake.engagements --user user_id --request request_id \\\n"
         "      --item item_id --time ts --time-unit ms --label clicked",

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     "delete-user",
     help="delete users from every table, feature table and rejected row",
     description="Rewrite the files that hold the users, and no other, without them: engagement tables of any layout, "
-    "feature tables, and the texts of rejected rows. Old snapshots hold the users until they expire; --erase expires them "
-    "at once, so that no byte is left on disk. Tables that could not be searched are named.",
+    "feature tables, and the texts of rejected rows. Old snapshots hold the users until they expire; --erase expires "
+    "them at once, so that no byte is left on disk. Tables that could not be searched are named.",
     examples=[
         "reqdedup delete-user 4711 --namespace movies",
         "reqdedup delete-user --key U13740 --namespace news --apply --erase --drop-refs",

@@ -104,7 +104,8 @@ def drop(arguments: Options) -> int:
         print_json({"table": arguments.table, **said})
         return 0
     say(
-        f"{arguments.table}: {arguments.name} (snapshot {staged.snapshot_id}) {'gone' if arguments.apply else 'would go'}"
+        f"{arguments.table}: {arguments.name} (snapshot {staged.snapshot_id}) "
+        f"{'gone' if arguments.apply else 'would go'}"
     )
     if not arguments.apply:
         say("nothing was changed: --apply does it")
@@ -164,7 +165,8 @@ def realign(arguments: Options) -> int:
         print_json({"table": arguments.table, **vars(report)})
     else:
         say(
-            f"{arguments.table}: {report.requests:,} requests in {counted(report.files, 'file')}, {format_bytes(report.bytes)}"
+            f"{arguments.table}: {report.requests:,} requests in {counted(report.files, 'file')}, "
+            f"{format_bytes(report.bytes)}"
         )
     return 0
 
@@ -199,8 +201,9 @@ def promote(arguments: Options) -> int:
         print_json({"table": arguments.table, **vars(report), "checksum": str(report.checksum)})
     else:
         say(
-            f"{arguments.table}: {counted(len(report.columns), 'new column')} ({', '.join(report.columns)}); {report.rows:,} rows, "
-            f"{format_bytes(report.old_bytes)} became {format_bytes(report.bytes)}, {report.seconds:.1f} s"
+            f"{arguments.table}: {counted(len(report.columns), 'new column')} ({', '.join(report.columns)}); "
+            f"{report.rows:,} rows, {format_bytes(report.old_bytes)} became {format_bytes(report.bytes)}, "
+            f"{report.seconds:.1f} s"
         )
     return 0
 

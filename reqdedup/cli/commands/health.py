@@ -16,9 +16,9 @@ SHOWN_BUCKETS = 20
 
 @subcommand(
     help="files, small files and skew of tables, and what to do about them",
-    description="Per bucket (or day): files, small ones, rows, bytes, users, the largest user; the bucket count that fits "
-    "the table's size; and what to do, most pressing first. It changes nothing. With --requests it fails if rows of one "
-    "request differ in a request-level column. See docs/maintenance.md.",
+    description="Per bucket (or day): files, small ones, rows, bytes, users, the largest user; the bucket count that "
+    "fits the table's size; and what to do, most pressing first. It changes nothing. With --requests it fails if rows "
+    "of one request differ in a request-level column. See docs/maintenance.md.",
     examples=[
         "reqdedup health --table movies.engagements_by_request",
         "reqdedup health --table a.b --no-users --json",
@@ -51,14 +51,15 @@ def format_health(health: TableHealth, choice: BucketChoice | None) -> str:
     """The figures of the table, those of its buckets (the worst where there are many), then what to do."""
     users = "" if health.users is None else f", {counted(health.users, 'user')}"
     lines = [
-        f"{health.table} ({health.layout.value}): {counted(health.rows, 'row')}{users}, {format_bytes(health.bytes)} in "
-        f"{counted(health.files, 'file')}, {health.small_files:,} small; {counted(health.snapshots, 'snapshot')}, "
+        f"{health.table} ({health.layout.value}): {counted(health.rows, 'row')}{users}, {format_bytes(health.bytes)} "
+        f"in {counted(health.files, 'file')}, {health.small_files:,} small; {counted(health.snapshots, 'snapshot')}, "
         f"{counted(health.manifests, 'manifest')}"
     ]
     if health.num_buckets and choice is not None:
         skew = "" if health.skew is None else f", the largest {health.skew:.1f} times the mean"
         lines.append(
-            f"  {counted(health.num_buckets, 'bucket')}{skew}; for this size {choice.num_buckets:,} fit ({choice.reason})"
+            f"  {counted(health.num_buckets, 'bucket')}{skew}; for this size {choice.num_buckets:,} fit "
+            f"({choice.reason})"
         )
     if health.requests_agree is not None and health.requests_agree.ok:
         lines.append(f"  requests agree: {health.requests_agree.detail}")

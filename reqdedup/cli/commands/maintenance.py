@@ -33,9 +33,9 @@ SHOWN_FILES = 10
 
 @subcommand(
     help="make the files that appends left into those of one write",
-    description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified by "
-    "checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit per bucket: a run that "
-    "was ended goes on where it was.",
+    description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified "
+    "by checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit per bucket: a run "
+    "that was ended goes on where it was.",
     examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
 )
 @tables_option()
@@ -68,8 +68,8 @@ def compact(arguments: Options) -> int:
             say(f"{name}: nothing to do, {report.left_alone:,} of {counted(report.left_alone, parts[name])} compact")
             continue
         say(
-            f"{name}: {counted(len(report.buckets), parts[name])} rewritten, {report.left_alone:,} left alone; {report.rows:,} rows, "
-            f"{counted(report.old_files, 'file')} ({format_bytes(report.old_bytes)}) became "
+            f"{name}: {counted(len(report.buckets), parts[name])} rewritten, {report.left_alone:,} left alone; "
+            f"{report.rows:,} rows, {counted(report.old_files, 'file')} ({format_bytes(report.old_bytes)}) became "
             f"{counted(report.files, 'file')} ({format_bytes(report.bytes)}). The old ones go with `reqdedup expire`"
         )
     return 0

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @subcommand(
     help="bytes of tables per column, against the control and the limit",
-    description="Compare the physical forms of the same log, per column: bytes, ratio to the shuffled control, and the part "
-    "of the store-once limit that is reached. Read from the footers of each snapshot's own files.",
+    description="Compare the physical forms of the same log, per column: bytes, ratio to the shuffled control, and the "
+    "part of the store-once limit that is reached. Read from the footers of each snapshot's own files.",
     examples=["reqdedup report --table movies.engagements_shuffled --table movies.engagements_by_request"],
 )
 @tables_option()
@@ -38,8 +38,8 @@ def report(arguments: Options) -> int:
 @subcommand(
     help="what a table that you already have would save, and what to set",
     description="How often each column of a table repeats within a request, what that costs today and in each layout "
-    "(estimated from a sample of whole users, with the error), the likely causes, and the properties to set. Any Iceberg "
-    "table, or Parquet files; changes nothing. See docs/audit.md.",
+    "(estimated from a sample of whole users, with the error), the likely causes, and the properties to set. Any "
+    "Iceberg table, or Parquet files; changes nothing. See docs/audit.md.",
     examples=["reqdedup audit data/impressions --request-key request_id --user-key user_id"],
 )
 @click.argument("files", nargs=-1, metavar="[PATH]...")

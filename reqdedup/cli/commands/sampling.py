@@ -37,8 +37,8 @@ PER_STRATUM = "for all strata, or STRATUM=NUMBER ('*' for all others); repeat it
 
 @subcommand(
     help="draw whole users of a table, per stratum",
-    description="Users are drawn by a hash of their id: the same in every run, and nested in every larger sample of the "
-    "same seed. Without --to nothing is written and the report alone is printed: users, requests, rows and their "
+    description="Users are drawn by a hash of their id: the same in every run, and nested in every larger sample of "
+    "the same seed. Without --to nothing is written and the report alone is printed: users, requests, rows and their "
     "concentration before and after. Files without sampled users are not read.",
     examples=[
         "reqdedup sample --table movies.engagements --rate 0.1",

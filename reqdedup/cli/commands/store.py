@@ -44,8 +44,8 @@ def fill(arguments: Options) -> int:
     say(f"{path}: {users} ({', '.join(said)}), {report.num_deleted:,} deleted")
     if report.num_contradicted:
         say(
-            f"{counted(report.num_contradicted, 'timeline')} of the store had other events than the table under the same "
-            f"numbers and became the table's; {counted(report.num_events_dropped, 'later event')} dropped"
+            f"{counted(report.num_contradicted, 'timeline')} of the store had other events than the table under the "
+            f"same numbers and became the table's; {counted(report.num_events_dropped, 'later event')} dropped"
         )
     return 0
 
@@ -75,7 +75,8 @@ def show(arguments: Options) -> int:
             print_json(found)
             return 0
         say(
-            f"{path}: {counted(found['users'], 'user')}, {counted(found['events'], 'event')}, {format_bytes(found['bytes'])}"
+            f"{path}: {counted(found['users'], 'user')}, {counted(found['events'], 'event')}, "
+            f"{format_bytes(found['bytes'])}"
         )
         say(f"columns: {', '.join(f'{name} {dtype}' for name, dtype in found['columns'].items())}")
         for table, snapshot in (found["source"] or {}).items():

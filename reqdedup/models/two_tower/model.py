@@ -85,7 +85,8 @@ class TwoTower(nn.Module):
         """Raises ValueError for a model in training mode."""
         if self.training:
             raise ValueError(
-                "user state and head: a model in evaluation mode required, found one in training mode; call model.eval() once"
+                "user state and head: a model in evaluation mode required, found one in training mode; call "
+                "model.eval() once"
             )
 
     def _states(

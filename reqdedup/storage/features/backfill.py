@@ -171,8 +171,8 @@ class Backfill:
         self._keys = SortedTable(main_table, self._source, REQUEST_KEY)  # two, as each plans for one set of users
         if feature_buckets(self._target) != self._main.num_buckets:
             raise ValueError(
-                f"{'.'.join(side_table.name())}: {self._main.num_buckets} buckets as in {self._main.name} required, found "
-                f"{feature_buckets(side_table)}; replace_feature_table computes it anew in these buckets"
+                f"{'.'.join(side_table.name())}: {self._main.num_buckets} buckets as in {self._main.name} required, "
+                f"found {feature_buckets(side_table)}; replace_feature_table computes it anew in these buckets"
             )
         self._columns = own.features if columns is None else tuple(columns)
         self._added = _added_columns(main_table, side_table, own, self._columns)
@@ -225,7 +225,8 @@ class Backfill:
                     progress(done + 1, len(self.buckets))
             if self._users is not None and self._num_computed == 0:
                 raise ValueError(
-                    f"users: requests in {self._main.name} required, found none of these {len(self._users):,} users there"
+                    f"users: requests in {self._main.name} required, found none of these {len(self._users):,} users "
+                    "there"
                 )
             files.verify(num_rows=num_requests, num_requests=None if by_position else num_requests)
             if before_commit is not None:
@@ -340,7 +341,8 @@ def _check_fills(added: Sequence[Column], side_table: Table) -> None:
     if cannot:
         raise ValueError(
             f"{'.'.join(side_table.name())}: nullable scalars required if columns are added for some users only, since "
-            f"other buckets are not written, found {', '.join(cannot)}; compute for all users, or use a table of its own"
+            f"other buckets are not written, found {', '.join(cannot)}; compute for all users, or use a table of its "
+            "own"
         )
 
 

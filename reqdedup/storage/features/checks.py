@@ -65,8 +65,8 @@ def feature_checks(
     duplicates = counts.duplicate_right_keys + elsewhere.duplicate_right_keys
     wrong = counts.missing_rows + counts.unused_right_keys + duplicates
     said = (
-        f"{counts.left_rows:,} requests in {len(complete)} of {main.num_buckets} buckets: {counts.missing_rows:,} without "
-        f"a row, {counts.unused_right_keys:,} rows of no request, {duplicates:,} rows more than one"
+        f"{counts.left_rows:,} requests in {len(complete)} of {main.num_buckets} buckets: {counts.missing_rows:,} "
+        f"without a row, {counts.unused_right_keys:,} rows of no request, {duplicates:,} rows more than one"
     )
     order = disorder or f"{look.rows:,} rows in ({', '.join(REQUEST_KEY)}) order"
     if not disorder and is_by_position(side_table):
@@ -98,8 +98,8 @@ def features_current(main_table: Table, side_table: Table) -> CheckResult:
         return CheckResult(True, 1, said)
     if had and has and (first_had is None or first_has is None):
         said = (
-            f"{side}: made from snapshot {made_from} of {main}; whether that has had other requests since cannot be told, "
-            f"for snapshots between it and {current} have expired; compute the features again"
+            f"{side}: made from snapshot {made_from} of {main}; whether that has had other requests since cannot be "
+            f"told, for snapshots between it and {current} have expired; compute the features again"
         )
         return CheckResult(False, 1, said)
     said = (

@@ -215,8 +215,8 @@ class _Promotion:
             checksum = f"{after.rows}:{after.checksum:x}"
             if before != after:
                 raise IntegrityError(
-                    f"{self.name}: the old columns of part {unit} unchanged required ({before}), found {after}; nothing "
-                    "was published. This is a defect of the join or the writer: report it"
+                    f"{self.name}: the old columns of part {unit} unchanged required ({before}), found {after}; "
+                    "nothing was published. This is a defect of the join or the writer: report it"
                 )
             files.commit(
                 replace=True,

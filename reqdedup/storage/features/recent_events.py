@@ -45,15 +45,15 @@ class RecentEventCounts:
         if HISTORY_ITEM_ID not in schema:
             raise ValueError(
                 f"recent_event_counts: {HISTORY_TS} or {HISTORY_ITEM_ID} required, found "
-                f"{', '.join(schema.names)}; convert the table with --rename COLUMN={HISTORY_TS}, and --history-time-unit where "
-                "the times are not in milliseconds"
+                f"{', '.join(schema.names)}; convert the table with --rename COLUMN={HISTORY_TS}, and "
+                "--history-time-unit where the times are not in milliseconds"
             )
         return (HISTORY_ITEM_ID,)
 
     def __call__(self, requests: pa.RecordBatch) -> pa.Array:
         """Count of each request, [R] int32, of a batch with one row per request.
 
-        Raises ValueError where the times of events cannot be milliseconds: all counts would be 0.
+        Raises ValueError if the times of events cannot be milliseconds: all counts would be 0.
         """
         if HISTORY_TS not in requests.schema.names:
             history = requests.column(HISTORY_ITEM_ID)

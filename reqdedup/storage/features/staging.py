@@ -136,8 +136,8 @@ class StagedFeature:
         failed = [f"{name}: {result.detail}" for name, result in (self.checks or self.check()).items() if not result.ok]
         if failed:
             raise ValueError(
-                f"{'.'.join(self.side_table.name())}: every check passed required before {self.name!r} is published, found "
-                f"{'; '.join(failed)}. drop() it, or stage it again"
+                f"{'.'.join(self.side_table.name())}: every check passed required before {self.name!r} is published, "
+                f"found {'; '.join(failed)}. drop() it, or stage it again"
             )
         self.side_table.refresh()
         gone = ref_snapshot(self.side_table, self._branch) is None

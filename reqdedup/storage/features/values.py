@@ -58,7 +58,7 @@ def compute_values(
 
 
 def feature_array(values: Any, column: Column, num_requests: int) -> pa.Array:
-    """What a compute function returned, as the deduplicated form of `column`. Raises ValueError where it cannot be."""
+    """What a compute function returned, as the deduplicated form of `column`. Raises ValueError if it cannot be."""
     if values is None:
         raise ValueError(f"feature {column.name}: {num_requests} values required, one per request, found None")
     array = values if isinstance(values, pa.Array) else pa.array(values)

@@ -119,7 +119,7 @@ def reading(path: str) -> Iterator[None]:
 
 
 def read_footer(path: str, stream: Any) -> pq.ParquetFile:
-    """The opened file. Raises ValueError where some of its columns are encrypted under a plain footer.
+    """The opened file. Raises ValueError if some of its columns are encrypted under a plain footer.
 
     pyarrow 26 ends the process when it is asked for the metadata of such a column. A plain footer of an encrypted file
     is followed by a signature, which the length at the end of the file counts and the footer's own does not.
@@ -178,8 +178,9 @@ def united(
             both = same_values(known, column.type)
             if both is None:
                 raise ValueError(
-                    f"{name}: one type per column required, found {column.name} as {known} in {first_file[column.name]} and as "
-                    f"{column.type} in {file.path}; audit files of one schema at a time"
+                    f"{name}: one type per column required, found {column.name} as {known} in "
+                    f"{first_file[column.name]} and as {column.type} in {file.path}; audit files of one schema at a "
+                    "time"
                 )
             types[column.name] = both
     schema = pa.schema([pa.field(column, kind) for column, kind in types.items()])
@@ -198,8 +199,8 @@ def with_notes(table: TableFiles) -> TableFiles:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"{table.name}: one column per name required, found {', '.join(twice)} more than once (a dot in a column's name counts "
-            "as that of a field inside a struct); rename one of them"
+            f"{table.name}: one column per name required, found {', '.join(twice)} more than once (a dot in a column's "
+            "name counts as that of a field inside a struct); rename one of them"
         )
     missing = [
         name

@@ -47,8 +47,8 @@ def folder_files(uri: str) -> TableFiles:
     ]
     if not kept:
         raise ValueError(
-            f"{location}: at least one Parquet file ({', '.join(PARQUET_SUFFIXES)}) required, found {len(found):,} other "
-            "entries; give the folder that holds the data files"
+            f"{location}: at least one Parquet file ({', '.join(PARQUET_SUFFIXES)}) required, found {len(found):,} "
+            "other entries; give the folder that holds the data files"
         )
     kept.sort(key=lambda entry: entry.path)
     files = [_file(filesystem, entry.path, entry.size) for entry in kept]
@@ -99,9 +99,9 @@ def refuse_table(name: str, table_format: str | None) -> None:
     """Raise ValueError for files that are a table's, in words; None if they are nobody's."""
     if table_format is not None:
         raise ValueError(
-            f"{name}: Parquet files on their own required, found those of the {table_format}, among them files that its "
-            "newest version no longer has; read it through its catalog (`reqdedup convert --source-table` for Iceberg), or "
-            "have its engine write it out, and give that folder"
+            f"{name}: Parquet files on their own required, found those of the {table_format}, among them files that "
+            "its newest version no longer has; read it through its catalog (`reqdedup convert --source-table` for "
+            "Iceberg), or have its engine write it out, and give that folder"
         )
 
 

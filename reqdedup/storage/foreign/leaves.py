@@ -160,7 +160,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def same_values(found: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both, None where there is none; names of list elements do not matter."""
+    """The type that holds the values of both, None if there is none; names of list elements do not matter."""
     if found.equals(other):
         return found
     try:

@@ -47,7 +47,8 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
     deletes = {delete.file_path for task in tasks for delete in task.delete_files}
     notes = (
         (
-            f"{len(deletes):,} delete files were not applied: rows that they delete are still in the data files and were counted",
+            f"{len(deletes):,} delete files were not applied: rows that they delete are still in the data files and "
+            "were counted",
         )
         if deletes
         else ()
@@ -73,8 +74,8 @@ def _schema_with_ids(table: Table, path: str, schema: pa.Schema) -> pa.Schema:
     mapping = table.name_mapping()
     if mapping is None:
         raise ValueError(
-            f"{path}: field ids in the file, or a name mapping of {'.'.join(table.name())} (schema.name-mapping.default) "
-            "required, found neither; set the mapping, as add_files does"
+            f"{path}: field ids in the file, or a name mapping of {'.'.join(table.name())} "
+            "(schema.name-mapping.default) required, found neither; set the mapping, as add_files does"
         )
     return with_ids(schema, dict(_paths(mapping)).get)
 
@@ -112,8 +113,8 @@ def _constants(
             value = field.initial_default
             if leaf.name != leaf.column:
                 raise ValueError(
-                    f"{file.path}: field {leaf.name} in every file required, since a default inside a struct or list cannot be "
-                    "read; have the engine that added the field rewrite the data files"
+                    f"{file.path}: field {leaf.name} in every file required, since a default inside a struct or list "
+                    "cannot be read; have the engine that added the field rewrite the data files"
                 )
         if value is not None:
             constants[leaf.name] = pa.scalar(value, leaf.type)

@@ -241,7 +241,7 @@ def _lists(blobs: pa.Array, column: Column) -> pa.Array:
 
 
 def _kept(deleted: np.ndarray | None, first: int, num_rows: int) -> np.ndarray | None:
-    """Which rows stay, [N] bool; None where all do."""
+    """Which rows stay, [N] bool; None if all do."""
     if deleted is None:
         return None
     low, high = np.searchsorted(deleted, [first, first + num_rows])

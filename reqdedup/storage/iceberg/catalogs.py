@@ -138,8 +138,8 @@ class BoundedRestCatalog(RestCatalog):
                 response = send(method, url, **options)
             except requests.Timeout:
                 raise TimeoutError(
-                    f"{where}: an answer within {self._limits[1]:g} s required, found none to {method}; check that it runs"
-                    + landed
+                    f"{where}: an answer within {self._limits[1]:g} s required, found none to {method}; check that it "
+                    "runs" + landed
                 ) from None
             except requests.ConnectionError as error:
                 cause = _cause(error)
@@ -197,8 +197,8 @@ def _open_sql(name: str, properties: dict[str, Any], limits: tuple[float, float]
         raise _sql_error(where, error.orig or error) from None
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"driver {error.name} is not installed; for PostgreSQL `pip install 'reqdedup[postgres]'` and name the driver "
-            "in the uri: postgresql+psycopg2://"
+            f"driver {error.name} is not installed; for PostgreSQL `pip install 'reqdedup[postgres]'` and name the "
+            "driver in the uri: postgresql+psycopg2://"
         ) from None
 
     def translate(context: ExceptionContext) -> None:
@@ -218,8 +218,8 @@ def _sql_error(where: str, error: BaseException) -> OSError:
         return PermissionError(f"{where}: refused the password; check user and password of its uri")
     if "timeout" in text.lower():
         return TimeoutError(
-            f"{where}: an answer in time required, found none ({text}); check that the database runs and what holds its "
-            f"locks; {MAY_HAVE_LANDED}"
+            f"{where}: an answer in time required, found none ({text}); check that the database runs and what holds "
+            f"its locks; {MAY_HAVE_LANDED}"
         )
     return ConnectionError(f"{where}: no connection ({text}); check uri, and that the database runs")
 

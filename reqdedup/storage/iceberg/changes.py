@@ -30,9 +30,9 @@ def added_columns(table: Table, own: Collection[str], level: Level) -> tuple[Col
     if strange:
         named = ", ".join(f"{field.name} ({field.field_type})" for field in strange)
         raise ValueError(
-            f"{'.'.join(table.name())}: columns that a rewrite can keep required ({', '.join(map(str, DTYPES))}, without "
-            f"a default), found {named}, which another engine added; nothing was written. Drop them there, or convert "
-            "the table with `reqdedup convert`"
+            f"{'.'.join(table.name())}: columns that a rewrite can keep required ({', '.join(map(str, DTYPES))}, "
+            f"without a default), found {named}, which another engine added; nothing was written. Drop them there, or "
+            "convert the table with `reqdedup convert`"
         )
     return tuple(Column(name=f.name, dtype=DTYPES[f.field_type], level=level, nullable=True) for f in fields)
 
@@ -47,8 +47,8 @@ def check_no_columns_added(table: Table, own: Collection[str], what: str) -> Non
     names = [field.name for field in added_fields(table, own)]
     if names:
         raise ValueError(
-            f"{'.'.join(table.name())}: only columns of its own required to {what}, found {', '.join(names)}, which another "
-            "engine added and whose values would be lost; nothing was written. Drop them there first"
+            f"{'.'.join(table.name())}: only columns of its own required to {what}, found {', '.join(names)}, which "
+            "another engine added and whose values would be lost; nothing was written. Drop them there first"
         )
 
 
@@ -82,8 +82,8 @@ def check_spec(table: Table) -> None:
     ]:
         said = [", ".join(f"{transform}({name})" for transform, name in fields) for fields in (required, found)]
         raise ValueError(
-            f"{'.'.join(table.name())}: partition spec [{said[0]}] required, found [{said[1]}], which another engine made of "
-            "it; nothing was written. Set it back there (ALTER TABLE ... PARTITION FIELD)"
+            f"{'.'.join(table.name())}: partition spec [{said[0]}] required, found [{said[1]}], which another engine "
+            "made of it; nothing was written. Set it back there (ALTER TABLE ... PARTITION FIELD)"
         )
 
 
@@ -96,8 +96,8 @@ def check_one_spec(table: Table, what: str) -> None:
     now, of_files = table.metadata.default_spec_id, spec_ids(table)
     if not of_files <= {now}:
         raise ValueError(
-            f"{'.'.join(table.name())}: partition spec {', '.join(map(str, sorted(of_files)))} of its files required by "
-            f"{what}, found the table at spec {now}, which another engine changed; compact the table first "
+            f"{'.'.join(table.name())}: partition spec {', '.join(map(str, sorted(of_files)))} of its files required "
+            f"by {what}, found the table at spec {now}, which another engine changed; compact the table first "
             "(compact(table), `reqdedup compact`)"
         )
 

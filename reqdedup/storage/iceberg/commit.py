@@ -68,8 +68,9 @@ class StagedFiles:
     ) -> None:
         if table.format_version > 2:  # pyiceberg 0.12 writes no manifests of version 3, and would say so at the commit
             raise ValueError(
-                f"{'.'.join(table.name())}: Iceberg format version 1 or 2 required to write, found {table.format_version}, to "
-                "which another engine has upgraded it; nothing was written. Make a table of its rows with `reqdedup convert`"
+                f"{'.'.join(table.name())}: Iceberg format version 1 or 2 required to write, found "
+                f"{table.format_version}, to which another engine has upgraded it; nothing was written. Make a table "
+                "of its rows with `reqdedup convert`"
             )
         self.write_id = write_id or uuid.uuid4().hex
         self.table, self.target, self._updates = table, preview(table, updates), updates
@@ -189,7 +190,8 @@ class StagedFiles:
             if required != found:
                 raise IntegrityError(
                     f"{'.'.join(self.table.name())}: {what} {required} required, found {found}; nothing was committed. "
-                    f"The files stay: once write {written.write_id} has ended, sweep_orphans(write_id=...) removes what it left"
+                    f"The files stay: once write {written.write_id} has ended, sweep_orphans(write_id=...) removes "
+                    "what it left"
                 )
         self._done += written.files
         self._paths += [data_file.file_path for data_file, _ in written.files]

@@ -182,7 +182,8 @@ def _naming(path: str) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{path}: could not be written ({error}); check that the storage has space, answers and takes the credentials. Nothing was committed",
+            f"{path}: could not be written ({error}); check that the storage has space, answers and takes the "
+            "credentials. Nothing was committed",
         ) from error
 
 

@@ -64,7 +64,8 @@ def stored_choices(properties: Mapping[str, str]) -> Choices:
     found = json.loads(properties.get(CHOICES_PROPERTY, '{"format": 1, "columns": {}}'))
     if found["format"] > CHOICES_FORMAT:
         raise ValueError(
-            f"table property {CHOICES_PROPERTY}: format {CHOICES_FORMAT} or older required, found {found['format']}; update reqdedup"
+            f"table property {CHOICES_PROPERTY}: format {CHOICES_FORMAT} or older required, found {found['format']}; "
+            "update reqdedup"
         )
     return dict(found["columns"])
 

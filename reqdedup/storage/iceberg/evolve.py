@@ -67,8 +67,8 @@ def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> tupl
         except CommitFailedException:
             time.sleep(RETRY_WAIT_S * attempt)
     raise ConflictError(
-        f"{'.'.join(table.name())}: columns {', '.join(c.name for c in columns)} could not be added in {COMMIT_ATTEMPTS} "
-        "attempts, since others changed the table each time; run it again when they are done"
+        f"{'.'.join(table.name())}: columns {', '.join(c.name for c in columns)} could not be added in "
+        f"{COMMIT_ATTEMPTS} attempts, since others changed the table each time; run it again when they are done"
     )
 
 
@@ -99,8 +99,8 @@ def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mappi
             found = ref_snapshot(table, ref)
             if found != snapshot_id:
                 raise ConflictError(
-                    f"{'.'.join(table.name())}: {ref} at snapshot {snapshot_id} required, found {found}: another writer "
-                    "was faster. Nothing was changed; start again from the table as it is now"
+                    f"{'.'.join(table.name())}: {ref} at snapshot {snapshot_id} required, found {found}: another "
+                    "writer was faster. Nothing was changed; start again from the table as it is now"
                 )
         try:
             table.catalog.commit_table(table, requirements, tuple(updates))
@@ -115,7 +115,7 @@ def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mappi
 
 
 def ref_snapshot(table: Table, ref: str) -> int | None:
-    """Snapshot of a branch or tag in the metadata as loaded; None where there is none of this name."""
+    """Snapshot of a branch or tag in the metadata as loaded; None if there is none of this name."""
     found = table.metadata.refs.get(ref)
     return found.snapshot_id if found is not None else None
 

@@ -31,6 +31,8 @@ from pyiceberg.types import ListType, NestedField
 
 from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY
 
+# `type: ignore[call-arg]` below: mypy does not see that pyiceberg's updates have a default for their `action`.
+
 FORM_SINCE_PROPERTY = "reqdedup.form-since"
 """Sequence number of the first snapshot in the table's form; earlier ones have other columns or another layout."""
 

@@ -70,7 +70,7 @@ _ICEBERG_TYPES: dict[str, IcebergType] = {
 
 DTYPES = {kind: dtype for dtype, kind in _ICEBERG_TYPES.items()}
 
-_WIDER = {("int32", "int64"), ("float32", "float64")}
+PROMOTIONS = {("int32", "int64"), ("float32", "float64")}  # that other engines may make
 
 
 class Layout(enum.Enum):
@@ -138,8 +138,8 @@ def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_
     differences = form_differences(table, schema, layout, num_buckets)
     if differences:
         raise ValueError(
-            f"{'.'.join(table.name())}: is there in another form ({'; '.join(differences)}). Nothing was changed: choose "
-            "another name, or ask for the replacement (storage.replace_table, --replace)"
+            f"{'.'.join(table.name())}: is there in another form ({'; '.join(differences)}). Nothing was changed: "
+            "choose another name, or ask for the replacement (storage.replace_table, --replace)"
         )
 
 
@@ -197,8 +197,8 @@ def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: 
         )
     except TableAlreadyExistsError as error:
         raise ConflictError(
-            f"{identifier}: another process made this table in the meantime; nothing was changed. Repeat the call, which "
-            "then meets that table"
+            f"{identifier}: another process made this table in the meantime; nothing was changed. Repeat the call, "
+            "which then meets that table"
         ) from error
 
 
@@ -219,7 +219,7 @@ def engagement_form(
 
 
 def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSchema:
-    """The engagement schema that the table carries, or the columns it had at a snapshot; ValueError where it has none.
+    """The engagement schema that the table carries, or the columns it had at a snapshot; ValueError if it has none.
 
     A snapshot says its columns itself if `promote` added some; else they are those of its Iceberg schema. Types are the
     wider ones that another engine may have given them.
@@ -231,8 +231,8 @@ def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSche
     since = int(table.properties.get(FORM_SINCE_PROPERTY, 0))
     if (snapshot.sequence_number or 0) < since:
         raise ValueError(
-            f"{'.'.join(table.name())}: a snapshot in the form that the table has now required, found {snapshot_id} from before "
-            "its columns or layout were replaced; read it with `table.scan(snapshot_id=...)` of pyiceberg"
+            f"{'.'.join(table.name())}: a snapshot in the form that the table has now required, found {snapshot_id} "
+            "from before its columns or layout were replaced; read it with `table.scan(snapshot_id=...)` of pyiceberg"
         )
     found = table.schemas().get(snapshot.schema_id) if snapshot.schema_id is not None else None
     text = snapshot.summary.get(SCHEMA_PROPERTY) if snapshot.summary is not None else None
@@ -248,17 +248,17 @@ def widened(columns: Sequence[Column], schema: Schema) -> tuple[Column, ...]:
     double for float."""
     types = {field.name: DTYPES.get(field.field_type, "") for field in schema.fields}
     scalars = [column for column in columns if not column.is_blob]
-    wider = {c.name for c in scalars if (c.dtype, types.get(c.name)) in _WIDER}
+    wider = {c.name for c in scalars if (c.dtype, types.get(c.name)) in PROMOTIONS}
     return tuple(replace(column, dtype=types[column.name]) if column.name in wider else column for column in columns)
 
 
 def table_layout(table: Table) -> Layout:
-    """The layout that the table was created for. Raises ValueError where it is not a reqdedup table."""
+    """The layout that the table was created for. Raises ValueError if it is not a reqdedup table."""
     return Layout(_property(table, LAYOUT_PROPERTY))
 
 
 def table_buckets(table: Table, spec_id: int | None = None) -> int | None:
-    """N of the table's partition spec bucket(N, user_id), or of an earlier spec; None where it is of another kind."""
+    """N of the table's partition spec bucket(N, user_id), or of an earlier spec; None if it is of another kind."""
     parts = (table.spec() if spec_id is None else table.specs()[spec_id]).fields
     if len(parts) != 1 or not isinstance(parts[0].transform, BucketTransform):
         return None
@@ -304,8 +304,9 @@ def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Sc
     gone = [name for name in schema.names if name not in table.schema().column_names]
     if gone:
         raise ValueError(
-            f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found {', '.join(table.schema().column_names)}; another "
-            "engine renamed or dropped them: give them their names back there, or add them again (their values are null then)"
+            f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found "
+            f"{', '.join(table.schema().column_names)}; another engine renamed or dropped them: give them their names "
+            "back there, or add them again (their values are null then)"
         )
     for column in schema.columns:
         field = table.schema().find_field(column.name)
@@ -380,8 +381,8 @@ def check_table_format(table: Table) -> None:
     found = table.properties.get(FORMAT_PROPERTY, str(FORMAT))
     if found != str(FORMAT):
         raise ValueError(
-            f"{'.'.join(table.name())}: table property {FORMAT_PROPERTY} = {FORMAT} required, found {found}; a newer reqdedup "
-            "made the table: read it with that one"
+            f"{'.'.join(table.name())}: table property {FORMAT_PROPERTY} = {FORMAT} required, found {found}; a newer "
+            "reqdedup made the table: read it with that one"
         )
 
 

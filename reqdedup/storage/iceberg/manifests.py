@@ -69,6 +69,7 @@ def _read(table: Table, path: str, kind: str, read: Callable[[], _T]) -> _T:
 
 def _damaged(table: Table, path: str, kind: str, what: str) -> IntegrityError:
     return IntegrityError(
-        f"{'.'.join(table.name())}: {kind} {path} {what}; nothing was changed. Bring the file back from a backup, or go back to "
-        "a snapshot that does without it (storage.rollback_to, or register an older metadata file with the catalog)"
+        f"{'.'.join(table.name())}: {kind} {path} {what}; nothing was changed. Bring the file back from a backup, or "
+        "go back to a snapshot that does without it (storage.rollback_to, or register an older metadata file with the "
+        "catalog)"
     )

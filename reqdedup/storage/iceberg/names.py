@@ -25,7 +25,8 @@ def check_free_name(identifier: str) -> str:
     kept = name.lower()  # other engines, and some file systems, would take one for the other
     if kept in _KEPT:
         raise ValueError(
-            f"table {identifier}: a name other than {kept} required, which is kept for {_KEPT[kept]}; choose another name"
+            f"table {identifier}: a name other than {kept} required, which is kept for {_KEPT[kept]}; choose another "
+            "name"
         )
     return namespace
 

@@ -66,7 +66,8 @@ class TableRef:
         for name, value in table.properties.items():
             if SECRET_NAMES.search(name) or has_credentials(value):
                 raise ValueError(
-                    f"{'.'.join(table.name())}: properties without credentials required, found {name}; remove it from the table"
+                    f"{'.'.join(table.name())}: properties without credentials required, found {name}; remove it from "
+                    "the table"
                 )
         return cls(
             name=table.name(),

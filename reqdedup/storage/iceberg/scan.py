@@ -34,8 +34,8 @@ def deleted_positions(table: Table, tasks: Sequence[FileScanTask]) -> dict[str, 
     }
     if by_value:
         raise ValueError(
-            f"{'.'.join(table.name())}: position deletes at most required, found {len(by_value)} files of equality deletes; have "
-            "the engine that wrote them rewrite the data files first"
+            f"{'.'.join(table.name())}: position deletes at most required, found {len(by_value)} files of equality "
+            "deletes; have the engine that wrote them rewrite the data files first"
         )
     paths = {task.file.file_path for task in tasks}
     return {

@@ -86,7 +86,7 @@ class _Output(Generic[Item]):
         self._changed = threading.Condition()
 
     def put(self, item: Item, weight: int) -> bool:
-        """Wait for room and add an item; False where nobody will take it."""
+        """Wait for room and add an item; False if nobody will take it."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._items or self._weight + weight <= self._max_weight)
             if not self._closed:

@@ -35,7 +35,7 @@ def choose_num_buckets(
 
     stored_bytes: of its data files, compressed (a dictionary layout: `reqdedup audit` estimates them).  rows, users: as
     far as known.  workers: processes that are to work on different buckets at once.
-    Raises ValueError where neither bytes nor rows are given, and for counts that are not positive.
+    Raises ValueError if neither bytes nor rows are given, and for counts that are not positive.
     """
     for name, value in (("stored_bytes", stored_bytes), ("rows", rows), ("users", users), ("workers", workers)):
         if value is not None and value < 0:

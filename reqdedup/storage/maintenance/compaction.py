@@ -45,7 +45,7 @@ class CompactReport:
 
     rows: of them.  files, bytes: after; old_files, old_bytes: before.  The old ones stay until their snapshots expire.
     left_alone: buckets that were in their final form already.  snapshot_id: of the last commit;
-        None where nothing was to do.
+        None if nothing was to do.
     """
 
     buckets: tuple[int, ...]
@@ -75,7 +75,7 @@ def compact(
     progress: called with buckets done and buckets in total.  spill_dir: for temporary files of one bucket.
     If the forms that were chosen for the columns fit no more, they are chosen anew (see `misfit`).
     Rows are verified by checksum before each commit. Raises ValueError for tables that have no such form and for two
-    parts of a request that disagree; ConflictError where other writers replaced the same files again and again.
+    parts of a request that disagree; ConflictError if other writers replaced the same files again and again.
     """
     started = time.monotonic()
     table.refresh()
@@ -86,8 +86,8 @@ def compact(
         )
     if layout is Layout.SHUFFLED:
         raise ValueError(
-            f"{name}: a layout with partitions required, found SHUFFLED, whose random order goes over the whole table; write it "
-            "again with mode='replace'"
+            f"{name}: a layout with partitions required, found SHUFFLED, whose random order goes over the whole table; "
+            "write it again with mode='replace'"
         )
     check_spec(table)
     rewrite_schema(table)
@@ -95,8 +95,8 @@ def compact(
     asked = None if buckets is None else set(buckets)
     if None in groups and asked is not None:
         raise ValueError(
-            f"{name}: all buckets at once required, since another engine changed the partition spec and readers need one for "
-            f"all files, found {sorted(asked)[:8]}; compact the table without naming buckets"
+            f"{name}: all buckets at once required, since another engine changed the partition spec and readers need "
+            f"one for all files, found {sorted(asked)[:8]}; compact the table without naming buckets"
         )
     unknown = sorted((asked or set()) - set(groups))
     if unknown:
@@ -152,8 +152,8 @@ def _rewrite(
         groups = _groups(table)
         if None in groups and None not in buckets:
             raise ConflictError(
-                f"{name}: one partition spec for all files required, found it changed by another engine in the meantime; "
-                "buckets before are done, run it again: it then rewrites all of them at once"
+                f"{name}: one partition spec for all files required, found it changed by another engine in the "
+                "meantime; buckets before are done, run it again: it then rewrites all of them at once"
             )
         due = [bucket for bucket in buckets if bucket in groups and (force or _is_due(bucket, groups, layout))]
         if not due:  # another run was here
@@ -223,8 +223,8 @@ def check_same_rows(table: Table, schema: EngagementSchema, before: RunningCheck
     after = content_checksum(table_files(table, [file.file_path for file in files], schema))
     if before.so_far != after:
         raise IntegrityError(
-            f"{'.'.join(table.name())}: the same rows after the rewrite required ({before.so_far}), found {after}; nothing was "
-            "committed. This is a defect of the reader or the writer: report it"
+            f"{'.'.join(table.name())}: the same rows after the rewrite required ({before.so_far}), found {after}; "
+            "nothing was committed. This is a defect of the reader or the writer: report it"
         )
 
 

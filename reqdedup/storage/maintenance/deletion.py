@@ -143,8 +143,8 @@ def _check_tables(tables: list[Table], users: np.ndarray, *, erase: bool) -> Non
             main = table.properties.get(MAIN_TABLE_PROPERTY, "")
             if is_by_position(table) and main not in names:
                 raise ValueError(
-                    f"{'.'.join(table.name())}: its main table {main} among the tables required, since its rows follow the "
-                    "requests there, found only the feature table; name both"
+                    f"{'.'.join(table.name())}: its main table {main} among the tables required, since its rows follow "
+                    "the requests there, found only the feature table; name both"
                 )
         elif not is_rejects_table(table):
             table_layout(table)
@@ -152,8 +152,8 @@ def _check_tables(tables: list[Table], users: np.ndarray, *, erase: bool) -> Non
             left_out = sorted({".".join(side.name()) for side in sides} - names)
             if left_out:
                 raise ValueError(
-                    f"{'.'.join(table.name())}: its feature tables by position among the tables required with erase, since "
-                    f"old snapshots tell whose their values are, not found: {', '.join(left_out)}; name them too"
+                    f"{'.'.join(table.name())}: its feature tables by position among the tables required with erase, "
+                    f"since old snapshots tell whose their values are, not found: {', '.join(left_out)}; name them too"
                 )
     for table in tables:
         if is_rejects_table(table):
@@ -181,8 +181,8 @@ def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None
             time.sleep(random.uniform(0, MAX_WAIT_S))
             table.refresh()
     raise ConflictError(
-        f"{name}: files left alone by others required while they are rewritten, found them replaced, or the users appended "
-        f"again, {ATTEMPTS} times; run it again when the other writer is done"
+        f"{name}: files left alone by others required while they are rewritten, found them replaced, or the users "
+        f"appended again, {ATTEMPTS} times; run it again when the other writer is done"
     )
 
 

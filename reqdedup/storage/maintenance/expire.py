@@ -83,8 +83,8 @@ def expire_snapshots(
         delete_files(table, _freed(table, needed, remaining)[0])
         return report
     raise ConflictError(
-        f"{'.'.join(table.name())}: branches at rest required, found them moved in {ATTEMPTS} attempts; nothing expired, run it "
-        "again when others are done"
+        f"{'.'.join(table.name())}: branches at rest required, found them moved in {ATTEMPTS} attempts; nothing "
+        "expired, run it again when others are done"
     ) from conflict
 
 
@@ -112,8 +112,8 @@ def delete_files(table: Table, paths: Iterable[str]) -> None:
     if failed:
         path, cause = failed[0]
         raise OSError(
-            f"{'.'.join(table.name())}: storage that deletes required, found {len(failed)} files that would not go, {path} among "
-            f"them ({cause}); the table is whole, `sweep_orphans` removes what was left"
+            f"{'.'.join(table.name())}: storage that deletes required, found {len(failed)} files that would not go, "
+            f"{path} among them ({cause}); the table is whole, `sweep_orphans` removes what was left"
         ) from cause
 
 

@@ -114,8 +114,8 @@ def list_location(table: Table) -> Iterator[FoundFile]:
     parsed = urlparse(location)
     if not parsed.path.strip("/"):
         raise ValueError(
-            f"{'.'.join(table.name())}: a folder of its own required as location, found {location!r}; files of others would "
-            "be listed as the table's"
+            f"{'.'.join(table.name())}: a folder of its own required as location, found {location!r}; files of others "
+            "would be listed as the table's"
         )
     filesystem, root = _filesystem(table.io, location)
     prefix = location[: len(location) - len(parsed.path)] if parsed.scheme else ""

@@ -130,8 +130,8 @@ def _chosen_anew(table: Table, groups: dict[int | None, list[LiveFile]]) -> list
     if found is None:
         return []
     return [
-        f"compact --force: the forms chosen for {', '.join(found.columns[:8])} fit the newest rows no more; chosen anew they "
-        f"would take {found.saved_ratio:.0%} fewer bytes"
+        f"compact --force: the forms chosen for {', '.join(found.columns[:8])} fit the newest rows no more; chosen "
+        f"anew they would take {found.saved_ratio:.0%} fewer bytes"
     ]
 
 
@@ -194,31 +194,35 @@ def _advice(health: TableHealth) -> list[str]:
     if due and health.layout is not Layout.SHUFFLED:
         files = sum(row["files"] for row in due)
         advice.append(
-            f"compact: {len(due)} of {len(rows)} {'buckets' if health.num_buckets else 'days'} have several small files, or rows "
-            f"out of order ({files} files); requests may be split over them"
+            f"compact: {len(due)} of {len(rows)} {'buckets' if health.num_buckets else 'days'} have several small "
+            f"files, or rows out of order ({files} files); requests may be split over them"
         )
     if health.num_buckets and health.rows:
         choice = choose_num_buckets(stored_bytes=health.bytes, rows=health.rows, users=health.users)
         too_many = health.num_buckets > max(choice.num_buckets * 4 - 1, FEW_BUCKETS)
         if too_many or health.num_buckets <= choice.num_buckets / 4:
             advice.append(
-                f"rebucket to {choice.num_buckets}: {health.num_buckets} buckets were found; {choice.reason}. docs/buckets.md"
+                f"rebucket to {choice.num_buckets}: {health.num_buckets} buckets were found; {choice.reason}. "
+                "docs/buckets.md"
             )
     heavy = [row for row in rows if (row["largest_user_share"] or 0) > HEAVY_USER and (row["users"] or 0) > 1]
     if health.num_buckets and heavy and (health.skew or 0) > SKEWED:
         worst = max(heavy, key=lambda row: row["rows"])
         advice.append(
-            f"cap the largest users: user {worst['largest_user']} has {worst['largest_user_share']:.0%} of the rows of bucket "
-            f"{worst['partition']}; a user is never split, `sample --max-requests-per-user N` cuts whole requests"
+            f"cap the largest users: user {worst['largest_user']} has {worst['largest_user_share']:.0%} of the rows of "
+            f"bucket {worst['partition']}; a user is never split, `sample --max-requests-per-user N` cuts whole "
+            "requests"
         )
     elif health.num_buckets and (health.skew or 0) > SKEWED:
         advice.append(
-            f"more buckets do not split users: the largest has {health.skew:.1f} times the mean bytes; expect it to set the time"
+            f"more buckets do not split users: the largest has {health.skew:.1f} times the mean bytes; expect it to "
+            "set the time"
         )
     if health.snapshots > MANY_SNAPSHOTS:
         advice.append(f"expire: {health.snapshots} snapshots keep their files on disk; `expire` frees them")
     if health.manifests > MANY_MANIFESTS:
         advice.append(
-            f"compact with --one-commit: a scan reads {health.manifests} manifests; a rewrite leaves one for all it wrote"
+            f"compact with --one-commit: a scan reads {health.manifests} manifests; a rewrite leaves one for all it "
+            "wrote"
         )
     return advice

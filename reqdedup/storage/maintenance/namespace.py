@@ -122,8 +122,8 @@ def _tables_there(catalog: Catalog) -> str:
     if names:
         return f"there are: {', '.join(sorted(names)[:20])}"
     return (
-        f"there are none under the catalog name {catalog.name!r}: run `reqdedup ingest` first, or name a SQL catalog as those "
-        "who wrote to it did (`make run`: reqdedup)"
+        f"there are none under the catalog name {catalog.name!r}: run `reqdedup ingest` first, or name a SQL catalog "
+        "as those who wrote to it did (`make run`: reqdedup)"
     )
 
 

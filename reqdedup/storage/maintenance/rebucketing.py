@@ -64,7 +64,7 @@ def rebucket(
     deduplicated rows once. Joined tables need counts that divide each other, and a feature table the count of its main
     table for new backfills: change them together. Verified by checksum before the commit. Raises ValueError for tables
     without buckets, for a feature table by position (create it again) and one whose counts do not divide each other;
-    ConflictError where another writer was faster. Then nothing changed.
+    ConflictError if another writer was faster. Then nothing changed.
     """
     started = time.monotonic()
     table.refresh()
@@ -74,14 +74,14 @@ def rebucket(
     is_feature = is_feature_table(table)
     if is_feature and is_by_position(table):
         raise ValueError(
-            f"{name}: a feature table with keys required, found one by position; create it again with the new count of its "
-            "main table and compute the features"
+            f"{name}: a feature table with keys required, found one by position; create it again with the new count of "
+            "its main table and compute the features"
         )
     check_spec(table)
     if old_buckets is None:
         raise ValueError(
-            f"{name}: partition spec bucket(N, user_id) required, found {table_layout(table).name} partitioned by {table.spec()}; "
-            "`reqdedup convert` writes it into a bucketed layout"
+            f"{name}: partition spec bucket(N, user_id) required, found {table_layout(table).name} partitioned by "
+            f"{table.spec()}; `reqdedup convert` writes it into a bucketed layout"
         )
     user_id = table.schema().find_field(USER_ID).field_id
     transform: BucketTransform[int] = BucketTransform(num_buckets)
@@ -165,8 +165,8 @@ def _write_features(
     low, high = sorted((side.num_buckets, num_buckets))
     if high % low:
         raise ValueError(
-            f"{side.name}: bucket counts that divide each other required for a feature table, found {side.num_buckets} and "
-            f"{num_buckets}; take a multiple or a divisor, or create it again"
+            f"{side.name}: bucket counts that divide each other required for a feature table, found {side.num_buckets} "
+            f"and {num_buckets}; take a multiple or a divisor, or create it again"
         )
     num_requests = 0
     for bucket, rows in _buckets_of(side, num_buckets, names, before):

@@ -48,7 +48,7 @@ def count_rejected(table: Table, users: np.ndarray, words: Collection[str], snap
 def delete_rejected(table: Table, users: np.ndarray, words: Collection[str]) -> Rewritten:
     """Write the table again without the rows of these users, in one commit; nothing where there are none.
 
-    It is small enough to hold: an ingest held it too. Raises ConflictError where ingests replace it all the time.
+    It is small enough to hold: an ingest held it too. Raises ConflictError if ingests replace it all the time.
     """
     for attempt in range(ATTEMPTS):
         try:

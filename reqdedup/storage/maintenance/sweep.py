@@ -68,7 +68,7 @@ def sweep_orphans(
     older_than: the age guard; it must be longer than any write to this table takes.  dry_run: only look.
     dropped: ids of tables that were in this folder before and are no more, so that their files are orphans too.
     write_id: only what this write left, of any age; it must have ended.
-    Raises ValueError where the folder is shared with another table, or where a file of the table is not listed; then
+    Raises ValueError if the folder is shared with another table, or if a file of the table is not listed; then
     nothing was deleted. Raises OSError for files that would not go.
     """
     cutoff = cutoff_of(older_than)
@@ -101,7 +101,8 @@ def sweep_orphans(
         outside = [file.path for file in orphans if not _really_under(file.path, table.location())]
         if outside:
             raise ValueError(
-                f"{name}: files below its location required, found {outside[0]}, a link to elsewhere; remove the link first"
+                f"{name}: files below its location required, found {outside[0]}, a link to elsewhere; remove the link "
+                "first"
             )
         delete_files(table, [file.path for file in orphans])
     return report
@@ -118,9 +119,9 @@ def _check_listed(table: Table, needed: set[str], found: list[FoundFile]) -> Non
     missing = sorted(key for key in needed if key.startswith(root) and key not in listed and not _is_log_entry(key))
     if missing:
         raise ValueError(
-            f"{'.'.join(table.name())}: every file of the table listed under {mask(table.location())} required, not found: {missing[0]} "
-            f"({len(missing)} such files); it was lost, or is named in another way there. Nothing was deleted; restore it "
-            "or roll the table back"
+            f"{'.'.join(table.name())}: every file of the table listed under {mask(table.location())} required, not "
+            f"found: {missing[0]} ({len(missing)} such files); it was lost, or is named in another way there. Nothing "
+            "was deleted; restore it or roll the table back"
         )
 
 
@@ -135,14 +136,14 @@ def _check_own_folder(table: Table, metadata: list[FoundFile], dropped: Collecti
         uuid = _table_uuid(table, file.path)
         if uuid is not None and uuid not in own:
             raise ValueError(
-                f"{'.'.join(table.name())}: a folder of its own required, found metadata of table {uuid} ({file.path}) in "
-                f"{mask(table.location())}; nothing was deleted. If that table is live, move one of them; if it was dropped, name "
-                "its id as dropped"
+                f"{'.'.join(table.name())}: a folder of its own required, found metadata of table {uuid} ({file.path}) "
+                f"in {mask(table.location())}; nothing was deleted. If that table is live, move one of them; if it was "
+                "dropped, name its id as dropped"
             )
 
 
 def _table_uuid(table: Table, path: str) -> str | None:
-    """The id of the table that a metadata file is of; None where it is no whole one, as a killed writer leaves it."""
+    """The id of the table that a metadata file is of; None if it is no whole one, as a killed writer leaves it."""
     try:
         with table.io.new_input(path).open() as stream:
             content = stream.read()

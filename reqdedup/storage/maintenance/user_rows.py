@@ -154,8 +154,8 @@ def rewrite_schema(table: Table) -> EngagementSchema:
     gone = [column.name for column in own.columns if column.name not in names]
     if gone:
         raise ValueError(
-            f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found {', '.join(names)}; another engine renamed "
-            "or dropped them, and nothing was written: give them their names back there"
+            f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found {', '.join(names)}; another engine "
+            "renamed or dropped them, and nothing was written: give them their names back there"
             ", or add them again (their values are null then)"
         )
     if by_position:

@@ -146,8 +146,8 @@ def no_future_events(table: Table) -> CheckResult:
             return CheckResult(
                 False,
                 num_rows + row,
-                f"{_name(table)}: request {request} of user {user} at {batch.column(REQUEST_TS)[row]} has a history event "
-                f"at {pa.scalar(int(latest_us[row]), pa.timestamp('us', tz='UTC'))}",
+                f"{_name(table)}: request {request} of user {user} at {batch.column(REQUEST_TS)[row]} has a history "
+                f"event at {pa.scalar(int(latest_us[row]), pa.timestamp('us', tz='UTC'))}",
             )
         num_rows += batch.num_rows
     return CheckResult(True, num_rows, f"{num_rows:,} rows, every history ends before its request")
@@ -169,7 +169,7 @@ def _keys_by_file(table: Table, names: tuple[str, ...]) -> Iterator[tuple[str, i
 
 
 def _first_twice(seen: list[tuple[str, list[np.ndarray]]]) -> str | None:
-    """The first request that has two runs of rows, with its files; None where there is none."""
+    """The first request that has two runs of rows, with its files; None if there is none."""
     if not seen:
         return None
     user, request = (np.concatenate([key[level] for _, key in seen]) for level in (0, 1))

@@ -115,12 +115,12 @@ class PositionSource:
         return self._source.fingerprint()
 
     def positions(self, path: str) -> Positions:
-        """What the footer of a file says. Raises ValueError where it says nothing."""
+        """What the footer of a file says. Raises ValueError if it says nothing."""
         entry = (self._source.footer(path).metadata or {}).get(FOOTER_KEY.encode())
         if entry is None:
             raise ValueError(
-                f"{self.name}: {path}: footer entry {FOOTER_KEY} required, found none, so another engine wrote the file and "
-                "its rows may be of any request; roll the table back to a tag, or compute the features again"
+                f"{self.name}: {path}: footer entry {FOOTER_KEY} required, found none, so another engine wrote the "
+                "file and its rows may be of any request; roll the table back to a tag, or compute the features again"
             )
         fields = json.loads(entry)
         if fields.get("format", POSITIONS_FORMAT) != POSITIONS_FORMAT:
@@ -135,7 +135,8 @@ class PositionSource:
         if len({group.path for group in groups}) > 1:
             raise ValueError(
                 f"{self.name}: one file per bucket required in a table by position, found "
-                f"{len({group.path for group in groups})} in bucket {bucket}; roll it back to a tag, or compute it again"
+                f"{len({group.path for group in groups})} in bucket {bucket}; roll it back to a tag, or compute it "
+                "again"
             )
         return groups
 
@@ -209,7 +210,7 @@ class _Keys:
         self._num_rows = 0
 
     def take(self, num_requests: int) -> pa.RecordBatch | None:
-        """The next requests, exactly so many; None where there are fewer."""
+        """The next requests, exactly so many; None if there are fewer."""
         while self._num_rows < num_requests:
             batch = next(self._batches, None)
             if batch is None:

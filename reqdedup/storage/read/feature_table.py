@@ -137,8 +137,8 @@ def buckets_of_files(table: Table, files: Sequence[DataFile]) -> int | None:
     spec_ids = {file.spec_id for file in files} or {table.metadata.default_spec_id}
     if len(spec_ids) > 1:
         raise ValueError(
-            f"{'.'.join(table.name())}: files of one partition spec required, found {len(spec_ids)}; another engine changed "
-            "the partitioning without rewriting: roll the table back to a tag, or compute the features again"
+            f"{'.'.join(table.name())}: files of one partition spec required, found {len(spec_ids)}; another engine "
+            "changed the partitioning without rewriting: roll the table back to a tag, or compute the features again"
         )
     return feature_buckets(table) if is_by_position(table) else table_buckets(table, spec_ids.pop())
 
@@ -237,8 +237,8 @@ def check_feature_form(table: Table, main_table: Table, features: Sequence[Colum
     named."""
     if differences := feature_differences(table, main_table, features, by_position=by_position):
         raise ValueError(
-            f"{'.'.join(table.name())}: is there in another form ({'; '.join(differences)}). Nothing was changed: choose "
-            "another name, or ask for the replacement (storage.replace_feature_table)"
+            f"{'.'.join(table.name())}: is there in another form ({'; '.join(differences)}). Nothing was changed: "
+            "choose another name, or ask for the replacement (storage.replace_feature_table)"
         )
 
 

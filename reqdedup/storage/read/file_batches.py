@@ -100,8 +100,9 @@ def _column(path: str, chunked: pa.ChunkedArray, column: Column, wanted: pa.Data
             raise ValueError(f"found {array.null_count} nulls")
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(
-            f"{path}: column {column.name}: {column.kind.value} of {column.dtype}{'' if column.nullable else ' without nulls'} "
-            f"required, another engine wrote {chunked.type}: {error}"
+            f"{path}: column {column.name}: {column.kind.value} of "
+            f"{column.dtype}{'' if column.nullable else ' without nulls'} required, another engine wrote "
+            f"{chunked.type}: {error}"
         ) from error
     return array
 

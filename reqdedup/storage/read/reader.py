@@ -203,8 +203,9 @@ class FileSource(Readable):
         batches = list(self.stream([group], columns))
         if len(batches) != 1:
             raise ValueError(
-                f"{group.path}: at most {encoding.MAX_BINARY_BYTES:,} bytes a column in row group {group.index} required, found "
-                "more, which no one batch holds; compact the table (force=True, --force), which cuts row groups smaller"
+                f"{group.path}: at most {encoding.MAX_BINARY_BYTES:,} bytes a column in row group {group.index} "
+                "required, found more, which no one batch holds; compact the table (force=True, --force), which cuts "
+                "row groups smaller"
             )
         return batches[0]
 
@@ -342,8 +343,8 @@ class FileSource(Readable):
         for column in columns:
             if twice or (column.name not in held.names and (strange or not column.nullable)):
                 raise ValueError(
-                    f"{path}: column {column.name} required, found {list(held.found)}; if another engine renamed or dropped "
-                    "it, give it its name back there, or read the other columns"
+                    f"{path}: column {column.name} required, found {list(held.found)}; if another engine renamed or "
+                    "dropped it, give it its name back there, or read the other columns"
                 )
         return {column.name: held.names[column.name] for column in columns if column.name in held.names}
 

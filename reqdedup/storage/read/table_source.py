@@ -41,8 +41,9 @@ class TableSource(FileSource):
         name = ".".join(table.name())
         if snapshot_id is not None and table.snapshot_by_id(snapshot_id) is None:
             raise ValueError(
-                f"{name}: snapshot {snapshot_id} required, found none of that id among {len(table.metadata.snapshots)}: expired, "
-                "of another table, or newer than this Table object; choose one of table.snapshots(), or refresh() it"
+                f"{name}: snapshot {snapshot_id} required, found none of that id among "
+                f"{len(table.metadata.snapshots)}: expired, of another table, or newer than this Table object; choose "
+                "one of table.snapshots(), or refresh() it"
             )
         schema = table_schema(table, snapshot_id)
         known_columns = schema.names
@@ -52,9 +53,9 @@ class TableSource(FileSource):
         gone = [column for column in schema.names if column not in fields] if snapshot_id is None else []
         if gone:
             raise ValueError(
-                f"{name}: columns {', '.join(gone)} required by its property {SCHEMA_PROPERTY}, found {', '.join(fields)}; another "
-                "engine renamed or dropped them: give them their names back there, add them again "
-                "(their values are null then), or read the others with columns=[...]"
+                f"{name}: columns {', '.join(gone)} required by its property {SCHEMA_PROPERTY}, found "
+                f"{', '.join(fields)}; another engine renamed or dropped them: give them their names back there, add "
+                "them again (their values are null then), or read the others with columns=[...]"
             )
         self.table, self.layout = table, table_layout(table)
         self.snapshot_id = snapshot_id
@@ -65,9 +66,9 @@ class TableSource(FileSource):
         spec_ids = {task.file.spec_id for task in tasks} or {table.spec().spec_id}  # of an old snapshot maybe another
         if len(spec_ids) > 1:
             raise ValueError(
-                f"{name}: files of one partition spec required, found {len(spec_ids)} specs in snapshot {self.snapshot_id}; "
-                "another engine changed the partitioning without rewriting: compact the table (compact(table), "
-                "`reqdedup compact`)"
+                f"{name}: files of one partition spec required, found {len(spec_ids)} specs in snapshot "
+                f"{self.snapshot_id}; another engine changed the partitioning without rewriting: compact the table "
+                "(compact(table), `reqdedup compact`)"
             )
         num_buckets = table_buckets(table, spec_ids.pop())
         placed = [(_bucket(task.file.partition, num_buckets), task.file.file_path) for task in tasks]

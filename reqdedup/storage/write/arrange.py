@@ -35,7 +35,7 @@ def in_request_order(
 
     max_rows: per batch.  max_column_bytes: of one blob column's distinct values in a batch, or of one string column.
     max_fat_bytes: of the batch with every blob repeated on each of its rows. One request may be larger than any limit.
-    Raises ValueError where parts of one request disagree in a request-level value.
+    Raises ValueError if parts of one request disagree in a request-level value.
     """
     requests = spill.requests(partition)
     user, request = spill.keys(partition)
@@ -156,15 +156,15 @@ def _batch(
 
 
 def _narrow(array: pa.Array, column: Column, requests: Sequence[pa.RecordBatch], positions: np.ndarray) -> pa.Array:
-    """Strings with 32-bit offsets again. Raises ValueError where one request has too many for that."""
+    """Strings with 32-bit offsets again. Raises ValueError if one request has too many for that."""
     if column.dtype != "string":
         return array
     num_bytes = int(blob_bytes(array).sum())
     if num_bytes > encoding.MAX_BINARY_BYTES:  # greedy ranges leave no other reason
         user, request = (gather(requests, positions[:1], key)[0].as_py() for key in (USER_ID, REQUEST_ID))
         raise ValueError(
-            f"column {column.name}: at most {encoding.MAX_BINARY_BYTES:,} bytes on the rows of one request required, found "
-            f"{num_bytes:,} in request {request} of user {user}; shorten the text, or store an id in its place"
+            f"column {column.name}: at most {encoding.MAX_BINARY_BYTES:,} bytes on the rows of one request required, "
+            f"found {num_bytes:,} in request {request} of user {user}; shorten the text, or store an id in its place"
         )
     return array.cast(pa.string())
 

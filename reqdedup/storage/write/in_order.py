@@ -53,7 +53,8 @@ class InOrder:
                 if len(buckets) > 1:
                     raise ValueError(
                         f"batches of one bucket of {num_buckets} each required, found one of the buckets "
-                        f"{', '.join(map(str, buckets[:8]))}; write into as many buckets as they were read from, or unordered"
+                        f"{', '.join(map(str, buckets[:8]))}; write into as many buckets as they were read from, or "
+                        "unordered"
                     )
                 yield int(buckets[0]), batch
 
@@ -107,8 +108,8 @@ def _ranges(
     row = first_disorder(key)
     if row >= 0:
         raise ValueError(
-            f"rows in ({', '.join(ROW_KEY[: len(key)])}) order required, but row {row:,} of a bucket's batch is less than the "
-            "row before it; write them without in_order"
+            f"rows in ({', '.join(ROW_KEY[: len(key)])}) order required, but row {row:,} of a bucket's batch is less "
+            "than the row before it; write them without in_order"
         )
     starts = run_starts(key[:2])
     ends = np.append(starts[1:], rows.num_rows)

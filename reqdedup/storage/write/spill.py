@@ -93,7 +93,7 @@ class Spill:
     def add(self, batch: pa.RecordBatch) -> None:
         """Take one batch.
 
-        Raises ValueError where it is not a deduplicated batch of the schema, and here or at a later call where a
+        Raises ValueError if it is not a deduplicated batch of the schema, and here or at a later call where a
         request-level value differs inside a request.
         """
         if isinstance(batch, pa.RecordBatch):
@@ -277,8 +277,8 @@ class _SpillFile:
             raise OSError(
                 error.errno,
                 f"{self._directory}: space for the arriving log required, found no more after "
-                f"{self._file.tell() / 2**20:,.0f} MiB ({os.strerror(error.errno) if error.errno else error}); free some, "
-                "or give a larger folder as spill_dir. Nothing was written to the table",
+                f"{self._file.tell() / 2**20:,.0f} MiB ({os.strerror(error.errno) if error.errno else error}); free "
+                "some, or give a larger folder as spill_dir. Nothing was written to the table",
             ) from error
 
     def _flush(self) -> None:

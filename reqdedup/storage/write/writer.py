@@ -65,8 +65,7 @@ class WriteReport:
     """What a write did.
 
     rows, requests, users: written.  files, row_groups, bytes: of the new data files.
-    spill_bytes: temporary disk space that was needed.  snapshot_id: of the commit; None where there
-        was nothing to commit.
+    spill_bytes: temporary disk space that was needed.  snapshot_id: of the commit; None if there was nothing to commit.
     """
 
     rows: int
@@ -269,7 +268,8 @@ def _open_spill(
     num_buckets = table_buckets(table)
     if num_buckets is None:
         raise ValueError(
-            f"{'.'.join(table.name())}: partition spec bucket(N, user_id) required by {layout.name}, found {table.spec()}"
+            f"{'.'.join(table.name())}: partition spec bucket(N, user_id) required by {layout.name}, found "
+            f"{table.spec()}"
         )
     return Spill(
         schema, lambda users, request_ts: buckets_of(users, num_buckets), directory=directory, remember=remember

@@ -46,8 +46,8 @@ class Retrieval:
         requests = config.requests_per_step if config.gather_negatives else config.requests_per_rank
         if config.mask_same_user and requests < 2:
             raise ValueError(
-                f"training: at least two requests that are contrasted in a step required, found {requests}, whose negatives "
-                "mask_same_user takes out; raise requests_per_step"
+                f"training: at least two requests that are contrasted in a step required, found {requests}, whose "
+                "negatives mask_same_user takes out; raise requests_per_step"
             )
         users, label, items = config.training_users, config.positive_label, config.model.item_categories
         survey = Survey.of(config.model, users, positive_label=label)
