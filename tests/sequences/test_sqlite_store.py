@@ -17,9 +17,16 @@ import pytest
 from reqdedup.sequences import sqlite_store
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.sequences.store import StoreUnavailableError, TimelineEnd, UserRecord
-from tests.sequences.plain_store import make_events
+from tests.sequences.plain_store import COLUMNS, make_events
 
 WHOLE = {"start_of": lambda end: 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = SqliteStore(tmp_path / "store.sqlite", COLUMNS)
+    yield store
+    store.close()
 
 
 def record(user_id, numbers, **features):
