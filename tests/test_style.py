@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 120
+MAX_LINES = 400
 PACKAGES = ("reqdedup", "assets", "pipelines", "warehouse", "benchmarks")
 NOT_YET = ("serving", "sequences", "models/bundle.py", "models/transforms.py")
 """Rooms whose long texts are still to be split."""
@@ -64,6 +65,13 @@ def test_lines_of_code_fit():
         if len(line) > COLUMNS and not re.search(r"# (type: ignore|noqa)", line)
     ]
     assert not long, f"at most {COLUMNS} columns; split the text into two: {long}"
+
+
+def test_a_module_is_one_idea():
+    folders = (*PACKAGES, "tests", "notebooks")
+    lines = {path: len(path.read_text().splitlines()) for one in folders for path in (ROOT / one).rglob("*.py")}
+    long = [f"{path.relative_to(ROOT)}: {count}" for path, count in lines.items() if count > MAX_LINES]
+    assert not long, f"at most {MAX_LINES} lines a file; what grows past that is usually two ideas: {long}"
 
 
 def test_lines_of_markdown_fit():
