@@ -113,10 +113,9 @@ def convert_table(
     progress: Callable[[ConvertProgress], None] | None = None,
     spill_dir: str | Path | None = None,
 ) -> ConvertReport:
-    """Make the table `identifier` of `layout` from an Iceberg table of any catalog, or from Parquet
-    files; or append them.
+    """Make the table `identifier` of `layout` from an Iceberg table of any catalog or Parquet files, or append them.
 
-    source: a pyiceberg Table, a folder, a file, or several files.  layout: BY_REQUEST where None.
+    source: a pyiceberg Table, a folder, a file, or several files.  layout: BY_REQUEST if None.
     num_buckets: by default what `choose_num_buckets` says.  location: of the new table.  seed: of a SHUFFLED one.
     append: the table is there, and the rows are added to it in one commit, with its columns, layout and buckets. What
     is appended twice is there twice.  spill_dir: for temporary files, which take the deduplicated rows.

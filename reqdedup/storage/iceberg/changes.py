@@ -20,8 +20,9 @@ BUCKET_COLUMN = "user_bucket"
 
 
 def added_columns(table: Table, own: Collection[str], level: Level) -> tuple[Column, ...]:
-    """The columns of the Iceberg table that are not among `own` ones: another engine's, nullable,
-    for a rewrite to keep.
+    """The columns of the Iceberg table that are not among `own` ones: another engine's, for a rewrite to keep.
+
+    They are nullable.
 
     Raises ValueError for those that no column of ours can hold.
     """

@@ -303,8 +303,7 @@ class StagedFiles:
         return {file.file_path for file in removed} <= present
 
     def _check_still_fits(self) -> None:
-        """Raise ConflictError unless the table still has the partition spec and the columns that
-        the files were made for."""
+        """Raise ConflictError unless the table has the partition spec and columns that the files were made for."""
         try:
             schema = file_schema(preview(self.table, self._updates), self._schema, self._layout)
         except ValueError as error:  # a column is gone

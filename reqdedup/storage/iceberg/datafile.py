@@ -47,9 +47,8 @@ DAY_MICROSECONDS = 86_400_000_000
 class FileSettings:
     """How the files of one table are written: its `WriteSettings`, and what was chosen for each column.
 
-    properties: of the table. Columns for which it has no choice yet are tried by `decide`, or on
-        the first rows of a file.
-    choices: by column, for the table to keep; see `encodings`.
+    properties: those of the table; columns for which it has no choice are tried by `decide`, or on a file's first rows.
+    choices: how each column is encoded, for the table to keep; see `encodings`.
     """
 
     def __init__(self, layout: Layout, schema: EngagementSchema, properties: Mapping[str, str]) -> None:
@@ -60,7 +59,7 @@ class FileSettings:
     def decide(self, rows: pa.Table, *, renew: bool = False) -> None:
         """Choose for the columns that have no choice yet by these rows, the first of the table's order.
 
-        renew: for all columns. Where rows are few, nothing is chosen for good: the next rows may be more.
+        renew: whether for all columns. If rows are few, nothing is chosen for good: the next rows may be more.
         """
         names = set(self._schema.names)
         if self._layout.has_writer_defaults or not len(rows) or not (renew or names - self.choices.keys()):
@@ -88,7 +87,7 @@ class DataFileWriter:
     """Writes one data file of `table`, row group by row group.
 
     partition: the bucket, or the day since 1970, or None if the table is not partitioned.
-    write_id: of the write that the file belongs to; with the partition and the attempt it is the file's name, so that
+    write_id: name of the write that the file belongs to; with partition and attempt it makes the file's name, so that
         what an abandoned write left can be found.
     metadata: entries for the file's footer, until it is closed.
     """
