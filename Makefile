@@ -9,6 +9,10 @@ EXTRAS := train,serve,ann,dagster,notebooks,dev
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PORT ?= 3000
+SERVE_PORT ?= 8080
+WORKERS ?= 1
+# The namespace whose models are served: that of `make run` with the same RECIPE or NAMESPACE.
+SERVED = $(or $(NAMESPACE),$(RECIPE),laptop)
 # The tests are mostly single-threaded: two processes keep two cores busy. TEST_WORKERS=0 runs them in this one.
 TEST_WORKERS ?= 2
 
@@ -22,7 +26,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run ui test test-fast soak check check-next format notebooks study bench-storage bench-training bench-gpu clean distclean
+.PHONY: help setup run serve ui test test-fast soak check check-next format notebooks study bench-storage bench-training bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -43,6 +47,10 @@ setup: $(INSTALLED) .dagster/dagster.yaml ## make .venv with the pinned dependen
 
 run: setup ## materialize the whole asset graph and print a summary
 	@$(ACTIVATED) python -m pipelines.run $(RUN_OPTIONS)
+
+serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080 (WORKERS=2, SERVE_PORT=8081)
+	@$(ACTIVATED) reqdedup serve 'warehouse/data/serving/$(SERVED)/bundle' --store 'warehouse/data/stores/$(SERVED).sqlite' \
+	  --port $(SERVE_PORT) --workers $(WORKERS) --watch 5
 
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph
 	@$(ACTIVATED) dg dev --host 127.0.0.1 --port $(PORT)

@@ -146,6 +146,7 @@ def uvicorn_config(app: Any, access: Access, limits: Limits, *, drain_s: float) 
         ws="none",
         lifespan="off",
         access_log=False,
+        proxy_headers=False,
         log_config=None,
         server_header=False,
         timeout_keep_alive=75,

@@ -157,8 +157,11 @@ class InputReader:
         if not lacking:
             return candidates
         known = {} if self.items is None else self.items.columns
-        if missing := [name for name in lacking if name not in known]:
+        if missing := [name for name in lacking if name not in known and name not in self.transforms.defaults]:
             raise RequestError(f"candidates: {', '.join(missing)} required, found {', '.join(candidates)}")
+        lacking = [name for name in lacking if name in known]
+        if not lacking:
+            return candidates
         assert self.items is not None
         item_id_B = np.asarray(candidates[ITEM_ID])
         row_B = np.searchsorted(self.items.item_id, item_id_B) if len(item_id_B) else np.zeros(0, np.int64)

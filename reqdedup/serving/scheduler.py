@@ -64,7 +64,7 @@ class Work:
 
 @dataclass(kw_only=True)
 class Counts:
-    """What happened so far. busy_s: time inside steps; step_rows, step_requests: of all steps."""
+    """What happened so far. step_rows, step_requests: of all steps.  busy_s, cpu_s: wall and CPU time inside steps."""
 
     steps: int = 0
     step_requests: int = 0
@@ -74,6 +74,7 @@ class Counts:
     abandoned: int = 0
     failed: int = 0
     busy_s: float = 0.0
+    cpu_s: float = 0.0
     waited_s: float = 0.0
 
 
@@ -180,6 +181,7 @@ class Scheduler:
                 alive.append(work)
         if not alive:
             return
+        cpu_started = time.thread_time()
         try:
             answers: Sequence[Any] = alive[0].run([work.request for work in alive])
             if len(answers) != len(alive):
@@ -194,6 +196,7 @@ class Scheduler:
         counts.step_requests += len(alive)
         counts.step_rows += rows
         counts.busy_s += took
+        counts.cpu_s += time.thread_time() - cpu_started
         for work, answer in zip(alive, answers, strict=True):
             counts.waited_s += started - work.submitted
             counts.failed += isinstance(answer, Exception)

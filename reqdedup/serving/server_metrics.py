@@ -28,6 +28,7 @@ def describe_metrics(metrics: Metrics, scheduler: Scheduler, models: Models) -> 
     read("reqdedup_step_requests_total", "counter", "Requests of all steps.", lambda: counts.step_requests)
     read("reqdedup_step_rows_total", "counter", "Candidates of all steps.", lambda: counts.step_rows)
     read("reqdedup_step_seconds_total", "counter", "Seconds inside steps.", lambda: counts.busy_s)
+    read("reqdedup_step_cpu_seconds_total", "counter", "CPU seconds of steps.", lambda: counts.cpu_s)
     read("reqdedup_waited_seconds_total", "counter", "Seconds in the queue, of all requests.", lambda: counts.waited_s)
     read("reqdedup_model_swaps_total", "counter", "Changes of what serves.", lambda: models.swaps)
     read("reqdedup_shadow_requests_total", "counter", "Requests scored by the shadow.", lambda: models.report.requests)

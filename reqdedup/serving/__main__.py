@@ -1,0 +1,24 @@
+"""A worker: `python -m reqdedup.serving SOCKET NUMBER`, started by `workers`, its settings on standard input."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+from reqdedup.serving.process import serve_process
+from reqdedup.serving.settings import ServeSettings
+from reqdedup.serving.workers import end_with_parent
+
+
+def main() -> int:
+    descriptor, number = int(sys.argv[1]), int(sys.argv[2])
+    logging.basicConfig(level=logging.INFO, format=f"worker {number}: %(message)s")
+    settings = ServeSettings.from_json(sys.stdin.buffer.readline().decode())
+    end_with_parent()
+    serve_process(settings, [socket.socket(fileno=descriptor)], worker=number)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

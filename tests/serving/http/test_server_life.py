@@ -1,0 +1,232 @@
+"""Two workers behind a router, and what happens to them: events, other models, kills, the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from reqdedup.models.bundle import Bundle, write_bundle
+from reqdedup.serving.client import Client, ServerError
+from reqdedup.serving.requests import RankRequest
+from reqdedup.serving.routing import worker_of
+from reqdedup.storage.iceberg.layout import buckets_of
+from tests.serving.http.servers import Server, stacked
+
+TOKEN = "a-token-of-the-tests-0123456789"
+pytestmark = pytest.mark.slow
+
+
+def other_bundle(path, original):
+    """The same model with other weights: other logits, another fingerprint."""
+    bundle = Bundle.load(original)
+    weights = {name: x * 1.01 if x.is_floating_point() else x for name, x in bundle.model.state_dict().items()}
+    return write_bundle(path, config=bundle.config, weights=weights, signature=bundle.signature, items=bundle.items)
+
+
+@pytest.fixture(scope="module")
+def bundles(trained_bundles, tmp_path_factory):
+    """A folder with the trained ranking model and another one beside it."""
+    folder = tmp_path_factory.mktemp("bundles")
+    shutil.copytree(trained_bundles.ranking, folder / "first")
+    other_bundle(folder / "second", trained_bundles.ranking)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(bundles, store_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    shutil.copy(store_file, folder / "store.db")
+    (folder / "token").write_text(TOKEN + "\n")
+    words = ["--store", folder / "store.db", "--workers", 2, "--token", folder / "token", "--load-from", bundles]
+    with Server(bundles / "first", *words) as running:
+        yield running
+
+
+@pytest.fixture
+def last(table_requests):
+    """Requests that the store alone answers, of users of both workers."""
+    found = [one for one in table_requests if one.is_last]
+    assert {worker_of(one.sent.user_id, 2) for one in found} == {0, 1}
+    return found
+
+
+def stored(one) -> RankRequest:
+    return RankRequest(user_id=one.sent.user_id, candidates=one.sent.candidates)
+
+
+def exact(bundle, one) -> bytes:
+    return bundle.model.predict_exact(one.batch).numpy().tobytes()
+
+
+def children(server) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children()
+
+
+def test_users_are_routed_by_the_tables_own_buckets():
+    users = np.random.default_rng(0).integers(-(2**63), 2**63, 200)
+    for num_workers in (1, 2, 7):
+        assert [worker_of(int(user), num_workers) for user in users] == buckets_of(users, num_workers).tolist()
+
+
+def test_nothing_is_said_without_the_token(workers):
+    for token in (None, "another-token-of-16-characters"):
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/v1/workers"):
+            with pytest.raises(ServerError) as refused:
+                Client(workers.url, token=token).get(path)
+            assert refused.value.status == 401
+    assert Client(workers.url).get("/healthz") == b'{"live":true}'
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_every_user_has_one_worker_and_the_right_bits(workers, last, direct):
+    client = workers.client(token=TOKEN, direct=direct)
+    for _ in range(2):
+        for one in last[:20]:
+            assert stacked(client.rank(stored(one))).tobytes() == one.logits.tobytes()
+    lines = client.get("/metrics").decode().splitlines()
+    counts = {line[:40]: float(line.rpartition(" ")[2]) for line in lines if "reqdedup_contexts_total{" in line}
+    assert counts
+    computed = sum(float(line.rpartition(" ")[2]) for line in lines if 'contexts_total{origin="computed"' in line)
+    assert computed <= len(last)
+
+
+def test_events_extend_the_context_to_the_bits_of_a_fresh_one(workers, last, bundles):
+    client, one = workers.client(token=TOKEN), last[0]
+    bundle = Bundle.load(bundles / "first")
+    before = client.rank(stored(one))
+    events = {"item_id": np.array([3, 5, 7]), "action": np.array([1, 0, 1], np.int32)}
+    end = client.append(one.sent.user_id, events, key="a")
+    again = client.append(one.sent.user_id, events, key="a")
+    assert (end, again) == (end, end)
+    assert end.end == before.end + 3
+    ranked = client.rank(stored(one))
+    history = {name: np.concatenate([one.sent.history.columns[name], events[name]]) for name in events}
+    batch = bundle.transforms.batch(
+        request=one.sent.request, history=history, candidates=one.sent.candidates, history_end=end.end
+    )
+    assert ranked.end == end.end
+    assert stacked(ranked).tobytes() == bundle.model.predict_exact(batch).numpy().tobytes()
+    replayed = client.rank(dataclasses.replace(stored(one), at=before.end))
+    assert stacked(replayed).tobytes() == one.logits.tobytes()
+
+
+def test_no_answer_mixes_two_models_while_they_are_swapped(workers, last, bundles):
+    """Every answer has the bits of the model that it names, and none fails, while models change under load."""
+    models = {name: Bundle.load(bundles / name) for name in ("first", "second")}
+    expected = {bundle.fingerprint: [exact(bundle, one) for one in last[1:9]] for bundle in models.values()}
+    stop, wrong, seen = threading.Event(), [], set()
+
+    def ask():
+        client = workers.client(token=TOKEN)
+        while not stop.is_set():
+            for place, one in enumerate(last[1:9]):
+                ranked = client.rank(stored(one))
+                seen.add(ranked.model)
+                if stacked(ranked).tobytes() != expected[ranked.model][place]:
+                    wrong.append(ranked)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    admin = workers.client(token=TOKEN)
+    try:
+        for action, bundle in (("load", "second"), ("rollback", None), ("load", "second"), ("load", "first")):
+            admin.change_models(action, bundle)
+            time.sleep(0.1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert seen == set(expected)
+
+
+def test_a_broken_bundle_changes_nothing(workers, last, bundles):
+    client = workers.client(token=TOKEN)
+    shutil.copytree(bundles / "second", bundles / "broken")
+    weights = bundles / "broken" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for bundle in ("broken", "nothing"):
+        with pytest.raises(ServerError) as refused:
+            client.change_models("load", bundle)
+        assert refused.value.status == 409
+    assert stacked(client.rank(stored(last[1]))).tobytes() == last[1].logits.tobytes()
+
+
+def test_the_shadow_scores_beside_and_says_what_differs(workers, last):
+    client = workers.client(token=TOKEN, direct=True)
+    client.rank(stored(last[1]))
+    client.change_models("shadow", "second")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for one in last[1:20]:
+            assert stacked(client.rank(stored(one))).tobytes() == one.logits.tobytes()
+        report = client.models()["shadow"]
+        if report["requests"]:
+            break
+    assert report["failed"] == 0, report
+    assert 0 < report["max_difference"] < 10
+    client.change_models("stop_shadow")
+
+
+def test_a_killed_worker_is_started_again_and_no_answer_is_wrong(workers, last):
+    client = workers.client(token=TOKEN, retries=20)
+    victim = children(workers)[0]
+    stop, wrong = threading.Event(), []
+
+    def ask():
+        asking = workers.client(token=TOKEN, retries=20)
+        while not stop.is_set():
+            for one in last[1:12]:
+                if stacked(asking.rank(stored(one))).tobytes() != one.logits.tobytes():
+                    wrong.append(one)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    os.kill(victim.pid, signal.SIGKILL)
+    for one in last[1:12]:
+        assert stacked(client.rank(stored(one))).tobytes() == one.logits.tobytes()
+    stop.set()
+    thread.join()
+    assert not wrong
+    assert victim.pid not in [one.pid for one in children(workers)]
+    restarts = [line for line in client.get("/metrics").decode().splitlines() if "worker_restarts_total{" in line]
+    assert sorted(float(line.rpartition(" ")[2]) for line in restarts) == [0, 1]
+
+
+def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
+    processes = children(workers)
+    client = workers.client(token=TOKEN, retries=0)
+    answered, refused = [], []
+
+    def ask():
+        mine = workers.client(token=TOKEN, retries=0)
+        for _ in range(300):
+            try:
+                answered.append(stacked(mine.rank(stored(last[1]))).tobytes() == last[1].logits.tobytes())
+            except ServerError as error:
+                refused.append(error.status)
+                return
+
+    assert client.rank(stored(last[1])).model
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    code, log = workers.end()
+    for thread in threads:
+        thread.join()
+    assert code == 0, log
+    assert all(answered)
+    assert answered
+    assert set(refused) <= {0, 503}
+    assert TOKEN not in log
+    assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
