@@ -33,7 +33,7 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import history_name
 from reqdedup.models.two_tower import UserHead
 from reqdedup.sequences.store import Window
-from reqdedup.serving.approximate_index import build_index, index_kind, open_index
+from reqdedup.serving.approximate_index import build_index, index_kind, open_index, recall
 from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ItemFilter
@@ -92,16 +92,6 @@ def in_turns(
     return lambda: nearest(items, index, next(turns), K, filter)
 
 
-def recall(items: ItemVectors, index: ItemIndex, users: np.ndarray, filter: ItemFilter = EVERYTHING) -> float:
-    """Mean share of the K nearest that the index finds."""
-    exact, shares = ExactIndex(items), []
-    for user_D in users:
-        wanted = set(nearest(items, exact, user_D, K, filter)[0].tolist())
-        found = nearest(items, index, user_D, K, filter)[0]
-        shares.append(len(wanted & set(found.tolist())) / len(wanted))
-    return float(np.mean(shares))
-
-
 def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) -> Iterator[Row]:
     """Recall, time and opening of the index that is built for so many items; of few, exact search beside faiss's."""
     import faiss
@@ -126,7 +116,8 @@ def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) ->
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "items.faiss"
         started = time.process_time()
-        build_index(items.vectors, path, kind=kind)
+        if not build_index(items.vectors, path):
+            raise AssertionError(f"{name}: no index finds enough of these vectors")
         built_s, index_bytes = time.process_time() - started, path.stat().st_size
         opened = []
         for _ in range(5):

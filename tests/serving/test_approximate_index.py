@@ -8,7 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from reqdedup.serving.approximate_index import EXACT_UP_TO, ApproximateIndex, build_index, index_kind, open_index
+from reqdedup.serving.approximate_index import (
+    EXACT_UP_TO,
+    ApproximateIndex,
+    build_index,
+    index_kind,
+    open_index,
+    recall,
+)
 from reqdedup.serving.item_index import ExactIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ItemFilter
@@ -29,7 +36,7 @@ def items():
 def path(items, tmp_path_factory):
     pytest.importorskip("faiss")
     path = tmp_path_factory.mktemp("index") / "items.faiss"
-    assert build_index(items.vectors, path, kind="IVF64,SQ8")
+    assert build_index(items.vectors, path, kind="IVF64,SQ8", probed=1 / 32)
     return path
 
 
@@ -76,6 +83,22 @@ def test_filters_are_answered_exactly_and_nothing_forbidden_comes_back(items, in
 def test_more_than_the_lists_hold_is_searched_exactly(items, index):
     row, _, kind = nearest(items, index, items.vectors[0], NUM + 5, ItemFilter())
     assert (len(row), kind) == (NUM, "exact")
+
+
+def test_as_many_lists_are_looked_at_as_recall_asks_for(items, tmp_path, caplog):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(3)
+    near = items.vectors[rng.integers(0, 40, NUM)] + 0.1 * rng.standard_normal((NUM, WIDTH)).astype(np.float32)
+    near = ItemVectors.of(items.item_id, near / np.linalg.norm(near, axis=1, keepdims=True))
+    assert build_index(near.vectors, tmp_path / "index", kind="IVF40,SQ8")
+    found = open_index(tmp_path / "index", near)
+    assert found.kind == "ivf40"
+    assert recall(near, found, near.vectors[100:140]) > 0.95
+    noise = rng.standard_normal((2000, WIDTH)).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    assert not build_index(noise, tmp_path / "noise", kind="IVF64,SQ8")
+    assert not (tmp_path / "noise").exists()
+    assert "exact search over all items" in caplog.text
 
 
 def test_few_items_need_no_index_and_many_get_lists_by_their_number(items, tmp_path):

@@ -193,7 +193,7 @@ def test_a_bundle_gives_the_retriever_of_its_model_items_and_index(model, items,
     artifacts = {}
     if has_index:
         pytest.importorskip("faiss")
-        build_index(items.vectors, tmp_path / "index", kind="IVF4,SQ8")
+        build_index(items.vectors, tmp_path / "index", kind="IVF4,SQ8", probed=1)
         artifacts[INDEX_NAME] = tmp_path / "index"
     folder = write_bundle(
         tmp_path / "bundle", config=model.config, weights=model.state_dict(), signature=signature, items=known,
