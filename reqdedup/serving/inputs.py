@@ -18,8 +18,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError, Window
-from reqdedup.serving.requests import RankRequest, RequestError
-from reqdedup.serving.retriever import OnMissingHistory
+from reqdedup.serving.requests import OnMissingHistory, RankRequest, RequestError, RetrieveRequest
 
 
 class KnownItems(Protocol):
@@ -73,11 +72,11 @@ class InputReader:
         if not -(2**63) <= request.user_id < 2**63:
             raise RequestError(f"user_id: an int64 required, found {request.user_id}")
         marks: list[str] = []
-        window = self._window(request, marks)
+        window = self.window(request, marks)
         try:
             history = self.transforms.history(window.columns, end=window.end)
             item_id_B, row = self.transforms.rows(self._candidates(request.candidates))
-            values = self.transforms.requests([self._features(request, marks)])
+            values = self.transforms.requests([self.features(request, marks)])
         except (ValueError, TypeError) as error:
             raise error if isinstance(error, RequestError) else RequestError(str(error)) from None
         num_rows, length = len(item_id_B), len(next(iter(history.values())))
@@ -98,7 +97,11 @@ class InputReader:
             batch=batch, history=history, start=start, end=window.end, version=window.version, marks=tuple(marks)
         )
 
-    def _window(self, request: RankRequest, marks: list[str]) -> Window:
+    def window(self, request: RankRequest | RetrieveRequest, marks: list[str]) -> Window:
+        """The request's own history, else the store's; an unknown user's is empty. marks: grows by what is missing.
+
+        Raises RequestError, or StoreUnavailableError if a history is missing and that is refused.
+        """
         window = request.history
         if window is not None:
             return _checked(window, request)
@@ -128,7 +131,8 @@ class InputReader:
         cut = self.transforms.cut
         return -(-max(0, end - cut.max_events) // cut.step) * cut.step
 
-    def _features(self, request: RankRequest, marks: list[str]) -> Mapping[str, Any]:
+    def features(self, request: RankRequest | RetrieveRequest, marks: list[str]) -> Mapping[str, Any]:
+        """The request's own values over the store's, plain. marks, errors: as of `window`."""
         values, lacking = request.request, [name for name in self._request_columns if name not in request.request]
         if not lacking:
             return values
@@ -175,7 +179,7 @@ class InputReader:
         return {**candidates, **{name: known[name][row_B] for name in lacking}}
 
 
-def _checked(window: Window, request: RankRequest) -> Window:
+def _checked(window: Window, request: RankRequest | RetrieveRequest) -> Window:
     """Raises RequestError for a history that is not what it says."""
     if not 0 <= window.start <= window.end:
         raise RequestError(f"history: 0 <= start <= end required, found {window.start} and {window.end}")

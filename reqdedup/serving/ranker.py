@@ -23,8 +23,7 @@ from reqdedup.models.transforms import Transforms
 from reqdedup.sequences.store import Store, StoreUnavailableError
 from reqdedup.serving.context_cache import Asked, ContextCache, ContextKey, ContextRule, Lacking
 from reqdedup.serving.inputs import InputReader, KnownItems, RankInputs
-from reqdedup.serving.requests import ContextOrigin, Ranked, RankRequest, RequestError
-from reqdedup.serving.retriever import OnMissingHistory
+from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, RankRequest, RequestError
 
 CACHE_BYTES = 256 << 20
 ROWS_TOGETHER = 256

@@ -12,6 +12,9 @@ from reqdedup.sequences.store import Window
 
 ContextOrigin = Literal["kept", "extended", "computed"]
 
+OnMissingHistory = Literal["refuse", "empty"]
+"""What a server does without a store that answers: refuse the request, or take an empty history and mark the answer."""
+
 
 class RequestError(ValueError):
     """A request that cannot be answered as it is: what was required, what was found. Its sender's fault."""

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from reqdedup.models.bundle import Bundle
-from reqdedup.models.transforms import Transforms, history_name
+from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import TwoTower, UserHead
-from reqdedup.sequences.store import Store, StoreUnavailableError, Window
+from reqdedup.sequences.store import Store, Window
 from reqdedup.serving.approximate_index import INDEX_NAME, open_index
+from reqdedup.serving.inputs import InputReader
 from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
-from reqdedup.serving.requests import ContextOrigin, RequestError, Retrieved, RetrieveRequest
+from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, RequestError, Retrieved, RetrieveRequest
 from reqdedup.serving.state_cache import StateCache, StateKey, history_digest
-
-OnMissingHistory = Literal["refuse", "empty"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,7 @@ class Retriever:
         self._head = UserHead(model)
         self.model, self.transforms, self.items, self.index = model, transforms, items, index or ExactIndex(items)
         self.fingerprint, self.states = fingerprint, StateCache(state_bytes)
-        self._store, self._on_missing_history = store, on_missing_history
-        self._history_columns = tuple(history_name(column.name) for column in transforms.history_columns)
-        self._request_columns = tuple(column.name for column in transforms.request_columns)
+        self._inputs = InputReader(transforms, store=store, on_missing_history=on_missing_history)
 
     @classmethod
     def of(cls, bundle: Bundle, **options: Any) -> Retriever:
@@ -71,12 +68,20 @@ class Retriever:
         return cls(bundle.model, bundle.transforms, items, fingerprint=bundle.fingerprint, index=index, **options)
 
     def retrieve(self, request: RetrieveRequest) -> Retrieved:
-        """Raises RequestError for what its sender can mend, a missing history included if it is refused."""
+        """Raises RequestError for what its sender can mend, StoreUnavailableError for what a later try may."""
         if request.k < 1:
             raise RequestError(f"k: at least 1 item required, found {request.k}")
-        window, marks = self._window(request)
+        if not -(2**63) <= request.user_id < 2**63:
+            raise RequestError(f"user_id: an int64 required, found {request.user_id}")
+        marks: list[str] = []
+        window = self._inputs.window(request, marks)
+        plain = self._inputs.features(request, marks)
         state_D, start, origin = self.state(request.user_id, window)
-        user_D = self.user_vector(state_D, self._features(request))
+        try:
+            features = self.transforms.requests([plain])
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"request features: {error}") from None
+        user_D = self.user_vector(state_D, features)
         row, score, kind = nearest(self.items, self.index, user_D, request.k, request.filter)
         return Retrieved(
             item_id=self.items.item_id[row],
@@ -87,7 +92,7 @@ class Retriever:
             end=window.end,
             version=window.version,
             context=origin,
-            marks=marks,
+            marks=tuple(marks),
         )
 
     def state(self, user_id: int, window: Window) -> tuple[np.ndarray, int, ContextOrigin]:
@@ -129,35 +134,3 @@ class Retriever:
         if not np.isfinite(user_D).all():
             raise RequestError("request features: numbers that the model can add up required, found larger ones")
         return user_D
-
-    def _window(self, request: RetrieveRequest) -> tuple[Window, tuple[str, ...]]:
-        if request.history is not None:
-            return request.history, ()
-        missing = "the request has none, and there is no store"
-        if self._store is not None:
-            options: dict[str, Any] = {"at": request.at, "version": request.version}
-            try:
-                found = self._store.window(request.user_id, self._history_columns, start_of=self._start_of, **options)
-            except StoreUnavailableError as error:
-                if self._on_missing_history == "refuse":
-                    raise
-                found, missing = None, str(error)
-            else:
-                missing = f"user {request.user_id} has no timeline in the store"
-            if found is not None:
-                return found, ()
-        if self._on_missing_history == "refuse":
-            raise RequestError(f"a history required, found none: {missing}")
-        return Window({name: np.zeros(0, np.int64) for name in self._history_columns}, 0, 0, 0), ("history",)
-
-    def _start_of(self, end: int) -> int:
-        return int(self.transforms.cut.start_of(np.array(end)))
-
-    def _features(self, request: RetrieveRequest) -> dict[str, torch.Tensor]:
-        """Those of the request, and from the store what it leaves out."""
-        lacking = [name for name in self._request_columns if name not in request.request]
-        stored = self._store.request_features(request.user_id, lacking) if lacking and self._store is not None else {}
-        try:
-            return self.transforms.requests([{**stored, **request.request}])
-        except ValueError as error:
-            raise RequestError(f"request features: {error}") from None
