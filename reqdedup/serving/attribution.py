@@ -28,7 +28,16 @@ from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.transforms import DayTransform
-from pyiceberg.types import FloatType, IntegerType, ListType, LongType, NestedField, StringType, TimestamptzType
+from pyiceberg.types import (
+    DoubleType,
+    FloatType,
+    IntegerType,
+    ListType,
+    LongType,
+    NestedField,
+    StringType,
+    TimestamptzType,
+)
 
 from reqdedup.schema import (
     HISTORY_END,
@@ -75,8 +84,9 @@ _IMPRESSIONS = Schema(
     _field(10, "rerank", StringType(), "version of the re-ranking"),
     _field(11, ITEM_ID, _list(21, LongType()), "all candidates that were scored"),
     _field(12, "labels", _list(22, StringType()), "the model's labels"),
-    _field(13, "logits", _list(23, FloatType()), "of each label all candidates', one label after the other"),
+    _field(13, "logits", _list(23, FloatType()), "of the slate, one label after the other"),
     _field(14, "slate", _list(24, LongType()), "items that were shown, in their order"),
+    _field(17, "score", _list(25, DoubleType()), "of the candidates, by which they were ranked"),
     _field(15, "request", StringType(), "request-level columns as used, JSON"),
     _field(16, "items", StringType(), "item-level columns of the candidates as used, JSON"),
 )
@@ -206,15 +216,16 @@ def impressions_of(rows: pa.Table | pa.RecordBatch) -> Iterator[Impression]:
     """Rows of the table `impressions` as they were logged."""
     for row in rows.select([field.name for field in _IMPRESSIONS.fields]).to_pylist():
         names, logits = row.pop("labels"), np.array(row.pop("logits"), np.float32)
-        item_id = np.array(row[ITEM_ID], np.int64)
+        slate = np.array(row["slate"], np.int64)
         row |= {
             REQUEST_TS: _microseconds(row[REQUEST_TS]),
-            ITEM_ID: item_id,
-            "slate": np.array(row["slate"], np.int64),
+            ITEM_ID: np.array(row[ITEM_ID], np.int64),
+            "slate": slate,
+            "score": np.array(row["score"], np.float64),
             "request": json.loads(row["request"]),
             "items": {name: np.array(values) for name, values in json.loads(row["items"]).items()},
         }
-        yield Impression(**row, logits=dict(zip(names, logits.reshape(len(names), len(item_id)))))
+        yield Impression(**row, logits=dict(zip(names, logits.reshape(len(names), len(slate)))))
 
 
 def _table(catalog: Catalog, identifier: str, schema: Schema, time_column: str) -> Table:
@@ -243,6 +254,7 @@ def _impression_rows(records: Sequence[LogRecords], table: Table) -> pa.Table:
             "logits": np.concatenate([*logits.values(), np.empty(0, np.float32)]).tolist(),
             ITEM_ID: impression.item_id.tolist(),
             "slate": impression.slate.tolist(),
+            "score": impression.score.tolist(),
             "request": json.dumps(impression.request),
             "items": json.dumps({name: np.asarray(values).tolist() for name, values in impression.items.items()}),
         }

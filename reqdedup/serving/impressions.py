@@ -45,8 +45,9 @@ class Impression:
     history_digest: of that window's events, `digest_of`; empty if it was not taken.
     model: fingerprint of the ranking model.  definition: of what else made the answer, the funnel for example.
     rerank: version of the re-ranking, empty if there was none.
-    item_id: [M] int64, all candidates that were scored.  logits: [M] float32 for each label.
+    item_id: [M] int64, all candidates that were scored.  score: [M] float64, theirs.
     slate: [K] int64, the items that were shown, in their order; only these become rows.
+    logits: [K] float32 for each label, theirs.
     request: request-level columns as they were used, plain values, those of side tables included.
     items: item-level columns as they were used, [M] each.
     """
@@ -59,8 +60,9 @@ class Impression:
     timeline_version: int
     model: str
     item_id: np.ndarray
-    logits: Mapping[str, np.ndarray]
+    score: np.ndarray
     slate: np.ndarray
+    logits: Mapping[str, np.ndarray]
     definition: str = ""
     rerank: str = ""
     history_digest: str = ""
@@ -265,6 +267,7 @@ def read_log(path: Path) -> LogRecords:
                 replace(
                     impression,
                     item_id=np.array(impression.item_id, np.int64),
+                    score=np.array(impression.score, np.float64),
                     slate=np.array(impression.slate, np.int64),
                     logits={name: np.array(logit, np.float32) for name, logit in impression.logits.items()},
                 )

@@ -142,6 +142,7 @@ class Recommended:
     funnel: fingerprint of the funnel's configuration.
     start, end, version, context: of the ranking, as of `Ranked`; of the retrieval if nothing was left to rank.
     marks: what the answer had to do without, `history` or `reranking`.
+    request_id: by which clicks find the impression; None if impressions are not logged.
     """
 
     item_id: np.ndarray
@@ -160,3 +161,4 @@ class Recommended:
     version: int
     context: ContextOrigin
     marks: tuple[str, ...] = ()
+    request_id: int | None = None

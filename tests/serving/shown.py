@@ -69,7 +69,8 @@ def impression_of(store, user, request_id, *, num_candidates=5, num_shown=3, hou
         rerank="r1",
         history_digest=digest_of(window),
         item_id=item_id,
-        logits={"click": np.linspace(-1, 1, num_candidates, dtype=np.float32)},
+        score=np.linspace(0, 1, num_candidates),
+        logits={"click": np.linspace(-1, 1, num_shown, dtype=np.float32)},
         slate=item_id[::-1][:num_shown].copy(),
         request={
             "device": user % 3,

@@ -289,7 +289,7 @@ def test_the_loop_closes_serve_log_mature_and_read_back_with_the_same_scores(cat
     for number, user in enumerate((0, 1, 2, 0)):
         plain = impression_of(store, user, 50 + number, num_candidates=7, num_shown=7)
         window, batch = online_batch(store, user, plain.request, plain.item_id, plain.items)
-        logits = model.predict_exact(batch).numpy()
+        logits = model.predict_exact(batch).numpy()[::-1]  # as the slate has them
         values = vars(plain) | {
             "logits": {label: logits[:, place].copy() for place, label in enumerate(config.labels)},
             "history_digest": digest_of(window),
@@ -308,7 +308,7 @@ def test_the_loop_closes_serve_log_mature_and_read_back_with_the_same_scores(cat
         offline = model.predict_exact(batch).numpy()
         for row, (request, item) in enumerate(zip(batch.request_of_row_B.tolist(), batch.item_id_B.tolist())):
             one = online[int(batch.request["request_id"][request])]
-            place = one.item_id.tolist().index(item)
+            place = one.slate.tolist().index(item)
             num_rows += 1
             for label, logit in zip(config.labels, offline[row]):
                 assert logit.tobytes() == one.logits[label][place].tobytes()
