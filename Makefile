@@ -26,7 +26,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run serve ui test test-fast soak check check-next format notebooks study bench-storage bench-training bench-gpu clean distclean
+.PHONY: help setup run serve ui test test-fast soak check check-next format notebooks study bench-storage bench-training bench-serving bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -96,6 +96,10 @@ bench-training: setup ## measure every claim about training (15 minutes on 2 cor
 	@$(ACTIVATED) python -m benchmarks.training
 	@$(ACTIVATED) python -m benchmarks.training_by_hand
 	@$(ACTIVATED) python -m benchmarks.report --write
+
+bench-serving: setup ## measure every claim about ranking, in process and over HTTP, into benchmarks/results/serving*.jsonl
+	@$(ACTIVATED) python -m benchmarks.serving
+	@$(ACTIVATED) python -m benchmarks.serving_http
 
 bench-gpu: setup ## crossing attention on an NVIDIA GPU beside the alternatives (exit code 2 without one)
 	@$(ACTIVATED) python -m benchmarks.gpu_crossing

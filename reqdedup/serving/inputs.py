@@ -9,26 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from reqdedup.batch import RequestBatch
+from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError, Window
 from reqdedup.serving.requests import OnMissingHistory, RankRequest, RequestError, RetrieveRequest
-
-
-class KnownItems(Protocol):
-    """Items by id. item_id: [N] int64, ascending.  columns: item-level columns by name, [N] each."""
-
-    @property
-    def item_id(self) -> np.ndarray: ...
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +46,7 @@ class InputReader:
         transforms: Transforms,
         *,
         store: Store | None = None,
-        items: KnownItems | None = None,
+        items: Items | None = None,
         on_missing_history: OnMissingHistory = "refuse",
         max_candidates: int = 4096,
     ) -> None:
@@ -64,7 +55,7 @@ class InputReader:
         self._history_columns = tuple(history_name(column.name) for column in transforms.history_columns)
         self._request_columns = tuple(column.name for column in transforms.request_columns)
         self._item_columns = tuple(column.name for column in transforms.item_columns)
-        self._nullable = {column.name for column in transforms.request_columns if column.nullable}
+        self._optional = {column.name for column in transforms.columns if column.nullable} | transforms.defaults.keys()
         self._names = {column.name for column in transforms.columns}
 
     def read(self, request: RankRequest) -> RankInputs:
@@ -75,7 +66,7 @@ class InputReader:
         window = self.window(request, marks)
         try:
             history = self.transforms.history(window.columns, end=window.end)
-            item_id_B, row = self.transforms.rows(self._candidates(request.candidates))
+            item_id_B, row = self.transforms.rows(self._candidates(request.candidates, marks))
             values = self.transforms.requests([self.features(request, marks)])
         except (ValueError, TypeError) as error:
             raise error if isinstance(error, RequestError) else RequestError(str(error)) from None
@@ -140,17 +131,17 @@ class InputReader:
             try:
                 values = {**self.store.request_features(request.user_id, lacking), **values}
             except StoreUnavailableError:
-                if self.on_missing_history == "refuse" or not self._nullable.issuperset(lacking):
+                if self.on_missing_history == "refuse" or not self._optional.issuperset(lacking):
                     raise
             lacking = [name for name in lacking if name not in values]
-        if required := [name for name in lacking if name not in self._nullable]:
+        if required := [name for name in lacking if name not in self._optional]:
             raise RequestError(
                 f"request features: {', '.join(required)} required, found neither in the request nor stored"
             )
-        marks.extend(lacking)
+        marks.extend(name for name in lacking if name not in self.transforms.defaults)
         return values
 
-    def _candidates(self, candidates: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _candidates(self, candidates: Mapping[str, Any], marks: list[str]) -> Mapping[str, Any]:
         if ITEM_ID not in candidates:
             raise RequestError(f"candidates: column {ITEM_ID} required, found {', '.join(candidates) or 'none'}")
         if len(candidates[ITEM_ID]) > self.max_candidates:
@@ -161,22 +152,26 @@ class InputReader:
         if not lacking:
             return candidates
         known = {} if self.items is None else self.items.columns
-        if missing := [name for name in lacking if name not in known and name not in self.transforms.defaults]:
-            raise RequestError(f"candidates: {', '.join(missing)} required, found {', '.join(candidates)}")
-        lacking = [name for name in lacking if name in known]
-        if not lacking:
-            return candidates
-        assert self.items is not None
-        item_id_B = np.asarray(candidates[ITEM_ID])
-        row_B = np.searchsorted(self.items.item_id, item_id_B) if len(item_id_B) else np.zeros(0, np.int64)
-        row_B = np.minimum(row_B, len(self.items.item_id) - 1)
-        unknown = self.items.item_id[row_B] != item_id_B if len(self.items.item_id) else np.ones(len(item_id_B), bool)
-        if unknown.any():
-            raise RequestError(
-                f"candidates: {', '.join(lacking)} of item {item_id_B[unknown][0]} required, found neither in the request "
-                "nor among the model's items"
-            )
-        return {**candidates, **{name: known[name][row_B] for name in lacking}}
+        values = dict(candidates)
+        for name in lacking:
+            if self.items is not None and name in known:
+                item_id_B = np.asarray(candidates[ITEM_ID])
+                at_B = self.items.positions(item_id_B)
+                if not (at_B < 0).any():
+                    values[name] = known[name][at_B]
+                    continue
+                what = f"{name} of item {item_id_B[at_B < 0][0]}"
+                values[name] = [None if at < 0 else known[name][at] for at in at_B]
+            else:
+                what = name
+            if name not in self._optional:
+                raise RequestError(
+                    f"candidates: {what} required, found neither in the request ({', '.join(candidates)}) nor among the "
+                    "model's items"
+                )
+            if name not in self.transforms.defaults:
+                marks.append(name)
+        return values
 
 
 def _checked(window: Window, request: RankRequest | RetrieveRequest) -> Window:

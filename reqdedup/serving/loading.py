@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from reqdedup.models.bundle import Bundle, fingerprint_of, read_manifest
-from reqdedup.models.dcat import DCAT
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.serving.bundle_places import find_bundles
@@ -94,15 +93,10 @@ class Loader:
         return found
 
     def _ranking(self, name: str, bundle: Bundle) -> LoadedPart:
-        settings, model = self._settings, bundle.model
-        assert isinstance(model, DCAT)
+        settings = self._settings
         cache = ContextCache(settings.cache_bytes)
-        ranker = Ranker(
-            model,
-            bundle.transforms,
-            fingerprint=bundle.fingerprint,
-            schema=bundle.signature.schema,
-            items=KnownItems(bundle.items.item_id_V, bundle.items.columns),
+        ranker = Ranker.of(
+            bundle,
             store=self.store,
             deterministic=settings.deterministic,
             cache=cache,
@@ -149,14 +143,6 @@ class Loader:
             gauges=lambda: {"entries": float(len(states)), "bytes": float(states.num_bytes)},
             answers=retriever,
         )
-
-
-@dataclass(frozen=True)
-class KnownItems:
-    """What the ranker looks up of items."""
-
-    item_id: np.ndarray
-    columns: Any
 
 
 def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:

@@ -13,16 +13,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, cast
 
 import torch
 
 from reqdedup.batch import RequestBatch
+from reqdedup.models.bundle import Bundle
 from reqdedup.models.dcat import DCAT, BlockContext, BlockContexts, Blocks
 from reqdedup.models.dcat.block_context import KVType
+from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms
+from reqdedup.schema import HISTORY_END, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError
 from reqdedup.serving.context_cache import Asked, ContextCache, ContextKey, ContextRule, Lacking
-from reqdedup.serving.inputs import InputReader, KnownItems, RankInputs
+from reqdedup.serving.inputs import InputReader, RankInputs
 from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, RankRequest, RequestError
 
 CACHE_BYTES = 256 << 20
@@ -44,7 +48,7 @@ class Ranker:
         fingerprint: str,
         tables: str = "",
         schema: str = "",
-        items: KnownItems | None = None,
+        items: Items | None = None,
         store: Store | None = None,
         deterministic: bool = True,
         kv_type: KVType = "full",
@@ -82,6 +86,21 @@ class Ranker:
             max_candidates=max_candidates,
         )
 
+    @classmethod
+    def of(cls, bundle: Bundle, **options: Any) -> Ranker:
+        """Of a ranking model's bundle. options: of the constructor. Raises ValueError for one of another model."""
+        if bundle.task != "ranking":
+            raise ValueError(f"{bundle.folder}: the bundle of a ranking model required, found one of {bundle.task}")
+        return cls(
+            cast(DCAT, bundle.model),
+            bundle.transforms,
+            fingerprint=bundle.fingerprint,
+            tables=str(bundle.signature.snapshot_id),
+            schema=bundle.signature.schema,
+            items=bundle.items,
+            **options,
+        )
+
     def with_cache(self, cache: ContextCache) -> Ranker:
         """The same ranker with another cache."""
         other = copy.copy(self)
@@ -106,7 +125,7 @@ class Ranker:
             except (RequestError, StoreUnavailableError) as error:
                 answers[i] = error
         try:
-            contexts = self._contexts([(requests[i].user_id, inputs) for i, inputs in read.items()])
+            contexts = self._contexts([self._asked(requests[i].user_id, inputs) for i, inputs in read.items()])
         except torch.OutOfMemoryError as error:
             return [error if answer is None else answer for answer in answers]
         ready = [(i, inputs, *context) for (i, inputs), context in zip(read.items(), contexts, strict=True)]
@@ -129,9 +148,20 @@ class Ranker:
                 )
         return [answer for answer in answers if answer is not None]
 
-    def _contexts(self, asked: Sequence[tuple[int, RankInputs]]) -> list[tuple[BlockContext, ContextOrigin]]:
-        """Of these users."""
+    @torch.inference_mode()
+    def logits(self, batch: RequestBatch) -> torch.Tensor:
+        """[B, num_labels] of a loader's batch, whose histories were cut by this model's window."""
+        bounds, asked = batch.history_offsets_R1.tolist(), []
+        for r, user_id in enumerate(batch.user_id_R.tolist()):
+            events = {name: x_T[bounds[r] : bounds[r + 1]].numpy() for name, x_T in batch.history.items()}
+            length = bounds[r + 1] - bounds[r]
+            end = int(batch.request[HISTORY_END][r]) if HISTORY_END in batch.request else length
+            version = int(batch.request[TIMELINE_VERSION][r]) if TIMELINE_VERSION in batch.request else 0
+            asked.append(Asked(ContextKey(rule=self._rule, user_id=user_id), events, (version, end - length)))
+        contexts = BlockContexts(tuple(context for context, _ in self._contexts(asked)))
+        return self.model.score(contexts, batch.to(self.device), is_exact=self.deterministic).cpu()
 
+    def _contexts(self, asked: Sequence[Asked]) -> list[tuple[BlockContext, ContextOrigin]]:
         def compute(lacking: list[Lacking]) -> list[BlockContext]:
             histories = [
                 {name: torch.from_numpy(x_L).to(self.device) for name, x_L in one.asked.events.items()}
@@ -144,12 +174,11 @@ class Ranker:
                 self.cache.forget()
                 return encode([(x, None, 0) for x in histories])
 
-        keys = [ContextKey(rule=self._rule, user_id=user_id) for user_id, _ in asked]
-        windows = [
-            ({name: x_L.numpy() for name, x_L in inputs.history.items()}, (inputs.version, inputs.start))
-            for _, inputs in asked
-        ]
-        return self.cache.contexts([Asked(key, *window) for key, window in zip(keys, windows, strict=True)], compute)
+        return self.cache.contexts(asked, compute)
+
+    def _asked(self, user_id: int, inputs: RankInputs) -> Asked:
+        events = {name: x_L.numpy() for name, x_L in inputs.history.items()}
+        return Asked(ContextKey(rule=self._rule, user_id=user_id), events, (inputs.version, inputs.start))
 
     def _logits(self, together: Sequence[_Ready]) -> Sequence[torch.Tensor]:
         """[M, num_labels] of each request."""

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from reqdedup.models.items import Items
 from reqdedup.sequences.store import StoreUnavailableError, Window
 from reqdedup.serving.context_cache import ContextCache
 from reqdedup.serving.requests import RankRequest, RequestError
@@ -305,13 +306,11 @@ def test_a_forgotten_feature_counts_as_null_and_marks_the_answer():
     assert (null.marks, forgotten.marks) == ((), ("device",))
 
 
-class Items:
-    def __init__(self):
-        self.item_id, self.columns = np.array([3, 5, 9]), {"item_category": np.array([1, 2, 3])}
-
-
 def test_columns_of_known_items_may_be_left_out():
-    request, ranker = rank_request(np.random.default_rng(0), 30, 3), small_ranker(items=Items())
+    count_V = np.ones(3, np.int64)
+    columns = {"item_category": np.array([1, 2, 3], np.int32)}
+    items = Items(item_id_V=np.array([3, 5, 9]), count_V=count_V, first_seen_V=count_V, columns=columns)
+    request, ranker = rank_request(np.random.default_rng(0), 30, 3), small_ranker(items=items)
     short = replace(request, candidates={"item_id": [9, 3, 9]})
     long = replace(request, candidates={"item_id": [9, 3, 9], "item_category": [3, 1, 3]})
     assert np.array_equal(stacked(ranker.rank(short)), fresh(ranker, long))
@@ -331,7 +330,7 @@ def without(request, part, name):
 NAN, BIG = float("nan"), 2**40
 REFUSED = {
     "no item_id": (lambda r: without(r, "candidates", "item_id"), "column item_id required, found item_category"),
-    "no category": (lambda r: without(r, "candidates", "item_category"), "item_category required, found item_id"),
+    "no category": (lambda r: without(r, "candidates", "item_category"), "item_category required, found neither"),
     "two lengths": (lambda r: changed(r, "candidates", item_category=[1]), "4 values of item_category required"),
     "text": (lambda r: changed(r, "candidates", item_id=list("abcd")), "item_id: values of type int64"),
     "a category too large": (lambda r: changed(r, "candidates", item_category=[BIG] * 4), "item_category: numbers of int32"),
