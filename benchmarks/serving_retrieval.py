@@ -78,7 +78,7 @@ def bundle_items(folder: Path) -> tuple[ItemVectors, np.ndarray]:
         length = int(rng.integers(20, bundle.transforms.cut.max_events + 1))
         history = {history_name(c.name): rng.integers(0, 8, length) for c in bundle.transforms.history_columns}
         history["item_id"] = rng.choice(retriever.items.item_id, length)
-        state_D, _, _ = retriever.state(0, Window(history, 0, length, 0))
+        state_D, _ = retriever.state(0, retriever.read(Window(history, 0, length, 0)))
         plain = {c.name: rng.standard_normal(c.width) if c.width else int(rng.integers(0, 5)) for c in columns}
         users.append(retriever.user_vector(state_D, bundle.transforms.requests([plain])))
     return retriever.items, np.stack(users)

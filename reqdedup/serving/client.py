@@ -252,7 +252,9 @@ def _window(window: Window) -> dict[str, Any]:
 
 def _filter(request: RetrieveRequest | RecommendRequest) -> dict[str, Any]:
     found = {"allow": request.filter.allow, "deny": request.filter.deny}
-    values = {name: ids for name, ids in found.items() if ids is not None}
+    values: dict[str, Any] = {name: ids for name, ids in found.items() if ids is not None}
+    if request.filter.unseen:
+        values["unseen"] = True
     return values | ({"categories": dict(request.filter.categories)} if request.filter.categories else {})
 
 

@@ -128,7 +128,7 @@ def _candidates(inputs: Inputs, limits: Limits) -> Schema:
 def _retrieve(inputs: Inputs, limits: Limits) -> Schema:
     ids = {"type": "array", "items": _ID, "maxItems": limits.max_filter_ids}
     categories = {"type": "object", "additionalProperties": ids}
-    filters = _object({"allow": ids, "deny": ids, "categories": categories}, [])
+    filters = _object({"allow": ids, "deny": ids, "unseen": {"type": "boolean"}, "categories": categories}, [])
     return {"k": {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}, "filter": filters}
 
 

@@ -62,11 +62,15 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class ItemFilter:
-    """Which items may be retrieved. allow: only these item ids (None: all).  deny: never these, seen ones for example.
-    categories: item column -> values of which an item must have one."""
+    """Which items may be retrieved.
+
+    allow: only these item ids (None: all).  deny: never these.  unseen: True leaves out the items of the window that is
+    read.  categories: item column -> values of which an item must have one.
+    """
 
     allow: np.ndarray | None = None
     deny: np.ndarray | None = None
+    unseen: bool = False
     categories: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 

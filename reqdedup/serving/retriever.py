@@ -6,7 +6,7 @@ store or body -> window -> state, kept or computed -> head(state, request featur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,25 @@ from reqdedup.serving.approximate_index import INDEX_NAME, open_index
 from reqdedup.serving.inputs import InputReader
 from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.item_vectors import ItemVectors
-from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, RequestError, Retrieved, RetrieveRequest
+from reqdedup.serving.requests import (
+    ContextOrigin,
+    ItemFilter,
+    OnMissingHistory,
+    RequestError,
+    Retrieved,
+    RetrieveRequest,
+)
 from reqdedup.serving.state_cache import StateCache, StateKey, history_digest
 
 
 @dataclass(frozen=True)
 class ReadWindow:
-    """history: as the model reads it, [L] each.  start: its first event.  digest: of the events."""
+    """history: as the model reads it, [L] each.  start, end, version: of the timeline.  digest: of the events."""
 
     history: dict[str, torch.Tensor]
     start: int
+    end: int
+    version: int
     digest: bytes
 
 
@@ -76,38 +85,35 @@ class Retriever:
         marks: list[str] = []
         window = self._inputs.window(request, marks)
         plain = self._inputs.features(request, marks)
-        state_D, start, origin = self.state(request.user_id, window)
+        read = self.read(window)
+        state_D, origin = self.state(request.user_id, read)
         try:
             features = self.transforms.requests([plain])
         except (ValueError, TypeError) as error:
             raise RequestError(f"request features: {error}") from None
         user_D = self.user_vector(state_D, features)
-        row, score, kind = nearest(self.items, self.index, user_D, request.k, request.filter)
+        row, score, kind = nearest(self.items, self.index, user_D, request.k, without_seen(request.filter, read))
         return Retrieved(
             item_id=self.items.item_id[row],
             score=score,
             index=kind,
             model=self.fingerprint,
-            start=start,
-            end=window.end,
-            version=window.version,
+            start=read.start,
+            end=read.end,
+            version=read.version,
             context=origin,
             marks=tuple(marks),
         )
 
-    def state(self, user_id: int, window: Window) -> tuple[np.ndarray, int, ContextOrigin]:
-        """The user's state [D] float32, the event that its window begins with, and where it comes from.
-
-        Raises RequestError for a window that lacks a column or is not as long as it says.
-        """
-        read = self.read(window)
-        key = StateKey(self.fingerprint, user_id, window.version, read.start, window.end)
-        kept_D = self.states.get(key, read.digest)
+    def state(self, user_id: int, window: ReadWindow) -> tuple[np.ndarray, ContextOrigin]:
+        """The user's state [D] float32 and where it comes from."""
+        key = StateKey(self.fingerprint, user_id, window.version, window.start, window.end)
+        kept_D = self.states.get(key, window.digest)
         if kept_D is not None:
-            return kept_D, read.start, "kept"
-        state_D = self.model.user_state(read.history).numpy()
-        self.states.put(key, read.digest, state_D)
-        return state_D, read.start, "computed"
+            return kept_D, "kept"
+        state_D = self.model.user_state(window.history).numpy()
+        self.states.put(key, window.digest, state_D)
+        return state_D, "computed"
 
     def read(self, window: Window) -> ReadWindow:
         """The window's events as the model reads them, cut where its window begins.
@@ -125,7 +131,7 @@ class Retriever:
         except ValueError as error:
             raise RequestError(str(error)) from None
         digest = history_digest({name: values.numpy() for name, values in history.items()})
-        return ReadWindow(history, window.end - len(history["item_id"]), digest)
+        return ReadWindow(history, window.end - len(history["item_id"]), window.end, window.version, digest)
 
     def user_vector(self, state_D: np.ndarray, request: Mapping[str, torch.Tensor]) -> np.ndarray:
         """[output_width] float32 of length 1. Raises RequestError if features are so large that it is no number."""
@@ -134,3 +140,11 @@ class Retriever:
         if not np.isfinite(user_D).all():
             raise RequestError("request features: numbers that the model can add up required, found larger ones")
         return user_D
+
+
+def without_seen(filter: ItemFilter, window: ReadWindow) -> ItemFilter:
+    """The filter with the window's items on its deny list if it asks for unseen ones."""
+    if not filter.unseen:
+        return filter
+    seen = window.history["item_id"].numpy()
+    return replace(filter, deny=seen if filter.deny is None else np.concatenate([filter.deny, seen]), unseen=False)

@@ -139,13 +139,18 @@ def item_filter(values: Any, limits: Limits) -> ItemFilter:
         return ItemFilter()
     if not isinstance(values, dict):
         raise BadRequestError("filter", "an object", shown(values))
-    check_keys(values, frozenset({"allow", "deny", "categories"}))
+    check_keys(values, frozenset({"allow", "deny", "unseen", "categories"}))
+    unseen = values.get("unseen", False)
+    if not isinstance(unseen, bool):
+        raise BadRequestError("filter.unseen", "true or false", shown(unseen))
     ids = {
         name: _ids(values[name], f"filter.{name}", limits) for name in ("allow", "deny") if values.get(name) is not None
     }
     categories = _object(values, "categories", {})
     return ItemFilter(
-        **ids, categories={name: _ids(one, f"filter.categories.{name}", limits) for name, one in categories.items()}
+        **ids,
+        unseen=unseen,
+        categories={name: _ids(one, f"filter.categories.{name}", limits) for name, one in categories.items()},
     )
 
 

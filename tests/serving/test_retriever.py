@@ -133,6 +133,14 @@ def test_a_history_in_the_body_is_cut_as_the_store_cuts_it(model, items):
     assert answer(earlier) == answer(ours.retrieve(ask()))
 
 
+def test_unseen_items_are_those_that_the_window_lacks(model, items):
+    ours = retriever(model, items)
+    for deny in (None, items.item_id[:50]):
+        found = ours.retrieve(ask(k=200, filter=ItemFilter(unseen=True, deny=deny))).item_id
+        wanted = np.setdiff1d(items.item_id, window(12).columns["item_id"])
+        assert sorted(found) == sorted(np.setdiff1d(wanted, [] if deny is None else deny))
+
+
 def test_request_features_come_from_the_store_unless_sent(model, items):
     ours = retriever(model, items, store=OneTimeline())
     assert answer(ours.retrieve(ask(request={"age_days": 40.0}))) == answer(ours.retrieve(ask()))
