@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from reqdedup.serving.settings import ServeSettings
 from reqdedup.serving.swap import Models, Part, Served
 from reqdedup.serving.wire import Inputs
 
+if TYPE_CHECKING:
+    from reqdedup.sequences.valkey_store import ValkeyStore
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ class Loader:
 
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
-        self.store = SqliteStore(settings.store) if settings.store else None
+        self.store = open_store(settings.store) if settings.store else None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
 
     def first(self) -> Served:
@@ -143,6 +146,15 @@ class Loader:
             gauges=lambda: {"entries": float(len(states)), "bytes": float(states.num_bytes)},
             answers=retriever,
         )
+
+
+def open_store(place: str) -> SqliteStore | ValkeyStore:
+    """The store in a file, or at the URL of a Valkey or Redis (valkey://, redis://, unix://)."""
+    if "://" not in place:
+        return SqliteStore(place)
+    from reqdedup.sequences.valkey_store import ValkeyStore  # an extra of its own
+
+    return ValkeyStore(place)
 
 
 def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:

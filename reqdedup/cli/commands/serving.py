@@ -27,7 +27,7 @@ from reqdedup.cli.output import print_json, say
 )
 @click.argument("bundle", nargs=-1, required=True)
 @option("--copies", metavar="DIR", help="folder for bundles of an object store")
-@option("--store", metavar="FILE", help="the embedded store (`reqdedup store fill`)")
+@option("--store", metavar="FILE", help="the store (`reqdedup store fill`), or valkey://HOST")
 @option("--funnel", metavar="FILE", help="TOML of /v1/recommend: how many items each step passes on, re-ranking")
 @option(
     "--on-missing-history",
