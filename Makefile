@@ -97,9 +97,11 @@ bench-training: setup ## measure every claim about training (15 minutes on 2 cor
 	@$(ACTIVATED) python -m benchmarks.training_by_hand
 	@$(ACTIVATED) python -m benchmarks.report --write
 
-bench-serving: setup ## measure every claim about ranking, in process and over HTTP, into benchmarks/results/serving*.jsonl
+bench-serving: setup ## measure every claim about serving, into benchmarks/results/serving*.jsonl and rerank.jsonl
 	@$(ACTIVATED) python -m benchmarks.serving
 	@$(ACTIVATED) python -m benchmarks.serving_http
+	@$(ACTIVATED) python -m benchmarks.serving_retrieval
+	@$(ACTIVATED) OMP_NUM_THREADS=1 python -m benchmarks.rerank
 
 bench-gpu: setup ## crossing attention on an NVIDIA GPU beside the alternatives (exit code 2 without one)
 	@$(ACTIVATED) python -m benchmarks.gpu_crossing

@@ -315,6 +315,35 @@ CLAIMS = (
         "the same at equal user-tower passes, whole requests shuffled, all fixes",
         "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
     ),
+    Claim(
+        file="serving_retrieval",
+        rows={
+            "a": ("retrieval, clustered vectors, beside faiss flat", "approximate"),
+            "b": ("retrieval, clustered vectors", "recall@100"),
+            "c": ("retrieval, clustered vectors", "index opened"),
+        },
+        text="retrieval, {a[sizes][items]:,} items of {a[sizes][width]} dimensions against exact search; recall@100; index opened",
+        ours="{a[value]:.3g}x less CPU; {b[value]:.2f}; {c[value]:.2g} ms",
+        command=".venv/bin/python -m benchmarks.serving_retrieval",
+    ),
+    Claim(
+        file="serving_retrieval",
+        rows={"a": ("user state kept, 64 events: head", "head"), "b": ("user state kept, 512 events: head", "head")},
+        text="a kept user state against the whole user tower, 64; 512 events",
+        ours=TWO_RATIOS,
+        command=".venv/bin/python -m benchmarks.serving_retrieval --only state",
+    ),
+    Claim(
+        file="rerank",
+        rows={
+            "a": ("windowed SSD, beside pyversity", "reqdedup"),
+            "b": ("windowed SSD, beside its definition", "reqdedup"),
+        },
+        text="windowed SSD, {a[sizes][candidates]} candidates of {a[sizes][width]} dimensions, {a[sizes][picks]} picks: "
+        "against pyversity; against a QR at every pick",
+        ours=TWO_RATIOS,
+        command="OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.rerank",
+    ),
 )
 
 
