@@ -50,7 +50,7 @@ run: setup ## materialize the whole asset graph and print a summary
 
 serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080 (WORKERS=2, SERVE_PORT=8081)
 	@$(ACTIVATED) reqdedup serve 'warehouse/data/serving/$(SERVED)/bundle' --store 'warehouse/data/stores/$(SERVED).sqlite' \
-	  --port $(SERVE_PORT) --workers $(WORKERS) --watch 5
+	  --impressions 'warehouse/data/impressions/$(SERVED)' --port $(SERVE_PORT) --workers $(WORKERS) --watch 5
 
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph
 	@$(ACTIVATED) dg dev --host 127.0.0.1 --port $(PORT)

@@ -65,7 +65,9 @@ def recommended_answer(found: Recommended) -> dict[str, Any]:
     window = {"start": found.start, "end": found.end, "version": found.version}
     said = {"models": models, **window, "context": found.context, "marks": found.marks}
     steps = [{**vars(step)} for step in found.steps]
-    return {"items": items, **said} | ({"steps": steps} if steps else {})
+    # As text: JavaScript's numbers have 53 bits.
+    logged = {} if found.request_id is None else {"request_id": str(found.request_id)}
+    return {**logged, "items": items, **said} | ({"steps": steps} if steps else {})
 
 
 def json_response(values: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

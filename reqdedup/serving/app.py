@@ -33,6 +33,7 @@ from reqdedup.serving.answers import (
     recommended_answer,
     retrieved_answer,
 )
+from reqdedup.serving.impressions import Click, ImpressionLog
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.metrics import CONTENT_TYPE, Metrics
 from reqdedup.serving.openapi import PAGE, openapi
@@ -46,7 +47,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 @dataclass(kw_only=True)
 class Service:
-    """What the application stands on. event_columns: of the store, by name.  bundles: the folder that may be loaded
+    """What the application stands on. event_columns: of the store, by name.  impressions: log of what is shown.  bundles: the folder that may be loaded
     from."""
 
     models: Models
@@ -55,6 +56,7 @@ class Service:
     metrics: Metrics
     store: Store | None = None
     event_columns: Mapping[str, Column] | None = None
+    impressions: ImpressionLog | None = None
     bundles: Path | None = None
     is_ready: bool = False
 
@@ -69,7 +71,7 @@ class Application:
         self.service = service
         self._appending = ThreadPoolExecutor(1, thread_name_prefix="append")
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
-        describe_metrics(service.metrics, service.scheduler, service.models)
+        describe_metrics(service.metrics, service.scheduler, service.models, service.impressions)
         posts = {
             "/v1/rank": self.rank,
             "/v1/retrieve": self.retrieve,
@@ -166,11 +168,21 @@ class Application:
         values = wire.parse_object(await self._body(request))
         if "idempotency-key" in request.headers:
             values.setdefault("idempotency_key", request.headers["idempotency-key"])
+        of = wire.shown_request(values)
         user_id, events, key = wire.events_request(values, columns, self.service.limits)
+        if of is not None and self.service.impressions is None:
+            raise BadRequestError("request_id", "a server that logs impressions", "one that does not")
         append = asyncio.get_running_loop().run_in_executor(
             self._appending, lambda: store.append(user_id, events, key=key)
         )
         end = await append
+        if of is not None and self.service.impressions is not None:
+            now_us = time.time_ns() // 1000
+            for item_id in events["item_id"].tolist():
+                for label in of.labels:
+                    self.service.impressions.click(
+                        Click(request_id=of.request_id, item_id=item_id, event_ts=now_us, label=label)
+                    )
         return json_response({"user_id": user_id, "history_end": end.end, "timeline_version": end.version})
 
     async def infer(self, request: Request) -> Response:

@@ -19,6 +19,8 @@ from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.serving.bundle_places import find_bundles
 from reqdedup.serving.context_cache import ContextCache
 from reqdedup.serving.funnel import FunnelConfig, load_funnel_config
+from reqdedup.serving.impressions import ImpressionLog
+from reqdedup.serving.logged import LoggedRecommender
 from reqdedup.serving.ranker import Ranker
 from reqdedup.serving.recommender import Recommender
 from reqdedup.serving.requests import RequestError
@@ -47,6 +49,7 @@ class Loader:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self.store = open_store(settings.store) if settings.store else None
+        self.impressions = ImpressionLog(settings.impressions) if settings.impressions else None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
 
     def first(self) -> Served:
@@ -83,8 +86,12 @@ class Loader:
         ranker, retriever = ranking.answers, retrieval.answers
         assert isinstance(ranker, Ranker)
         assert isinstance(retriever, Retriever)
-        recommender = Recommender(retriever, ranker, self._funnel)
-        return Served(parts=parts, recommend=one_by_one(recommender.recommend), rows=self._funnel.ranked)
+        funnel = Recommender(retriever, ranker, self._funnel)
+        recommend: Recommender | LoggedRecommender = funnel
+        if self.impressions is not None:
+            features = [column.name for one in (retriever, ranker) for column in one.transforms.request_columns]
+            recommend = LoggedRecommender(funnel, self.impressions, store=self.store, features=features)
+        return Served(parts=parts, recommend=one_by_one(recommend.recommend), rows=self._funnel.ranked)
 
     def _parts(self, place: str) -> list[LoadedPart]:
         found = []

@@ -51,9 +51,15 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
             "events": _object(columns, list(columns)),
             "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 200},
         }
+        name = {"type": "string", "minLength": 1, "maxLength": 200}
+        of_impression = {
+            "request_id": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+            "labels": {"type": "array", "items": name, "minItems": 1, "maxItems": 16},
+        }
         paths["/v1/events"] = {
             "post": _operation(
-                "Append events to a user's timeline; a key sent twice is one.", _object(events, list(events))
+                "Append events to a user's timeline; a key sent twice is one.",
+                _object(events | of_impression, list(events)),
             )
         }
     actions = {

@@ -38,6 +38,7 @@ def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, work
         metrics=metrics,
         store=loader.store,
         event_columns=loader.event_columns(),
+        impressions=loader.impressions,
         bundles=Path(settings.may_load_from) if settings.may_load_from else None,
         is_ready=True,
     )
@@ -53,4 +54,6 @@ def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, work
     finally:
         is_ending.set()
         application.close()
+        if loader.impressions is not None:
+            loader.impressions.close()
         logger.info("drained")

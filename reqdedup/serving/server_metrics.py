@@ -6,12 +6,15 @@ import resource
 import time
 from collections.abc import Mapping
 
+from reqdedup.serving.impressions import ImpressionLog
 from reqdedup.serving.metrics import Labels, Metrics
 from reqdedup.serving.scheduler import Scheduler
 from reqdedup.serving.swap import Models
 
 
-def describe_metrics(metrics: Metrics, scheduler: Scheduler, models: Models) -> None:
+def describe_metrics(
+    metrics: Metrics, scheduler: Scheduler, models: Models, impressions: ImpressionLog | None = None
+) -> None:
     counts = scheduler.counts
     metrics.describe("reqdedup_requests_total", "counter", "Requests answered, by path and status.")
     metrics.describe("reqdedup_request_seconds", "histogram", "Seconds from the head of a request to its answer.")
@@ -40,6 +43,11 @@ def describe_metrics(metrics: Metrics, scheduler: Scheduler, models: Models) -> 
         "Largest difference of a logit.",
         lambda: models.report.max_difference,
     )
+
+    if impressions is not None:
+        log = impressions
+        read("reqdedup_impressions_written_total", "counter", "Records logged.", lambda: log.counts().written)
+        read("reqdedup_impressions_dropped_total", "counter", "Records lost.", lambda: log.counts().dropped)
 
     def served() -> Mapping[Labels, float]:
         parts = models.current.parts.values()

@@ -354,6 +354,28 @@ def _check_length(values: Any, path: str, most: int) -> None:
         raise BadRequestError(path, f"at most {most} entries", str(len(values)), status=413)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The impression that events belong to, and the labels that they give to their items."""
+
+    request_id: int
+    labels: tuple[str, ...]
+
+
+def shown_request(values: dict[str, Any]) -> Shown | None:
+    """Takes `request_id` and `labels` out of a body of events; None if they belong to no impression."""
+    given, labels = values.pop("request_id", None), values.pop("labels", None)
+    if given is None and labels is None:
+        return None
+    if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= 19:
+        given = int(given)
+    request_id = integer(given, "request_id", 0, INT64[1])
+    is_list = isinstance(labels, list) and 0 < len(labels) <= 16
+    if not is_list or not all(isinstance(label, str) and 0 < len(label) <= 200 for label in labels):
+        raise BadRequestError("labels", "a list of 1 to 16 names", "none" if labels is None else shown(labels))
+    return Shown(request_id, tuple(dict.fromkeys(labels)))
+
+
 def events_request(
     values: Mapping[str, Any], wanted: Mapping[str, Column], limits: Limits
 ) -> tuple[int, dict[str, np.ndarray], str]:

@@ -28,6 +28,7 @@ from reqdedup.cli.output import print_json, say
 @click.argument("bundle", nargs=-1, required=True)
 @option("--copies", metavar="DIR", help="folder for bundles of an object store")
 @option("--store", metavar="FILE", help="the store (`reqdedup store fill`), or valkey://HOST")
+@option("--impressions", metavar="DIR", help="log what /v1/recommend shows there (`reqdedup impressions`)")
 @option("--funnel", metavar="FILE", help="TOML of /v1/recommend: how many items each step passes on, re-ranking")
 @option(
     "--on-missing-history",
@@ -87,6 +88,7 @@ def serve(arguments: Options) -> int:
         bundles=tuple(arguments.bundle),
         copies=arguments.copies,
         store=arguments.store,
+        impressions=arguments.impressions,
         funnel=arguments.funnel,
         may_load_from=arguments.load_from,
         watch_s=arguments.watch,
