@@ -175,9 +175,9 @@ class Transforms:
             raise ValueError(
                 f"history: columns of one length required, found {lengths}; one event is an element of each"
             )
-        packed = {name: (values, np.array([0, len(values)])) for name, values in plain.items()}
-        windows = cut_histories(packed, self.cut, np.array([end]))
-        return {name: torch.from_numpy(values) for name, (values, _) in windows.items()}
+        length = next(iter(lengths.values()))
+        first = int(self.cut.skipped(np.array(length), np.array(length if end < 0 else end)))
+        return {name: torch.from_numpy(values[first:]) for name, values in plain.items()}
 
     def rows(self, candidates: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Candidates as (item_id [B], `RequestBatch.row`). Raises ValueError for a missing or unfit column."""
