@@ -47,8 +47,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 @dataclass(kw_only=True)
 class Service:
-    """What the application stands on. event_columns: of the store, by name.  impressions: log of what is shown.  bundles: the folder that may be loaded
-    from."""
+    """What the application stands on. event_columns: of the store, by name. impressions: log of what is shown.
+    bundles: the folder that may be loaded from."""
 
     models: Models
     scheduler: Scheduler
