@@ -29,11 +29,11 @@ def render(report: AuditReport, *, width: int = WIDTH) -> str:
     meant to be copied."""
     parts = [
         _wrapped(report.verdict, width),
-        _table(report, width),
+        table_lines(report, width),
         _layouts(report),
         _columns(report, width),
-        _causes(report, width),
-        _settings(report),
+        cause_lines(report, width),
+        setting_lines(report),
         _notes(report, width),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)
@@ -54,7 +54,7 @@ def _wrapped(lines: Iterable[str], width: int, indent: str = "", then: str = "  
     ]
 
 
-def _table(report: AuditReport, width: int) -> list[str]:
+def table_lines(report: AuditReport, width: int) -> list[str]:
     table, requests, sample = report.table, report.requests, report.sample
     about = "" if requests.is_exact else "about "
     lines = [
@@ -89,6 +89,11 @@ def _spread(spread: Spread) -> str:
 
 
 def _layouts(report: AuditReport) -> list[str]:
+    return _aligned(layout_rows(report), "<>>><")
+
+
+def layout_rows(report: AuditReport) -> list[list[str]]:
+    """Today and every layout as cells, a head first."""
     remarks = {
         SHUFFLED: "random order, lists, pyiceberg's defaults: the control",
         SORTED: "by user and request, lists, pyiceberg's defaults",
@@ -110,13 +115,11 @@ def _layouts(report: AuditReport) -> list[str]:
                 remarks[layout.layout],
             ]
         )
-    return _aligned(rows, "<>>><")
+    return rows
 
 
-def _columns(report: AuditReport, width: int) -> list[str]:
-    shown = sorted(report.columns, key=lambda column: -column.compressed_bytes)
-    small = [column for column in shown if column.compressed_bytes < SMALL_SHARE * report.table.compressed_bytes]
-    shown = [column for column in shown if column not in small] or shown[:5]
+def column_rows(columns: Iterable[ColumnAudit], *, name_width: int) -> list[list[str]]:
+    """These columns as cells, a head first; longer names are cut."""
     rows = [
         [
             "column",
@@ -133,10 +136,10 @@ def _columns(report: AuditReport, width: int) -> list[str]:
             "once",
         ]
     ]
-    for column in shown:
+    for column in columns:
         rows.append(
             [
-                column.name if len(column.name) <= NAME_WIDTH else column.name[: NAME_WIDTH - 1] + "~",
+                column.name if len(column.name) <= name_width else column.name[: name_width - 1] + "~",
                 LEVELS[column.level],
                 _percent(column.repeat_ratio),
                 _percent(column.user_overlap),
@@ -147,7 +150,19 @@ def _columns(report: AuditReport, width: int) -> list[str]:
                 *[_estimate(column, name) for name in (SORTED, SORTED_LARGE_PAGES, BY_REQUEST, STORE_ONCE)],
             ]
         )
-    lines = _aligned(rows, "<<>>><>>>>>>")
+    return rows
+
+
+def columns_by_size(report: AuditReport) -> tuple[list[ColumnAudit], list[ColumnAudit]]:
+    """The columns worth a line, largest first, and the small ones."""
+    every = sorted(report.columns, key=lambda column: -column.compressed_bytes)
+    small = [column for column in every if column.compressed_bytes < SMALL_SHARE * report.table.compressed_bytes]
+    return [column for column in every if column not in small] or every[:5], small
+
+
+def _columns(report: AuditReport, width: int) -> list[str]:
+    shown, small = columns_by_size(report)
+    lines = _aligned(column_rows(shown, name_width=NAME_WIDTH), "<<>>><>>>>>>")
     if small:
         total = sum(column.compressed_bytes for column in small)
         names = ", ".join(column.name for column in small)
@@ -164,7 +179,7 @@ def _columns(report: AuditReport, width: int) -> list[str]:
     return lines
 
 
-def _causes(report: AuditReport, width: int) -> list[str]:
+def cause_lines(report: AuditReport, width: int) -> list[str]:
     if not report.causes:
         return []
     lines = ["likely causes, each by what it would cost if it alone stayed as it is:"]
@@ -178,7 +193,7 @@ def _causes(report: AuditReport, width: int) -> list[str]:
     return lines
 
 
-def _settings(report: AuditReport) -> list[str]:
+def setting_lines(report: AuditReport) -> list[str]:
     if not report.step.is_worth_it:
         return []
     one_limit = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,7 @@ from reqdedup.cli.catalog import load_table, load_tables, open_catalog
 from reqdedup.cli.options import BUCKETS, Checked, Options, option, subcommand, tables_option
 from reqdedup.cli.output import ProgressLine, format_bytes, print_json, say
 from reqdedup.cli.values import whole
+from reqdedup.masking import mask
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +43,10 @@ def report(arguments: Options) -> int:
     description="How often each column of a table repeats within a request, what that costs today and in each layout "
     "(estimated from a sample of whole users, with the error), the likely causes, and the properties to set. Any "
     "Iceberg table, or Parquet files; changes nothing. See docs/audit.md.",
-    examples=["reqdedup audit data/impressions --request-key request_id --user-key user_id"],
+    examples=[
+        "reqdedup audit data/impressions --request-key request_id --user-key user_id",
+        "reqdedup audit data/impressions --request-key request_id --user-key user_id --html audit.html",
+    ],
 )
 @click.argument("files", nargs=-1, metavar="[PATH]...")
 @option("--table", metavar="NAMESPACE.NAME", help="an Iceberg table of the catalog, in place of PATH")
@@ -62,12 +68,15 @@ def report(arguments: Options) -> int:
     help="compressed bytes read for the sample (256)",
 )
 @option("--buckets", type=BUCKETS, default=16, metavar="N", help="of the estimated layouts (default: 16)")
+@option("--html", metavar="FILE", help="also write a page with charts, one file that needs no network")
 def audit(arguments: Options) -> int:
     """Print the audit of a table or of Parquet files."""
     from reqdedup.audit import audit_table, render
 
     if bool(arguments.table) == bool(arguments.files):
         raise ValueError("either PATH or --table required; name Parquet files, or one Iceberg table")
+    if arguments.html:
+        _check_page(Path(arguments.html))
     files = arguments.files[0] if len(arguments.files) == 1 else arguments.files
     with ProgressLine() as progress:
         found = audit_table(
@@ -80,8 +89,22 @@ def audit(arguments: Options) -> int:
             num_buckets=arguments.buckets,
             progress=progress,
         )
+    if arguments.html:
+        from reqdedup.audit.page import page
+
+        Path(arguments.html).write_text(mask(page(found)), encoding="utf-8")
     say(found.to_json() if arguments.json else render(found))
     return 0
+
+
+def _check_page(path: Path) -> None:
+    """Before the audit, which may take minutes."""
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"--html: a file that ends with .html required, found {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--html: a file in an existing folder required, found no folder {path.parent}; make it first")
+    if find_spec("matplotlib") is None:
+        raise ValueError("--html: matplotlib for the charts required, found none; pip install 'reqdedup[plots]'")
 
 
 COMMANDS = (report, audit)
@@ -89,7 +112,9 @@ COMMANDS = (report, audit)
 
 def format_report(report: pa.Table) -> str:
     """The compression report as text: one block per table, its columns by size, then all of them together."""
-    lines = []
+    from reqdedup.storage.measure.compression import layout_totals
+
+    lines, totals = [], {row["table"]: row for row in layout_totals(report)}
     for name in dict.fromkeys(report.column("table").to_pylist()):
         rows = [row for row in report.to_pylist() if row["table"] == name]
         lines += [
@@ -98,7 +123,16 @@ def format_report(report: pa.Table) -> str:
             f"  {'column':<24} {'level':<8} {'stored':>9} {'plain':>9} {'to control':>10} {'limit':>9} {'of limit':>8}",
         ]
         rows.sort(key=lambda row: -row["compressed_bytes"])
-        for row in [*rows, _total(rows)]:
+        total = totals[name]
+        all_columns = {
+            "column": "all columns",
+            "level": "",
+            "compressed_bytes": total["bytes"],
+            "uncompressed_bytes": sum(row["uncompressed_bytes"] for row in rows),
+            "ratio_to_control": total["ratio"],
+            **{key: total[key] for key in ("store_once_bytes", "fraction_of_limit")},
+        }
+        for row in [*rows, all_columns]:
             lines.append(
                 f"  {row['column']:<24} {row['level']:<8} {format_bytes(row['compressed_bytes']):>9} "
                 f"{format_bytes(row['uncompressed_bytes']):>9} {_format(row['ratio_to_control'], '.1f', 'x'):>10} "
@@ -106,22 +140,6 @@ def format_report(report: pa.Table) -> str:
             )
         lines.append("")
     return "\n".join(lines).rstrip()
-
-
-def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of all columns together."""
-    stored, limit = (sum(row[name] for row in rows) for name in ("compressed_bytes", "store_once_bytes"))
-    ratios = [row["ratio_to_control"] for row in rows]
-    control = sum(row["compressed_bytes"] * row["ratio_to_control"] for row in rows) if None not in ratios else None
-    return {
-        "column": "all columns",
-        "level": "",
-        "compressed_bytes": stored,
-        "uncompressed_bytes": sum(row["uncompressed_bytes"] for row in rows),
-        "ratio_to_control": control / stored if control is not None and stored else None,
-        "store_once_bytes": limit,
-        "fraction_of_limit": limit / stored if stored else None,
-    }
 
 
 def _format(value: float | None, spec: str, suffix: str = "") -> str:

@@ -6,8 +6,9 @@ the same rows, and gives the limit that the layout could reach. User overlap is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,6 +80,32 @@ def compression_report(tables: Mapping[str, Table]) -> pa.Table:
                 }
             )
     return pa.Table.from_pylist(rows, schema=REPORT_SCHEMA)
+
+
+def layout_totals(report: pa.Table, columns: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """A report's tables with their columns added up, in its order: table, bytes, store_once_bytes, ratio, fraction_of_limit.
+
+    report: of `compression_report`.  columns: those that are added up, None: all.  ratio: the control's bytes over
+    these, None if there is no control.
+    """
+    rows = [row for row in report.to_pylist() if columns is None or row["column"] in columns]
+    totals = []
+    for table in dict.fromkeys(row["table"] for row in rows):
+        own = [row for row in rows if row["table"] == table]
+        stored, limit = (sum(row[name] for row in own) for name in ("compressed_bytes", "store_once_bytes"))
+        ratios = [(row["compressed_bytes"], row["ratio_to_control"]) for row in own if row["compressed_bytes"]]
+        known = all(ratio is not None for _, ratio in ratios)
+        control = sum(size * ratio for size, ratio in ratios) if known else None
+        totals.append(
+            {
+                "table": table,
+                "bytes": stored,
+                "store_once_bytes": limit,
+                "ratio": control / stored if control is not None and stored else None,
+                "fraction_of_limit": limit / stored if stored else None,
+            }
+        )
+    return totals
 
 
 @dataclass(frozen=True)

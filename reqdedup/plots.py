@@ -1,0 +1,270 @@
+"""The charts of our reports: the same in notebooks, in the Dagster UI and in HTML pages.
+
+Drawn by matplotlib (extra `plots`), which is loaded with the first chart, and without pyplot: no window, no state that
+charts share, nothing to close. Bars begin at zero, so their lengths may be compared; what spans factors of ten is drawn
+as points on a logarithmic axis.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reqdedup.display import format_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREY, BLUES, LIMIT = "#9aa5b1", ("#9cc4e4", "#4a90c2", "#1f5f8b", "#0b3954"), "#c2255c"
+SHOWN_COLUMNS = 12
+TABLE_PREFIX = "engagements_"
+
+
+class Chart:
+    """A drawn chart. Shows itself in a notebook; `png` and `svg` are what a page or a file takes."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+
+    def png(self, *, dpi: int = 96) -> bytes:
+        """In 64 colours, a third of the bytes. dpi: pixels per inch of the figure."""
+        from PIL import Image  # matplotlib brings it
+
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.figure.savefig(drawn, format="png", dpi=dpi)
+        Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+        return small.getvalue()
+
+    def svg(self) -> str:
+        """The same whenever it is drawn of the same values; text stays text."""
+        from matplotlib import rc_context
+
+        image = io.BytesIO()
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "reqdedup", "font.family": "sans-serif"}):
+            self.figure.savefig(image, format="svg", metadata={"Date": None, "Creator": None})
+        text = image.getvalue().decode()
+        return text[text.index("<svg") :]
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+
+def bars(
+    values: Mapping[str, float],
+    *,
+    title: str,
+    text: Mapping[str, str] | None = None,
+    limits: Mapping[str, float] | None = None,
+    limit_name: str = "store-once limit",
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    format_value: Callable[[float], str] = format_bytes,
+    first_is_control: bool = True,
+) -> Chart:
+    """One bar per name, from zero.
+
+    text: what stands behind a bar, by default its value.  limits: a line across the bar.  intervals: low and high end.
+    first_is_control: the first bar is grey, what the others are compared with.
+    """
+    figure, (axes,) = _axes(1, width=8.2, height=0.46 * len(values) + 1.25)
+    names = list(values)
+    colors = _colors(len(names), first_is_control)
+    axes.barh(names, [values[name] for name in names], height=0.64, color=colors)
+    longest = max([*values.values(), *(high for _, high in (intervals or {}).values()), 1e-12])
+    for y, name in enumerate(names):
+        end = max(values[name], (limits or {}).get(name, 0.0), (intervals or {}).get(name, (0.0, 0.0))[1])
+        shown = (text or {}).get(name) or format_value(values[name])
+        axes.annotate(shown, (end, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    for name, (low, high) in (intervals or {}).items():
+        axes.hlines(names.index(name), low, high, color="black", linewidth=1)
+    if limits:
+        middles = [names.index(name) for name in limits]
+        edges = [y - 0.42 for y in middles], [y + 0.42 for y in middles]
+        axes.vlines(list(limits.values()), *edges, color=LIMIT, linewidth=2, label=limit_name)
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
+    axes.set_xlim(0, longest * 1.45)
+    axes.xaxis.set_major_formatter(_ticks(format_value))
+    axes.invert_yaxis()
+    axes.set_title(title, loc="left", fontsize=10)
+    return Chart(figure)
+
+
+def points(
+    values: Mapping[str, Mapping[str, float | None]],
+    *,
+    title: str,
+    limits: Mapping[str, float | None] | None = None,
+    limit_name: str = "store-once limit",
+    format_value: Callable[[float], str] = format_bytes,
+) -> Chart:
+    """values: row -> series -> value, one point each on a logarithmic axis, a line from the least to the most of a row.
+
+    limits: a mark in the row.
+    """
+    rows, series = list(values), list(dict.fromkeys(name for row in values.values() for name in row))
+    figure, (axes,) = _axes(1, width=8.2, height=0.34 * len(rows) + 1.5)
+    for y, row in enumerate(rows):
+        found = [value for value in values[row].values() if value]
+        if found:
+            axes.hlines(y, min(found), max(found), color="#d0d7de", linewidth=2, zorder=1)
+    for name, color in zip(series, _colors(len(series), True)):
+        found_at = [(value, y) for y, row in enumerate(rows) if (value := values[row].get(name))]
+        axes.scatter([x for x, _ in found_at], [y for _, y in found_at], s=46, color=color, label=name, zorder=2)
+    if limits:
+        marks = [(value, rows.index(row)) for row, value in limits.items() if value]
+        axes.scatter(
+            [x for x, _ in marks], [y for _, y in marks], marker="|", s=190, color=LIMIT, label=limit_name, zorder=3
+        )
+    axes.set(xscale="log", yticks=range(len(rows)), yticklabels=rows)
+    axes.xaxis.set_major_formatter(_ticks(format_value))
+    axes.invert_yaxis()
+    axes.set_title(title, loc="left", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=min(len(series) + 1, 5), frameon=False, fontsize=9)
+    return Chart(figure)
+
+
+def curve(
+    x: Sequence[float], y: Sequence[float], *, names: Sequence[str], title: str, x_name: str, y_name: str
+) -> Chart:
+    """One line through named points, in the order of x; a name is left out if it would cover the one before."""
+    figure, (axes,) = _axes(1, width=6.4, height=3.6)
+    order = np.argsort(x, kind="stable")
+    axes.plot(np.asarray(x)[order], np.asarray(y)[order], marker="o", color=BLUES[2])
+    shown, room = -np.inf, 0.05 * (max(x) - min(x))
+    for i in order:
+        if x[i] >= shown + room:
+            axes.annotate(names[i], (x[i], y[i]), xytext=(6, 5), textcoords="offset points", fontsize=9)
+            shown = x[i]
+    axes.margins(x=0.18, y=0.12)
+    axes.set(xlabel=x_name, ylabel=y_name)
+    axes.grid(alpha=0.3)
+    axes.set_title(title, loc="left", fontsize=10)
+    return Chart(figure)
+
+
+def steps(
+    runs: Mapping[str, Mapping[str, Sequence[float] | np.ndarray]], panels: Sequence[tuple[str, str, float]]
+) -> Chart:
+    """A row of panels per run: the value of every step, light, and its running mean over a twentieth of them, dark.
+
+    runs: name -> columns of its metrics.csv.  panels: column, title with the unit, factor to that unit.
+    """
+    figure, every = _axes(len(runs), len(panels), width=3.5 * len(panels), height=2.2 * len(runs) + 0.3)
+    cells = [(name, columns, panel) for name, columns in runs.items() for panel in panels]
+    for axes, (name, columns, (column, title, factor)) in zip(every, cells, strict=True):
+        values = np.asarray(columns[column], np.float64) * factor
+        axes.plot(columns["step"], values, color=BLUES[1], alpha=0.35, linewidth=1)
+        axes.plot(columns["step"], running_mean(values, max(1, len(values) // 20)), color=BLUES[2])
+        axes.set_title(f"{name}: {title}" if name else title, loc="left", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+    return Chart(figure)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and the window - 1 before it, of fewer at the start; [len(values)]."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return (total[end] - total[start]) / (end - start)
+
+
+def layouts(report: pa.Table, *, columns: Collection[str] | None = None, title: str = "") -> Chart:
+    """A compression report: stored bytes of each layout with its store-once limit.
+
+    report: of `storage.compression_report`.  columns: those that are added up, None: all.
+    """
+    from reqdedup.storage.measure.compression import layout_totals
+
+    totals = {layout_name(row["table"]): row for row in layout_totals(report, columns)}
+    text = {
+        name: f"{format_bytes(row['bytes'])}"
+        + (f", {row['ratio']:.1f}x smaller" if (row["ratio"] or 0) > 1.005 else "")
+        + f", {row['fraction_of_limit'] or 0:.0%} of the limit"
+        for name, row in totals.items()
+    }
+    return bars(
+        {name: row["bytes"] for name, row in totals.items()},
+        title=title or "the same rows, stored bytes of all columns",
+        text=text,
+        limits={name: row["store_once_bytes"] for name, row in totals.items()},
+    )
+
+
+def columns(report: pa.Table, *, most: int = SHOWN_COLUMNS) -> Chart:
+    """The same by column, the `most` largest of the first layout; the limit is that of the last one."""
+    rows = report.to_pylist()
+    tables = list(dict.fromkeys(row["table"] for row in rows))
+    stored = {(row["table"], row["column"]): row for row in rows}
+    first = sorted((row for row in rows if row["table"] == tables[0]), key=lambda row: -row["compressed_bytes"])
+    names = [row["column"] for row in first[:most]]
+    return points(
+        {name: {layout_name(table): stored[table, name]["compressed_bytes"] for table in tables} for name in names},
+        limits={name: stored[tables[-1], name]["store_once_bytes"] for name in names},
+        title=f"the {len(names)} largest columns, stored bytes (one step of the axis is a factor of ten)",
+    )
+
+
+def relevance_and_variety(report: pa.Table) -> Chart:
+    """The curve of a re-ranking: what variety costs. report: point, figure and value (`rerank.scored.curve_table`)."""
+    found: dict[str, dict[str, float]] = {}
+    for row in report.to_pylist():
+        found.setdefault(row["point"], {})[row["figure"]] = row["value"]
+    return curve(
+        [figures["mean_distance"] for figures in found.values()],
+        [100 * figures["dcg_ratio"] for figures in found.values()],
+        names=list(found),
+        title="each point is a weight of the term for variety",
+        x_name="variety: mean distance of picks within a window, 1 - cosine",
+        y_name="relevance kept: % of the best gain",
+    )
+
+
+def before_and_after(report: pa.Table) -> Chart:
+    """A sample of users: rows of each stratum before and after it. report: of `UserSample.report`."""
+    values = {}
+    for row in report.to_pylist():
+        values[f"{row['stratum']}, before"] = row["rows_before"]
+        values[f"{row['stratum']}, after"] = row["rows_after"]
+    chart = bars(
+        values,
+        title="rows of each stratum of users, by requests per user",
+        format_value=lambda value: f"{value:,.0f}",
+        first_is_control=False,
+    )
+    for bar, name in zip(chart.figure.axes[0].patches, values, strict=True):
+        bar.set_facecolor(GREY if name.endswith("before") else BLUES[2])
+    return chart
+
+
+def layout_name(table: str) -> str:
+    """'laptop.engagements_by_request' -> 'by_request'."""
+    return table.rpartition(".")[2].removeprefix(TABLE_PREFIX)
+
+
+def _axes(num_rows: int, num_columns: int = 1, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("charts need matplotlib: pip install 'reqdedup[plots]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    found = figure.subplots(num_rows, num_columns, squeeze=False)
+    every: list[Any] = list(found.flat)
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, every
+
+
+def _colors(count: int, first_is_control: bool) -> list[str]:
+    """Grey for the control, then blue, the darker the better."""
+    control = [GREY] if first_is_control else []
+    blues = BLUES[-(count - len(control)) :] if count > len(control) else ()
+    return [*control, *blues, *[BLUES[-1]] * (count - len(control) - len(blues))]
+
+
+def _ticks(format_value: Callable[[float], str]) -> Callable[[float, float], str]:
+    return lambda value, _position: format_value(value)
