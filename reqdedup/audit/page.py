@@ -50,8 +50,8 @@ def page(report: AuditReport) -> str:
         "<h2>Layout by layout</h2>",
         _figure(_layouts(report)),
         _table(layout_rows(report)),
-        "<p>Bytes of the layouts are estimates from a sample of whole users; the black line of a bar is the 95% interval."
-        "</p>",
+        "<p>Bytes of the layouts are estimates from a sample of whole users; "
+        "the black line of a bar is the 95% interval.</p>",
         "<h2>Column by column</h2>",
         _figure(_columns(shown)) if any(column.estimates for column in shown) else "",
         _table(column_rows(shown, name_width=_ONE_LINE)),
@@ -60,8 +60,8 @@ def page(report: AuditReport) -> str:
         total = format_bytes(sum(column.compressed_bytes for column in small))
         parts.append(f"<p>{len(small)} small columns, {total} together: {escape(_names(small))}</p>")
     parts += [
-        f"<p>{escape(column.name)} is not the same in {column.broken_requests:,} of {column.checked_requests:,} sampled "
-        f"requests; {escape(column.example)}</p>"
+        f"<p>{escape(column.name)} is not the same in {column.broken_requests:,} of {column.checked_requests:,} "
+        f"sampled requests; {escape(column.example)}</p>"
         for column in report.columns
         if column.example
     ]

@@ -13,7 +13,7 @@ from reqdedup import cli
 from reqdedup.audit import audit_table, render
 from reqdedup.audit.page import page
 from tests.audit.audit_tables import KEYS, impressions, shuffled, write_folder
-from tests.audit.test_report import REPORT
+from tests.audit.small_report import REPORT
 
 
 class Links(HTMLParser):

@@ -83,10 +83,11 @@ def compression_report(tables: Mapping[str, Table]) -> pa.Table:
 
 
 def layout_totals(report: pa.Table, columns: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """A report's tables with their columns added up, in its order: table, bytes, store_once_bytes, ratio, fraction_of_limit.
+    """A report's tables with their columns added up, in its order.
 
-    report: of `compression_report`.  columns: those that are added up, None: all.  ratio: the control's bytes over
-    these, None if there is no control.
+    report: of `compression_report`.  columns: those that are added up, None: all.
+    Keys: table; bytes and store_once_bytes; ratio, the control's bytes over these, None if there is no control;
+    fraction_of_limit.
     """
     rows = [row for row in report.to_pylist() if columns is None or row["column"] in columns]
     totals = []
