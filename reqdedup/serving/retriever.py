@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,11 +70,18 @@ class Retriever:
 
         Raises ValueError for a bundle of another model, and for an index that is damaged or not of its items.
         """
-        if not isinstance(bundle.model, TwoTower):
+        if bundle.task != "retrieval":
             raise ValueError(f"{bundle.folder}: the bundle of a retrieval model required, found one of {bundle.task}")
         items = ItemVectors.of_bundle(bundle)
         index = open_index(bundle.artifact(INDEX_NAME), items) if INDEX_NAME in bundle.artifacts else None
-        return cls(bundle.model, bundle.transforms, items, fingerprint=bundle.fingerprint, index=index, **options)
+        return cls(
+            cast(TwoTower, bundle.model),
+            bundle.transforms,
+            items,
+            fingerprint=bundle.fingerprint,
+            index=index,
+            **options,
+        )
 
     def retrieve(self, request: RetrieveRequest) -> Retrieved:
         """Raises RequestError for what its sender can mend, StoreUnavailableError for what a later try may."""
