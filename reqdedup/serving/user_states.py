@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.expressions import AlwaysTrue
@@ -55,7 +57,7 @@ _ICEBERG = Schema(
 
 
 def user_states(retriever: Retriever, users: Iterable[UserRecord]) -> Iterator[pa.RecordBatch]:
-    """The state of each user's newest window, one at a time: in the bits that a server computes."""
+    """The state of each user's newest window, one at a time on one thread: in the bits that a server computes."""
     rows: list[dict[str, Any]] = []
     for user in users:
         if not user.timelines:
@@ -65,7 +67,8 @@ def user_states(retriever: Retriever, users: Iterable[UserRecord]) -> Iterator[p
         end = first + len(next(iter(events.values())))
         window = retriever.read(Window(events, first, end, version))
         key = StateKey(retriever.fingerprint, user.user_id, version, window.start, end)
-        state_D = retriever.model.user_state(window.history).numpy()
+        with one_thread():
+            state_D = retriever.model.user_state(window.history).numpy()
         rows.append(
             {
                 "user_id": key.user_id,
@@ -81,6 +84,17 @@ def user_states(retriever: Retriever, users: Iterable[UserRecord]) -> Iterator[p
             rows = []
     if rows:
         yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread, as in a server: short products wait longer for a second one than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def replace_user_states(
