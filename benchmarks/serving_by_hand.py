@@ -79,8 +79,8 @@ class ServerCore:
             shape = (config.num_layers, 2, config.num_heads, config.max_history, config.head_width)
             kept = self.users[request.user_id] = Kept(torch.empty(shape), window.start)
         begin, end = kept.length, window.end - window.start
-        if begin == end:
-            return replace(kept)
+        if begin >= end:  # of several requests at once, an earlier moment may come later
+            return replace(kept, length=end)
         model, last = self.model, self.config.num_layers - 1
         x_ND = model.embedding.events({name: torch.from_numpy(x[begin:end]) for name, x in window.columns.items()})
         x_ND = model.transformer.positions.add(x_ND, torch.arange(begin, end))
