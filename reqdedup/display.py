@@ -6,6 +6,7 @@ A name says how its values are shown: `_bytes` in decimal units, `_ratio` and `r
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,13 @@ class ReportTable:
         return self.rows.num_rows
 
     def __repr__(self) -> str:
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """Title and table in lines of this width (see `format_table`)."""
         if not len(self):
             return self.title
-        return f"{self.title}\n{format_table(self.rows.column_names, self._cells())}{self._rest()}"
+        return f"{self.title}\n{format_table(self.rows.column_names, self._cells(), width=width)}{self._rest()}"
 
     def _repr_html_(self) -> str:
         return f"<b>{escape(self.title)}</b>{html_table(self.rows.column_names, self._cells())}{self._rest()}"
@@ -54,16 +59,53 @@ class ReportTable:
         return pl.DataFrame(pl.from_arrow(self.rows))
 
 
-def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "  ") -> str:
-    """Columns as wide as their widest cell; words to the left, what begins with a digit to the right."""
+def format_table(
+    head: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "  ", width: int | None = None
+) -> str:
+    """Columns as wide as their widest cell; words to the left, what begins with a digit to the right.
+
+    width: of a line; further columns go into further blocks, each begun by the first column. None means no limit.
+    """
     cells = [[format_cell(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(head, *cells)]
-    to_left = [not any(cell[:1].isdigit() for cell in column) for column in zip(*cells)]
-    lines = []
-    for row in [list(head), *cells]:
-        padded = [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(row, widths, to_left)]
-        lines.append((indent + "  ".join(padded)).rstrip())
+    columns = list(zip(head, *cells))
+    padded = []
+    for column in columns:
+        widest, to_left = max(map(len, column)), not any(cell[:1].isdigit() for cell in column[1:])
+        padded.append([cell.ljust(widest) if to_left else cell.rjust(widest) for cell in column])
+    blocks = [
+        "\n".join((indent + "  ".join(row)).rstrip() for row in zip(*block)) for block in _blocks(padded, indent, width)
+    ]
+    return "\n\n".join(blocks)
+
+
+def _blocks(padded: list[list[str]], indent: str, width: int | None) -> list[list[list[str]]]:
+    """The columns of a table in groups that fit the width, the first column in each."""
+    blocks, used = [padded[:1]], 0
+    for column in padded[1:]:
+        used += 2 + len(column[0])
+        if width is not None and len(blocks[-1]) > 1 and len(indent) + len(padded[0][0]) + used > width:
+            blocks.append(padded[:1])
+            used = 2 + len(column[0])
+        blocks[-1] = [*blocks[-1], column]
+    return blocks
+
+
+def fit(text: str, width: int | None) -> str:
+    """The text with every line at most so wide: cut at spaces, what follows is indented below its beginning.
+
+    A word that is wider, a path say, stays whole, so that it can be copied. None means no limit.
+    """
+    if width is None:
+        return text
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = " " * min(len(line) - len(line.lstrip()) + 2, width // 2)
+        lines += [line] if len(line) <= width else _cut(line, width, indent)
     return "\n".join(lines)
+
+
+def _cut(line: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -94,8 +94,8 @@ def writer_settings(
         "pyiceberg": [
             *([f"# {remark}"] if remark else []),
             f"table.transaction().set_properties({properties!r}).commit_transaction()",
-            f"table.append(rows.sort_by([{', '.join(f'({key!r}, {chr(34)}ascending{chr(34)})' for key in order)}]))  # "
-            "append never sorts",
+            "# append never sorts",
+            f"table.append(rows.sort_by([{', '.join(f'({key!r}, {chr(34)}ascending{chr(34)})' for key in order)}]))",
             "# pyiceberg 0.12 ignores write.parquet.row-group-size-bytes; its row groups are whole files",
         ],
         "spark": [

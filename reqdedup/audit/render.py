@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +17,7 @@ from reqdedup.audit.report import (
     Spread,
 )
 from reqdedup.audit.verdict import format_count, format_times
-from reqdedup.display import format_bytes
+from reqdedup.display import fit, format_bytes
 
 WIDTH = 110
 NAME_WIDTH = 28
@@ -25,15 +26,17 @@ SMALL_SHARE = 0.002
 
 
 def render(report: AuditReport, *, width: int = WIDTH) -> str:
-    """The whole report as plain text, lines of at most `width` columns except settings, which are
-    meant to be copied."""
+    """The whole report as plain text, lines of at most `width` columns.
+
+    Tables that are wider continue below; settings, which are meant to be copied, are broken between their arguments.
+    """
     parts = [
         _wrapped(report.verdict, width),
         table_lines(report, width),
-        _layouts(report),
+        _aligned(layout_rows(report), "<>>><", width),
         _columns(report, width),
         cause_lines(report, width),
-        setting_lines(report),
+        setting_lines(report, width),
         _notes(report, width),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)
@@ -86,10 +89,6 @@ def _spread(spread: Spread) -> str:
         f"mean {format_count(spread.mean)}, p50 {format_count(spread.p50)}, p90 {format_count(spread.p90)}, "
         f"p99 {format_count(spread.p99)}, max {format_count(spread.max)}"
     )
-
-
-def _layouts(report: AuditReport) -> list[str]:
-    return _aligned(layout_rows(report), "<>>><")
 
 
 def layout_rows(report: AuditReport) -> list[list[str]]:
@@ -162,7 +161,7 @@ def columns_by_size(report: AuditReport) -> tuple[list[ColumnAudit], list[Column
 
 def _columns(report: AuditReport, width: int) -> list[str]:
     shown, small = columns_by_size(report)
-    lines = _aligned(column_rows(shown, name_width=NAME_WIDTH), "<<>>><>>>>>>")
+    lines = _aligned(column_rows(shown, name_width=NAME_WIDTH), "<<>>><>>>>>>", width)
     if small:
         total = sum(column.compressed_bytes for column in small)
         names = ", ".join(column.name for column in small)
@@ -182,7 +181,7 @@ def _columns(report: AuditReport, width: int) -> list[str]:
 def cause_lines(report: AuditReport, width: int) -> list[str]:
     if not report.causes:
         return []
-    lines = ["likely causes, each by what it would cost if it alone stayed as it is:"]
+    lines = _wrapped(["likely causes, each by what it would cost if it alone stayed as it is:"], width)
     for number, cause in enumerate(report.causes, start=1):
         lines += _wrapped(
             [f"{number}. {format_bytes(cause.bytes)}: {cause.text} ({', '.join(cause.columns[:4])})"],
@@ -193,7 +192,7 @@ def cause_lines(report: AuditReport, width: int) -> list[str]:
     return lines
 
 
-def setting_lines(report: AuditReport) -> list[str]:
+def setting_lines(report: AuditReport, width: int = WIDTH) -> list[str]:
     if not report.step.is_worth_it:
         return []
     one_limit = (
@@ -204,10 +203,32 @@ def setting_lines(report: AuditReport) -> list[str]:
         one_limit += (
             ": here the limit is the better one, since it turns dictionaries off by their size and not column by column"
         )
-    lines = [f"what to set: {one_limit}"]
+    lines = _wrapped([f"what to set: {one_limit}"], width)
     for writer, texts in report.settings.items():
-        lines += [f"  {writer}", *[f"    {text}" for text in texts]]
+        lines.append(f"  {writer}")
+        for text in texts:
+            lines += _remark(text, width) if text.startswith(("# ", "-- ")) else _statement(text, width)
     return lines
+
+
+def _remark(text: str, width: int) -> list[str]:
+    sign, _, words = text.partition(" ")
+    return _wrapped([words], width, f"    {sign} ", "")
+
+
+def _statement(text: str, width: int) -> list[str]:
+    """A statement on lines that can be pasted: broken after commas and opening brackets, never in a string.
+
+    SQL may be broken at any space, Python only inside brackets.
+    """
+    ends = " |, ?" if text.endswith(";") else ", ?"
+    parts = re.findall(rf"(?:'[^']*'|\"[^\"]*\"|[^'\"])*?(?:{ends}|[({{\[](?![)}}\]])|$)", text)
+    lines = ["    "]
+    for part in filter(None, parts):
+        if len(lines[-1]) + len(part.rstrip()) > width and lines[-1].strip():
+            lines.append("      ")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def _notes(report: AuditReport, width: int) -> list[str]:
@@ -224,6 +245,18 @@ def _estimate(column: ColumnAudit, name: str) -> str:
     return format_bytes(column.estimates[name].bytes) if name in column.estimates else "-"
 
 
-def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]], sides: str, width: int) -> list[str]:
+    """The rows in columns, left or right by `sides`; columns that do not fit continue below, beside the first."""
     widths = [max(len(row[position]) for row in rows) for position in range(len(sides))]
-    return ["  ".join(f"{cell:{side}{wide}}" for cell, side, wide in zip(row, sides, widths)).rstrip() for row in rows]
+    lines: list[str] = []
+    first, begin = [0], 1
+    while begin < len(sides):
+        shown = [*first, begin]
+        while shown[-1] + 1 < len(sides) and sum(widths[p] + 2 for p in [*shown, shown[-1] + 1]) - 2 <= width:
+            shown.append(shown[-1] + 1)
+        lines += [""] if lines else []
+        for row in rows:
+            line = "  ".join(f"{row[p]:{sides[p]}{widths[p]}}" for p in shown).rstrip()
+            lines += fit(line, width).split("\n")
+        begin = shown[-1] + 1
+    return lines

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from reqdedup.cli.options import Options
+from reqdedup.cli.output import note
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -27,10 +27,7 @@ def lake_of(arguments: Options, *, make: bool = False) -> Lake:
     found = lake.open(arguments.catalog_uri, catalog=arguments.catalog, warehouse=arguments.warehouse)
     database = found.place.database
     if make and database is not None and not (database.exists() or arguments.catalog_uri):
-        print(
-            f"{arguments.command}: making a new catalog, {database}; --catalog-uri or --catalog name another",
-            file=sys.stderr,
-        )
+        note(f"{arguments.command}: making a new catalog, {database}; --catalog-uri or --catalog name another")
     return found
 
 
@@ -67,3 +64,19 @@ def load_table(catalog: Catalog, name: str) -> Table:
 def load_tables(catalog: Catalog, names: Iterable[str]) -> list[Table]:
     """The tables of these names, each once."""
     return [load_table(catalog, name) for name in dict.fromkeys(names)]
+
+
+def snapshot_of(catalog: Catalog, name: str) -> int | None:
+    """Id of the table's present snapshot; None if there is no such table, or nothing in it."""
+    current = catalog.load_table(name).current_snapshot() if catalog.table_exists(name) else None
+    return None if current is None else current.snapshot_id
+
+
+def kept_of_write(catalog: Catalog, name: str, before: int | None) -> str:
+    """What an interrupt left of a command that writes one table in one commit."""
+    now = snapshot_of(catalog, name)
+    if now != before:
+        return f"the commit had landed: {name} has the new rows (snapshot {now})"
+    is_there = catalog.table_exists(name)
+    state = f"{name} is as it was" if before else f"{name} is there, and empty" if is_there else f"{name} was not made"
+    return f"nothing was kept: {state}, and files that were written are removed; run it again from the start"

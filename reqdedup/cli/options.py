@@ -6,13 +6,15 @@
     def compact(arguments: Options) -> int:
 
 The function gets all its options as attributes, --json and those that name the lake among them, and returns the exit
-code. An option with `variadic=True` takes several words, as in `--request user session`.
+code. -q and --debug are everywhere, and read in `output` and `command`. An option with `variadic=True` takes several
+words, as in `--request user session`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +22,23 @@ from typing import Any
 import click
 
 from reqdedup.cli import values
+from reqdedup.cli.terminal import command_lines, styled
+from reqdedup.display import fit
 
 LAYOUTS = ("arrival", "by_request", "shuffled", "sorted", "sorted_large_pages")
 Options = SimpleNamespace
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class Formatter(click.HelpFormatter):
+    """click's, with headings that stand out on a terminal."""
+
+    def write_heading(self, heading: str) -> None:
+        lines = fit(f"{heading}:", self.width - self.current_indent).split("\n")
+        self.write("".join(f"{'':{self.current_indent}}{styled(line, sys.stdout, bold=True)}\n" for line in lines))
+
+
+click.Context.formatter_class = Formatter
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -149,9 +162,13 @@ class Group(click.Group):
         super().__init__(name, context_settings=SETTINGS, options_metavar="[-h]", **options)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:
-            ctx.fail(f"one of {', '.join(self.list_commands(ctx))} required, found none")
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args or ["--help"])
+        except click.NoSuchOption as error:
+            ctx.fail(
+                f"one of {', '.join(self.list_commands(ctx))} required, found the option {error.option_name}; options "
+                "stand after the command"
+            )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -166,11 +183,13 @@ class Group(click.Group):
 
 
 def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
-    """As they are: examples are not wrapped."""
+    """Commands as one would type them, `# remarks` above some; what is too long goes on behind a backslash."""
     if examples:
         formatter.write_paragraph()
-        formatter.write("example" + ("s" if len(examples) > 1 else "") + ":\n")
-        formatter.write("".join(f"  {one}\n" for one in examples))
+        formatter.write_heading("example" + ("s" if len(examples) > 1 else ""))
+        for one in examples:
+            lines = [f"  {one}"] if one.startswith("#") else command_lines(one, formatter.width)
+            formatter.write("".join(f"{line}\n" for line in lines))
 
 
 def closest(found: str, there: Sequence[str]) -> str:
@@ -181,10 +200,15 @@ def closest(found: str, there: Sequence[str]) -> str:
 CATALOG = "catalog (default: reqdedup.toml, REQDEDUP_* variables or the embedded one; docs/library.md)"
 
 
+SHARED = ("json", "quiet", "debug", "catalog_uri", "warehouse", "catalog")
+"""Names of the options that every subcommand that reports on a lake has."""
+
+
 def subcommand(
-    name: str | None = None, *, help: str, description: str, examples: Sequence[str] = ()
+    name: str | None = None, *, help: str, description: str, examples: Sequence[str] = (), reports: bool = True
 ) -> Callable[[Callable[[Options], int]], Subcommand]:
-    """Make a function of its options a subcommand, with --json and the options that name the lake."""
+    """Make a function of its options a subcommand, with -q, --debug and, if it reports on a lake, --json and those
+    that name the lake."""
 
     def made(run: Callable[[Options], int]) -> Subcommand:
         def callback(**options: Any) -> int:
@@ -192,21 +216,26 @@ def subcommand(
             context.find_root().obj = context.command_path  # for the message of an error
             return run(Options(**options, command=context.command_path))
 
-        callback.__click_params__ = [*_shared_options(), *getattr(run, "__click_params__", [])]  # type: ignore[attr-defined]
+        callback.__click_params__ = [*_shared_options(reports), *getattr(run, "__click_params__", [])]  # type: ignore[attr-defined]
         given = name or run.__name__.replace("_", "-")
         return click.command(given, cls=Subcommand, help=description, short_help=help, examples=examples)(callback)
 
     return made
 
 
-def _shared_options() -> list[click.Parameter]:
+def _shared_options(reports: bool) -> list[click.Parameter]:
     """Last first, as decorators leave them."""
     lake = [
         Option(["--catalog-uri"], metavar="URI", heading=CATALOG, help="for example sqlite:///path/catalog.db"),
         Option(["--warehouse"], metavar="DIR", heading=CATALOG, help="folder or s3:// location of tables' files"),
         Option(["--catalog"], metavar="NAME", heading=CATALOG, help="a catalog of your pyiceberg configuration"),
     ]
-    return [*reversed(lake), Option(["--json"], is_flag=True, help="print JSON instead of text")]
+    said = [
+        Option(["-q", "--quiet"], is_flag=True, help="no progress and no notes; results, warnings and errors stay"),
+        Option(["--debug"], is_flag=True, help="show the traceback of an error"),
+    ]
+    json = Option(["--json"], is_flag=True, help="print one JSON document instead of text")
+    return [*reversed(said), *([*reversed(lake), json] if reports else [])]
 
 
 def option(*names: str, **settings: Any) -> Decorator:
@@ -227,7 +256,8 @@ def apply_option() -> Decorator:
 
 
 def layout_option(help: str = "physical form (default: by_request)", default: str | None = "by_request") -> Decorator:
-    return option("--layout", type=OneOf(LAYOUTS), default=default, help=help)
+    choices = f"{help}; one of {', '.join(LAYOUTS)}"
+    return option("--layout", type=OneOf(LAYOUTS), default=default, metavar="LAYOUT", help=choices)
 
 
 def spill_option() -> Decorator:

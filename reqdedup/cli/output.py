@@ -1,31 +1,73 @@
-"""What subcommands print: reports as JSON, small tables as text, bytes in words, progress on one line."""
+"""What subcommands print: reports as JSON, small tables as text, bytes in words, progress as a bar or a line.
+
+Results go to standard output, everything else to standard error. Tables and sentences fit the terminal.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.display import counted, format_bytes, format_table
+import click
+
+from reqdedup import display
+from reqdedup.cli.terminal import is_terminal, styled, width
+from reqdedup.display import counted, fit, format_bytes
 from reqdedup.masking import mask
 
 if TYPE_CHECKING:
-    from rich.status import Status
+    from rich.progress import Progress, TaskID
 
-__all__ = ["ProgressLine", "counted", "format_bytes", "format_table", "plain", "print_json", "say"]
+__all__ = [
+    "ProgressLine",
+    "counted",
+    "format_bytes",
+    "format_table",
+    "interruptible",
+    "note",
+    "plain",
+    "print_json",
+    "say",
+    "tell",
+    "warn",
+]
 
 
 def say(text: object) -> None:
     """Print a result; what may be a credential in it is masked."""
-    print(mask(str(text)))
+    print(fit(mask(str(text)), width(sys.stdout)))
+
+
+def note(text: object) -> None:
+    """Say something beside the result, unless --quiet was given."""
+    if not _is_quiet():
+        print(fit(mask(str(text)), width(sys.stderr)), file=sys.stderr)
+
+
+def warn(text: object) -> None:
+    """Say what should not be overlooked; --quiet does not silence it."""
+    tell("warning:", str(text), colour="yellow")
+
+
+def tell(head: str, text: str, *, colour: str) -> None:
+    """A message on standard error, its head in a colour on a terminal."""
+    fitted = fit(f"{head} {mask(text)}", width(sys.stderr)).removeprefix(head)
+    print(styled(head, sys.stderr, fg=colour, bold=True) + fitted, file=sys.stderr)
 
 
 def print_json(value: object) -> None:
-    say(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str))
+    print(mask(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str)))
+
+
+def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "  ") -> str:
+    """`display.format_table` in the width of the terminal."""
+    return display.format_table(head, rows, indent=indent, width=width(sys.stdout))
 
 
 def plain(value: Any) -> Any:
@@ -43,34 +85,81 @@ def plain(value: Any) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def interruptible(kept: Callable[[], str]) -> Iterator[None]:
+    """If Ctrl-C ends the block, the message says what `kept` finds: what is there now, and what is not."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        try:
+            found = kept()
+        except Exception as error:  # the catalog is away, say
+            found = f"what was kept could not be looked up ({error}); tables are as before their last commit"
+        told = KeyboardInterrupt(found)
+        for one in getattr(stopped, "__notes__", ()):
+            told.add_note(one)
+        raise told from stopped
+
+
 class ProgressLine:
-    """Progress on standard error: one line with a spinner on a terminal, else a line every few seconds."""
+    """Progress on standard error: a bar with the time left on a terminal, else a line every few seconds.
+
+    progress: what is done, in words, or an object with phase, done and total.  done, total: if it is words.
+    """
 
     def __init__(self) -> None:
-        self._printed = time.monotonic()
-        self._status: Status | None = None
+        self._is_quiet, self._is_terminal = _is_quiet(), is_terminal(sys.stderr)
+        self._printed = 0.0 if self._is_terminal else time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._label = ""
 
-    def __call__(self, progress: object) -> None:
+    def __call__(self, progress: object, done: int | None = None, total: int | None = None) -> None:
         now = time.monotonic()
-        if now - self._printed < (0.2 if sys.stderr.isatty() else 5.0):
+        if self._is_quiet or now - self._printed < (0.1 if self._is_terminal else 5.0):
             return
-        self._printed, text = now, mask(str(progress))
-        if not sys.stderr.isatty():
-            print(text, file=sys.stderr, flush=True)
-        elif self._status is None:
-            from rich.console import Console
-            from rich.text import Text
+        self._printed = now
+        if not self._is_terminal:
+            text = str(progress) if done is None else f"{progress}: {done:,}" + (f" of {total:,}" if total else "")
+            print(mask(text), file=sys.stderr, flush=True)
+            return
+        done = getattr(progress, "done", done)
+        self._draw(mask(str(getattr(progress, "phase", progress))), done, getattr(progress, "total", total))
 
-            self._status = Console(stderr=True).status(Text(text))
-            self._status.start()
-        else:
-            from rich.text import Text
-
-            self._status.update(Text(text))
+    def _draw(self, label: str, done: int | None, total: int | None) -> None:
+        if self._bar is None:
+            self._bar = _make_bar()
+            self._bar.start()
+        kind = label.partition(" ")[0].strip(":")
+        if self._task is None or kind != self._label:  # another phase has an estimate of its own
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._label, self._task = kind, self._bar.add_task(label, total=total)
+        self._bar.update(self._task, description=label, completed=done or 0, total=total)
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _make_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}")
+
+    label = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = (label, BarColumn(bar_width=20), Count(), TimeRemainingColumn(elapsed_when_finished=True))
+    return Progress(*columns, console=Console(stderr=True, width=width(sys.stderr)), transient=True)
+
+
+def _is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context is not None and context.params.get("quiet"))

@@ -71,6 +71,22 @@ class TrainingProgress:
     loss: float = math.nan
     rows_per_s: float = 0.0
 
+    @property
+    def phase(self) -> str:
+        """The stage, and where training stands."""
+        if self.stage != "training":
+            return self.stage
+        return f"loss {self.loss:.4f}, {self.rows_per_s:,.0f} rows/s"
+
+    @property
+    def done(self) -> int:
+        return self.step
+
+    @property
+    def total(self) -> int | None:
+        """Steps, while they are taken."""
+        return self.num_steps if self.stage == "training" else None
+
     def __str__(self) -> str:
         if self.stage != "training":
             return f"{self.stage} ({self.step}/{self.num_steps} steps done)"

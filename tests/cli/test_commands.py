@@ -333,7 +333,7 @@ def test_a_catalog_that_is_not_there_is_not_made(tmp_path, capsys, command):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_conflict_is_a_message_and_an_unknown_error_keeps_its_traceback(lake, monkeypatch):
+def test_a_conflict_is_a_message_and_a_defect_has_its_traceback_only_with_debug(lake, monkeypatch):
     lake.append(0)
 
     def busy(*arguments, **options):
@@ -342,8 +342,12 @@ def test_a_conflict_is_a_message_and_an_unknown_error_keeps_its_traceback(lake, 
     monkeypatch.setattr("reqdedup.storage.compact", busy)
     assert "found its files replaced" in lake.run("compact", "--table", "lake.t", code=2)
     monkeypatch.setattr("reqdedup.storage.compact", lambda *arguments, **options: {}["nothing"])
-    with pytest.raises(KeyError):
-        lake.run("compact", "--table", "lake.t")
+    said = lake.run("compact", "--table", "lake.t", code=1)
+    assert (
+        said
+        == "reqdedup compact: a defect, KeyError: 'nothing'; --debug shows its traceback, please report it with that\n"
+    )
+    assert "Traceback (most recent call last)" in lake.run("compact", "--table", "lake.t", "--debug", code=1)
 
 
 @pytest.mark.parametrize(
@@ -355,14 +359,13 @@ def test_a_conflict_is_a_message_and_an_unknown_error_keeps_its_traceback(lake, 
         (["features", "pblish", "--table", "a.b"], "reqdedup features", "found pblish; did you mean publish?"),
         (["helth"], "reqdedup", "found helth; did you mean health?"),
         (["quux"], "reqdedup", "found quux\n"),
-        ([], "reqdedup", "required, found none\n"),
+        (["--debug", "health"], "reqdedup", "found the option --debug; options stand after the command"),
         (["health", "-x"], "reqdedup health", "an option of reqdedup health required, found -x\n"),
         (["delete-user", "-5"], "reqdedup delete-user", "found -5; write -- before a negative number"),
         (["health", "--table"], "reqdedup health", "a value of --table required, found none"),
         (["health"], "reqdedup health", "--table required, found none"),
         (["rebucket", "--table", "a.b", "--table=a.c"], "reqdedup rebucket", "--table once required, found it twice"),
         (["delete-user", "--key", "--apply"], "reqdedup delete-user", "a value of --key required, found --apply"),
-        (["features"], "reqdedup features", "one of drop, list, promote"),
         (["convert", "--layout", "sortd"], "reqdedup convert", "found 'sortd'; did you mean sorted?"),
         (["ingest", "x", "--table", "a.b"], "reqdedup ingest", "one of --preset and --mapping required"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from reqdedup import cli
 from reqdedup.cli import build_program, commands, output
 from reqdedup.cli.options import Options, Subcommand, option, subcommand
+from reqdedup.training.rank_run import TrainingProgress
 
 
 @subcommand(help="try", description="try")
@@ -93,6 +95,9 @@ def test_every_subcommand_has_a_line_of_help_an_example_and_json():
     for command in found:
         assert isinstance(command, Subcommand)
         assert command.short_help
+        assert {"quiet", "debug"} <= {one.name for one in command.params}
+        if command.name == "completion":
+            continue
         assert command.examples, command.name
         assert all(example.startswith("reqdedup ") for example in command.examples)
         assert {"json", "catalog", "catalog_uri", "warehouse"} <= {one.name for one in command.params}
@@ -129,15 +134,24 @@ def test_what_is_said_is_masked(capsys):
     assert "TOPSECRET" not in capsys.readouterr().out
 
 
-def test_progress_is_a_line_now_and_then_and_a_spinner_on_a_terminal(capsys, monkeypatch):
+def test_progress_is_a_line_now_and_then_and_a_bar_on_a_terminal(capsys, monkeypatch):
     with output.ProgressLine() as progress:
         progress._printed -= 10
         progress("[half] of s3://a:TOPSECRET@b")
         progress("at once")
-    assert capsys.readouterr().err == "[half] of s3://a:***@b\n"
+        progress._printed -= 10
+        progress("compact lake.t", 1000, 2000)
+    assert capsys.readouterr().err == "[half] of s3://a:***@b\ncompact lake.t: 1,000 of 2,000\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
     with output.ProgressLine() as progress:
-        for text in ("[one]", "[two]"):
+        for done in (1, 3):
             progress._printed -= 10
-            progress(text)
-        assert progress._status is not None
+            progress(TrainingProgress(stage="training", step=done, num_steps=4, loss=0.5))
+        assert progress._bar is not None
+        (task,) = progress._bar.tasks
+        assert (task.completed, task.total, task.description) == (3, 4, "loss 0.5000, 0 rows/s")
+    drawn = capsys.readouterr().err
+    assert "3 of 4" in drawn
+    assert max(len(click.unstyle(line)) for line in re.split(r"[\r\n]", drawn)) <= 60

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reqdedup.cli.catalog import check_table_name, describe_catalog, load_table, open_catalog
+from reqdedup.cli.catalog import (
+    check_table_name,
+    describe_catalog,
+    kept_of_write,
+    load_table,
+    open_catalog,
+    snapshot_of,
+)
 from reqdedup.cli.options import (
     BUCKETS,
     PAIR,
@@ -22,7 +29,15 @@ from reqdedup.cli.options import (
     subcommand,
     table_option,
 )
-from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json, say
+from reqdedup.cli.output import (
+    ProgressLine,
+    counted,
+    format_bytes,
+    format_table,
+    interruptible,
+    print_json,
+    say,
+)
 from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
@@ -95,7 +110,8 @@ def convert(arguments: Options) -> int:
     if arguments.source_table:
         other = catalogs.open_catalog(arguments.source_catalog) if arguments.source_catalog else catalog
         source = load_table(other, arguments.source_table)
-    with ProgressLine() as progress:
+    before = snapshot_of(catalog, arguments.table)
+    with ProgressLine() as progress, interruptible(lambda: kept_of_write(catalog, arguments.table, before)):
         report = convert_table(
             source,
             catalog,

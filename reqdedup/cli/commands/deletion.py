@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reqdedup.cli.catalog import lake_of
+from reqdedup.cli.catalog import lake_of, snapshot_of
 from reqdedup.cli.options import Checked, Options, apply_option, option, subcommand
-from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json, say
+from reqdedup.cli.output import (
+    ProgressLine,
+    counted,
+    format_bytes,
+    format_table,
+    interruptible,
+    print_json,
+    say,
+)
 from reqdedup.cli.values import key, user_id
 
 if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
     from reqdedup.storage import DeletionReport
 
 
@@ -50,8 +60,15 @@ def delete_user(arguments: Options) -> int:
         raise ValueError("--namespace or --table required, found neither; name where the users are to be deleted")
     if not (arguments.users or arguments.key):
         raise ValueError("USER_ID or --key required, found neither; name at least one user")
-    with ProgressLine() as progress:
-        done = lake_of(arguments).delete_user(
+    lake = lake_of(arguments)
+    begun: dict[str, int | None] = {}
+
+    def next_table(name: str) -> None:
+        begun[name] = snapshot_of(lake.catalog, name)
+        progress(f"delete-user: {name}")
+
+    with ProgressLine() as progress, interruptible(lambda: _kept(lake.catalog, begun, apply=arguments.apply)):
+        done = lake.delete_user(
             arguments.users,
             keys=arguments.key,
             namespaces=arguments.namespace,
@@ -59,7 +76,7 @@ def delete_user(arguments: Options) -> int:
             apply=arguments.apply,
             drop_refs=arguments.drop_refs,
             erase=arguments.erase,
-            progress=lambda name: progress(f"delete-user: {name}"),
+            progress=next_table,
         )
     reports, is_found = done.reports, done.is_found
     is_erased = arguments.erase and arguments.apply
@@ -94,6 +111,19 @@ def delete_user(arguments: Options) -> int:
 
 
 COMMANDS = (delete_user,)
+
+
+def _kept(catalog: Catalog, begun: dict[str, int | None], *, apply: bool) -> str:
+    """What an interrupt left. begun: snapshots of the tables whose turn it was, before it, in order."""
+    if not apply:
+        return "nothing was changed, since --apply was not given"
+    names = list(begun)
+    done = [name for name in names if name != names[-1] or snapshot_of(catalog, name) != begun[name]]
+    left = [name for name in names if name not in done]
+    said = [f"the users are gone from {', '.join(done)}"] if done else []
+    said += [f"{', '.join(left)} is as it was"] if left else []
+    said = said or ["no table was changed"]
+    return f"{'; '.join(said)}; other tables and old snapshots hold them still. The same command goes on there"
 
 
 def _format(reports: list[DeletionReport]) -> str:

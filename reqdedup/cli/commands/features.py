@@ -159,7 +159,7 @@ def realign(arguments: Options) -> int:
         report = storage.realign(
             _main_table(catalog, side),
             side,
-            progress=lambda done, total: progress(f"realign: {done} of {total} buckets"),
+            progress=lambda done, total: progress("realign", done, total),
         )
     if arguments.json:
         print_json({"table": arguments.table, **vars(report)})
@@ -195,7 +195,7 @@ def promote(arguments: Options) -> int:
             load_tables(catalog, arguments.sides),
             columns=arguments.columns or None,
             missing=arguments.missing,
-            progress=lambda done, total: progress(f"promote: {done} of {total} buckets"),
+            progress=lambda done, total: progress("promote", done, total),
         )
     if arguments.json:
         print_json({"table": arguments.table, **vars(report), "checksum": str(report.checksum)})

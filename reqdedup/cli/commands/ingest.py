@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from reqdedup.cli.catalog import lake_of
+from reqdedup.cli.catalog import kept_of_write, lake_of, snapshot_of
 from reqdedup.cli.options import (
     BUCKETS,
     NUMBER,
@@ -18,7 +18,7 @@ from reqdedup.cli.options import (
     subcommand,
     table_option,
 )
-from reqdedup.cli.output import ProgressLine, print_json, say
+from reqdedup.cli.output import ProgressLine, interruptible, print_json, say
 
 PRESETS = ("kuairand", "mind", "movielens")
 
@@ -55,17 +55,21 @@ def ingest(arguments: Options) -> int:
             mapping=arguments.mapping,
             session_gap_s=arguments.session_gap,
             strict=arguments.strict,
-            progress=lambda counts: progress(f"parse: {counts.rows_read:,} rows") if not counts.rows else None,
+            progress=lambda counts: progress("parse", counts.rows_read) if not counts.rows else None,
             **({"max_history": arguments.max_history} if arguments.max_history else {}),
         )
-        report = lake_of(arguments, make=True).ingest(
-            log,
-            arguments.table,
-            layout=arguments.layout,
-            num_buckets=arguments.buckets,
-            replace=arguments.replace,
-            progress=progress,
-        )
+        lake = lake_of(arguments, make=True)
+        catalog = lake.make()
+        before = snapshot_of(catalog, arguments.table)
+        with interruptible(lambda: kept_of_write(catalog, arguments.table, before)):
+            report = lake.ingest(
+                log,
+                arguments.table,
+                layout=arguments.layout,
+                num_buckets=arguments.buckets,
+                replace=arguments.replace,
+                progress=progress,
+            )
     if arguments.json:
         counts = {name: getattr(report.written, name) for name in ("rows", "requests", "users", "bytes")}
         said = {"table": report.table, "layout": report.layout, **counts}

@@ -20,13 +20,21 @@ from reqdedup.cli.options import (
     table_option,
     tables_option,
 )
-from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json, say
+from reqdedup.cli.output import (
+    ProgressLine,
+    counted,
+    format_bytes,
+    format_table,
+    interruptible,
+    print_json,
+    say,
+)
 from reqdedup.cli.values import whole
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
 
-    from reqdedup.storage import ExpireReport, SweepReport
+    from reqdedup.storage import CompactReport, ExpireReport, SweepReport
 
 SHOWN_FILES = 10
 
@@ -47,11 +55,14 @@ def compact(arguments: Options) -> int:
     """Compact the named tables."""
     from reqdedup import storage
 
-    reports, parts = {}, {}
+    reports: dict[str, CompactReport] = {}
+    parts: dict[str, str] = {}
     for table in load_tables(open_catalog(arguments), arguments.table):
         name = ".".join(table.name())
         parts[name] = "bucket" if storage.table_layout(table).is_bucketed else "day"
-        with ProgressLine() as progress:
+        known = {snapshot.snapshot_id for snapshot in table.metadata.snapshots}
+        kept = partial(_kept_of_compact, table, known, list(reports), parts[name])
+        with ProgressLine() as progress, interruptible(kept):
             reports[name] = storage.compact(
                 table,
                 arguments.bucket or None,
@@ -179,7 +190,7 @@ def rebucket(arguments: Options) -> int:
         report = storage.rebucket(
             table,
             arguments.buckets,
-            progress=lambda done, total: progress(f"rebucket: {done:,} of {total:,} rows"),
+            progress=lambda done, total: progress("rebucket", done, total),
             spill_dir=arguments.spill_dir,
         )
     unfit = _features_of_other_buckets(table, report.num_buckets)
@@ -222,4 +233,20 @@ def _say_dry_run(is_dry_run: Iterable[bool]) -> None:
 
 
 def _show_progress(line: ProgressLine, name: str, done: int, total: int) -> None:
-    line(f"compact {name}: {done} of {total}")
+    line(f"compact {name}", done, total)
+
+
+def _kept_of_compact(table: Table, known: set[int], done: list[str], part: str) -> str:
+    """What an interrupt left: tables before this one are done, and of this one what it has committed since.
+
+    known: ids of its snapshots before.
+    """
+    from reqdedup.storage.iceberg.same_requests import OPERATION
+
+    name = ".".join(table.name())
+    table.refresh()
+    new = [one for one in table.metadata.snapshots if one.snapshot_id not in known]
+    commits = sum(one.summary is not None and one.summary.get(OPERATION) == "compact" for one in new)
+    kept = f"{name}: {counted(commits, 'commit')} landed and stay, one per {part} unless --one-commit; all else"
+    finished = "".join(f"{one} is done; " for one in done)
+    return f"{finished}{kept if commits else name} is as it was. The same command goes on there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ import click
 
 from reqdedup.cli.catalog import load_table, load_tables, open_catalog
 from reqdedup.cli.options import BUCKETS, Checked, Options, option, subcommand, tables_option
-from reqdedup.cli.output import ProgressLine, format_bytes, print_json, say
+from reqdedup.cli.output import ProgressLine, format_bytes, format_table, print_json, say
+from reqdedup.cli.terminal import width
 from reqdedup.cli.values import whole
 from reqdedup.masking import mask
 
@@ -72,6 +74,7 @@ def report(arguments: Options) -> int:
 def audit(arguments: Options) -> int:
     """Print the audit of a table or of Parquet files."""
     from reqdedup.audit import audit_table, render
+    from reqdedup.audit.render import WIDTH
 
     if bool(arguments.table) == bool(arguments.files):
         raise ValueError("either PATH or --table required; name Parquet files, or one Iceberg table")
@@ -93,7 +96,10 @@ def audit(arguments: Options) -> int:
         from reqdedup.audit.page import page
 
         Path(arguments.html).write_text(mask(page(found)), encoding="utf-8")
-    say(found.to_json() if arguments.json else render(found))
+    if arguments.json:
+        print(mask(found.to_json()))
+    else:
+        print(mask(render(found, width=width(sys.stdout) or WIDTH)))  # whose settings are to be copied as they are
     return 0
 
 
@@ -114,14 +120,14 @@ def format_report(report: pa.Table) -> str:
     """The compression report as text: one block per table, its columns by size, then all of them together."""
     from reqdedup.storage.measure.compression import layout_totals
 
-    lines, totals = [], {row["table"]: row for row in layout_totals(report)}
+    blocks, totals = [], {row["table"]: row for row in layout_totals(report)}
+    head = ("column", "level", "stored", "plain", "to control", "limit", "of limit")
     for name in dict.fromkeys(report.column("table").to_pylist()):
         rows = [row for row in report.to_pylist() if row["table"] == name]
-        lines += [
+        title = (
             f"{name}: {rows[0]['rows']:,} rows, {rows[0]['requests']:,} requests, "
-            f"{rows[0]['fan_out']:.1f} rows per request",
-            f"  {'column':<24} {'level':<8} {'stored':>9} {'plain':>9} {'to control':>10} {'limit':>9} {'of limit':>8}",
-        ]
+            f"{rows[0]['fan_out']:.1f} rows per request"
+        )
         rows.sort(key=lambda row: -row["compressed_bytes"])
         total = totals[name]
         all_columns = {
@@ -132,14 +138,20 @@ def format_report(report: pa.Table) -> str:
             "ratio_to_control": total["ratio"],
             **{key: total[key] for key in ("store_once_bytes", "fraction_of_limit")},
         }
-        for row in [*rows, all_columns]:
-            lines.append(
-                f"  {row['column']:<24} {row['level']:<8} {format_bytes(row['compressed_bytes']):>9} "
-                f"{format_bytes(row['uncompressed_bytes']):>9} {_format(row['ratio_to_control'], '.1f', 'x'):>10} "
-                f"{format_bytes(row['store_once_bytes']):>9} {_format(row['fraction_of_limit'], '.0%'):>8}"
+        cells = [
+            (
+                row["column"],
+                row["level"],
+                format_bytes(row["compressed_bytes"]),
+                format_bytes(row["uncompressed_bytes"]),
+                _format(row["ratio_to_control"], ".1f", "x"),
+                format_bytes(row["store_once_bytes"]),
+                _format(row["fraction_of_limit"], ".0%"),
             )
-        lines.append("")
-    return "\n".join(lines).rstrip()
+            for row in [*rows, all_columns]
+        ]
+        blocks.append(f"{title}\n{format_table(head, cells)}")
+    return "\n\n".join(blocks)
 
 
 def _format(value: float | None, spec: str, suffix: str = "") -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 from reqdedup.cli.catalog import lake_of
 from reqdedup.cli.options import Options, option, subcommand
 from reqdedup.cli.output import print_json, say
+from reqdedup.cli.terminal import width
 
 
 @subcommand(
@@ -19,7 +22,7 @@ def tables(arguments: Options) -> int:
     if arguments.json:
         print_json(found.to_arrow())
     else:
-        say(found)
+        say(found.text(width(sys.stdout)))
     return 0
 
 

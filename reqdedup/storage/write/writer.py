@@ -51,6 +51,14 @@ class WriteProgress:
     rows_total: int | None
     seconds: float
 
+    @property
+    def done(self) -> int:
+        return self.rows_done
+
+    @property
+    def total(self) -> int | None:
+        return self.rows_total
+
     def __str__(self) -> str:
         of = (
             f" of {self.rows_total:,} ({100 * self.rows_done / max(self.rows_total, 1):.0f}%)"
