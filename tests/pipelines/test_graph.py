@@ -71,6 +71,7 @@ def test_whole_graph_runs_shows_progress_and_sums_up(smoke_run):
         "sample",
         "retrieval",
         "ranking",
+        "make serve NAMESPACE=",
         "make ui",
     ):
         assert word in done.stdout
