@@ -14,6 +14,7 @@ A worker whose parent is gone ends: its standard input is a pipe that this proce
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from reqdedup.environment import variables
 from reqdedup.serving.door import Access, run_until_signal
@@ -38,7 +40,8 @@ class Worker:
 
     def __init__(self, number: int, settings: ServeSettings) -> None:
         self.number, self.restarts = number, -1
-        self._settings = settings
+        access = replace(settings.access, certificate=None, key=None)  # TLS ends at the router
+        self._settings = replace(settings, access=access)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address: tuple[str, int] = self.socket.getsockname()[:2]
         self.process = self._start()
@@ -113,7 +116,7 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         with suppress(OSError):
-            while sys.stdin.buffer.read(1):
+            while os.read(0, 1):  # sys.stdin has a lock that a daemon thread must not hold when the process ends
                 pass
         signal.raise_signal(signal.SIGTERM)
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 
@@ -229,4 +230,20 @@ def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
     assert answered
     assert set(refused) <= {0, 503}
     assert TOKEN not in log
+    assert "Fatal" not in log
     assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_tls_ends_at_the_router(bundles, store_file, last, tmp_path):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    words = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {key} -out {certificate}"
+    made = shutil.which("openssl") and subprocess.run(
+        [*words.split(), "-addext", "subjectAltName=IP:127.0.0.1"], capture_output=True, check=False
+    )
+    if not made or made.returncode:
+        pytest.skip("needs openssl")
+    options = ["--workers", 2, "--tls-certificate", certificate, "--tls-key", key]
+    with Server(bundles / "first", "--store", store_file, *options, ready_s=0) as server:
+        client = server.client(certificates=str(certificate), retries=30)
+        assert server.url.startswith("https://")
+        assert stacked(client.rank(stored(last[1]))).tobytes() == last[1].logits.tobytes()
