@@ -85,14 +85,22 @@ def two_values_error(name: str, user: int, request: int, where: str) -> RequestV
 
 
 def equal_values(left: pa.Array, right: pa.Array) -> np.ndarray:
-    """Where the values are the same, [N] bool; null equals null, and NaN equals NaN."""
+    """Where the values are the same, [N] bool; null equals null, NaN equals NaN, and -0.0 is not 0.0.
+
+    What counts as the same here is stored once, so it must be the same to `content_checksum` too.
+    """
     if not (left.null_count or right.null_count or pa.types.is_floating(left.type)):
         return pc.equal(left, right).to_numpy(zero_copy_only=False)
     same = pc.fill_null(pc.equal(left, right), False)
     if pa.types.is_floating(left.type):
+        same = pc.and_(same, pa.array(_signs(left) == _signs(right)))
         same = pc.or_(same, pc.fill_null(pc.and_(pc.is_nan(left), pc.is_nan(right)), False))
     same = pc.or_(same, pc.and_(pc.is_null(left), pc.is_null(right)))
     return same.to_numpy(zero_copy_only=False)
+
+
+def _signs(array: pa.Array) -> np.ndarray:
+    return np.signbit(pc.fill_null(array, 0).to_numpy(zero_copy_only=False))
 
 
 def check_blobs(array: pa.LargeBinaryArray, column: Column) -> None:

@@ -103,6 +103,11 @@ def _duplicate_check() -> Check:
 def _reject_other_values(frame: pl.DataFrame, mapping: LogMapping, rejects: Rejects) -> pl.DataFrame:
     """The rows whose request-level values are those that most rows of their request have (ties: the first)."""
     names = [rule.name for rule in mapping.request_columns]
+    # -0.0 of one row is no other value than 0.0 of the next.
+    floats = [name for name in names if frame.schema[name].is_float()]
+    frame = frame.with_columns(
+        pl.when(pl.col(name) == 0).then(0.0).otherwise(pl.col(name)).alias(name) for name in floats
+    )
     names += [name for name in ("history", "history_times") if name in frame.columns]
     for name in names:
         differs = pl.col(name).ne_missing(pl.col(name).first().over("request_id"))

@@ -128,6 +128,14 @@ def test_a_request_keeps_the_values_that_most_of_its_rows_have(tmp_path, read):
     assert "device is 7, 2 on most rows" in found.rejects[0]["detail"]
 
 
+def test_the_sign_of_zero_costs_no_row_of_a_request(tmp_path, read):
+    mapping = {**MAPPING, "request_columns": {"device": "float64"}}
+    lines = [f"1,{item},100,1700000000,1,5,1,{zero}" for item, zero in ((10, "0.0"), (11, "-0.0"), (12, "-0"))]
+    found = read(write(tmp_path / "log.csv", *lines), mapping=mapping)
+    assert [repr(row["device"]) for row in found.rows] == ["0.0"] * 3
+    assert found.reasons == []
+
+
 def test_a_cut_last_line_is_truncated(tmp_path, read):
     found = read(write(tmp_path / "log.csv", GOOD, "1,11,100,17000", end=""), mapping=MAPPING)
     assert found.reasons == [("truncated", 3)]
