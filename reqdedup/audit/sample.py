@@ -154,7 +154,7 @@ def _choose(
     users, requests, masks = [], [], []
     with file.parquet(keys.all) as parquet:
         names = file.columns(keys.all)
-        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group.index], columns=names, use_threads=False):
+        for batch in file.batches(parquet, BATCH_ROWS, row_groups=[group.index], columns=names):
             request, user, _, missing = read_keys(batch, keys, file)
             users.append(user)
             requests.append(request)
@@ -179,11 +179,7 @@ def _read_rows(
     batch_rows = int(np.clip(READ_BYTES / row_bytes, 16, BATCH_ROWS))
     at = 0
     with file.parquet(columns) as parquet:
-        batches = parquet.iter_batches(batch_rows, row_groups=[group.index], columns=names, use_threads=False)
-        while True:
-            batch = next(batches, None)
-            if batch is None:
-                break
+        for batch in file.batches(parquet, batch_rows, row_groups=[group.index], columns=names):
             take = pa.array(np.flatnonzero(wanted[at : at + batch.num_rows]))
             at += batch.num_rows
             if not len(take):
@@ -217,7 +213,7 @@ def _probe_text(table: TableFiles, facts: TableFacts, names: list[str]) -> float
         file = table.files[group.file]
         with file.parquet(names) as parquet:
             in_file = file.columns(names)
-            for batch in parquet.iter_batches(PROBE_ROWS, row_groups=[group.index], columns=in_file, use_threads=False):
+            for batch in file.batches(parquet, PROBE_ROWS, row_groups=[group.index], columns=in_file):
                 rows += batch.num_rows
                 total += sum(map(_text_bytes, file.arrays(batch, names).values()))
                 break

@@ -10,7 +10,7 @@ Source: M. Wegman's adaptive sampling, in Flajolet, "On adaptive sampling", Comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +139,7 @@ def scan_keys(
         with file.parquet(keys.all) as parquet:
             for index in indices:
                 group_number += 1
-                for batch in _batches(parquet, index, file.columns(keys.all)):
+                for batch in file.batches(parquet, BATCH_ROWS, row_groups=[index], columns=file.columns(keys.all)):
                     request, user, plain, missing = read_keys(batch, keys, file)
                     null_rows += int(missing.sum())
                     done_rows += len(request)
@@ -185,10 +185,6 @@ def scan_keys(
         user_runs=user_runs,
         shared_ids=_shared_ids(kept["plain_request"]) if keys.user else 0,
     )
-
-
-def _batches(parquet: object, index: int, columns: Sequence[str]):  # type: ignore[no-untyped-def]
-    return parquet.iter_batches(BATCH_ROWS, row_groups=[index], columns=list(columns), use_threads=False)  # type: ignore[attr-defined]
 
 
 def _below(hashes: np.ndarray, shift: int) -> np.ndarray:

@@ -37,7 +37,8 @@ class ValueStore:
     def add(self, values: pa.Array) -> np.ndarray:
         """Numbers of these binary values, [N] int64; -1 for null."""
         encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
-        codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        # A file's own dictionary may be numbered by unsigned integers, as Polars writes categories.
+        codes = pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
         used = np.unique(codes[codes >= 0])
         number = np.full(len(encoded.dictionary) + 1, -1, np.int64)  # the last entry serves code -1
         for code, value in zip(used.tolist(), encoded.dictionary.take(pa.array(used))):
@@ -245,11 +246,12 @@ def _value_buffer(array: pa.Array, width: int) -> pa.Buffer:
 
 
 def _plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The values in the type that all files' columns share; one that it does not hold exactly counts as the nearest."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    return array if array.type.equals(kind) else array.cast(kind)
+    return array if array.type.equals(kind) else array.cast(kind, safe=False)
 
 
 def _as_binary(array: pa.Array) -> pa.Array:

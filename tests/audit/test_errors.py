@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_wider_numbers_and_missing_columns_are_taken_in(rows, folder):
     assert report.table.rows == 2 * len(rows)
     assert {column.name: column.type for column in report.columns}["item"] == "int64"
     assert "columns that some files do not have count as null there: price" in report.notes
+
+
+def test_what_the_audit_itself_runs_out_of_is_not_called_a_damaged_file(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("reqdedup.audit.values.ValueStore.add", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        audit_table(folder, **KEYS)
 
 
 def test_a_truncated_file_is_named(folder):

@@ -6,6 +6,7 @@ import decimal
 import re
 import uuid
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,8 @@ from pyiceberg.types import LongType, NestedField, TimestampType, UUIDType
 
 from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.logs.ids import hash_string
-from reqdedup.storage import TableSource
+from reqdedup.schema import Level
+from reqdedup.storage import TableSource, compact
 from reqdedup.storage.foreign.leaves import uuid_text
 
 IDS = [uuid.UUID(int=number**7) for number in (1, 1, 123456, 7)]
@@ -88,6 +90,63 @@ def test_columns_without_a_place_are_named_together(catalog, tmp_path):
             ColumnMapping(user="raw", request="request", item="money", time="at"),
         )
     assert not catalog.table_exists("lake.t")
+
+
+def test_categories_as_polars_writes_them_are_text(catalog, tmp_path):
+    """Their dictionaries are numbered by unsigned integers."""
+    theirs = ["x", None, "y", "x"]
+    category = pl.Series(theirs, dtype=pl.Categorical), pl.Series(theirs, dtype=pl.Enum(["x", "y"]))
+    rows = pl.from_arrow(plain()).with_columns(category[0].alias("free"), category[1].alias("listed"))
+    rows.write_parquet(tmp_path / "f.parquet")
+    convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
+    found = pl.from_arrow(catalog.load_table("lake.t").scan().to_arrow()).sort("item_id")
+    assert found["free"].to_list() == found["listed"].to_list() == theirs
+
+
+def test_two_columns_of_one_name_are_refused_by_file_and_name(catalog, tmp_path):
+    rows = plain()
+    twice = pa.Table.from_arrays([*rows.columns, pa.array([1] * 4)], names=[*rows.column_names, "item"])
+    with pytest.raises(ValueError, match=r"f\.parquet: one column per name required, found item more than once"):
+        converted(catalog, twice, tmp_path / "f.parquet")
+
+
+def test_a_whole_number_that_the_wider_column_of_another_file_cuts_is_named(catalog, tmp_path):
+    pq.write_table(plain(x=pa.array([1, 2, 3, 2**53 + 1])), tmp_path / "a.parquet")
+    pq.write_table(plain(x=pa.array([0.5] * 4)), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet at row 0: column x as float64 required: .*9007199254740993"):
+        convert_table(str(tmp_path), catalog, "lake.t", MAPPING)
+    assert not catalog.table_exists("lake.t")
+
+
+def test_times_beyond_the_years_of_python_arrive_and_are_kept(catalog, tmp_path):
+    """pyiceberg makes the bounds of a file of Python's datetimes, which end at the years 1 and 9999."""
+    far = pa.array([-(10**17), 2**62, 0, None], pa.timestamp("us", tz="UTC"))
+    pq.write_table(plain(far=far), tmp_path / "f.parquet")
+    convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING, num_buckets=1)
+    table = catalog.load_table("lake.t")
+    assert table.scan().to_arrow().sort_by("item_id")["far"].combine_chunks().equals(far)
+    (task,) = table.scan().plan_files()
+    far_id, item_id = (table.schema().find_field(name).field_id for name in ("far", "item_id"))
+    assert item_id in task.file.lower_bounds
+    assert far_id not in task.file.lower_bounds
+    assert task.file.null_value_counts[far_id] == 1
+    convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING, append=True)
+    table.refresh()
+    compact(table)
+    assert (
+        sorted(table.scan().to_arrow()["far"].cast(pa.int64()).drop_null().to_pylist())
+        == [-(10**17)] * 2 + [0] * 2 + [2**62] * 2
+    )
+
+
+def test_the_sign_of_zero_is_a_value(catalog, tmp_path):
+    """The checksum sees it: a request has one, and rows keep theirs."""
+    rows = plain(x=pa.array([0.0, -0.0, -0.0, 0.0]))
+    found = converted(catalog, rows, tmp_path / "f.parquet")
+    assert [repr(row["x"]) for row in found] == ["0.0", "-0.0", "-0.0", "0.0"]
+    wrong = ColumnMapping(user="user", request="request", item="item", time="at", levels={"x": Level.REQUEST})
+    with pytest.raises(ValueError, match=r"column x: one value per request required, found 0\.0 .* and -0\.0"):
+        convert_table(str(tmp_path / "f.parquet"), catalog, "lake.u", wrong)
 
 
 def test_bytes_that_are_no_text_are_named_with_their_row(catalog, tmp_path):

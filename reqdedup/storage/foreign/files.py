@@ -4,6 +4,7 @@ is which of the table's."""
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,14 +38,31 @@ class DataFile:
 
     @contextlib.contextmanager
     def parquet(self, names: Collection[str] = ()) -> Iterator[pq.ParquetFile]:
-        """The opened file; those leaves of `names` that Parquet allows come as dictionaries."""
+        """The opened file; those leaves of `names` that Parquet allows come as dictionaries. Read it by `batches`."""
         found = [self.leaf_in_file[name] for name in names if name in self.leaf_in_file]
         encoded = [
             leaf.name for leaf in found if leaf.name == leaf.column and is_text(self.schema.field(leaf.name).type)
         ]
-        with reading(self.path), contextlib.closing(self.open_bytes()) as stream:
-            # Buffered reads, one page at a time: pre_buffer would hold whole column chunks.
-            yield pq.ParquetFile(stream, read_dictionary=encoded, pre_buffer=False, buffer_size=1 << 20)
+        with reading(self.path):
+            stream = self.open_bytes()
+        with contextlib.closing(stream):
+            with reading(self.path):
+                # Buffered reads, one page at a time: pre_buffer would hold whole column chunks.
+                opened = pq.ParquetFile(stream, read_dictionary=encoded, pre_buffer=False, buffer_size=1 << 20)
+            yield opened
+
+    def batches(
+        self, parquet: pq.ParquetFile, num_rows: int, *, row_groups: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of the opened file. Its name stands in what goes wrong here, not in what a caller's own work raises."""
+        with reading(self.path):
+            found = parquet.iter_batches(num_rows, row_groups=row_groups, columns=columns, use_threads=False)
+        while True:
+            with reading(self.path):
+                batch = next(found, None)
+            if batch is None:
+                return
+            yield batch
 
     def columns(self, names: Collection[str]) -> list[str]:
         """The file's top-level columns that `arrays` needs for these leaves of the table."""
@@ -155,6 +173,7 @@ def open_file(
         schema = read_footer(path, stream).schema_arrow
     own = leaves_of(ids(schema) if ids else schema)
     if leaves is None:
+        _check_names(path, own)
         return DataFile(path, open_bytes, schema, {leaf.name: leaf for leaf in own}, {}, size_bytes)
     by_id = {leaf.field_id: leaf for leaf in own}
     by_list = {leaf.list_id: leaf for leaf in own if leaf.shape is Shape.LIST}
@@ -179,7 +198,7 @@ def united(
             if both is None:
                 raise ValueError(
                     f"{name}: one type per column required, found {column.name} as {known} in "
-                    f"{first_file[column.name]} and as {column.type} in {file.path}; audit files of one schema at a "
+                    f"{first_file[column.name]} and as {column.type} in {file.path}; read files of one schema at a "
                     "time"
                 )
             types[column.name] = both
@@ -195,13 +214,8 @@ def united(
 
 def with_notes(table: TableFiles) -> TableFiles:
     """The table with a note on leaves that some of its files lack. Raises ValueError if two leaves have one name."""
+    _check_names(table.name, table.leaves)
     names = [leaf.name for leaf in table.leaves]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"{table.name}: one column per name required, found {', '.join(twice)} more than once (a dot in a column's "
-            "name counts as that of a field inside a struct); rename one of them"
-        )
     missing = [
         name
         for name in names
@@ -211,3 +225,12 @@ def with_notes(table: TableFiles) -> TableFiles:
         return table
     note = f"columns that some files do not have count as null there: {', '.join(missing[:8])}"
     return replace(table, notes=(*table.notes, note))
+
+
+def _check_names(where: str, leaves: Sequence[Leaf]) -> None:
+    twice = sorted(name for name, times in Counter(leaf.name for leaf in leaves).items() if times > 1)
+    if twice:
+        raise ValueError(
+            f"{where}: one column per name required, found {', '.join(twice)} more than once (a dot in a column's "
+            "name counts as that of a field inside a struct); rename one of them"
+        )

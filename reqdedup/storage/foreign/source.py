@@ -138,7 +138,7 @@ class RowSource:
         with file.parquet(list(self._blobs)) as parquet:
             for group in range(parquet.num_row_groups):
                 rows = _piece_rows(parquet.metadata.row_group(group), in_file)
-                for batch in parquet.iter_batches(rows, row_groups=[group], columns=in_file, use_threads=False):
+                for batch in file.batches(parquet, rows, row_groups=[group], columns=in_file):
                     arrays = file.arrays(batch, names)
                     keep = _kept(deleted, first, batch.num_rows)
                     row_numbers = np.arange(first, first + batch.num_rows)

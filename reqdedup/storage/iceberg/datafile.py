@@ -13,12 +13,16 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.io.pyarrow import (
+    MetricModeTypes,
+    MetricsMode,
+    StatisticsCollector,
     _get_parquet_writer_kwargs,
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
@@ -27,6 +31,7 @@ from pyiceberg.io.pyarrow import (
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table
+from pyiceberg.types import TimestampType, TimestamptzType
 
 from reqdedup.arrays.keys import first_disorder
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema
@@ -149,10 +154,10 @@ class DataFileWriter:
             footer = self._parquet.writer.metadata
             self._stream.close()
         self._parquet = None
+        ids = parquet_path_to_id_mapping(self._table.schema())
+        plan = compute_statistics_plan(self._table.schema(), self._table.properties)
         statistics = data_file_statistics_from_parquet_metadata(
-            parquet_metadata=footer,
-            stats_columns=compute_statistics_plan(self._table.schema(), self._table.properties),
-            parquet_column_mapping=parquet_path_to_id_mapping(self._table.schema()),
+            parquet_metadata=footer, stats_columns=_bounded(plan, footer, ids), parquet_column_mapping=ids
         )
         data_file = DataFile.from_args(
             content=DataFileContent.DATA,
@@ -172,6 +177,28 @@ class DataFileWriter:
         """Leave the file unfinished; the caller deletes it."""
         self._parquet = None
         self._stream.close()
+
+
+def _bounded(
+    plan: Mapping[int, StatisticsCollector], footer: pq.FileMetaData, ids: Mapping[str, int]
+) -> dict[int, StatisticsCollector]:
+    """The plan without bounds of columns with times outside the years 1 to 9999.
+
+    pyiceberg makes bounds of Python's datetimes, which end there; a column without bounds is read in every query.
+    """
+    bounded = dict(plan)
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        for position in range(footer.num_columns):
+            column = group.column(position)
+            field_id = ids[column.path_in_schema]
+            if not column.is_stats_set or not isinstance(plan[field_id].iceberg_type, TimestampType | TimestamptzType):
+                continue
+            try:
+                _ = column.statistics.min, column.statistics.max
+            except OverflowError:
+                bounded[field_id] = replace(plan[field_id], mode=MetricsMode(MetricModeTypes.COUNTS))
+    return bounded
 
 
 @contextlib.contextmanager
