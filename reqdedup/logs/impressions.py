@@ -153,11 +153,16 @@ class ImpressionParser:
             frame = _with_id(frame, "request", is_string=self._ids.request)
             checks += _id_checks("request", self._ids.request)
         time_text = pl.col("time").cast(pl.String).fill_null("null")
+        wanted = (
+            "one of the patterns of `format` in [time] required"
+            if mapping.time.formats
+            else "a number, or ISO 8601 with seconds, required; otherwise name its `format` in [time]"
+        )
         absurd = (pl.col("ts_us") < self._earliest_us) | (pl.col("ts_us") > self._latest_us)
         as_time = pl.from_epoch(pl.col("ts_us"), time_unit="us").dt.to_string("%Y-%m-%d %H:%M:%S")
         as_time = pl.when(pl.col("ts_us") < FAR_FUTURE_US).then(as_time).otherwise(pl.lit("a year after 9999"))
         checks += [
-            Check("time", pl.col("ts_us").is_null(), pl.format("time {} cannot be read", time_text)),
+            Check("time", pl.col("ts_us").is_null(), pl.format(f"time {{}} cannot be read; {wanted}", time_text)),
             Check("absurd_time", absurd, pl.format("time {} means {}, check its unit", time_text, as_time)),
         ]
         columns = []

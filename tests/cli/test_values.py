@@ -97,6 +97,15 @@ def test_a_number_of_a_stratum_has_bounds_too(option, value):
         _setting([value], values.number if option == "--rate" else values.whole, option[2:])
 
 
+@pytest.mark.parametrize("texts", [["1", "0"], ["a=1", "a=0"], ["a=1", " a=1"], ["=1"]])
+def test_a_number_of_a_stratum_is_given_once_and_by_name(texts):
+    from reqdedup.cli.commands.sampling import _setting
+
+    with pytest.raises(ValueError, match="--rate: NUMBER or STRATUM=NUMBER required"):
+        _setting(texts, values.number, "rate")
+    assert _setting(["a=1", "*=0.5"], values.number, "rate") == {"a": 1, "*": 0.5}
+
+
 def test_numbers_and_ages_in_bounds_are_read():
     assert values.whole("0", least=0) == 0
     assert values.whole(str(values.MOST)) == values.MOST

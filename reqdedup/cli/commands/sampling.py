@@ -147,9 +147,14 @@ def _setting(texts: Sequence[str], kind: Callable[[str], Any], name: str) -> Any
         return None
     found: dict[str, Any] = {}
     for text in texts:
-        stratum, _, number = text.rpartition("=")
+        stratum, equals, number = text.rpartition("=")
+        stratum = stratum.strip()
         try:
-            found[stratum.strip()] = kind(number)
+            if equals and not stratum:
+                raise ValueError("the name of a stratum required before '=', found none")
+            if stratum in found:
+                raise ValueError(f"a number once {f'for {stratum}' if stratum else 'for all strata'} required")
+            found[stratum] = kind(number)
         except ValueError as error:
             raise ValueError(f"--{name}: NUMBER or STRATUM=NUMBER required, found {text!r}; {error}") from None
     if "" in found and len(found) > 1:

@@ -100,7 +100,9 @@ def compact(
         )
     unknown = sorted((asked or set()) - set(groups))
     if unknown:
-        raise ValueError(f"{name}: buckets with rows required, found {unknown[:8]}; there are {_some(groups)}")
+        raise ValueError(
+            f"{name}: buckets with rows required, found {unknown[:8]}; those with rows are {_some(groups)}"
+        )
     considered = [partition for partition in groups if asked is None or partition in asked]
     chosen = [partition for partition in considered if force or _is_due(partition, groups, layout)]
     renew = bool(chosen) and misfit(table, [file for files in groups.values() for file in files]) is not None

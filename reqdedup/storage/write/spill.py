@@ -278,7 +278,7 @@ class _SpillFile:
                 error.errno,
                 f"{self._directory}: space for the arriving log required, found no more after "
                 f"{self._file.tell() / 2**20:,.0f} MiB ({os.strerror(error.errno) if error.errno else error}); free "
-                "some, or give a larger folder as spill_dir. Nothing was written to the table",
+                "some, or give a larger folder (spill_dir, or TMPDIR). Nothing was written to the table",
             ) from error
 
     def _flush(self) -> None:

@@ -198,7 +198,7 @@ def test_bad_input_says_what_to_do(catalog):
     table = new_table(catalog)
     assert compact(table).snapshot_id is None
     append_days(table, days(2))
-    with pytest.raises(ValueError, match=r"buckets with rows required, found \[7\]; there are 0, 1, 2, 3"):
+    with pytest.raises(ValueError, match=r"buckets with rows required, found \[7\]; those with rows are 0, 1, 2, 3"):
         compact(table, [7])
     shuffled = new_table(catalog, Layout.SHUFFLED, name="shuffled")
     with pytest.raises(ValueError, match=r"found SHUFFLED.*mode='replace'"):
