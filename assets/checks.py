@@ -7,6 +7,7 @@ import numpy as np
 from pyiceberg.table import Table
 
 import warehouse
+from assets import pictures
 from assets.resources import RunRecipe, Warehouse
 from reqdedup import training
 from reqdedup.models import Bundle
@@ -120,8 +121,9 @@ def parity_with_training(store: Warehouse) -> dg.AssetCheckResult:
         bundle = Bundle.load(folder)
         checkpoint = store.model_dir(f"{bundle.task}_model") / CHECKPOINT_NAME
         found[bundle.task] = parity(bundle, checkpoint, source)
-    counts = {f"{task}_{name}": count for task, one in found.items() for name, count in vars(one).items()}
-    return dg.AssetCheckResult(passed=all(one.holds for one in found.values()), metadata=counts)
+    rows = [{"model": task, **{name: f"{count:,}" for name, count in vars(one).items()}} for task, one in found.items()]
+    holds = all(one.holds for one in found.values())
+    return dg.AssetCheckResult(passed=holds, metadata={"answers compared": pictures.table(rows)})
 
 
 @dg.asset_check(
@@ -134,4 +136,9 @@ def latency_within_budget(store: Warehouse, run_recipe: RunRecipe) -> dg.AssetCh
     bundles = [Bundle.load(folder) for folder in find_bundles(store.serving_dir() / "bundle")]
     measured = {f"{bundle.task}_ms": round(latency_ms(bundle, source), 3) for bundle in bundles}
     passed = max(measured.values()) <= budget
-    return dg.AssetCheckResult(passed=passed, metadata={**measured, "budget_ms": budget})
+    picture = pictures.bars(
+        measured,
+        {name: f"{value:.1f} of {budget:.0f} ms" for name, value in measured.items()},
+        limits=[budget] * len(measured),
+    )
+    return dg.AssetCheckResult(passed=passed, metadata={"picture": picture, **measured, "budget_ms": budget})

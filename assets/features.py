@@ -4,15 +4,20 @@ import dagster as dg
 
 from assets.metadata import feature_metadata
 from assets.resources import Warehouse
+from assets.stages import STORAGE, TABLE
 from reqdedup import storage
 
 WINDOW_S = 24 * 3600
 
 
-@dg.asset(deps=["engagements_by_request"], group_name="training_data", kinds={"iceberg"})
+@dg.asset(**STORAGE, deps=["engagements_by_request"], tags=TABLE, kinds={"iceberg"})
 def request_features(store: Warehouse) -> dg.MaterializeResult:
-    """How much each user did in the day before the request: one value per request, in a side table."""
+    """A new feature for requests that were stored long ago: how much the user did in the day before the request.
+
+    One value per request, in a table beside the main one, which is not rewritten; the sample joins it in. Look at: the
+    bytes written, against those of the main table.
+    """
     main = store.table("engagements_by_request")
     feature = storage.recent_event_counts(WINDOW_S)
     report = store.write_features("request_features", main, feature.column, feature)
-    return store.result(**feature_metadata(report))
+    return store.result("request_features", **feature_metadata(report, main))

@@ -3,12 +3,17 @@
 import dagster as dg
 
 from assets.resources import Warehouse
+from assets.stages import LOG, STORAGE
 from reqdedup.sequences.sqlite_store import SqliteStore
 
 
-@dg.asset(group_name="logs", kinds={"iceberg"})
+@dg.asset(**STORAGE, tags=LOG, kinds={"iceberg"})
 def impressions(store: Warehouse) -> dg.MaterializeResult:
-    """Closed files of the servers' impression log, moved into the tables impressions and impression_clicks."""
+    """What servers showed since the last run, moved from their log into the tables impressions and impression_clicks.
+
+    Rows whose clicks had time to come in go on to `raw_engagements`, labelled: here the loop closes. Nothing is to be
+    seen until a server of this namespace has answered requests.
+    """
     if not store.impressions_dir.exists():
         return store.result(num_impressions=0)
     from reqdedup.serving.attribution import collect_impressions  # needs the extra `serve`

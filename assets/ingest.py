@@ -5,14 +5,16 @@ import dagster as dg
 from assets.impressions import add_mature_impressions
 from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
+from assets.stages import LOG, STORAGE
 from reqdedup.logs import read_log, synthesize, synthetic_schema
 
 
-@dg.asset(deps=["impressions"], group_name="logs", kinds={"iceberg"})
+@dg.asset(**STORAGE, deps=["impressions"], tags=LOG, kinds={"iceberg"})
 def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
-    """Impressions as logged, by day and in arrival order; rows that could not be read go to rejected_engagements.
+    """The log as it arrives: one row per impression, by day, in the order of arrival. Every other table is made from it.
 
-    Beside the log: what servers showed and is mature by now, labelled.
+    Rows that cannot be read go to `rejected_engagements` with reason, file and line. What servers showed and is mature
+    by now is added, labelled. Look at: rows per request, which is what deduplication can save, and rejected rows.
     """
     recipe, record = run_recipe.get(), run_recipe.log_record()
     if not run_recipe.logs:
@@ -25,7 +27,10 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
             properties=record,
         )
         return store.result(
-            log=f"synthetic, recipe {recipe.name}", **write_metadata(report), **add_mature_impressions(store)
+            "raw_engagements",
+            log=f"synthetic, recipe {recipe.name}",
+            **write_metadata(report),
+            **add_mature_impressions(store),
         )
     log = read_log(
         run_recipe.logs,
@@ -46,5 +51,9 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         context.log.warning(f"{count:,} rows rejected: {reason}")
     rejected = sum(done.rejected.values())
     return store.result(
-        log=run_recipe.logs, rejected_rows=rejected, **write_metadata(done.written), **add_mature_impressions(store)
+        "raw_engagements",
+        log=run_recipe.logs,
+        rejected_rows=rejected,
+        **write_metadata(done.written),
+        **add_mature_impressions(store),
     )

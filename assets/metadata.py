@@ -1,4 +1,7 @@
-"""Results as Dagster metadata: plain numbers, their unit in the name."""
+"""Results as Dagster metadata: a picture and a small table first, then plain numbers, their unit in the name.
+
+Dagster draws a number's course over the runs, so a number keeps its name, meaning and unit from run to run.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,65 @@ from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 import pyarrow as pa
+from pyiceberg.table import Table
 
+from assets import pictures
+from reqdedup import plots
+from reqdedup.display import format_bytes
 from reqdedup.storage import BucketJoin, FeatureReport, UserOverlap, UserSample, WriteReport
-from reqdedup.training import TrainingConfig, TrainingResult
+from reqdedup.storage.measure.compression import layout_totals
+from reqdedup.training import TrainingConfig, TrainingResult, read_metrics
+
+PICTURE, GLANCE, CHART = "picture", "at a glance", "chart"
+STEP_PANELS = (
+    ("loss", "loss [nats]", 1),
+    ("effective_users", "effective users of a step", 1),
+    ("false_negative_rate", "false negatives before the mask [%]", 100),
+    ("memory_bytes", "memory of rank 0 [MB]", 1e-6),
+)
+"""Of a chart over a run's steps: column of metrics.csv, title, factor."""
+
+
+def table_metadata(table: Table) -> dict[str, Any]:
+    """What the UI knows of a table: its name, its columns with our docs, rows, bytes, and where and which it is."""
+    snapshot = table.current_snapshot()
+    columns = [
+        dg.TableColumn(
+            name=field.name,
+            type=str(field.field_type),
+            description=field.doc,
+            constraints=dg.TableColumnConstraints(nullable=not field.required),
+        )
+        for field in table.schema().fields
+    ]
+    metadata: dict[str, Any] = {
+        "dagster/table_name": ".".join(table.name()),
+        "location": dg.MetadataValue.path(table.location()),
+    }
+    if any(column.description for column in columns):  # without a word to say they would push the picture down
+        metadata["dagster/column_schema"] = dg.TableSchema(columns=columns)
+    if snapshot is not None and snapshot.summary is not None:
+        metadata["snapshot_id"] = str(snapshot.snapshot_id)  # as text: Dagster would draw it as a number
+        for name, of in (("dagster/row_count", "total-records"), ("bytes", "total-files-size")):
+            if (value := snapshot.summary[of]) is not None:
+                metadata[name] = int(value)
+    return metadata
 
 
 def write_metadata(report: WriteReport) -> dict[str, Any]:
     """What a write did, with units."""
     return {
+        GLANCE: pictures.facts(
+            rows=f"{report.rows:,}",
+            requests=f"{report.requests:,}",
+            users=f"{report.users:,}",
+            rows_per_request=f"{report.rows / max(report.requests, 1):.1f}",
+            stored=format_bytes(report.bytes),
+            per_row=format_bytes(report.bytes / max(report.rows, 1)),
+        ),
         "dagster/row_count": report.rows,
         "requests": report.requests,
         "users": report.users,
@@ -46,7 +98,34 @@ def compression_metadata(report: pa.Table, overlap: UserOverlap) -> dict[str, An
     assert isinstance(columns, pl.DataFrame)
     control = columns.filter(pl.col("table") == "engagements_shuffled")
     wide = control.filter(pl.col("compressed_bytes") == control["compressed_bytes"].max())["column"].to_list()
-    metadata: dict[str, Any] = {"user_overlap": round(overlap.share, 3), "widest_column": wide[0]}
+    totals = layout_totals(report)
+    texts = {
+        plots.layout_name(row["table"]): f"{format_bytes(row['bytes'])}, "
+        + (f"{row['ratio']:.1f}x, " if (row["ratio"] or 0) > 1.005 else "")
+        + f"{row['fraction_of_limit'] or 0:.0%} of limit"
+        for row in totals
+    }
+    metadata: dict[str, Any] = {
+        PICTURE: pictures.bars(
+            {plots.layout_name(row["table"]): row["bytes"] for row in totals},
+            texts,
+            limits=[row["store_once_bytes"] for row in totals],
+        ),
+        GLANCE: pictures.table(
+            [
+                {
+                    "layout": plots.layout_name(row["table"]),
+                    "stored": format_bytes(row["bytes"]),
+                    "smaller": f"{row['ratio'] or 0:.1f}x",
+                    "of the limit": f"{row['fraction_of_limit'] or 0:.0%}",
+                }
+                for row in totals
+            ]
+        ),
+        "chart by layout": pictures.chart(plots.layouts(report)),
+        "chart by column": pictures.chart(plots.columns(report)),
+    }
+    metadata |= {"user_overlap": round(overlap.share, 3), "widest_column": wide[0]}
     for (table,), rows in columns.group_by("table", maintain_order=True):
         name = str(table).removeprefix("engagements_")
         stored, limit = int(rows["compressed_bytes"].sum()), int(rows["store_once_bytes"].sum())
@@ -60,9 +139,15 @@ def compression_metadata(report: pa.Table, overlap: UserOverlap) -> dict[str, An
     return {**metadata, **report_metadata(report)}
 
 
-def feature_metadata(report: FeatureReport) -> dict[str, Any]:
-    """What a backfill wrote, beside the least it could have."""
+def feature_metadata(report: FeatureReport, main: Table) -> dict[str, Any]:
+    """What a backfill wrote, beside the least it could have. main: the table that was not rewritten for it."""
     return {
+        GLANCE: pictures.facts(
+            requests=f"{report.requests:,}",
+            written=format_bytes(report.bytes),
+            values_alone=format_bytes(report.minimum_bytes),
+            main_table_not_rewritten=format_bytes(table_metadata(main).get("bytes")),
+        ),
         "dagster/row_count": report.requests,
         "files": report.files,
         "bytes": report.bytes,
@@ -75,7 +160,53 @@ def feature_metadata(report: FeatureReport) -> dict[str, Any]:
 def sample_metadata(joined: BucketJoin, sample: UserSample) -> dict[str, Any]:
     """What the join matched, and what the sample kept of each stratum."""
     counts = {f"join_{name}": value for name, value in asdict(joined.counts).items()}
-    return {**counts, "sampled_users": len(sample.user_ids), "sample": markdown_table(sample.report)}
+    rows = sample.report.to_pylist()
+    glance = [
+        {
+            "stratum": row["stratum"],
+            "rate": "" if row["rate"] is None else f"{row['rate']:.0%}",
+            **{
+                name: f"{row[f'{name}_before']:,} -> {row[f'{name}_after']:,}" for name in ("users", "requests", "rows")
+            },
+        }
+        for row in rows
+    ]
+    before, after = (rows[-1][f"rows_{when}"] for when in ("before", "after"))
+    return {
+        PICTURE: pictures.bars(
+            {"before": before, "sample": after},
+            {"before": f"{before:,} rows", "sample": f"{after:,} rows, {after / max(before, 1):.0%}"},
+        ),
+        GLANCE: pictures.table(glance),
+        CHART: pictures.chart(plots.before_and_after(sample.report)),
+        **counts,
+        "sampled_users": len(sample.user_ids),
+        "sample": markdown_table(sample.report),
+    }
+
+
+def curve_metadata(report: pa.Table) -> dict[str, Any]:
+    """A re-ranking's curve. report: of `rerank.scored.curve_table`."""
+    found: dict[str, dict[str, float]] = {}
+    for row in report.to_pylist():
+        found.setdefault(row["point"], {})[row["figure"]] = row["value"]
+    kept = [100 * figures["dcg_ratio"] for figures in found.values()]
+    names = list(found)
+    return {
+        PICTURE: pictures.line(kept, first=f"{kept[0]:.1f}% kept", last=f"{kept[-1]:.1f}% at {names[-1]}"),
+        GLANCE: pictures.table(
+            [
+                {
+                    "weight": name,
+                    "relevance kept": f"{figures['dcg_ratio']:.1%}",
+                    "distance of picks": f"{figures['mean_distance']:.3f}",
+                }
+                for name, figures in found.items()
+            ]
+        ),
+        CHART: pictures.chart(plots.relevance_and_variety(report)),
+        **report_metadata(report),
+    }
 
 
 def report_metadata(report: pa.Table) -> dict[str, Any]:
@@ -83,9 +214,32 @@ def report_metadata(report: pa.Table) -> dict[str, Any]:
     return {"dagster/row_count": report.num_rows, "report": markdown_table(report)}
 
 
+def figures_table(figures: list[tuple[str, float, float | None]]) -> dg.MetadataValue:
+    """Held-out figures, each beside what guessing would give."""
+    return pictures.table(
+        [
+            {"figure": name, "value": f"{value:.4g}", "chance": "-" if chance is None else f"{chance:.4g}"}
+            for name, value, chance in figures
+        ]
+    )
+
+
 def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[str, Any]:
     """What a training run gave, with units."""
+    metrics = read_metrics(result.metrics_file)
+    held_out = [
+        (name, float(value), result.metrics.get(f"{name}_chance"))
+        for name, value in result.metrics.items()
+        if f"{name}_chance" in result.metrics
+    ]
     return {
+        PICTURE: pictures.line(
+            np.asarray(metrics["loss"]),
+            first=f"loss {result.first_loss:.3g}",
+            last=f"{result.last_loss:.3g} at step {result.steps:,}",
+        ),
+        GLANCE: figures_table(held_out),
+        CHART: pictures.chart(plots.steps({"": metrics}, STEP_PANELS)),
         "task": config.task,
         "ranks": config.world_size,
         "steps": result.steps,

@@ -2,8 +2,9 @@
 
 import dagster as dg
 
-from assets.metadata import report_metadata
+from assets.metadata import curve_metadata
 from assets.resources import Warehouse
+from assets.stages import REPORT, SERVING, TABLE
 from assets.training import MODELS, check_one_sample
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.rerank import SlateConfig
@@ -17,26 +18,32 @@ WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 SLATE = SlateConfig(length=10, window=5, standardise=True, terms=(Volume(weight=1.0),))
 
 
-@dg.asset(deps=["training_sample", *MODELS], group_name="serving", kinds={"iceberg", "torch"})
+@dg.asset(**SERVING, deps=["training_sample", *MODELS], tags=TABLE, kinds={"iceberg", "torch"})
 def scored_candidates(store: Warehouse) -> dg.MaterializeResult:
-    """Candidates of held-out requests with the ranking model's score and the retrieval model's item vector."""
+    """Candidates of held-out requests with the ranking model's score and the retrieval model's item vector.
+
+    What re-ranking sees; kept as a table so that its settings can be tried without a model (`rerank_report`).
+    """
     sample = store.table("training_sample")
     folders = {name: store.model_dir(name) for name in MODELS}
     check_one_sample(folders, sample)
     retrieval, ranking = (folders[name] / CHECKPOINT_NAME for name in MODELS)
     rows = scored(ranking, retrieval, TableSource(sample))
     store.write_report("scored_candidates", rows)
-    return store.result(**{"dagster/row_count": len(rows)})
+    return store.result("scored_candidates", **{"dagster/row_count": len(rows)})
 
 
-@dg.asset(deps=["scored_candidates"], group_name="serving", kinds={"iceberg"})
+@dg.asset(**SERVING, deps=["scored_candidates"], tags=REPORT, kinds={"iceberg"})
 def rerank_report(store: Warehouse) -> dg.MaterializeResult:
-    """The relevance-diversity curve: figures of the slates at each weight of the volume term."""
+    """What variety costs: how much of the relevance a slate keeps as the weight of the term for variety grows.
+
+    Look at: the weight from which on more loss buys little more variety; that is the one to set.
+    """
     candidates = ScoredCandidates.of(store.table("scored_candidates").scan().to_arrow())
     points = sweep(weight_grid(SLATE, "volume", WEIGHTS), **candidates.arguments(), measured=list(candidates.columns))
     report = curve_table(points)
     store.write_report("rerank_report", report)
-    return store.result(**report_metadata(report))
+    return store.result("rerank_report", **curve_metadata(report))
 
 
 @dg.asset_check(

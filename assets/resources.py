@@ -11,6 +11,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 import warehouse
+from assets.metadata import table_metadata
 from assets.recipes import RECIPES, Recipe
 from reqdedup import lake
 from reqdedup.environment import LakePlace
@@ -99,9 +100,24 @@ class Warehouse(dg.ConfigurableResource):
     def catalog(self) -> Catalog:
         return warehouse.open_catalog(self.place())
 
-    def result(self, **metadata: Any) -> dg.MaterializeResult:
-        """The result of an asset; its metadata says which namespace it speaks about."""
-        return dg.MaterializeResult(metadata={"namespace": self.resolved_namespace, **metadata})
+    def result(self, table: str = "", /, **metadata: Any) -> dg.MaterializeResult:
+        """The result of an asset. table: the one that it made, of which the UI is told what it can show.
+
+        Its metadata says which namespace it speaks about, and numbers have it before their name: Dagster draws a name's
+        numbers over all runs, and the runs of one log are no course of another's.
+        """
+        every = {**(table_metadata(self.table(table)) if table else {}), **metadata}
+        numbers = {
+            name for name, value in every.items() if type(value) in (int, float) and not name.startswith("dagster/")
+        }
+        return dg.MaterializeResult(
+            metadata={
+                **{name: value for name, value in metadata.items() if name not in numbers},
+                "namespace": self.resolved_namespace,
+                **{name: value for name, value in every.items() if name not in numbers},
+                **{f"{self.resolved_namespace}/{name}": every[name] for name in every if name in numbers},
+            }
+        )
 
     def write(
         self,

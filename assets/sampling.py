@@ -5,13 +5,19 @@ import dagster as dg
 import warehouse
 from assets.metadata import sample_metadata, write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
+from assets.stages import TABLE, TRAINING
 from reqdedup import storage
 from reqdedup.storage.features import features_current
 
 
-@dg.asset(deps=["engagements_by_request", "request_features"], group_name="training_data", kinds={"iceberg"})
+@dg.asset(**TRAINING, deps=["engagements_by_request", "request_features"], tags=TABLE, kinds={"iceberg"})
 def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
-    """Rows of the sampled users with the backfilled feature joined in, no shuffle on the way."""
+    """What the models are trained on: all rows of the sampled users, with the backfilled feature joined in.
+
+    Users are drawn by activity, whole, and very active ones keep a bounded number of requests. Join and sample go
+    bucket by bucket: nothing is shuffled. Look at: rows before and after by stratum, and rows without a feature, which
+    should be none.
+    """
     recipe = run_recipe.get()
     main, features = store.table("engagements_by_request"), store.table("request_features")
     found = features_current(main, features)
@@ -38,4 +44,4 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
             f"{joined.counts.missing_rows:,} of {joined.counts.left_rows:,} rows dropped, whose requests have no features; "
             "materialize request_features again if it is older than engagements_by_request"
         )
-    return store.result(**write_metadata(report), **sample_metadata(joined, sample))
+    return store.result("training_sample", **{**write_metadata(report), **sample_metadata(joined, sample)})

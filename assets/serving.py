@@ -3,15 +3,20 @@
 import dagster as dg
 
 from assets.resources import Warehouse
+from assets.stages import MODEL, SERVING
 from assets.training import MODELS, check_one_sample
 from reqdedup.models import Bundle
 from reqdedup.serving.bundle_places import add_index, find_bundles, publish
 from reqdedup.training.loop import BUNDLE_NAME
 
 
-@dg.asset(deps=list(MODELS), group_name="serving", kinds={"torch"})
+@dg.asset(**SERVING, deps=list(MODELS), tags=MODEL, kinds={"torch"})
 def serving_bundle(store: Warehouse) -> dg.MaterializeResult:
-    """Ranking and retrieval in one version, published at once; the version before it is kept beside it."""
+    """Both models as folders that a server loads: weights, signature, vocabulary, item vectors; nothing pickled.
+
+    They are published as one version at once, and the version before is kept. Look at: the checks, which say that a
+    bundle answers with the bits of the trained model, and how long a request takes.
+    """
     folders = {name: store.model_dir(name) for name in MODELS}
     check_one_sample(folders, store.table("training_sample"))
     made = [folder / BUNDLE_NAME for folder in folders.values()]

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.resources import Warehouse
+from assets.stages import SERVING, TABLE
 from reqdedup.sequences.filling import check_store, event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.storage import TableSource
@@ -10,11 +11,12 @@ from reqdedup.storage import TableSource
 NUM_CHECKED = 200
 
 
-@dg.asset(deps=["engagements_by_request", "request_features"], group_name="serving", kinds={"sqlite"})
+@dg.asset(**SERVING, deps=["engagements_by_request", "request_features"], tags=TABLE, kinds={"sqlite"})
 def serving_store(store: Warehouse) -> dg.MaterializeResult:
-    """Each user's timeline and newest request features, those of the side table too; filled in one step.
+    """What a server reads of its users: each one's timeline and newest request features, in one file.
 
-    What a server appended in the meantime stays.
+    Filled in one step; what a server appended in the meantime stays. Look at: the check, which compares windows and
+    features of random requests with the tables, bit for bit.
     """
     main, features = store.table("engagements_by_request"), store.table("request_features")
     filled = SqliteStore(store.store_path, event_columns(TableSource(main).schema))

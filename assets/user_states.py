@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.resources import Warehouse
+from assets.stages import SERVING, TABLE
 from reqdedup.models.bundle import Bundle
 from reqdedup.sequences.filling import RequestSource, snapshots, user_records
 from reqdedup.serving.retriever import Retriever
@@ -17,9 +18,13 @@ def retriever(store: Warehouse) -> Retriever:
     return Retriever.of(Bundle.load(store.model_dir("retrieval_model") / BUNDLE_NAME))
 
 
-@dg.asset(deps=["retrieval_model", "engagements_by_request"], group_name="serving", kinds={"iceberg", "torch"})
+@dg.asset(**SERVING, deps=["retrieval_model", "engagements_by_request"], tags=TABLE, kinds={"iceberg", "torch"})
 def user_states(store: Warehouse) -> dg.MaterializeResult:
-    """The user tower over each user's newest window, once; a server keeps them from its start."""
+    """The heavy half of retrieval, computed ahead: the user tower over each user's newest window.
+
+    A server keeps these states from its start, so that a user's first request is as fast as the next. A state counts
+    only for the model and the events that it was computed from.
+    """
     main, ours = store.table("engagements_by_request"), retriever(store)
     num_states = replace_user_states(
         store.catalog(),
@@ -29,7 +34,7 @@ def user_states(store: Warehouse) -> dg.MaterializeResult:
         snapshots=snapshots(main, []),
         num_buckets=table_buckets(main) or 16,
     )
-    return store.result(**{"dagster/row_count": num_states, "model": ours.fingerprint})
+    return store.result("user_states", **{"dagster/row_count": num_states, "model": ours.fingerprint})
 
 
 @dg.asset_check(

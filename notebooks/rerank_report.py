@@ -31,15 +31,14 @@ from pathlib import Path
 root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists())
 sys.path.insert(0, str(root))
 
-import matplotlib.pyplot as plt
 import polars as pl
 from IPython.display import display
 
 import reqdedup as rd
+from reqdedup import plots
 from reqdedup.rerank import SlateConfig, rerank
 from reqdedup.rerank.config import Volume
 from reqdedup.rerank.scored import ScoredCandidates
-from reqdedup.rerank.sweep import SCORES_ALONE
 from warehouse import load_table
 
 # %%
@@ -49,8 +48,8 @@ if namespace is None:
     reports = [catalog.load_table(name) for name in reports if catalog.table_exists(name)]
     newest = max(reports, key=lambda table: table.metadata.last_updated_ms, default=None)
     namespace = newest.name()[0] if newest else "laptop"
-report = pl.from_arrow(load_table(catalog, namespace, "rerank_report").scan().to_arrow())
-points = report.pivot(on="figure", index=["point", "requests"], values="value")
+report = load_table(catalog, namespace, "rerank_report").scan().to_arrow()
+points = pl.from_arrow(report).pivot(on="figure", index=["point", "requests"], values="value")
 print(f"namespace {namespace}: {points['requests'][0]:,} requests of held-out users")
 
 # %% [markdown]
@@ -60,17 +59,7 @@ print(f"namespace {namespace}: {points['requests'][0]:,} requests of held-out us
 # of the discounted gain of the best order is left.
 
 # %%
-weighed = points.filter(pl.col("point") != SCORES_ALONE).sort("mean_distance")
-alone = points.filter(pl.col("point") == SCORES_ALONE).row(0, named=True)
-figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-axes.plot(weighed["mean_distance"], weighed["dcg_ratio"], marker="o")
-axes.plot(alone["mean_distance"], alone["dcg_ratio"], marker="s", color="black", label=SCORES_ALONE)
-for row in weighed.iter_rows(named=True):
-    axes.annotate(row["point"], (row["mean_distance"], row["dcg_ratio"]), xytext=(6, 4), textcoords="offset points")
-axes.set(xlabel="mean distance of picks within a window", ylabel="share of the best discounted gain")
-axes.grid(alpha=0.3)
-axes.legend()
-plt.show()
+plots.relevance_and_variety(report)
 
 # %% [markdown]
 # ## The figures

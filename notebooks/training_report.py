@@ -30,11 +30,12 @@ from pathlib import Path
 root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists())
 sys.path.insert(0, str(root))
 
-import matplotlib.pyplot as plt
 import polars as pl
 from IPython.display import display
 
 from pipelines.environment import Environment
+from reqdedup import plots
+from reqdedup.training import read_metrics
 
 # %%
 if runs is None:
@@ -45,40 +46,20 @@ if runs is None:
     newest = files[-1].parent.parent
     runs = {file.parent.name: file.parent for file in files if file.parent.parent == newest}
     print(f"namespace {newest.name}")
-metrics = {name: pl.read_csv(Path(folder) / "metrics.csv") for name, folder in runs.items()}
+metrics = {name: read_metrics(Path(folder) / "metrics.csv") for name, folder in runs.items()}
 for name, steps in metrics.items():
     rows, seconds = steps["rows"].sum(), steps["seconds"][-1]
-    print(f"{name}: {len(steps):,} steps, {rows:,} rows in {seconds:,.1f} s")
-
-
-# %%
-def panels(*columns):
-    """One row of plots per run, one plot per (column, title, factor): light the steps, dark their running mean."""
-    _, grid = plt.subplots(
-        len(metrics),
-        len(columns),
-        figsize=(4.6 * len(columns), 2.7 * len(metrics)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for line, (name, steps) in zip(grid, metrics.items()):
-        window = max(1, len(steps) // 20)
-        for axes, (column, title, factor) in zip(line, columns):
-            values = steps[column] * factor
-            axes.plot(steps["step"], values, color="tab:blue", alpha=0.3)
-            axes.plot(steps["step"], values.rolling_mean(window, min_samples=1), color="tab:blue")
-            axes.set_title(f"{name}: {title}", fontsize=9)
-            axes.grid(alpha=0.3)
-    for axes in grid[-1]:
-        axes.set_xlabel("step")
-    plt.show()
-
+    print(f"{name}: {len(steps['loss']):,} steps, {rows:,.0f} rows in {seconds:,.1f} s")
 
 # %% [markdown]
 # ## Loss and speed
+#
+# Light: every step. Dark: the mean over a twentieth of the steps.
 
 # %%
-panels(("loss", "loss [nats]", 1), ("rows_per_s", "rows per second", 1), ("learning_rate", "learning rate", 1))
+plots.steps(
+    metrics, [("loss", "loss [nats]", 1), ("rows_per_s", "rows per second", 1), ("learning_rate", "learning rate", 1)]
+)
 
 # %% [markdown]
 # ## What a step held
@@ -88,19 +69,30 @@ panels(("loss", "loss [nats]", 1), ("rows_per_s", "rows per second", 1), ("learn
 # negatives that the same user engaged with, before the user mask takes them out.
 
 # %%
-panels(
-    ("effective_users", "effective users", 1),
-    ("dedup_factor", "deduplication, x", 1),
-    ("false_negative_rate", "false negatives, %", 100),
+plots.steps(
+    metrics,
+    [
+        ("effective_users", "effective users", 1),
+        ("dedup_factor", "deduplication, x", 1),
+        ("false_negative_rate", "false negatives, %", 100),
+    ],
 )
 
 # %% [markdown]
 # ## Memory
 #
-# Resident memory of rank 0 after each step: it settles after the first window of the loader and stays there.
+# Resident memory of rank 0 after each step. It rises steeply until the loader's first windows are full; after that it
+# should hardly rise, and the lines below say by how much it still did in this run. Short runs end while it rises.
 
 # %%
-panels(("memory_bytes", "memory [MB]", 1e-6), ("moved_bytes", "batches [MB], all ranks", 1e-6))
+for name, steps in metrics.items():
+    memory = steps["memory_bytes"] / 1e6
+    middle = len(memory) // 2
+    print(
+        f"{name}: {memory[0]:,.0f} MB after the first step, {memory[middle]:,.0f} MB at half the run, "
+        f"{memory[-1]:,.0f} MB at its end: {memory[-1] - memory[middle]:+,.0f} MB over the second half"
+    )
+plots.steps(metrics, [("memory_bytes", "memory [MB]", 1e-6), ("moved_bytes", "batches [MB], all ranks", 1e-6)])
 
 # %% [markdown]
 # ## Held-out figures

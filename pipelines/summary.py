@@ -19,12 +19,12 @@ def asset_metadata(
     instance: dg.DagsterInstance, asset: str, namespace: str, *, run_id: str | None = None
 ) -> dict[str, Any]:
     """Metadata values of the asset's newest materialization in this namespace, of one run if given;
-    empty if there is none."""
+    empty if there is none. The namespace before the name of a number is left out."""
     for record in instance.fetch_materializations(dg.AssetKey(asset), limit=RUNS_LOOKED_AT).records:
         if record.asset_materialization is not None and run_id in (None, record.run_id):
             values = {name: value.value for name, value in record.asset_materialization.metadata.items()}
             if values.get("namespace") == namespace:
-                return values
+                return {name.removeprefix(f"{namespace}/"): value for name, value in values.items()}
     return {}
 
 

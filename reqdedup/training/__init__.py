@@ -9,7 +9,7 @@ from reqdedup.training.loss import info_nce
 from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
 from reqdedup.training.plan import UserSplit
 from reqdedup.training.rank_run import TrainingProgress
-from reqdedup.training.report import read_losses, trained_on, training_report
+from reqdedup.training.report import read_losses, read_metrics, trained_on, training_report
 
 __all__ = [
     "RankError",
@@ -24,6 +24,7 @@ __all__ = [
     "info_nce",
     "load_model",
     "read_losses",
+    "read_metrics",
     "train",
     "trained_on",
     "training_report",

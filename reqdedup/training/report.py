@@ -29,18 +29,27 @@ _SCHEMA = pa.schema(
 )
 
 
-def read_losses(metrics_file: Path | str) -> np.ndarray:
-    """Loss of every step of a run [nats per term], [steps] float64, from its metrics.csv.
+def read_metrics(metrics_file: Path | str) -> dict[str, np.ndarray]:
+    """Every column of a run's metrics.csv, [steps] float64 each.
 
     Raises ValueError if the file is not there or has no column `loss`.
     """
     try:
         with open(metrics_file, newline="") as file:
-            return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+            head, *rows = csv.reader(file)
     except FileNotFoundError:
         raise ValueError(f"{metrics_file}: metrics of a training run required, found no file; train first") from None
-    except KeyError:
-        raise ValueError(f"{metrics_file}: a column `loss` required, found none; train again") from None
+    except ValueError:
+        head, rows = [], []
+    if "loss" not in head:
+        raise ValueError(f"{metrics_file}: a column `loss` required, found none; train again")
+    values = np.array(rows, np.float64).reshape(len(rows), len(head))
+    return dict(zip(head, values.T, strict=True))
+
+
+def read_losses(metrics_file: Path | str) -> np.ndarray:
+    """Loss of every step of a run [nats per term], [steps] float64; see `read_metrics`."""
+    return read_metrics(metrics_file)["loss"]
 
 
 def training_report(runs: Mapping[str, Path | str]) -> pa.Table:

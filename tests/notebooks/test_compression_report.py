@@ -41,8 +41,8 @@ def test_the_notebook_shows_layouts_columns_and_limit(small_warehouse):
     notebook = run_notebook(NOTEBOOKS / "compression_report.py", data_dir=str(data_dir))
 
     pictures = outputs(notebook, "image/png")
-    assert len(pictures) == 2
-    assert all(len(base64.b64decode(picture)) > 10_000 for picture in pictures)
+    assert len(pictures) == 3
+    assert all(len(base64.b64decode(picture)) > 4_000 for picture in pictures)
 
     rows, requests = report.column("rows")[0].as_py(), report.column("requests")[0].as_py()
     assert f"namespace tiny: {rows:,} rows, {requests:,} requests" in "".join(outputs(notebook, "stream"))

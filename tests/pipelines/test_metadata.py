@@ -1,0 +1,143 @@
+"""What a person sees of an asset in the UI: pictures without a click, human units, and numbers that can be followed."""
+
+from __future__ import annotations
+
+import base64
+import re
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets import pictures
+from assets.metadata import CHART, GLANCE, PICTURE, compression_metadata, curve_metadata, table_metadata
+from assets.resources import RunRecipe, Warehouse
+from pipelines.definitions import build_definitions
+from pipelines.environment import Environment
+from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
+from reqdedup.storage import UserOverlap
+from reqdedup.storage.measure.compression import REPORT_SCHEMA
+from warehouse import embedded_catalog, open_catalog, replace_engagement_table, write_report_table
+
+LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
+IN_ORDER = ("storage", "training", "serving")
+
+
+def drawn(value: dg.MetadataValue) -> ElementTree.Element:
+    """The SVG of a picture, as a browser reads the address."""
+    found = re.fullmatch(r"!\[chart\]\(<data:image/svg\+xml,(.*)>\)", value.value)
+    assert found
+    assert not set(found[1]) & set('<>#\n"')
+    return ElementTree.fromstring(unquote(found[1]))
+
+
+def lengths(svg: ElementTree.Element) -> list[int]:
+    return [int(match[1]) for path in svg if (match := re.search(r"h(\d+)v14", path.get("d", "")))]
+
+
+def test_bars_are_in_proportion_and_are_shown_without_a_click():
+    picture = pictures.bars({"one": 400.0, "two": 100.0}, {"one": "a < 100%", "two": "#2"}, limits=[50.0, 50.0])
+    assert len(picture.value) < pictures.SHOWN_AS_IT_IS
+    svg = drawn(picture)
+    assert lengths(svg) == [pictures.LENGTH, round(pictures.LENGTH / 4)]
+    assert [text.text for text in svg if text.tag.endswith("text")] == ["one", "a < 100%", "two", "#2"]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40, 100_000])
+def test_a_line_is_shown_without_a_click_however_long_the_run(steps):
+    picture = pictures.line(np.linspace(5, 1, steps), first="loss 5", last="0.123 at step 100,000")
+    assert len(picture.value) < pictures.SHOWN_AS_IT_IS
+    (points,) = [shape.get("points") for shape in drawn(picture) if shape.tag.endswith("polyline")]
+    y = [int(point.split(",")[1]) for point in points.split()]
+    assert len(y) == min(steps, pictures.POINTS)
+    assert y == sorted(y)  # downwards on a screen
+
+
+def compression() -> pa.Table:
+    rows = []
+    for table, size in zip(LAYOUTS, (272_108_518, 30_000_000, 11_300_000)):
+        facts = {"level": "request", "rows": 90_000, "requests": 600, "fan_out": 150.0, "uncompressed_bytes": size}
+        sizes = {"compressed_bytes": size, "store_once_bytes": 4_700_000, "fraction_of_limit": 4_700_000 / size}
+        ratio = {"ratio_to_control": 272_108_518 / size}
+        rows.append({"table": table, "column": "history", **facts, **sizes, **ratio})
+    return pa.Table.from_pylist(rows, schema=REPORT_SCHEMA)
+
+
+def test_the_compression_report_speaks_in_human_units():
+    overlap = UserOverlap(requests=600, events=1_000, repeated_events=400)
+    metadata = compression_metadata(compression(), overlap)
+    assert list(metadata)[:2] == [PICTURE, GLANCE]
+    assert len(metadata[PICTURE].value) < pictures.SHOWN_AS_IT_IS
+    cells = [
+        {name: str(text).replace("\xa0", " ") for name, text in row.data.items()} for row in metadata[GLANCE].records
+    ]
+    assert cells[0] == {
+        "layout": "shuffled",
+        "stored": "272 MB",
+        "smaller": "1.0x",
+        "of the limit": "2%",
+    }
+    assert cells[2]["smaller"] == "24.1x"
+    assert cells[2]["of the limit"] == "42%"
+    assert metadata["bytes_shuffled"] == 272_108_518
+    for name in ("chart by layout", "chart by column"):
+        image = base64.b64decode(metadata[name].value.partition("base64,")[2].rstrip(")"))
+        assert 1_000 < len(image) < 60_000
+
+
+def test_the_curve_shows_relevance_beside_variety():
+    figures = {"scores alone": (1.0, 0.4), "volume 4": (0.97, 0.6)}
+    rows = [
+        {"point": point, "requests": 3, "figure": name, "value": value}
+        for point, values in figures.items()
+        for name, value in zip(("dcg_ratio", "mean_distance"), values)
+    ]
+    metadata = curve_metadata(pa.Table.from_pylist(rows))
+    assert len(metadata[PICTURE].value) < pictures.SHOWN_AS_IT_IS
+    assert metadata[GLANCE].records[1].data["relevance kept"] == "97.0%"
+    assert CHART in metadata
+
+
+def test_a_table_tells_the_ui_its_name_columns_rows_and_snapshot(tmp_path):
+    catalog = open_catalog(embedded_catalog(tmp_path))
+    config = SyntheticLogConfig(seed=3, num_users=8, num_items=200, mean_fan_out=4, max_fan_out=8, max_history=16)
+    rows = synthetic_schema(config), synthesize(config)
+    replace_engagement_table(catalog, "small", "engagements_by_request", *rows, num_buckets=2)
+    table = catalog.load_table("small.engagements_by_request")
+    metadata = table_metadata(table)
+    assert metadata["dagster/table_name"] == "small.engagements_by_request"
+    assert metadata["dagster/row_count"] == table.scan().count()
+    assert metadata["bytes"] == sum(task.file.file_size_in_bytes for task in table.scan().plan_files())
+    assert metadata["snapshot_id"] == str(table.current_snapshot().snapshot_id)
+    columns = {column.name: column for column in metadata["dagster/column_schema"].columns}
+    assert list(columns) == table.schema().column_names
+    assert columns["history_item_id"].description == table.schema().find_field("history_item_id").doc
+    report = write_report_table(catalog, "small", "report", pa.table({"n": [1, 2]}))
+    assert "dagster/column_schema" not in table_metadata(report)
+
+
+def test_numbers_of_one_namespace_share_no_name_with_those_of_another():
+    """Dagster draws all numbers of a name on one axis; row counts have a name that it prescribes."""
+    labels = []
+    for namespace in ("one", "two"):
+        store = Warehouse(run_recipe=RunRecipe(), namespace=namespace)
+        result = store.result(**{"bytes": 5, "share": 0.5, "is_whole": True, "text": "7", "dagster/row_count": 3})
+        labels.append({name for name, value in result.metadata.items() if type(value) in (int, float)})
+        assert result.metadata["text"] == "7"
+    assert labels[0] & labels[1] == {"dagster/row_count"}
+    assert labels[0] == {"one/bytes", "one/share", "dagster/row_count"}
+
+
+def test_every_asset_says_what_it_is_and_whose_and_its_group_reads_in_order():
+    graph = build_definitions(Environment()).get_repository_def().asset_graph
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert len(node.description) > 120, key
+        assert node.owners, key
+        assert node.tags["role"], key
+        assert node.group_name in IN_ORDER, key
+        for parent in node.parent_keys:
+            assert IN_ORDER.index(graph.get(parent).group_name) <= IN_ORDER.index(node.group_name), (parent, key)
