@@ -11,7 +11,7 @@ from reqdedup.logs import read_log, synthesize, synthetic_schema
 
 @dg.asset(**STORAGE, deps=["impressions"], tags=LOG, kinds={"iceberg"})
 def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
-    """The log as it arrives: one row per impression, by day, in the order of arrival. Every other table is made from it.
+    """The log as it arrives: one row per impression, by day, in the order of arrival. All tables are made from it.
 
     Rows that cannot be read go to `rejected_engagements` with reason, file and line. What servers showed and is mature
     by now is added, labelled. Look at: rows per request, which is what deduplication can save, and rejected rows.

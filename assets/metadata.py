@@ -164,10 +164,7 @@ def sample_metadata(joined: BucketJoin, sample: UserSample) -> dict[str, Any]:
     glance = [
         {
             "stratum": row["stratum"],
-            "rate": "" if row["rate"] is None else f"{row['rate']:.0%}",
-            **{
-                name: f"{row[f'{name}_before']:,} -> {row[f'{name}_after']:,}" for name in ("users", "requests", "rows")
-            },
+            **{name: f"{row[f'{name}_before']:,} -> {row[f'{name}_after']:,}" for name in ("users", "rows")},
         }
         for row in rows
     ]

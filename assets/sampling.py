@@ -44,4 +44,5 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
             f"{joined.counts.missing_rows:,} of {joined.counts.left_rows:,} rows dropped, whose requests have no features; "
             "materialize request_features again if it is older than engagements_by_request"
         )
-    return store.result("training_sample", **{**write_metadata(report), **sample_metadata(joined, sample)})
+    sampled = sample_metadata(joined, sample)
+    return store.result("training_sample", **{**sampled, **write_metadata(report), **sampled})
