@@ -7,6 +7,7 @@
     values       texts as values: strict and bounded
     output       text, JSON and progress
     terminal     width and colour
+    extras       libraries that are there, and those that are not
     reference    docs/cli.md, from the program
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 a check that failed or a

@@ -20,6 +20,7 @@ from click.shell_completion import shell_complete
 
 from reqdedup import __version__
 from reqdedup.cli import commands
+from reqdedup.cli.extras import extra_of
 from reqdedup.cli.options import Group
 from reqdedup.cli.output import tell, warn
 from reqdedup.environment import variables
@@ -38,10 +39,13 @@ EXAMPLES = (
     "# what deletes for good looks only, until it gets --apply",
     "reqdedup expire --table movies.engagements --older-than 7d",
     "reqdedup delete-user 4711 --namespace movies --apply --erase",
+    "# a model, and what works here",
+    "reqdedup train movies.engagements --task ranking --out runs/ranking",
+    "reqdedup doctor",
 )
 EXIT_CODES = (
     ("0", "done; also help, and what was looked at without --apply"),
-    ("1", "a check failed (health --requests), or a defect: --debug shows its traceback"),
+    ("1", "a check failed (doctor, health --requests), or a defect: --debug shows its traceback"),
     ("2", "something that you can put right; the message says what was required, what was found, and what to do"),
     ("130", "interrupted; the message says what was kept and what was not"),
 )
@@ -75,6 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         _say_traceback(words)
+        if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
+            tell(
+                f"{_command(context)}:",
+                f"{error.name} required, found none; pip install 'reqdedup[{extra}]'",
+                colour="red",
+            )
+            return 2
         if _is_for_the_caller(error):
             tell(f"{_command(context)}:", _text(error) or type(error).__name__, colour="red")
             return 2

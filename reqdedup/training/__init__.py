@@ -2,6 +2,7 @@
 
 from reqdedup.models.checkpoint import load_model
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.evaluation import Evaluation, evaluate_run
 from reqdedup.training.launch import RankError
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loop import TrainingResult, export_run, train
@@ -12,6 +13,7 @@ from reqdedup.training.rank_run import TrainingProgress
 from reqdedup.training.report import read_losses, read_metrics, trained_on, training_report
 
 __all__ = [
+    "Evaluation",
     "RankError",
     "RequestLoader",
     "SyncBatchNorm1d",
@@ -20,6 +22,7 @@ __all__ = [
     "TrainingResult",
     "UserSplit",
     "convert_sync_batchnorm",
+    "evaluate_run",
     "export_run",
     "info_nce",
     "load_model",

@@ -124,10 +124,12 @@ def run_rank(
     Raises FloatingPointError on every rank when the loss is not finite, before it reaches the weights.
     """
     source = with_credentials(source, credentials or {})
-    return _RankRun(report, config, source, Path(out_dir), snapshot_id).run(resume)
+    return RankRun(report, config, source, Path(out_dir), snapshot_id).run(resume)
 
 
-class _RankRun:
+class RankRun:
+    """One rank of a run: its model, task and loader; `run` trains, `evaluate` only measures."""
+
     def __init__(
         self,
         report: Callable[[TrainingProgress], None],

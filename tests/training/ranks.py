@@ -93,7 +93,7 @@ def gradients_of_steps(
 def train_and_die(report: Any, config: TrainingConfig, source: Any, out_dir: str, death_step: int) -> None:
     """A run whose rank 1 is killed in the middle of a step."""
 
-    class Mortal(rank_run._RankRun):
+    class Mortal(rank_run.RankRun):
         def step(self, *args: Any) -> Any:
             if self.result.steps == death_step and self.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,110 @@
+"""A training configuration as people write it: some values in a TOML or JSON file, the rest from table and defaults.
+
+num_steps = 2000                fields of TrainingConfig
+learning_rate = 0.003
+[model]
+width = 128                     fields of the model's configuration
+exclude = ["debug_flag"]        exclude and numbers: as of its `from_schema`
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from reqdedup.models.registry import MODELS
+from reqdedup.schema import EngagementSchema
+from reqdedup.training.config import TrainingConfig
+
+DEFAULTS = {"num_steps": 1000, "requests_per_step": 256, "learning_rate": 3e-3}
+"""Of the fields without a default: what training on a table of a few million rows begins with."""
+
+TASKS = tuple(kind.task for kind in MODELS.values())
+_OF_SCHEMA = ("exclude", "numbers")
+
+
+def config_for(task: str, schema: EngagementSchema, values: Mapping[str, Any], *, said_in: str) -> TrainingConfig:
+    """The configuration of a model for this task and these columns, with these values over the defaults.
+
+    values: fields of TrainingConfig; `model` holds those of the model.  said_in: where they were written, for messages.
+    Raises ValueError for a name or a value that means nothing, naming it.
+    """
+    kinds = [kind.config for kind in MODELS.values() if kind.task == task]
+    if not kinds:
+        raise ValueError(f"a task among {', '.join(TASKS)} required, found {task!r}")
+    model, given = dict(values.get("model") or {}), {name: x for name, x in values.items() if name != "model"}
+    _check(given, TrainingConfig, f"{said_in}: ", without=("model",))
+    _check(model, kinds[0], f"{said_in}: model.", more=_OF_SCHEMA)
+    if "positive_label" not in given:
+        labels = [column.name for column in schema.labels]
+        if task == "retrieval" and "click" not in labels:
+            given["positive_label"] = labels[0] if len(labels) == 1 else None
+    from_schema: Any = kinds[0].from_schema  # type: ignore[attr-defined]
+    return TrainingConfig(model=from_schema(schema, **model), **{**DEFAULTS, **given})
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What a TOML or JSON file says. Raises ValueError if it is neither, or no table."""
+    try:
+        text = path.read_text("utf-8-sig")
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: a file with the configuration required, found none") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML (or JSON in a file that ends with .json)"
+        raise ValueError(f"{path}: {kind} required: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("model", {}), dict):
+        raise ValueError(f"{path}: names with values, and a table `model` of such, required, found another kind")
+    return found
+
+
+def _check(
+    given: Mapping[str, Any],
+    config: type[Any],
+    where: str,
+    *,
+    more: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+) -> None:
+    """Names that the dataclass has, and values of its fields' kinds."""
+    hints = get_type_hints(config)
+    known = [field.name for field in fields(config) if field.name not in without]
+    for name, value in given.items():
+        if name not in known and name not in more:
+            close = difflib.get_close_matches(name, [*known, *more], n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{where}{name}: one of {', '.join([*known, *more])} required, found {name}{hint}")
+        wanted = hints.get(name, tuple[str, ...])
+        if not _fits(value, wanted):
+            raise ValueError(f"{where}{name}: {_named(wanted)} required, found {value!r}")
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if get_origin(wanted) in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if get_origin(wanted) is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(one, get_args(wanted)[0]) for one in value)
+    if wanted in (int, float):
+        kinds: tuple[type, ...] = (int, float) if wanted is float else (int,)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    return isinstance(value, wanted) if isinstance(wanted, type) else True
+
+
+def _named(wanted: Any) -> str:
+    """The kind of a value, in words."""
+    if get_origin(wanted) in (Union, types.UnionType):
+        return " or ".join(_named(one) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return f"one of {', '.join(map(str, get_args(wanted)))}"
+    if get_origin(wanted) is tuple:
+        return f"a list of which each is {_named(get_args(wanted)[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "nothing"}
+    return words.get(wanted, str(wanted))
