@@ -80,6 +80,12 @@ class ItemEmbedding(nn.Module):
         return x_BD
 
 
+def squeezed(number_R: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers as a model reads them: sign(x) log(1 + |x|), NaN and infinite ones as 0."""
+    wide = number_R.to(torch.promote_types(number_R.dtype, torch.promote_types(dtype, torch.float32)))
+    return (wide.sign() * wide.abs().log1p()).nan_to_num(0.0, 0.0, 0.0).to(dtype)
+
+
 class RequestFeatures(nn.Module):
     """The request's own features, side by side, once per request: [R, F]; `width` is F, 0 if there are none."""
 
@@ -105,8 +111,5 @@ class RequestFeatures(nn.Module):
         for (name, _), project in zip(self.vectors, self.of_vector, strict=True):
             parts.append(project(column(request, name, "request").to(dtype)))
         for name in self.numbers:
-            number_R = column(request, name, "request")
-            wide = torch.promote_types(number_R.dtype, torch.promote_types(dtype, torch.float32))
-            squeezed_R = number_R.to(wide).sign() * number_R.to(wide).abs().log1p()
-            parts.append(squeezed_R.nan_to_num(0.0, 0.0, 0.0)[:, None].to(dtype))
+            parts.append(squeezed(column(request, name, "request"), dtype)[:, None])
         return torch.cat(parts, dim=1)

@@ -5,8 +5,7 @@ No BatchNorm in here: a context that depends on the other requests of a batch co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.models.config import ModelConfig
-from reqdedup.ops.attention_in_parts import KeyValue, append_attention
 from reqdedup.ops.history_attention import history_attention
 from reqdedup.ops.ragged import Padding
 
@@ -104,16 +102,6 @@ class Positions(nn.Module):
         return angle.cos()[..., None, :], angle.sin()[..., None, :]
 
 
-@dataclass(frozen=True)
-class Grown:
-    """A history to which events are appended. num_new, num_past: events.
-    past: keys and values [num_past, H, K] of all layers but the last."""
-
-    num_new: int
-    num_past: int
-    past: Sequence[KeyValue]
-
-
 class HistoryTransformer(nn.Module):
     """Layers over packed histories; iterating gives the layers."""
 
@@ -153,33 +141,6 @@ class HistoryTransformer(nn.Module):
             )
             x_TD = layer.finish(x_TD, attended)
         return x_TD, keys_values
-
-    @torch.no_grad()
-    def append(self, x_ND: torch.Tensor, histories: Sequence[Grown]) -> list[KeyValue]:
-        """Every layer's keys and values [N, H, K] of events that follow histories, packed one history after the other.
-
-        Of the last layer nothing else is computed, since nobody reads it. Events beyond a learned table of positions
-        are padding by the caller's word: they stand at its last place.
-        """
-        positions = [torch.arange(x.num_past, x.num_past + x.num_new, device=x_ND.device) for x in histories]
-        position_N = positions[0] if len(positions) == 1 else torch.cat(positions)
-        if self.positions.table is not None:
-            position_N = position_N.clamp(max=self.max_history)
-        x_ND = self.positions.add(x_ND, position_N)
-        rotation = self.positions.rotation(position_N, x_ND.dtype)
-        lengths = [x.num_new for x in histories]
-        keys_values = []
-        for number, layer in enumerate(self):
-            normed = layer.attention_norm(x_ND)
-            key, value = layer.keys_values(normed, rotation)
-            keys_values.append((key, value))
-            if number < len(self.layers) - 1:
-                new = [x.split(lengths) for x in (layer.queries(normed, rotation), key, value)]
-                attended = [
-                    append_attention(q, k, v, *x.past[number]) for q, k, v, x in zip(*new, histories, strict=True)
-                ]
-                x_ND = layer.finish(x_ND, attended[0] if len(attended) == 1 else torch.cat(attended))
-        return keys_values
 
     def check_grows(self, length: int) -> None:
         """Raises ValueError for a transformer whose keys and values change when a history grows, and for one that

@@ -19,7 +19,7 @@ import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.bundle import Bundle
-from reqdedup.models.dcat import DCAT, BlockContext, BlockContexts, Blocks
+from reqdedup.models.dcat import DCAT, BlockContext, Blocks
 from reqdedup.models.dcat.block_context import KVType
 from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms
@@ -58,11 +58,11 @@ class Ranker:
         device: torch.device | str = "cpu",
     ) -> None:
         """fingerprint, tables, schema: see `ContextRule`.  items: where columns of candidates are looked up.
-        cache: shared by rankers, or one of `CACHE_BYTES` of its own."""
-        model.check_evaluates()
+        cache: shared by rankers, or one of `CACHE_BYTES` of its own.  model: its weights are read once, now."""
         model.transformer.check_grows(0)
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        self.folded = self.model.folded()
         self.transforms, self.fingerprint = transforms, fingerprint
         self.deterministic, self.kv_type = deterministic, kv_type
         self.cache = ContextCache(CACHE_BYTES) if cache is None else cache
@@ -158,8 +158,8 @@ class Ranker:
             end = int(batch.request[HISTORY_END][r]) if HISTORY_END in batch.request else length
             version = int(batch.request[TIMELINE_VERSION][r]) if TIMELINE_VERSION in batch.request else 0
             asked.append(Asked(ContextKey(rule=self._rule, user_id=user_id), events, (version, end - length)))
-        contexts = BlockContexts(tuple(context for context, _ in self._contexts(asked)))
-        return self.model.score(contexts, batch.to(self.device), is_exact=self.deterministic).cpu()
+        contexts = [context for context, _ in self._contexts(asked)]
+        return self.folded.score(contexts, batch.to(self.device), is_exact=self.deterministic).cpu()
 
     def _contexts(self, asked: Sequence[Asked]) -> list[tuple[BlockContext, ContextOrigin]]:
         def compute(lacking: list[Lacking]) -> list[BlockContext]:
@@ -167,7 +167,7 @@ class Ranker:
                 {name: torch.from_numpy(x_L).to(self.device) for name, x_L in one.asked.events.items()}
                 for one in lacking
             ]
-            encode = partial(self.model.encode_together, blocks=self.blocks, kv_type=self.kv_type)
+            encode = partial(self.folded.encode_together, blocks=self.blocks, kv_type=self.kv_type)
             try:
                 return encode([(x, one.kept, one.num_shared) for x, one in zip(histories, lacking, strict=True)])
             except torch.OutOfMemoryError:  # once more with the memory that the kept contexts took
@@ -183,8 +183,8 @@ class Ranker:
     def _logits(self, together: Sequence[_Ready]) -> Sequence[torch.Tensor]:
         """[M, num_labels] of each request."""
         batch = RequestBatch.concatenate([inputs.batch for _, inputs, _, _ in together]).to(self.device)
-        contexts = BlockContexts(tuple(context for _, _, context, _ in together))
-        logits_BN = self.model.score(contexts, batch, is_exact=self.deterministic)
+        contexts = [context for _, _, context, _ in together]
+        logits_BN = self.folded.score(contexts, batch, is_exact=self.deterministic)
         return logits_BN.cpu().split([inputs.batch.num_rows for _, inputs, _, _ in together])
 
 

@@ -79,7 +79,7 @@ def check_bits(dcat, rng, *, num_batches):
             assert all(map(torch.equal, keys_values(extended, num_layers), keys_values(fresh, num_layers)))
             contexts.append(extended)
         asked = [(batch.history, None, 0) for batch in batches]
-        for one, context in zip(dcat.encode_together(asked), contexts):
+        for one, context in zip(dcat.folded().encode_together(asked), contexts):
             assert all(map(torch.equal, keys_values(one, num_layers), keys_values(context, num_layers)))
         together = dcat.predict_exact(RequestBatch.concatenate(batches), contexts).split(rows)
         computed = dcat.predict_exact(RequestBatch.concatenate(batches)).split(rows)

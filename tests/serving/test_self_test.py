@@ -30,10 +30,10 @@ def test_what_does_not_hold_is_said():
 
 def test_a_wrong_context_is_found(monkeypatch):
     ranker = small_ranker()
-    encode = ranker.model.encode_together
+    encode = ranker.folded.encode_together
 
     def reuse_too_much(histories, **options):
         return [kept or encode([(history, None, 0)], **options)[0] for history, kept, _ in histories]
 
-    monkeypatch.setattr(ranker.model, "encode_together", reuse_too_much)
+    monkeypatch.setattr(ranker.folded, "encode_together", reuse_too_much)
     assert self_test(ranker).differing[0] == "extended contexts in a step"

@@ -100,22 +100,22 @@ class Slab:
                 values *= self._scales[layer, :, :num_tokens]
         return values[0], values[1]
 
-    def appended(self, num_tokens: int, new: Sequence[KeyValue]) -> Slab:
-        """A slab with these of each layer behind the first `num_tokens`: this one, or a copy if it is full or holds
-        others there."""
-        end = num_tokens + len(new[0][0])
+    def appended(self, num_tokens: int, new: Sequence[torch.Tensor]) -> Slab:
+        """A slab with these keys and values [N, 2, H, K] of each layer behind the first `num_tokens`: this one, or a
+        copy if it is full or holds others there."""
+        end = num_tokens + len(new[0])
         with self._lock:
             is_free = self._num_filled == num_tokens and end <= self.capacity
             if is_free:
                 self._num_filled = end
         slab = self if is_free else self._copy(num_tokens, end)
         for layer, key_value in enumerate(new):
-            for i, x_NHK in enumerate(key_value):
-                if slab._scales is not None:
-                    scale_NH1 = x_NHK.abs().amax(-1, keepdim=True).float().clamp(min=1e-30) / 127
-                    slab._scales[layer, i, num_tokens:end] = scale_NH1
-                    x_NHK = (x_NHK / scale_NH1).round()
-                slab._values[layer, i, num_tokens:end] = x_NHK
+            x_2NHK = key_value.transpose(0, 1)
+            if slab._scales is not None:
+                scale_2NH1 = x_2NHK.abs().amax(-1, keepdim=True).float().clamp(min=1e-30) / 127
+                slab._scales[layer, :, num_tokens:end] = scale_2NH1
+                x_2NHK = (x_2NHK / scale_2NH1).round()
+            slab._values[layer, :, num_tokens:end] = x_2NHK
         return slab
 
     def _copy(self, num_tokens: int, num_filled: int) -> Slab:

@@ -24,23 +24,16 @@ import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.dcat.block_context import BlockContext, BlockContexts, Blocks, KVType, RequestContexts, Slab
+from reqdedup.models.dcat.block_context import BlockContext, BlockContexts, Blocks, KVType, RequestContexts
 from reqdedup.models.dcat.config import DCATConfig
+from reqdedup.models.dcat.folded import DEFAULT_BLOCKS, EXACT_ROWS, FoldedDCAT
 from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
-from reqdedup.models.transformer import Grown, HistoryTransformer
-from reqdedup.ops.attention_in_parts import KeyValue
+from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.ops.crossing_attention import crossing_attention
 from reqdedup.ops.crossing_attention_flash import PADDED_CONTEXT_AT_MOST
 from reqdedup.ops.prefixes import Prefixes, ranges
-
-_BLOCKS = Blocks()
-EXACT_ROWS = 16
-"""Rows of a tile of the CPU's matrix products."""
-
-TOGETHER_AT_MOST = 64
-"""Events of a block that is computed together with those of other histories: larger ones gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -112,35 +105,6 @@ def concatenate_offsets(offsets: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-@dataclass
-class _Growing:
-    """A context that is being computed: `slab` holds what there is, `blocks` are still to come.
-
-    length: events of the history.  begin: those that were taken over.
-    """
-
-    history: Mapping[str, torch.Tensor]
-    length: int
-    begin: int
-    slab: Slab
-    blocks: list[tuple[int, int]]
-
-    def events(self) -> dict[str, torch.Tensor]:
-        """Of the next block; the last event is repeated if there are no more."""
-        first, end = self.blocks[0]
-        if end <= self.length:
-            return {name: x_L[first:end] for name, x_L in self.history.items()}
-        more = end - self.length
-        return {name: torch.cat([x_L[first:], x_L[-1:].expand(more)]) for name, x_L in self.history.items()}
-
-    def take(self, keys_values: Sequence[KeyValue]) -> None:
-        """The next block was computed: what of it is new and no padding goes into the slab."""
-        first, end = self.blocks.pop(0)
-        begin, end = max(first, self.begin), min(end, self.length)
-        new = [(key[begin - first : end - first], value[begin - first : end - first]) for key, value in keys_values]
-        self.slab = self.slab.appended(begin, new)
-
-
 class DCAT(nn.Module):
     """A ranking model of R requests and their B candidates; logits [B, num_labels], one for each of config.labels."""
 
@@ -175,7 +139,7 @@ class DCAT(nn.Module):
         kept: BlockContext | None = None,
         *,
         num_shared: int | None = None,
-        blocks: Blocks | None = _BLOCKS,
+        blocks: Blocks | None = DEFAULT_BLOCKS,
         kv_type: KVType = "full",
     ) -> BlockContext:
         """The context of one history, computed in blocks; see `block_context`.
@@ -188,63 +152,12 @@ class DCAT(nn.Module):
         Raises ValueError for a model whose keys and values change when a history grows, and if `kept` has other blocks.
         """
         shared = len(column(history, "item_id", "history")) if num_shared is None else num_shared
-        return self.encode_together([(history, kept, shared)], blocks=blocks, kv_type=kv_type)[0]
+        return self.folded().encode_together([(history, kept, shared)], blocks=blocks, kv_type=kv_type)[0]
 
-    @torch.inference_mode()
-    def encode_together(
-        self,
-        histories: Sequence[tuple[Mapping[str, torch.Tensor], BlockContext | None, int]],
-        *,
-        blocks: Blocks | None = _BLOCKS,
-        kv_type: KVType = "full",
-    ) -> list[BlockContext]:
-        """`encode_blocks` of several (history, kept, num_shared); of each the last few events are computed together."""
-        self.check_evaluates()
-        growing = [self._growing(*one, blocks, kv_type) for one in histories]
-        for one in growing:
-            while len(one.blocks) > 1 or (one.blocks and one.blocks[0][1] - one.blocks[0][0] > TOGETHER_AT_MOST):
-                self._append([one])
-        if last := [one for one in growing if one.blocks]:
-            self._append(last)
-        return [BlockContext(one.slab, one.length, blocks) for one in growing]
-
-    def _growing(
-        self,
-        history: Mapping[str, torch.Tensor],
-        kept: BlockContext | None,
-        num_shared: int,
-        blocks: Blocks | None,
-        kv_type: KVType,
-    ) -> _Growing:
-        length = len(column(history, "item_id", "history"))
-        self.transformer.check_grows(length)
-        if kept is not None and kept.blocks != blocks:
-            raise ValueError(f"encode_blocks: {blocks} required, found {kept.blocks} in `kept`")
-        if kept is None:
-            heads, weight = (self.config.num_heads, self.config.head_width), self.final_norm.weight
-            begin, slab = 0, Slab.empty(self.config.num_layers, length, heads, like=weight, kv_type=kv_type)
-        else:
-            begin, slab = kept.reusable(length, num_shared), kept.slab
-        whole = [(begin, length)] if begin < length else []
-        return _Growing(history, length, begin, slab, whole if blocks is None else list(blocks.between(begin, length)))
-
-    def _append(self, growing: Sequence[_Growing]) -> None:
-        """Computes the next block of each."""
-        events = [one.events() for one in growing]
-        if len(events) > 1:
-            events = [{name: torch.cat([x[name] for x in events]) for name in events[0]}]
-        dtype, num_layers = self.final_norm.weight.dtype, self.config.num_layers
-        histories = []
-        for one in growing:
-            first, end = one.blocks[0]
-            histories.append(
-                Grown(end - first, first, [one.slab.first(first, n, dtype) for n in range(num_layers - 1)])
-            )
-        keys_values = self.transformer.append(self.embedding.events(events[0]), histories)
-        at = 0
-        for one, history in zip(growing, histories, strict=True):
-            one.take([(key[at : at + history.num_new], value[at : at + history.num_new]) for key, value in keys_values])
-            at += history.num_new
+    def folded(self) -> FoldedDCAT:
+        """The model as it is now, for inference: `encode_blocks` and `predict_exact` in the same bits, and faster for
+        whoever keeps it. Raises ValueError for a model in training mode."""
+        return FoldedDCAT(self)
 
     def score(self, context: RequestContexts, batch: RequestBatch, *, is_exact: bool = False) -> torch.Tensor:
         """Logits [B, num_labels] of the batch's candidates; reads no history, only the context of its R requests.
@@ -316,15 +229,12 @@ class DCAT(nn.Module):
         An empirical property of torch's CPU kernels, which the tests check; values equal those of
         `predict` up to rounding.
         """
-        self.check_evaluates()
+        folded = self.folded()
         if contexts is None:
-            bounds = batch.history_offsets_R1.tolist()
-            contexts = [
-                self.encode_blocks({name: x_T[begin:end] for name, x_T in batch.history.items()})
-                for begin, end in itertools.pairwise(bounds)
-            ]
-        context = BlockContexts(tuple(contexts))
-        return self.score(context, batch, is_exact=True)
+            bounds = itertools.pairwise(batch.history_offsets_R1.tolist())
+            histories = [{name: x_T[begin:end] for name, x_T in batch.history.items()} for begin, end in bounds]
+            contexts = [folded.encode_together([(history, None, 0)])[0] for history in histories]
+        return folded.score(contexts, batch, is_exact=True)
 
     def check_evaluates(self) -> None:
         """Raises ValueError for a model in training mode."""
