@@ -12,8 +12,8 @@ from assets.resources import RunRecipe, Warehouse
 from reqdedup import training
 from reqdedup.models import Bundle
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
-from reqdedup.serving.bundle_checks import latency_ms, parity
-from reqdedup.serving.bundle_places import find_bundles
+from reqdedup.serving.bundles.checks import latency_ms, parity
+from reqdedup.serving.bundles.places import find_bundles
 from reqdedup.storage import TableSource
 from reqdedup.storage.features import features_current
 from reqdedup.storage.measure import checks

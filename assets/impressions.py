@@ -16,7 +16,7 @@ def impressions(store: Warehouse) -> dg.MaterializeResult:
     """
     if not store.impressions_dir.exists():
         return store.result(num_impressions=0)
-    from reqdedup.serving.attribution import collect_impressions  # needs the extra `serve`
+    from reqdedup.serving.impressions.attribution import collect_impressions  # needs the extra `serve`
 
     report = collect_impressions(store.impressions_dir, store.catalog(), store.resolved_namespace)
     return store.result(**report.counts())
@@ -26,7 +26,7 @@ def add_mature_impressions(store: Warehouse) -> dict[str, int]:
     """Append the namespace's mature impressions to raw_engagements; what came of them, nothing if it serves nobody."""
     if not (store.store_path.exists() and store.impressions_dir.exists()):
         return {}
-    from reqdedup.serving.attribution import mature_impressions
+    from reqdedup.serving.impressions.attribution import mature_impressions
 
     users = SqliteStore(store.store_path)
     report = mature_impressions(store.catalog(), store.resolved_namespace, store.table("raw_engagements"), users)

@@ -6,7 +6,7 @@ from assets.resources import Warehouse
 from assets.stages import MODEL, SERVING
 from assets.training import MODELS, check_one_sample
 from reqdedup.models import Bundle
-from reqdedup.serving.bundle_places import add_index, find_bundles, publish
+from reqdedup.serving.bundles.places import add_index, find_bundles, publish
 from reqdedup.training.loop import BUNDLE_NAME
 
 

@@ -6,9 +6,9 @@ from assets.resources import Warehouse
 from assets.stages import SERVING, TABLE
 from reqdedup.models.bundle import Bundle
 from reqdedup.sequences.filling import RequestSource, snapshots, user_records
-from reqdedup.serving.retriever import Retriever
-from reqdedup.serving.user_states import keep_user_states, replace_user_states
-from reqdedup.serving.user_states import user_states as states_of
+from reqdedup.serving.retrieval.retriever import Retriever
+from reqdedup.serving.retrieval.user_states import keep_user_states, replace_user_states
+from reqdedup.serving.retrieval.user_states import user_states as states_of
 from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.training.loop import BUNDLE_NAME
 

@@ -32,8 +32,8 @@ from reqdedup.models.dcat.block_context import KV_TYPES
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.sequences.store import Window
-from reqdedup.serving.context_cache import ContextCache
-from reqdedup.serving.ranker import Ranker
+from reqdedup.serving.ranking.context_cache import ContextCache
+from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import Ranked, RankRequest
 
 Row = dict[str, Any]

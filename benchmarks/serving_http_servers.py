@@ -26,16 +26,16 @@ from reqdedup.models.dcat import naive
 from reqdedup.models.transforms import Transforms
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.sequences.store import Window
-from reqdedup.serving.app import Application, Service
-from reqdedup.serving.context_cache import ContextCache
-from reqdedup.serving.door import Access, listen, run_until_signal
 from reqdedup.serving.limits import Limits
-from reqdedup.serving.metrics import Metrics
-from reqdedup.serving.ranker import Ranker
+from reqdedup.serving.ranking.context_cache import ContextCache
+from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import Ranked, RankRequest
 from reqdedup.serving.scheduler import Scheduler, SchedulerLimits
-from reqdedup.serving.swap import Models, Part, Served
-from reqdedup.serving.wire import Inputs
+from reqdedup.serving.server.app import Application, Service
+from reqdedup.serving.server.door import Access, listen, run_until_signal
+from reqdedup.serving.server.metrics import Metrics
+from reqdedup.serving.server.swap import Models, Part, Served
+from reqdedup.serving.wire.bodies import Inputs
 
 CACHE_BYTES = 2 << 30
 

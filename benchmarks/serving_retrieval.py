@@ -33,12 +33,12 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import history_name
 from reqdedup.models.two_tower import UserHead
 from reqdedup.sequences.store import Window
-from reqdedup.serving.approximate_index import build_index, index_kind, open_index, recall
-from reqdedup.serving.item_index import ExactIndex, ItemIndex, nearest
-from reqdedup.serving.item_vectors import ItemVectors
 from reqdedup.serving.requests import ItemFilter
-from reqdedup.serving.retriever import Retriever
-from reqdedup.serving.state_cache import StateCache, StateKey, history_digest
+from reqdedup.serving.retrieval.approximate_index import build_index, index_kind, open_index, recall
+from reqdedup.serving.retrieval.item_index import ExactIndex, ItemIndex, nearest
+from reqdedup.serving.retrieval.item_vectors import ItemVectors
+from reqdedup.serving.retrieval.retriever import Retriever
+from reqdedup.serving.retrieval.state_cache import StateCache, StateKey, history_digest
 
 Row = dict[str, Any]
 K, NUM_QUERIES = 100, 100

@@ -47,9 +47,9 @@ from reqdedup.display import format_bytes
 from reqdedup.models import Bundle
 from reqdedup.schema import Level
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.serving.bundle_checks import one_thread
-from reqdedup.serving.bundle_places import find_bundles
-from reqdedup.serving.ranker import Ranker
+from reqdedup.serving.bundles.checks import one_thread
+from reqdedup.serving.bundles.places import find_bundles
+from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import RankRequest
 from warehouse import load_table
 

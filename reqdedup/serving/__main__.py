@@ -6,9 +6,9 @@ import logging
 import socket
 import sys
 
-from reqdedup.serving.process import serve_process
-from reqdedup.serving.settings import ServeSettings
-from reqdedup.serving.workers import end_with_parent
+from reqdedup.serving.server.process import serve_process
+from reqdedup.serving.server.settings import ServeSettings
+from reqdedup.serving.server.workers import end_with_parent
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from reqdedup.models import Bundle
 from reqdedup.models.bundle import MANIFEST
-from reqdedup.serving.bundle_places import find_bundles, publish, upload
+from reqdedup.serving.bundles.places import find_bundles, publish, upload
 from tests.catalogs.conftest import new_namespace
 from tests.servers.seaweedfs import BUCKET
 

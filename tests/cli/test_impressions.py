@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from reqdedup import cli
-from reqdedup.serving.impressions import Click, ImpressionLog
+from reqdedup.serving.impressions.log import Click, ImpressionLog
 from reqdedup.storage import TableSource, open_catalog
 from tests.serving.shown import impression_of, raw_table, store_of_users
 

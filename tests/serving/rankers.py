@@ -10,7 +10,7 @@ from reqdedup.models import DCAT
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.sequences.store import Window
-from reqdedup.serving.ranker import Ranker
+from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import RankRequest
 from tests.models.batches import dcat_config
 

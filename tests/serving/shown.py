@@ -7,7 +7,7 @@ import numpy as np
 from reqdedup import storage
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.serving.impressions import Impression, digest_of
+from reqdedup.serving.impressions.log import Impression, digest_of
 from reqdedup.storage import Layout
 
 COLUMNS = {"item_id": "int64", "action": "int32"}

@@ -8,7 +8,7 @@ import pytest
 
 from reqdedup.sequences.filling import event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.serving.bundle_places import publish
+from reqdedup.serving.bundles.places import publish
 from reqdedup.storage import TableSource
 from tests.notebooks.running import NOTEBOOKS, outputs, run_notebook
 from warehouse import embedded_catalog, open_catalog, replace_engagement_table

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from reqdedup.serving.trimmer import Trimmer, allowlist, parse
+from reqdedup.serving.client.trimmer import Trimmer, allowlist, parse
 
 COLUMNS = {"item_id": 1, "hour": 2, "unread": 3, "country": 4}
 

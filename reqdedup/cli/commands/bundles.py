@@ -24,7 +24,7 @@ def export(arguments: Options) -> int:
     from pathlib import Path
 
     from reqdedup.models import Bundle
-    from reqdedup.serving.bundle_places import add_index, upload
+    from reqdedup.serving.bundles.places import add_index, upload
     from reqdedup.storage.iceberg.paths import local_path
     from reqdedup.training import export_run
 

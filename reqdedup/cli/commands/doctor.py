@@ -185,7 +185,7 @@ def _counts(place: str) -> dict[str, Any]:
         found: dict[str, Any] = dict(file.counts())
         file.close()
         return found
-    from reqdedup.serving.loading import open_store
+    from reqdedup.serving.server.loading import open_store
 
     server = open_store(place)
     found = {"columns": len(server.columns)}

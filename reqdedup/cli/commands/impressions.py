@@ -19,7 +19,7 @@ from reqdedup.cli.output import counted, print_json, say
 @option("--log", metavar="DIR", help="folder of the log (default: impressions/NAMESPACE in that of the embedded lake)")
 def collect(arguments: Options) -> int:
     """Collect log files and print how many records they had."""
-    from reqdedup.serving.attribution import collect_impressions
+    from reqdedup.serving.impressions.attribution import collect_impressions
 
     folder = (
         Path(arguments.log) if arguments.log else _data_dir(arguments, "--log") / "impressions" / arguments.namespace
@@ -49,7 +49,7 @@ def collect(arguments: Options) -> int:
 def mature(arguments: Options) -> int:
     """Append what is mature and print what came of every impression."""
     from reqdedup.sequences.sqlite_store import SqliteStore
-    from reqdedup.serving.attribution import mature_impressions
+    from reqdedup.serving.impressions.attribution import mature_impressions
 
     catalog, namespace = open_catalog(arguments), arguments.namespace
     target = load_table(catalog, arguments.table or f"{namespace}.raw_engagements")

@@ -26,8 +26,8 @@ def score(arguments: Options) -> int:
     from pathlib import Path
 
     from reqdedup.models import Bundle
-    from reqdedup.serving.ranker import Ranker
-    from reqdedup.serving.scoring import score as score_table
+    from reqdedup.serving.ranking.ranker import Ranker
+    from reqdedup.serving.ranking.scoring import score as score_table
     from reqdedup.storage import TableSource
 
     source = TableSource(load_table(open_catalog(arguments), arguments.table))

@@ -62,10 +62,10 @@ from reqdedup.cli.output import print_json, say
 @option("--drain", type=NUMBER, default=30.0, metavar="SECONDS", help="for what was admitted, at the end (default: 30)")
 def serve(arguments: Options) -> int:
     """Serve until a signal."""
-    from reqdedup.serving.door import Access, listen
     from reqdedup.serving.limits import Limits
     from reqdedup.serving.scheduler import SchedulerLimits
-    from reqdedup.serving.settings import DEFAULT_CACHE_BYTES, ServeSettings
+    from reqdedup.serving.server.door import Access, listen
+    from reqdedup.serving.server.settings import DEFAULT_CACHE_BYTES, ServeSettings
 
     token = None
     if arguments.token:
@@ -112,11 +112,11 @@ def serve(arguments: Options) -> int:
         say(f"{access.url}/docs  ({', '.join(settings.bundles)})")
     sys.stdout.flush()
     if settings.workers > 1:
-        from reqdedup.serving.workers import serve_workers
+        from reqdedup.serving.server.workers import serve_workers
 
         serve_workers(settings, [door])
     else:
-        from reqdedup.serving.process import serve_process
+        from reqdedup.serving.server.process import serve_process
 
         serve_process(settings, [door])
     return 0

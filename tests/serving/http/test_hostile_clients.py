@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reqdedup.serving.door import Access
+from reqdedup.serving.server.door import Access
 from tests.serving.http.servers import stacked
 
 

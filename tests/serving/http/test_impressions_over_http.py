@@ -12,7 +12,7 @@ import pytest
 from reqdedup import storage
 from reqdedup.sequences.filling import event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.serving.attribution import collect_impressions, mature_impressions
+from reqdedup.serving.impressions.attribution import collect_impressions, mature_impressions
 from reqdedup.storage import Layout, TableSource
 from tests.serving.http.servers import Server
 

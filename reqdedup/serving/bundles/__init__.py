@@ -1,0 +1,1 @@
+"""Bundles where they lie: places with versions, copies of object stores, and what is checked of them."""

@@ -1,0 +1,1 @@
+"""The funnel: retrieval, light ranking, ranking and re-ranking as one call."""

@@ -1,0 +1,165 @@
+"""`Recommender`: the whole funnel, from all items to a slate.
+
+    retrieve (a cosine) -> light ranking (popularity, freshness) -> ranking (all features) -> re-ranking (variety)
+
+A re-ranking that fails costs variety, not the answer: the slate is then the best by the ranking's score, and marked.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from reqdedup.rerank import rerank
+from reqdedup.serving.funnel.config import FunnelConfig
+from reqdedup.serving.requests import (
+    Ranked,
+    RankRequest,
+    Recommended,
+    RecommendRequest,
+    RequestError,
+    Retrieved,
+    RetrieveRequest,
+    Step,
+)
+from reqdedup.serving.retrieval.retriever import Retriever
+
+_log = logging.getLogger(__name__)
+
+
+class Ranks(Protocol):
+    """A `Ranker`, or what queues for one."""
+
+    def rank(self, request: RankRequest) -> Ranked: ...
+
+
+class Recommender:
+    """Answers `RecommendRequest`s. Threads may share it if they may share its ranker."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        ranker: Ranks,
+        config: FunnelConfig | None = None,
+        *,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        """now_s: seconds since 1970, for the age of items. Raises ValueError for a configuration that reads item
+        columns which the retriever's items lack."""
+        self.retriever, self.ranker, self.config = retriever, ranker, config or FunnelConfig()
+        self.config.check_items(retriever.items)
+        self.fingerprint, self._now_s = self.config.fingerprint, now_s
+
+    def recommend(self, request: RecommendRequest) -> Recommended:
+        """Raises RequestError for what its sender can mend."""
+        length = self.config.slate.length if request.length is None else request.length
+        if not 1 <= length <= self.config.ranked:
+            raise RequestError(f"length: 1 to {self.config.ranked} items required, found {length}")
+        steps = _Steps()
+        found = self.retriever.retrieve(
+            RetrieveRequest(
+                user_id=request.user_id,
+                k=self.config.retrieved,
+                request=request.request,
+                history=request.history,
+                at=request.at,
+                version=request.version,
+                filter=request.filter,
+            )
+        )
+        steps.add("retrieval", len(self.retriever.items), len(found.item_id))
+        row_M = self._light(found)
+        steps.add("light_ranking", len(found.item_id), len(row_M))
+        ranked = self._ranked(request, found, row_M) if len(row_M) else None
+        score_M = np.zeros(0) if ranked is None else self._score(ranked.logits)
+        steps.add("ranking", len(row_M), len(row_M))
+        pick_T, contributions, is_reranked = self._slate(row_M, score_M, length)
+        steps.add("reranking", len(row_M), len(pick_T))
+        items, read = self.retriever.items, ranked or found
+        row_T = row_M[pick_T]
+        marks = dict.fromkeys((*found.marks, *read.marks, *(() if is_reranked else ("reranking",))))
+        return Recommended(
+            item_id=items.item_id[row_T],
+            item_key=None if items.keys is None else [str(items.keys[row]) for row in row_T.tolist()],
+            score=score_M[pick_T],
+            logits={} if ranked is None else {label: logit_M[pick_T] for label, logit_M in ranked.logits.items()},
+            ranked_item_id=items.item_id[row_M],
+            ranked_score=score_M,
+            contributions=contributions if request.explains else {},
+            steps=tuple(steps.done) if request.explains else (),
+            retrieval_model=found.model,
+            ranking_model="" if ranked is None else ranked.model,
+            funnel=self.fingerprint,
+            start=read.start,
+            end=read.end,
+            version=read.version,
+            context=read.context,
+            marks=tuple(marks),
+        )
+
+    def _light(self, found: Retrieved) -> np.ndarray:
+        """Rows of the items that are ranked, best first."""
+        row_N = np.searchsorted(self.retriever.items.item_id, found.item_id)
+        score_N = self.config.light.scores(found.score, row_N, self.retriever.items, now_s=self._now_s())
+        return row_N[np.lexsort((row_N, -score_N))[: self.config.ranked]]
+
+    def _ranked(self, request: RecommendRequest, found: Retrieved, row_M: np.ndarray) -> Ranked:
+        """The ranking of the same moment: events that came since the retrieval are not seen."""
+        items, is_stored = self.retriever.items, request.history is None and "history" not in found.marks
+        columns = {name: np.asarray(value_N)[row_M] for name, value_N in items.columns.items()}
+        return self.ranker.rank(
+            RankRequest(
+                user_id=request.user_id,
+                candidates={"item_id": items.item_id[row_M], **columns},
+                request=request.request,
+                history=request.history,
+                at=found.end if is_stored else request.at,
+                version=found.version if is_stored else request.version,
+            )
+        )
+
+    def _score(self, logits: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[M] float64: each label's probability, weighted."""
+        weights = self.config.labels or ((next(iter(logits)), 1.0),)
+        if missing := [label for label, _ in weights if label not in logits]:
+            raise ValueError(
+                f"funnel: labels of the ranking model ({', '.join(logits)}) required, found {', '.join(missing)}"
+            )
+        chances = [weight / (1 + np.exp(-logits[label].astype(np.float64))) for label, weight in weights]
+        return np.sum(chances, axis=0)
+
+    def _slate(
+        self, row_M: np.ndarray, score_M: np.ndarray, length: int
+    ) -> tuple[np.ndarray, Mapping[str, np.ndarray], bool]:
+        """Picks, positions in [M]; the terms' contributions to them; whether the re-ranking did it."""
+        config, items = self.config.slate, self.retriever.items
+        try:
+            slate = rerank(
+                replace(config, length=length),
+                score_M,
+                item_id=items.item_id[row_M],
+                vectors=items.vectors[row_M] if config.needs_vectors else None,
+                columns={name: np.asarray(items.columns[name])[row_M] for name in config.columns},
+            )
+        except Exception:
+            _log.exception("re-ranking failed: the slate is that of the ranking's scores")
+            return np.lexsort((row_M, -score_M))[:length], {}, False
+        return slate.row, slate.contributions, True
+
+
+class _Steps:
+    """What every step of a funnel took."""
+
+    def __init__(self) -> None:
+        self.done: list[Step] = []
+        self._began = time.perf_counter()
+
+    def add(self, name: str, received: int, passed: int) -> None:
+        now = time.perf_counter()
+        self.done.append(Step(name=name, received=received, passed=passed, seconds=now - self._began))  # type: ignore[arg-type]
+        self._began = now

@@ -1,0 +1,1 @@
+"""The server: processes, the application, and models that change while it runs."""

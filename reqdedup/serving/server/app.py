@@ -1,0 +1,342 @@
+"""The HTTP application of one process: bodies in, bodies out, everything else is done by others.
+
+    POST /v1/rank /v1/retrieve /v1/recommend /v1/events        GET /healthz /readyz /metrics /v1/models /docs
+    POST /v1/models   load, rollback, shadow, promote           /v2/...  Open Inference Protocol, ranking
+
+The event loop reads, checks and writes; the scheduler's thread computes; a thread of its own appends to the store.
+Errors are JSON: {"error": {"message", "column", "required", "found"}}, with a status that says whose fault it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from reqdedup.schema import Column
+from reqdedup.sequences.store import Store
+from reqdedup.serving.impressions.log import Click, ImpressionLog
+from reqdedup.serving.limits import BadRequestError, Limits, shown
+from reqdedup.serving.requests import Ranked, Recommended, Retrieved
+from reqdedup.serving.scheduler import Scheduler, Work
+from reqdedup.serving.server.counted import describe_metrics
+from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics
+from reqdedup.serving.server.openapi import PAGE, openapi
+from reqdedup.serving.server.swap import Models, Part, Served
+from reqdedup.serving.wire import arrow, bodies, oip
+from reqdedup.serving.wire.answers import (
+    JSON,
+    error_response,
+    json_response,
+    ranked_answer,
+    recommended_answer,
+    retrieved_answer,
+)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(kw_only=True)
+class Service:
+    """What the application stands on. event_columns: of the store, by name. impressions: log of what is shown.
+    bundles: the folder that may be loaded from."""
+
+    models: Models
+    scheduler: Scheduler
+    limits: Limits
+    metrics: Metrics
+    store: Store | None = None
+    event_columns: Mapping[str, Column] | None = None
+    impressions: ImpressionLog | None = None
+    bundles: Path | None = None
+    is_ready: bool = False
+
+
+def build_app(service: Service) -> Starlette:
+    """The application, ready once its lifespan began; the token and the hosts are checked around it (`guard`)."""
+    return Application(service).starlette
+
+
+class Application:
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._appending = ThreadPoolExecutor(1, thread_name_prefix="append")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
+        describe_metrics(service.metrics, service.scheduler, service.models, service.impressions)
+        posts = {
+            "/v1/rank": self.rank,
+            "/v1/retrieve": self.retrieve,
+            "/v1/recommend": self.recommend,
+            "/v1/events": self.events,
+            "/v1/models": self.change_models,
+            "/v2/models/{model}/infer": self.infer,
+        }
+        gets = {
+            "/healthz": self.health,
+            "/readyz": self.ready,
+            "/metrics": self.write_metrics,
+            "/v1/models": self.show_models,
+            "/openapi.json": self.openapi,
+            "/docs": self.docs,
+            "/v2": self.oip_server,
+            "/v2/health/live": self.health,
+            "/v2/health/ready": self.ready,
+            "/v2/models/{model}": self.oip_model,
+            "/v2/models/{model}/ready": self.ready,
+        }
+        routes = [Route(path, self._answering(path, handler), methods=["POST"]) for path, handler in posts.items()]
+        routes += [Route(path, self._answering(path, handler), methods=["GET"]) for path, handler in gets.items()]
+        self.starlette = Starlette(routes=routes)
+
+    def close(self) -> None:
+        """Finish what waits and take no more."""
+        self.service.is_ready = False
+        self.service.scheduler.close()
+        for pool in (self._appending, self._loading):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answering(self, path: str, handler: Handler) -> Handler:
+        """The handler with its errors as answers, counted and timed."""
+        metrics = self.service.metrics
+
+        async def answer(request: Request) -> Response:
+            started = time.monotonic()
+            try:
+                response = await handler(request)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception as error:
+                response = error_response(error)
+            metrics.add("reqdedup_requests_total", path=path, status=str(response.status_code))
+            metrics.observe("reqdedup_request_seconds", time.monotonic() - started, path=path)
+            return response
+
+        return answer
+
+    async def rank(self, request: Request) -> Response:
+        part, limits = self._part("ranking"), self.service.limits
+        kind = content_type(request, JSON, arrow.ARROW)
+        self._check_trimmed(request, part)
+        body = await self._body(request)
+        if kind == arrow.ARROW:
+            asked = arrow.rank_request_of(body, part.inputs, limits)
+        else:
+            asked = bodies.rank_request(bodies.parse_object(body), part.inputs, limits)
+        ranked = await self._ranked(part, asked)
+        accept = request.headers.get("accept", "")
+        wants_arrow = arrow.ARROW in accept or (kind == arrow.ARROW and JSON not in accept)
+        if wants_arrow:
+            return Response(arrow.ranked_body(ranked), media_type=arrow.ARROW)
+        return json_response(ranked_answer(ranked))
+
+    async def retrieve(self, request: Request) -> Response:
+        part = self._part("retrieval")
+        content_type(request, JSON)
+        self._check_trimmed(request, part)
+        values = bodies.parse_object(await self._body(request))
+        asked = bodies.retrieve_request(values, part.inputs, self.service.limits)
+        retrieved: Retrieved = await self._computed(part, part.run, asked, rows=1)
+        answer = retrieved_answer(retrieved)
+        keys = part.keys_of(retrieved.item_id)
+        return json_response(answer if keys is None else {**answer, "item_key": keys})
+
+    async def recommend(self, request: Request) -> Response:
+        served, retrieval, ranking = self.service.models.current, self._part("retrieval"), self._part("ranking")
+        if served.recommend is None:
+            raise BadRequestError("path", "a server with a funnel", "one without", status=404)
+        content_type(request, JSON)
+        self._check_trimmed(request, retrieval, ranking)
+        values = bodies.parse_object(await self._body(request))
+        asked = bodies.recommend_request(values, retrieval.inputs | ranking.inputs, self.service.limits)
+        recommended: Recommended = await self._computed(served, served.recommend, asked, rows=served.rows)
+        return json_response(recommended_answer(recommended))
+
+    async def events(self, request: Request) -> Response:
+        store, columns = self.service.store, self.service.event_columns
+        if store is None or columns is None:
+            raise BadRequestError("path", "a server with a store", "one without", status=404)
+        content_type(request, JSON)
+        values = bodies.parse_object(await self._body(request))
+        if "idempotency-key" in request.headers:
+            values.setdefault("idempotency_key", request.headers["idempotency-key"])
+        of = bodies.shown_request(values)
+        user_id, events, key = bodies.events_request(values, columns, self.service.limits)
+        if of is not None and self.service.impressions is None:
+            raise BadRequestError("request_id", "a server that logs impressions", "one that does not")
+        append = asyncio.get_running_loop().run_in_executor(
+            self._appending, lambda: store.append(user_id, events, key=key)
+        )
+        end = await append
+        if of is not None and self.service.impressions is not None:
+            now_us = time.time_ns() // 1000
+            for item_id in events["item_id"].tolist():
+                for label in of.labels:
+                    self.service.impressions.click(
+                        Click(request_id=of.request_id, item_id=item_id, event_ts=now_us, label=label)
+                    )
+        return json_response({"user_id": user_id, "history_end": end.end, "timeline_version": end.version})
+
+    async def infer(self, request: Request) -> Response:
+        part = self._part("ranking")
+        self._check_name(request)
+        content_type(request, JSON, "application/octet-stream")
+        length = request.headers.get(oip.HEADER_LENGTH)
+        if length is not None and not (length.isascii() and length.isdigit() and len(length) < 12):
+            raise BadRequestError(oip.HEADER_LENGTH, "a number of bytes", shown(length), status=400)
+        body = await self._body(request)
+        asked, request_id, binary = oip.rank_request_of(
+            body, int(length) if length is not None else None, part.inputs, self.service.limits
+        )
+        ranked = await self._ranked(part, asked)
+        answer, head = oip.ranked_body(ranked, part.task, request_id, binary=binary)
+        if head is None:
+            return Response(answer, media_type=JSON)
+        return Response(answer, media_type="application/octet-stream", headers={oip.HEADER_LENGTH: str(head)})
+
+    async def change_models(self, request: Request) -> Response:
+        """{"action": "load" | "shadow", "bundle": path} or {"action": "rollback" | "promote" | "stop_shadow"}."""
+        content_type(request, JSON)
+        values = bodies.parse_object(await self._body(request))
+        bodies.check_keys(values, frozenset({"action", "bundle"}))
+        models, action = self.service.models, values.get("action")
+        plain: dict[Any, Callable[[], Any]] = {
+            "rollback": models.rollback,
+            "promote": models.promote_shadow,
+            "stop_shadow": models.stop_shadow,
+        }
+        of_bundle: dict[Any, Callable[[str], Any]] = {"load": models.load, "shadow": models.start_shadow}
+        if not isinstance(action, str) or action not in plain.keys() | of_bundle.keys():
+            raise BadRequestError("action", f"one of {', '.join([*of_bundle, *plain])}", shown(action))
+        if action in of_bundle:
+            bundle, change = self._bundle(values.get("bundle")), of_bundle[action]
+            work: Callable[[], Any] = lambda: change(bundle)  # noqa: E731
+        else:
+            work = plain[action]
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._loading, work)
+        except (ValueError, OSError) as error:
+            raise BadRequestError(
+                "bundle", "a bundle that loads and passes its self-test", str(error), status=409
+            ) from None
+        return json_response(models.describe())
+
+    def _bundle(self, given: Any) -> str:
+        """A bundle below the folder that bundles may come from, so that a request cannot name any file."""
+        root = self.service.bundles
+        if root is None:
+            raise BadRequestError(
+                "bundle", "a server that was started with a folder of bundles", "one without", status=403
+            )
+        if not isinstance(given, str) or not given or "\0" in given:
+            raise BadRequestError("bundle", f"a folder in {root}", "none" if given is None else shown(given))
+        path = (root / given).resolve()
+        if not path.is_relative_to(root.resolve()):
+            raise BadRequestError("bundle", f"a folder in {root}", shown(given), status=403)
+        return str(path)
+
+    async def show_models(self, request: Request) -> Response:
+        return json_response(self.service.models.describe())
+
+    async def health(self, request: Request) -> Response:
+        return json_response({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        if "model" in request.path_params:
+            self._check_name(request)
+        is_ready = self.service.is_ready
+        return json_response({"ready": is_ready}, status=200 if is_ready else 503)
+
+    async def write_metrics(self, request: Request) -> Response:
+        return Response(self.service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        return json_response(openapi(self.service.models.current, self.service.limits, self.service.event_columns))
+
+    async def docs(self, request: Request) -> Response:
+        return HTMLResponse(PAGE, headers={"content-security-policy": "default-src 'self' 'unsafe-inline'"})
+
+    async def oip_server(self, request: Request) -> Response:
+        return json_response({"name": "reqdedup", "version": "2", "extensions": ["binary_tensor_data"]})
+
+    async def oip_model(self, request: Request) -> Response:
+        self._check_name(request)
+        part = self._part("ranking")
+        return json_response(oip.metadata(part.task, [part.fingerprint], part.inputs, list(part.labels)))
+
+    def _check_name(self, request: Request) -> None:
+        name = request.path_params["model"]
+        if name not in self.service.models.current.parts or name != "ranking":
+            raise BadRequestError("model", "ranking", shown(name), status=404)
+
+    def _check_trimmed(self, request: Request, *parts: Part) -> None:
+        """A body that was trimmed for another version may lack what this one reads."""
+        sent, serving = request.headers.get("x-trimmed-for"), ",".join(part.fingerprint for part in parts)
+        if sent is not None and sent != serving:
+            raise BadRequestError("x-trimmed-for", serving, shown(sent), status=412)
+
+    def _part(self, task: str) -> Part:
+        """What serves now: the request keeps it to its answer."""
+        part = self.service.models.current.parts.get(task)
+        if part is None:
+            there = ", ".join(self.service.models.current.parts)
+            raise BadRequestError("path", f"a server with a bundle of {task}", f"one with {there}", status=404)
+        return part
+
+    async def _ranked(self, part: Part, asked: bodies.Asked) -> Ranked:
+        ranked: Ranked = await self._computed(part, part.run, asked, rows=asked.request.num_candidates)
+        self.service.models.compare(asked.request, ranked)
+        return ranked
+
+    async def _computed(
+        self, owner: Part | Served, run: Callable[[Sequence[Any]], Sequence[Any]], asked: bodies.Asked, *, rows: int
+    ) -> Any:
+        metrics = self.service.metrics
+        if asked.dropped:
+            metrics.add("reqdedup_dropped_columns_total", len(asked.dropped))
+        deadline = time.monotonic() + asked.deadline_ms / 1000
+        work = Work(group=id(owner), run=run, request=asked.request, rows=rows, deadline=deadline)
+        answer = await asyncio.wrap_future(self.service.scheduler.submit(work))
+        context = getattr(answer, "context", None)
+        if context is not None:
+            metrics.add("reqdedup_contexts_total", origin=context)
+        for mark in getattr(answer, "marks", ()):
+            metrics.add("reqdedup_marked_answers_total", mark=mark)
+        return answer
+
+    async def _body(self, request: Request) -> bytes:
+        """All of it, within its limits of bytes and time."""
+        limits = self.service.limits
+        said = request.headers.get("content-length", "")
+        if said.isdigit() and int(said) > limits.max_body_bytes:
+            raise BadRequestError("body", f"at most {limits.max_body_bytes} bytes", said, status=413)
+        if "content-encoding" in request.headers:
+            found = shown(request.headers["content-encoding"])
+            raise BadRequestError("content-encoding", "a body as it is", found, status=415)
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(limits.body_s):
+                async for part in request.stream():
+                    parts.append(part)
+                    size += len(part)
+                    if size > limits.max_body_bytes:
+                        raise BadRequestError("body", f"at most {limits.max_body_bytes} bytes", "more", status=413)
+        except TimeoutError:
+            raise BadRequestError("body", f"all bytes within {limits.body_s:g} s", f"{size}", status=408) from None
+        return b"".join(parts)
+
+
+def content_type(request: Request, *allowed: str) -> str:
+    """Which of these the body is. Raises BadRequestError (415) for another."""
+    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if found not in allowed:
+        raise BadRequestError("content-type", " or ".join(allowed), shown(found) if found else "none", status=415)
+    return found

@@ -1,0 +1,178 @@
+"""The wire's outer side: who may speak to the application, how slowly, and how a process begins and ends.
+
+`Guard` asks for the token, or, without one, for a loopback name in the Host header, so that a web page of another site
+cannot speak to a server on this machine by a name of its own. `PatientProtocol` ends a connection whose head takes too
+long or is too long, which uvicorn does not; the application looks after bodies. Access logs are off: nothing of a
+request is logged, so no token and no user can be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import signal
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.wire.answers import json_response
+
+OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs")
+"""Answered without the token: they say nothing about users or models."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Where a server listens, and who may ask. token: None lets everybody on this machine.  certificate, key: PEM files
+    for TLS."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str | None = field(default=None, repr=False)
+    certificate: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.host not in LOOPBACK and not self.token:
+            raise ValueError(
+                f"a token required to listen on {self.host}, where other machines reach the server, found none; "
+                f"name a file that holds one with --token, or listen on 127.0.0.1"
+            )
+        if self.token is not None and (len(self.token) < 16 or not self.token.isascii()):
+            raise ValueError("a token of at least 16 ASCII characters required, found another; `openssl rand -hex 32`")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("a certificate and its key required for TLS, found one of them")
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.certificate else ''}://{host}:{self.port}"
+
+
+class Guard:
+    """The application behind its door."""
+
+    def __init__(self, app: Asgi, token: str | None) -> None:
+        self._app, self._expected = app, f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and (refusal := self._refusal(scope)):
+            status, message = refusal
+            headers = {"www-authenticate": "Bearer", "connection": "close"}
+            await json_response({"error": {"message": message}}, status, headers)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = dict(scope["headers"])
+        if self._expected is not None:
+            is_known = hmac.compare_digest(headers.get(b"authorization", b""), self._expected)
+            return (
+                None
+                if is_known
+                else (401, "authorization: the bearer token of this server required, found another or none")
+            )
+        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]") or LOOPBACK[0]
+        if host in LOOPBACK or host == ":" or scope.get("client") is None:
+            return None
+        return 421, "host: a loopback name required by a server without a token, found another"
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """uvicorn's, with a limit of time and bytes on the head of a request. `limits` is set by `uvicorn_config`."""
+
+    limits = Limits()
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            if self._timer is None:
+                self._wait_for_head()
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self.limits.max_header_bytes:
+            self._end()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._forget_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head, self._head_bytes = True, 0
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_timer()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._timer = self.loop.call_later(self.limits.header_s, self._end)
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._forget_timer()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def uvicorn_config(app: Any, access: Access, limits: Limits, *, drain_s: float) -> uvicorn.Config:
+    protocol = type("Protocol", (PatientProtocol,), {"limits": limits})
+    return uvicorn.Config(
+        app,
+        host=access.host,
+        port=access.port,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        proxy_headers=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(drain_s),
+        backlog=1024,
+        ssl_certfile=access.certificate,
+        ssl_keyfile=access.key,
+    )
+
+
+def listen(access: Access) -> socket.socket:
+    """A listening socket. Raises OSError, a sentence, if the port is taken."""
+    family = socket.AF_INET6 if ":" in access.host else socket.AF_INET
+    try:
+        return socket.create_server((access.host, access.port), family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(
+            f"a free port required at {access.host}:{access.port}, found {error.strerror}; name another"
+        ) from None
+
+
+def run_until_signal(
+    app: Asgi, access: Access, limits: Limits, sockets: list[socket.socket], *, drain_s: float
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was admitted."""
+    server = uvicorn.Server(uvicorn_config(Guard(app, access.token), access, limits, drain_s=drain_s))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises it again once it is done: that must not end the process
+    server.run(sockets=sockets)

@@ -1,0 +1,199 @@
+"""From bundles to what serves: loaded, self-tested and warmed, before the first request or beside those that run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reqdedup.models.bundle import Bundle, fingerprint_of, read_manifest
+from reqdedup.schema import Column, Kind, Level
+from reqdedup.sequences.sqlite_store import SqliteStore
+from reqdedup.serving.bundles.places import find_bundles
+from reqdedup.serving.funnel.config import FunnelConfig, load_funnel_config
+from reqdedup.serving.funnel.logged import LoggedRecommender
+from reqdedup.serving.funnel.recommender import Recommender
+from reqdedup.serving.impressions.log import ImpressionLog
+from reqdedup.serving.ranking.context_cache import ContextCache
+from reqdedup.serving.ranking.ranker import Ranker
+from reqdedup.serving.ranking.self_test import self_test
+from reqdedup.serving.requests import RequestError
+from reqdedup.serving.retrieval.retriever import Retriever
+from reqdedup.serving.server.settings import ServeSettings
+from reqdedup.serving.server.swap import Models, Part, Served
+from reqdedup.serving.wire.bodies import Inputs
+
+if TYPE_CHECKING:
+    from reqdedup.sequences.valkey_store import ValkeyStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, kw_only=True)
+class LoadedPart(Part):
+    """A part with what answers behind it, so that a funnel can be put together from two."""
+
+    answers: Ranker | Retriever
+
+
+class Loader:
+    """Loads bundles for one process."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self.store = open_store(settings.store) if settings.store else None
+        self.impressions = ImpressionLog(settings.impressions) if settings.impressions else None
+        self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
+
+    def first(self) -> Served:
+        """What the settings name. Raises ValueError for two bundles of one task."""
+        parts: dict[str, Part] = {}
+        for place in self._settings.bundles:
+            for part in self._parts(place):
+                if (other := parts.get(part.task)) is not None:
+                    raise ValueError(f"one bundle of each task required, found {other.bundle} and {part.bundle}")
+                parts[part.task] = part
+        return self._served(parts)
+
+    def put(self, place: str, served: Served) -> Served:
+        """What serves, with the bundles of this place instead of those of their tasks; all of them change at once."""
+        return self._served({**served.parts, **{part.task: part for part in self._parts(place)}})
+
+    def folders(self, place: str) -> list[Path]:
+        """Of the bundles there, on this machine."""
+        return find_bundles(place, cache=Path(self._settings.copies) if self._settings.copies else None)
+
+    def event_columns(self) -> dict[str, Column] | None:
+        """Of the store, as what its events must have."""
+        if self.store is None:
+            return None
+        return {
+            name: Column(name=name, dtype=dtype, level=Level.REQUEST, kind=Kind.SEQUENCE)
+            for name, dtype in self.store.columns.items()
+        }
+
+    def _served(self, parts: dict[str, Part]) -> Served:
+        ranking, retrieval = parts.get("ranking"), parts.get("retrieval")
+        if not isinstance(ranking, LoadedPart) or not isinstance(retrieval, LoadedPart):
+            return Served(parts=parts)
+        ranker, retriever = ranking.answers, retrieval.answers
+        assert isinstance(ranker, Ranker)
+        assert isinstance(retriever, Retriever)
+        funnel = Recommender(retriever, ranker, self._funnel)
+        recommend: Recommender | LoggedRecommender = funnel
+        if self.impressions is not None:
+            features = [column.name for one in (retriever, ranker) for column in one.transforms.request_columns]
+            recommend = LoggedRecommender(funnel, self.impressions, store=self.store, features=features)
+        return Served(parts=parts, recommend=one_by_one(recommend.recommend), rows=self._funnel.ranked)
+
+    def _parts(self, place: str) -> list[LoadedPart]:
+        found = []
+        for folder in self.folders(place):
+            bundle = Bundle.load(folder)
+            make = self._ranking if bundle.task == "ranking" else self._retrieval
+            found.append(make(str(folder), bundle))
+            logger.info("%s: %s model %s loaded", folder, bundle.task, bundle.fingerprint)
+        return found
+
+    def _ranking(self, name: str, bundle: Bundle) -> LoadedPart:
+        settings = self._settings
+        cache = ContextCache(settings.cache_bytes)
+        ranker = Ranker.of(
+            bundle,
+            store=self.store,
+            deterministic=settings.deterministic,
+            cache=cache,
+            on_missing_history=settings.on_missing_history,
+            max_candidates=settings.limits.max_candidates,
+            device=settings.device,
+        )
+        tested = self_test(ranker) if settings.deterministic else None  # it warms what it tests, too
+        if tested is not None:
+            logger.log(logging.INFO if tested.holds else logging.WARNING, "%s", tested)
+        about = {"items": len(bundle.items), "device": settings.device}
+        return LoadedPart(
+            task="ranking",
+            bundle=name,
+            fingerprint=bundle.fingerprint,
+            run=ranker.step,
+            inputs=Inputs.of(bundle.transforms),
+            labels=bundle.signature.outputs,
+            about=about | {"deterministic": tested is not None and tested.holds},
+            drop_caches=cache.forget,
+            gauges=lambda: {"entries": float(len(cache)), "bytes": float(cache.num_bytes)},
+            answers=ranker,
+        )
+
+    def _retrieval(self, name: str, bundle: Bundle) -> LoadedPart:
+        if bundle.item_vectors is None:
+            raise ValueError(f"{name}: item vectors required for retrieval, found none; export it again")
+        retriever = Retriever.of(bundle, store=self.store, on_missing_history=self._settings.on_missing_history)
+        items = retriever.items
+        states = retriever.states
+        keys = items.keys
+
+        def keys_of(item_id: np.ndarray) -> list[str] | None:
+            return None if keys is None else [str(keys[row]) for row in np.searchsorted(items.item_id, item_id)]
+
+        return LoadedPart(
+            task="retrieval",
+            bundle=name,
+            fingerprint=bundle.fingerprint,
+            run=one_by_one(retriever.retrieve),
+            inputs=Inputs.of(bundle.transforms),
+            about={"items": len(items), "index": retriever.index.kind},
+            keys_of=keys_of,
+            gauges=lambda: {"entries": float(len(states)), "bytes": float(states.num_bytes)},
+            answers=retriever,
+        )
+
+
+def open_store(place: str) -> SqliteStore | ValkeyStore:
+    """The store in a file, or at the URL of a Valkey or Redis (valkey://, redis://, unix://)."""
+    if "://" not in place:
+        return SqliteStore(place)
+    from reqdedup.sequences.valkey_store import ValkeyStore  # an extra of its own
+
+    return ValkeyStore(place)
+
+
+def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    """A step of calls that are not computed together, an answer or what is wrong with the request for each."""
+
+    @torch.inference_mode()
+    def run(requests: Sequence[Any]) -> list[Any]:
+        answers: list[Any] = []
+        for request in requests:
+            try:
+                answers.append(answer(request))
+            except (RequestError, RuntimeError) as error:
+                answers.append(error)
+        return answers
+
+    return run
+
+
+def watch(models: Models, loader: Loader, places: Sequence[str], interval_s: float, is_ending: threading.Event) -> None:
+    """Load a place again whenever it holds other bundles: to be run in a thread."""
+    seen = {place: _fingerprints(loader, place) for place in places}
+    while not is_ending.wait(interval_s):
+        for place in places:
+            now = _fingerprints(loader, place)
+            if now is not None and now != seen[place]:
+                seen[place] = now  # one that does not load is tried again once it changes
+                with suppress(ValueError, OSError):  # said by `Models`, shown by /v1/models
+                    models.load(place)
+
+
+def _fingerprints(loader: Loader, place: str) -> list[str] | None:
+    try:
+        return [fingerprint_of(read_manifest(folder)) for folder in loader.folders(place)]
+    except (ValueError, OSError):
+        return None

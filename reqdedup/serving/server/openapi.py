@@ -1,0 +1,216 @@
+"""The OpenAPI description of what serves now, written from its signature, and a page that shows it.
+
+The page loads nothing but `/openapi.json` from the same server: no script, font or style of another host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reqdedup.schema import Column
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.server.swap import Served
+from reqdedup.serving.wire.answers import JSON
+from reqdedup.serving.wire.arrow import ARROW
+from reqdedup.serving.wire.bodies import INT64, Inputs
+
+Schema = dict[str, Any]
+_ID: Schema = {"type": "integer", "format": "int64", "minimum": INT64[0], "maximum": INT64[1]}
+_COUNT: Schema = {"type": "integer", "format": "int64", "minimum": 0, "maximum": INT64[1]}
+_TYPES: dict[str, Schema] = {
+    "bool": {"type": "boolean"},
+    "int32": {"type": "integer", "format": "int32", "minimum": -(2**31), "maximum": 2**31 - 1},
+    "int64": _ID,
+    "timestamp": _ID | {"description": "microseconds, UTC"},
+    "float32": {"type": "number", "format": "float"},
+    "float64": {"type": "number", "format": "double"},
+    "string": {"type": "string"},
+}
+
+
+def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] | None) -> Schema:
+    """OpenAPI 3.1 of this server."""
+    paths: Schema = {}
+    for task, path, more, summary in (
+        ("ranking", "/v1/rank", _candidates, "Score candidates for a user."),
+        ("retrieval", "/v1/retrieve", _retrieve, "The items nearest to a user."),
+    ):
+        if (part := served.parts.get(task)) is not None:
+            body = _body(part.inputs, limits, more(part.inputs, limits))
+            paths[path] = {"post": _operation(summary, body, arrow=task == "ranking")}
+    if served.recommend is not None:
+        retrieval, ranking = served.parts["retrieval"].inputs, served.parts["ranking"].inputs
+        both = retrieval | ranking
+        body = _body(both, limits, _recommend(both, limits))
+        paths["/v1/recommend"] = {"post": _operation("Retrieve, rank and re-rank.", body)}
+    if event_columns is not None:
+        columns = {name: _list(column, limits.max_events) for name, column in event_columns.items()}
+        events = {
+            "user_id": _ID,
+            "events": _object(columns, list(columns)),
+            "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 200},
+        }
+        name = {"type": "string", "minLength": 1, "maxLength": 200}
+        of_impression = {
+            "request_id": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+            "labels": {"type": "array", "items": name, "minItems": 1, "maxItems": 16},
+        }
+        paths["/v1/events"] = {
+            "post": _operation(
+                "Append events to a user's timeline; a key sent twice is one.",
+                _object(events | of_impression, list(events)),
+            )
+        }
+    actions = {
+        "action": {"enum": ["load", "rollback", "shadow", "promote", "stop_shadow"]},
+        "bundle": {"type": "string"},
+    }
+    paths["/v1/models"] = {
+        "get": _get("The models that serve, served before, or run in the shadow."),
+        "post": _operation("Change what serves.", _object(actions, ["action"])),
+    }
+    for path, summary in (
+        ("/healthz", "Whether the process lives."),
+        ("/readyz", "Whether it answers."),
+        ("/metrics", "Metrics for Prometheus."),
+    ):
+        paths[path] = {"get": _get(summary)}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "reqdedup", "version": "1"},
+        "paths": paths,
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{}, {"token": []}],
+    }
+
+
+def _operation(summary: str, body: Schema, *, arrow: bool = False) -> Schema:
+    kinds = {JSON: {"schema": body}} | ({ARROW: {"schema": {"type": "string", "format": "binary"}}} if arrow else {})
+    statuses = {
+        "400": "no such body",
+        "401": "token",
+        "404": "not here",
+        "408": "too slow",
+        "409": "not changed",
+        "413": "too large",
+        "415": "content type",
+        "422": "a value that does not fit, with its column",
+        "503": "full; come back after Retry-After seconds",
+        "504": "the deadline passed",
+    }
+    answers = {
+        code: {"description": text} for code, text in {"200": "answered", "403": "not allowed", **statuses}.items()
+    }
+    return {"summary": summary, "requestBody": {"required": True, "content": kinds}, "responses": answers}
+
+
+def _get(summary: str) -> Schema:
+    return {"summary": summary, "responses": {"200": {"description": "answered"}, "503": {"description": "not ready"}}}
+
+
+def _body(inputs: Inputs, limits: Limits, more: Schema) -> Schema:
+    history = {name: _list(column, limits.max_history) for name, column in inputs.history.items()}
+    request = {name: _value(column) for name, column in inputs.request.items()}
+    window = {"columns": _object(history, list(history)), "start": _COUNT, "end": _COUNT, "version": _COUNT}
+    properties = {
+        "user_id": _ID,
+        "request": {"type": "object", "properties": request},
+        "history": _object(window, ["columns"]),
+        "at": _COUNT,
+        "version": _COUNT,
+        "deadline_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": limits.max_deadline_ms},
+    }
+    return _object({**properties, **more}, ["user_id", *(name for name in more if name in ("candidates", "k"))])
+
+
+def _candidates(inputs: Inputs, limits: Limits) -> Schema:
+    columns = {name: _list(column, limits.max_candidates) for name, column in inputs.item.items()}
+    ids = {"type": "array", "items": _ID, "maxItems": limits.max_candidates}
+    candidates = {"type": "object", "properties": {"item_id": ids, **columns}, "required": ["item_id"]}
+    return {"candidates": candidates}
+
+
+def _retrieve(inputs: Inputs, limits: Limits) -> Schema:
+    ids = {"type": "array", "items": _ID, "maxItems": limits.max_filter_ids}
+    categories = {"type": "object", "additionalProperties": ids}
+    filters = _object({"allow": ids, "deny": ids, "unseen": {"type": "boolean"}, "categories": categories}, [])
+    return {"k": {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}, "filter": filters}
+
+
+def _recommend(inputs: Inputs, limits: Limits) -> Schema:
+    filters = _retrieve(inputs, limits)["filter"]
+    length = {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}
+    return {"length": length, "filter": filters, "explain": {"type": "boolean"}}
+
+
+def _object(properties: Schema, required: list[str]) -> Schema:
+    found = {"type": "object", "properties": properties, "additionalProperties": False}
+    return found | ({"required": required} if required else {})
+
+
+def _value(column: Column) -> Schema:
+    if column.width:
+        numbers = {"type": "array", "items": _TYPES[column.dtype], "minItems": column.width, "maxItems": column.width}
+        return _described(numbers, column)
+    found = _TYPES[column.dtype]
+    return _described({"anyOf": [found, {"type": "null"}]} if column.nullable else found, column)
+
+
+def _list(column: Column, most: int) -> Schema:
+    found = _TYPES[column.dtype]
+    items = {"anyOf": [found, {"type": "null"}]} if column.nullable else found
+    return _described({"type": "array", "items": items, "maxItems": most}, column)
+
+
+def _described(schema: Schema, column: Column) -> Schema:
+    return schema | ({"description": column.doc} if column.doc else {})
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>reqdedup: API</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+code, pre, textarea { font: 13px/1.4 ui-monospace, monospace; }
+details { border: 1px solid #8884; border-radius: 6px; margin: .5rem 0; padding: .5rem 1rem; }
+summary { cursor: pointer; } .method { display: inline-block; width: 4rem; font-weight: 600; }
+textarea { width: 100%; height: 9rem; box-sizing: border-box; } pre { overflow: auto; max-height: 24rem; background: #8881; padding: .5rem; }
+</style>
+<h1>reqdedup</h1>
+<p>What this server takes, written from the signature of the models that serve now.
+<a href="/openapi.json">openapi.json</a>, <a href="/v1/models">models</a>, <a href="/metrics">metrics</a></p>
+<p><label>Token, if the server asks for one: <input id="token" type="password" autocomplete="off"></label></p>
+<div id="paths">...</div>
+<script>
+const element = (name, text) => { const e = document.createElement(name); if (text !== undefined) e.textContent = text; return e }
+const headers = more => { const t = document.getElementById("token").value; return t ? {...more, authorization: "Bearer " + t} : more }
+const example = s => !s ? null : s.anyOf ? example(s.anyOf[0]) : s.enum ? s.enum[0] : s.type === "object"
+  ? Object.fromEntries(Object.entries(s.properties || {}).filter(([n]) => (s.required || []).includes(n) || n === "request")
+    .map(([n, v]) => [n, n === "request" ? Object.fromEntries(Object.entries(v.properties || {}).map(([m, w]) => [m, example(w)])) : example(v)]))
+  : s.type === "array" ? Array(s.minItems || 1).fill(example(s.items)) : s.type === "string" ? "key" : s.type === "boolean" ? true : Math.max(s.minimum ?? 1, 1)
+async function show() {
+  const box = document.getElementById("paths"); box.textContent = ""
+  const answer = await fetch("/openapi.json", {headers: headers({})})
+  if (!answer.ok) { box.textContent = "openapi.json: " + answer.status; return }
+  const api = await answer.json()
+  for (const [path, methods] of Object.entries(api.paths)) for (const [method, operation] of Object.entries(methods)) {
+    const details = element("details"), summary = element("summary"), kind = element("span", method.toUpperCase())
+    kind.className = "method"; summary.append(kind, element("code", path), " " + operation.summary); details.append(summary)
+    const schema = operation.requestBody?.content["application/json"].schema, out = element("pre"), send = element("button", "Send")
+    let body
+    if (schema) { body = element("textarea"); body.value = JSON.stringify(example(schema), null, 1); details.append(body) }
+    send.onclick = async () => {
+      out.textContent = "..."
+      const options = schema ? {method: "POST", body: body.value, headers: headers({"content-type": "application/json"})} : {headers: headers({})}
+      try { const r = await fetch(path, options), text = await r.text()
+        out.textContent = r.status + "\\n" + (text.startsWith("{") ? JSON.stringify(JSON.parse(text), null, 1) : text) }
+      catch (error) { out.textContent = String(error) }
+    }
+    details.append(send, out)
+    if (schema) { const more = element("details"); more.append(element("summary", "schema"), element("pre", JSON.stringify(schema, null, 1))); details.append(more) }
+    box.append(details)
+  }
+}
+document.getElementById("token").onchange = show; show()
+</script></html>
+"""

@@ -1,0 +1,59 @@
+"""One process that serves: bundles and store behind the application, one compute thread, until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from pathlib import Path
+
+import torch
+
+from reqdedup.serving.scheduler import Scheduler
+from reqdedup.serving.server.app import Application, Service
+from reqdedup.serving.server.door import run_until_signal
+from reqdedup.serving.server.loading import Loader, watch
+from reqdedup.serving.server.metrics import Metrics
+from reqdedup.serving.server.settings import ServeSettings
+from reqdedup.serving.server.swap import Models
+
+logger = logging.getLogger(__name__)
+
+
+def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, worker: int | None = None) -> None:
+    """Serve on these sockets until SIGTERM or SIGINT; then finish what was admitted. worker: its number, for metrics.
+
+    Raises ValueError for a bundle or a store that cannot be served, before anything is answered.
+    """
+    torch.set_num_threads(1)
+    loader = Loader(settings)
+    first = loader.first()
+    scheduler = Scheduler(settings.queue)
+    models = Models(loader.put, first, scheduler)
+    metrics = Metrics({} if worker is None else {"worker": str(worker)})
+    service = Service(
+        models=models,
+        scheduler=scheduler,
+        limits=settings.limits,
+        metrics=metrics,
+        store=loader.store,
+        event_columns=loader.event_columns(),
+        impressions=loader.impressions,
+        bundles=Path(settings.may_load_from) if settings.may_load_from else None,
+        is_ready=True,
+    )
+    application = Application(service)
+    is_ending = threading.Event()
+    if settings.watch_s:
+        watching = threading.Thread(
+            target=watch, args=[models, loader, settings.bundles, settings.watch_s, is_ending], daemon=True
+        )
+        watching.start()
+    try:
+        run_until_signal(application.starlette, settings.access, settings.limits, sockets, drain_s=settings.drain_s)
+    finally:
+        is_ending.set()
+        application.close()
+        if loader.impressions is not None:
+            loader.impressions.close()
+        logger.info("drained")

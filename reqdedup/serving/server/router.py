@@ -1,0 +1,248 @@
+"""The router: reads which user a request is of, passes its bytes to that user's worker, and the answer back.
+
+    /metrics                 of all workers, as one text
+    /readyz                  ready if all of them are
+    /v1/models (POST)        one worker after another; the first that cannot leaves the others as they are
+    /v1/workers              their addresses, for clients on this machine that route themselves
+    everything else          the user's worker; the first one if there is no user in it
+
+Connections to workers are kept. One that breaks before the answer's head came is answered 503: the worker may have
+computed, but nothing was said, and every call may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import httptools
+import orjson
+
+from reqdedup.serving.limits import BadRequestError, Limits, shown
+from reqdedup.serving.routing import worker_of
+from reqdedup.serving.scheduler import OverloadedError
+from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics, merged
+from reqdedup.serving.wire.answers import error_response, json_response
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+MAX_IN_FLIGHT = 256
+"""Requests that one worker may be asked at once; its own queue is shorter."""
+_NOT_PASSED_ON = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", b"x-user-id")
+_NOT_PASSED_BACK = (b"connection", b"keep-alive", b"transfer-encoding")
+
+
+class Router:
+    """An ASGI application. addresses: of the workers, by number.  restarts: of each so far."""
+
+    def __init__(
+        self, addresses: Sequence[tuple[str, int]], limits: Limits, *, restarts: Callable[[], Sequence[int]] = list
+    ) -> None:
+        self.limits = limits
+        self._workers = [_Upstream(*address, timeout_s=limits.max_deadline_ms / 1000 + 20) for address in addresses]
+        self._urls = [f"http://{host}:{port}" for host, port in addresses]
+        self.metrics = Metrics()
+        self.metrics.describe("reqdedup_router_requests_total", "counter", "Requests passed on, by worker.")
+        self.metrics.describe("reqdedup_router_broken_total", "counter", "Requests whose worker broke off.")
+        self.metrics.read(
+            "reqdedup_worker_restarts_total",
+            "counter",
+            "Starts of a worker beside its first.",
+            lambda: {(("of_worker", str(number)),): float(count) for number, count in enumerate(restarts())},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            status, headers, body = await self._answer(scope, receive)
+        except Exception as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+        path, method = scope["path"], scope["method"]
+        if path == "/healthz":
+            return _plain(json_response({"live": True}))
+        if path == "/v1/workers":
+            return _plain(json_response({"workers": self._urls}))
+        body = await self._body(scope, receive)
+        if path in ("/readyz", "/v2/health/ready", "/metrics") and method == "GET":
+            return await self._of_all(scope, path)
+        if path == "/v1/models" and method == "POST":
+            for worker in self._workers:
+                answer = await worker.ask(scope, body)
+                if answer[0] >= 400:
+                    break
+            return answer
+        number = self._worker_of(scope, body)
+        self.metrics.add("reqdedup_router_requests_total", of_worker=str(number))
+        try:
+            return await self._workers[number].ask(scope, body)
+        except (OSError, EOFError, httptools.HttpParserError) as error:
+            self.metrics.add("reqdedup_router_broken_total")
+            raise OverloadedError(f"an answer of worker {number} required, found {type(error).__name__}", 1) from None
+
+    async def _of_all(self, scope: Scope, path: str) -> tuple[int, Headers, bytes]:
+        async def ask(worker: _Upstream) -> tuple[int, Headers, bytes] | None:
+            with suppress(OSError, EOFError, TimeoutError, httptools.HttpParserError, OverloadedError):
+                return await asyncio.wait_for(worker.ask(scope, b""), 2.0)
+            return None
+
+        answers = await asyncio.gather(*(ask(worker) for worker in self._workers))
+        if path == "/metrics":
+            texts = [answer[2].decode() for answer in answers if answer is not None and answer[0] == 200]
+            head = [(b"content-type", CONTENT_TYPE.encode())]
+            return 200, head, merged([*texts, self.metrics.text()]).encode()
+        num_ready = sum(answer is not None and answer[0] == 200 for answer in answers)
+        is_ready = num_ready == len(answers)
+        return _plain(json_response({"ready": is_ready, "workers": num_ready}, 200 if is_ready else 503))
+
+    def _worker_of(self, scope: Scope, body: bytes) -> int:
+        headers = dict(scope["headers"])
+        said = headers.get(b"x-user-id")
+        with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
+            user_id = int(said) if said is not None else _user_of(scope["path"], headers, body)
+            if -(2**63) <= user_id < 2**63:
+                return worker_of(user_id, len(self._workers))
+        return 0  # it will say what is wrong with the request
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        limits, parts, size = self.limits, [], 0
+        try:
+            async with asyncio.timeout(limits.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise BadRequestError("body", "all of it", "a closed connection", status=400)
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limits.max_body_bytes:
+                        raise BadRequestError("body", f"at most {limits.max_body_bytes} bytes", "more", status=413)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise BadRequestError("body", f"all bytes within {limits.body_s:g} s", f"{size}", status=408) from None
+
+
+def _plain(response: Any) -> tuple[int, Headers, bytes]:
+    return response.status_code, response.raw_headers, response.body
+
+
+def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
+    """The user that a body names. Raises one of several errors if it names none."""
+    if headers.get(b"content-type", b"").startswith(b"application/vnd.apache.arrow"):
+        import pyarrow as pa  # only for bodies of machines that are not our client
+
+        try:
+            with pa.ipc.open_stream(body) as reader:
+                return int(orjson.loads((reader.schema.metadata or {})[b"reqdedup.request"])["user_id"])
+        except pa.ArrowException:
+            raise ValueError("no Arrow") from None
+    if path.startswith("/v2/"):
+        length = int(headers.get(b"inference-header-content-length", len(body)))
+        place = length
+        for tensor in orjson.loads(body[:length])["inputs"]:
+            size = tensor.get("parameters", {}).get("binary_data_size")
+            if tensor["name"] == "user_id":
+                whole = (
+                    tensor["data"] if size is None else [int.from_bytes(body[place : place + 8], "little", signed=True)]
+                )
+                return int(whole[0])
+            place += size or 0
+        raise KeyError("user_id")
+    user_id = orjson.loads(body)["user_id"]
+    if not isinstance(user_id, int):
+        raise TypeError(shown(user_id))
+    return user_id
+
+
+class _Upstream:
+    """Kept connections to one worker."""
+
+    def __init__(self, host: str, port: int, *, timeout_s: float) -> None:
+        self._host, self._port, self._timeout_s = host, port, timeout_s
+        self._idle: list[_Connection] = []
+        self._in_flight = 0
+
+    async def ask(self, scope: Scope, body: bytes) -> tuple[int, Headers, bytes]:
+        """Raises OSError or EOFError if the worker breaks off, OverloadedError if it is asked too much already."""
+        if self._in_flight >= MAX_IN_FLIGHT:
+            raise OverloadedError(f"at most {MAX_IN_FLIGHT} requests at a worker required, found as many", 1)
+        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        lines = [scope["method"].encode() + b" " + target + b" HTTP/1.1"]
+        lines += [name + b": " + value for name, value in scope["headers"] if name not in _NOT_PASSED_ON]
+        lines += [b"content-length: %d" % len(body), b"", body]
+        request = b"\r\n".join(lines)
+        self._in_flight += 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while self._idle:
+                    connection = self._idle.pop()
+                    if connection.is_open:
+                        break
+                else:
+                    loop = asyncio.get_running_loop()
+                    _, connection = await loop.create_connection(_Connection, self._host, self._port)
+                answer = await connection.exchange(request)
+            if connection.is_open:
+                self._idle.append(connection)
+            return answer
+        finally:
+            self._in_flight -= 1
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, one request at a time."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport, self.is_open = cast(asyncio.Transport, transport), True  # uvloop's is no subclass of it
+        self._answer: asyncio.Future[tuple[int, Headers, bytes]] | None = None
+
+    async def exchange(self, request: bytes) -> tuple[int, Headers, bytes]:
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: Headers = []
+        self._parts: list[bytes] = []
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        try:
+            return await self._answer
+        except BaseException:  # cancelled: what comes now belongs to nobody
+            self.is_open = False
+            self._transport.abort()
+            raise
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, AttributeError) as error:
+            self._break(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break(exc or EOFError("the connection was closed"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() not in _NOT_PASSED_BACK:
+            self._headers.append((name.lower(), value))
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._parser.should_keep_alive():
+            self.is_open = False
+            self._transport.close()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), self._headers, b"".join(self._parts)))
+
+    def _break(self, error: Exception) -> None:
+        self.is_open = False
+        self._transport.abort()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)

@@ -1,0 +1,198 @@
+"""Models change while the server runs: the new one is loaded, tested and warmed beside the old, then takes its place.
+
+    load      bundle -> loaded, self-tested, warmed in a thread of its own -> current; what was current is the previous
+    rollback  the previous becomes current, and the other way round
+    shadow    bundle -> scores what the current one answered, when nothing else waits; differences are counted
+
+`current` is one reference. A request takes it when it is admitted and keeps it to its answer, so no answer mixes two
+models; a step computes requests of one model only. After a change, the caches of the model that left are dropped by the
+compute thread, behind the requests that still carry it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from reqdedup.serving.requests import Ranked, RankRequest
+from reqdedup.serving.scheduler import OverloadedError, Scheduler, Work
+from reqdedup.serving.wire.bodies import Inputs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, eq=False)
+class Part:
+    """One loaded bundle, ready to answer.
+
+    task: ranking or retrieval.  bundle: where it was loaded from.  run: a step of requests, an answer or an exception
+    for each.  inputs: what it reads.  labels: of a ranking model's logits.  about: self-test and sizes, for people.
+    keys_of: the log's ids of these items, if the bundle has them.  drop_caches: called by the compute thread.
+    gauges: sizes of caches by name.
+    """
+
+    task: str
+    bundle: str
+    fingerprint: str
+    run: Callable[[Sequence[Any]], Sequence[Any]]
+    inputs: Inputs
+    labels: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    keys_of: Callable[[np.ndarray], list[str] | None] = lambda ids: None
+    drop_caches: Callable[[], None] = lambda: None
+    gauges: Callable[[], dict[str, float]] = dict
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Served:
+    """What answers together. recommend: the whole funnel over both parts; None if one of them is not there.
+    rows: candidates that it ranks."""
+
+    parts: dict[str, Part]
+    rows: int = 0
+    recommend: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+
+
+@dataclass(kw_only=True)
+class ShadowReport:
+    """What the shadow's answers were beside the current model's. equal: all bits.  max_difference: of a logit."""
+
+    requests: int = 0
+    equal: int = 0
+    failed: int = 0
+    max_difference: float = 0.0
+    last_error: str = ""
+
+
+class Models:
+    """What serves now, what served before it, and what runs in the shadow.
+
+    load: a bundle's part put in the place of its task's in what serves now (None at the start: nothing).
+    """
+
+    def __init__(self, load: Callable[[str, Served], Served], first: Served, scheduler: Scheduler) -> None:
+        self.current = first
+        self.previous: Served | None = None
+        self.shadow: Served | None = None
+        self.report = ShadowReport()
+        self.loading: str | None = None
+        self.last_error: str | None = None
+        self.swaps = 0
+        self._load, self._scheduler = load, scheduler
+        self._changing = threading.Lock()
+
+    def load(self, bundle: str) -> Served:
+        """Load beside, then swap; takes as long as loading does. Raises what loading raises, with nothing changed."""
+        with self._changing:
+            return self._swap(self._loaded(bundle))
+
+    def rollback(self) -> Served:
+        """Raises ValueError if there was no model before."""
+        with self._changing:
+            if self.previous is None:
+                raise ValueError("a model before this one required, found none: nothing was swapped")
+            return self._swap(self.previous)
+
+    def start_shadow(self, bundle: str) -> Served:
+        with self._changing:
+            shadow, self.report = self._loaded(bundle), ShadowReport()
+            self.shadow = shadow
+            return shadow
+
+    def stop_shadow(self) -> None:
+        self.shadow = None
+
+    def promote_shadow(self) -> Served:
+        """Raises ValueError if there is no shadow."""
+        with self._changing:
+            if self.shadow is None:
+                raise ValueError("a model in the shadow required, found none")
+            promoted, self.shadow = self.shadow, None
+            return self._swap(promoted)
+
+    def compare(self, request: RankRequest, answered: Ranked) -> None:
+        """Let the shadow score what was just answered, over the same events, if nothing else waits."""
+        shadow, report = self.shadow, self.report
+        part = shadow.parts.get("ranking") if shadow is not None else None
+        if part is None or part.fingerprint == answered.model:
+            return
+        rank = part.run
+        same = replace(request, at=answered.end, version=answered.version) if request.history is None else request
+
+        def score(requests: Sequence[RankRequest]) -> list[None]:
+            report.requests += 1
+            try:
+                other = rank(requests)[0]
+                if isinstance(other, Exception):
+                    raise other
+                _add(report, answered, other)
+            except Exception as error:
+                report.failed += 1
+                report.last_error = f"{type(error).__name__}: {error}"
+            return [None]
+
+        work = Work(group=("shadow", id(shadow)), run=score, request=same, rows=same.num_candidates, deferred=True)
+        with suppress(OverloadedError):
+            self._scheduler.submit(work)
+
+    def describe(self) -> dict[str, Any]:
+        def one(served: Served | None, state: str) -> list[dict[str, Any]]:
+            parts = served.parts.values() if served is not None else []
+            return [
+                {"name": part.task, "version": part.fingerprint, "state": state, "bundle": part.bundle}
+                | {"labels": part.labels, "inputs": part.inputs.names, **part.about}
+                for part in parts
+            ]
+
+        return {
+            "models": [*one(self.current, "current"), *one(self.previous, "previous"), *one(self.shadow, "shadow")],
+            "loading": self.loading,
+            "last_error": self.last_error,
+            "swaps": self.swaps,
+            "shadow": vars(self.report) if self.shadow is not None else None,
+        }
+
+    def _loaded(self, bundle: str) -> Served:
+        self.loading = bundle
+        try:
+            served = self._load(bundle, self.current)
+        except Exception as error:
+            self.last_error = f"{bundle}: {error}"
+            logger.error("%s could not be loaded, the current model stays: %s", bundle, error)
+            raise
+        finally:
+            self.loading = None
+        self.last_error = None
+        return served
+
+    def _swap(self, served: Served) -> Served:
+        left, self.current = self.current, served
+        self.previous = left
+        self.swaps += 1
+
+        def drop(requests: Sequence[None]) -> list[None]:
+            for part in left.parts.values():
+                if part not in self.current.parts.values():
+                    part.drop_caches()
+            return [None]
+
+        with suppress(OverloadedError):  # shutting down
+            self._scheduler.submit(Work(group=("drop", id(left)), run=drop, request=None, rows=0, must_run=True))
+        logger.info("now serving %s", ", ".join(f"{one.bundle} ({one.fingerprint})" for one in served.parts.values()))
+        return served
+
+
+def _add(report: ShadowReport, answered: Ranked, other: Ranked) -> None:
+    both = answered.logits.keys() & other.logits.keys()
+    if not both:
+        raise ValueError(f"a label of {sorted(answered.logits)} required in the shadow, found {sorted(other.logits)}")
+    pairs = [(np.asarray(answered.logits[name]), np.asarray(other.logits[name])) for name in both]
+    report.equal += all(one.tobytes() == two.tobytes() for one, two in pairs)
+    worst = max((float(np.max(np.abs(one - two), initial=0.0)) for one, two in pairs), default=0.0)
+    report.max_difference = max(report.max_difference, worst)

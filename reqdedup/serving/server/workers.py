@@ -1,0 +1,123 @@
+"""Several worker processes behind one door: each user has one, which holds their context.
+
+    client -> router (this process, no model) -> worker = bucket of the user -> answer
+    client that knows the workers ------------->
+
+The kernel cannot choose the worker: with a shared port it would deal connections, not users. So a small router reads
+the user of a request (a header of our client, else the body) and passes bytes on; our client may also ask for the
+workers' addresses and leave it out. Every worker listens on a socket that this process keeps, so connections to a
+worker that died wait for the next one; what it was computing is answered 503, and a client asks again.
+
+A worker whose parent is gone ends: its standard input is a pipe that this process holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+from reqdedup.environment import variables
+from reqdedup.serving.server.door import Access, run_until_signal
+from reqdedup.serving.server.router import Router
+from reqdedup.serving.server.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+RESTART_AFTER_S = (0.0, 0.5, 2.0, 10.0)
+"""Before the first, second, ... start in a row of a worker that did not live for a minute [seconds]."""
+
+
+class Worker:
+    """One process and the socket that it serves, which outlives it."""
+
+    def __init__(self, number: int, settings: ServeSettings) -> None:
+        self.number, self.restarts = number, -1
+        access = replace(settings.access, certificate=None, key=None)  # TLS ends at the router
+        self._settings = replace(settings, access=access)
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.address: tuple[str, int] = self.socket.getsockname()[:2]
+        self.process = self._start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.address[1]}"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.restarts += 1
+        words = [sys.executable, "-m", "reqdedup.serving", str(self.socket.fileno()), str(self.number)]
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, pass_fds=[self.socket.fileno()], env={**variables(), **ONE_THREAD}
+        )
+        assert process.stdin is not None
+        process.stdin.write(self._settings.to_json().encode() + b"\n")
+        process.stdin.flush()
+        return process
+
+    def keep_alive(self, is_ending: threading.Event) -> None:
+        """Start it again whenever it dies, until the server ends."""
+        short_lives = 0
+        while not is_ending.is_set():
+            started = time.monotonic()
+            code = self.process.wait()
+            if is_ending.is_set():
+                return
+            short_lives = short_lives + 1 if time.monotonic() - started < 60 else 0
+            wait = RESTART_AFTER_S[min(short_lives, len(RESTART_AFTER_S) - 1)]
+            logger.error("worker %d ended with code %d; it is started again", self.number, code)
+            if is_ending.wait(wait):
+                return
+            self.process = self._start()
+
+    def end(self, drain_s: float) -> None:
+        with suppress(OSError):
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(drain_s + 5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.socket.close()
+
+
+def serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> None:
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT; then drain, and end them."""
+    is_ending = threading.Event()
+    workers = [Worker(number, settings) for number in range(settings.workers)]
+    keepers = [threading.Thread(target=worker.keep_alive, args=[is_ending], daemon=True) for worker in workers]
+    for keeper in keepers:
+        keeper.start()
+    router = Router(
+        [worker.address for worker in workers], settings.limits, restarts=lambda: [one.restarts for one in workers]
+    )
+    access: Access = settings.access
+    try:
+        run_until_signal(router, access, settings.limits, sockets, drain_s=settings.drain_s)
+    finally:
+        is_ending.set()
+        ends = [threading.Thread(target=worker.end, args=[settings.drain_s]) for worker in workers]
+        for end in ends:
+            end.start()
+        for end in ends:
+            end.join()
+
+
+def end_with_parent() -> None:
+    """In a worker: SIGTERM to itself once its standard input ends."""
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 1):  # sys.stdin has a lock that a daemon thread must not hold when the process ends
+                pass
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

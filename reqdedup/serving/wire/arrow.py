@@ -1,0 +1,106 @@
+"""Arrow IPC streams for machines: candidates as record batches, the rest as JSON in the schema's metadata.
+
+    request   schema metadata `reqdedup.request`: the JSON object of /v1/rank without its candidates
+              columns item_id and the item-level columns, a row per candidate
+    answer    schema metadata `reqdedup.answer`: everything but the logits;  a float32 column of logits per label
+
+Pays from some hundred candidates. Compressed bodies are refused, since a few bytes can ask for gigabytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from reqdedup.serving.limits import BadRequestError, Limits
+from reqdedup.serving.requests import Ranked
+from reqdedup.serving.wire.answers import encode, ranked_head
+from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
+
+ARROW = "application/vnd.apache.arrow.stream"
+REQUEST_KEY, ANSWER_KEY = b"reqdedup.request", b"reqdedup.answer"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+_PLAIN = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_timestamp)
+
+
+def rank_request_of(body: bytes, inputs: Inputs, limits: Limits) -> Asked:
+    """Raises BadRequestError for a body that is cut, compressed, or not what the signature says."""
+    if not body.endswith(_END):  # allowed to be left out, but then a stream that was cut between batches looks whole
+        raise BadRequestError("body", "an Arrow IPC stream with its end-of-stream mark", "none", status=400)
+    try:
+        _refuse_compressed(body)
+        with pa.ipc.open_stream(body) as reader:
+            metadata, names = reader.schema.metadata or {}, reader.schema.names
+            if len(set(names)) < len(names):
+                raise BadRequestError("candidates", "columns of different names", ", ".join(names))
+            batches = list(reader)
+        for batch in batches:
+            batch.validate(full=True)
+        table = pa.Table.from_batches(batches, reader.schema)
+    except BadRequestError:
+        raise
+    except (pa.ArrowException, ValueError, OSError, struct.error) as error:
+        raise BadRequestError("body", "an Arrow IPC stream", f"another or a part of one: {error}", status=400) from None
+    if REQUEST_KEY not in metadata:
+        raise BadRequestError("body", f"schema metadata {REQUEST_KEY.decode()} with the request as JSON", "none")
+    if table.num_rows > limits.max_candidates:
+        raise BadRequestError(
+            "candidates.item_id", f"at most {limits.max_candidates} entries", str(table.num_rows), status=413
+        )
+    wanted = {"item_id", *inputs.item}
+    candidates = {name: _values(table, name) if name in wanted else None for name in names}
+    return rank_request(parse_object(metadata[REQUEST_KEY]), inputs, limits, candidates)
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray | list[Any]:
+    column = table[name].combine_chunks()
+    if not any(is_plain(column.type) for is_plain in _PLAIN):
+        raise BadRequestError(f"candidates.{name}", "plain integers, floats, booleans or text", str(column.type))
+    if pa.types.is_timestamp(column.type):
+        if column.type.unit != "us":
+            raise BadRequestError(f"candidates.{name}", "timestamps in microseconds", str(column.type))
+        column = column.cast(pa.int64())
+    if column.null_count or pa.types.is_string(column.type):
+        return column.to_pylist()
+    return column.to_numpy(zero_copy_only=False)
+
+
+def ranked_body(ranked: Ranked) -> bytes:
+    logits = {name: np.ascontiguousarray(one, np.float32) for name, one in ranked.logits.items()}
+    schema = pa.schema([(name, pa.float32()) for name in logits], {ANSWER_KEY: encode(ranked_head(ranked))})
+    batch = pa.record_batch([pa.array(one) for one in logits.values()], schema=schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _refuse_compressed(body: bytes) -> None:
+    """Looks into the head of every record batch: pyarrow itself decompresses without asking.
+
+    A head is a flatbuffer: Message (version, header_type, header, ...) -> RecordBatch (length, nodes, buffers,
+    compression, ...), format/Message.fbs of Apache Arrow.
+    """
+    for message in pa.ipc.MessageReader.open_stream(body):
+        if message.type != "record batch":
+            continue
+        head = message.metadata.to_pybytes()
+        (root,) = struct.unpack_from("<I", head, 0)
+        header = _field(head, root, 2)
+        if header is None:
+            raise BadRequestError("body", "record batches", "one without a head", status=400)
+        batch = header + struct.unpack_from("<I", head, header)[0]
+        if _field(head, batch, 3) is not None:
+            raise BadRequestError("body", "an uncompressed Arrow IPC stream", "a compressed one", status=415)
+
+
+def _field(head: bytes, table: int, number: int) -> int | None:
+    """Where a field of a flatbuffer's table stands, None if it is left out."""
+    vtable = table - struct.unpack_from("<i", head, table)[0]
+    (size,) = struct.unpack_from("<H", head, vtable)
+    place = 4 + 2 * number
+    offset = struct.unpack_from("<H", head, vtable + place)[0] if place < size else 0
+    return table + offset if offset else None

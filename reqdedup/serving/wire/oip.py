@@ -1,0 +1,185 @@
+"""Open Inference Protocol (KServe v2) for the ranking call, JSON with the binary tensor extension.
+
+    input                                shape               is
+    user_id                              [1]                 the user
+    item_id, item-level columns          [M]                 the candidates
+    request-level columns                [1], vectors [W]    optional if the store has them
+    history_* columns                    [L]                 the user's window, all or none of them
+    history_end, timeline_version        [1]                 of that window; without one, which the store is asked for
+
+Outputs are logits, FP32 [M], one for each label; what `/v1/rank` says beside them stands in `parameters`.
+Source: https://github.com/kserve/open-inference-protocol, specification/protocol and extensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, USER_ID, Column
+from reqdedup.serving.limits import BadRequestError, Limits, shown
+from reqdedup.serving.requests import Ranked
+from reqdedup.serving.wire.answers import encode, ranked_head
+from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
+
+HEADER_LENGTH = "inference-header-content-length"
+_TYPES = {"BOOL": "?", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
+_NAMES = {
+    "bool": "BOOL",
+    "int32": "INT32",
+    "int64": "INT64",
+    "timestamp": "INT64",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+
+
+def rank_request_of(
+    body: bytes, header_length: int | None, inputs: Inputs, limits: Limits
+) -> tuple[Asked, str | None, bool]:
+    """The request, its id, and whether the answer's tensors are to be binary."""
+    if header_length is not None and not 0 < header_length <= len(body):
+        raise BadRequestError(
+            HEADER_LENGTH, f"a length of at most the body's, {len(body)}", str(header_length), status=400
+        )
+    head = parse_object(body[:header_length])
+    tensors = _tensors(head.get("inputs"), body[header_length:] if header_length is not None else b"")
+    of_history = {column.name: name for name, column in inputs.history.items()}
+    values: dict[str, Any] = {"user_id": _one(tensors, USER_ID)}
+    options = head.get("parameters") or {}
+    if not isinstance(options, dict):
+        raise BadRequestError("parameters", "an object", shown(options))
+    if "deadline_ms" in options:
+        values["deadline_ms"] = options["deadline_ms"]
+    events = {of_history[name]: tensor for name, tensor in tensors.items() if name in of_history}
+    end, version = _one(tensors, HISTORY_END), _one(tensors, TIMELINE_VERSION)
+    if events:
+        length = max(len(tensor) for tensor in events.values())
+        values["history"] = {"columns": events} | ({} if end is None else {"end": end, "start": int(end) - length})
+        values["history"] |= {} if version is None else {"version": version}
+    else:
+        values["at"], values["version"] = end, version
+    values["request"] = {
+        name: tensors[name] if column.width else _one(tensors, name)
+        for name, column in inputs.request.items()
+        if name in tensors
+    }
+    known = {USER_ID, HISTORY_END, TIMELINE_VERSION, *of_history, *inputs.request}
+    candidates = {name: tensor for name, tensor in tensors.items() if name not in known}
+    asked = rank_request(values, inputs, limits, candidates)
+    outputs = head.get("outputs") or []
+    wants = [options.get("binary_data_output"), *(_parameters(one).get("binary_data") for one in outputs)]
+    return asked, head.get("id") if isinstance(head.get("id"), str) else None, any(one is True for one in wants)
+
+
+def _parameters(tensor: Any) -> dict[str, Any]:
+    found = tensor.get("parameters") if isinstance(tensor, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _tensors(given: Any, binary: bytes) -> dict[str, np.ndarray]:
+    if not isinstance(given, list):
+        raise BadRequestError("inputs", "a list of tensors", "none" if given is None else shown(given))
+    found: dict[str, np.ndarray] = {}
+    place = 0
+    for tensor in given:
+        name = tensor.get("name") if isinstance(tensor, dict) else None
+        if not isinstance(name, str) or name in found:
+            raise BadRequestError("inputs", "tensors of different names", shown(name))
+        shape, datatype = tensor.get("shape"), tensor.get("datatype")
+        if datatype not in _TYPES:
+            raise BadRequestError(name, f"a datatype of {', '.join(_TYPES)}", shown(datatype))
+        is_shape = isinstance(shape, list) and 0 < len(shape) <= 2
+        if not is_shape or not all(type(one) is int and 0 <= one < 2**31 for one in shape):
+            raise BadRequestError(name, "a shape of one or two whole numbers", shown(shape))
+        count = int(np.prod(shape))
+        if len(shape) == 2 and 1 not in shape:
+            raise BadRequestError(name, "a shape of one axis, beside one of length 1", shown(shape))
+        size = _parameters(tensor).get("binary_data_size")
+        if size is None:
+            found[name] = _from_list(name, tensor.get("data"), datatype, count)
+            continue
+        width = np.dtype(_TYPES[datatype]).itemsize
+        if size != count * width or place + size > len(binary):
+            raise BadRequestError(
+                name, f"{count * width} bytes of {datatype}", f"{shown(size)} of {len(binary) - place}"
+            )
+        found[name] = np.frombuffer(binary, _TYPES[datatype], count, place)
+        place += size
+    if place != len(binary):
+        raise BadRequestError("body", f"{place} bytes of binary tensors", str(len(binary)), status=400)
+    return found
+
+
+def _from_list(name: str, data: Any, datatype: str, count: int) -> np.ndarray:
+    while isinstance(data, list) and len(data) == 1 and isinstance(data[0], list):
+        data = data[0]
+    try:
+        values = np.array(data if isinstance(data, list) else None)
+    except (ValueError, OverflowError):
+        values = np.array(None)
+    wanted = np.dtype(_TYPES[datatype])
+    fits = values.dtype.kind in {"f": "fiu", "i": "i", "b": "b"}[wanted.kind] or not values.size
+    if values.ndim > 1:
+        values = values.reshape(-1)
+    if values.ndim != 1 or not fits or values.size != count:
+        raise BadRequestError(name, f"{count} values of {datatype}", shown(data))
+    if wanted.kind == "i" and values.size and (abs(values) > np.iinfo(wanted).max).any():
+        raise BadRequestError(name, f"{count} values of {datatype}", shown(data))
+    return values.astype(wanted)
+
+
+def _one(tensors: Mapping[str, np.ndarray], name: str) -> Any:
+    values = tensors.get(name)
+    if values is None:
+        return None
+    if len(values) != 1:
+        raise BadRequestError(name, "one value", f"{len(values)}")
+    return values[0]
+
+
+def ranked_body(ranked: Ranked, model: str, request_id: str | None, *, binary: bool) -> tuple[bytes, int | None]:
+    """The answer, and the length of its JSON if tensors follow it."""
+    outputs: list[dict[str, Any]] = []
+    tail = b""
+    for name, logits in ranked.logits.items():
+        values = np.ascontiguousarray(logits, "<f4")
+        output: dict[str, Any] = {"name": name, "shape": [len(values)], "datatype": "FP32"}
+        if binary:
+            output["parameters"] = {"binary_data_size": values.nbytes}
+            tail += values.tobytes()
+        else:
+            output["data"] = values
+        outputs.append(output)
+    said = {
+        key: ", ".join(one) if key == "marks" else one for key, one in ranked_head(ranked).items() if key != "model"
+    }
+    answer = {"model_name": model, "model_version": ranked.model, "outputs": outputs, "parameters": said}
+    if request_id is not None:
+        answer["id"] = request_id
+    head = encode(answer)
+    return (head + tail, len(head)) if binary else (head, None)
+
+
+def metadata(model: str, versions: list[str], inputs: Inputs, labels: list[str]) -> dict[str, Any]:
+    """The model's signature in the protocol's words; -1 is any length."""
+
+    def tensor(column: Column, length: int) -> dict[str, Any]:
+        return {"name": column.name, "datatype": _NAMES[column.dtype], "shape": [column.width or length]}
+
+    whole = [{"name": name, "datatype": "INT64", "shape": [1]} for name in (USER_ID, HISTORY_END, TIMELINE_VERSION)]
+    return {
+        "name": model,
+        "versions": versions,
+        "platform": "reqdedup",
+        "inputs": [
+            *whole,
+            {"name": ITEM_ID, "datatype": "INT64", "shape": [-1]},
+            *(tensor(column, -1) for column in inputs.item.values()),
+            *(tensor(column, 1) for column in inputs.request.values()),
+            *(tensor(column, -1) for column in inputs.history.values()),
+        ],
+        "outputs": [{"name": label, "datatype": "FP32", "shape": [-1]} for label in labels],
+    }

@@ -1,0 +1,130 @@
+"""Serve, log, label, train again: the funnel of trained models, its impressions, and the rows that come of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reqdedup import storage
+from reqdedup.models.bundle import Bundle
+from reqdedup.sequences.filling import event_columns, fill_store
+from reqdedup.sequences.sqlite_store import SqliteStore
+from reqdedup.sequences.store import Window
+from reqdedup.serving.funnel.config import FunnelConfig
+from reqdedup.serving.funnel.logged import LoggedRecommender
+from reqdedup.serving.funnel.recommender import Recommender
+from reqdedup.serving.impressions.attribution import collect_impressions, impressions_of, mature_impressions
+from reqdedup.serving.impressions.log import Click, ImpressionLog
+from reqdedup.serving.ranking.ranker import Ranker
+from reqdedup.serving.requests import RankRequest, RecommendRequest
+from reqdedup.serving.retrieval.item_vectors import ItemVectors
+from reqdedup.serving.retrieval.retriever import Retriever
+from reqdedup.storage import Layout, TableSource
+
+NOW_S = 1_800_000_000.0
+
+
+@pytest.fixture
+def served(trained_bundles, tmp_path):
+    """Recommender with its log, the ranker behind it, the store."""
+    source = TableSource(trained_bundles.main)
+    store = SqliteStore(tmp_path / "store.sqlite", event_columns(source.schema))
+    fill_store(store, trained_bundles.main, [trained_bundles.features])
+    retrieval, ranking = Bundle.load(trained_bundles.retrieval), Bundle.load(trained_bundles.ranking)
+    of_bundle = Retriever.of(retrieval).items
+    # The model reads the place in the list, which nobody knows before there is one.
+    columns = {**of_bundle.columns, "position": np.zeros(len(of_bundle), np.int32)}
+    items = ItemVectors.of(of_bundle.item_id, of_bundle.vectors, columns, of_bundle.keys)
+    retriever = Retriever(retrieval.model, retrieval.transforms, items, fingerprint=retrieval.fingerprint, store=store)
+    ranker = Ranker(
+        ranking.model, ranking.transforms, fingerprint=ranking.fingerprint, store=store, items=retriever.items
+    )
+    funnel = Recommender(retriever, ranker, FunnelConfig(retrieved=60, ranked=30))
+    features = [column.name for bundle in (retrieval, ranking) for column in bundle.transforms.request_columns]
+    log = ImpressionLog(tmp_path / "log")
+    recommender = LoggedRecommender(funnel, log, store=store, features=features, now_s=lambda: NOW_S)
+    yield recommender, ranker, store, source
+    log.close()
+    store.close()
+
+
+@pytest.mark.slow
+def test_what_was_recommended_becomes_rows_with_the_scores_that_were_served(catalog, served, tmp_path):
+    recommender, ranker, store, source = served
+    users = np.unique(source.to_arrow(["user_id"]).column("user_id").to_numpy())[:12].tolist()
+    answers = [recommender.recommend(RecommendRequest(user_id=user, length=5)) for user in users]
+    assert len({answer.request_id for answer in answers}) == len(users)
+    log = recommender.log
+    liked = answers[3]
+    log.click(
+        Click(
+            request_id=liked.request_id,
+            item_id=int(liked.item_id[1]),
+            event_ts=int(NOW_S * 1e6) + 5,
+            label=source.schema.labels[0].name,
+        )
+    )
+    for user in users:  # what comes later must not be seen
+        events = {name: np.ones(2, dtype) for name, dtype in store.columns.items()}
+        store.append(user, events, key=f"later {user}")
+    log.close()
+    assert log.counts().dropped == 0
+    catalog.create_namespace("feed")
+    raw = storage.create_table(catalog, "feed.raw_engagements", source.schema, Layout.ARRIVAL)
+    collect_impressions(tmp_path / "log", catalog, "feed")
+    assert mature_impressions(catalog, "feed", raw, store, now_s=NOW_S).num_young == len(users)
+    report = mature_impressions(catalog, "feed", raw, store, now_s=NOW_S + 2 * 86_400)
+    assert (report.num_requests, report.num_rows, report.num_clicked) == (len(users), 5 * len(users), 1), report
+    rows = TableSource(catalog.load_table("feed.raw_engagements")).to_arrow().to_pylist()
+    positive = [(r["request_id"], r["item_id"]) for r in rows if r[source.schema.labels[0].name]]
+    assert positive == [(liked.request_id, int(liked.item_id[1]))]
+    shown = {one.request_id: one for one in impressions_of(catalog.load_table("feed.impressions").scan().to_arrow())}
+    for user, answer in zip(users, answers):
+        mine = sorted(
+            (r for r in rows if r["request_id"] == answer.request_id),
+            key=lambda r: answer.item_id.tolist().index(r["item_id"]),
+        )
+        assert [row["item_id"] for row in mine] == answer.item_id.tolist()
+        impression = shown[answer.request_id]
+        assert impression.score.tobytes() == answer.ranked_score.astype(np.float64).tobytes()
+        # The row's own history and columns, and of the side table what was logged: equal bits again, as long as all the
+        # candidates are scored together.
+        row, schema = mine[0], source.schema
+        history = {
+            column.name.removeprefix("history_"): np.array(row[column.name], column.dtype)
+            for column in schema.sequences
+        }
+        known = {c.name: row[c.name] for c in schema.request_columns if c.name in impression.request}
+        start, end = row["history_end"] - len(row["history_item_id"]), row["history_end"]
+        again = ranker.rank(
+            RankRequest(
+                user_id=user,
+                candidates={"item_id": impression.item_id, **impression.items},
+                request={**impression.request, **known},
+                history=Window(history, start, end, row["timeline_version"]),
+            )
+        )
+        place = [impression.item_id.tolist().index(item) for item in answer.item_id.tolist()]
+        for label, logits in answer.logits.items():
+            assert again.logits[label][place].tobytes() == logits.tobytes()
+            assert impression.logits[label].tobytes() == logits.tobytes()
+        assert (
+            impression.request["recent_event_count"]
+            == store.request_features(user, ["recent_event_count"])["recent_event_count"]
+        )
+
+
+@pytest.mark.slow
+def test_a_history_that_the_store_does_not_have_gives_no_rows(catalog, served, trained_bundles, tmp_path):
+    """The request brought its own, which the store cannot give back."""
+    recommender, _, store, source = served
+    user = int(source.to_arrow(["user_id"]).column("user_id")[0].as_py())
+    own = {name: np.arange(4).astype(dtype) for name, dtype in store.columns.items()}
+    recommender.recommend(RecommendRequest(user_id=user, length=5, history=Window(own, 0, 4, 0)))
+    recommender.log.close()
+    catalog.create_namespace("feed")
+    raw = storage.create_table(catalog, "feed.raw_engagements", source.schema, Layout.ARRIVAL)
+    collect_impressions(tmp_path / "log", catalog, "feed")
+    report = mature_impressions(catalog, "feed", raw, store, now_s=NOW_S + 2 * 86_400)
+    assert report.num_rows == 0
+    assert report.num_changed + report.num_forgotten == 1
