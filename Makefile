@@ -91,6 +91,7 @@ study: setup ## quality beside IID, every fix alone and together (20 minutes on 
 bench-storage: setup ## measure every claim about storage (40 minutes on 2 free cores), into benchmarks/results/storage_*.jsonl
 	@$(ACTIVATED) python -m benchmarks.storage
 	@$(ACTIVATED) python -m benchmarks.report --write
+	@$(ACTIVATED) python -m benchmarks.picture --write
 
 bench-training: setup ## measure every claim about training (15 minutes on 2 cores), into benchmarks/results/training*.jsonl
 	@$(ACTIVATED) python -m benchmarks.training

@@ -89,7 +89,7 @@ def bars(
     axes.set_xlim(0, longest * 1.45)
     axes.xaxis.set_major_formatter(_ticks(format_value))
     axes.invert_yaxis()
-    axes.set_title(title, loc="left", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return Chart(figure)
 
 
@@ -122,7 +122,7 @@ def points(
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=rows)
     axes.xaxis.set_major_formatter(_ticks(format_value))
     axes.invert_yaxis()
-    axes.set_title(title, loc="left", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.legend(loc="outside lower center", ncols=min(len(series) + 1, 5), frameon=False, fontsize=9)
     return Chart(figure)
 
@@ -142,7 +142,7 @@ def curve(
     axes.margins(x=0.18, y=0.12)
     axes.set(xlabel=x_name, ylabel=y_name)
     axes.grid(alpha=0.3)
-    axes.set_title(title, loc="left", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return Chart(figure)
 
 
