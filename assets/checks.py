@@ -8,6 +8,7 @@ from pyiceberg.table import Table
 
 import warehouse
 from assets import pictures
+from assets.metadata import GLANCE
 from assets.resources import RunRecipe, Warehouse
 from reqdedup import training
 from reqdedup.models import Bundle
@@ -123,7 +124,7 @@ def parity_with_training(store: Warehouse) -> dg.AssetCheckResult:
         found[bundle.task] = parity(bundle, checkpoint, source)
     rows = [{"model": task, **{name: f"{count:,}" for name, count in vars(one).items()}} for task, one in found.items()]
     holds = all(one.holds for one in found.values())
-    return dg.AssetCheckResult(passed=holds, metadata={"answers compared": pictures.table(rows)})
+    return dg.AssetCheckResult(passed=holds, metadata={GLANCE: pictures.table(rows)})
 
 
 @dg.asset_check(
@@ -136,9 +137,5 @@ def latency_within_budget(store: Warehouse, run_recipe: RunRecipe) -> dg.AssetCh
     bundles = [Bundle.load(folder) for folder in find_bundles(store.serving_dir() / "bundle")]
     measured = {f"{bundle.task}_ms": round(latency_ms(bundle, source), 3) for bundle in bundles}
     passed = max(measured.values()) <= budget
-    picture = pictures.bars(
-        measured,
-        {name: f"{value:.1f} of {budget:.0f} ms" for name, value in measured.items()},
-        limits=[budget] * len(measured),
-    )
-    return dg.AssetCheckResult(passed=passed, metadata={"picture": picture, **measured, "budget_ms": budget})
+    glance = pictures.table([{"answer": name, "took": f"{ms:.1f} of {budget:.0f} ms"} for name, ms in measured.items()])
+    return dg.AssetCheckResult(passed=passed, metadata={GLANCE: glance, **measured, "budget_ms": budget})
