@@ -291,7 +291,7 @@ def ingest(
 ) -> IngestReport:
     """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
 
-    Both are replaced, each in one commit, the rows first.  options: of `storage.replace_table`.
+    Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay.  options: of `storage.replace_table`.
     Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
     of Iceberg, Delta or Hudi; nothing was changed then.
     """
@@ -304,10 +304,10 @@ def ingest(
     before = table and table.current_snapshot()
     try:
         written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
-        storage.write_rejects(catalog, rejects_name, log.rejects)
+        storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
     except KeyboardInterrupt:  # after the commit of the rows: the rejects belong to them
         if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:
-            storage.write_rejects(catalog, rejects_name, log.rejects)
+            storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
         raise
     rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
     return IngestReport(identifier, layout, written, rejected, rejects_name)

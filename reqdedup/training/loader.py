@@ -102,7 +102,8 @@ class RequestLoader:
         if (requests_per_batch is None) == (rows_per_batch is None):
             raise ValueError("exactly one of requests_per_batch and rows_per_batch required")
         if (requests_per_batch or rows_per_batch or 0) < 1:
-            raise ValueError(f"a batch of at least 1 required, found {requests_per_batch or rows_per_batch}")
+            found = rows_per_batch if requests_per_batch is None else requests_per_batch
+            raise ValueError(f"a batch of at least 1 required, found {found}")
         if shuffle not in SHUFFLES:
             raise ValueError(f"shuffle: one of {SHUFFLES} required, found {shuffle!r}")
         if not 0 <= rank < world_size:

@@ -1,7 +1,8 @@
 """The table of rejected rows: what of a log was not taken, why, and where it stands.
 
-Bad input never passes silently: every ingest replaces the rows of this table as a whole, by none if none was rejected,
-so that it always speaks about the log that the engagement tables hold. What is rejected, `reqdedup.logs` decides.
+Bad input never passes silently: every ingest replaces the rows that an earlier one into the same engagement table left
+here, by none if none was rejected, so that they always speak about the log that the table holds. Rows of the logs of
+other tables of the namespace stay. What is rejected, `reqdedup.logs` decides.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
@@ -22,6 +24,7 @@ from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
 from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.names import REJECTS_TABLE, check_free_name
 
+TABLE_NAME = "table_name"
 _SCHEMA = Schema(
     NestedField(
         1, "reason", StringType(), required=True, doc="why the row was rejected, one of reqdedup.logs' reasons"
@@ -31,7 +34,10 @@ _SCHEMA = Schema(
     NestedField(4, "line", LongType(), required=False, doc="line or row number in that file, the first is 1"),
     NestedField(5, "raw", StringType(), required=False, doc="the row as it stands in the file, cut if it is long"),
     NestedField(6, USER_ID, LongType(), required=False, doc="user_id of the row's user, null if it cannot be read"),
+    NestedField(7, TABLE_NAME, StringType(), required=False, doc="engagement table that the log was read into"),
 )
+_ADDED = (USER_ID, TABLE_NAME)
+"""Columns that a table of an earlier version lacks."""
 
 
 def rejects_identifier(identifier: str) -> str:
@@ -43,9 +49,9 @@ def rejects_identifier(identifier: str) -> str:
 
 
 def is_rejects_table(table: Table) -> bool:
-    """Whether a table is one of rejected rows; one of an earlier version has no user_id, another
-    engine may add columns."""
-    required = set(_SCHEMA.column_names) - {USER_ID}
+    """Whether a table is one of rejected rows; one of an earlier version has fewer columns, another engine may add
+    some."""
+    required = set(_SCHEMA.column_names) - set(_ADDED)
     return LAYOUT_PROPERTY not in table.properties and required <= set(table.schema().column_names)
 
 
@@ -58,20 +64,25 @@ def check_rejects_table(catalog: Catalog, identifier: str) -> None:
         )
 
 
-def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterable[pa.RecordBatch]) -> Table:
+def write_rejects(
+    catalog: Catalog, identifier: str, rejects: pa.Table | Iterable[pa.RecordBatch], *, of: str | None = None
+) -> Table:
     """Replace the rows of the table `identifier` by these rejected rows, in one commit, and return it.
 
     rejects: columns reason, detail, file, raw (strings), line (integer) and, if known, user_id; others are left out.
     May be empty. The namespace must exist. A table of an earlier version gets its new columns in the same commit.
+    of: the engagement table that the log was read into; rows of others that are in the catalog stay. All go if None.
     Raises ValueError if a column is missing, a reason or file is null, or the name is that of a table of other rows;
     ConflictError if another writer was faster.
     """
-    rows = _conform(rejects)
+    rows = _conform(rejects, of)
     check_rejects_table(catalog, identifier)
     try:
         if not catalog.table_exists(identifier):
             with catalog.create_table_transaction(
-                identifier, _SCHEMA, properties={"comment": "rows that the last ingest into this namespace rejected"}
+                identifier,
+                _SCHEMA,
+                properties={"comment": "rows that the last ingest into each table of this namespace rejected"},
             ) as transaction:
                 transaction.append(rows)
             return catalog.load_table(identifier)
@@ -79,11 +90,15 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
         scan_tasks(table)  # names a manifest that is damaged
         with warnings.catch_warnings(), table.transaction() as transaction:
             warnings.filterwarnings("ignore", "Delete operation did not match any records")  # none were rejected before
-            if USER_ID not in table.schema().column_names:
+            kept = _of_other_tables(catalog, table, of)
+            added = [_SCHEMA.find_field(name) for name in _ADDED if name not in table.schema().column_names]
+            if added:
                 with transaction.update_schema() as update:
-                    added = _SCHEMA.find_field(USER_ID)
-                    update.add_column(USER_ID, added.field_type, doc=added.doc)
-            transaction.overwrite(rows)
+                    for field in added:
+                        update.add_column(field.name, field.field_type, doc=field.doc)
+            transaction.overwrite(
+                pa.concat_tables([kept, rows], promote_options="permissive") if kept is not None else rows
+            )
     except Exception as error:
         if not is_conflict(error):
             raise
@@ -93,7 +108,19 @@ def write_rejects(catalog: Catalog, identifier: str, rejects: pa.Table | Iterabl
     return table
 
 
-def _conform(rejects: pa.Table | Iterable[pa.RecordBatch]) -> pa.Table:
+def _of_other_tables(catalog: Catalog, table: Table, of: str | None) -> pa.Table | None:
+    """Rows of the logs of other tables that are still there; None if there are none."""
+    if of is None or TABLE_NAME not in table.schema().column_names:
+        return None
+    rows = table.scan().to_arrow()
+    names = rows.column(TABLE_NAME).unique().drop_null().to_pylist()
+    others = pa.array(
+        [name for name in names if name != of and catalog.table_exists(name)], rows.field(TABLE_NAME).type
+    )
+    return rows.filter(pc.is_in(rows.column(TABLE_NAME), value_set=others)) if len(others) else None
+
+
+def _conform(rejects: pa.Table | Iterable[pa.RecordBatch], of: str | None) -> pa.Table:
     wanted = schema_to_pyarrow(_SCHEMA, include_field_ids=False)  # by name: a table may have given them other ids
     if not isinstance(rejects, pa.Table):
         batches = list(rejects)
@@ -102,6 +129,9 @@ def _conform(rejects: pa.Table | Iterable[pa.RecordBatch]) -> pa.Table:
         rejects = pa.Table.from_batches(batches)
     if USER_ID not in rejects.column_names:
         rejects = rejects.append_column(USER_ID, pa.nulls(rejects.num_rows, pa.int64()))
+    if TABLE_NAME in rejects.column_names:
+        rejects = rejects.drop_columns([TABLE_NAME])
+    rejects = rejects.append_column(TABLE_NAME, pa.array([of] * rejects.num_rows, pa.string()))
     missing = [name for name in wanted.names if name not in rejects.column_names]
     if missing:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -60,6 +61,14 @@ def test_percent_signs_in_a_uri_are_those_of_the_folder(tmp_path):
     (tmp_path / "with space").mkdir()
     pq.write_table(ROWS, tmp_path / "with space" / "f.parquet")
     assert len(open_table(f"file://{tmp_path}/with%20space").files) == 1
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS.to_batches(), pl.from_arrow(ROWS), {"s": [1]}, 7])
+def test_rows_in_memory_are_named_for_what_they_are(rows):
+    with pytest.raises(
+        ValueError, match=f"Parquet files or an Iceberg table required, found a .*{type(rows).__name__}"
+    ):
+        open_table(rows)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""The table of rejected rows: replaced as a whole, readable by any Iceberg reader."""
+"""The table of rejected rows: replaced by every ingest, readable by any Iceberg reader."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rejects(*rows: tuple[str, str, int | None, str | None]) -> pa.Table:
 def test_the_rows_come_back_with_reason_file_and_line(catalog):
     rows = rejects(("null user id", "a.csv", 3, ",7,1"), ("unparsable time", "b.csv", None, None))
     table = write_rejects(catalog, "shop.rejected_engagements", rows)
-    assert table.scan().to_arrow().drop("user_id").to_pylist() == rows.to_pylist()
+    assert table.scan().to_arrow().drop(["user_id", "table_name"]).to_pylist() == rows.to_pylist()
     assert all(field.doc for field in table.schema().fields)
 
 
@@ -55,6 +55,30 @@ def test_a_clean_ingest_leaves_an_empty_table(catalog):
     assert write_rejects(catalog, "shop.other", rejects()).scan().to_arrow().num_rows == 0
 
 
+def test_an_ingest_replaces_the_rows_of_its_own_table_alone(catalog):
+    for name in ("a", "b", "gone"):
+        create_table(catalog, f"shop.{name}", synthetic_schema(SyntheticLogConfig()), Layout.BY_REQUEST)
+    place = "shop.rejected_engagements"
+
+    def lines() -> list[tuple]:
+        rows = catalog.load_table(place).scan().to_arrow().to_pylist()
+        return sorted((row["table_name"] or "", row["line"]) for row in rows)
+
+    write_rejects(catalog, place, rejects(("time", "of_before.csv", 1, "x")))
+    write_rejects(catalog, place, rejects(("time", "a.csv", 3, "x"), ("time", "a.csv", 4, "y")), of="shop.a")
+    assert lines() == [("shop.a", 3), ("shop.a", 4)]
+    with catalog.load_table(place).update_schema() as update:
+        update.add_column("seen_by", StringType())
+    write_rejects(catalog, place, rejects(("time", "c.csv", 9, "y")), of="shop.gone")
+    before = catalog.load_table(place).metadata_location
+    table = write_rejects(catalog, place, rejects(("time", "b.csv", 5, "y")), of="shop.b")
+    assert lines() == [("shop.a", 3), ("shop.a", 4), ("shop.b", 5), ("shop.gone", 9)]
+    assert table.metadata.metadata_log[-1].metadata_file == before, "more than one commit lies between"
+    catalog.drop_table("shop.gone")
+    write_rejects(catalog, place, [], of="shop.a")
+    assert lines() == [("shop.b", 5)]
+
+
 def test_batches_and_narrower_types_are_taken(catalog):
     constant = {name: [name] for name in ("reason", "detail", "file")}
     batch = pa.record_batch(constant | {"line": pa.array([1], pa.int32()), "raw": ["é"], "x": [0]})
@@ -62,10 +86,11 @@ def test_batches_and_narrower_types_are_taken(catalog):
     assert table.scan().to_arrow().num_rows == 2
 
 
-def test_a_table_of_an_earlier_version_gets_its_user_id_in_the_same_commit(catalog):
+def test_a_table_of_an_earlier_version_gets_its_new_columns_in_the_same_commit(catalog):
     write_rejects(catalog, "shop.rejected_engagements", rejects(("null user id", "a.csv", 3, "x")))
     with catalog.load_table("shop.rejected_engagements").update_schema() as update:
         update.delete_column("user_id")
+        update.delete_column("table_name")
         update.add_column("seen_by", StringType())
     before = catalog.load_table("shop.rejected_engagements")
     rows = rejects(("time", "a.csv", 4, "y")).append_column("user_id", pa.array([7], pa.int64()))
