@@ -65,7 +65,7 @@ def form_requests(
         frame = frame.sort("user_id", "ts_us", *_PLACE, maintain_order=True)
         frame = _add_line_requests(frame) if mapping.candidates else _add_sessions(frame, session_gap_s)
     frame = _reject_other_values(frame, mapping, rejects)
-    frame = rejects.split(frame, [_duplicate_check()])
+    frame = _reject_duplicates(frame, rejects)
     frame = frame.with_columns(pl.col("ts_us").min().over("request_id").alias("request_ts_us")).drop("raw")
     if not mapping.request_id:
         return frame
@@ -90,14 +90,19 @@ def _add_line_requests(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.join(lines, on=_PLACE, how="left", maintain_order="left")
 
 
-def _duplicate_check() -> Check:
+def _reject_duplicates(frame: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:
+    """The first row of each item of a request."""
     pair = ("request_id", "item_id")
-    first = pl.col("line").first().over(pair)
-    return Check(
-        "duplicate",
-        pl.int_range(pl.len()).over(pair) > 0,
-        pl.format("item {} of request {} stands on line {} already", "item_id", "request_id", first),
-    )
+    nth = frame.select(pl.int_range(pl.len()).over(pair)).to_series()
+    if not (nth > 0).any():
+        return frame
+    first = frame.filter(nth == 0).select(*pair, first_file="file", first_line="line")
+    frame = frame.with_columns(nth=nth).join(first, on=pair, how="left", maintain_order="left")
+    name = pl.col("first_file").replace_strict(dict(enumerate(rejects.files)), return_dtype=pl.String)
+    where = pl.when(pl.col("first_file") != pl.col("file")).then(pl.format(" of {}", name)).otherwise(pl.lit(""))
+    detail = pl.format("item {} of request {} stands on line {}{} already", *pair[::-1], "first_line", where)
+    frame = rejects.split(frame, [Check("duplicate", pl.col("nth") > 0, detail)])
+    return frame.drop("nth", "first_file", "first_line")
 
 
 def _reject_other_values(frame: pl.DataFrame, mapping: LogMapping, rejects: Rejects) -> pl.DataFrame:

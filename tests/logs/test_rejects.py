@@ -128,6 +128,16 @@ def test_a_request_keeps_the_values_that_most_of_its_rows_have(tmp_path, read):
     assert "device is 7, 2 on most rows" in found.rejects[0]["detail"]
 
 
+def test_a_duplicate_names_the_place_of_the_row_that_stays(tmp_path, read):
+    again = GOOD.replace(",1700000000,", ",1700000001,")
+    write(tmp_path / "a.csv", "3,10,101,1700000003,0,4,1,", GOOD, "1,12,100,1700000001,0,3,1.5,2", again)
+    write(tmp_path / "b.csv", again)
+    found = read(tmp_path, mapping=MAPPING)
+    assert found.reasons == [("duplicate", 5), ("duplicate", 2)]
+    assert found.rejects[0]["detail"].endswith("stands on line 3 already")
+    assert found.rejects[1]["detail"].endswith("stands on line 3 of a.csv already")
+
+
 def test_the_sign_of_zero_costs_no_row_of_a_request(tmp_path, read):
     mapping = {**MAPPING, "request_columns": {"device": "float64"}}
     lines = [f"1,{item},100,1700000000,1,5,1,{zero}" for item, zero in ((10, "0.0"), (11, "-0.0"), (12, "-0"))]
