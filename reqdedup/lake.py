@@ -291,7 +291,8 @@ def ingest(
 ) -> IngestReport:
     """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
 
-    Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay.  options: of `storage.replace_table`.
+    Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay.
+    options: of `storage.replace_table`.
     Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
     of Iceberg, Delta or Hudi; nothing was changed then.
     """

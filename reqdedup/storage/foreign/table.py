@@ -30,8 +30,8 @@ def open_table(source: Table | str | Path | Sequence[str | Path], *, snapshot_id
     if not isinstance(source, Sequence) or not all(isinstance(path, (str, Path)) for path in source):
         kind = type(source)
         raise ValueError(
-            f"Parquet files or an Iceberg table required, found a {kind.__module__.split('.')[0]} {kind.__name__}; write "
-            "it to a Parquet file and give its path"
+            f"Parquet files or an Iceberg table required, found a {kind.__module__.split('.')[0]} {kind.__name__}; "
+            "write it to a Parquet file and give its path"
         )
     paths = [str(path) for path in source]
     if not paths:
