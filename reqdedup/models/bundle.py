@@ -224,7 +224,8 @@ def check_manifest(manifest: Any, path: str) -> dict[str, Any]:
     missing, unknown = set(_REQUIRED) - set(manifest["files"]), set(manifest["files"]) - {*_REQUIRED, *_OPTIONAL}
     if missing or unknown:
         raise ValueError(
-            f"{path}: files {', '.join(_REQUIRED)} required, found {', '.join(manifest['files'])}; export the bundle again"
+            f"{path}: files {', '.join(_REQUIRED)} required, found {', '.join(manifest['files'])}; export the "
+            "bundle again"
         )
     return manifest
 

@@ -190,7 +190,8 @@ class Transforms:
             values_B = self._tensor(column, [None] * len(item_id_B) if values is None else values)
             if len(values_B) != len(item_id_B):
                 raise ValueError(
-                    f"candidates: {len(item_id_B)} values of {column.name} required, one for each item_id, found {len(values_B)}"
+                    f"candidates: {len(item_id_B)} values of {column.name} required, one for each item_id, found "
+                    f"{len(values_B)}"
                 )
             row[column.name] = values_B
         return item_id_B, row

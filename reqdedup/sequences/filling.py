@@ -100,8 +100,8 @@ class RequestSource:
             yield from self._sorted.batches(columns, users)
             if users is None and self._sorted.counts.missing_rows:
                 raise ValueError(
-                    f"store: features of every request required, found {self._sorted.counts.missing_rows:,} rows without "
-                    f"in {self._sorted.name}; compute the features again; nothing was changed"
+                    f"store: features of every request required, found {self._sorted.counts.missing_rows:,} rows "
+                    f"without in {self._sorted.name}; compute the features again; nothing was changed"
                 )
             return
         for unit in range(self._sorted.num_buckets):

@@ -35,7 +35,8 @@ class EventPacking:
         strange = {name: dtype for name, dtype in columns.items() if dtype not in NUMBER_WIDTH_BYTES}
         if not columns or strange:
             raise ValueError(
-                f"columns of a store: at least one, of {', '.join(NUMBER_WIDTH_BYTES)} required, found {strange or 'none'}"
+                f"columns of a store: at least one, of {', '.join(NUMBER_WIDTH_BYTES)} required, found "
+                f"{strange or 'none'}"
             )
         self.columns = dict(columns)
         self._record = np.dtype([(name, np.dtype(dtype).newbyteorder("<")) for name, dtype in columns.items()])
@@ -49,7 +50,8 @@ class EventPacking:
         for name, array in arrays.items():
             if array.ndim != 1 or array.dtype != self.columns[name]:
                 raise ValueError(
-                    f"events: column {name} must be one row of {self.columns[name]}, found {array.dtype} of shape {array.shape}"
+                    f"events: column {name} must be one row of {self.columns[name]}, found {array.dtype} of shape "
+                    f"{array.shape}"
                 )
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) > 1:

@@ -128,7 +128,8 @@ class ValkeyStore:
             raise ValueError(f"store {name}: format {FORMAT} required, found {said['format']}; take another name")
         if columns is not None and dict(columns) != said["columns"]:
             raise ValueError(
-                f"store {name}: events of {dict(columns)} required, found a store of {said['columns']}; take another name"
+                f"store {name}: events of {dict(columns)} required, found a store of {said['columns']}; take "
+                "another name"
             )
         self._packing = EventPacking(said["columns"])
 

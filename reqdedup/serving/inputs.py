@@ -166,8 +166,8 @@ class InputReader:
                 what = name
             if name not in self._optional:
                 raise RequestError(
-                    f"candidates: {what} required, found neither in the request ({', '.join(candidates)}) nor among the "
-                    "model's items"
+                    f"candidates: {what} required, found neither in the request ({', '.join(candidates)}) nor "
+                    "among the model's items"
                 )
             if name not in self.transforms.defaults:
                 marks.append(name)

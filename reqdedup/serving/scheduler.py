@@ -107,8 +107,8 @@ class Scheduler:
             if is_full and not work.must_run:
                 self.counts.refused += 1
                 raise OverloadedError(
-                    f"a queue of at most {self.limits.max_waiting} requests and {self.limits.max_waiting_rows} candidates "
-                    f"required, found {len(self._waiting)} and {self._rows} waiting; come back later",
+                    f"a queue of at most {self.limits.max_waiting} requests and {self.limits.max_waiting_rows} "
+                    f"candidates required, found {len(self._waiting)} and {self._rows} waiting; come back later",
                     max(1, math.ceil(self._rows * self._row_s)),
                 )
             self._waiting.append(work)

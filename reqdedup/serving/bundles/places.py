@@ -183,7 +183,8 @@ def _fetched(store: _Store, location: str, manifest_bytes: bytes, cache: Path) -
             if content is None or hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 found = "no file" if content is None else "others"
                 raise ValueError(
-                    f"{location}/{name}: bytes of the manifest's checksum required, found {found}; upload the bundle again"
+                    f"{location}/{name}: bytes of the manifest's checksum required, found {found}; upload the "
+                    "bundle again"
                 )
             (unfinished / name).write_bytes(content)
         (unfinished / MANIFEST).write_bytes(manifest_bytes)

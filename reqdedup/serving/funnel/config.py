@@ -123,8 +123,8 @@ class FunnelConfig:
         wanted = (*self.light.columns, *self.slate.columns)
         if missing := [name for name in dict.fromkeys(wanted) if name not in items.columns]:
             raise ValueError(
-                f"funnel: item columns {', '.join(missing)} required, found {', '.join(items.columns) or 'none'}; export them "
-                "with the bundle or leave the term out"
+                f"funnel: item columns {', '.join(missing)} required, found {', '.join(items.columns) or 'none'}; "
+                "export them with the bundle or leave the term out"
             )
 
     @classmethod

@@ -42,7 +42,8 @@ class SelfTest:
         if self.holds:
             return f"deterministic mode: holds here, tried with this model in {self.seconds:.2f} s"
         return (
-            f"deterministic mode: does not hold with torch {torch.__version__} on this processor, {', '.join(self.differing)} "
+            f"deterministic mode: does not hold with torch {torch.__version__} on this processor, "
+            f"{', '.join(self.differing)} "
             "had other bits than a request alone; answers are right up to rounding"
         )
 

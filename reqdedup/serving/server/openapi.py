@@ -174,7 +174,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 code, pre, textarea { font: 13px/1.4 ui-monospace, monospace; }
 details { border: 1px solid #8884; border-radius: 6px; margin: .5rem 0; padding: .5rem 1rem; }
 summary { cursor: pointer; } .method { display: inline-block; width: 4rem; font-weight: 600; }
-textarea { width: 100%; height: 9rem; box-sizing: border-box; } pre { overflow: auto; max-height: 24rem; background: #8881; padding: .5rem; }
+textarea { width: 100%; height: 9rem; box-sizing: border-box; }
+pre { overflow: auto; max-height: 24rem; background: #8881; padding: .5rem; }
 </style>
 <h1>reqdedup</h1>
 <p>What this server takes, written from the signature of the models that serve now.
@@ -182,12 +183,17 @@ textarea { width: 100%; height: 9rem; box-sizing: border-box; } pre { overflow: 
 <p><label>Token, if the server asks for one: <input id="token" type="password" autocomplete="off"></label></p>
 <div id="paths">...</div>
 <script>
-const element = (name, text) => { const e = document.createElement(name); if (text !== undefined) e.textContent = text; return e }
-const headers = more => { const t = document.getElementById("token").value; return t ? {...more, authorization: "Bearer " + t} : more }
+const element = (name, text) => { const e = document.createElement(name)
+  if (text !== undefined) e.textContent = text; return e }
+const headers = more => { const t = document.getElementById("token").value
+  return t ? {...more, authorization: "Bearer " + t} : more }
 const example = s => !s ? null : s.anyOf ? example(s.anyOf[0]) : s.enum ? s.enum[0] : s.type === "object"
-  ? Object.fromEntries(Object.entries(s.properties || {}).filter(([n]) => (s.required || []).includes(n) || n === "request")
-    .map(([n, v]) => [n, n === "request" ? Object.fromEntries(Object.entries(v.properties || {}).map(([m, w]) => [m, example(w)])) : example(v)]))
-  : s.type === "array" ? Array(s.minItems || 1).fill(example(s.items)) : s.type === "string" ? "key" : s.type === "boolean" ? true : Math.max(s.minimum ?? 1, 1)
+  ? Object.fromEntries(Object.entries(s.properties || {})
+    .filter(([n]) => (s.required || []).includes(n) || n === "request")
+    .map(([n, v]) => [n, n !== "request" ? example(v)
+      : Object.fromEntries(Object.entries(v.properties || {}).map(([m, w]) => [m, example(w)]))]))
+  : s.type === "array" ? Array(s.minItems || 1).fill(example(s.items)) : s.type === "string" ? "key"
+  : s.type === "boolean" ? true : Math.max(s.minimum ?? 1, 1)
 async function show() {
   const box = document.getElementById("paths"); box.textContent = ""
   const answer = await fetch("/openapi.json", {headers: headers({})})
@@ -195,19 +201,25 @@ async function show() {
   const api = await answer.json()
   for (const [path, methods] of Object.entries(api.paths)) for (const [method, operation] of Object.entries(methods)) {
     const details = element("details"), summary = element("summary"), kind = element("span", method.toUpperCase())
-    kind.className = "method"; summary.append(kind, element("code", path), " " + operation.summary); details.append(summary)
-    const schema = operation.requestBody?.content["application/json"].schema, out = element("pre"), send = element("button", "Send")
+    kind.className = "method"; summary.append(kind, element("code", path), " " + operation.summary)
+    details.append(summary)
+    const schema = operation.requestBody?.content["application/json"].schema
+    const out = element("pre"), send = element("button", "Send")
     let body
-    if (schema) { body = element("textarea"); body.value = JSON.stringify(example(schema), null, 1); details.append(body) }
+    if (schema) { body = element("textarea")
+      body.value = JSON.stringify(example(schema), null, 1); details.append(body) }
     send.onclick = async () => {
       out.textContent = "..."
-      const options = schema ? {method: "POST", body: body.value, headers: headers({"content-type": "application/json"})} : {headers: headers({})}
+      const options = schema
+        ? {method: "POST", body: body.value, headers: headers({"content-type": "application/json"})}
+        : {headers: headers({})}
       try { const r = await fetch(path, options), text = await r.text()
         out.textContent = r.status + "\\n" + (text.startsWith("{") ? JSON.stringify(JSON.parse(text), null, 1) : text) }
       catch (error) { out.textContent = String(error) }
     }
     details.append(send, out)
-    if (schema) { const more = element("details"); more.append(element("summary", "schema"), element("pre", JSON.stringify(schema, null, 1))); details.append(more) }
+    if (schema) { const more = element("details")
+      more.append(element("summary", "schema"), element("pre", JSON.stringify(schema, null, 1))); details.append(more) }
     box.append(details)
   }
 }

@@ -45,7 +45,8 @@ class ServeSettings:
             raise ValueError("a bundle required, found none; `reqdedup export` writes one")
         if self.workers < 1 or self.cache_bytes < 0:
             raise ValueError(
-                f"at least one worker and a cache of at least 0 bytes required, found {self.workers} and {self.cache_bytes}"
+                f"at least one worker and a cache of at least 0 bytes required, found {self.workers} and "
+                f"{self.cache_bytes}"
             )
 
     def to_json(self) -> str:
