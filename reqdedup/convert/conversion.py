@@ -26,6 +26,7 @@ from reqdedup.convert.append import in_table_order, known_columns, open_for_appe
 from reqdedup.convert.levels import find_levels
 from reqdedup.convert.mapping import ColumnMapping, TargetColumn, check_mapping, engagement_schema, plan_columns
 from reqdedup.convert.place import in_source
+from reqdedup.convert.repeats import repeated_rows
 from reqdedup.convert.rows import Converter
 from reqdedup.dedup.checksum import ContentChecksum, content_checksum
 from reqdedup.dedup.parts import RequestValuesError
@@ -78,6 +79,7 @@ class ConvertReport:
     checksum: of both sides.  compared_with: what the new rows were compared with, in words.
     null_lists: that became empty ones, on both sides.
     is_append: the files were added to a table that was there.  location: of the table.
+    repeated_rows: of an append, that were there already with equal values, and now are there once more.
     notes: what a reader of the table should know.
     """
 
@@ -96,6 +98,7 @@ class ConvertReport:
     compared_with: str
     null_lists: int
     notes: tuple[str, ...]
+    repeated_rows: int
     seconds: float
 
 
@@ -118,7 +121,8 @@ def convert_table(
     source: a pyiceberg Table, a folder, a file, or several files.  layout: BY_REQUEST if None.
     num_buckets: by default what `choose_num_buckets` says.  location: of the new table.  seed: of a SHUFFLED one.
     append: the table is there, and the rows are added to it in one commit, with its columns, layout and buckets. What
-    is appended twice is there twice.  spill_dir: for temporary files, which take the deduplicated rows.
+    is appended twice is there twice, and counted (`repeated_rows`).
+    spill_dir: for temporary files, which take the deduplicated rows.
     Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with
     the request that shows it), for nulls in keys, for times of history events in another unit than said, and where the
     new table is there already; with append if columns differ from the table's. ConflictError if another writer
@@ -189,6 +193,7 @@ def convert_table(
         compared_with=converter.compared_with,
         null_lists=converter.null_lists,
         notes=tuple(notes),
+        repeated_rows=written.num_repeated,
         seconds=time.monotonic() - started,
     )
 
@@ -197,6 +202,7 @@ def convert_table(
 class _Written:
     data_files: list[DataFile]
     num_requests: int
+    num_repeated: int
 
 
 def _write(
@@ -231,8 +237,9 @@ def _write(
                 f"{converter.compared_with}), found {checksum}; nothing was committed. This is a defect of the "
                 "conversion: report it"
             )
+        repeated = 0 if replace else repeated_rows(table, files.data_files, converter.schema)
         files.commit(replace=replace, properties={OPERATION: "convert"})
-        return _Written(files.data_files, num_requests)
+        return _Written(files.data_files, num_requests, repeated)
 
 
 def _notes_on_models(columns: Sequence[TargetColumn]) -> list[str]:

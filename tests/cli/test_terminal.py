@@ -167,6 +167,21 @@ def test_quiet_leaves_the_result_alone(here, capsys):
     assert printed.err == ""
 
 
+@pytest.mark.parametrize("width", [60, 200])
+def test_rows_that_are_appended_again_are_warned_of(here, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert convert() == 0
+    before = catalog_of(here).load_table("lake.t").current_snapshot().snapshot_id
+    capsys.readouterr()
+    assert convert("--append", "-q", "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["repeated_rows"] == 60
+    said = " ".join(printed.err.split())
+    assert said.startswith("warning: all 60 rows were in lake.t already, with equal values in all columns")
+    assert said.endswith(f"without them it is snapshot {before}")
+    assert too_wide(printed.err, width) == []
+
+
 def test_a_warning_is_one_line_and_stays_with_quiet(capsys):
     with click.Context(click.Command("x")) as context:
         context.params["quiet"] = True

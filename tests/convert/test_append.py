@@ -71,3 +71,46 @@ def test_an_append_meets_a_rebucketed_table_with_a_conflict(catalog, tmp_path, m
     with pytest.raises(ConflictError, match="another writer changed the table"):
         convert_table(folder, catalog, "test.ours", MAPPING, append=True)
     assert len(catalog.load_table("test.ours").metadata.snapshots) == 2  # the conversion's and the rebucketing's
+
+
+def batch_of(tmp_path, name, rows):
+    (tmp_path / name).mkdir()
+    return folder_of(tmp_path / name, rows, num_files=2)
+
+
+@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED, Layout.SHUFFLED, Layout.ARRIVAL])
+def test_rows_that_are_there_already_are_counted(catalog, tmp_path, layout):
+    """Against plain rows, each looked for among all: the same day again, part of it, the same keys with another value, another day."""
+    rows = their_rows()
+    day, later = rows.slice(0, 100), rows.slice(100)
+    changed = day.set_column(day.column_names.index("rank"), "rank", pa.array([500] * 100, pa.int16()))
+    convert_table(batch_of(tmp_path, "day", day), catalog, "test.ours", MAPPING, layout=layout, num_buckets=2)
+    table = catalog.load_table("test.ours")
+    for name, batch in {
+        "later": later,
+        "again": day,
+        "part": pa.concat_tables([day.slice(90), later.slice(0, 5)]),
+        "changed": changed,
+        "third": day,
+    }.items():
+        there = rows_in(table.refresh())
+        repeated = sum(row in there for row in expected(batch))
+        report = convert_table(batch_of(tmp_path, name, batch), catalog, "test.ours", MAPPING, append=True)
+        assert report.repeated_rows == repeated, name
+    assert report.repeated_rows == 100
+
+
+def test_rows_of_another_time_are_not_looked_for(catalog, tmp_path, monkeypatch):
+    rows = their_rows()
+    first, later = rows.slice(0, 60), rows.slice(60)
+    cut = later["session"].to_pylist().index(later["session"][-1].as_py())
+    later = later.slice(cut)  # one request, whose time no other has
+    convert_table(batch_of(tmp_path, "first", first), catalog, "test.ours", MAPPING, num_buckets=2)
+
+    def never(*arguments):
+        raise AssertionError("a file was opened")
+
+    monkeypatch.setattr("reqdedup.convert.repeats._in_both", never)
+    assert convert_table(batch_of(tmp_path, "later", later), catalog, "test.ours", MAPPING, append=True).rows
+    with pytest.raises(AssertionError, match="a file was opened"):
+        convert_table(batch_of(tmp_path, "again", later), catalog, "test.ours", MAPPING, append=True)

@@ -37,6 +37,7 @@ from reqdedup.cli.output import (
     interruptible,
     print_json,
     say,
+    warn,
 )
 from reqdedup.cli.values import whole
 
@@ -122,6 +123,12 @@ def convert(arguments: Options) -> int:
             append=arguments.append,
             progress=progress,
             spill_dir=arguments.spill_dir,
+        )
+    if report.repeated_rows:
+        which = "all" if report.repeated_rows == report.rows else f"{report.repeated_rows:,} of"
+        warn(
+            f"{which} {report.rows:,} rows were in {report.table} already, with equal values in all columns, and now "
+            f"are there once more; without them it is snapshot {before}"
         )
     if arguments.json:
         print_json({**vars(report), "checksum": str(report.checksum), "catalog": describe_catalog(arguments)})
