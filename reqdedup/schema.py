@@ -163,6 +163,18 @@ class EngagementSchema:
         return json.dumps(rows, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> EngagementSchema:
+    def from_json(cls, text: str, *, where: str = "schema") -> EngagementSchema:
+        """The schema of `to_json`. where: named in the ValueError for a text that is none."""
+        return cls(columns_of_json(text, where=where))
+
+
+def columns_of_json(text: str, *, where: str) -> tuple[Column, ...]:
+    """Columns from the list of objects in a table's property. Raises ValueError naming `where` if it is none."""
+    try:
         rows = json.loads(text)
-        return cls(tuple(Column(**{**row, "level": Level(row["level"]), "kind": Kind(row["kind"])}) for row in rows))
+        return tuple(Column(**{**row, "level": Level(row["level"]), "kind": Kind(row["kind"])}) for row in rows)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where}: a JSON list of columns required, found {text[:60]!r} ({type(error).__name__}: {error}); give it "
+            "the value that it had, as older metadata files of the table have it"
+        ) from error

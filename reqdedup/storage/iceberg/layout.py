@@ -224,12 +224,12 @@ def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSche
     A snapshot says its columns itself if `promote` added some; else they are those of its Iceberg schema. Types are the
     wider ones that another engine may have given them.
     """
-    own = EngagementSchema.from_json(_property(table, SCHEMA_PROPERTY))
+    where = f"{'.'.join(table.name())}: table property {SCHEMA_PROPERTY}"
+    own = EngagementSchema.from_json(_property(table, SCHEMA_PROPERTY), where=where)
     snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
     if snapshot is None:
         return EngagementSchema(widened(own.columns, table.schema()))
-    since = int(table.properties.get(FORM_SINCE_PROPERTY, 0))
-    if (snapshot.sequence_number or 0) < since:
+    if (snapshot.sequence_number or 0) < int(table.properties.get(FORM_SINCE_PROPERTY, 0)):
         raise ValueError(
             f"{'.'.join(table.name())}: a snapshot in the form that the table has now required, found {snapshot_id} "
             "from before its columns or layout were replaced; read it with `table.scan(snapshot_id=...)` of pyiceberg"
@@ -237,7 +237,7 @@ def table_schema(table: Table, snapshot_id: int | None = None) -> EngagementSche
     found = table.schemas().get(snapshot.schema_id) if snapshot.schema_id is not None else None
     text = snapshot.summary.get(SCHEMA_PROPERTY) if snapshot.summary is not None else None
     if text is not None:
-        own = EngagementSchema.from_json(text)
+        own = EngagementSchema.from_json(text, where=f"{where} of snapshot {snapshot_id}")
     elif found is not None:
         own = own.select(set(found.column_names) & set(own.names))
     return EngagementSchema(widened(own.columns, found or table.schema()))

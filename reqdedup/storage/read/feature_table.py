@@ -31,7 +31,7 @@ from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import IntegerType, NestedField
 
 from reqdedup.dedup.streams import REQUEST_KEY
-from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
+from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Level, columns_of_json
 from reqdedup.storage.iceberg.changes import BUCKET_COLUMN, check_no_deletes
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.form import TableForm
@@ -172,8 +172,7 @@ def feature_schema(table: Table, snapshot_id: int | None = None) -> FeatureSchem
     snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
     if snapshot is not None and snapshot.summary is not None:
         text = snapshot.summary.get(FEATURES_PROPERTY) or text
-    rows = json.loads(text)
-    columns = [Column(**{**row, "level": Level(row["level"]), "kind": Kind(row["kind"])}) for row in rows]
+    columns = columns_of_json(text, where=f"{'.'.join(table.name())}: table property {FEATURES_PROPERTY}")
     found = table.schema()
     if snapshot is not None and snapshot.schema_id is not None:
         found = table.schemas().get(snapshot.schema_id, found)

@@ -18,7 +18,7 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.read.feature_positions import FOOTER_KEY, Positions
-from reqdedup.storage.read.feature_table import FEATURES_PROPERTY
+from reqdedup.storage.read.feature_table import FEATURES_PROPERTY, feature_schema
 from tests.storage.small_log import log_schema, make_log, to_batches
 
 SMALL = EngagementSchema(
@@ -81,6 +81,22 @@ def test_a_table_of_version_0_1_is_read_and_a_newer_one_refused_by_name(table: T
         ValueError, match=r"n\.t: table property reqdedup\.format = 1 required, found 2; a newer reqdedup"
     ):
         table_schema(table)
+
+
+@pytest.mark.parametrize(
+    "text", ["{bad", "{}x", "[1]", '[{"name": "a"}]', '[{"name": "a", "level": "x", "kind": "y"}]']
+)
+def test_a_property_that_is_damaged_is_named_with_its_table(catalog: Catalog, table: Table, text: str) -> None:
+    age = Column(name="age", dtype="int32", level=Level.REQUEST, doc="age")
+    features = create_feature_table(catalog, "n.f", table, [age])
+    for damaged, name, read in (
+        (table, "reqdedup.schema", table_schema),
+        (features, FEATURES_PROPERTY, feature_schema),
+    ):
+        with damaged.transaction() as transaction:
+            transaction.set_properties({name: text})
+        with pytest.raises(ValueError, match=rf"n\.\w: table property {name}: a JSON list of columns required"):
+            read(damaged)
 
 
 def test_a_feature_table_of_a_newer_version_is_refused_by_name(catalog: Catalog, table: Table) -> None:
