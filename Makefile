@@ -9,6 +9,8 @@ EXTRAS := train,serve,ann,dagster,notebooks,dev
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PORT ?= 3000
+# Those in notebooks/rendered are committed: `make run notebooks NOTEBOOKS_TO=notebooks/rendered`.
+NOTEBOOKS_TO ?= notebooks
 SERVE_PORT ?= 8080
 WORKERS ?= 1
 # The namespace whose models are served: that of `make run` with the same RECIPE or NAMESPACE.
@@ -77,9 +79,10 @@ format: setup ## format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-notebooks: setup ## run the notebooks against the embedded warehouse, into notebooks/*.ipynb
+notebooks: setup ## run the notebooks against the embedded warehouse, into notebooks/*.ipynb (or NOTEBOOKS_TO=folder)
+	@mkdir -p $(NOTEBOOKS_TO)
 	@for script in notebooks/*.py; do \
-	  notebook="$${script%.py}.ipynb"; \
+	  notebook="$(NOTEBOOKS_TO)/$$(basename "$${script%.py}").ipynb"; \
 	  $(BIN)/jupytext --quiet --to ipynb --output "$$notebook" "$$script"; \
 	  $(ACTIVATED) jupyter-execute --inplace "$$notebook"; \
 	  echo "$$notebook"; \

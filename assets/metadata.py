@@ -100,9 +100,12 @@ def compression_metadata(report: pa.Table, overlap: UserOverlap) -> dict[str, An
     wide = control.filter(pl.col("compressed_bytes") == control["compressed_bytes"].max())["column"].to_list()
     totals = layout_totals(report)
     texts = {
-        plots.layout_name(row["table"]): f"{format_bytes(row['bytes'])}, "
-        + (f"{row['ratio']:.1f}x, " if (row["ratio"] or 0) > 1.005 else "")
-        + f"{row['fraction_of_limit'] or 0:.0%} of limit"
+        plots.layout_name(row["table"]): format_bytes(row["bytes"])
+        + (
+            f", {row['ratio']:.1f}x, {row['fraction_of_limit'] or 0:.0%} of limit"
+            if (row["ratio"] or 0) > 1.005
+            else ""
+        )
         for row in totals
     }
     metadata: dict[str, Any] = {
@@ -117,7 +120,7 @@ def compression_metadata(report: pa.Table, overlap: UserOverlap) -> dict[str, An
                     "layout": plots.layout_name(row["table"]),
                     "stored": format_bytes(row["bytes"]),
                     "smaller": f"{row['ratio'] or 0:.1f}x",
-                    "of the limit": f"{row['fraction_of_limit'] or 0:.0%}",
+                    "of limit": f"{row['fraction_of_limit'] or 0:.0%}",
                 }
                 for row in totals
             ]

@@ -82,7 +82,8 @@ plots.steps(
 # ## Memory
 #
 # Resident memory of rank 0 after each step. It rises steeply until the loader's first windows are full; after that it
-# should hardly rise, and the lines below say by how much it still did in this run. Short runs end while it rises.
+# should hardly rise, and the lines below say by how much it still did in this run. Short runs end while it rises,
+# and a longer one then needs more than is shown here.
 
 # %%
 for name, steps in metrics.items():

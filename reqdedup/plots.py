@@ -101,9 +101,9 @@ def points(
     limit_name: str = "store-once limit",
     format_value: Callable[[float], str] = format_bytes,
 ) -> Chart:
-    """values: row -> series -> value, one point each on a logarithmic axis, a line from the least to the most of a row.
+    """values: row -> series -> value, one point each, a line from the least to the most of a row.
 
-    limits: a mark in the row.
+    The axis begins at zero, or is logarithmic if the values span a factor of ten.  limits: a mark in the row.
     """
     rows, series = list(values), list(dict.fromkeys(name for row in values.values() for name in row))
     figure, (axes,) = _axes(1, width=8.2, height=0.34 * len(rows) + 1.5)
@@ -119,7 +119,12 @@ def points(
         axes.scatter(
             [x for x, _ in marks], [y for _, y in marks], marker="|", s=190, color=LIMIT, label=limit_name, zorder=3
         )
-    axes.set(xscale="log", yticks=range(len(rows)), yticklabels=rows)
+    axes.set(yticks=range(len(rows)), yticklabels=rows)
+    every = [value for row in values.values() for value in row.values() if value]
+    if every and max(every) > 10 * min(every):
+        axes.set(xscale="log", xlabel="one step of the axis is a factor of ten")
+    else:
+        axes.set_xlim(0, 1.1 * max(every, default=1.0))
     axes.xaxis.set_major_formatter(_ticks(format_value))
     axes.invert_yaxis()
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
@@ -205,7 +210,7 @@ def columns(report: pa.Table, *, most: int = SHOWN_COLUMNS) -> Chart:
     return points(
         {name: {layout_name(table): stored[table, name]["compressed_bytes"] for table in tables} for name in names},
         limits={name: stored[tables[-1], name]["store_once_bytes"] for name in names},
-        title=f"the {len(names)} largest columns, stored bytes (one step of the axis is a factor of ten)",
+        title=f"the {len(names)} largest columns, stored bytes",
     )
 
 

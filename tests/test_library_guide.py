@@ -39,7 +39,7 @@ def test_the_guide_to_the_library_runs_as_it_is_printed(tmp_path, monkeypatch):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
     space: dict = {}
     found = blocks("python")
-    assert len(found) == 7
+    assert len(found) == 8
     for block in found:
         if block.startswith("# train"):
             try:
@@ -49,6 +49,7 @@ def test_the_guide_to_the_library_runs_as_it_is_printed(tmp_path, monkeypatch):
         exec(compile(block, "docs/library.md", "exec"), space)
     assert space["report"].rejected == {}
     assert space["table"].source.num_rows == 800
+    assert space["picture"].startswith("<svg")
     assert space["joined"].to_arrow(["visits"])["visits"].to_pylist() == [1] * 800
     assert {row["table"] for row in space["lake"].tables().to_arrow().to_pylist()} == {
         "ads.engagements",

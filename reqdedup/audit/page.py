@@ -105,7 +105,7 @@ def _columns(columns: list[ColumnAudit]) -> plots.Chart:
             for column in drawn
             if STORE_ONCE in column.estimates
         },
-        title="the largest columns, stored bytes (one step of the axis is a factor of ten)",
+        title="the largest columns, stored bytes",
     )
 
 

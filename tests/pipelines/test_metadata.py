@@ -78,10 +78,10 @@ def test_the_compression_report_speaks_in_human_units():
         "layout": "shuffled",
         "stored": "272 MB",
         "smaller": "1.0x",
-        "of the limit": "2%",
+        "of limit": "2%",
     }
     assert cells[2]["smaller"] == "24.1x"
-    assert cells[2]["of the limit"] == "42%"
+    assert cells[2]["of limit"] == "42%"
     assert metadata["bytes_shuffled"] == 272_108_518
     for name in ("chart by layout", "chart by column"):
         image = base64.b64decode(metadata[name].value.partition("base64,")[2].rstrip(")"))
