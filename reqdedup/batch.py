@@ -12,10 +12,12 @@ when a model asks for it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from reqdedup.ops.expand import expand
@@ -143,22 +145,27 @@ class RequestBatch:
 
         The padding of a request repeats its first row; a request without rows stays without.
         """
-        fan_out_R = self.row_offsets_R1.diff()
-        padded_R = (fan_out_R + multiple - 1) // multiple * multiple
-        row_offsets_R1 = torch.cat([padded_R.new_zeros(1), padded_R.cumsum(0)])
-        request_R = torch.arange(self.num_requests, device=padded_R.device)
-        request_of_row_B = torch.repeat_interleave(request_R, padded_R)
-        place_B = torch.arange(len(request_of_row_B), device=padded_R.device) - row_offsets_R1[request_of_row_B]
-        is_row_B = place_B < fan_out_R[request_of_row_B]
-        from_B = self.row_offsets_R1[request_of_row_B] + torch.where(is_row_B, place_B, 0)
+        counts = self.row_offsets_R1.diff().tolist()
+        padded_counts = [-(-count // multiple) * multiple for count in counts]
+        begins, places = (list(itertools.accumulate(x, initial=0)) for x in (counts, padded_counts))
+        repeats_R = np.array(padded_counts, np.int64)
+        from_B = np.repeat(np.array(begins[:-1], np.int64), repeats_R)
+        row_B = np.empty(begins[-1], np.int64)
+        for begin, place, count in zip(begins, places, counts, strict=False):
+            rows = np.arange(count)
+            from_B[place : place + count] += rows
+            row_B[begin : begin + count] = place + rows
+        request_of_row_B = np.repeat(np.arange(self.num_requests), repeats_R)
+        device = self.item_id_B.device
+        from_row_B = torch.from_numpy(from_B).to(device)
         padded = replace(
             self,
-            item_id_B=self.item_id_B[from_B],
-            request_of_row_B=request_of_row_B,
-            row_offsets_R1=row_offsets_R1,
-            row={name: x_B[from_B] for name, x_B in self.row.items()},
+            item_id_B=self.item_id_B[from_row_B],
+            request_of_row_B=torch.from_numpy(request_of_row_B).to(device),
+            row_offsets_R1=torch.tensor(places, device=device),
+            row={name: x_B[from_row_B] for name, x_B in self.row.items()},
         )
-        return padded, torch.nonzero(is_row_B).squeeze(1)
+        return padded, torch.from_numpy(row_B).to(device)
 
     @staticmethod
     def concatenate(batches: Sequence[RequestBatch]) -> RequestBatch:

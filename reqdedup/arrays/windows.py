@@ -71,6 +71,15 @@ class HistoryCut:
         skipped = self.start_of(history_end) - (history_end - length)
         return np.clip(skipped, np.maximum(0, length - self.max_events), length)
 
+    def start_of_one(self, history_end: int) -> int:
+        """`start_of` of one window."""
+        return -(-max(0, history_end - self.max_events) // self.step) * self.step
+
+    def skipped_of_one(self, length: int, history_end: int) -> int:
+        """`skipped` of one history."""
+        skipped = self.start_of_one(history_end) - (history_end - length)
+        return min(max(skipped, 0, length - self.max_events), length)
+
 
 def gather_windows(packed: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The windows packed[start : start + length], packed again: [sum(lengths)].

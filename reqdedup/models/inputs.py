@@ -21,8 +21,12 @@ def hashed_row(ids: torch.Tensor, num_rows: int) -> torch.Tensor:
     ids: any integer or bool type, negative ids included.
     Source: Knuth, The Art of Computer Programming, volume 3, section 6.4 (Fibonacci hashing).
     """
-    top = (ids.long() * _MULTIPLIER) >> 33 & 0x7FFF_FFFF
-    return (top * num_rows) >> 31
+    row = ids.long() * _MULTIPLIER
+    row >>= 33
+    row &= 0x7FFF_FFFF
+    row *= num_rows
+    row >>= 31
+    return row
 
 
 def hashed_row_of(id: int, num_rows: int) -> int:

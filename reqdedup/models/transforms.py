@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ class Transforms:
         defaults = {column.name: DEFAULTS[column.name] for column in columns if column.name in DEFAULTS}
         return cls(columns=columns, cut=HistoryCut(max_events=cut.max_events, stride=cut.step), defaults=defaults)
 
-    @property
+    @cached_property
     def request_columns(self) -> tuple[Column, ...]:
         """Scalars and vectors that a request brings, or a store has."""
         return tuple(
@@ -133,11 +134,11 @@ class Transforms:
             if column.level is Level.REQUEST and column.kind is not Kind.SEQUENCE and column.name not in OF_WINDOW
         )
 
-    @property
+    @cached_property
     def history_columns(self) -> tuple[Column, ...]:
         return tuple(column for column in self.columns if column.kind is Kind.SEQUENCE)
 
-    @property
+    @cached_property
     def item_columns(self) -> tuple[Column, ...]:
         """Of the candidates, beside item_id."""
         return tuple(column for column in self.columns if column.level is Level.ITEM)
@@ -176,7 +177,7 @@ class Transforms:
                 f"history: columns of one length required, found {lengths}; one event is an element of each"
             )
         length = next(iter(lengths.values()))
-        first = int(self.cut.skipped(np.array(length), np.array(length if end < 0 else end)))
+        first = self.cut.skipped_of_one(length, length if end < 0 else end)
         return {name: torch.from_numpy(values[first:]) for name, values in plain.items()}
 
     def rows(self, candidates: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -234,6 +235,10 @@ def _plain(column: Column, values: Sequence[Any] | np.ndarray, default: bool | i
 
     default: in place of a None. Raises ValueError for a None without it, and for what the column's type does not hold.
     """
+    wanted, is_vector = type_of(column), column.kind is Kind.VECTOR
+    is_ready = isinstance(values, np.ndarray) and values.dtype == wanted and wanted.kind in "bi" and not is_vector
+    if is_ready and values.ndim == 1 and values.flags.writeable:
+        return values  # nothing to look at
     if not isinstance(values, (list, tuple, range)) and getattr(values, "ndim", 0) == 0:
         raise ValueError(f"{column.name}: a list of values required, found {type(values).__name__}")
     if not isinstance(values, np.ndarray) and any(value is None for value in values):
@@ -241,25 +246,28 @@ def _plain(column: Column, values: Sequence[Any] | np.ndarray, default: bool | i
             raise ValueError(f"{column.name}: a value required, found none")
         values = [default if value is None else value for value in values]
     found = _array(column, values)
-    wanted = type_of(column)
     if found.size and found.dtype.kind not in _PLAIN_KINDS[wanted.kind]:
         raise ValueError(f"{column.name}: values of type {column.dtype} required, found {_shown(found)}")
     if wanted.kind == "i" and found.size and found.dtype != wanted:
         bounds = np.iinfo(wanted)
         if found.min() < bounds.min or found.max() > bounds.max:
             raise ValueError(f"{column.name}: numbers of {column.dtype} required, found {found.min()} to {found.max()}")
-    shape = (len(found), column.width) if column.kind is Kind.VECTOR else (len(found),)
+    shape = (len(found), column.width) if is_vector else (len(found),)
     if found.shape != shape and len(found):
-        what = f"a vector of {column.width} numbers" if column.kind is Kind.VECTOR else "one number for each"
+        what = f"a vector of {column.width} numbers" if is_vector else "one number for each"
         raise ValueError(f"{column.name}: {what} required, found shape {found.shape[1:]}")
-    with np.errstate(over="ignore"):
+    if found.dtype == wanted or wanted.kind != "f":
         result = numbers(column, found.reshape(shape))
-    if wanted.kind == "f" and np.isinf(result).any():
-        raise ValueError(
-            f"{column.name}: finite numbers of {column.dtype} required, found {_shown(found[np.isinf(result)])}"
-        )
-    if column.kind is Kind.VECTOR and np.isnan(result).any():
-        raise ValueError(f"{column.name}: a vector without NaN required, found one")
+    else:
+        with np.errstate(over="ignore"):
+            result = numbers(column, found.reshape(shape))
+    if wanted.kind == "f" and not np.isfinite(result).all():
+        if np.isinf(result).any():
+            raise ValueError(
+                f"{column.name}: finite numbers of {column.dtype} required, found {_shown(found[np.isinf(result)])}"
+            )
+        if is_vector:
+            raise ValueError(f"{column.name}: a vector without NaN required, found one")
     return result if result.flags.writeable else result.copy()
 
 

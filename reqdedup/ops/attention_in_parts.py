@@ -39,7 +39,7 @@ def append_attention(
         return append_attention_concatenated(query_NHK, key_NHK, value_NHK, past_key_PHK, past_value_PHK)
     query, key, value = _heads_first(query_NHK), _heads_first(key_NHK), _heads_first(value_NHK)
     out, lse = _flash(query, key, value, 0.0, True)
-    if not len(past_key_PHK):
+    if not past_key_PHK.shape[0]:
         return out[0].transpose(0, 1)
     past_out, past_lse = _flash(query, _heads_first(past_key_PHK), _heads_first(past_value_PHK))
     return _merged(past_out, past_lse, out, lse)[0].transpose(0, 1)
@@ -71,14 +71,21 @@ def crossing_attention_in_parts(
         return crossing_attention_concatenated(query_BHK, self_key_BHK, self_value_BHK, contexts, row_offsets_R1)
     rows = row_offsets_R1.tolist()
     wide = torch.promote_types(query_BHK.dtype, torch.float32)
-    out_BHK = query_BHK.new_zeros(query_BHK.shape)
-    lse_BH = query_BHK.new_full(query_BHK.shape[:2], -torch.inf, dtype=wide)
+    outs, lses, done = [], [], 0  # of the rows up to `done`
     for r, (key_LHK, value_LHK) in enumerate(contexts):
         begin, end = rows[r], rows[r + 1] if num_rows is None else rows[r] + num_rows[r]
-        if begin < end and len(key_LHK):
+        if begin < end and key_LHK.shape[0]:
+            if begin > done:
+                outs.append(query_BHK.new_zeros(begin - done, *query_BHK.shape[1:]))
+                lses.append(query_BHK.new_full((begin - done, query_BHK.shape[1]), -torch.inf, dtype=wide))
             out, lse = _flash(_heads_first(query_BHK[begin:end]), _heads_first(key_LHK), _heads_first(value_LHK))
-            out_BHK[begin:end] = out[0].transpose(0, 1)
-            lse_BH[begin:end] = lse[0].T
+            outs.append(out[0].transpose(0, 1))
+            lses.append(lse[0].T)
+            done = end
+    if (left := rows[-1] - done) or not outs:
+        outs.append(query_BHK.new_zeros(left, *query_BHK.shape[1:]))
+        lses.append(query_BHK.new_full((left, query_BHK.shape[1]), -torch.inf, dtype=wide))
+    out_BHK, lse_BH = (x[0] if len(x) == 1 else torch.cat(x) for x in (outs, lses))
     self_lse_BH = (query_BHK.to(wide) * self_key_BHK.to(wide)).sum(-1) * query_BHK.shape[-1] ** -0.5
     return _merged(out_BHK, lse_BH, self_value_BHK, self_lse_BH)
 
@@ -91,7 +98,7 @@ def _merged(one: torch.Tensor, one_lse: torch.Tensor, other: torch.Tensor, other
 
 def _heads_first(x_LHK: torch.Tensor) -> torch.Tensor:
     """[1, H, L, K], a view."""
-    return x_LHK.transpose(0, 1)[None]
+    return x_LHK.transpose(0, 1).unsqueeze(0)
 
 
 def append_attention_concatenated(

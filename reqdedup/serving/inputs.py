@@ -7,7 +7,8 @@ candidates   with their columns; those that the request leaves out are looked up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +27,44 @@ from reqdedup.serving.requests import OnMissingHistory, RankRequest, RequestErro
 class RankInputs:
     """A request as tensors.
 
-    batch: one request with its candidates and no history.  history: sequence columns [L] of its window, which begins
-    with event `start` of the timeline and ends before event `end`.  marks: what had to be done without.
+    item_id_B, row: of its candidates.  request: of its features, [1, ...].  history: sequence columns [L] of its
+    window, which begins with event `start` of the timeline and ends before event `end`.  marks: what had to be done
+    without.
     """
 
-    batch: RequestBatch
+    user_id: int
+    item_id_B: torch.Tensor
+    row: dict[str, torch.Tensor]
+    request: dict[str, torch.Tensor]
     history: dict[str, torch.Tensor]
     start: int
     end: int
     version: int
     marks: tuple[str, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return self.item_id_B.shape[0]
+
+    @staticmethod
+    def batch(together: Sequence[RankInputs]) -> RequestBatch:
+        """Several requests, at least one, as a batch without histories."""
+        first, num_requests = together[0], len(together)
+        counts = [one.num_rows for one in together]
+        request_R, user_id_R = torch.arange(num_requests), torch.tensor([one.user_id for one in together])
+
+        def side_by_side(values: list[torch.Tensor]) -> torch.Tensor:
+            return values[0] if num_requests == 1 else torch.cat(values)
+
+        return RequestBatch(
+            user_id_R=user_id_R,
+            item_id_B=side_by_side([one.item_id_B for one in together]),
+            request_of_row_B=request_R.repeat_interleave(torch.tensor(counts), output_size=sum(counts)),
+            row_offsets_R1=torch.tensor([0, *itertools.accumulate(counts)]),
+            history_offsets_R1=torch.zeros(num_requests + 1, dtype=torch.int64),
+            request={name: side_by_side([one.request[name] for one in together]) for name in first.request},
+            row={name: side_by_side([one.row[name] for one in together]) for name in first.row},
+        )
 
 
 class InputReader:
@@ -70,22 +99,19 @@ class InputReader:
             values = self.transforms.requests([self.features(request, marks)])
         except (ValueError, TypeError) as error:
             raise error if isinstance(error, RequestError) else RequestError(str(error)) from None
-        num_rows, length = len(item_id_B), len(next(iter(history.values())))
         for name, value in ((HISTORY_END, window.end), (TIMELINE_VERSION, window.version)):
             if name in self._names:
                 values[name] = torch.tensor([value])
-        batch = RequestBatch(
-            user_id_R=torch.tensor([request.user_id]),
-            item_id_B=item_id_B,
-            request_of_row_B=torch.zeros(num_rows, dtype=torch.int64),
-            row_offsets_R1=torch.tensor([0, num_rows]),
-            history_offsets_R1=torch.zeros(2, dtype=torch.int64),
-            request=values,
-            row=row,
-        )
-        start = window.end - length
         return RankInputs(
-            batch=batch, history=history, start=start, end=window.end, version=window.version, marks=tuple(marks)
+            user_id=request.user_id,
+            item_id_B=item_id_B,
+            row=row,
+            request=values,
+            history=history,
+            start=window.end - next(iter(history.values())).shape[0],
+            end=window.end,
+            version=window.version,
+            marks=tuple(marks),
         )
 
     def window(self, request: RankRequest | RetrieveRequest, marks: list[str]) -> Window:
@@ -100,7 +126,11 @@ class InputReader:
             if self.store is None:
                 raise StoreUnavailableError("the request has none, and there is no store")
             found = self.store.window(
-                request.user_id, self._history_columns, start_of=self._start_of, at=request.at, version=request.version
+                request.user_id,
+                self._history_columns,
+                start_of=self.transforms.cut.start_of_one,
+                at=request.at,
+                version=request.version,
             )
         except StoreUnavailableError as error:
             if self.on_missing_history == "refuse":
@@ -117,10 +147,6 @@ class InputReader:
 
     def _no_history(self) -> Window:
         return Window({name: np.zeros(0, np.int64) for name in self._history_columns}, 0, 0, 0)
-
-    def _start_of(self, end: int) -> int:
-        cut = self.transforms.cut
-        return -(-max(0, end - cut.max_events) // cut.step) * cut.step
 
     def features(self, request: RankRequest | RetrieveRequest, marks: list[str]) -> Mapping[str, Any]:
         """The request's own values over the store's, plain. marks, errors: as of `window`."""

@@ -93,12 +93,13 @@ class Slab:
 
     def first(self, num_tokens: int, layer: int, dtype: torch.dtype) -> KeyValue:
         """Keys and values of the first tokens; views if they are kept as they are."""
-        values = self._values[layer, :, :num_tokens]
+        values = self._values.select(0, layer).narrow(1, 0, num_tokens)
         if values.dtype != dtype:
             values = values.to(dtype)
             if self._scales is not None:
                 values *= self._scales[layer, :, :num_tokens]
-        return values[0], values[1]
+        key, value = values.unbind(0)
+        return key, value
 
     def appended(self, num_tokens: int, new: Sequence[torch.Tensor]) -> Slab:
         """A slab with these keys and values [N, 2, H, K] of each layer behind the first `num_tokens`: this one, or a

@@ -56,6 +56,9 @@ class ContextKey:
     rule: ContextRule
     user_id: int
 
+    def __hash__(self) -> int:
+        return hash(self.user_id)  # a rule is one object for all users, and slow to hash
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -182,10 +182,12 @@ class Ranker:
 
     def _logits(self, together: Sequence[_Ready]) -> Sequence[torch.Tensor]:
         """[M, num_labels] of each request."""
-        batch = RequestBatch.concatenate([inputs.batch for _, inputs, _, _ in together]).to(self.device)
+        batch = RankInputs.batch([inputs for _, inputs, _, _ in together])
+        if self.device.type != "cpu":
+            batch = batch.to(self.device)
         contexts = [context for _, _, context, _ in together]
         logits_BN = self.folded.score(contexts, batch, is_exact=self.deterministic)
-        return logits_BN.cpu().split([inputs.batch.num_rows for _, inputs, _, _ in together])
+        return logits_BN.cpu().split([inputs.num_rows for _, inputs, _, _ in together])
 
 
 def _in_turns(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
@@ -193,7 +195,7 @@ def _in_turns(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
     together: list[_Ready] = []
     num_rows = 0
     for one in ready:
-        more = one[1].batch.num_rows
+        more = one[1].num_rows
         if together and num_rows + more > ROWS_TOGETHER:
             yield together
             together, num_rows = [], 0
