@@ -236,9 +236,9 @@ def _plain(column: Column, values: Sequence[Any] | np.ndarray, default: bool | i
     default: in place of a None. Raises ValueError for a None without it, and for what the column's type does not hold.
     """
     wanted, is_vector = type_of(column), column.kind is Kind.VECTOR
-    is_ready = isinstance(values, np.ndarray) and values.dtype == wanted and wanted.kind in "bi" and not is_vector
-    if is_ready and values.ndim == 1 and values.flags.writeable:
-        return values  # nothing to look at
+    is_whole_number = wanted.kind != "f" and not is_vector
+    if is_whole_number and isinstance(values, np.ndarray) and values.dtype == wanted and values.ndim == 1:
+        return values if values.flags.writeable else values.copy()  # nothing to look at
     if not isinstance(values, (list, tuple, range)) and getattr(values, "ndim", 0) == 0:
         raise ValueError(f"{column.name}: a list of values required, found {type(values).__name__}")
     if not isinstance(values, np.ndarray) and any(value is None for value in values):
