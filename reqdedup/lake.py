@@ -17,7 +17,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from reqdedup import storage
-from reqdedup.display import ReportTable, format_bytes
+from reqdedup.display import ReportTable, counted, format_bytes
 from reqdedup.environment import LakePlace, find_lake
 from reqdedup.logs import LogReader, read_log
 from reqdedup.logs.presets import Preset
@@ -78,7 +78,7 @@ class Lake:
     def tables(self, namespace: str | None = None) -> ReportTable:
         """Every table, or those of a namespace: layout, rows, bytes, files and snapshot."""
         rows = list_tables(self.catalog, namespace)
-        return ReportTable(f"{self.place.options}: {rows.num_rows:,} tables", rows)
+        return ReportTable(f"{self.place.options}: {counted(rows.num_rows, 'table')}", rows)
 
     def table(self, name: str) -> EngagementTable:
         """The engagement table `namespace.name`. Raises ValueError if there is none, naming those that there are."""

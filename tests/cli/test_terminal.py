@@ -242,9 +242,19 @@ def test_an_error_is_red_on_a_terminal_alone(capsys, monkeypatch):
         assert ("\x1b[31m" in capsys.readouterr().err) is is_terminal
 
 
-@pytest.mark.parametrize("command", ["ingest", "convert", "compact", "delete-user"])
-def test_ctrl_c_says_what_was_kept(command, here, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "width"), [("ingest", 60), ("convert", 200), ("compact", 60), ("delete-user", 60), ("delete-user", 200)]
+)
+def test_ctrl_c_says_what_was_kept(command, width, here, capsys, monkeypatch):
     """A real SIGINT before and after a commit; what is said is what the catalog has."""
+    monkeypatch.setenv("COLUMNS", str(width))
+
+    def told() -> str:
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert too_wide(printed.err, width) == []
+        return " ".join(printed.err.split())
+
     (here / "log.csv").write_text("userId,movieId,rating,timestamp\n1,10,5.0,1000000000\n")
     words = {
         "ingest": ["ingest", "log.csv", "--preset", "movielens", "--table", "lake.i"],
@@ -268,25 +278,24 @@ def test_ctrl_c_says_what_was_kept(command, here, capsys, monkeypatch):
     capsys.readouterr()
     monkeypatch.setattr(StagedFiles, "commit", stop)
     assert cli.main(words) == 130
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert f"reqdedup {command}: interrupted; " in said.err
+    said = told()
+    assert f"reqdedup {command}: interrupted; " in said
     if command == "ingest":
-        assert "nothing was kept: lake.i was not made" in said.err
+        assert "nothing was kept: lake.i was not made" in said
         assert not catalog.table_exists("lake.i")
     else:
-        assert "lake.t is as it was" in said.err
+        assert "lake.t is as it was" in said
         assert catalog.load_table("lake.t").current_snapshot() == before
     monkeypatch.setattr(StagedFiles, "commit", land_and_stop)
     assert cli.main(words) == 130
-    said = capsys.readouterr()
+    said = told()
     landed = {
         "ingest": "the commit had landed: lake.i has the new rows",
         "convert": "the commit had landed: lake.t has the new rows",
         "compact": "lake.t: 1 commit landed and stay, one per bucket unless --one-commit; all else is as it was",
         "delete-user": "the users are gone from lake.t",
     }[command]
-    assert landed in said.err
+    assert landed in said
     assert catalog.load_table(table).current_snapshot() != before
 
 
