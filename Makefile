@@ -15,6 +15,7 @@ SERVE_PORT ?= 8080
 WORKERS ?= 1
 # The namespace whose models are served: that of `make run` with the same RECIPE or NAMESPACE.
 SERVED = $(or $(NAMESPACE),$(RECIPE),laptop)
+STATES = warehouse/data/serving/$(SERVED)/user_states.parquet
 # The tests are mostly single-threaded: two processes keep two cores busy. TEST_WORKERS=0 runs them in this one.
 TEST_WORKERS ?= 2
 
@@ -52,6 +53,7 @@ run: setup ## materialize the whole asset graph and print a summary
 
 serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080 (WORKERS=2, SERVE_PORT=8081)
 	@$(ACTIVATED) reqdedup serve 'warehouse/data/serving/$(SERVED)/bundle' --store 'warehouse/data/stores/$(SERVED).sqlite' \
+	  $(if $(wildcard $(STATES)),--user-states '$(STATES)') \
 	  --impressions 'warehouse/data/impressions/$(SERVED)' --port $(SERVE_PORT) --workers $(WORKERS) --watch 5
 
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph

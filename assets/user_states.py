@@ -7,10 +7,13 @@ from assets.stages import SERVING, TABLE
 from reqdedup.models.bundle import Bundle
 from reqdedup.sequences.filling import RequestSource, snapshots, user_records
 from reqdedup.serving.retrieval.retriever import Retriever
-from reqdedup.serving.retrieval.user_states import keep_user_states, replace_user_states
+from reqdedup.serving.retrieval.user_states import export_user_states, keep_user_states, replace_user_states
 from reqdedup.serving.retrieval.user_states import user_states as states_of
 from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.training.loop import BUNDLE_NAME
+
+STATES_NAME = "user_states.parquet"
+"""Of the file beside the bundles that a server starts with."""
 
 
 def retriever(store: Warehouse) -> Retriever:
@@ -22,8 +25,8 @@ def retriever(store: Warehouse) -> Retriever:
 def user_states(store: Warehouse) -> dg.MaterializeResult:
     """The heavy half of retrieval, computed ahead: the user tower over each user's newest window.
 
-    A server keeps these states from its start, so that a user's first request is as fast as the next. A state counts
-    only for the model and the events that it was computed from.
+    A server keeps these states from its start (`--user-states`, the file at `path`), so that a user's first request is
+    as fast as the next. A state counts only for the model and the events that it was computed from.
     """
     main, ours = store.table("engagements_by_request"), retriever(store)
     num_states = replace_user_states(
@@ -34,7 +37,11 @@ def user_states(store: Warehouse) -> dg.MaterializeResult:
         snapshots=snapshots(main, []),
         num_buckets=table_buckets(main) or 16,
     )
-    return store.result("user_states", **{"dagster/row_count": num_states, "model": ours.fingerprint})
+    path = store.serving_dir() / STATES_NAME
+    export_user_states(store.table("user_states"), path)
+    return store.result(
+        "user_states", **{"dagster/row_count": num_states, "model": ours.fingerprint, "path": str(path)}
+    )
 
 
 @dg.asset_check(

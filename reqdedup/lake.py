@@ -27,8 +27,10 @@ from reqdedup.storage.features.checks import features_current
 from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg import catalogs
 from reqdedup.storage.iceberg.layout import check_same_form
+from reqdedup.storage.maintenance.deletion import check_deletion, user_array
 from reqdedup.storage.maintenance.everywhere import UserDeletion, listed, users_scope
 from reqdedup.storage.maintenance.namespace import list_tables, load_listed
+from reqdedup.storage.maintenance.served_rows import requests_shown
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
@@ -138,15 +140,21 @@ class Lake:
         keys: str | Iterable[str] = (),
         namespaces: str | Iterable[str] = (),
         tables: str | Iterable[str] = (),
+        store: str | Path | None = None,
+        impressions: str | Path | None = None,
+        user_states: str | Path | None = None,
         apply: bool = False,
         **options: Any,
     ) -> UserDeletion:
         """Delete users from all tables of some namespaces, or from some tables and what belongs to them.
 
-        keys: original ids of a log with ids of text.  apply: do it; without it what would go is said.
+        keys: original ids of a log with ids of text.  store, impressions, user_states: what servers keep outside the
+        catalog, as `reqdedup serve` was told it; what is not given is named as not searched.
+        apply: do it; without it what would go is said.
         options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no user or place is named.
         """
         from reqdedup.logs.ids import hash_string
+        from reqdedup.serving.deletion import ServedPlaces
 
         keys, namespaces, tables = listed(keys), listed(namespaces), listed(tables)
         if not (namespaces or tables):
@@ -155,8 +163,19 @@ class Lake:
         if isinstance(user_ids, (pa.Array, pa.ChunkedArray)):  # of which one by one comes out as scalars of Arrow
             user_ids = user_ids.to_pylist()
         ids = [*(user_ids if isinstance(user_ids, Iterable) else [user_ids]), *map(hash_string, keys)]
-        reports = storage.delete_user(searched, ids, keys=keys, dry_run=not apply, **options)
-        return UserDeletion(reports, not_searched, dry_run=not apply)
+        served = ServedPlaces(
+            store=None if store is None else str(store),
+            impressions=None if impressions is None else Path(impressions),
+            user_states=None if user_states is None else Path(user_states),
+        )
+        users = user_array(ids)
+        check_deletion(searched, users, keys, erase=bool(options.get("erase")))
+        theirs = frozenset(users.tolist())
+        requests = served.requests(theirs) | frozenset(requests_shown(searched, users).tolist())
+        places = served.delete_clicks(requests, dry_run=not apply)
+        reports = storage.delete_user(searched, ids, keys=keys, requests=requests, dry_run=not apply, **options)
+        places += served.delete_rest(theirs, dry_run=not apply)
+        return UserDeletion(reports, [*not_searched, *served.not_searched], dry_run=not apply, places=places)
 
     def __repr__(self) -> str:
         return f"<Lake {self.place.options}, named by {self.place.said_by}>"

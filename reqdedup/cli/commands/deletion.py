@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 @subcommand(
     "delete-user",
-    help="delete users from every table, feature table and rejected row",
+    help="delete users from every table, rejected row, and what serving keeps",
     description="Rewrite the files that hold the users, and no other, without them: engagement tables of any layout, "
-    "feature tables, and the texts of rejected rows. Old snapshots hold the users until they expire; --erase expires "
-    "them at once, so that no byte is left on disk. Tables that could not be searched are named.",
+    "feature tables, the texts of rejected rows, and what serving keeps: impressions, clicks, user states. What "
+    "servers keep outside the catalog is named by the options of `reqdedup serve`. Old snapshots hold the users until "
+    "they expire; --erase expires them at once, so that no byte is left on disk. What was not searched is named.",
     examples=[
         "reqdedup delete-user 4711 --namespace movies",
         "reqdedup delete-user --key U13740 --namespace news --apply --erase --drop-refs",
+        "reqdedup delete-user 4711 --namespace movies --store movies.sqlite --impressions log",
     ],
 )
 @click.argument("users", nargs=-1, type=Checked(user_id), metavar="[USER_ID]...")
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     metavar="NAMESPACE.NAME",
     help="this table, its feature tables and the rejected rows beside it; repeat it for more",
 )
+@option("--store", metavar="PLACE", help="a server's store, as `reqdedup serve` is told it")
+@option("--impressions", metavar="DIR", help="a server's impression log")
+@option("--user-states", metavar="FILE", help="user states that a server starts with")
 @option("--erase", is_flag=True, help="expire all old snapshots at once; their readers fail")
 @option("--drop-refs", is_flag=True, help="remove branches and tags that hold the users")
 @apply_option()
@@ -73,6 +78,9 @@ def delete_user(arguments: Options) -> int:
             keys=arguments.key,
             namespaces=arguments.namespace,
             tables=arguments.table,
+            store=arguments.store,
+            impressions=arguments.impressions,
+            user_states=arguments.user_states,
             apply=arguments.apply,
             drop_refs=arguments.drop_refs,
             erase=arguments.erase,
@@ -87,6 +95,7 @@ def delete_user(arguments: Options) -> int:
                 "erased": is_erased,
                 "found": is_found,
                 "tables": reports,
+                "places": done.places,
                 "not_searched": done.not_searched,
             }
         )
@@ -95,10 +104,15 @@ def delete_user(arguments: Options) -> int:
     for report in reports:
         if report.held_by:
             say(f"  {report.table}: held by {', '.join(report.held_by)}; --drop-refs removes these branches and tags")
+    for place in done.places:
+        say(f"{place.place}: {counted(place.num_records, 'record')} {'gone' if arguments.apply else 'would go'}")
+        if place.num_held:
+            say(f"  {place.num_held:,} of them stay in a file that a server is writing: again in a minute")
     snapshots = sum(report.snapshots for report in reports)
     if not is_found:
         users = [*map(str, arguments.users), *(f"--key {key}" for key in arguments.key)]
-        say(f"no table holds {'this user' if len(users) == 1 else 'any of these users'}: {', '.join(users)}")
+        where = "table or place" if done.places else "table"
+        say(f"no {where} holds {'this user' if len(users) == 1 else 'any of these users'}: {', '.join(users)}")
     if is_found and not arguments.apply:
         say("nothing was changed: --apply does it, --apply --erase also frees the bytes")
     elif snapshots and not is_erased:

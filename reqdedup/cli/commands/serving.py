@@ -28,6 +28,7 @@ from reqdedup.cli.output import print_json, say
 @click.argument("bundle", nargs=-1, required=True)
 @option("--copies", metavar="DIR", help="folder for bundles of an object store")
 @option("--store", metavar="FILE", help="the store (`reqdedup store fill`), or valkey://HOST")
+@option("--user-states", metavar="FILE", help="states computed ahead, by the asset user_states; read at the start")
 @option("--impressions", metavar="DIR", help="log what /v1/recommend shows there (`reqdedup impressions`)")
 @option("--funnel", metavar="FILE", help="TOML of /v1/recommend: how many items each step passes on, re-ranking")
 @option(
@@ -88,6 +89,7 @@ def serve(arguments: Options) -> int:
         bundles=tuple(arguments.bundle),
         copies=arguments.copies,
         store=arguments.store,
+        user_states=arguments.user_states,
         impressions=arguments.impressions,
         funnel=arguments.funnel,
         may_load_from=arguments.load_from,

@@ -53,8 +53,8 @@ from reqdedup.serving.impressions.labelled import LabelledImpression, rows_of
 from reqdedup.serving.impressions.log import Click, Impression, LogRecords, digest_of, read_log, sealed_files
 from reqdedup.storage import Layout, TableSource, write
 from reqdedup.storage.iceberg.layout import table_layout, table_schema
+from reqdedup.storage.maintenance.served_rows import CLICKS, IMPRESSIONS
 
-IMPRESSIONS, CLICKS = "impressions", "impression_clicks"
 FILES_PROPERTY = "reqdedup.log-files"
 """Of a snapshot: names of the log files whose records it brought."""
 FILES_TOGETHER = 16

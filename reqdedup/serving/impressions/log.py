@@ -21,7 +21,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -254,6 +254,55 @@ def sealed_files(folder: Path | str) -> list[Path]:
     return sorted(folder.glob(f"impressions-*{SEALED}"))
 
 
+def log_files(folder: Path | str) -> list[Path]:
+    """All files of a log, those that servers are writing too."""
+    folder = Path(folder)
+    return sorted([*folder.glob(f"impressions-*{OPEN}"), *folder.glob(f"impressions-*{SEALED}")])
+
+
+def delete_records(
+    folder: Path | str, users: Collection[int], requests: Collection[int], *, dry_run: bool
+) -> tuple[int, int]:
+    """Write the files again without impressions of these users and clicks on these requests, each in one step.
+
+    How many records these are, and how many of them stand in files that a server is writing: those stay, since nobody
+    else may change them; such a file is closed a minute after its first record. A line that is damaged goes if it names
+    one of the users.
+    """
+    if not dry_run:
+        sealed_files(folder)
+    of_users = [b'"user_id":%d,' % user for user in users]
+    num_found = num_held = 0
+    for path in log_files(folder):
+        kept, num_theirs = [], 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            values = _parsed(line)
+            if values is None:
+                is_theirs = any(name in line for name in of_users)
+            elif values["kind"] == "click":
+                is_theirs = values["request_id"] in requests
+            else:
+                is_theirs = values["kind"] == "impression" and values["user_id"] in users
+            num_theirs += is_theirs
+            if not is_theirs:
+                kept.append(line)
+        num_found += num_theirs
+        if path.suffix == OPEN:
+            num_held += num_theirs
+        elif num_theirs and not dry_run:
+            _replace(path, b"".join(kept))
+    return num_found, num_held
+
+
+def _replace(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
 def read_log(path: Path) -> LogRecords:
     """The records of one file. Raises ValueError if a newer version wrote it."""
     records = LogRecords()
@@ -283,11 +332,20 @@ def _lines(path: Path, records: LogRecords) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n"):
         if not line:
             continue
-        checksum, _, text = line.partition(b" ")
-        if checksum != b"%08x" % zlib.crc32(text):
+        values = _parsed(line)
+        if values is None:
             records.num_damaged += 1
             continue
-        yield orjson.loads(text)
+        yield values
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """None for a line that is damaged."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    values: dict[str, Any] = orjson.loads(text)
+    return values
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

@@ -13,8 +13,9 @@ is used only for exactly the events that it was computed from; for a user who ha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,22 +31,13 @@ from pyiceberg.types import BinaryType, FloatType, ListType, LongType, NestedFie
 from reqdedup.sequences.store import UserRecord, Window
 from reqdedup.serving.retrieval.retriever import Retriever
 from reqdedup.serving.retrieval.state_cache import StateKey
+from reqdedup.serving.retrieval.states_file import STATES_SCHEMA, model_of, read_states, write_states
 from reqdedup.storage.iceberg.layout import bucket_spec
 
 MODEL_PROPERTY, SNAPSHOTS_PROPERTY = "reqdedup.model", "reqdedup.snapshots"
 TOGETHER = 10_000
 """States in one batch of rows."""
 
-_SCHEMA = pa.schema(
-    [
-        pa.field("user_id", pa.int64(), nullable=False),
-        pa.field("timeline_version", pa.int64(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("history_end", pa.int64(), nullable=False),
-        pa.field("digest", pa.binary(), nullable=False),
-        pa.field("state", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
-    ]
-)
 _ICEBERG = Schema(
     NestedField(1, "user_id", LongType(), required=True),
     NestedField(2, "timeline_version", LongType(), required=True),
@@ -80,10 +72,10 @@ def user_states(retriever: Retriever, users: Iterable[UserRecord]) -> Iterator[p
             }
         )
         if len(rows) == TOGETHER:
-            yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+            yield pa.RecordBatch.from_pylist(rows, schema=STATES_SCHEMA)
             rows = []
     if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+        yield pa.RecordBatch.from_pylist(rows, schema=STATES_SCHEMA)
 
 
 @contextmanager
@@ -110,7 +102,7 @@ def replace_user_states(
 
     model: fingerprint of the model.  snapshots: of the tables that the timelines came from.
     """
-    rows = pa.Table.from_batches(states, schema=_SCHEMA)
+    rows = pa.Table.from_batches(states, schema=STATES_SCHEMA)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
@@ -123,22 +115,33 @@ def replace_user_states(
     return len(rows)
 
 
-def keep_user_states(retriever: Retriever, table: Table) -> int:
-    """Give a retriever the states of the table, as many as it has room for; how many there were.
+def export_user_states(table: Table, path: Path) -> int:
+    """Write the states of the table into the file that a server starts with; how many there are."""
+    return write_states(path, table.scan().to_arrow_batch_reader(), model=table.properties[MODEL_PROPERTY])
 
-    Raises ValueError for states of another model.
+
+def keep_user_states(
+    retriever: Retriever, states: Table | Path, *, is_ours: Callable[[int], bool] = lambda user_id: True
+) -> int:
+    """Give a retriever the states of a table or a file, as many as it has room for; how many there were.
+
+    is_ours: for a worker, whether it is asked about this user.  Raises ValueError for states of another model.
     """
-    found = table.properties.get(MODEL_PROPERTY)
+    if isinstance(states, Path):
+        name, found, batches = str(states), model_of(states), read_states(states)
+    else:
+        name, found = ".".join(states.name()), states.properties.get(MODEL_PROPERTY, "none")
+        batches = iter(states.scan().to_arrow_batch_reader())
     if found != retriever.fingerprint:
         raise ValueError(
-            f"{'.'.join(table.name())}: states of the model {retriever.fingerprint} required, found those of {found}; "
-            "compute them again"
+            f"{name}: states of the model {retriever.fingerprint} required, found those of {found}; compute them again"
         )
     num_states = 0
-    for batch in table.scan().to_arrow_batch_reader():
+    for batch in batches:
         state_ND = batch["state"].flatten().to_numpy().reshape(len(batch), -1).astype(np.float32, copy=False)
         keys = zip(*(batch[name].to_pylist() for name in ("user_id", "timeline_version", "start", "history_end")))
         for (user_id, version, start, end), digest, state_D in zip(keys, batch["digest"].to_pylist(), state_ND):
-            retriever.states.put(StateKey(found, user_id, version, start, end), digest, state_D.copy())
-        num_states += len(batch)
+            if is_ours(user_id):
+                retriever.states.put(StateKey(found, user_id, version, start, end), digest, state_D.copy())
+                num_states += 1
     return num_states

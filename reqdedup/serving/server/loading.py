@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from reqdedup.models.bundle import Bundle, fingerprint_of, read_manifest
 from reqdedup.schema import Column, Kind, Level
-from reqdedup.sequences.sqlite_store import SqliteStore
+from reqdedup.sequences.places import open_store
 from reqdedup.serving.bundles.places import find_bundles
 from reqdedup.serving.funnel.config import FunnelConfig, load_funnel_config
 from reqdedup.serving.funnel.logged import LoggedRecommender
@@ -26,12 +26,12 @@ from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.ranking.self_test import self_test
 from reqdedup.serving.requests import RequestError
 from reqdedup.serving.retrieval.retriever import Retriever
+from reqdedup.serving.retrieval.states_file import model_of
+from reqdedup.serving.retrieval.user_states import keep_user_states
+from reqdedup.serving.routing import worker_of
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.swap import Models, Part, Served
 from reqdedup.serving.wire.bodies import Inputs
-
-if TYPE_CHECKING:
-    from reqdedup.sequences.valkey_store import ValkeyStore
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,12 @@ class LoadedPart(Part):
 
 
 class Loader:
-    """Loads bundles for one process."""
+    """Loads bundles for one process. worker: its number, None if it is alone and asked about all users."""
 
-    def __init__(self, settings: ServeSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: ServeSettings, *, worker: int | None = None) -> None:
+        if settings.user_states is not None:
+            model_of(Path(settings.user_states))
+        self._settings, self._worker = settings, worker
         self.store = open_store(settings.store) if settings.store else None
         self.impressions = ImpressionLog(settings.impressions) if settings.impressions else None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
@@ -135,6 +137,7 @@ class Loader:
         if bundle.item_vectors is None:
             raise ValueError(f"{name}: item vectors required for retrieval, found none; export it again")
         retriever = Retriever.of(bundle, store=self.store, on_missing_history=self._settings.on_missing_history)
+        self._keep_states(retriever)
         items = retriever.items
         states = retriever.states
         keys = items.keys
@@ -154,14 +157,21 @@ class Loader:
             answers=retriever,
         )
 
-
-def open_store(place: str) -> SqliteStore | ValkeyStore:
-    """The store in a file, or at the URL of a Valkey or Redis (valkey://, redis://, unix://)."""
-    if "://" not in place:
-        return SqliteStore(place)
-    from reqdedup.sequences.valkey_store import ValkeyStore  # an extra of its own
-
-    return ValkeyStore(place)
+    def _keep_states(self, retriever: Retriever) -> None:
+        """States that were computed ahead, if they are this model's: else every user's first request computes one."""
+        settings, worker = self._settings, self._worker
+        if settings.user_states is None:
+            return
+        try:
+            num_states = keep_user_states(
+                retriever,
+                Path(settings.user_states),
+                is_ours=lambda user_id: worker is None or worker_of(user_id, settings.workers) == worker,
+            )
+        except (ValueError, OSError) as error:  # a new model is there before its states are
+            logger.warning("no states are kept from the start: %s", error)
+        else:
+            logger.info("%s: %d states, %d kept", settings.user_states, num_states, len(retriever.states))
 
 
 def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:

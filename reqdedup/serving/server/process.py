@@ -26,7 +26,7 @@ def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, work
     Raises ValueError for a bundle or a store that cannot be served, before anything is answered.
     """
     torch.set_num_threads(1)
-    loader = Loader(settings)
+    loader = Loader(settings, worker=worker)
     first = loader.first()
     scheduler = Scheduler(settings.queue)
     models = Models(loader.put, first, scheduler)

@@ -17,6 +17,7 @@ DEFAULT_CACHE_BYTES = 256 << 20
 class ServeSettings:
     """bundles: places of them, one bundle for each task.  copies: folder for those of an object store.
     store: file of the embedded store, None if histories come with requests.
+    user_states: file of states that were computed ahead, of the retrieval model; None: there is none.
     impressions: folder of the log of what /v1/recommend shows; None: it is not logged.
     funnel: TOML file of /v1/recommend.  may_load_from: folder whose bundles may be loaded by request; None: none.
     watch_s: how often the bundles are looked at for a change, 0: never.  cache_bytes: kept contexts of a process.
@@ -26,6 +27,7 @@ class ServeSettings:
     bundles: tuple[str, ...]
     copies: str | None = None
     store: str | None = None
+    user_states: str | None = None
     impressions: str | None = None
     funnel: str | None = None
     may_load_from: str | None = None

@@ -38,6 +38,14 @@ from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, live_files
 from reqdedup.storage.maintenance.namespace import feature_tables_of
 from reqdedup.storage.maintenance.rejected_rows import Rewritten, count_rejected, delete_rejected
+from reqdedup.storage.maintenance.served_rows import (
+    comes_last,
+    count_served,
+    delete_served,
+    is_served_table,
+    refs_with_served,
+    requests_shown,
+)
 from reqdedup.storage.maintenance.user_rows import (
     RowCounts,
     count_by_position,
@@ -88,15 +96,18 @@ def delete_user(
     user_ids: int | Iterable[int] | np.ndarray | pa.Array,
     *,
     keys: str | Iterable[str] = (),
+    requests: Iterable[int] = (),
     dry_run: bool = False,
     drop_refs: bool = False,
     erase: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[DeletionReport]:
-    """Delete all rows of these users from engagement tables of any layout, feature tables and tables of rejected rows.
+    """Delete all rows of these users from engagement tables of any layout, feature tables, tables of rejected rows and
+    those that serving keeps (`served_rows`).
 
     keys: original ids of the users, of which user_ids are hashes, to look for in rejected rows; those that the tables
-    know are found by themselves.  dry_run: change nothing and say what would go.
+    know are found by themselves.  requests: ids of theirs, of which clicks may be here and impressions elsewhere.
+    dry_run: change nothing and say what would go.
     drop_refs: remove branches and tags that hold them too.  erase: expire all snapshots but the newest at once, so that
     the users are gone from the disk; readers of older snapshots fail. Files that a killed writer left go with
     `sweep_orphans`.  progress: called with the name of each table before its turn.
@@ -104,21 +115,23 @@ def delete_user(
     int64, tables of no such kind, and a feature table by position without its main table or, with erase, a main table
     without those; ConflictError if other writers replaced the same files again and again.
     """
-    users, keys = _user_array(user_ids), [keys] if isinstance(keys, str) else list(keys)
-    if not all(isinstance(key, str) and key.strip() for key in keys):
-        raise ValueError(f"keys: ids of at least one character required, found {keys!r}")
+    users, keys = user_array(user_ids), [keys] if isinstance(keys, str) else list(keys)
     tables = [tables] if isinstance(tables, Table) else list(tables)
-    _check_tables(tables, users, erase=erase)
+    check_deletion(tables, users, keys, erase=erase)
     reports = []
     words = {*map(str, users.tolist()), *keys}
+    shown = np.union1d(requests_shown(tables, users), np.fromiter(requests, np.int64))
     # Rejected rows first: only as long as a table has the users it also tells their keys.
-    for table in sorted(tables, key=lambda table: (not is_rejects_table(table), is_feature_table(table))):
+    for table in sorted(tables, key=_turn):
         if progress is not None:
             progress(".".join(table.name()))
         table.refresh()
         if is_rejects_table(table):
             words |= user_keys(tables, users)
             reports.append(_delete_rejected(table, users, words, drop_refs=drop_refs, dry_run=dry_run))
+            continue
+        if is_served_table(table):
+            reports.append(_delete_served(table, users, shown, drop_refs=drop_refs, dry_run=dry_run))
             continue
         if dry_run:
             counts, snapshot_id = count_rows(table, users), None
@@ -135,8 +148,14 @@ def delete_user(
     return reports
 
 
-def _check_tables(tables: list[Table], users: np.ndarray, *, erase: bool) -> None:
+def _turn(table: Table) -> tuple[bool, bool, bool]:
+    return not is_rejects_table(table), is_feature_table(table), is_served_table(table) and comes_last(table)
+
+
+def check_deletion(tables: list[Table], users: np.ndarray, keys: Sequence[str], *, erase: bool) -> None:
     """Raise whatever would end the deletion, of any table, before the first of them is touched."""
+    if not all(isinstance(key, str) and key.strip() for key in keys):
+        raise ValueError(f"keys: ids of at least one character required, found {keys!r}")
     names = {".".join(table.name()) for table in tables}
     for table in tables:
         if is_feature_table(table):
@@ -146,7 +165,7 @@ def _check_tables(tables: list[Table], users: np.ndarray, *, erase: bool) -> Non
                     f"{'.'.join(table.name())}: its main table {main} among the tables required, since its rows follow "
                     "the requests there, found only the feature table; name both"
                 )
-        elif not is_rejects_table(table):
+        elif not (is_rejects_table(table) or is_served_table(table)):
             table_layout(table)
             sides = [side for side in feature_tables_of(table) if is_by_position(side)] if erase else []
             left_out = sorted({".".join(side.name()) for side in sides} - names)
@@ -156,7 +175,7 @@ def _check_tables(tables: list[Table], users: np.ndarray, *, erase: bool) -> Non
                     f"since old snapshots tell whose their values are, not found: {', '.join(left_out)}; name them too"
                 )
     for table in tables:
-        if is_rejects_table(table):
+        if is_rejects_table(table) or is_served_table(table):
             continue
         table.refresh()
         check_one_spec(table, "a deletion")
@@ -246,17 +265,32 @@ def _delete_rejected(
         for name, snapshot_id in refs.items()
         if (current is None or snapshot_id != current.snapshot_id) and count_rejected(table, users, words, snapshot_id)
     ]
-    files = len(data_files(table))
+    if dry_run and done.rows:  # all of it is written again
+        done = replace(done, files=len(data_files(table)))
+    return _of_rewritten(table, done, tuple(sorted(held_by)), drop_refs=drop_refs, dry_run=dry_run)
+
+
+def _delete_served(
+    table: Table, users: np.ndarray, requests: np.ndarray, *, drop_refs: bool, dry_run: bool
+) -> DeletionReport:
+    done = count_served(table, users, requests) if dry_run else delete_served(table, users, requests)
+    held_by = refs_with_served(table.refresh(), users, requests)
+    return _of_rewritten(table, done, held_by, drop_refs=drop_refs, dry_run=dry_run)
+
+
+def _of_rewritten(
+    table: Table, done: Rewritten, held_by: tuple[str, ...], *, drop_refs: bool, dry_run: bool
+) -> DeletionReport:
     return DeletionReport(
         table=".".join(table.name()),
         rows=done.rows,
         requests=0,
-        files=files if dry_run and done.rows else done.files,
+        files=done.files,
         rewritten=done.rewritten,
-        untouched=0 if done.rows else files,
+        untouched=len(data_files(table)) - (done.files if dry_run else done.rewritten),
         bytes=done.bytes,
         old_bytes=done.old_bytes,
-        held_by=_drop_refs(table, tuple(sorted(held_by)), drop_refs and not dry_run),
+        held_by=_drop_refs(table, held_by, drop_refs and not dry_run),
         snapshots=_old_snapshots(table),
         snapshot_id=done.snapshot_id,
         dry_run=dry_run,
@@ -297,7 +331,8 @@ def _old_snapshots(table: Table) -> int:
     return len(table.metadata.snapshots) - len({ref.snapshot_id for ref in table.metadata.refs.values()})
 
 
-def _user_array(user_ids: int | Iterable[int] | np.ndarray | pa.Array) -> np.ndarray:
+def user_array(user_ids: int | Iterable[int] | np.ndarray | pa.Array) -> np.ndarray:
+    """Rising int64 ids, each once. Raises ValueError for others and for none."""
     values = [user_ids] if isinstance(user_ids, (int, np.integer)) else user_ids
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         values = values.to_pylist()

@@ -4,7 +4,7 @@ and what came of it."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -55,20 +55,34 @@ def users_scope(catalog: Catalog, namespaces: Iterable[str], names: Iterable[str
     return list(tables.values()), [*not_searched, *(f"namespace {name}" for name in others), *ELSEWHERE]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlaceReport:
+    """What was found outside the catalog. num_records: deleted, or to be.  num_held: of them, what a server is writing
+    and nobody else may change; delete again once it has closed its file."""
+
+    place: str
+    num_records: int
+    num_held: int = 0
+
+
 @dataclass(frozen=True)
 class UserDeletion:
     """What a deletion did, or without `apply` would do.
 
-    reports: of every table that was searched.  not_searched: what lies beside them and elsewhere in the catalog.
+    reports: of every table that was searched.  places: of what serving keeps beside them, as far as it was named.
+    not_searched: what else there is, and may be.
     """
 
     reports: list[DeletionReport]
     not_searched: list[str]
     dry_run: bool
+    places: list[PlaceReport] = field(default_factory=list)
 
     @property
     def is_found(self) -> bool:
-        return any(report.rows or report.held_by for report in self.reports)
+        return any(report.rows or report.held_by for report in self.reports) or any(
+            place.num_records for place in self.places
+        )
 
     def __repr__(self) -> str:
         return repr(self.shown())
@@ -83,9 +97,11 @@ class UserDeletion:
                 {**{name: getattr(report, name) for name in names}, "held_by": ", ".join(report.held_by)}
                 for report in self.reports
             ]
+            + [{"table": place.place, "rows": place.num_records} for place in self.places]
         )
         would = "would go: apply=True does it" if self.dry_run else "gone"
         held = [f"{ref} of {report.table}" for report in self.reports for ref in report.held_by]
+        held += [f"{counted(one.num_held, 'open record')} in {one.place}" for one in self.places if one.num_held]
         held += [
             f"maybe {counted(one.snapshots, 'old snapshot')} of {one.table}" for one in self.reports if one.snapshots
         ]

@@ -1,4 +1,5 @@
-"""The tables of a namespace by what they are to each other: impressions, features of them, rejected rows, others."""
+"""The tables of a namespace by what they are to each other: impressions, features of them, rejected rows, what
+serving keeps, others."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
+from reqdedup.storage.maintenance.served_rows import is_served_table
 from reqdedup.storage.read.feature_positions import PositionSource
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, FeatureSource, is_by_position, is_feature_table
 from reqdedup.storage.write.rejects import is_rejects_table
@@ -19,17 +21,19 @@ from reqdedup.storage.write.rejects import is_rejects_table
 
 @dataclass(frozen=True, kw_only=True)
 class NamespaceTables:
-    """engagement, features, rejects: tables that reqdedup made.  others: what else there is."""
+    """engagement, features, rejects: tables that reqdedup made.  served: those that serving keeps (`served_rows`).
+    others: what else there is."""
 
     engagement: tuple[Table, ...]
     features: tuple[Table, ...]
     rejects: tuple[Table, ...]
+    served: tuple[Table, ...]
     others: tuple[Table, ...]
 
     @property
     def with_users(self) -> tuple[Table, ...]:
         """All tables that hold rows of users in a form that is known."""
-        return (*self.engagement, *self.features, *self.rejects)
+        return (*self.engagement, *self.features, *self.rejects, *self.served)
 
 
 def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
@@ -41,7 +45,7 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
     if not names and not catalog.namespace_exists(namespace):
         there = sorted(".".join(name) for name in catalog.list_namespaces())
         raise ValueError(f"namespace {namespace} is not in the catalog; there are: {', '.join(there) or 'none'}")
-    engagement, features, rejects, others = [], [], [], []
+    engagement, features, rejects, served, others = [], [], [], [], []
     for name in names:
         try:
             table = catalog.load_table(name)
@@ -53,10 +57,16 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
             engagement.append(table)
         elif is_rejects_table(table):
             rejects.append(table)
+        elif is_served_table(table):
+            served.append(table)
         else:
             others.append(table)
     return NamespaceTables(
-        engagement=tuple(engagement), features=tuple(features), rejects=tuple(rejects), others=tuple(others)
+        engagement=tuple(engagement),
+        features=tuple(features),
+        rejects=tuple(rejects),
+        served=tuple(served),
+        others=tuple(others),
     )
 
 
@@ -85,7 +95,7 @@ def list_tables(catalog: Catalog, namespace: str | None = None) -> pa.Table:
     for one in namespaces:
         found = tables_of(catalog, one)
         kinds = {"engagements": found.engagement, "features": found.features, "rejects": found.rejects}
-        kinds["other"] = found.others
+        kinds["other"] = (*found.served, *found.others)
         rows += [_listed(kind, table) for kind, of_kind in kinds.items() for table in of_kind]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["table"]), LISTING_SCHEMA)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,7 +17,15 @@ from reqdedup.sequences.store import UserRecord, Window
 from reqdedup.serving.requests import RetrieveRequest
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 from reqdedup.serving.retrieval.retriever import Retriever
-from reqdedup.serving.retrieval.user_states import MODEL_PROPERTY, keep_user_states, replace_user_states, user_states
+from reqdedup.serving.retrieval.states_file import delete_states
+from reqdedup.serving.retrieval.user_states import (
+    MODEL_PROPERTY,
+    export_user_states,
+    keep_user_states,
+    replace_user_states,
+    user_states,
+)
+from reqdedup.serving.routing import worker_of
 from tests.models.batches import two_tower_config
 
 CONFIG = two_tower_config(request_categories=(), request_vectors=(), request_numbers=(), item_categories=())
@@ -68,9 +79,17 @@ def table(tmp_path_factory):
     return catalog.load_table("logs.user_states")
 
 
-def test_a_retriever_keeps_them_from_its_start_and_answers_in_the_same_bits(table):
+@pytest.fixture(scope="module")
+def states_file(table, tmp_path_factory):
+    path = tmp_path_factory.mktemp("serving") / "user_states.parquet"
+    assert export_user_states(table, path) == 4
+    return path
+
+
+@pytest.mark.parametrize("form", ["table", "states_file"])
+def test_a_retriever_keeps_them_from_its_start_and_answers_in_the_same_bits(form, request):
     ours = retriever()
-    assert keep_user_states(ours, table) == len(ours.states) == 4
+    assert keep_user_states(ours, request.getfixturevalue(form)) == len(ours.states) == 4
     for user in USERS[:4]:
         version = max(user.timelines)
         first, events = user.timelines[version]
@@ -100,3 +119,31 @@ def test_states_of_another_model_are_refused_and_those_kept_stay_within_their_by
     small = retriever(state_bytes=1200)
     assert keep_user_states(small, table) == 4
     assert len(small.states) == 2
+
+
+def test_a_worker_keeps_the_states_of_its_own_users(states_file):
+    kept = [retriever(), retriever()]
+    for number, ours in enumerate(kept):
+        keep_user_states(ours, states_file, is_ours=lambda user_id, number=number: worker_of(user_id, 2) == number)
+    by_worker = [sum(worker_of(user_id, 2) == number for user_id in (3, 4, 5, 6)) for number in (0, 1)]
+    assert [len(ours.states) for ours in kept] == by_worker
+
+
+def test_a_deleted_user_leaves_the_file_and_nothing_else_does(states_file, tmp_path):
+    path = tmp_path / "user_states.parquet"
+    path.write_bytes(states_file.read_bytes())
+    assert delete_states(path, {4, 99}, dry_run=True) == 1
+    assert path.read_bytes() == states_file.read_bytes()
+    assert delete_states(path, {4, 99}, dry_run=False) == 1
+    before, after = (pq.read_table(one) for one in (states_file, path))
+    assert after.equals(before.filter(pc.not_equal(before["user_id"], 4)))
+    assert after.schema.metadata == before.schema.metadata
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_of_other_things_is_refused(tmp_path):
+    pq.write_table(pa.table({"user_id": [1]}), path := tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="a file of user states required, found another Parquet file"):
+        keep_user_states(retriever(), path)
+    with pytest.raises(ValueError, match="a file of user states required, found none"):
+        keep_user_states(retriever(), tmp_path / "nothing")

@@ -1,0 +1,117 @@
+"""Deleting users from the tables that serving keeps: what it showed them, what they clicked, and their states.
+
+    impressions, user_states    rows with their user_id
+    impression_clicks           rows with a request_id of theirs, which the impressions tell: so these go first
+
+Such a table has no layout of ours, so pyiceberg rewrites the files that hold the users, in one commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from pyiceberg.expressions import BooleanExpression, In, Reference
+from pyiceberg.table import Table
+
+from reqdedup.schema import REQUEST_ID, USER_ID
+from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
+from reqdedup.storage.iceberg.evolve import MAIN
+from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.same_requests import OPERATION
+from reqdedup.storage.maintenance.rejected_rows import Rewritten
+
+IMPRESSIONS, CLICKS, USER_STATES = "impressions", "impression_clicks", "user_states"
+_COLUMN = {IMPRESSIONS: USER_ID, CLICKS: REQUEST_ID, USER_STATES: USER_ID}
+"""Of each table, by its name: which ids say whose a row is."""
+ATTEMPTS = 5
+
+
+def is_served_table(table: Table) -> bool:
+    """Whether the table is one of these, by its name and its column."""
+    column = _COLUMN.get(table.name()[-1])
+    return column is not None and column in table.schema().column_names
+
+
+def requests_shown(tables: Iterable[Table], users: np.ndarray) -> np.ndarray:
+    """Ids of the requests of these users that the tables `impressions` hold, rising, each once."""
+    found = [np.empty(0, np.int64)]
+    for table in tables:
+        if is_served_table(table) and table.name()[-1] == IMPRESSIONS:
+            scan = table.refresh().scan(row_filter=_is_in(USER_ID, users), selected_fields=(REQUEST_ID,))
+            found.append(scan.to_arrow().column(REQUEST_ID).to_numpy())
+    return np.unique(np.concatenate(found))
+
+
+def comes_last(table: Table) -> bool:
+    """Whether the table's turn is after the others': impressions tell whose the clicks are."""
+    return table.name()[-1] == IMPRESSIONS
+
+
+def count_served(table: Table, users: np.ndarray, requests: np.ndarray, snapshot_id: int | None = None) -> Rewritten:
+    """Rows of these users in a snapshot, and the files that may hold them with their bytes; changes nothing."""
+    theirs = _theirs(table, users, requests)
+    if theirs is None or (snapshot_id is None and table.current_snapshot() is None):
+        return Rewritten()
+    tasks = list(table.scan(row_filter=theirs, snapshot_id=snapshot_id).plan_files())
+    rows = table.scan(row_filter=theirs, snapshot_id=snapshot_id, selected_fields=(_COLUMN[table.name()[-1]],)).count()
+    return Rewritten(
+        rows=rows,
+        files=len(tasks) if rows else 0,
+        old_bytes=sum(task.file.file_size_in_bytes for task in tasks) if rows else 0,
+    )
+
+
+def refs_with_served(table: Table, users: np.ndarray, requests: np.ndarray) -> tuple[str, ...]:
+    """Branches and tags that hold rows of these users, but for the table's own branch."""
+    current = table.current_snapshot()
+    refs = {name: ref.snapshot_id for name, ref in table.metadata.refs.items() if name != MAIN}
+    old = {name: at for name, at in refs.items() if current is None or at != current.snapshot_id}
+    return tuple(sorted(name for name, at in old.items() if count_served(table, users, requests, at).rows))
+
+
+def delete_served(table: Table, users: np.ndarray, requests: np.ndarray) -> Rewritten:
+    """Rewrite the files that hold rows of these users without them, in one commit; nothing if there are none.
+
+    Raises ConflictError if others change the table all the time.
+    """
+    for attempt in range(ATTEMPTS):
+        table.refresh()
+        counted = count_served(table, users, requests)
+        theirs = _theirs(table, users, requests)
+        if not counted.rows or theirs is None:
+            return Rewritten()
+        old = {file.file_path: file.file_size_in_bytes for file in data_files(table)}
+        try:
+            table.delete(theirs, snapshot_properties={OPERATION: "delete"})
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+            conflict = error
+            time.sleep(0.1 * attempt)
+            continue
+        new = {file.file_path: file.file_size_in_bytes for file in data_files(table.refresh())}
+        current = table.current_snapshot()
+        return Rewritten(
+            rows=counted.rows,
+            files=len(old.keys() - new.keys()),
+            old_bytes=sum(old[path] for path in old.keys() - new.keys()),
+            rewritten=len(new.keys() - old.keys()),
+            bytes=sum(new[path] for path in new.keys() - old.keys()),
+            snapshot_id=current.snapshot_id if current is not None else None,
+        )
+    raise ConflictError(
+        f"{'.'.join(table.name())}: the table left alone by others required while it is rewritten, found it changed "
+        f"{ATTEMPTS} times; run it again"
+    ) from conflict
+
+
+def _theirs(table: Table, users: np.ndarray, requests: np.ndarray) -> BooleanExpression | None:
+    column = _COLUMN[table.name()[-1]]
+    ids = users if column == USER_ID else requests
+    return _is_in(column, ids) if len(ids) else None
+
+
+def _is_in(column: str, ids: np.ndarray) -> BooleanExpression:
+    return In(term=Reference(column), values=set(ids.tolist()))
