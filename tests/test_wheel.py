@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"pyiceberg", "pyarrow", "duckdb", "polars", "numpy", "click", "rich"}
-EXTRAS = {"train", "dagster", "serve", "postgres", "notebooks", "dev"}
+EXTRAS = {"train", "dagster", "serve", "plots", "postgres", "notebooks", "dev"}
 
 
 @pytest.fixture(scope="module")
