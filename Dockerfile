@@ -13,7 +13,7 @@ WORKDIR /app
 # Dependencies first, so that a change of code does not install them again.
 COPY pyproject.toml constraints.txt README.md ./
 COPY reqdedup/__init__.py reqdedup/__init__.py
-RUN PIP_EXTRA_INDEX_URL="$PIP_EXTRA_INDEX_URL" pip install --constraint constraints.txt --editable '.[train,dagster,postgres]'
+RUN PIP_EXTRA_INDEX_URL="$PIP_EXTRA_INDEX_URL" pip install --constraint constraints.txt --editable '.[train,serve,ann,dagster,postgres]'
 
 COPY --chown=app . .
 USER app

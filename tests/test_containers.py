@@ -20,19 +20,54 @@ def compose() -> dict:
 
 
 def test_every_service_is_watched_and_bound_to_loopback(compose):
-    assert set(compose["services"]) == {"postgres", "seaweedfs", "dagster"}
+    assert set(compose["services"]) == {"postgres", "seaweedfs", "dagster", "serve", "prometheus", "grafana"}
     assert "name" not in compose  # docker-compose 1.29 refuses it
     for name, service in compose["services"].items():
         assert service["healthcheck"]["test"][0] == "CMD", name
         for port in service["ports"]:
             assert port.startswith("127.0.0.1:"), f"{name} opens {port} to the network"
+        tag = service["image"].rpartition(":")[2]
+        assert re.search(r"\d", tag) or service["image"] == "reqdedup:local", f"{name}: no version in {tag}"
+        assert set(service.get("depends_on", {})) <= set(compose["services"])
+        named = {volume.partition(":")[0] for volume in service.get("volumes", [])}
+        assert {one for one in named if not one.startswith("./")} <= set(compose["volumes"])
+
+
+def test_nothing_runs_as_root_that_is_built_here(compose):
+    users = re.findall(r"^USER (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert users == ["app"]
+    assert all("user" not in service for service in compose["services"].values())
+
+
+def test_what_is_mounted_from_here_exists_and_the_dashboard_is_found(compose):
+    mounts = [
+        volume.split(":")[:2]
+        for service in compose["services"].values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./")
+    ]
+    assert all((ROOT / here).exists() for here, _ in mounts)
+    there = {inside: here for here, inside in mounts}
+    (provider,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/reqdedup.yml").read_text())[
+        "providers"
+    ]
+    assert list((ROOT / there[provider["options"]["path"]]).glob("*.json"))
+    (source,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+    (scraped,) = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())["scrape_configs"]
+    assert scraped["static_configs"] == [{"targets": ["serve:8080"]}]
+    for name in ("serve", "prometheus"):  # one writes the file, the other reads it
+        words = compose["services"][name].get("command") or compose["services"][name]["entrypoint"]
+        assert f'"$$SERVE_TOKEN" > {scraped["authorization"]["credentials_file"]} ' in words[-1]
 
 
 def test_credentials_come_from_the_environment(compose):
     text = (ROOT / "docker-compose.yml").read_text()
     for service in compose["services"].values():
         for variable, value in service["environment"].items():
-            if re.search("PASSWORD|KEY", variable):
+            if re.search("PASSWORD|KEY|TOKEN", variable):
                 assert re.fullmatch(r"\$\{\w+(:\?.*)?\}", value), variable
     named = set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert set(re.findall(r"\$\{(\w+)", text)) == named
