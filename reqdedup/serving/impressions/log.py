@@ -179,8 +179,10 @@ class ImpressionLog:
                 if self._file is not None and (is_last or self._file.is_full(self._file_bytes, self._file_age_s)):
                     self._file.seal()
                     self._file = None
-            except OSError:
-                self._file = None  # a full disk: what was in work is lost and counted, the next goes to a new file
+            except OSError:  # a full disk: what was in work is lost and counted, the next goes to a new file
+                if self._file is not None:
+                    self._file.abandon()
+                self._file = None
             with self._changed:
                 self._written += num_written
                 self._dropped += len(records) - num_written
@@ -214,9 +216,16 @@ class _OpenFile:
         self._path = folder / f"impressions-{socket.gethostname()}-{os.getpid()}-{started}-{number}{OPEN}"
         self._since = time.monotonic()
         self._bytes = 0
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        self.write(_line({"kind": "file", "format": FORMAT}))
+        unlocked = self._path.with_name(f".{self._path.name}")  # no collector sees it before it is locked
+        self._fd = os.open(unlocked, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self.write(_line({"kind": "file", "format": FORMAT}))
+            unlocked.rename(self._path)
+        except OSError:
+            unlocked.unlink(missing_ok=True)
+            self.abandon()
+            raise
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -230,6 +239,10 @@ class _OpenFile:
     def seal(self) -> None:
         os.fsync(self._fd)
         self._path.rename(self._path.with_suffix(SEALED))
+        os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Leave it to the collector as it is."""
         os.close(self._fd)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -241,6 +244,47 @@ def test_what_cannot_be_queued_is_dropped_at_once_counted_and_said(tmp_path, mon
     assert not log.show(impression_of(store, 0, 10))
     (path,) = sealed_files(tmp_path / "log")
     assert read_log(path).num_dropped == 2
+
+
+def test_a_full_disk_costs_the_records_that_it_met_and_no_file_handles(tmp_path, monkeypatch):
+    write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with ImpressionLog(tmp_path) as log:
+        for number in range(9):
+            monkeypatch.setattr(os, "write", full if number in range(1, 8) else write)
+            log.click(Click(request_id=number, item_id=1, event_ts=1, label="click"))
+            assert log.flush()
+        ours = [fd for fd in os.listdir("/proc/self/fd") if _target(fd).startswith(str(tmp_path))]
+        assert (len(ours), log.counts().written, log.counts().dropped) == (1, 2, 7)
+    found = [one.request_id for path in sealed_files(tmp_path) for one in read_log(path).clicks]
+    assert sorted(found) == [0, 8]
+    assert all(path.suffix == ".log" for path in tmp_path.iterdir())
+
+
+def test_a_collector_takes_no_file_that_is_just_being_opened(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def collected_meanwhile(file: object, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            assert sealed_files(tmp_path) == []
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", collected_meanwhile)
+    with ImpressionLog(tmp_path) as log:
+        log.click(Click(request_id=1, item_id=1, event_ts=1, label="click"))
+        assert log.flush()
+    (path,) = sealed_files(tmp_path)
+    assert [one.request_id for one in read_log(path).clicks] == [1]
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
 
 
 def test_files_are_closed_by_size_and_by_age(tmp_path):
