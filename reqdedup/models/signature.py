@@ -23,7 +23,7 @@ from typing import Any
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import kind_of
-from reqdedup.models.transforms import NULL_INTEGER, OF_WINDOW, Transforms
+from reqdedup.models.transforms import NULL_INTEGER, OF_WINDOW, Transforms, null_of
 from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, Column, EngagementSchema, Kind, Level
 
 COSINE = "cosine"
@@ -118,7 +118,11 @@ class Signature:
         )
         if not columns or columns[0].name != ITEM_ID:
             raise ValueError(f"{ITEM_ID} as the first input required, found {[column.name for column in columns[:1]]}")
-        defaults = {one["name"]: _from_json(one["default"]) for one in values["inputs"] if "default" in one}
+        defaults = {
+            column.name: default
+            for column, one in zip(columns, values["inputs"], strict=True)
+            if "default" in one and not _is_null((default := _from_json(one["default"])), column)
+        }
         cut = HistoryCut(**values["transforms"]["history"])
         return cls(
             transforms=Transforms(columns=columns, cut=cut, defaults=defaults),
@@ -145,6 +149,12 @@ def _read_as(column: Column, config: ModelConfig) -> str:
     if column.kind is Kind.VECTOR:
         return "vector"
     return "number" if column.name in config.request_numbers else "category"
+
+
+def _is_null(default: bool | int | float, column: Column) -> bool:
+    """Whether it is what a null of the column becomes: then a value that is left out is missing, and said to be."""
+    null = null_of(column)
+    return column.nullable and (default == null or (default != default and null != null))
 
 
 def _to_json(value: bool | int | float) -> bool | int | float | str:

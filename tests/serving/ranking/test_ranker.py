@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -18,11 +19,14 @@ from hypothesis.stateful import (
 )
 
 from reqdedup.models.items import Items
+from reqdedup.models.signature import Signature
 from reqdedup.sequences.store import StoreUnavailableError, Window
 from reqdedup.serving.ranking.context_cache import ContextCache
+from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import RankRequest, RequestError
 from tests.sequences.plain_store import PlainStore, make_events
 from tests.serving.rankers import (
+    SCHEMA,
     batch_of,
     candidates,
     features,
@@ -299,11 +303,15 @@ def test_features_of_the_request_stand_before_those_of_the_store():
 
 
 def test_a_forgotten_feature_counts_as_null_and_marks_the_answer():
-    ranker, request = small_ranker(store=PlainStore()), rank_request(np.random.default_rng(0), 30, 4)
-    null = ranker.rank(changed(request, "request", device=None))
-    forgotten = ranker.rank(without(request, "request", "device"))
-    assert np.array_equal(stacked(forgotten), stacked(null))
-    assert (null.marks, forgotten.marks) == ((), ("device",))
+    model, request = small_model(), rank_request(np.random.default_rng(0), 30, 4)
+    signature = Signature.of(model.config, SCHEMA)
+    loaded = Signature.from_dict(json.loads(json.dumps(signature.to_dict(model.config))))
+    for transforms in (signature.transforms, loaded.transforms):  # as trained, and as a bundle brings it
+        ranker = Ranker(model, transforms, fingerprint="model", store=PlainStore())
+        null = ranker.rank(changed(request, "request", device=None))
+        forgotten = ranker.rank(without(request, "request", "device"))
+        assert np.array_equal(stacked(forgotten), stacked(null))
+        assert (null.marks, forgotten.marks) == ((), ("device",))
 
 
 def test_columns_of_known_items_may_be_left_out():
