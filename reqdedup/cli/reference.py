@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,5 +101,8 @@ def _context(command: click.Command, path: tuple[str, ...]) -> click.Context:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/cli.md")
-    target.write_text(reference())
+    parser = argparse.ArgumentParser(
+        prog="python -m reqdedup.cli.reference", description="The command line as Markdown."
+    )
+    parser.add_argument("file", nargs="?", default="docs/cli.md", help="what is written")
+    Path(parser.parse_args().file).write_text(reference())
