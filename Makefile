@@ -52,6 +52,9 @@ run: setup ## materialize the whole asset graph and print a summary
 	@$(ACTIVATED) python -m pipelines.run $(RUN_OPTIONS)
 
 serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080 (WORKERS=2, SERVE_PORT=8081)
+	@test -e 'warehouse/data/serving/$(SERVED)/bundle' || { \
+	  echo "serve: models of $(SERVED) required, found none in warehouse/data/serving; \`make run\` trains them," \
+	    "and RECIPE or NAMESPACE is to be the same there and here" >&2; exit 2; }
 	@$(ACTIVATED) reqdedup serve 'warehouse/data/serving/$(SERVED)/bundle' --store 'warehouse/data/stores/$(SERVED).sqlite' \
 	  $(if $(wildcard $(STATES)),--user-states '$(STATES)') \
 	  --impressions 'warehouse/data/impressions/$(SERVED)' --port $(SERVE_PORT) --workers $(WORKERS) --watch 5

@@ -168,8 +168,7 @@ def _is_for_the_caller(error: Exception) -> bool:
     """True for errors about input, tables or the catalog; anything else is a defect and keeps its traceback."""
     if isinstance(error, (ValueError, OSError)):
         return True
-    if any(
-        kind.__name__ in ("ConflictError", "IntegrityError") for kind in type(error).__mro__
-    ):  # not imported only to be asked for
+    ours = ("ConflictError", "IntegrityError", "StoreUnavailableError")  # not imported only to be asked for
+    if any(kind.__name__ in ours for kind in type(error).__mro__):
         return True
     return type(error).__module__.partition(".")[0] in ("pyiceberg", "sqlalchemy", "botocore", "requests")

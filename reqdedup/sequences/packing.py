@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from reqdedup.schema import NUMBER_WIDTH_BYTES
+from reqdedup.sequences.store import KeyTakenError, WindowError
 
 CHUNK = 256
 """Events of a chunk: an append rewrites at most one, a window of 512 reads two or three."""
@@ -88,22 +89,22 @@ def bounds(start: int, end: int, at: int | None, first: int) -> tuple[int, int]:
     """
     last = end if at is None else at
     if not 0 <= last <= end:
-        raise ValueError(f"window: at of 0 to {end}, the end of the timeline, required, found {last}")
+        raise WindowError("at", f"0 to {end}, the end of the timeline,", str(last))
     if last <= start and start:
-        raise ValueError(f"window: at above {start}, the first event that the store holds, required, found {last}")
+        raise WindowError("at", f"more than {start}, the first event that the store holds,", str(last))
     if not 0 <= first <= last:
         raise ValueError(f"window: start_of({last}) of 0 to {last} required, found {first}")
     return max(first, start), last
 
 
-def no_such_version(user_id: int, version: int | None) -> ValueError:
-    return ValueError(f"window: user {user_id}: a version of the timeline required, found no version {version}")
+def no_such_version(user_id: int, version: int | None) -> WindowError:
+    return WindowError("version", f"a version of the timeline of user {user_id}", f"no version {version}")
 
 
 def check_key(key: str, found_user: int, user_id: int) -> None:
-    """Raise ValueError if a key that was used before was another user's."""
+    """Raise KeyTakenError if a key that was used before was another user's."""
     if found_user != user_id:
-        raise ValueError(f"append: a key of its own required for user {user_id}, found {key!r}, user {found_user}'s")
+        raise KeyTakenError(f"append: a key of its own required for user {user_id}, found {key!r}, user {found_user}'s")
 
 
 def pack_features(values: Mapping[str, Any]) -> bytes:

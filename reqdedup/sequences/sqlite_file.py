@@ -44,6 +44,7 @@ class SqliteFile:
         self.path, self.timeout_s = path, timeout_s
         self._idle: list[sqlite3.Connection] = []
         self._pid = os.getpid()
+        self._place: tuple[int, int] | None = None
 
     def close(self) -> None:
         if self._pid == os.getpid():
@@ -61,8 +62,9 @@ class SqliteFile:
         if self._pid != os.getpid():  # a connection must not be used, nor closed, in a forked process
             _OF_PARENTS.append(self._idle)
             self._idle, self._pid = [], os.getpid()
-        connection = None
+        connection, place = None, None
         try:
+            place = self._check_place()
             try:
                 connection = self._idle.pop()
             except IndexError:
@@ -76,8 +78,23 @@ class SqliteFile:
                 f"store {self.path}: an answer within {self.timeout_s} s required, {error}"
             ) from error
         finally:
-            if connection is not None:
+            if connection is not None and place == self._place:
                 self._idle.append(connection)
+            elif connection is not None:
+                connection.close()
+
+    def _check_place(self) -> tuple[int, int]:
+        """Which file stands at the path: what is open must be that one, for an append to one that was removed would be
+        lost unseen."""
+        try:
+            said = self.path.stat()
+        except OSError as error:
+            self.close()
+            raise StoreUnavailableError(f"store {self.path}: its file required, found {error.strerror}") from None
+        if self._place != (said.st_dev, said.st_ino):
+            self.close()
+            self._place = said.st_dev, said.st_ino
+        return self._place
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

@@ -32,7 +32,7 @@ from reqdedup.sequences.packing import (
     unpack_features,
 )
 from reqdedup.sequences.sqlite_file import SqliteFile, create_file
-from reqdedup.sequences.store import FillReport, TimelineEnd, UserRecord, Window
+from reqdedup.sequences.store import FillReport, StoreUnavailableError, TimelineEnd, UserRecord, Window
 
 FORMAT = 1
 KEYS_KEPT = 1_000_000
@@ -59,7 +59,14 @@ class SqliteStore:
         if not self.path.exists():
             raise ValueError(f"store {self.path}: a file required, found none; make one with `reqdedup store fill`")
         self._file = SqliteFile(self.path, timeout_s)
-        stored_format, stored = self._file.meta("format"), self._file.meta("columns")
+        try:
+            stored_format, stored = self._file.meta("format"), self._file.meta("columns")
+        except StoreUnavailableError as error:
+            if "not a database" in str(error) or "no such table" in str(error):
+                raise ValueError(
+                    f"store {self.path}: a file of `reqdedup store fill` required, found another kind; name another"
+                ) from None
+            raise
         if stored_format != FORMAT:
             raise ValueError(
                 f"store {self.path}: format {FORMAT} required, found {stored_format}; name another file and fill it"

@@ -76,6 +76,18 @@ class FillReport:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith("num_")}
 
 
+class WindowError(ValueError):
+    """A window that a store does not have. argument: `at` or `version`, with what was required and found."""
+
+    def __init__(self, argument: str, required: str, found: str) -> None:
+        super().__init__(f"window: {argument}: {required} required, found {found}")
+        self.argument, self.required, self.found = argument, required, found
+
+
+class KeyTakenError(ValueError):
+    """A key of an append that was another user's before."""
+
+
 class StoreUnavailableError(RuntimeError):
     """The store could not be asked in time: nothing is known about the user."""
 

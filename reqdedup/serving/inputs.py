@@ -19,7 +19,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION
-from reqdedup.sequences.store import Store, StoreUnavailableError, Window
+from reqdedup.sequences.store import Store, StoreUnavailableError, Window, WindowError
 from reqdedup.serving.requests import OnMissingHistory, RankRequest, RequestError, RetrieveRequest
 
 
@@ -90,7 +90,7 @@ class InputReader:
     def read(self, request: RankRequest) -> RankInputs:
         """Raises RequestError, or StoreUnavailableError if a history is missing and that is refused."""
         if not -(2**63) <= request.user_id < 2**63:
-            raise RequestError(f"user_id: an int64 required, found {request.user_id}")
+            raise RequestError("user_id", "an int64", str(request.user_id))
         marks: list[str] = []
         window = self.window(request, marks)
         try:
@@ -98,7 +98,7 @@ class InputReader:
             item_id_B, row = self.transforms.rows(self._candidates(request.candidates, marks))
             values = self.transforms.requests([self.features(request, marks)])
         except (ValueError, TypeError) as error:
-            raise error if isinstance(error, RequestError) else RequestError(str(error)) from None
+            raise error if isinstance(error, RequestError) else unfit(error) from None
         for name, value in ((HISTORY_END, window.end), (TIMELINE_VERSION, window.version)):
             if name in self._names:
                 values[name] = torch.tensor([value])
@@ -135,14 +135,16 @@ class InputReader:
         except StoreUnavailableError as error:
             if self.on_missing_history == "refuse":
                 if self.store is None:
-                    raise RequestError(f"a history required, found none: {error}") from None
+                    raise RequestError("history", "a history", f"none: {error}") from None
                 raise
             marks.append("history")
             return self._no_history()
+        except WindowError as error:
+            raise RequestError(error.argument, error.required, error.found) from None
         except ValueError as error:
-            raise RequestError(f"history: {error}") from None
+            raise unfit(error) from None
         if found is None and request.at:
-            raise RequestError(f"history: a timeline of {request.at} events required, user {request.user_id} has none")
+            raise RequestError("at", f"a timeline of {request.at} events", f"none of user {request.user_id}")
         return self._no_history() if found is None else found
 
     def _no_history(self) -> Window:
@@ -161,19 +163,17 @@ class InputReader:
                     raise
             lacking = [name for name in lacking if name not in values]
         if required := [name for name in lacking if name not in self._optional]:
-            raise RequestError(
-                f"request features: {', '.join(required)} required, found neither in the request nor stored"
-            )
+            column = f"request.{required[0]}" if len(required) == 1 else "request"
+            raise RequestError(column, ", ".join(required), "neither in the request nor stored")
         marks.extend(name for name in lacking if name not in self.transforms.defaults)
         return values
 
     def _candidates(self, candidates: Mapping[str, Any], marks: list[str]) -> Mapping[str, Any]:
         if ITEM_ID not in candidates:
-            raise RequestError(f"candidates: column {ITEM_ID} required, found {', '.join(candidates) or 'none'}")
+            raise RequestError("candidates", f"column {ITEM_ID}", ", ".join(candidates) or "none")
         if len(candidates[ITEM_ID]) > self.max_candidates:
-            raise RequestError(
-                f"candidates: at most {self.max_candidates} required, found {len(candidates[ITEM_ID])}; ask in parts"
-            )
+            most, found = f"at most {self.max_candidates}", str(len(candidates[ITEM_ID]))
+            raise RequestError("candidates", most, found, hint="; ask in parts")
         lacking = [name for name in self._item_columns if name not in candidates]
         if not lacking:
             return candidates
@@ -191,23 +191,28 @@ class InputReader:
             else:
                 what = name
             if name not in self._optional:
-                raise RequestError(
-                    f"candidates: {what} required, found neither in the request ({', '.join(candidates)}) nor "
-                    "among the model's items"
-                )
+                found = f"neither in the request ({', '.join(candidates)}) nor among the model's items"
+                raise RequestError(f"candidates.{name}", what, found)
             if name not in self.transforms.defaults:
                 marks.append(name)
         return values
 
 
+def unfit(error: Exception) -> RequestError:
+    """An error of the transforms, which say in one sentence which column, what they require and what they found."""
+    said, _, found = str(error).partition(" required, found ")
+    column, _, required = said.rpartition(": ")
+    return RequestError(column or "request", required, found or "another")
+
+
 def _checked(window: Window, request: RankRequest | RetrieveRequest) -> Window:
     """Raises RequestError for a history that is not what it says."""
     if not 0 <= window.start <= window.end:
-        raise RequestError(f"history: 0 <= start <= end required, found {window.start} and {window.end}")
+        raise RequestError("history", "0 <= start <= end", f"{window.start} and {window.end}")
     wanted = window.end - window.start
     if wrong := {name: len(values) for name, values in window.columns.items() if len(values) != wanted}:
-        raise RequestError(f"history: {wanted} events in each column required, as start and end say, found {wrong}")
+        raise RequestError("history", f"{wanted} events in each column", str(wrong), hint="; start and end say so")
     for name, asked, found in (("at", request.at, window.end), ("version", request.version, window.version)):
         if asked is not None and asked != found:
-            raise RequestError(f"{name}: {found} of the request's own history required, found {asked}; leave it out")
+            raise RequestError(name, f"{found} of the request's own history", str(asked), hint="; leave it out")
     return window

@@ -25,14 +25,18 @@ class Limits:
     body_s: float = 10.0
     max_deadline_ms: float = 10_000.0
 
+    def check_said(self, content_length: str) -> None:
+        """Raises BadRequestError (413) if a head announces a body that is too large."""
+        if content_length.isdigit() and int(content_length) > self.max_body_bytes:
+            raise BadRequestError("body", f"at most {self.max_body_bytes} bytes", content_length, status=413)
+
 
 class BadRequestError(RequestError):
-    """A request that its sender must change. status: 4xx.  column: the path of what is wrong, `candidates.item_id` for
-    example."""
+    """A request that its sender must change. status: 4xx."""
 
     def __init__(self, column: str, required: str, found: str, *, status: int = 422) -> None:
-        super().__init__(f"{column}: {required} required, found {found}")
-        self.status, self.column, self.required, self.found = status, column, required, found
+        super().__init__(column, required, found)
+        self.status = status
 
 
 def shown(value: Any, *, most: int = 60) -> str:

@@ -17,7 +17,12 @@ OnMissingHistory = Literal["refuse", "empty"]
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered as it is: what was required, what was found. Its sender's fault."""
+    """A request that cannot be answered as it is, its sender's fault. column: path of what is wrong, `request.device`
+    for example; required, found: there."""
+
+    def __init__(self, column: str, required: str, found: str, *, hint: str = "") -> None:
+        super().__init__(f"{column}: {required} required, found {found}{hint}")
+        self.column, self.required, self.found = column, required, found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,7 @@ def test_a_file_that_is_not_this_store_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match=r"columns of a store: .* required, found \{'name': 'string'\}"):
         SqliteStore(tmp_path / "none.sqlite", {"name": "string"})
     (tmp_path / "text.sqlite").write_text("no database at all" * 100)
-    with pytest.raises(StoreUnavailableError, match="file is not a database"):
+    with pytest.raises(ValueError, match="a file of `reqdedup store fill` required, found another kind"):
         SqliteStore(tmp_path / "text.sqlite")
 
 
@@ -189,3 +189,31 @@ def test_keys_are_forgotten_beyond_their_number(store, monkeypatch):
         store.append(7, make_events([turn]), key=str(turn))
     with sqlite3.connect(store.path) as connection:
         assert connection.execute("SELECT count(*) FROM appended").fetchone() == (10,)
+
+
+def test_an_append_to_a_file_that_was_removed_is_refused_not_lost(tmp_path):
+    path = tmp_path / "store.db"
+    store = SqliteStore(path, COLUMNS)
+    store.append(7, make_events([1]), key="a")
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for file in tmp_path.glob("store.db*"):
+        file.rename(aside / file.name)
+    with pytest.raises(StoreUnavailableError, match="its file required, found No such file"):
+        store.append(7, make_events([2]), key="b")
+    with pytest.raises(StoreUnavailableError, match="its file required"):
+        store.end(7)
+    for file in aside.iterdir():
+        file.rename(tmp_path / file.name)
+    assert store.append(7, make_events([2]), key="b").end == 2
+
+
+def test_a_file_in_the_place_of_another_is_the_store_from_then_on(tmp_path):
+    path, other = tmp_path / "store.db", tmp_path / "other.db"
+    store, filled = SqliteStore(path, COLUMNS), SqliteStore(other, COLUMNS)
+    store.append(7, make_events([1]), key="a")
+    filled.append(7, make_events([1, 2, 3]), key="a")
+    store.close()
+    filled.close()
+    other.replace(path)
+    assert store.end(7) == TimelineEnd(0, 3)

@@ -171,9 +171,9 @@ def test_what_the_store_cannot_answer_is_said(store):
     assert store.request_features(1, ["age"]) == {}
     store.append(7, make_events(range(5)), key="a")
     for ask, message in [
-        ({"at": 6}, "at of 0 to 5, the end of the timeline, required, found 6"),
+        ({"at": 6}, "at: 0 to 5, the end of the timeline, required, found 6"),
         ({"at": -1}, "found -1"),
-        ({"version": 1}, "user 7: a version of the timeline required, found no version 1"),
+        ({"version": 1}, "version: a version of the timeline of user 7 required, found no version 1"),
         ({"start_of": lambda end: end + 1}, r"start_of\(5\) of 0 to 5 required, found 6"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -181,7 +181,9 @@ def test_what_the_store_cannot_answer_is_said(store):
     with pytest.raises(ValueError, match=r"columns of the store \(item_id, .*found also \['price'\]"):
         store.window(7, ["item_id", "price"], **WHOLE)
     store.correct(8, make_events(range(5)), key="b", start=100)
-    with pytest.raises(ValueError, match="at above 100, the first event that the store holds, required, found 100"):
+    with pytest.raises(
+        ValueError, match="at: more than 100, the first event that the store holds, required, found 100"
+    ):
         store.window(8, NAMES, **WHOLE, at=100)
     empty = store.window(7, NAMES, **WHOLE, at=0)
     assert (empty.start, empty.end) == (0, 0)

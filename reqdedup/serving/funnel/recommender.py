@@ -59,7 +59,7 @@ class Recommender:
         """Raises RequestError for what its sender can mend."""
         length = self.config.slate.length if request.length is None else request.length
         if not 1 <= length <= self.config.ranked:
-            raise RequestError(f"length: 1 to {self.config.ranked} items required, found {length}")
+            raise RequestError("length", f"1 to {self.config.ranked} items", str(length))
         steps = _Steps()
         found = self.retriever.retrieve(
             RetrieveRequest(

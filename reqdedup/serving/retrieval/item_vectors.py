@@ -93,9 +93,8 @@ class ItemVectors:
         kept = None if filter.allow is None else self.rows_of(filter.allow)
         for name, values in filter.categories.items():
             if name not in self.columns:
-                raise RequestError(
-                    f"filter: a column of the items ({', '.join(self.columns) or 'none here'}) required, found {name!r}"
-                )
+                there = ", ".join(self.columns) or "none here"
+                raise RequestError("filter.categories", f"a column of the items ({there})", repr(name))
             if kept is None:
                 kept = self._by_value[name].rows(values)
             else:

@@ -16,7 +16,7 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import TwoTower, UserHead
 from reqdedup.sequences.store import Store, Window
-from reqdedup.serving.inputs import InputReader
+from reqdedup.serving.inputs import InputReader, unfit
 from reqdedup.serving.requests import (
     ContextOrigin,
     ItemFilter,
@@ -86,9 +86,9 @@ class Retriever:
     def retrieve(self, request: RetrieveRequest) -> Retrieved:
         """Raises RequestError for what its sender can mend, StoreUnavailableError for what a later try may."""
         if request.k < 1:
-            raise RequestError(f"k: at least 1 item required, found {request.k}")
+            raise RequestError("k", "at least 1 item", str(request.k))
         if not -(2**63) <= request.user_id < 2**63:
-            raise RequestError(f"user_id: an int64 required, found {request.user_id}")
+            raise RequestError("user_id", "an int64", str(request.user_id))
         marks: list[str] = []
         window = self._inputs.window(request, marks)
         plain = self._inputs.features(request, marks)
@@ -97,7 +97,7 @@ class Retriever:
         try:
             features = self.transforms.requests([plain])
         except (ValueError, TypeError) as error:
-            raise RequestError(f"request features: {error}") from None
+            raise unfit(error) from None
         user_D = self.user_vector(state_D, features)
         row, score, kind = nearest(self.items, self.index, user_D, request.k, without_seen(request.filter, read))
         return Retrieved(
@@ -128,15 +128,15 @@ class Retriever:
         Raises RequestError for a window that lacks a column or is not as long as it says.
         """
         if not 0 <= window.start <= window.end:
-            raise RequestError(f"history: 0 <= start <= end required, found {window.start} and {window.end}")
+            raise RequestError("history", "0 <= start <= end", f"{window.start} and {window.end}")
         wanted = window.end - window.start
         wrong = {name: len(values) for name, values in window.columns.items() if len(values) != wanted}
         if wrong:
-            raise RequestError(f"history: {wanted} events in each column required, as start and end say, found {wrong}")
+            raise RequestError("history", f"{wanted} events in each column", str(wrong), hint="; start and end say so")
         try:
             history = self.transforms.history(window.columns, end=window.end)
         except ValueError as error:
-            raise RequestError(str(error)) from None
+            raise unfit(error) from None
         digest = history_digest({name: values.numpy() for name, values in history.items()})
         return ReadWindow(history, window.end - len(history["item_id"]), window.end, window.version, digest)
 
@@ -145,7 +145,7 @@ class Retriever:
         with np.errstate(over="ignore", invalid="ignore"):
             user_D = self._head(state_D, request)
         if not np.isfinite(user_D).all():
-            raise RequestError("request features: numbers that the model can add up required, found larger ones")
+            raise RequestError("request", "numbers that the model can add up", "larger ones")
         return user_D
 
 

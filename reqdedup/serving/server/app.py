@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from reqdedup.schema import Column
-from reqdedup.sequences.store import Store
+from reqdedup.sequences.store import KeyTakenError, Store
 from reqdedup.serving.impressions.log import Click, ImpressionLog
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.requests import Ranked, Recommended, Retrieved
@@ -95,7 +95,8 @@ class Application:
         }
         routes = [Route(path, self._answering(path, handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [Route(path, self._answering(path, handler), methods=["GET"]) for path, handler in gets.items()]
-        self.starlette = Starlette(routes=routes)
+        self.starlette = Starlette(routes=routes, exception_handlers={404: _no_path, 405: _no_path})
+        self.starlette.router.redirect_slashes = False
 
     def close(self) -> None:
         """Finish what waits and take no more."""
@@ -175,7 +176,12 @@ class Application:
         append = asyncio.get_running_loop().run_in_executor(
             self._appending, lambda: store.append(user_id, events, key=key)
         )
-        end = await append
+        try:
+            end = await append
+        except KeyTakenError:
+            raise BadRequestError(
+                "idempotency_key", "a key that no other user's events had", shown(key), status=409
+            ) from None
         if of is not None and self.service.impressions is not None:
             now_us = time.time_ns() // 1000
             for item_id in events["item_id"].tolist():
@@ -224,6 +230,8 @@ class Application:
         try:
             await asyncio.get_running_loop().run_in_executor(self._loading, work)
         except (ValueError, OSError) as error:
+            if action in plain:
+                raise BadRequestError("action", f"what {action} needs", str(error), status=409) from None
             raise BadRequestError(
                 "bundle", "a bundle that loads and passes its self-test", str(error), status=409
             ) from None
@@ -315,9 +323,7 @@ class Application:
     async def _body(self, request: Request) -> bytes:
         """All of it, within its limits of bytes and time."""
         limits = self.service.limits
-        said = request.headers.get("content-length", "")
-        if said.isdigit() and int(said) > limits.max_body_bytes:
-            raise BadRequestError("body", f"at most {limits.max_body_bytes} bytes", said, status=413)
+        limits.check_said(request.headers.get("content-length", ""))
         if "content-encoding" in request.headers:
             found = shown(request.headers["content-encoding"])
             raise BadRequestError("content-encoding", "a body as it is", found, status=415)
@@ -340,3 +346,9 @@ def content_type(request: Request, *allowed: str) -> str:
     if found not in allowed:
         raise BadRequestError("content-type", " or ".join(allowed), shown(found) if found else "none", status=415)
     return found
+
+
+async def _no_path(request: Request, error: Exception) -> Response:
+    """A path, or a method of one, that is not served."""
+    found, status = f"{request.method} {shown(request.url.path)}", getattr(error, "status_code", 404)
+    return error_response(BadRequestError("path", "a call that /docs shows", found, status=status))

@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,8 @@ class Access:
     key: str | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.port < 65_536:
+            raise ValueError(f"a port from 0 to 65535 required, found {self.port}")
         if self.host not in LOOPBACK and not self.token:
             raise ValueError(
                 f"a token required to listen on {self.host}, where other machines reach the server, found none; "
@@ -158,7 +161,14 @@ def uvicorn_config(app: Any, access: Access, limits: Limits, *, drain_s: float) 
 
 
 def listen(access: Access) -> socket.socket:
-    """A listening socket. Raises OSError, a sentence, if the port is taken."""
+    """A listening socket. Raises OSError, a sentence, if the port is taken, ValueError for files that are no TLS."""
+    if access.certificate is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(access.certificate, access.key)
+        except OSError as error:  # ssl's own errors are some
+            raise ValueError(
+                f"{access.certificate} and {access.key}: a certificate and its key, PEM, required, found {error}"
+            ) from None
     family = socket.AF_INET6 if ":" in access.host else socket.AF_INET
     try:
         return socket.create_server((access.host, access.port), family=family, backlog=1024)

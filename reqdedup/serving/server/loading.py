@@ -43,6 +43,15 @@ class LoadedPart(Part):
     answers: Ranker | Retriever
 
 
+def _check_device(name: str) -> None:
+    """Raises ValueError for a device that this torch does not have."""
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"a device cpu or cuda required, found {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("a GPU that torch finds required for --device cuda, found none; take cpu")
+
+
 class Loader:
     """Loads bundles for one process. worker: its number, None if it is alone and asked about all users."""
 
@@ -50,6 +59,9 @@ class Loader:
         if settings.user_states is not None:
             model_of(Path(settings.user_states))
         self._settings, self._worker = settings, worker
+        _check_device(settings.device)
+        if settings.may_load_from is not None and not Path(settings.may_load_from).is_dir():
+            raise ValueError(f"{settings.may_load_from}: a folder of bundles to load from required, found none")
         self.store = open_store(settings.store) if settings.store else None
         self.impressions = ImpressionLog(settings.impressions) if settings.impressions else None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()

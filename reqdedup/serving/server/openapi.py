@@ -42,7 +42,7 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
     if served.recommend is not None:
         retrieval, ranking = served.parts["retrieval"].inputs, served.parts["ranking"].inputs
         both = retrieval | ranking
-        body = _body(both, limits, _recommend(both, limits))
+        body = _body(both, limits, _recommend(both, limits, served.rows))
         paths["/v1/recommend"] = {"post": _operation("Retrieve, rank and re-rank.", body)}
     if event_columns is not None:
         columns = {name: _list(column, limits.max_events) for name, column in event_columns.items()}
@@ -92,9 +92,12 @@ def _operation(summary: str, body: Schema, *, arrow: bool = False) -> Schema:
         "401": "token",
         "404": "not here",
         "408": "too slow",
+        "405": "another method",
         "409": "not changed",
+        "412": "trimmed for another model",
         "413": "too large",
         "415": "content type",
+        "421": "a host name that is not this machine's",
         "422": "a value that does not fit, with its column",
         "503": "full; come back after Retry-After seconds",
         "504": "the deadline passed",
@@ -138,9 +141,9 @@ def _retrieve(inputs: Inputs, limits: Limits) -> Schema:
     return {"k": {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}, "filter": filters}
 
 
-def _recommend(inputs: Inputs, limits: Limits) -> Schema:
+def _recommend(inputs: Inputs, limits: Limits, most: int) -> Schema:
     filters = _retrieve(inputs, limits)["filter"]
-    length = {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}
+    length = {"type": "integer", "minimum": 1, "maximum": most}
     return {"length": length, "filter": filters, "explain": {"type": "boolean"}}
 
 

@@ -33,7 +33,7 @@ Headers = list[tuple[bytes, bytes]]
 MAX_IN_FLIGHT = 256
 """Requests that one worker may be asked at once; its own queue is shorter."""
 _NOT_PASSED_ON = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", b"x-user-id")
-_NOT_PASSED_BACK = (b"connection", b"keep-alive", b"transfer-encoding")
+_NOT_PASSED_BACK = (b"connection", b"keep-alive", b"transfer-encoding", b"date")  # of this server, not of the worker's
 
 
 class Router:
@@ -115,6 +115,7 @@ class Router:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limits, parts, size = self.limits, [], 0
+        limits.check_said(dict(scope["headers"]).get(b"content-length", b"").decode("latin-1"))
         try:
             async with asyncio.timeout(limits.body_s):
                 while True:
@@ -143,7 +144,7 @@ def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
         try:
             with pa.ipc.open_stream(body) as reader:
                 return int(orjson.loads((reader.schema.metadata or {})[b"reqdedup.request"])["user_id"])
-        except pa.ArrowException:
+        except (pa.ArrowException, OSError):  # pyarrow calls a broken message an OSError
             raise ValueError("no Arrow") from None
     if path.startswith("/v2/"):
         length = int(headers.get(b"inference-header-content-length", len(body)))
@@ -190,7 +191,7 @@ class _Upstream:
                 else:
                     loop = asyncio.get_running_loop()
                     _, connection = await loop.create_connection(_Connection, self._host, self._port)
-                answer = await connection.exchange(request)
+                answer = await connection.exchange(request, has_body=scope["method"] != "HEAD")
             if connection.is_open:
                 self._idle.append(connection)
             return answer
@@ -205,7 +206,9 @@ class _Connection(asyncio.Protocol):
         self._transport, self.is_open = cast(asyncio.Transport, transport), True  # uvloop's is no subclass of it
         self._answer: asyncio.Future[tuple[int, Headers, bytes]] | None = None
 
-    async def exchange(self, request: bytes) -> tuple[int, Headers, bytes]:
+    async def exchange(self, request: bytes, *, has_body: bool = True) -> tuple[int, Headers, bytes]:
+        """The answer; without has_body its head, whatever length that announces."""
+        self._has_body = has_body
         self._parser = httptools.HttpResponseParser(self)
         self._headers: Headers = []
         self._parts: list[bytes] = []
@@ -231,11 +234,15 @@ class _Connection(asyncio.Protocol):
         if name.lower() not in _NOT_PASSED_BACK:
             self._headers.append((name.lower(), value))
 
+    def on_headers_complete(self) -> None:
+        if not self._has_body:
+            self.on_message_complete(keeps_open=False)  # the parser waits for a body: it cannot read another answer
+
     def on_body(self, body: bytes) -> None:
         self._parts.append(body)
 
-    def on_message_complete(self) -> None:
-        if not self._parser.should_keep_alive():
+    def on_message_complete(self, *, keeps_open: bool = True) -> None:
+        if not (keeps_open and self._parser.should_keep_alive()):
             self.is_open = False
             self._transport.close()
         if self._answer is not None and not self._answer.done():

@@ -76,12 +76,11 @@ def json_response(values: Any, status: int = 200, headers: Mapping[str, str] | N
 
 def error_response(error: Exception) -> Response:
     """What became of a request, said so that its sender can do something about it."""
-    if isinstance(error, BadRequestError):
-        said = {"column": error.column, "required": error.required, "found": error.found}
-        headers = {"connection": "close"} if error.status in (408, 413) else None
-        return json_response({"error": {"message": str(error), **said}}, error.status, headers)
     if isinstance(error, RequestError):
-        return json_response({"error": {"message": str(error)}}, 422)
+        said = {"column": error.column, "required": error.required, "found": error.found}
+        status = error.status if isinstance(error, BadRequestError) else 422
+        headers = {"connection": "close"} if status in (408, 413) else None
+        return json_response({"error": {"message": str(error), **said}}, status, headers)
     if isinstance(error, (OverloadedError, StoreUnavailableError)):
         wait = error.retry_after_s if isinstance(error, OverloadedError) else 1
         return json_response({"error": {"message": str(error)}}, 503, {"retry-after": str(wait)})

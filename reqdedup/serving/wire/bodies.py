@@ -129,9 +129,10 @@ def recommend_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits)
     return Asked(request=request, deadline_ms=deadline_ms, dropped=dropped)
 
 
-def check_keys(values: Mapping[str, Any], known: frozenset[str]) -> None:
+def check_keys(values: Mapping[str, Any], known: frozenset[str], path: str = "") -> None:
+    """path: of the object, with a dot at its end."""
     if unknown := values.keys() - known:
-        raise BadRequestError(min(unknown), f"one of {', '.join(sorted(known))}", "another key")
+        raise BadRequestError(f"{path}{min(unknown)}", f"one of {', '.join(sorted(known))}", "another key")
 
 
 def item_filter(values: Any, limits: Limits) -> ItemFilter:
@@ -139,14 +140,14 @@ def item_filter(values: Any, limits: Limits) -> ItemFilter:
         return ItemFilter()
     if not isinstance(values, dict):
         raise BadRequestError("filter", "an object", shown(values))
-    check_keys(values, frozenset({"allow", "deny", "unseen", "categories"}))
+    check_keys(values, frozenset({"allow", "deny", "unseen", "categories"}), "filter.")
     unseen = values.get("unseen", False)
     if not isinstance(unseen, bool):
         raise BadRequestError("filter.unseen", "true or false", shown(unseen))
     ids = {
         name: _ids(values[name], f"filter.{name}", limits) for name in ("allow", "deny") if values.get(name) is not None
     }
-    categories = _object(values, "categories", {})
+    categories = _object(values, "categories", {}, "filter.")
     return ItemFilter(
         **ids,
         unseen=unseen,
@@ -212,16 +213,18 @@ def _window(values: Any, inputs: Inputs, limits: Limits) -> Window:
     """{"columns": {"item_id": [...], ...}, "end": 7, "start": 0, "version": 0}; without an end, the events are all."""
     if not isinstance(values, dict):
         raise BadRequestError("history", "an object", shown(values))
-    check_keys(values, frozenset({"columns", "start", "end", "version"}))
-    given = _object(values, "columns")
+    check_keys(values, frozenset({"columns", "start", "end", "version"}), "history.")
+    given = _object(values, "columns", path="history.")
     columns = event_columns(given, inputs.history, limits.max_history, "history.columns")
     length = len(next(iter(columns.values())))
     start = integer(values.get("start", 0), "history.start", 0, INT64[1])
     end = integer(values.get("end", start + length), "history.end", 0, INT64[1])
+    if end < start:
+        raise BadRequestError("history.end", f"at least the start, {start},", f"{end}")
     if end - start != length:
         raise BadRequestError("history", f"{end - start} events, from start {start} to end {end}", f"{length}")
     return Window(
-        columns=columns, start=start, end=end, version=integer(values.get("version", 0), "version", 0, INT64[1])
+        columns=columns, start=start, end=end, version=integer(values.get("version", 0), "history.version", 0, INT64[1])
     )
 
 
@@ -342,10 +345,12 @@ def _numpy(dtype: str) -> np.dtype[Any]:
     return np.dtype({"timestamp": "int64", "string": "U1"}.get(dtype, dtype))
 
 
-def _object(values: Mapping[str, Any], name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+def _object(
+    values: Mapping[str, Any], name: str, default: dict[str, Any] | None = None, path: str = ""
+) -> dict[str, Any]:
     found = values.get(name, default)
     if not isinstance(found, dict):
-        raise BadRequestError(name, "an object of columns", "none" if found is None else shown(found))
+        raise BadRequestError(f"{path}{name}", "an object of columns", "none" if found is None else shown(found))
     return found
 
 

@@ -70,6 +70,8 @@ def rank_request_of(
     candidates = {name: tensor for name, tensor in tensors.items() if name not in known}
     asked = rank_request(values, inputs, limits, candidates)
     outputs = head.get("outputs") or []
+    if not isinstance(outputs, list):
+        raise BadRequestError("outputs", "a list of tensors", shown(outputs))
     wants = [options.get("binary_data_output"), *(_parameters(one).get("binary_data") for one in outputs)]
     return asked, head.get("id") if isinstance(head.get("id"), str) else None, any(one is True for one in wants)
 

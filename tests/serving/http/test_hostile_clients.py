@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reqdedup.serving.server.door import Access
+from reqdedup.serving.server.door import Access, listen
+from reqdedup.serving.server.loading import Loader
+from reqdedup.serving.server.settings import ServeSettings
 from tests.serving.http.servers import stacked
 
 
@@ -99,9 +101,56 @@ def test_other_bodies_kinds_and_paths_are_a_4xx(server):
     assert post(server, "/v1/rank", b"not json")[0] == 400
     assert post(server, "/v1/rank", b"")[0] == 400
     assert post(server, "/v1/rank", b"half an arrow", kind="application/vnd.apache.arrow.stream")[0] == 400
+    assert talk(server, b"HEAD /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200")
     assert talk(server, b"GET /v1/rank HTTP/1.1\r\nhost: localhost\r\n\r\n").startswith(b"HTTP/1.1 405")
     assert talk(server, b"GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n").startswith(b"HTTP/1.1 404")
     assert talk(server, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
+
+
+def test_a_path_that_is_not_served_is_an_error_in_json_and_no_other_place(server):
+    for path, status in (("/nothing", 404), ("/v1/rank/", 404), ("/healthz", 405)):
+        found, answer = post(server, path, b"{}")
+        assert (found, answer["error"]["column"]) == (status, "path")
+        assert answer["error"]["found"] == f"'POST {path}'" or path in answer["error"]["found"]
+
+
+def test_an_error_names_the_whole_path_of_its_column(server, good):
+    one, values = good
+    events = {"item_id": [1, 2], "action": [1, 1]}
+    for more, column in (
+        ({"history": {"columns": events, "start": 5, "end": 3}}, "history.end"),
+        ({"history": {"columns": events, "version": -1}}, "history.version"),
+        ({"history": {"columns": events, "more": 1}}, "history.more"),
+        ({"history": {}}, "history.columns"),
+        ({"history": {"columns": events}, "at": 1}, "at"),
+        ({"at": 10**9}, "at"),
+        ({"version": 99}, "version"),
+        ({"user_id": -5}, "request"),
+        ({"user_id": -5, "at": 3}, "at"),
+        ({"candidates": {"item_id": [10**9]}}, "candidates.item_category"),
+    ):
+        status, answer = post(server, "/v1/rank", orjson.dumps({**values, **more}))
+        assert (status, answer["error"]["column"]) == (422, column), answer
+        assert answer["error"]["required"], answer
+        assert answer["error"]["found"], answer
+    for filter, column in (
+        ({"more": 1}, "filter.more"),
+        ({"categories": [1]}, "filter.categories"),
+        ({"categories": {"more": [1]}}, "filter.categories"),
+    ):
+        body = {"user_id": one.sent.user_id, "k": 3, "filter": filter}
+        status, answer = post(server, "/v1/retrieve", orjson.dumps(body))
+        assert (status, answer["error"]["column"]) == (422, column), answer
+
+
+def test_outputs_of_an_open_inference_call_that_are_no_list_are_refused(server):
+    tensors = [
+        {"name": name, "shape": [1], "datatype": datatype, "data": [1]}
+        for name, datatype in (("user_id", "INT64"), ("item_id", "INT64"), ("item_category", "INT32"))
+    ]
+    body = {"inputs": tensors, "outputs": 5}
+    status, answer = post(server, "/v2/models/ranking/infer", orjson.dumps(body))
+    assert (status, answer["error"]["column"]) == (422, "outputs")
 
 
 def test_another_hosts_name_is_refused_by_a_server_without_a_token(server):
@@ -201,8 +250,9 @@ def test_no_object_of_json_is_a_500(server, good, path, values, keeps):
     assert status < 500, answer
 
 
-def test_metrics_and_the_api_page_need_no_network(server):
+def test_metrics_and_the_api_page_need_no_network(server, good):
     client = server.client()
+    assert post(server, "/v1/rank", orjson.dumps(good[1]))[0] == 200
     page = client.get("/docs").decode()
     assert "http://" not in page
     assert "https://" not in page
@@ -220,9 +270,30 @@ def test_metrics_and_the_api_page_need_no_network(server):
         ({"host": "0.0.0.0"}, "a token required"),
         ({"host": "0.0.0.0", "token": "short"}, "at least 16"),
         ({"certificate": "cert.pem"}, "a certificate and its key"),
+        ({"port": 65_536}, "a port from 0 to 65535 required, found 65536"),
+        ({"port": -1}, "a port from 0 to 65535 required, found -1"),
     ],
 )
 def test_a_door_that_others_reach_needs_a_token(options, said):
     with pytest.raises(ValueError, match=said):
         Access(**options)
     assert "secret" not in repr(Access(token="secret-secret-secret"))
+
+
+def test_files_that_are_no_tls_are_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "notes.md").write_text("no certificate")
+    access = Access(port=0, certificate=str(tmp_path / "notes.md"), key=str(tmp_path / "notes.md"))
+    with pytest.raises(ValueError, match=r"notes.md: a certificate and its key, PEM, required, found"):
+        listen(access)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"device": "tpu"}, "a device cpu or cuda required, found 'tpu'"),
+        ({"may_load_from": "/nothing"}, "/nothing: a folder of bundles to load from required, found none"),
+    ],
+)
+def test_a_server_that_cannot_do_what_it_is_told_does_not_begin(told, said):
+    with pytest.raises(ValueError, match=said):
+        Loader(ServeSettings(bundles=("any",), **told))

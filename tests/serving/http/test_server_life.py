@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -117,6 +118,45 @@ def test_events_extend_the_context_to_the_bits_of_a_fresh_one(workers, last, bun
     assert stacked(ranked).tobytes() == bundle.model.predict_exact(batch).numpy().tobytes()
     replayed = client.rank(dataclasses.replace(stored(one), at=before.end))
     assert stacked(replayed).tobytes() == one.logits.tobytes()
+
+
+def test_a_key_of_another_user_is_refused_and_nothing_is_appended(workers):
+    client = workers.client(token=TOKEN)
+    first, second = 10**12, 10**12 + 1
+    events = {"item_id": [1], "action": [1]}
+    client.append(first, events, key="the first's")
+    with pytest.raises(ServerError, match="idempotency_key: a key that no other user's events had") as refused:
+        client.append(second, events, key="the first's")
+    assert refused.value.status == 409
+    assert client.append(second, events, key="the second's").end == 1
+
+
+def test_what_the_router_cannot_read_is_refused_at_once_and_nothing_hangs(workers):
+    token = f"authorization: Bearer {TOKEN}\r\n".encode()
+    post = b"POST /v1/rank HTTP/1.1\r\nhost: localhost\r\n" + token
+    arrow = b"content-type: application/vnd.apache.arrow.stream\r\n"
+    broken = b"\xff\xff\xff\xff\x10\0\0\0" + b"\x01" * 16 + b"\xff\xff\xff\xff\0\0\0\0"
+    for data, status in (
+        (b"HEAD /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n", b"200"),
+        (b"HEAD /v1/models HTTP/1.1\r\nhost: localhost\r\n" + token + b"\r\n", b"200"),
+        (post + arrow + b"content-length: %d\r\n\r\n" % len(broken) + broken, b"400"),
+        (post + b"content-type: application/json\r\ncontent-length: 100000000\r\n\r\n{", b"413"),
+    ):
+        started = time.monotonic()
+        with socket.create_connection(("127.0.0.1", workers.port), timeout=20) as connection:
+            connection.sendall(data)
+            answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 " + status), answer
+        assert answer.lower().count(b"\r\ndate:") == 1
+        assert time.monotonic() - started < 5
+
+
+def test_what_cannot_be_done_to_the_models_says_what_it_lacks(workers):
+    client = workers.client(token=TOKEN)
+    for action in ("rollback", "promote"):
+        with pytest.raises(ServerError, match=f"action: what {action} needs required, found a model") as refused:
+            client.change_models(action)
+        assert refused.value.status == 409
 
 
 def test_no_answer_mixes_two_models_while_they_are_swapped(workers, last, bundles):

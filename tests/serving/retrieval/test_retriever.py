@@ -169,7 +169,7 @@ def test_a_missing_history_is_refused_or_counts_as_empty_and_is_marked(model, it
         ({"history": Window({"item_id": np.arange(3)}, 0, 3, 0)}, "history: column action required"),
         ({"history": Window(window(3).columns, 1, 3, 0)}, "2 events in each column required"),
         ({"history": Window(window(3).columns, 3, 0, 0)}, "0 <= start <= end required"),
-        ({"request": REQUEST | {"device": "phone"}}, "request features: device: values of type int32 required"),
+        ({"request": REQUEST | {"device": "phone"}}, "device: values of type int32 required"),
         ({"request": REQUEST | {"user_embedding": [1.0]}}, "user_embedding: a vector of 3 numbers required"),
         ({"request": REQUEST | {"device": None}}, "device: a value required, found none"),
     ],
