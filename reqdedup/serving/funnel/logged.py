@@ -7,8 +7,9 @@ history is logged as its place in the timeline, with a digest of its events (25 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from reqdedup.sequences.store import Store, StoreUnavailableError, Window
 from reqdedup.serving.funnel.recommender import Recommender
 from reqdedup.serving.impressions.log import Impression, ImpressionLog, digest_of, new_request_id
 from reqdedup.serving.requests import Recommended, RecommendRequest
+
+UNKNOWN = "unknown"
+"""A digest that no window has, so that no row comes of the impression."""
 
 
 class LoggedRecommender:
@@ -35,7 +39,9 @@ class LoggedRecommender:
 
     def recommend(self, request: RecommendRequest) -> Recommended:
         """The answer with its request id. Errors: as of `Recommender`, whose answers alone are logged."""
-        request = self._with_features(request)
+        stored = self._stored_features(request)
+        if stored:
+            request = replace(request, request={**stored, **request.request})
         answer = replace(self.recommender.recommend(request), request_id=new_request_id())
         items = self.recommender.retriever.items
         row_M = np.searchsorted(items.item_id, answer.ranked_item_id)
@@ -48,7 +54,7 @@ class LoggedRecommender:
                 start=answer.start,
                 history_end=answer.end,
                 timeline_version=answer.version,
-                history_digest=self._digest(request, answer),
+                history_digest=UNKNOWN if stored is None else self._digest(request, answer),
                 model=answer.ranking_model,
                 definition=answer.retrieval_model,
                 rerank="" if "reranking" in answer.marks else answer.funnel,
@@ -62,19 +68,19 @@ class LoggedRecommender:
         )
         return answer
 
-    def _with_features(self, request: RecommendRequest) -> RecommendRequest:
+    def _stored_features(self, request: RecommendRequest) -> Mapping[str, Any] | None:
+        """Those that the request leaves out. None if the store did not answer: the models may ask it again, so nobody
+        knows what they used."""
         lacking = [name for name in self._features if name not in request.request]
         if self._store is None or not lacking:
-            return request
+            return {}
         try:
-            found = self._store.request_features(request.user_id, lacking)
-        except StoreUnavailableError:  # what the models make of that is theirs to say
-            return request
-        return replace(request, request={**found, **request.request})
+            return self._store.request_features(request.user_id, lacking)
+        except StoreUnavailableError:
+            return None
 
     def _digest(self, request: RecommendRequest, answer: Recommended) -> str:
-        """Of the window that was read. One that cannot be had gets a digest that no window has, so that no row comes of
-        it."""
+        """Of the window that was read, `UNKNOWN` for one that cannot be had."""
         if answer.end == 0:
             return ""
         window: Window | None = request.history
@@ -89,4 +95,4 @@ class LoggedRecommender:
                 )
             except (StoreUnavailableError, ValueError):
                 window = None
-        return "unknown" if window is None else digest_of(window)
+        return UNKNOWN if window is None else digest_of(window)

@@ -9,12 +9,12 @@ from reqdedup import storage
 from reqdedup.models.bundle import Bundle
 from reqdedup.sequences.filling import event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.sequences.store import Window
+from reqdedup.sequences.store import StoreUnavailableError, Window
 from reqdedup.serving.funnel.config import FunnelConfig
-from reqdedup.serving.funnel.logged import LoggedRecommender
+from reqdedup.serving.funnel.logged import UNKNOWN, LoggedRecommender
 from reqdedup.serving.funnel.recommender import Recommender
 from reqdedup.serving.impressions.attribution import collect_impressions, impressions_of, mature_impressions
-from reqdedup.serving.impressions.log import Click, ImpressionLog
+from reqdedup.serving.impressions.log import Click, ImpressionLog, read_log, sealed_files
 from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import RankRequest, RecommendRequest
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
@@ -128,3 +128,26 @@ def test_a_history_that_the_store_does_not_have_gives_no_rows(catalog, served, t
     report = mature_impressions(catalog, "feed", raw, store, now_s=NOW_S + 2 * 86_400)
     assert report.num_rows == 0
     assert report.num_changed + report.num_forgotten == 1
+
+
+@pytest.mark.slow
+def test_an_answer_whose_features_could_not_be_read_ahead_gives_no_rows(served, tmp_path, monkeypatch):
+    """The store fails once: the models ask it again and get them, so the log does not know what they used."""
+    recommender, _, store, source = served
+    user = int(source.to_arrow(["user_id"]).column("user_id")[0].as_py())
+    read, calls = store.request_features, []
+
+    def fails_once(user_id, names):
+        calls.append(names)
+        if len(calls) == 1:
+            raise StoreUnavailableError("busy")
+        return read(user_id, names)
+
+    monkeypatch.setattr(store, "request_features", fails_once)
+    recommender.recommend(RecommendRequest(user_id=user, length=5))
+    assert len(calls) > 1
+    recommender.log.close()
+    (path,) = sealed_files(tmp_path / "log")
+    (impression,) = read_log(path).impressions
+    assert impression.request == {}
+    assert impression.history_digest == UNKNOWN
