@@ -243,7 +243,7 @@ class Client:
 
 
 def _dumps(values: Mapping[str, Any]) -> bytes:
-    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY, default=np.ndarray.tolist)  # of slices
 
 
 def _window(window: Window) -> dict[str, Any]:

@@ -151,7 +151,8 @@ class Application:
         return json_response(answer if keys is None else {**answer, "item_key": keys})
 
     async def recommend(self, request: Request) -> Response:
-        served, retrieval, ranking = self.service.models.current, self._part("retrieval"), self._part("ranking")
+        served = self.service.models.current  # read once: a swap may come at any time
+        retrieval, ranking = self._part("retrieval", served), self._part("ranking", served)
         if served.recommend is None:
             raise BadRequestError("path", "a server with a funnel", "one without", status=404)
         content_type(request, JSON)
@@ -291,11 +292,12 @@ class Application:
         if sent is not None and sent != serving:
             raise BadRequestError("x-trimmed-for", serving, shown(sent), status=412)
 
-    def _part(self, task: str) -> Part:
-        """What serves now: the request keeps it to its answer."""
-        part = self.service.models.current.parts.get(task)
+    def _part(self, task: str, served: Served | None = None) -> Part:
+        """Of what serves now: the request keeps it to its answer."""
+        served = served or self.service.models.current
+        part = served.parts.get(task)
         if part is None:
-            there = ", ".join(self.service.models.current.parts)
+            there = ", ".join(served.parts)
             raise BadRequestError("path", f"a server with a bundle of {task}", f"one with {there}", status=404)
         return part
 

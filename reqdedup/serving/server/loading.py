@@ -204,13 +204,16 @@ def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[A
 
 def watch(models: Models, loader: Loader, places: Sequence[str], interval_s: float, is_ending: threading.Event) -> None:
     """Load a place again whenever it holds other bundles: to be run in a thread."""
+    serving = {part.fingerprint for part in models.current.parts.values()}
     seen = {place: _fingerprints(loader, place) for place in places}
+    # One that was published while the first were being loaded is a change, too.
+    seen = {place: now if now is not None and serving.issuperset(now) else None for place, now in seen.items()}
     while not is_ending.wait(interval_s):
         for place in places:
             now = _fingerprints(loader, place)
             if now is not None and now != seen[place]:
                 seen[place] = now  # one that does not load is tried again once it changes
-                with suppress(ValueError, OSError):  # said by `Models`, shown by /v1/models
+                with suppress(Exception):  # said by `Models`, shown by /v1/models; the next may load
                     models.load(place)
 
 

@@ -80,6 +80,7 @@ class Models:
         self.current = first
         self.previous: Served | None = None
         self.shadow: Served | None = None
+        self._shadow_of: Served | None = None
         self.report = ShadowReport()
         self.loading: str | None = None
         self.last_error: str | None = None
@@ -102,17 +103,20 @@ class Models:
     def start_shadow(self, bundle: str) -> Served:
         with self._changing:
             shadow, self.report = self._loaded(bundle), ShadowReport()
-            self.shadow = shadow
+            self.shadow, self._shadow_of = shadow, self.current
             return shadow
 
     def stop_shadow(self) -> None:
         self.shadow = None
 
     def promote_shadow(self) -> Served:
-        """Raises ValueError if there is no shadow."""
+        """Raises ValueError if there is no shadow, or if what serves has changed since it began: its other models would
+        come back with it."""
         with self._changing:
             if self.shadow is None:
                 raise ValueError("a model in the shadow required, found none")
+            if self._shadow_of is not self.current:
+                raise ValueError("the models that the shadow began beside required, found others; start it again")
             promoted, self.shadow = self.shadow, None
             return self._swap(promoted)
 

@@ -1,0 +1,102 @@
+"""What serves changes by one assignment; nothing that goes wrong beside it ends the watch for the next change."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reqdedup.models.bundle import Bundle, write_bundle
+from reqdedup.models.items import Items
+from reqdedup.models.signature import Signature
+from reqdedup.serving.client.client import _dumps
+from reqdedup.serving.scheduler import Scheduler
+from reqdedup.serving.server.loading import Loader, watch
+from reqdedup.serving.server.settings import ServeSettings
+from reqdedup.serving.server.swap import Models, Part, Served
+from reqdedup.serving.wire.bodies import Inputs
+from tests.serving.rankers import SCHEMA, small_model
+
+
+def part(task: str, fingerprint: str) -> Part:
+    return Part(task=task, bundle=fingerprint, fingerprint=fingerprint, run=list, inputs=Inputs())
+
+
+def put(bundle: str, served: Served) -> Served:
+    """`ranking-2` in the place of the ranking model."""
+    return replace(served, parts={**served.parts, (task := bundle.partition("-")[0]): part(task, bundle)})
+
+
+def test_a_shadow_that_is_promoted_brings_no_other_model_back():
+    first = put("retrieval-1", put("ranking-1", Served(parts={})))
+    with Scheduler() as scheduler:
+        models = Models(put, first, scheduler)
+        models.start_shadow("ranking-2")
+        models.load("retrieval-2")
+        with pytest.raises(ValueError, match="models that the shadow began beside required, found others"):
+            models.promote_shadow()
+        assert [one.fingerprint for one in models.current.parts.values()] == ["ranking-1", "retrieval-2"]
+        models.start_shadow("ranking-2")
+        models.promote_shadow()
+        assert [one.fingerprint for one in models.current.parts.values()] == ["ranking-2", "retrieval-2"]
+
+
+def written(folder, seed):
+    model, ids = small_model(seed), np.arange(3)
+    signature = Signature.of(model.config, SCHEMA)
+    items = Items(item_id_V=ids, count_V=ids, first_seen_V=ids)
+    write_bundle(folder, config=model.config, weights=model.state_dict(), signature=signature, items=items)
+    return Bundle.load(folder).fingerprint
+
+
+@contextmanager
+def watched(place, serving, load):
+    is_ending = threading.Event()
+    loader = Loader(ServeSettings(bundles=(str(place),)))
+    with Scheduler() as scheduler:
+        models = Models(load, Served(parts={"ranking": part("ranking", serving)}), scheduler)
+        thread = threading.Thread(target=watch, args=[models, loader, [str(place)], 0.01, is_ending])
+        thread.start()
+        try:
+            yield models
+        finally:
+            is_ending.set()
+            thread.join()
+
+
+def test_a_watch_outlives_a_load_that_fails_in_any_way_and_sees_the_next_bundle(tmp_path):
+    first = written(tmp_path / "place", 0)
+    has_failed, has_loaded = threading.Event(), threading.Event()
+
+    def load(bundle: str, served: Served) -> Served:
+        if not has_failed.is_set():
+            has_failed.set()
+            raise RuntimeError("out of memory")
+        has_loaded.set()
+        return served
+
+    with watched(tmp_path / "place", first, load) as models:
+        assert not has_failed.wait(0.1)
+        written(tmp_path / "place", 1)
+        assert has_failed.wait(10)
+        written(tmp_path / "place", 2)
+        assert has_loaded.wait(10)
+    assert models.swaps == 1
+
+
+def test_a_bundle_that_is_published_while_the_first_is_loaded_is_seen(tmp_path):
+    first = written(tmp_path / "place", 0)
+    shutil.rmtree(tmp_path / "place")
+    written(tmp_path / "place", 1)
+    has_loaded = threading.Event()
+    with watched(tmp_path / "place", first, lambda bundle, served: has_loaded.set() or served):
+        assert has_loaded.wait(10)
+
+
+def test_the_client_sends_slices_of_arrays():
+    values = np.arange(6).reshape(3, 2)
+    assert _dumps({"item_id": values[:, 1]}) == b'{"item_id":[1,3,5]}'
