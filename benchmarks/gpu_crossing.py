@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.crossing_variants import VARIANTS, Inputs, Variant, Workload
-from benchmarks.gpu_models import model_rows
+from benchmarks.gpu_models import model_rows, serving_rows
 from benchmarks.record import write_results
 
 NO_DEVICE = 2
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     for workload in WORKLOADS:
         rows += measure(workload, dtype, peak)
         torch.cuda.empty_cache()
-    rows += model_rows(time_in_turns)
+    rows += [*model_rows(time_in_turns), *serving_rows(time_in_turns)]
     for row in rows:
         value = "failed: " + row["error"] if row["value"] is None else f"{row['value']:.1f} {row['unit']}"
         print(f"{row['claim']:<28} {row['variant']:<16} {row['sizes']}  {value}")

@@ -106,6 +106,12 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
     return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
 
 
+def serving(text: str, ours: str, a: tuple[str, str], b: tuple[str, str]) -> Claim:
+    """Two results of ranking in process."""
+    command = ".venv/bin/python -m benchmarks.serving"
+    return Claim(file="serving", rows={"a": a, "b": b}, text=text, ours=ours, command=command)
+
+
 FASTEST = "against the fastest by hand"
 RATIO = "{a[value]:.3g}x, {a[fraction_of_limit]:.0%} of the store-once limit"
 SPREAD = "{a[value]:.3g}x less CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g})"
@@ -314,6 +320,26 @@ CLAIMS = (
         {"a": ("large catalogue: retrieval, 64 passes per step", "whole requests, rates x 1")},
         "the same at equal user-tower passes, whole requests shuffled, all fixes",
         "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
+    ),
+    *(
+        serving(
+            f"ranking, {shape}, users that come back: kept contexts against one per request, fast; deterministic",
+            TWO_RATIOS,
+            (f"kept, {shape}", f"fast{step}"),
+            (f"kept, {shape}", f"deterministic{step}"),
+        )
+        for length in (512, 2048)
+        for shape, step in ((f"L {length}, 10 candidates", ", 8 a step"), (f"L {length}, 100 candidates", ""))
+    ),
+    serving(
+        "ranking, L 512, 100 candidates, against the core of a server by hand that keeps contexts: one request a step; 8",
+        "{a[value]:.2f}x; {b[value]:.2f}x",
+        *(("by hand, L 512, 100 candidates", f"fast{step}") for step in ("", ", 8 a step")),
+    ),
+    serving(
+        "a kept context of 512 events, width 128, two layers: as computed; int8, and the rms error of a logit, in its sd",
+        "{a[value]:.2g} MiB; {b[value]:.2g} MiB, {b[logit_error_rms]:.2g}",
+        *(("memory of a kept context, L 512", kv_type) for kv_type in ("full", "int8")),
     ),
     Claim(
         file="serving_retrieval",

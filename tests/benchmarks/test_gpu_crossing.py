@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import gpu_crossing
+from benchmarks import gpu_crossing, gpu_models
 from benchmarks.crossing_variants import VARIANTS, Inputs, Workload
 from reqdedup.ops.crossing_attention import crossing_attention
 
@@ -40,3 +40,13 @@ def test_the_gate_closes_for_a_wrong_variant(monkeypatch):
 def test_without_a_gpu_it_says_so_and_fails(capsys):
     assert gpu_crossing.main([]) == gpu_crossing.NO_DEVICE
     assert "a CUDA device required, found none" in capsys.readouterr().err
+
+
+def test_the_row_of_serving_is_timed_once_its_answers_agree():
+    def once(runs):
+        for run in runs.values():
+            run()
+        return {name: gpu_crossing.Milliseconds(ms, ms, ms) for name, ms in zip(runs, (2.0, 5.0), strict=True)}
+
+    (row,) = gpu_models.serving_rows(once, lengths=(64,), device="cpu")
+    assert (row["claim"], row["value"], row.get("error")) == ("ranking, kept context", 2.5, None)

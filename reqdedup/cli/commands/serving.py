@@ -44,6 +44,12 @@ from reqdedup.cli.output import print_json, say
 )
 @option("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
 @option("--cache-bytes", type=POSITIVE, metavar="N", help="kept contexts of a process (default: 268435456)")
+@option(
+    "--kv-type",
+    type=OneOf(["full", "float16", "int8"]),
+    default="full",
+    help="keys and values of kept contexts: as computed, or rounded to half or a quarter of the bytes (default: full)",
+)
 @option("--workers", type=POSITIVE, default=1, metavar="N", help="processes, each with its own users (default: 1)")
 @option("--host", default="127.0.0.1", help="another than a loopback one needs --token (default: 127.0.0.1)")
 @option("--port", type=int, default=8080, metavar="N", help="0: a free one, which is printed (default: 8080)")
@@ -98,6 +104,7 @@ def serve(arguments: Options) -> int:
         deterministic=arguments.deterministic,
         device=arguments.device,
         cache_bytes=arguments.cache_bytes or DEFAULT_CACHE_BYTES,
+        kv_type=arguments.kv_type,
         workers=arguments.workers,
         drain_s=arguments.drain,
         access=access,

@@ -30,7 +30,7 @@ from reqdedup.serving.ranking.context_cache import Asked, ContextCache, ContextK
 from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, RankRequest, RequestError
 
 CACHE_BYTES = 256 << 20
-ROWS_TOGETHER = 256
+ROWS_TOGETHER = 800
 """Candidates that are scored in one call, if they are of several requests: more of them gain nothing."""
 
 _Ready = tuple[int, RankInputs, BlockContext, ContextOrigin]

@@ -123,6 +123,7 @@ class Loader:
             bundle,
             store=self.store,
             deterministic=settings.deterministic,
+            kv_type=settings.kv_type,
             cache=cache,
             on_missing_history=settings.on_missing_history,
             max_candidates=settings.limits.max_candidates,

@@ -20,7 +20,8 @@ class ServeSettings:
     user_states: file of states that were computed ahead, of the retrieval model; None: there is none.
     impressions: folder of the log of what /v1/recommend shows; None: it is not logged.
     funnel: TOML file of /v1/recommend.  may_load_from: folder whose bundles may be loaded by request; None: none.
-    watch_s: how often the bundles are looked at for a change, 0: never.  cache_bytes: kept contexts of a process.
+    watch_s: how often the bundles are looked at for a change, 0: never.
+    cache_bytes: kept contexts of a process.  kv_type: how their keys and values are kept.
     workers: processes.  drain_s: for what was admitted when the server is told to end [seconds].
     """
 
@@ -36,6 +37,7 @@ class ServeSettings:
     deterministic: bool = True
     device: str = "cpu"
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    kv_type: Literal["full", "float16", "int8"] = "full"
     workers: int = 1
     drain_s: float = 30.0
     access: Access = field(default_factory=Access)
