@@ -27,7 +27,7 @@ from reqdedup.sequences.store import KeyTakenError, Store
 from reqdedup.serving.impressions.log import Click, ImpressionLog
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.requests import Ranked, Recommended, Retrieved
-from reqdedup.serving.scheduler import Scheduler, Work
+from reqdedup.serving.scheduler import OverloadedError, Scheduler, Work
 from reqdedup.serving.server.counted import describe_metrics
 from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics
 from reqdedup.serving.server.openapi import PAGE, openapi
@@ -43,6 +43,8 @@ from reqdedup.serving.wire.answers import (
 )
 
 Handler = Callable[[Request], Awaitable[Response]]
+MAX_APPENDING = 256
+"""Requests whose events wait for the store at once."""
 
 
 @dataclass(kw_only=True)
@@ -69,7 +71,7 @@ def build_app(service: Service) -> Starlette:
 class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._appending = ThreadPoolExecutor(1, thread_name_prefix="append")
+        self._appending, self._num_appending = ThreadPoolExecutor(1, thread_name_prefix="append"), 0
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
         describe_metrics(service.metrics, service.scheduler, service.models, service.impressions)
         posts = {
@@ -174,9 +176,13 @@ class Application:
         user_id, events, key = bodies.events_request(values, columns, self.service.limits)
         if of is not None and self.service.impressions is None:
             raise BadRequestError("request_id", "a server that logs impressions", "one that does not")
+        if self._num_appending >= MAX_APPENDING:
+            raise OverloadedError(f"at most {MAX_APPENDING} appends that wait required, found as many", 1)
         append = asyncio.get_running_loop().run_in_executor(
             self._appending, lambda: store.append(user_id, events, key=key)
         )
+        self._num_appending += 1
+        append.add_done_callback(self._appended)
         try:
             end = await append
         except KeyTakenError:
@@ -191,6 +197,9 @@ class Application:
                         Click(request_id=of.request_id, item_id=item_id, event_ts=now_us, label=label)
                     )
         return json_response({"user_id": user_id, "history_end": end.end, "timeline_version": end.version})
+
+    def _appended(self, append: asyncio.Future[Any]) -> None:
+        self._num_appending -= 1
 
     async def infer(self, request: Request) -> Response:
         part = self._part("ranking")
