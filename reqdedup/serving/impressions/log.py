@@ -1,7 +1,7 @@
 """The log of what was shown: one file per process, written beside the answers, from which labels come later.
 
-    server: log.show(Impression), log.click(Click) -> queue -> one thread -> impressions-HOST-PID-NUMBER.open
-    full or old, or its process is gone:  renamed to .log, which `collect_impressions` turns into tables (`labels`)
+    server: log.show(Impression), log.click(Click) -> queue -> one thread -> impressions-HOST-PID-TIME-NUMBER.open
+    full or old, or its process is gone:  renamed to .log, which `collect_impressions` turns into tables (`attribution`)
 
 An answer never waits for a disk: what cannot be queued is dropped and counted, and the log says so in its next line. A
 killed process loses what was queued, milliseconds of it; every line has a checksum, so that the torn last one is seen.

@@ -5,7 +5,7 @@ nothing is rounded, cut or guessed. Columns that the model does not read are dro
 float32 is written with as many digits as tell it from all others, and read back to the same one.
 
 Candidates are read by numpy as whole lists, so 500 of them cost microseconds; the standard library's json would cost
-ten times orjson. Arrow bodies, for machines: `wire_arrow`. Open Inference Protocol: `wire_oip`.
+ten times orjson. Arrow bodies, for machines: `arrow`. Open Inference Protocol: `oip`.
 """
 
 from __future__ import annotations
