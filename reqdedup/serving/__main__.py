@@ -8,7 +8,7 @@ import sys
 
 from reqdedup.serving.server.process import serve_process
 from reqdedup.serving.server.settings import ServeSettings
-from reqdedup.serving.server.workers import end_with_parent
+from reqdedup.serving.server.workers import CANNOT_SERVE, end_with_parent
 
 
 def main() -> int:
@@ -16,7 +16,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format=f"worker {number}: %(message)s")
     settings = ServeSettings.from_json(sys.stdin.buffer.readline().decode())
     end_with_parent()
-    serve_process(settings, [socket.socket(fileno=descriptor)], worker=number)
+    try:
+        serve_process(settings, [socket.socket(fileno=descriptor)], worker=number)
+    except (ValueError, OSError) as error:  # of what it was told to serve: a sentence
+        logging.error("%s", error)
+        return CANNOT_SERVE
     return 0
 
 

@@ -31,6 +31,8 @@ from reqdedup.serving.server.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+CANNOT_SERVE = 2
+"""Exit code of a worker that cannot serve what it was told to: starting it again would not help."""
 RESTART_AFTER_S = (0.0, 0.5, 2.0, 10.0)
 """Before the first, second, ... start in a row of a worker that did not live for a minute [seconds]."""
 
@@ -39,7 +41,7 @@ class Worker:
     """One process and the socket that it serves, which outlives it."""
 
     def __init__(self, number: int, settings: ServeSettings) -> None:
-        self.number, self.restarts = number, -1
+        self.number, self.restarts, self.cannot_serve = number, -1, False
         access = replace(settings.access, certificate=None, key=None)  # TLS ends at the router
         self._settings = replace(settings, access=access)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -62,12 +64,17 @@ class Worker:
         return process
 
     def keep_alive(self, is_ending: threading.Event) -> None:
-        """Start it again whenever it dies, until the server ends."""
+        """Start it again whenever it dies, until the server ends. One that cannot even begin ends the server."""
         short_lives = 0
         while not is_ending.is_set():
             started = time.monotonic()
             code = self.process.wait()
             if is_ending.is_set():
+                return
+            if code == CANNOT_SERVE and not self.restarts:
+                self.cannot_serve = True
+                while not is_ending.wait(0.2):
+                    os.kill(os.getpid(), signal.SIGTERM)
                 return
             short_lives = short_lives + 1 if time.monotonic() - started < 60 else 0
             wait = RESTART_AFTER_S[min(short_lives, len(RESTART_AFTER_S) - 1)]
@@ -90,7 +97,10 @@ class Worker:
 
 
 def serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> None:
-    """Serve with `settings.workers` processes until SIGTERM or SIGINT; then drain, and end them."""
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT; then drain, and end them.
+
+    Raises ValueError if a worker cannot begin, for a bundle or a store that it cannot serve; it has said which.
+    """
     is_ending = threading.Event()
     workers = [Worker(number, settings) for number in range(settings.workers)]
     keepers = [threading.Thread(target=worker.keep_alive, args=[is_ending], daemon=True) for worker in workers]
@@ -109,6 +119,8 @@ def serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> None
             end.start()
         for end in ends:
             end.join()
+    if any(worker.cannot_serve for worker in workers):
+        raise ValueError("workers that can serve what they were told to required, found what they say above")
 
 
 def end_with_parent() -> None:

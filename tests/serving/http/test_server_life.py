@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -216,6 +217,15 @@ def test_the_shadow_scores_beside_and_says_what_differs(workers, last):
     assert report["failed"] == 0, report
     assert 0 < report["max_difference"] < 10
     client.change_models("stop_shadow")
+
+
+def test_workers_that_cannot_begin_end_the_server_with_a_sentence(tmp_path):
+    words = ["serve", str(tmp_path), "--workers", "2", "--port", "0"]
+    done = subprocess.run([sys.executable, "-m", "reqdedup.cli", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "manifest.json: manifest of a bundle required, found no file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "started again" not in done.stderr
 
 
 def test_a_killed_worker_is_started_again_and_no_answer_is_wrong(workers, last):
