@@ -106,10 +106,10 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
     return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
 
 
-def serving(text: str, ours: str, a: tuple[str, str], b: tuple[str, str]) -> Claim:
-    """Two results of ranking in process."""
-    command = ".venv/bin/python -m benchmarks.serving"
-    return Claim(file="serving", rows={"a": a, "b": b}, text=text, ours=ours, command=command)
+def serving(text: str, ours: str, *rows: tuple[str, str], module: str = "serving", only: str = "") -> Claim:
+    """A claim about serving, its rows named a, b, ... in order.  module: of the benchmarks.  only: a part of it."""
+    command = f".venv/bin/python -m benchmarks.{module}{only and f' --only {only}'}"
+    return Claim(file=module, rows=dict(zip("abc", rows, strict=False)), text=text, ours=ours, command=command)
 
 
 FASTEST = "against the fastest by hand"
@@ -325,8 +325,7 @@ CLAIMS = (
         serving(
             f"ranking, {shape}, users that come back: kept contexts against one per request, fast; deterministic",
             TWO_RATIOS,
-            (f"kept, {shape}", f"fast{step}"),
-            (f"kept, {shape}", f"deterministic{step}"),
+            *((f"kept, {shape}", f"{mode}{step}") for mode in ("fast", "deterministic")),
         )
         for length in (512, 2048)
         for shape, step in ((f"L {length}, 10 candidates", ", 8 a step"), (f"L {length}, 100 candidates", ""))
@@ -337,33 +336,24 @@ CLAIMS = (
         *(("by hand, L 512, 100 candidates", f"fast{step}") for step in ("", ", 8 a step")),
     ),
     serving(
-        "a kept context of 512 events, width 128, two layers: as computed; int8, and the rms error of a logit, in its sd",
-        "{a[value]:.2g} MiB; {b[value]:.2g} MiB, {b[logit_error_rms]:.2g}",
-        *(("memory of a kept context, L 512", kv_type) for kv_type in ("full", "int8")),
+        "retrieval, {a[sizes][items]:,} items of {a[sizes][width]} dimensions against exact search; recall@100; index opened",
+        "{a[value]:.3g}x less CPU; {b[value]:.2f}; {c[value]:.2g} ms",
+        ("retrieval, clustered vectors, beside faiss flat", "approximate"),
+        *(("retrieval, clustered vectors", variant) for variant in ("recall@100", "index opened")),
+        module="serving_retrieval",
     ),
-    Claim(
-        file="serving_retrieval",
-        rows={
-            "a": ("retrieval, clustered vectors, beside faiss flat", "approximate"),
-            "b": ("retrieval, clustered vectors", "recall@100"),
-            "c": ("retrieval, clustered vectors", "index opened"),
-        },
-        text="retrieval, {a[sizes][items]:,} items of {a[sizes][width]} dimensions against exact search; recall@100; index opened",
-        ours="{a[value]:.3g}x less CPU; {b[value]:.2f}; {c[value]:.2g} ms",
-        command=".venv/bin/python -m benchmarks.serving_retrieval",
-    ),
-    Claim(
-        file="serving_retrieval",
-        rows={"a": ("user state kept, 64 events: head", "head"), "b": ("user state kept, 512 events: head", "head")},
-        text="a kept user state against the whole user tower, 64; 512 events",
-        ours=TWO_RATIOS,
-        command=".venv/bin/python -m benchmarks.serving_retrieval --only state",
+    serving(
+        "a kept user state against the whole user tower, 64; 512 events",
+        TWO_RATIOS,
+        *((f"user state kept, {events} events: head", "head") for events in (64, 512)),
+        module="serving_retrieval",
+        only="state",
     ),
     Claim(
         file="rerank",
         rows={
-            "a": ("windowed SSD, beside pyversity", "reqdedup"),
-            "b": ("windowed SSD, beside its definition", "reqdedup"),
+            x: (f"windowed SSD, beside {rival}", "reqdedup")
+            for x, rival in (("a", "pyversity"), ("b", "its definition"))
         },
         text="windowed SSD, {a[sizes][candidates]} candidates of {a[sizes][width]} dimensions, {a[sizes][picks]} picks: "
         "against pyversity; against a QR at every pick",
