@@ -108,8 +108,10 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
 
 def serving(text: str, ours: str, *rows: tuple[str, str], module: str = "serving", only: str = "") -> Claim:
     """A claim about serving, its rows named a, b, ... in order.  module: of the benchmarks.  only: a part of it."""
-    command = f".venv/bin/python -m benchmarks.{module}{only and f' --only {only}'}"
-    return Claim(file=module, rows=dict(zip("abc", rows, strict=False)), text=text, ours=ours, command=command)
+    named, part = dict(zip("abc", rows, strict=False)), only and f" --only {only}"
+    return Claim(
+        file=module, rows=named, text=text, ours=ours, command=f".venv/bin/python -m benchmarks.{module}{part}"
+    )
 
 
 FASTEST = "against the fastest by hand"
@@ -346,8 +348,7 @@ CLAIMS = (
         "a kept user state against the whole user tower, 64; 512 events",
         TWO_RATIOS,
         *((f"user state kept, {events} events: head", "head") for events in (64, 512)),
-        module="serving_retrieval",
-        only="state",
+        **{"module": "serving_retrieval", "only": "state"},
     ),
     Claim(
         file="rerank",
