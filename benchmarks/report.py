@@ -108,10 +108,8 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
 
 def serving(text: str, ours: str, *rows: tuple[str, str], module: str = "serving", only: str = "") -> Claim:
     """A claim about serving, its rows named a, b, ... in order.  module: of the benchmarks.  only: a part of it."""
-    named, part = dict(zip("abc", rows, strict=False)), only and f" --only {only}"
-    return Claim(
-        file=module, rows=named, text=text, ours=ours, command=f".venv/bin/python -m benchmarks.{module}{part}"
-    )
+    command = f"OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.{module}" + (only and f" --only {only}")
+    return Claim(file=module, rows=dict(zip("abc", rows, strict=False)), text=text, ours=ours, command=command)
 
 
 FASTEST = "against the fastest by hand"
@@ -348,18 +346,15 @@ CLAIMS = (
         "a kept user state against the whole user tower, 64; 512 events",
         TWO_RATIOS,
         *((f"user state kept, {events} events: head", "head") for events in (64, 512)),
-        **{"module": "serving_retrieval", "only": "state"},
+        module="serving_retrieval",
+        only="state",
     ),
-    Claim(
-        file="rerank",
-        rows={
-            x: (f"windowed SSD, beside {rival}", "reqdedup")
-            for x, rival in (("a", "pyversity"), ("b", "its definition"))
-        },
-        text="windowed SSD, {a[sizes][candidates]} candidates of {a[sizes][width]} dimensions, {a[sizes][picks]} picks: "
+    serving(
+        "windowed SSD, {a[sizes][candidates]} candidates of {a[sizes][width]} dimensions, {a[sizes][picks]} picks: "
         "against pyversity; against a QR at every pick",
-        ours=TWO_RATIOS,
-        command="OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.rerank",
+        TWO_RATIOS,
+        *((f"windowed SSD, beside {rival}", "reqdedup") for rival in ("pyversity", "its definition")),
+        module="rerank",
     ),
 )
 
