@@ -334,8 +334,13 @@ def _answer(connection: sqlite3.Connection, key: str, user_id: int, end: Timelin
 
 
 def _delete_user(connection: sqlite3.Connection, user_id: int) -> bool:
-    of_user = "SELECT id FROM timelines WHERE user_id = ?"
-    connection.execute(f"DELETE FROM chunks WHERE timeline IN ({of_user})", (user_id,))
+    """What a fill has staged of the user goes too: it would come back when that is published."""
+    for table in ("timelines", "filling_timelines"):
+        connection.execute(
+            f"DELETE FROM chunks WHERE timeline IN (SELECT id FROM {table} WHERE user_id = ?)", (user_id,)
+        )
+    for table in ("filling_timelines", "filling_features"):
+        connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
     num_timelines = connection.execute("DELETE FROM timelines WHERE user_id = ?", (user_id,)).rowcount
     num_features = connection.execute("DELETE FROM features WHERE user_id = ?", (user_id,)).rowcount
     return num_timelines + num_features > 0

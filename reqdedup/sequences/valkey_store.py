@@ -237,8 +237,12 @@ class ValkeyStore:
                 changed = self._publish(staged, gone, report.source)
                 if not changed:
                     return
-                for user_id in changed:  # appended to since it was staged
-                    staged[user_id] = self._stage_again(user_id)
+                for user_id in changed:
+                    if staged[user_id] and not self._client.exists(self._user(user_id)):  # deleted since it was staged
+                        self._client.delete(f"{self.name}:staged:{user_id}")
+                        del staged[user_id]
+                    else:  # appended to
+                        staged[user_id] = self._stage_again(user_id)
         raise StoreUnavailableError(f"store {self.name}: users were appended to faster than a fill could be published")
 
     def _publish(self, staged: Mapping[int, str], gone: Iterable[int], source: Mapping[str, Any]) -> list[int]:

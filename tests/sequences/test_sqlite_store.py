@@ -34,6 +34,24 @@ def record(user_id, numbers, **features):
     return UserRecord(user_id=user_id, timelines={0: (start, make_events(numbers))}, features=features)
 
 
+def test_a_user_who_is_deleted_while_a_fill_runs_does_not_come_back(store, monkeypatch):
+    monkeypatch.setattr(sqlite_store, "FILL_TOGETHER", 1)
+    store.fill([record(7, range(5), a=1), record(8, range(5), a=1)], source={})
+
+    def users():
+        yield record(7, range(9), a=2)
+        yield record(8, range(9), a=2)
+        assert store.delete_user(7)  # staged by now
+
+    store.fill(users(), source={})
+    assert (store.end(7), store.request_features(7, ["a"])) == (None, {})
+    assert (store.end(8).end, store.request_features(8, ["a"])) == (9, {"a": 2})
+    store.fill([record(8, range(9), a=2)], source={})
+    with store._file.connection() as connection:
+        kept = "SELECT count(*) FROM chunks WHERE timeline NOT IN (SELECT id FROM timelines)"
+        assert connection.execute(kept).fetchone() == (0,)
+
+
 APPEND_FOREVER = """
 import sys, numpy as np
 from reqdedup.sequences.sqlite_store import SqliteStore

@@ -84,6 +84,19 @@ def test_events_that_arrive_while_a_fill_runs_are_kept(store):
     assert store.end(999) == TimelineEnd(0, 3)
 
 
+def test_a_user_who_is_deleted_while_a_fill_runs_does_not_come_back(store):
+    store.fill([record(7, range(5), a=1), record(8, range(5), a=1)], source={})
+
+    def users():
+        yield record(7, range(9), a=2)
+        yield record(8, range(9), a=2)
+        assert store.delete_user(7)
+
+    store.fill(users(), source={})
+    assert (store.end(7), store.request_features(7, ["a"])) == (None, {})
+    assert (store.end(8).end, store.request_features(8, ["a"])) == (9, {"a": 2})
+
+
 def test_a_fill_that_fails_shows_nothing_and_lets_the_next_begin(store):
     store.fill([record(1, range(3), age=1)], source={"snapshot": 1})
 
