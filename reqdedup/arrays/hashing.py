@@ -13,6 +13,8 @@ Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OO
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 
 
@@ -35,3 +37,9 @@ def below_rate(hashes: np.ndarray, rate: np.ndarray | float) -> np.ndarray:
     rates = np.broadcast_to(np.asarray(rate, np.float64), hashes.shape)
     # 2^64 is no uint64, and a float64 holds the top 53 bits of a hash: compare those.
     return (hashes >> np.uint64(11)).astype(np.float64) < rates * 2.0**53
+
+
+def hash_string(text: str) -> int:
+    """The int64 id of a log's id that is a text: how, and how often two share one, stands in `reqdedup.logs.ids`."""
+    digest = blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & (2**63 - 1)

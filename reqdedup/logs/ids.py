@@ -7,10 +7,11 @@ A string id becomes the first 8 bytes of its BLAKE2b digest (digest size 8, UTF-
 from __future__ import annotations
 
 import re
-from hashlib import blake2b
 
 import numpy as np
 import polars as pl
+
+from reqdedup.arrays.hashing import hash_string as hash_string
 
 _SESSION_HASH_BITS = 31
 
@@ -37,12 +38,6 @@ def parse_id(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
         raise ValueError(f"a whole number from -2^63 and below 2^63 required, found {text}")
     return int(text)
-
-
-def hash_string(text: str) -> int:
-    """The int64 id of one string; the definition that `hash_strings` computes once per distinct value."""
-    digest = blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & (2**63 - 1)
 
 
 def hash_strings(texts: pl.Series) -> pl.Series:

@@ -59,6 +59,10 @@ class Items:
         except KeyError as error:
             raise ValueError(f"items: ids of the {len(self):,} items of the log required, found {error}") from None
 
+    def id_of(self, key: str) -> int | None:
+        """Of one of the log's own ids; None if no item has it."""
+        return self._id_of_key.get(key)
+
     @cached_property
     def _id_of_key(self) -> dict[str, int]:
         return {key: item_id for key, item_id in zip(self.keys or (), self.item_id_V.tolist(), strict=True) if key}

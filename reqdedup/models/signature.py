@@ -5,7 +5,8 @@
     outputs      one float32 for each candidate: logits named for the labels, or a cosine
     labels, positive_label    what it was trained for
     transforms   the window of a history and what a null becomes
-    vocabulary   where ids come from: the bundle's items
+    vocabulary   where ids come from: item_id from the bundle's items, user_id from the hash of user_key if the log's
+                 users are texts (`hash_string`)
     schema       fingerprint of the columns of the table that it was trained on; snapshot_id: of that table
 
 Clients, the feature fetch and the Feature Trimmer read it; `Transforms` comes from it in a server.
@@ -24,7 +25,10 @@ from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import kind_of
 from reqdedup.models.transforms import NULL_INTEGER, OF_WINDOW, Transforms, null_of
-from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, Column, EngagementSchema, Kind, Level
+from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, USER_ID, Column, EngagementSchema, Kind, Level
+
+USER_KEY = "user_key"
+"""The column with the log's own user ids, if they are texts."""
 
 COSINE = "cosine"
 """The output of a retrieval model: of user vector and item vector."""
@@ -39,6 +43,7 @@ class Signature:
     labels: names of the log's labels that it was trained for; of a ranking model those of its logits, in order.
     positive_label: a retrieval model learned from the rows where it is positive; None means all.
     schema: fingerprint of the training table's columns.  snapshot_id: of that table, None if its source had none.
+    user_keys: whether the log's users are texts, of which user_id is the hash.
     """
 
     transforms: Transforms
@@ -47,6 +52,7 @@ class Signature:
     positive_label: str | None
     schema: str
     snapshot_id: int | None
+    user_keys: bool = False
 
     @classmethod
     def of(
@@ -70,6 +76,7 @@ class Signature:
             positive_label=positive_label,
             schema=schema_fingerprint(schema),
             snapshot_id=snapshot_id,
+            user_keys=USER_KEY in schema,
         )
 
     def to_dict(self, config: ModelConfig) -> dict[str, Any]:
@@ -82,7 +89,7 @@ class Signature:
             "labels": list(self.labels),
             "positive_label": self.positive_label,
             "transforms": {"history": {"max_events": cut.max_events, "stride": cut.step}, "nulls": _NULLS},
-            "vocabulary": {ITEM_ID: "items"},
+            "vocabulary": {ITEM_ID: "items", **({USER_ID: USER_KEY} if self.user_keys else {})},
             "schema": self.schema,
             "snapshot_id": self.snapshot_id,
         }
@@ -131,6 +138,7 @@ class Signature:
             positive_label=values["positive_label"],
             schema=values["schema"],
             snapshot_id=values["snapshot_id"],
+            user_keys=USER_ID in values["vocabulary"],
         )
 
 

@@ -51,8 +51,10 @@ def _weights(config, seed=0):
     }
 
 
-def _write(folder, config=TINY, *, seed=0, items=ITEMS, **options):
+def _write(folder, config=TINY, *, seed=0, items=ITEMS, user_keys=True, **options):
     signature = Signature.of(config, SCHEMA, positive_label="click", snapshot_id=42)
+    assert signature.user_keys  # the schema has user_key
+    signature = replace(signature, user_keys=user_keys)
     return write_bundle(
         folder, config=config, weights=_weights(config, seed), signature=signature, items=items, **options
     )
@@ -109,11 +111,13 @@ def test_the_fingerprint_is_that_of_weights_configuration_signature_and_items(tm
 
 
 def test_format_1_is_written_and_read_as_it_always_was(tmp_path):
-    """The folder beside this test was written by the first version that had bundles."""
-    written = _write(tmp_path / "bundle", item_vectors=np.eye(3))
+    """The folder beside this test was written by the first version that had bundles, which said nothing of users."""
+    written = _write(tmp_path / "bundle", item_vectors=np.eye(3), user_keys=False)
     for path in sorted(GOLDEN.iterdir()):
         assert (written / path.name).read_bytes() == path.read_bytes(), path.name
     bundle = Bundle.load(GOLDEN)
+    assert not bundle.signature.user_keys
+    assert Bundle.load(_write(tmp_path / "now")).signature.user_keys
     assert bundle.fingerprint == "2786662120646210c9e8ef036c3d358c"
     batch = bundle.transforms.batch(
         request={"device": None, "user_embedding": [0.5, -1.0, 2.0]},

@@ -173,7 +173,8 @@ class Application:
         if "idempotency-key" in request.headers:
             values.setdefault("idempotency_key", request.headers["idempotency-key"])
         of = bodies.shown_request(values)
-        user_id, events, key = bodies.events_request(values, columns, self.service.limits)
+        user_keys = any(part.inputs.user_keys for part in self.service.models.current.parts.values())
+        user_id, events, key = bodies.events_request(values, columns, self.service.limits, user_keys=user_keys)
         if of is not None and self.service.impressions is None:
             raise BadRequestError("request_id", "a server that logs impressions", "one that does not")
         if self._num_appending >= MAX_APPENDING:
@@ -321,6 +322,8 @@ class Application:
         metrics = self.service.metrics
         if asked.dropped:
             metrics.add("reqdedup_dropped_columns_total", len(asked.dropped))
+        if asked.num_unknown:
+            metrics.add("reqdedup_unknown_keys_total", asked.num_unknown)
         deadline = time.monotonic() + asked.deadline_ms / 1000
         work = Work(group=id(owner), run=run, request=asked.request, rows=rows, deadline=deadline)
         answer = await asyncio.wrap_future(self.service.scheduler.submit(work))

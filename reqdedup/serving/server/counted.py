@@ -21,6 +21,7 @@ def describe_metrics(
     metrics.describe("reqdedup_contexts_total", "counter", "Answers by where their context came from.")
     metrics.describe("reqdedup_marked_answers_total", "counter", "Answers that had to do without something.")
     metrics.describe("reqdedup_dropped_columns_total", "counter", "Columns sent that the model does not read.")
+    metrics.describe("reqdedup_unknown_keys_total", "counter", "Keys in filters that no item has.")
     read = metrics.read
     read("reqdedup_queue_requests", "gauge", "Requests that wait.", lambda: scheduler.waiting[0])
     read("reqdedup_queue_rows", "gauge", "Candidates of the requests that wait.", lambda: scheduler.waiting[1])

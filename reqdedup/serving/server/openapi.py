@@ -13,10 +13,12 @@ from reqdedup.serving.limits import Limits
 from reqdedup.serving.server.swap import Served
 from reqdedup.serving.wire.answers import JSON
 from reqdedup.serving.wire.arrow import ARROW
-from reqdedup.serving.wire.bodies import INT64, Inputs
+from reqdedup.serving.wire.bodies import MAX_KEY, Inputs
+from reqdedup.serving.wire.values import INT64
 
 Schema = dict[str, Any]
 _ID: Schema = {"type": "integer", "format": "int64", "minimum": INT64[0], "maximum": INT64[1]}
+_KEY: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "description": "the log's own id, a text"}
 _COUNT: Schema = {"type": "integer", "format": "int64", "minimum": 0, "maximum": INT64[1]}
 _TYPES: dict[str, Schema] = {
     "bool": {"type": "boolean"},
@@ -46,11 +48,13 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         paths["/v1/recommend"] = {"post": _operation("Retrieve, rank and re-rank.", body)}
     if event_columns is not None:
         columns = {name: _list(column, limits.max_events) for name, column in event_columns.items()}
+        user_keys = any(part.inputs.user_keys for part in served.parts.values())
         events = {
             "user_id": _ID,
             "events": _object(columns, list(columns)),
             "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 200},
         }
+        required = [one for one in events if one != "user_id" or not user_keys]
         name = {"type": "string", "minLength": 1, "maxLength": 200}
         of_impression = {
             "request_id": {"type": "string", "pattern": "^[0-9]{1,19}$"},
@@ -59,7 +63,7 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         paths["/v1/events"] = {
             "post": _operation(
                 "Append events to a user's timeline; a key sent twice is one.",
-                _object(events | of_impression, list(events)),
+                _object(events | of_impression | ({"user_key": _KEY} if user_keys else {}), required),
             )
         }
     actions = {
@@ -124,20 +128,32 @@ def _body(inputs: Inputs, limits: Limits, more: Schema) -> Schema:
         "version": _COUNT,
         "deadline_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": limits.max_deadline_ms},
     }
-    return _object({**properties, **more}, ["user_id", *(name for name in more if name in ("candidates", "k"))])
+    required = [name for name in more if name in ("candidates", "k")]
+    if not inputs.user_keys:
+        return _object({**properties, **more}, ["user_id", *required])
+    keyed = _object({**properties, "user_key": _KEY, **more}, required)
+    return keyed | {"oneOf": [{"required": ["user_key"]}, {"required": ["user_id"]}]}
 
 
 def _candidates(inputs: Inputs, limits: Limits) -> Schema:
     columns = {name: _list(column, limits.max_candidates) for name, column in inputs.item.items()}
     ids = {"type": "array", "items": _ID, "maxItems": limits.max_candidates}
-    candidates = {"type": "object", "properties": {"item_id": ids, **columns}, "required": ["item_id"]}
+    candidates: Schema = {"type": "object", "properties": {"item_id": ids, **columns}, "required": ["item_id"]}
+    if inputs.item_keys:
+        candidates["properties"]["item_key"] = {
+            "type": "array",
+            "items": {"type": "string"},
+            "maxItems": ids["maxItems"],
+        }
+        candidates["oneOf"] = [{"required": ["item_key"]}, {"required": [*candidates.pop("required")]}]
     return {"candidates": candidates}
 
 
 def _retrieve(inputs: Inputs, limits: Limits) -> Schema:
     ids = {"type": "array", "items": _ID, "maxItems": limits.max_filter_ids}
     categories = {"type": "object", "additionalProperties": ids}
-    filters = _object({"allow": ids, "deny": ids, "unseen": {"type": "boolean"}, "categories": categories}, [])
+    named = ids | {"items": {"type": ["integer", "string"]}} if inputs.item_keys else ids
+    filters = _object({"allow": named, "deny": named, "unseen": {"type": "boolean"}, "categories": categories}, [])
     return {"k": {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}, "filter": filters}
 
 
@@ -192,7 +208,7 @@ const headers = more => { const t = document.getElementById("token").value
   return t ? {...more, authorization: "Bearer " + t} : more }
 const example = s => !s ? null : s.anyOf ? example(s.anyOf[0]) : s.enum ? s.enum[0] : s.type === "object"
   ? Object.fromEntries(Object.entries(s.properties || {})
-    .filter(([n]) => (s.required || []).includes(n) || n === "request")
+    .filter(([n]) => (s.required || []).includes(n) || ["request", "user_key", "item_key"].includes(n))
     .map(([n, v]) => [n, n !== "request" ? example(v)
       : Object.fromEntries(Object.entries(v.properties || {}).map(([m, w]) => [m, example(w)]))]))
   : s.type === "array" ? Array(s.minItems || 1).fill(example(s.items)) : s.type === "string" ? "key"

@@ -20,6 +20,7 @@ from typing import Any, cast
 import httptools
 import orjson
 
+from reqdedup.arrays.hashing import hash_string
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
@@ -143,7 +144,7 @@ def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
 
         try:
             with pa.ipc.open_stream(body) as reader:
-                return int(orjson.loads((reader.schema.metadata or {})[b"reqdedup.request"])["user_id"])
+                return _named(orjson.loads((reader.schema.metadata or {})[b"reqdedup.request"]))
         except (pa.ArrowException, OSError):  # pyarrow calls a broken message an OSError
             raise ValueError("no Arrow") from None
     if path.startswith("/v2/"):
@@ -158,7 +159,13 @@ def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
                 return int(whole[0])
             place += size or 0
         raise KeyError("user_id")
-    user_id = orjson.loads(body)["user_id"]
+    return _named(orjson.loads(body))
+
+
+def _named(values: dict[str, Any]) -> int:
+    if isinstance(key := values.get("user_key"), str):
+        return hash_string(key)
+    user_id = values["user_id"]
     if not isinstance(user_id, int):
         raise TypeError(shown(user_id))
     return user_id

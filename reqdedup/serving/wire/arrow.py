@@ -50,7 +50,7 @@ def rank_request_of(body: bytes, inputs: Inputs, limits: Limits) -> Asked:
         raise BadRequestError(
             "candidates.item_id", f"at most {limits.max_candidates} entries", str(table.num_rows), status=413
         )
-    wanted = {"item_id", *inputs.item}
+    wanted = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
     candidates = {name: _values(table, name) if name in wanted else None for name in names}
     return rank_request(parse_object(metadata[REQUEST_KEY]), inputs, limits, candidates)
 

@@ -5,21 +5,22 @@ nothing is rounded, cut or guessed. Columns that the model does not read are dro
 float32 is written with as many digits as tell it from all others, and read back to the same one.
 
 Candidates are read by numpy as whole lists, so 500 of them cost microseconds; the standard library's json would cost
-ten times orjson. Arrow bodies, for machines: `arrow`. Open Inference Protocol: `oip`.
+ten times orjson. Arrow bodies, for machines: `arrow`. Open Inference Protocol: `oip`. Values: `values`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import orjson
 
-from reqdedup.models.transforms import Transforms, history_name, null_of
-from reqdedup.schema import ITEM_ID, USER_ID, Column, Kind, Level
+from reqdedup.arrays.hashing import hash_string
+from reqdedup.models.items import Items
+from reqdedup.models.transforms import Transforms, history_name
+from reqdedup.schema import ITEM_ID, USER_ID, Column, Level
 from reqdedup.sequences.store import Window
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.requests import (
@@ -28,11 +29,12 @@ from reqdedup.serving.requests import (
     RecommendRequest,
     RetrieveRequest,
 )
+from reqdedup.serving.wire.values import INT64, array, integer, value, words
 
-INT64 = (-(2**63), 2**63 - 1)
+MAX_KEY = 1000
+"""Characters of a user's key."""
 ITEM = Column(name=ITEM_ID, dtype="int64", level=Level.KEY)
-_BOUNDS = {"int32": (-(2**31), 2**31 - 1), "int64": INT64, "timestamp": INT64}
-_ENVELOPE = frozenset({"user_id", "request", "history", "at", "version", "deadline_ms"})
+_ENVELOPE = frozenset({"user_id", "user_key", "request", "history", "at", "version", "deadline_ms"})
 RANK_KEYS = _ENVELOPE | {"candidates"}
 RETRIEVE_KEYS = _ENVELOPE | {"k", "filter"}
 RECOMMEND_KEYS = _ENVELOPE | {"length", "filter", "explain"}
@@ -40,15 +42,22 @@ RECOMMEND_KEYS = _ENVELOPE | {"length", "filter", "explain"}
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The columns of a model by level, under the names that requests use: history columns without their prefix."""
+    """The columns of a model by level, under the names that requests use: history columns without their prefix.
+
+    items: by whose keys a request may name items, if they have some.  user_keys: whether it may name its user by one.
+    """
 
     request: Mapping[str, Column] = field(default_factory=dict)
     item: Mapping[str, Column] = field(default_factory=dict)
     history: Mapping[str, Column] = field(default_factory=dict)
+    items: Items | None = None
+    user_keys: bool = False
 
     @classmethod
-    def of(cls, transforms: Transforms) -> Inputs:
+    def of(cls, transforms: Transforms, *, items: Items | None = None, user_keys: bool = False) -> Inputs:
         return cls(
+            items=items,
+            user_keys=user_keys,
             request={column.name: column for column in transforms.request_columns},
             item={column.name: column for column in transforms.item_columns},
             history={history_name(column.name): column for column in transforms.history_columns},
@@ -60,22 +69,31 @@ class Inputs:
             request={**self.request, **other.request},
             item={**self.item, **other.item},
             history={**self.history, **other.history},
+            items=self.items or other.items,
+            user_keys=self.user_keys and other.user_keys,
         )
+
+    @property
+    def item_keys(self) -> bool:
+        return self.items is not None and self.items.keys is not None
 
     @property
     def names(self) -> list[str]:
         """Of everything that a request may bring."""
-        return sorted({"item_id", *self.request, *self.item, *(column.name for column in self.history.values())})
+        keys = {name for name, is_read in (("user_key", self.user_keys), ("item_key", self.item_keys)) if is_read}
+        columns = {*self.request, *self.item, *(column.name for column in self.history.values())}
+        return sorted({"item_id", *keys, *columns})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """A parsed body. deadline_ms: how long the request may wait for its turn.  dropped: columns that the model does not
-    read."""
+    read.  num_unknown: keys of a filter that no item has."""
 
     request: Any
     deadline_ms: float
     dropped: tuple[str, ...] = ()
+    num_unknown: int = 0
 
 
 def parse_object(body: bytes | memoryview) -> dict[str, Any]:
@@ -106,12 +124,9 @@ def rank_request(
 def retrieve_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits) -> Asked:
     check_keys(values, RETRIEVE_KEYS)
     envelope, deadline_ms, dropped = _read_envelope(values, inputs, limits)
-    request = RetrieveRequest(
-        k=integer(values.get("k"), "k", 1, limits.max_candidates),
-        filter=item_filter(values.get("filter"), limits),
-        **envelope,
-    )
-    return Asked(request=request, deadline_ms=deadline_ms, dropped=dropped)
+    found, num_unknown = item_filter(values.get("filter"), inputs, limits)
+    request = RetrieveRequest(k=integer(values.get("k"), "k", 1, limits.max_candidates), filter=found, **envelope)
+    return Asked(request=request, deadline_ms=deadline_ms, dropped=dropped, num_unknown=num_unknown)
 
 
 def recommend_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits) -> Asked:
@@ -120,13 +135,14 @@ def recommend_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits)
     length, explains = values.get("length"), values.get("explain", False)
     if not isinstance(explains, bool):
         raise BadRequestError("explain", "true or false", shown(explains))
+    found, num_unknown = item_filter(values.get("filter"), inputs, limits)
     request = RecommendRequest(
         length=None if length is None else integer(length, "length", 1, limits.max_candidates),
         explains=explains,
-        filter=item_filter(values.get("filter"), limits),
+        filter=found,
         **envelope,
     )
-    return Asked(request=request, deadline_ms=deadline_ms, dropped=dropped)
+    return Asked(request=request, deadline_ms=deadline_ms, dropped=dropped, num_unknown=num_unknown)
 
 
 def check_keys(values: Mapping[str, Any], known: frozenset[str], path: str = "") -> None:
@@ -135,24 +151,37 @@ def check_keys(values: Mapping[str, Any], known: frozenset[str], path: str = "")
         raise BadRequestError(f"{path}{min(unknown)}", f"one of {', '.join(sorted(known))}", "another key")
 
 
-def item_filter(values: Any, limits: Limits) -> ItemFilter:
+def item_filter(values: Any, inputs: Inputs, limits: Limits) -> tuple[ItemFilter, int]:
+    """The filter, and how many of its keys no item has: these filter nothing, since there is nothing of them."""
     if values is None:
-        return ItemFilter()
+        return ItemFilter(), 0
     if not isinstance(values, dict):
         raise BadRequestError("filter", "an object", shown(values))
     check_keys(values, frozenset({"allow", "deny", "unseen", "categories"}), "filter.")
     unseen = values.get("unseen", False)
     if not isinstance(unseen, bool):
         raise BadRequestError("filter.unseen", "true or false", shown(unseen))
-    ids = {
-        name: _ids(values[name], f"filter.{name}", limits) for name in ("allow", "deny") if values.get(name) is not None
-    }
+    ids, num_unknown = {}, 0
+    for name in ("allow", "deny"):
+        if (given := values.get(name)) is not None and inputs.item_keys and _are_texts(given):
+            _check_length(given, f"filter.{name}", limits.max_filter_ids)
+            found = [item_id for item_id in _ids_of(given, inputs) if item_id is not None]
+            ids[name], num_unknown = np.array(found, np.int64), num_unknown + len(given) - len(found)
+        elif given is not None:
+            ids[name] = _ids(given, f"filter.{name}", limits)
     categories = _object(values, "categories", {}, "filter.")
-    return ItemFilter(
-        **ids,
-        unseen=unseen,
-        categories={name: _ids(one, f"filter.categories.{name}", limits) for name, one in categories.items()},
-    )
+    of_categories = {name: _ids(one, f"filter.categories.{name}", limits) for name, one in categories.items()}
+    return ItemFilter(**ids, unseen=unseen, categories=of_categories), num_unknown
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(one, str) for one in values)
+
+
+def _ids_of(keys: list[str], inputs: Inputs) -> list[int | None]:
+    """Of each key, None if no item has it."""
+    assert inputs.items is not None
+    return [inputs.items.id_of(key) for key in keys]
 
 
 def _ids(values: Any, path: str, limits: Limits) -> np.ndarray:
@@ -165,6 +194,10 @@ def candidate_columns(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Checked columns [M] each, and the names that the model does not read."""
     ids = given.get("item_id")
+    if "item_key" in given and inputs.item_keys:
+        if ids is not None:
+            raise BadRequestError("candidates.item_key", "either item_id or item_key", "both")
+        ids = _candidate_ids(given["item_key"], inputs, limits)
     if ids is None:
         raise BadRequestError("candidates.item_id", "a list of int64", "none")
     _check_length(ids, "candidates.item_id", limits.max_candidates)
@@ -179,7 +212,20 @@ def candidate_columns(
             raise BadRequestError(
                 f"candidates.{name}", f"{num_candidates} values, one per item_id", f"{len(columns[name])}"
             )
-    return columns, [name for name in given if name != "item_id" and name not in inputs.item]
+    read = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
+    return columns, [name for name in given if name not in read]
+
+
+def _candidate_ids(keys: Any, inputs: Inputs, limits: Limits) -> list[int]:
+    """Every key must be an item's: one that is not known cannot be scored."""
+    if not isinstance(keys, list) or (keys and not _are_texts(keys)):
+        raise BadRequestError("candidates.item_key", "a list of texts", shown(keys))
+    _check_length(keys, "candidates.item_key", limits.max_candidates)
+    ids = _ids_of(keys, inputs)
+    if None in ids:
+        unknown = shown(keys[ids.index(None)])
+        raise BadRequestError("candidates.item_key", "keys of the model's items", f"{unknown}, which none has")
+    return [item_id for item_id in ids if item_id is not None]
 
 
 def _read_envelope(
@@ -191,13 +237,27 @@ def _read_envelope(
         if name in given:
             request[name] = value(given[name], column, f"request.{name}")
     envelope = {
-        "user_id": integer(values.get("user_id"), "user_id", *INT64),
+        "user_id": user_of(values, has_keys=inputs.user_keys),
         "request": request,
         "history": _window(values["history"], inputs, limits) if values.get("history") is not None else None,
         "at": None if values.get("at") is None else integer(values["at"], "at", 0, INT64[1]),
         "version": None if values.get("version") is None else integer(values["version"], "version", 0, INT64[1]),
     }
     return envelope, deadline(values, limits), tuple(name for name in given if name not in inputs.request)
+
+
+def user_of(values: Mapping[str, Any], *, has_keys: bool) -> int:
+    """`user_id`, or the id that ingest made of the log's `user_key`, if its users are texts."""
+    key = values.get("user_key")
+    if key is None:
+        return integer(values.get("user_id"), "user_id", *INT64)
+    if not has_keys:
+        raise BadRequestError("user_key", "user_id, since the log's users are numbers", "a key")
+    if values.get("user_id") is not None:
+        raise BadRequestError("user_key", "either user_id or user_key", "both")
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
+        raise BadRequestError("user_key", f"a text of 1 to {MAX_KEY} characters", shown(key))
+    return hash_string(key)
 
 
 def deadline(values: Mapping[str, Any], limits: Limits) -> float:
@@ -248,103 +308,6 @@ def event_columns(
     return columns
 
 
-def integer(given: Any, path: str, least: int, most: int) -> int:
-    """A whole number in bounds; a bool is none."""
-    if isinstance(given, (bool, np.bool_)) or not isinstance(given, (int, np.integer)) or not least <= given <= most:
-        raise BadRequestError(
-            path, f"a whole number from {least} to {most}", shown(given) if given is not None else "none"
-        )
-    return int(given)
-
-
-def value(given: Any, column: Column, path: str) -> Any:
-    """One value of a request-level column: a plain value, or an array [width]."""
-    if column.width:
-        vector = array(given, column, path)
-        return vector
-    if given is None and column.nullable:
-        return None
-    dtype = column.dtype
-    if dtype in _BOUNDS:
-        return integer(given, path, *_BOUNDS[dtype])
-    if dtype == "bool":
-        fits = isinstance(given, (bool, np.bool_))
-    elif dtype == "string":
-        fits = isinstance(given, str)
-    else:
-        fits = isinstance(given, (int, float, np.number)) and not isinstance(given, bool) and _is_finite(given, dtype)
-    if not fits:
-        required = f"a finite {dtype}" if dtype.startswith("float") else dtype
-        raise BadRequestError(path, required, shown(given))
-    return float(given) if dtype.startswith("float") else given
-
-
-def _is_finite(given: Any, dtype: str) -> bool:
-    return math.isfinite(given) and abs(given) <= float(np.finfo(dtype).max)
-
-
-def array(given: Any, column: Column, path: str) -> np.ndarray:
-    """A list or an array of one kind as an array of the column's dtype; [width] if the column is a vector."""
-    dtype = column.dtype
-    if isinstance(given, np.ndarray):
-        values = given
-    elif isinstance(given, list):
-        if not given:
-            values = np.empty(0, _numpy(dtype))
-        else:
-            try:
-                values = np.array(_without_nulls(given, column))
-            except (ValueError, OverflowError):  # lists of different lengths
-                raise BadRequestError(path, f"a list of {words(column)}", shown(given)) from None
-    else:
-        raise BadRequestError(path, f"a list of {words(column)}", shown(given))
-    if values.ndim != 1 or (column.width and len(values) != column.width):
-        raise BadRequestError(path, f"a list of {words(column)}", f"values of shape {list(values.shape)}")
-    kind = values.dtype.kind
-    if dtype in _BOUNDS:
-        least, most = _BOUNDS[dtype]
-        if kind == "i" and (dtype != "int32" or not len(values) or (values.min() >= least and values.max() <= most)):
-            return values.astype(_numpy(dtype), copy=False)
-        if kind == "u" and (not len(values) or values.max() <= most):
-            return values.astype(_numpy(dtype))
-    elif (dtype == "bool" and kind == "b") or (dtype == "string" and kind == "U"):
-        return values
-    elif dtype.startswith("float") and kind in "fiu":
-        with np.errstate(over="ignore"):
-            cast = values.astype(dtype, copy=False)
-        if np.isfinite(cast).all() or (column.nullable and not np.isinf(cast).any()):
-            return cast
-    raise BadRequestError(path, f"a list of {words(column)}", _odd_one(values, given, column))
-
-
-def _without_nulls(given: list[Any], column: Column) -> list[Any]:
-    """Nulls as the loader has them, if the column may be null."""
-    if not column.nullable or None not in given:
-        return given
-    null = null_of(column)
-    return [null if one is None else one for one in given]
-
-
-def words(column: Column) -> str:
-    """What a column holds, for people."""
-    return f"{column.width} numbers ({column.dtype})" if column.width else column.dtype
-
-
-def _odd_one(values: np.ndarray, given: Any, column: Column) -> str:
-    """The first value that does not fit, for the error."""
-    one = replace(column, kind=Kind.SCALAR, level=Level.ITEM, width=0)
-    for place, found in enumerate(given):
-        try:
-            value(found, one, "")
-        except BadRequestError:
-            return f"{shown(found)} at place {place}"
-    return f"values of type {values.dtype}"
-
-
-def _numpy(dtype: str) -> np.dtype[Any]:
-    return np.dtype({"timestamp": "int64", "string": "U1"}.get(dtype, dtype))
-
-
 def _object(
     values: Mapping[str, Any], name: str, default: dict[str, Any] | None = None, path: str = ""
 ) -> dict[str, Any]:
@@ -382,15 +345,15 @@ def shown_request(values: dict[str, Any]) -> Shown | None:
 
 
 def events_request(
-    values: Mapping[str, Any], wanted: Mapping[str, Column], limits: Limits
+    values: Mapping[str, Any], wanted: Mapping[str, Column], limits: Limits, *, user_keys: bool = False
 ) -> tuple[int, dict[str, np.ndarray], str]:
     """User, events by column and the key that makes a repetition harmless."""
-    check_keys(values, frozenset({USER_ID, "events", "idempotency_key"}))
+    check_keys(values, frozenset({USER_ID, "user_key", "events", "idempotency_key"}))
     key = values.get("idempotency_key")
     if not isinstance(key, str) or not 0 < len(key) <= 200:
         raise BadRequestError("idempotency_key", "a text of 1 to 200 characters", "none" if key is None else shown(key))
     events = _object(values, "events")
     if unknown := events.keys() - wanted.keys():
         raise BadRequestError(f"events.{min(unknown)}", f"columns {', '.join(sorted(wanted))}", "another one")
-    user_id = integer(values.get("user_id"), "user_id", *INT64)
+    user_id = user_of(values, has_keys=user_keys)
     return user_id, event_columns(events, wanted, limits.max_events, "events"), key
