@@ -111,6 +111,7 @@ bench-serving: setup ## measure every claim about serving, into benchmarks/resul
 	@$(ACTIVATED) python -m benchmarks.serving_http
 	@$(ACTIVATED) python -m benchmarks.serving_retrieval
 	@$(ACTIVATED) OMP_NUM_THREADS=1 python -m benchmarks.rerank
+	@$(ACTIVATED) python -m benchmarks.report --write
 
 bench-gpu: setup ## crossing attention on an NVIDIA GPU beside the alternatives (exit code 2 without one)
 	@$(ACTIVATED) python -m benchmarks.gpu_crossing
