@@ -276,8 +276,13 @@ def append(rounds: int) -> Iterator[Row]:
     def first(end: int) -> dict[str, torch.Tensor]:
         return {name: x_L[:end] for name, x_L in history.items()}
 
-    in_one_pass = partial(model.encode_blocks, blocks=None)
-    encoders: dict[str, Callable[..., Any]] = {"fast": in_one_pass, "deterministic": model.encode_blocks}
+    folded = model.folded()
+
+    def in_blocks(history: dict[str, torch.Tensor], kept: Any = None, **options: Any) -> Any:
+        return folded.encode_together([(history, kept, len(history["item_id"]))], **options)[0]
+
+    in_one_pass = partial(in_blocks, blocks=None)
+    encoders: dict[str, Callable[..., Any]] = {"fast": in_one_pass, "deterministic": in_blocks}
     for mode, encode in encoders.items():
         begin = encode(first(max_history - 10 * steps))
 
