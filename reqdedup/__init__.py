@@ -63,8 +63,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"reqdedup.{_HOMES[name]}"), name)
+    if name == "serving":
+        return importlib.import_module("reqdedup.serving")
     raise AttributeError(f"module 'reqdedup' has no attribute {name!r}; there are {', '.join(_HOMES)}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "serving"})

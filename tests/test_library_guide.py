@@ -39,8 +39,10 @@ def test_the_guide_to_the_library_runs_as_it_is_printed(tmp_path, monkeypatch):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
     space: dict = {}
     found = blocks("python")
-    assert len(found) == 8
+    assert len(found) == 9
     for block in found:
+        if block.startswith("# serve"):  # tests/serving/test_facade.py runs it, over trained models
+            continue
         if block.startswith("# train"):
             try:
                 import torch  # noqa: F401
