@@ -4,6 +4,8 @@ fast, deterministic   ours: contexts kept, waiting requests computed together
 once                  ours, the context computed once per request and never kept
 naive                 ours, the causal transformer over [history ; candidate] once per candidate
 by_hand               bare ASGI and `benchmarks.serving_by_hand`: same framework, parser, model and batching
+plumbing              ours without a model: a step that has its logits ready
+bare                  bare ASGI without a model: parses, answers ready logits in the event loop, nothing else
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import torch
 
 from benchmarks.serving import SCHEMA, OncePerRequest, ranking_model
 from benchmarks.serving_by_hand import ServerCore
+from benchmarks.serving_http_load import pin
 from reqdedup.models.dcat import naive
 from reqdedup.models.transforms import Transforms
 from reqdedup.sequences.sqlite_store import SqliteStore
@@ -43,11 +47,14 @@ CACHE_BYTES = 2 << 30
 def main() -> None:
     variant, length, store_file, waiting = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     torch.set_num_threads(1)
+    pin(0)
     model = ranking_model(length)
     transforms = Transforms.of(model.config, SCHEMA)
     store = SqliteStore(store_file)
-    if variant == "by_hand":
-        app: Any = ByHand(ServerCore(model), store, transforms)
+    if variant == "bare":
+        app: Any = bare
+    elif variant == "by_hand":
+        app = ByHand(ServerCore(model), store, transforms)
     else:
         ranker = Ranker(
             model,
@@ -57,7 +64,7 @@ def main() -> None:
             deterministic=variant == "deterministic",
             cache=ContextCache(CACHE_BYTES),
         )
-        run: Callable[[Sequence[RankRequest]], Sequence[Any]] = ranker.step
+        run: Callable[[Sequence[RankRequest]], Sequence[Any]] = ready if variant == "plumbing" else ranker.step
         if variant in ("once", "naive"):
             if variant == "naive":
                 ranker.model = naive.DCAT(model.config).eval()
@@ -69,10 +76,40 @@ def main() -> None:
         service = Service(
             models=models, scheduler=scheduler, limits=Limits(), metrics=Metrics(), store=store, is_ready=True
         )
-        app = Application(service).starlette
+        app = Application(service)
     door = listen(Access(port=0))
     print(f"http://127.0.0.1:{door.getsockname()[1]}", flush=True)
     run_until_signal(app, Access(), Limits(), [door], drain_s=5)
+
+
+LOGITS = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+
+
+def ready(requests: Sequence[RankRequest]) -> list[Ranked]:
+    return [
+        Ranked(
+            logits={"click": LOGITS[: one.num_candidates]}, model="plumbing", start=0, end=0, version=0, context="kept"
+        )
+        for one in requests
+    ]
+
+
+async def bare(scope: Any, receive: Any, send: Any) -> None:
+    """Parse and answer, in JSON or Arrow by the length of what came."""
+    body = (await receive())["body"]
+    if body.startswith(b"{"):
+        logits = LOGITS[: len(orjson.loads(body)["candidates"]["item_id"])]
+        said = orjson.dumps({"logits": {"click": logits}}, option=orjson.OPT_SERIALIZE_NUMPY)
+    else:
+        table = pa.ipc.open_stream(body).read_all()
+        orjson.loads(table.schema.metadata[b"reqdedup.request"])
+        batch = pa.record_batch({"click": pa.array(LOGITS[: table.num_rows])})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        said = sink.getvalue().to_pybytes()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+    await send({"type": "http.response.body", "body": said})
 
 
 def stored(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
@@ -29,6 +29,7 @@ from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.requests import Ranked, Recommended, Retrieved
 from reqdedup.serving.scheduler import OverloadedError, Scheduler, Work
 from reqdedup.serving.server.counted import describe_metrics
+from reqdedup.serving.server.door import Receive, Scope, Send, read_body
 from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics
 from reqdedup.serving.server.openapi import PAGE, openapi
 from reqdedup.serving.server.swap import Models, Part, Served
@@ -63,12 +64,10 @@ class Service:
     is_ready: bool = False
 
 
-def build_app(service: Service) -> Starlette:
-    """The application, ready once its lifespan began; the token and the hosts are checked around it (`guard`)."""
-    return Application(service).starlette
-
-
 class Application:
+    """An ASGI application; the token and the hosts are checked around it (`door.Guard`). Calls without a variable in
+    their path are found by it: Starlette's routes and middleware cost as much as reading the body."""
+
     def __init__(self, service: Service) -> None:
         self.service = service
         self._appending, self._num_appending = ThreadPoolExecutor(1, thread_name_prefix="append"), 0
@@ -95,10 +94,19 @@ class Application:
             "/v2/models/{model}": self.oip_model,
             "/v2/models/{model}/ready": self.ready,
         }
-        routes = [Route(path, self._answering(path, handler), methods=["POST"]) for path, handler in posts.items()]
+        self._posts = {path: self._answering(path, handler) for path, handler in posts.items()}
+        routes = [Route(path, handler, methods=["POST"]) for path, handler in self._posts.items()]
         routes += [Route(path, self._answering(path, handler), methods=["GET"]) for path, handler in gets.items()]
-        self.starlette = Starlette(routes=routes, exception_handlers={404: _no_path, 405: _no_path})
-        self.starlette.router.redirect_slashes = False
+        self._others = Starlette(routes=routes, exception_handlers={404: _no_path, 405: _no_path})
+        self._others.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if handler is None:
+            await self._others(scope, receive, send)
+        else:
+            response = await handler(Request(scope, receive))
+            await response(scope, receive, send)
 
     def close(self) -> None:
         """Finish what waits and take no more."""
@@ -115,8 +123,6 @@ class Application:
             started = time.monotonic()
             try:
                 response = await handler(request)
-            except ClientDisconnect:
-                response = Response(status_code=499)
             except Exception as error:
                 response = error_response(error)
             metrics.add("reqdedup_requests_total", path=path, status=str(response.status_code))
@@ -341,17 +347,7 @@ class Application:
         if "content-encoding" in request.headers:
             found = shown(request.headers["content-encoding"])
             raise BadRequestError("content-encoding", "a body as it is", found, status=415)
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(limits.body_s):
-                async for part in request.stream():
-                    parts.append(part)
-                    size += len(part)
-                    if size > limits.max_body_bytes:
-                        raise BadRequestError("body", f"at most {limits.max_body_bytes} bytes", "more", status=413)
-        except TimeoutError:
-            raise BadRequestError("body", f"all bytes within {limits.body_s:g} s", f"{size}", status=408) from None
-        return b"".join(parts)
+        return await read_body(request.receive, limits)
 
 
 def content_type(request: Request, *allowed: str) -> str:

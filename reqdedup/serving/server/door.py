@@ -2,7 +2,7 @@
 
 `Guard` asks for the token, or, without one, for a loopback name in the Host header, so that a web page of another site
 cannot speak to a server on this machine by a name of its own. `PatientProtocol` ends a connection whose head takes too
-long or is too long, which uvicorn does not; the application looks after bodies. Access logs are off: nothing of a
+long or is too long, which uvicorn does not; `read_body` looks after bodies. Access logs are off: nothing of a
 request is logged, so no token and no user can be.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from reqdedup.serving.limits import Limits
+from reqdedup.serving.limits import BadRequestError, Limits
 from reqdedup.serving.wire.answers import json_response
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs")
@@ -89,6 +89,25 @@ class Guard:
         if host in LOOPBACK or host == ":" or scope.get("client") is None:
             return None
         return 421, "host: a loopback name required by a server without a token, found another"
+
+
+async def read_body(receive: Receive, limits: Limits) -> bytes:
+    """All of a request's body, within its limits of bytes and time. Raises BadRequestError, 4xx."""
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise BadRequestError("body", "all of it", "a closed connection", status=499)
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limits.max_body_bytes:
+                    raise BadRequestError("body", f"at most {limits.max_body_bytes} bytes", "more", status=413)
+                if not message.get("more_body", False):
+                    return b"".join(parts) if len(parts) > 1 else bytes(parts[0])
+    except TimeoutError:
+        raise BadRequestError("body", f"all bytes within {limits.body_s:g} s", f"{size}", status=408) from None
 
 
 class PatientProtocol(HttpToolsProtocol):

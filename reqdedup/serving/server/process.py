@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import threading
@@ -49,8 +50,10 @@ def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, work
             target=watch, args=[models, loader, settings.bundles, settings.watch_s, is_ending], daemon=True
         )
         watching.start()
+    gc.collect()
+    gc.freeze()  # half a million objects of libraries, which every full collection would look at again
     try:
-        run_until_signal(application.starlette, settings.access, settings.limits, sockets, drain_s=settings.drain_s)
+        run_until_signal(application, settings.access, settings.limits, sockets, drain_s=settings.drain_s)
     finally:
         is_ending.set()
         application.close()

@@ -13,7 +13,7 @@ computed, but nothing was said, and every call may be repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -21,15 +21,13 @@ import httptools
 import orjson
 
 from reqdedup.arrays.hashing import hash_string
-from reqdedup.serving.limits import BadRequestError, Limits, shown
+from reqdedup.serving.limits import Limits, shown
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
+from reqdedup.serving.server.door import Receive, Scope, Send, read_body
 from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics, merged
 from reqdedup.serving.wire.answers import error_response, json_response
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 MAX_IN_FLIGHT = 256
 """Requests that one worker may be asked at once; its own queue is shorter."""
@@ -73,7 +71,8 @@ class Router:
             return _plain(json_response({"live": True}))
         if path == "/v1/workers":
             return _plain(json_response({"workers": self._urls}))
-        body = await self._body(scope, receive)
+        self.limits.check_said(dict(scope["headers"]).get(b"content-length", b"").decode("latin-1"))
+        body = await read_body(receive, self.limits)
         if path in ("/readyz", "/v2/health/ready", "/metrics") and method == "GET":
             return await self._of_all(scope, path)
         if path == "/v1/models" and method == "POST":
@@ -113,24 +112,6 @@ class Router:
             if -(2**63) <= user_id < 2**63:
                 return worker_of(user_id, len(self._workers))
         return 0  # it will say what is wrong with the request
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        limits, parts, size = self.limits, [], 0
-        limits.check_said(dict(scope["headers"]).get(b"content-length", b"").decode("latin-1"))
-        try:
-            async with asyncio.timeout(limits.body_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequestError("body", "all of it", "a closed connection", status=400)
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > limits.max_body_bytes:
-                        raise BadRequestError("body", f"at most {limits.max_body_bytes} bytes", "more", status=413)
-                    if not message.get("more_body", False):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise BadRequestError("body", f"all bytes within {limits.body_s:g} s", f"{size}", status=408) from None
 
 
 def _plain(response: Any) -> tuple[int, Headers, bytes]:

@@ -31,32 +31,45 @@ def rank_request_of(body: bytes, inputs: Inputs, limits: Limits) -> Asked:
     if not body.endswith(_END):  # allowed to be left out, but then a stream that was cut between batches looks whole
         raise BadRequestError("body", "an Arrow IPC stream with its end-of-stream mark", "none", status=400)
     try:
-        _refuse_compressed(body)
-        with pa.ipc.open_stream(body) as reader:
-            metadata, names = reader.schema.metadata or {}, reader.schema.names
-            if len(set(names)) < len(names):
-                raise BadRequestError("candidates", "columns of different names", ", ".join(names))
-            batches = list(reader)
+        schema, batches = _read(body)
+        names, metadata = schema.names, schema.metadata or {}
+        if len(set(names)) < len(names):
+            raise BadRequestError("candidates", "columns of different names", ", ".join(names))
         for batch in batches:
             batch.validate(full=True)
-        table = pa.Table.from_batches(batches, reader.schema)
+        columns = batches[0] if len(batches) == 1 else pa.Table.from_batches(batches, schema).combine_chunks()
     except BadRequestError:
         raise
     except (pa.ArrowException, ValueError, OSError, struct.error) as error:
         raise BadRequestError("body", "an Arrow IPC stream", f"another or a part of one: {error}", status=400) from None
     if REQUEST_KEY not in metadata:
         raise BadRequestError("body", f"schema metadata {REQUEST_KEY.decode()} with the request as JSON", "none")
-    if table.num_rows > limits.max_candidates:
+    if columns.num_rows > limits.max_candidates:
         raise BadRequestError(
-            "candidates.item_id", f"at most {limits.max_candidates} entries", str(table.num_rows), status=413
+            "candidates.item_id", f"at most {limits.max_candidates} entries", str(columns.num_rows), status=413
         )
     wanted = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
-    candidates = {name: _values(table, name) if name in wanted else None for name in names}
+    candidates = {name: _values(columns, name) if name in wanted else None for name in names}
     return rank_request(parse_object(metadata[REQUEST_KEY]), inputs, limits, candidates)
 
 
-def _values(table: pa.Table, name: str) -> np.ndarray | list[Any]:
-    column = table[name].combine_chunks()
+def _read(body: bytes) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """Schema and batches of a stream, message by message: a reader of whole streams would read every head twice."""
+    messages = list(pa.ipc.MessageReader.open_stream(body))
+    for message in messages:
+        if message.type == "record batch":
+            _refuse_compressed(message.metadata.to_pybytes())
+    if all(message.type == "record batch" for message in messages[1:]) and messages:
+        schema = pa.ipc.read_schema(messages[0])
+        return schema, [pa.ipc.read_record_batch(message, schema) for message in messages[1:]]
+    with pa.ipc.open_stream(body) as reader:  # dictionaries, which need a memory
+        return reader.schema, list(reader)
+
+
+def _values(columns: pa.RecordBatch | pa.Table, name: str) -> np.ndarray | list[Any]:
+    column = columns.column(name)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
     if not any(is_plain(column.type) for is_plain in _PLAIN):
         raise BadRequestError(f"candidates.{name}", "plain integers, floats, booleans or text", str(column.type))
     if pa.types.is_timestamp(column.type):
@@ -78,23 +91,19 @@ def ranked_body(ranked: Ranked) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _refuse_compressed(body: bytes) -> None:
-    """Looks into the head of every record batch: pyarrow itself decompresses without asking.
+def _refuse_compressed(head: bytes) -> None:
+    """Looks into the head of a record batch: pyarrow itself decompresses without asking.
 
     A head is a flatbuffer: Message (version, header_type, header, ...) -> RecordBatch (length, nodes, buffers,
     compression, ...), format/Message.fbs of Apache Arrow.
     """
-    for message in pa.ipc.MessageReader.open_stream(body):
-        if message.type != "record batch":
-            continue
-        head = message.metadata.to_pybytes()
-        (root,) = struct.unpack_from("<I", head, 0)
-        header = _field(head, root, 2)
-        if header is None:
-            raise BadRequestError("body", "record batches", "one without a head", status=400)
-        batch = header + struct.unpack_from("<I", head, header)[0]
-        if _field(head, batch, 3) is not None:
-            raise BadRequestError("body", "an uncompressed Arrow IPC stream", "a compressed one", status=415)
+    (root,) = struct.unpack_from("<I", head, 0)
+    header = _field(head, root, 2)
+    if header is None:
+        raise BadRequestError("body", "record batches", "one without a head", status=400)
+    batch = header + struct.unpack_from("<I", head, header)[0]
+    if _field(head, batch, 3) is not None:
+        raise BadRequestError("body", "an uncompressed Arrow IPC stream", "a compressed one", status=415)
 
 
 def _field(head: bytes, table: int, number: int) -> int | None:
