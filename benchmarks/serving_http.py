@@ -1,125 +1,132 @@
-"""Ranking over HTTP: what a request costs a server, what waits at 70% of saturation, what a request weighs on the wire.
+"""Ranking over HTTP: what a request costs a server, how long it waits, what it weighs on the wire.
 
-    python -m benchmarks.serving_http [--only cost plumbing] [--seconds 30]
+    python -m benchmarks.serving_http [--only cost plumbing router latency wire] [--seconds 30] [--trial]
 
-Each variant is a server process of its own on one core; the client runs on another. Histories are in the server's
-store, and users come back with two new events (the traffic of `benchmarks.serving`). CPU time is that of the server's
-process, all its threads, over the requests it answered; variants take turns. Logits of all variants agree before
-anything is timed. A run of everything replaces `benchmarks/results/serving_http.jsonl`.
+A variant is a server process on the machine's first core, the client a process on its last. Histories are in the
+server's store, and users come back with two new events (the traffic of `benchmarks.serving`). CPU time is that of the
+server's process, all its threads, over the requests it answered; variants take turns. Logits of all variants agree, and
+the deterministic mode's bits do not depend on the others in a step, before anything is timed. About 8 minutes; a run
+of everything replaces `benchmarks/results/serving_http.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import orjson
 import torch
 
 from benchmarks.interleaved import line
 from benchmarks.record import write_results
 from benchmarks.serving import USERS, Traffic
-from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.sequences.store import UserRecord
-from reqdedup.serving.client import Client
+from benchmarks.serving_http_latency import latency
+from benchmarks.serving_http_load import ARROW, JSON, LoadClient, http_request
+from benchmarks.serving_http_process import Process, cpu_of, filled_store, row, stored
+from benchmarks.serving_http_wire import wire
 from reqdedup.serving.requests import RankRequest
+from reqdedup.serving.routing import worker_of
 
 Row = dict[str, Any]
-ROUNDS, CONNECTIONS = 3, 8
-BODIES: tuple[Literal["json", "arrow"], ...] = ("json", "arrow")
+CONNECTIONS = 8
 RELATIVE_TOLERANCE = 1e-4
 
 
-class Process:
-    """A server of one variant."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """shapes: (longest history, candidates, requests of a naive round: 0 for none).  rounds: of every comparison.
+    requests: of a round.  once: requests of a round that computes its context.  plain: requests without a model.
+    seconds: of a rate of the open loop.
+    """
 
-    def __init__(self, variant: str, length: int, store: Path, *, waiting: int = 64) -> None:
-        words = [
-            sys.executable,
-            "-m",
-            "benchmarks.serving_http_servers",
-            variant,
-            str(length),
-            str(store),
-            str(waiting),
-        ]
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
-        if not self.url:
-            raise RuntimeError(f"{variant}: a server required, found one that ended")
-
-    def client(self, *, retries: int = 50) -> Client:
-        return Client(self.url, trims=False, retries=retries)
-
-    def value(self, name: str) -> float:
-        lines = self.client().get("/metrics").decode().splitlines()
-        return sum(float(one.rpartition(" ")[2]) for one in lines if one.startswith(name))
-
-    def cpu_s(self) -> float:
-        return self.value("process_cpu_seconds_total")
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.terminate()
-        self._process.wait()
+    shapes: tuple[tuple[int, int, int], ...] = (
+        (512, 10, 2),
+        (512, 100, 2),
+        (512, 500, 1),
+        (2048, 10, 1),
+        (2048, 100, 0),
+    )
+    rounds: int = 5
+    requests: int = 64
+    once: int = 24
+    plain: int = 1000
+    seconds: float = 30.0
 
 
-def filled_store(folder: Path, length: int, users: int = USERS) -> Path:
-    """Timelines that every moment of the traffic is a window of."""
-    path = folder / f"users_{length}.db"
-    if not path.exists():
-        store = SqliteStore(path, {"item_id": "int64", "action": "int32"})
-        token = np.arange(8 * length)
-        store.fill(
-            (
-                UserRecord(
-                    user_id=user,
-                    timelines={0: (0, {"item_id": token * 7919 + user * 1_000_003, "action": actions(token, user)})},
-                    features={},
-                )
-                for user in range(users)
-            ),
-            source={"benchmark": 1},
+TRIAL = Sizes(shapes=((64, 4, 1),), rounds=2, requests=8, once=4, plain=20, seconds=0.5)
+GOALS = {(512, 10): (4.5, 3.0), (512, 100): (2.0, 1.6), (2048, 10): (9.0, 6.0), (2048, 100): (3.4, 2.5)}
+"""(longest history, candidates) -> what fast and deterministic must reach against the context once per request."""
+PRICE = {(512, 100): 1.3}
+"""Deterministic over fast at most; 1.5 for all others."""
+
+
+def cost(folder: Path, load: LoadClient, sizes: Sizes) -> Iterator[Row]:
+    """CPU of a request beside the context once per request, the naive model and a server written by hand."""
+    for length, candidates, naive in sizes.shapes:
+        store = filled_store(folder, length, 16 * length)
+        traffic = Traffic(max_history=length, candidates=candidates)
+        names = ["fast", "deterministic", "by_hand", "once", *(["naive"] if naive else [])]
+        with ExitStack() as stack:
+            processes = {name: stack.enter_context(Process.of(name, length, store)) for name in names}
+            check(processes, stored(traffic.requests(3)))
+            check_bits(processes["deterministic"], stored(traffic.every_user()[:CONNECTIONS]))
+            warm = stored(traffic.every_user())
+            for name in names[:3]:
+                cpu_of(processes[name], load, warm, CONNECTIONS)
+            found: dict[str, list[float]] = {}
+            for number in range(sizes.rounds):
+                requests = stored(traffic.requests(sizes.requests))
+                turns = [
+                    ("fast", "fast", requests, CONNECTIONS),
+                    ("fast, one at a time", "fast", stored(traffic.requests(sizes.requests)), 1),
+                    ("deterministic", "deterministic", requests, CONNECTIONS),
+                    ("by_hand", "by_hand", requests, CONNECTIONS),
+                    ("once", "once", requests[: sizes.once], CONNECTIONS),
+                    *([("naive", "naive", requests[:naive], 1)] if naive else []),
+                ]
+                for name, process, sent, connections in turns if number % 2 == 0 else turns[::-1]:
+                    if name == "naive" and number >= 3:
+                        continue
+                    found.setdefault(name, []).append(cpu_of(processes[process], load, sent, connections))
+        yield from cost_rows(found, length, candidates)
+
+
+def cost_rows(found: dict[str, list[float]], length: int, candidates: int) -> Iterator[Row]:
+    fast, exact = GOALS.get((length, candidates), (None, None))
+    price = PRICE.get((length, candidates), 1.5)
+    compared: list[tuple[str, str, float | None]] = [
+        ("once", "fast", fast),
+        ("once", "fast, one at a time", None),
+        ("once", "deterministic", exact),
+        ("fast", "deterministic", 1 / price),
+        ("by_hand", "fast", 0.97),
+        ("naive", "once", 50.0 if (length, candidates) == (512, 100) else None),
+        ("naive", "fast, one at a time", None),
+        ("naive", "fast", 100.0 if (length, candidates) == (512, 100) else None),
+    ]
+    for theirs, ours, target in compared:
+        if theirs not in found:
+            continue
+        ratios = [base / own for base, own in zip(found[theirs], found[ours], strict=False)]
+        yield row(
+            f"http cost, L {length}, {candidates} candidates",
+            ours,
+            statistics.median(ratios),
+            f"x less CPU time than {theirs}",
+            target,
+            spread=[min(ratios), max(ratios)],
+            runs=len(ratios),
+            sizes={"history": length, "candidates": candidates, "users": USERS, "connections": CONNECTIONS},
+            seconds={"ours": statistics.median(found[ours]), theirs: statistics.median(found[theirs])},
         )
-        store.close()
-    return path
-
-
-def actions(token: np.ndarray, user: int) -> np.ndarray:
-    return ((token * 7919 + user * 1_000_003) % 8).astype(np.int32)
-
-
-def sent(requests: Sequence[RankRequest]) -> list[RankRequest]:
-    """The same, their histories in the store."""
-    return [replace(one, history=None, at=one.history.end) for one in requests if one.history is not None]
-
-
-def closed_loop(process: Process, requests: Sequence[RankRequest], connections: int = CONNECTIONS) -> float:
-    """CPU seconds of the server per request, `connections` at once."""
-    local = threading.local()
-
-    def ask(request: RankRequest) -> None:
-        client = vars(local).setdefault("client", process.client())
-        client.rank(request)
-
-    before = process.cpu_s()
-    with ThreadPoolExecutor(connections) as pool:
-        list(pool.map(ask, requests))
-    return (process.cpu_s() - before) / len(requests)
 
 
 def check(processes: dict[str, Process], requests: Sequence[RankRequest]) -> None:
@@ -132,214 +139,120 @@ def check(processes: dict[str, Process], requests: Sequence[RankRequest]) -> Non
                 raise ValueError(f"{name}: logits of the others required, found others for user {request.user_id}")
 
 
-def cost(folder: Path) -> list[Row]:
-    """CPU of a request beside the context once per request, the naive model and a server written by hand."""
-    rows: list[Row] = []
-    for length, candidates, target in ((512, 100, 2.0), (512, 10, 4.5), (2048, 10, 9.0), (2048, 100, 3.4)):
-        store = filled_store(folder, length)
-        names = ["fast", "deterministic", "once", "by_hand"]
-        processes = {name: Process(name, length, store) for name in names}
-        traffic = Traffic(max_history=length, candidates=candidates)
-        try:
-            check(processes, sent(traffic.requests(3)))
-            warm = sent(traffic.every_user())
-            for name in ("fast", "deterministic", "by_hand"):
-                closed_loop(processes[name], warm)
-            found: dict[str, list[float]] = {name: [] for name in names}
-            for number in range(ROUNDS):
-                requests = sent(traffic.requests(80))
-                for name in names if number % 2 == 0 else names[::-1]:
-                    found[name].append(closed_loop(processes[name], requests))
-            sizes = {"history": length, "candidates": candidates, "users": USERS, "connections": CONNECTIONS}
-            rows.append(_ratio("http_kept", found["once"], found["fast"], "once per request", sizes, target))
-            rows.append(_ratio("http_deterministic", found["fast"], found["deterministic"], "fast mode", sizes, None))
-            rows.append(_ratio("http_by_hand", found["by_hand"], found["fast"], "by hand", sizes, 0.97))
-            if (length, candidates) == (512, 100):
-                with Process("naive", length, store) as naive:
-                    slow = [closed_loop(naive, sent(traffic.requests(2)), 1) for _ in range(ROUNDS)]
-                rows.append(_ratio("http_naive", slow, found["fast"], "naive per candidate", sizes, 100.0))
-                rows.append(_ratio("http_naive_once", slow, found["once"], "naive per candidate, once", sizes, 50.0))
-        finally:
-            for process in processes.values():
-                process.__exit__()
-    return rows
+def check_bits(process: Process, requests: Sequence[RankRequest]) -> None:
+    """Raises ValueError unless requests give the same bits together as alone and kept, in both bodies."""
+
+    def bits(request: RankRequest) -> bytes:
+        return process.client().rank(request).logits["click"].tobytes()
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        together = list(pool.map(bits, requests))
+    arrow = [process.client("arrow").rank(one).logits["click"].tobytes() for one in requests]
+    if together != [bits(one) for one in requests] or together != arrow:
+        raise ValueError("deterministic: the same bits alone and in a step required, found others")
 
 
-def _ratio(claim: str, baseline: list[float], ours: list[float], name: str, sizes: Row, target: float | None) -> Row:
-    ratios = [theirs / own for theirs, own in zip(baseline, ours, strict=True)]
-    return {
-        "claim": claim,
-        "variant": " ".join(f"{key}={value}" for key, value in sizes.items() if key in ("history", "candidates")),
-        "value": statistics.median(ratios),
-        "unit": f"x less CPU time than {name}",
-        "target": target,
-        "spread": [min(ratios), max(ratios)],
-        "runs": len(ratios),
-        "sizes": sizes,
-        "seconds": {"ours": statistics.median(ours), name: statistics.median(baseline)},
-    }
-
-
-def plumbing(folder: Path) -> list[Row]:
-    """CPU of everything but the step: reading, checking, queueing, writing; one connection."""
-    rows = []
-    traffic = Traffic(max_history=512, candidates=100)
-    with Process("fast", 512, filled_store(folder, 512)) as process:
-        closed_loop(process, sent(traffic.every_user()))
-        for body in BODIES:
-            client = Client(process.url, trims=False, body=body)
-            found, shares = [], []
-            for _ in range(ROUNDS):
-                requests = sent(traffic.requests(200))
-                cpu, inside = process.cpu_s(), process.value("reqdedup_step_cpu_seconds_total")
-                for request in requests:
-                    client.rank(request)
-                cpu, inside = process.cpu_s() - cpu, process.value("reqdedup_step_cpu_seconds_total") - inside
-                found.append(1000 * (cpu - inside) / len(requests))
-                shares.append((cpu - inside) / cpu)
-            rows.append(
-                {
-                    "claim": "http_plumbing",
-                    "variant": body,
-                    "value": statistics.median(found),
-                    "unit": "ms of CPU a request beside the step",
-                    "target": None,
-                    "spread": [min(found), max(found)],
-                    "runs": ROUNDS,
-                    "share": statistics.median(shares),
-                    "sizes": {"history": 512, "candidates": 100},
-                }
+def plumbing(folder: Path, load: LoadClient, sizes: Sizes) -> Iterator[Row]:
+    """CPU of everything but the model: reading, checking, queueing, writing; beside a bare ASGI application that parses
+    and answers, and as a share of a request with a model (fast, contexts kept, steps of several)."""
+    length, candidates, _ = max(sizes.shapes, key=lambda shape: shape[1] == 100)
+    store = filled_store(folder, length, 16 * length)
+    traffic = Traffic(max_history=length, candidates=candidates)
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(Process.of(name, length, store)) for name in ("plumbing", "bare", "fast")
+        }
+        cpu_of(processes["fast"], load, stored(traffic.every_user()), CONNECTIONS)
+        found: dict[tuple[str, str, int], list[float]] = {}
+        whole = []
+        for _ in range(sizes.rounds + 1):
+            requests = stored(traffic.requests(sizes.plain))
+            whole.append(cpu_of(processes["fast"], load, stored(traffic.requests(sizes.requests)), CONNECTIONS))
+            for kind in (JSON, ARROW):
+                sent = [http_request(one, kind) for one in requests]
+                for name in ("plumbing", "bare"):
+                    for connections in (1, CONNECTIONS):
+                        before = processes[name].cpu_s()
+                        load.closed(processes[name].url, sent, connections)
+                        took = (processes[name].cpu_s() - before) / len(sent)
+                        found.setdefault((name, kind, connections), []).append(took)
+    for kind, body in ((JSON, "json"), (ARROW, "arrow")):
+        for connections in (1, CONNECTIONS):
+            ours, bare = (1000 * np.array(found[name, kind, connections][1:]) for name in ("plumbing", "bare"))
+            yield row(
+                f"http plumbing, {candidates} candidates",
+                f"{body}, {connections} connections",
+                float(np.median(ours)),
+                "ms of CPU a request without a model",
+                spread=[float(ours.min()), float(ours.max())],
+                runs=len(ours),
+                most=0.15,
+                bare_ms=float(np.median(bare)),
+                share=float(np.median(ours)) / (1000 * statistics.median(whole[1:])),
+                sizes={"history": length, "candidates": candidates},
             )
-    return rows
 
 
-def open_loop(process: Process, requests: Sequence[RankRequest], rate: float) -> tuple[list[float], int]:
-    """Requests sent at their times, whatever became of those before: ms of the answered ones, and how many were
-    refused."""
-    local, took, refused = threading.local(), [], []
-    begin = time.monotonic() + 0.1
-
-    def ask(number: int) -> None:
-        client = vars(local).setdefault("client", process.client(retries=0))
-        due = begin + number / rate
-        time.sleep(max(0.0, due - time.monotonic()))
-        try:
-            client.rank(requests[number])
-            took.append(1000 * (time.monotonic() - due))
-        except RuntimeError:
-            refused.append(number)
-
-    with ThreadPoolExecutor(200) as pool:
-        list(pool.map(ask, range(len(requests))))
-    return took, len(refused)
-
-
-def latency(folder: Path, seconds: float) -> list[Row]:
-    """p50 and p99 at 70% of the highest rate with under 0.1% refused, and at three times that rate."""
-    traffic = Traffic(max_history=512, candidates=100)
-    rows: list[Row] = []
-    with Process("deterministic", 512, filled_store(folder, 512)) as process:
-        closed_loop(process, sent(traffic.every_user()))
-        started = time.monotonic()
-        requests = sent(traffic.requests(300))
-        closed_loop(process, requests)
-        rate = 0.5 * len(requests) / (time.monotonic() - started)
-        saturation, at_saturation = rate, [0.0]
-        while True:
-            took, refused = open_loop(process, sent(traffic.requests(int(rate * max(3.0, seconds / 4)))), rate)
-            if refused > 0.001 * (len(took) + refused):
-                break
-            saturation, at_saturation, rate = rate, took, rate * 1.15
-        for name, share in (("70%", 0.7), ("3x", 3.0)):
-            memory = process.value("process_resident_memory_bytes")
-            wanted = saturation * share
-            took, refused = open_loop(process, sent(traffic.requests(int(wanted * seconds))), wanted)
-            p50, p99 = np.percentile(took, [50, 99])
-            rows.append(
-                {
-                    "claim": "http_latency",
-                    "variant": f"{name} of saturation",
-                    "value": float(p99),
-                    "unit": "ms, p99 of the answered",
-                    "target": None,
-                    "p50": float(p50),
-                    "p99_at_saturation": float(np.percentile(at_saturation, 99)),
-                    "rate": wanted,
-                    "answered": len(took),
-                    "refused": refused,
-                    "grown_bytes": process.value("process_resident_memory_bytes") - memory,
-                    "sizes": {"history": 512, "candidates": 100, "seconds": seconds},
-                }
-            )
-    return rows
-
-
-def wire(folder: Path) -> list[Row]:
-    """Bytes and CPU of a request of 500 candidates with 200 request and 300 item features, of which half are read:
-    everything per candidate against once per request and trimmed."""
-    rng = np.random.default_rng(0)
-    request = {f"r{i}": float(x) for i, x in enumerate(rng.random(200).astype(np.float32))}
-    items = {f"i{i}": rng.random(500).astype(np.float32) for i in range(300)}
-    ids = rng.integers(0, 2**40, 500)
-
-    def everything() -> int:
-        rows = [
-            {"item_id": int(ids[i]), **request, **{name: float(one[i]) for name, one in items.items()}}
-            for i in range(len(ids))
-        ]
-        body = orjson.dumps({"user_id": 1, "candidates": rows})
-        orjson.loads(body)
-        return len(body)
-
-    def once(names: int, numbers: int) -> int:
-        kept = dict(list(request.items())[:names])
-        columns = {"item_id": ids, **dict(list(items.items())[:numbers])}
-        values = {"user_id": 1, "request": kept, "candidates": columns}
-        body = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)
-        orjson.loads(body)
-        return len(body)
-
-    variants: dict[str, Callable[[], int]] = {
-        "per candidate": everything,
-        "once per request": lambda: once(200, 300),
-        "once and trimmed": lambda: once(100, 150),
-    }
-    found = {}
-    for name, run in variants.items():
-        started = time.process_time()
-        written = [run() for _ in range(5)]
-        found[name] = (max(written), (time.process_time() - started) / 5)
-    sizes = {"candidates": 500, "request_features": 200, "item_features": 300, "read": 0.5}
-    size, cpu = found["per candidate"]
-    return [
-        {"claim": "wire_bytes", "variant": name, "value": size / one, "unit": "x fewer bytes than per candidate"}
-        | {"target": None, "cpu": seconds / cpu, "bytes": one, "sizes": sizes}
-        for name, (one, seconds) in found.items()
-        if name != "per candidate"
-    ]
+def router(folder: Path, load: LoadClient, sizes: Sizes) -> Iterator[Row]:
+    """What the router adds to a request, without a model: its CPU, and the time of a client with one connection."""
+    length, candidates, _ = max(sizes.shapes, key=lambda shape: shape[1] == 100)
+    store = filled_store(folder, length, 16 * length)
+    traffic = Traffic(max_history=length, candidates=candidates)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Process.of("plumbing", length, store)) for _ in range(2)]
+        front = stack.enter_context(Process("router", *(worker.url for worker in workers)))
+        found: dict[str, list[tuple[float, float]]] = {"direct": [], "user in a header": [], "user in the body": []}
+        for _ in range(sizes.rounds + 1):
+            requests = stored(traffic.requests(sizes.plain))
+            first = [one for one in requests if worker_of(one.user_id, 2) == 0]
+            direct = load.closed(workers[0].url, [http_request(one) for one in first], 1)
+            found["direct"].append((0.0, float(np.median(direct.ms))))
+            for name in ("user in a header", "user in the body"):
+                sent = [http_request(one, names_user=name == "user in a header") for one in requests]
+                before = front.cpu_s()
+                answers = load.closed(front.url, sent, 1)
+                found[name].append(((front.cpu_s() - before) / len(sent), float(np.median(answers.ms))))
+    direct_ms = statistics.median(ms for _, ms in found.pop("direct")[1:])
+    for name, runs in found.items():
+        cpu = [1000 * one for one, _ in runs[1:]]
+        yield row(
+            "http router",
+            name,
+            statistics.median(cpu),
+            "ms of CPU a request in the router",
+            spread=[min(cpu), max(cpu)],
+            runs=len(cpu),
+            p50_ms=statistics.median(ms for _, ms in runs[1:]),
+            direct_p50_ms=direct_ms,
+            sizes={"candidates": candidates, "connections": 1, "workers": 2},
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
-    claims = ("cost", "plumbing", "latency", "wire")
+    claims = ("cost", "plumbing", "router", "latency", "wire")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving_http", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=claims, help="some of the claims; nothing is recorded then")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each rate of the open loop")
+    parser.add_argument("--seconds", type=float, help="of each rate of the open loop (default 30)")
+    parser.add_argument("--trial", action="store_true", help="sizes that say whether it runs; nothing is recorded")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
+    sizes = TRIAL if arguments.trial else Sizes()
+    seconds = sizes.seconds if arguments.seconds is None else arguments.seconds
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, LoadClient() as load:
         folder = Path(name)
-        measured: dict[str, Callable[[], list[Row]]] = {
-            "cost": lambda: cost(folder),
-            "plumbing": lambda: plumbing(folder),
-            "latency": lambda: latency(folder, arguments.seconds),
-            "wire": lambda: wire(folder),
+        measured: dict[str, Callable[[], Iterator[Row]]] = {
+            "cost": lambda: cost(folder, load, sizes),
+            "plumbing": lambda: plumbing(folder, load, sizes),
+            "router": lambda: router(folder, load, sizes),
+            "latency": lambda: latency(folder, load, sizes.shapes, seconds),
+            "wire": wire,
         }
         for claim in arguments.only or claims:
-            for row in measured[claim]():
-                rows.append(row)
-                print(line(row), flush=True)
-    if arguments.only is None:
+            for one in measured[claim]():
+                rows.append(one)
+                print(f"{one['variant']:<24} {line(one)}", flush=True)
+    if arguments.only is None and not arguments.trial:
         print(write_results("serving_http", rows))
     return 0
 

@@ -50,15 +50,19 @@ class LoadClient:
         spawned = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=spawned, initializer=pin, initargs=(-1,))
 
-    def closed(self, url: str, bodies: Sequence[bytes], connections: int, kind: str = JSON) -> Answers:
+    def closed(self, url: str, requests: Sequence[bytes], connections: int) -> Answers:
         """Raises RuntimeError for anything but 200."""
-        answers = self._pool.submit(_run, url, bodies, kind, connections, 0.0).result()
+        answers: Answers = self._pool.submit(_run, url, requests, connections, 0.0).result()
         if (answers.status != 200).any():
             raise RuntimeError(f"answers of status 200 required, found {np.unique(answers.status).tolist()}")
         return answers
 
-    def open(self, url: str, bodies: Sequence[bytes], rate: float) -> Answers:
-        return self._pool.submit(_run, url, bodies, JSON, 0, rate).result()
+    def open(self, url: str, requests: Sequence[bytes], rate: float) -> Answers:
+        """Raises RuntimeError for anything but 200 and 503."""
+        answers: Answers = self._pool.submit(_run, url, requests, 0, rate).result()
+        if not np.isin(answers.status, (200, 503)).all():
+            raise RuntimeError(f"answers of status 200 or 503 required, found {np.unique(answers.status).tolist()}")
+        return answers
 
     def __enter__(self) -> LoadClient:
         return self
@@ -72,6 +76,14 @@ def pin(core: int) -> None:
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) > 1:
         os.sched_setaffinity(0, {allowed[core]})
+
+
+def http_request(request: RankRequest, kind: str = JSON, *, names_user: bool = False) -> bytes:
+    """Head and body. names_user: in a header, as our client does for the router."""
+    body = json_body(request) if kind == JSON else arrow_body(request)
+    more = f"x-user-id: {request.user_id}\r\n" if names_user else ""
+    head = f"POST /v1/rank HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\n{more}content-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
 
 
 def json_body(request: RankRequest) -> bytes:
@@ -96,18 +108,17 @@ def _envelope(request: RankRequest) -> dict[str, int]:
     return {"user_id": request.user_id} | ({} if request.at is None else {"at": request.at})
 
 
-def _run(url: str, bodies: Sequence[bytes], kind: str, connections: int, rate: float) -> Answers:
-    return uvloop.run(_load(url, bodies, kind, connections, rate))
+def _run(url: str, requests: Sequence[bytes], connections: int, rate: float) -> Answers:
+    return uvloop.run(_load(url, requests, connections, rate))
 
 
-async def _load(url: str, bodies: Sequence[bytes], kind: str, connections: int, rate: float) -> Answers:
+async def _load(url: str, requests: Sequence[bytes], connections: int, rate: float) -> Answers:
     host, port = url.removeprefix("http://").split(":")
-    head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: {kind}\r\ncontent-length: "
     loop = asyncio.get_running_loop()
-    status, ms = np.zeros(len(bodies), np.int32), np.zeros(len(bodies))
+    status, ms = np.zeros(len(requests), np.int32), np.zeros(len(requests))
     idle: list[_Connection] = []
     ended = loop.create_future()
-    left = len(bodies)
+    left = len(requests)
 
     async def ask(number: int, due: float) -> None:
         nonlocal left
@@ -116,8 +127,7 @@ async def _load(url: str, bodies: Sequence[bytes], kind: str, connections: int, 
                 connection = idle.pop()
             else:
                 _, connection = await loop.create_connection(_Connection, host, int(port))
-            body = bodies[number]
-            status[number] = await connection.exchange(b"%s%d\r\n\r\n%s" % (head.encode(), len(body), body))
+            status[number] = await connection.exchange(requests[number])
             idle.append(connection)
         except OSError:
             status[number] = 0
@@ -129,7 +139,7 @@ async def _load(url: str, bodies: Sequence[bytes], kind: str, connections: int, 
     started = time.monotonic()
     if rate:
         tasks = set()
-        for number in range(len(bodies)):
+        for number in range(len(requests)):
             due = started + number / rate
             while (wait := due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
@@ -138,7 +148,7 @@ async def _load(url: str, bodies: Sequence[bytes], kind: str, connections: int, 
                 await asyncio.sleep(0)
         await ended
     else:
-        numbers = iter(range(len(bodies)))
+        numbers = iter(range(len(requests)))
 
         async def one_after_the_other() -> None:
             for number in numbers:

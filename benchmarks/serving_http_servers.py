@@ -1,10 +1,12 @@
-"""The servers that `benchmarks.serving_http` compares; its words are VARIANT LENGTH STORE WAITING.
+"""The servers that `benchmarks.serving_http` compares; its words are VARIANT LENGTH STORE WAITING
+or router URL URL.
 
 fast, deterministic   ours: contexts kept, waiting requests computed together
 once                  ours, the context computed once per request and never kept
 naive                 ours, the causal transformer over [history ; candidate] once per candidate
 by_hand               bare ASGI and `benchmarks.serving_by_hand`: same framework, parser, model and batching
 plumbing              ours without a model: a step that has its logits ready
+router                in front of servers that run already
 bare                  bare ASGI without a model: parses, answers ready logits in the event loop, nothing else
 """
 
@@ -38,6 +40,7 @@ from reqdedup.serving.scheduler import Scheduler, SchedulerLimits
 from reqdedup.serving.server.app import Application, Service
 from reqdedup.serving.server.door import Access, listen, run_until_signal
 from reqdedup.serving.server.metrics import Metrics
+from reqdedup.serving.server.router import Router
 from reqdedup.serving.server.swap import Models, Part, Served
 from reqdedup.serving.wire.bodies import Inputs
 
@@ -45,9 +48,15 @@ CACHE_BYTES = 2 << 30
 
 
 def main() -> None:
+    pin(0)
+    if sys.argv[1] == "router":
+        addresses = [
+            (host, int(port)) for host, port in (url.removeprefix("http://").split(":") for url in sys.argv[2:])
+        ]
+        serve(Router(addresses, Limits()))
+        return
     variant, length, store_file, waiting = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     torch.set_num_threads(1)
-    pin(0)
     model = ranking_model(length)
     transforms = Transforms.of(model.config, SCHEMA)
     store = SqliteStore(store_file)
@@ -77,6 +86,10 @@ def main() -> None:
             models=models, scheduler=scheduler, limits=Limits(), metrics=Metrics(), store=store, is_ready=True
         )
         app = Application(service)
+    serve(app)
+
+
+def serve(app: Any) -> None:
     door = listen(Access(port=0))
     print(f"http://127.0.0.1:{door.getsockname()[1]}", flush=True)
     run_until_signal(app, Access(), Limits(), [door], drain_s=5)

@@ -1,0 +1,77 @@
+"""How long requests wait at 70% of saturation, and what becomes of three times as many: an open loop, one worker.
+
+Saturation is the highest rate with under 0.1% refused. Answered requests of an overloaded server wait no longer than
+its queue is: its bound, not the load, decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving import Traffic
+from benchmarks.serving_http_load import Answers, LoadClient, http_request
+from benchmarks.serving_http_process import Process, cpu_of, filled_store, row, stored
+
+CONNECTIONS = 8
+REFUSED_AT_SATURATION = 0.001
+STEP = 1.1
+
+
+def latency(
+    folder: Path, load: LoadClient, shapes: Sequence[tuple[int, int, int]], seconds: float
+) -> Iterator[dict[str, Any]]:
+    """p50 and p99 of the answered, in the deterministic mode, at 100 candidates."""
+    length, candidates, _ = max(shapes, key=lambda shape: shape[1] == 100)
+    traffic = Traffic(max_history=length, candidates=candidates)
+    with Process.of("deterministic", length, filled_store(folder, length, 128 * length)) as process:
+
+        def offered(rate: float, seconds: float) -> Answers:
+            requests = stored(traffic.requests(max(8, int(rate * seconds))))
+            return load.open(process.url, [http_request(one) for one in requests], rate)
+
+        cpu_of(process, load, stored(traffic.every_user()), CONNECTIONS)
+        probe = [http_request(one) for one in stored(traffic.requests(200))]
+        rate = 0.8 * len(probe) / load.closed(process.url, probe, CONNECTIONS).seconds
+        saturation, at_saturation = _saturation(offered, rate, seconds / 5)
+        for name, share in (("70%", 0.7), ("3x", 3.0)):
+            before = process.value("process_resident_memory_bytes")
+            answers = offered(saturation * share, seconds)
+            p50, p99 = np.percentile(answers.answered_ms, [50, 99])
+            p99_at_saturation = float(np.percentile(at_saturation.answered_ms, 99))
+            yield row(
+                f"http latency, L {length}, {candidates} candidates",
+                f"{name} of saturation",
+                float(p99),
+                "ms, p99 of the answered",
+                most=4.0 * float(p50) if share < 1 else 2.0 * p99_at_saturation,
+                p50=float(p50),
+                p99_at_saturation=p99_at_saturation,
+                saturation=saturation,
+                rate=saturation * share,
+                answered=len(answers.answered_ms),
+                refused=answers.refused,
+                grown_bytes=process.value("process_resident_memory_bytes") - before,
+                sizes={"history": length, "candidates": candidates, "seconds": seconds, "waiting": 64},
+            )
+
+
+def _saturation(offered: Any, rate: float, seconds: float) -> tuple[float, Answers]:
+    """The highest rate with under 0.1% refused, in steps of a tenth, and its answers."""
+
+    def holds(answers: Answers) -> bool:
+        return answers.refused <= REFUSED_AT_SATURATION * len(answers.status)
+
+    answers = offered(rate, seconds)
+    while not holds(answers):
+        rate /= STEP**2
+        answers = offered(rate, seconds)
+    for _ in range(12):
+        higher = offered(rate * STEP, seconds)
+        if not holds(higher):
+            break
+        rate, answers = rate * STEP, higher
+    return rate, answers
