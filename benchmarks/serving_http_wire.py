@@ -1,8 +1,8 @@
 """What a request weighs: 500 candidates, 200 request and 300 item features, of which the model reads half.
 
-    everything per candidate   JSON, a row per candidate with all features; read into the columns that the model reads
+    everything per candidate   JSON, a row per candidate with all features; read into the columns of the model
     once                       ours: request features once, candidates by column
-    once and trimmed           ours: what the model reads, as our client sends it (JSON, or Arrow, its body for machines)
+    once and trimmed           ours: what the model reads, as our client sends it: JSON, or Arrow for machines
 
 CPU is of both sides: writing, and reading as the server does, checks included (the baseline is read without checks).
 """

@@ -151,15 +151,18 @@ class Client:
         return values
 
     def _trimmed(self, columns: Mapping[str, Any], model: str) -> Mapping[str, Any]:
-        return self.trimmer.trim(columns, model, self._versions.get(model, "")) if self._trims else columns
+        trims = getattr(self._local, "trims", self._trims)
+        return self.trimmer.trim(columns, model, self._versions.get(model, "")) if trims else columns
 
     def _trimmed_call(self, user_id: int, path: str, body: Callable[[], bytes], kind: str, *models: str) -> bytes:
-        """The body says for which versions it was trimmed; if others serve by now, it is made again for those."""
+        """The body says for which versions it was trimmed; if others serve by now, it is made again for those, and at
+        last untrimmed: workers may serve different ones for a while."""
         for attempt in range(3):
-            if self._trims:
+            self._local.trims = trims = self._trims and attempt < 2
+            if trims:
                 self._look()
             versions = ",".join(self._versions.get(model, "") for model in models)
-            headers = {"x-trimmed-for": versions} if self._trims else {}
+            headers = {"x-trimmed-for": versions} if trims else {}
             try:
                 return self._call(user_id, path, body(), kind, headers)
             except ServerError as error:

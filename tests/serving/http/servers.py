@@ -125,7 +125,18 @@ def requests_of_table(source, bundle: Bundle) -> list[TableRequest]:
 
 def fill_store(path: Path, requests: list[TableRequest]) -> Path:
     """A store with every user's last history and features."""
-    records = [
+    store = SqliteStore(path, event_columns(requests))
+    store.fill(records(requests), source={"test": 1})
+    store.close()
+    return path
+
+
+def event_columns(requests: list[TableRequest]) -> dict[str, str]:
+    return {name: values.dtype.name for name, values in requests[0].sent.history.columns.items()}
+
+
+def records(requests: list[TableRequest]) -> list[UserRecord]:
+    return [
         UserRecord(
             user_id=one.sent.user_id,
             timelines={0: (one.sent.history.start, one.sent.history.columns)},
@@ -134,11 +145,6 @@ def fill_store(path: Path, requests: list[TableRequest]) -> Path:
         for one in requests
         if one.is_last
     ]
-    columns = {name: values.dtype.name for name, values in requests[0].sent.history.columns.items()}
-    store = SqliteStore(path, columns)
-    store.fill(records, source={"test": 1})
-    store.close()
-    return path
 
 
 def stacked(ranked) -> np.ndarray:
