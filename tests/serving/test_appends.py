@@ -67,6 +67,6 @@ def test_events_beyond_what_may_wait_for_a_stuck_store_are_refused_and_the_rest_
             models=models, scheduler=scheduler, limits=Limits(), metrics=Metrics(), store=store, event_columns=columns
         )
         application = Application(service)
-        assert asyncio.run(ask(application.starlette)) == {200: MAX_APPENDING, 503: num_refused}
+        assert asyncio.run(ask(application)) == {200: MAX_APPENDING, 503: num_refused}
         application.close()
     assert store.end(7).end == MAX_APPENDING
