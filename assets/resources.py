@@ -13,9 +13,8 @@ from pyiceberg.table import Table
 import warehouse
 from assets.metadata import table_metadata
 from assets.recipes import RECIPES, Recipe
-from reqdedup import lake
 from reqdedup.environment import LakePlace
-from reqdedup.lake import IngestReport
+from reqdedup.ingest import IngestReport, ingest
 from reqdedup.logs import LogReader
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import FeatureReport, WriteReport, replace_feature_table
@@ -145,10 +144,10 @@ class Warehouse(dg.ConfigurableResource):
         )
 
     def ingest(self, name: str, log: LogReader, **options: Any) -> IngestReport:
-        """The same for a log of the user's own; its rejected rows go beside it (`reqdedup.lake.ingest`)."""
+        """The same for a log of the user's own; its rejected rows go beside it (`reqdedup.ingest`)."""
         catalog, layout = self.catalog(), warehouse.ENGAGEMENT_TABLES[name]
         warehouse.open_namespace(catalog, self.resolved_namespace)
-        return lake.ingest(catalog, self.identifier(name), log, layout, replace=True, **options)
+        return ingest(catalog, self.identifier(name), log, layout, replace=True, **options)
 
     def write_features(self, name: str, main_table: Table, column: Column, compute: Compute) -> FeatureReport:
         """Compute the feature for every request of `main_table`, into the table `name`."""

@@ -1,14 +1,13 @@
 """`rd.open(...)`: the verbs that people use, as methods of a lake and of its tables.
 
 A thin layer. Every verb calls one function of a room below, which stays the place of its options, and refreshes what
-must be fresh: no object here goes stale if another process writes. What spans rooms is composed here alone, for the
-command line and the graph too: `ingest` (read, write, rejects) and deleting a user everywhere.
+must be fresh: no object here goes stale if another process writes. What spans rooms is composed here and in `ingest`
+alone, for the command line and the graph too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,22 +16,21 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from reqdedup import storage
-from reqdedup.display import ReportTable, counted, format_bytes
+from reqdedup.display import ReportTable, counted
 from reqdedup.environment import LakePlace, find_lake
+from reqdedup.ingest import IngestReport, ingest
 from reqdedup.logs import LogReader, read_log
 from reqdedup.logs.presets import Preset
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import BucketJoin, Layout, TableSource, UserSample
 from reqdedup.storage.features.checks import features_current
-from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg import catalogs
-from reqdedup.storage.iceberg.layout import check_same_form
 from reqdedup.storage.maintenance.deletion import check_deletion, user_array
 from reqdedup.storage.maintenance.everywhere import UserDeletion, listed, users_scope
 from reqdedup.storage.maintenance.namespace import list_tables, load_listed
 from reqdedup.storage.maintenance.served_rows import requests_shown
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY
-from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
+from reqdedup.storage.write.rejects import rejects_identifier
 
 if TYPE_CHECKING:
     from reqdedup.audit.report import AuditReport
@@ -281,53 +279,3 @@ class EngagementTable:
         head = ("column", "level", "kind", "dtype", "doc")
         rows = [(one.name, one.level.value, one.kind.value, one.dtype, one.doc) for one in self.schema.columns]
         return ReportTable(self._title(), pa.Table.from_pylist([dict(zip(head, row)) for row in rows]))._repr_html_()
-
-
-@dataclass(frozen=True)
-class IngestReport:
-    """What an ingest took and what not.
-
-    written: rows, requests, users and bytes of the table.  rejected: rows by reason, the most frequent first.
-    rejects_table: name of the table that holds them.
-    """
-
-    table: str
-    layout: Layout
-    written: storage.WriteReport
-    rejected: dict[str, int]
-    rejects_table: str
-
-    def __str__(self) -> str:
-        written = self.written
-        return (
-            f"{self.table} ({self.layout.value}): {written.rows:,} rows, {written.requests:,} requests, "
-            f"{written.users:,} users, {format_bytes(written.bytes)}"
-        )
-
-
-def ingest(
-    catalog: Catalog, identifier: str, log: LogReader, layout: Layout, *, replace: bool = False, **options: Any
-) -> IngestReport:
-    """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
-
-    Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay.
-    options: of `storage.replace_table`.
-    Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
-    of Iceberg, Delta or Hudi; nothing was changed then.
-    """
-    check_no_table(str(log.path), log.parquet_files)
-    rejects_name = rejects_identifier(identifier)
-    check_rejects_table(catalog, rejects_name)
-    table = catalog.load_table(identifier) if catalog.table_exists(identifier) else None
-    if table is not None and not replace:
-        check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
-    before = table and table.current_snapshot()
-    try:
-        written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
-        storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
-    except KeyboardInterrupt:  # after the commit of the rows: the rejects belong to them
-        if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:
-            storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
-        raise
-    rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
-    return IngestReport(identifier, layout, written, rejected, rejects_name)

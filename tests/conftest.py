@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from pyiceberg.catalog import Catalog, load_catalog
+
+# pytest-xdist tells its processes a width of 80; what a command prints is not to depend on how the tests are run.
+os.environ.pop("COLUMNS", None)
 
 # On a busy machine an example takes as long as the machine is busy; what is slow shows in --durations.
 settings.register_profile("no deadline", deadline=None)

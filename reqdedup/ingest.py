@@ -1,0 +1,66 @@
+"""A log into a table: its rows, and those that could not be read into the rejects table beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyiceberg.catalog import Catalog
+
+from reqdedup import storage
+from reqdedup.display import format_bytes
+from reqdedup.logs import LogReader
+from reqdedup.storage import Layout
+from reqdedup.storage.foreign.folder import check_no_table
+from reqdedup.storage.iceberg.layout import check_same_form
+from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest took and what not.
+
+    written: rows, requests, users and bytes of the table.  rejected: rows by reason, the most frequent first.
+    rejects_table: name of the table that holds them.
+    """
+
+    table: str
+    layout: Layout
+    written: storage.WriteReport
+    rejected: dict[str, int]
+    rejects_table: str
+
+    def __str__(self) -> str:
+        written = self.written
+        return (
+            f"{self.table} ({self.layout.value}): {written.rows:,} rows, {written.requests:,} requests, "
+            f"{written.users:,} users, {format_bytes(written.bytes)}"
+        )
+
+
+def ingest(
+    catalog: Catalog, identifier: str, log: LogReader, layout: Layout, *, replace: bool = False, **options: Any
+) -> IngestReport:
+    """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
+
+    Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay.
+    options: of `storage.replace_table`.
+    Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
+    of Iceberg, Delta or Hudi; nothing was changed then.
+    """
+    check_no_table(str(log.path), log.parquet_files)
+    rejects_name = rejects_identifier(identifier)
+    check_rejects_table(catalog, rejects_name)
+    table = catalog.load_table(identifier) if catalog.table_exists(identifier) else None
+    if table is not None and not replace:
+        check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
+    before = table and table.current_snapshot()
+    try:
+        written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
+        storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
+    except KeyboardInterrupt:  # after the commit of the rows: the rejects belong to them
+        if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:
+            storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
+        raise
+    rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
+    return IngestReport(identifier, layout, written, rejected, rejects_name)
