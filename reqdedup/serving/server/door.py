@@ -197,11 +197,34 @@ def listen(access: Access) -> socket.socket:
         ) from None
 
 
+class _Server(uvicorn.Server):
+    """One that ends once it has answered: a TLS client that keeps an idle connection need not say goodbye first."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_idle())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_idle(self) -> None:
+        idle: set[Any] = set()
+        while True:
+            was_idle, idle = idle, set()
+            for connection in list(self.server_state.connections):
+                cycle: Any = getattr(connection, "cycle", None)
+                if cycle is None or cycle.response_complete:
+                    idle.add(connection)
+            for connection in idle & was_idle:  # what it answered is sent by now
+                connection.transport.abort()
+            await asyncio.sleep(0.5)
+
+
 def run_until_signal(
     app: Asgi, access: Access, limits: Limits, sockets: list[socket.socket], *, drain_s: float
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was admitted."""
-    server = uvicorn.Server(uvicorn_config(Guard(app, access.token), access, limits, drain_s=drain_s))
+    server = _Server(uvicorn_config(Guard(app, access.token), access, limits, drain_s=drain_s))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises it again once it is done: that must not end the process
     server.run(sockets=sockets)

@@ -23,7 +23,7 @@ FORKS.set_forkserver_preload(["tests.storage.maintenance.killed"])
 STRIDE = {"promote": 4, "convert": 3}
 """Every call has a step before and one after it, so that every second step is another state; of operations of many like
 steps every third or fourth is taken. The first and the last ones always are."""
-IN_EVERY_RUN = ("append", "write", "compact")
+IN_EVERY_RUN = ("append", "compact")
 """The other operations are for `make soak`."""
 
 
