@@ -83,6 +83,7 @@ def test_every_package_of_the_repository_is_under_contract():
     assert packages == set(contracts["root_packages"])
 
 
+@pytest.mark.slow
 def test_the_storage_half_imports_without_torch_and_dagster():
     loaded = import_in_child(
         "reqdedup",
@@ -97,6 +98,7 @@ def test_the_storage_half_imports_without_torch_and_dagster():
     assert "reqdedup.storage" in loaded["modules"]
 
 
+@pytest.mark.slow
 def test_models_and_operations_import_without_the_storage_stack():
     pytest.importorskip("torch")
     import_in_child(
@@ -107,6 +109,7 @@ def test_models_and_operations_import_without_the_storage_stack():
     )
 
 
+@pytest.mark.slow
 def test_importing_does_no_work():
     third_party = ["numpy", "pyarrow.compute", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "polars"]
     third_party += ["pyiceberg.catalog.sql", "pyiceberg.table", "pyiceberg.io.pyarrow", "requests"]
@@ -117,6 +120,7 @@ def test_importing_does_no_work():
     assert loaded["threads"] == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_the_heavy_libraries():
     loaded = import_in_child("reqdedup.cli", blocked=["torch", "dagster"])
     heavy = {"pyarrow", "pyiceberg", "duckdb", "polars", "numpy"} & set(loaded["modules"])

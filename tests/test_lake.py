@@ -51,6 +51,7 @@ def files_of(folder):
     return sorted(str(path) for path in folder.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_no_heavy_library_before_a_verb_needs_it():
     code = (
         "import sys, reqdedup as rd; assert set(rd.__all__) <= set(dir(rd)); "
@@ -67,6 +68,7 @@ def test_every_name_of_the_package_is_there_and_another_is_an_attribute_error():
         rd.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_log_goes_in_and_comes_out_as_rows(lake, tmp_path):
     (tmp_path / "r.csv").write_text(RATINGS + ",1,2,3\n")
     report = lake.ingest(tmp_path / "r.csv", "movies.r", preset="movielens", num_buckets=2)
@@ -84,6 +86,7 @@ def test_a_log_goes_in_and_comes_out_as_rows(lake, tmp_path):
     assert "movies.r" in repr(lake.tables("movies"))
 
 
+@pytest.mark.slow
 def test_a_table_is_fresh_whoever_writes_it(lake):
     ours, theirs = synthetic(lake), rd.open(lake.place.data_dir).table("lake.t")
     before = theirs.source.num_rows
@@ -94,6 +97,7 @@ def test_a_table_is_fresh_whoever_writes_it(lake):
     assert "rows" in repr(ours)
 
 
+@pytest.mark.slow
 def test_features_are_added_one_after_the_other_and_a_failed_one_leaves_no_table(lake):
     table = synthetic(lake)
     names = ("a", "b", "c")
@@ -117,6 +121,7 @@ def test_features_are_added_one_after_the_other_and_a_failed_one_leaves_no_table
     assert lake.catalog.table_exists("lake.f")
 
 
+@pytest.mark.slow
 def test_the_verbs_of_a_table_are_the_functions_of_storage(lake):
     table = synthetic(lake)
     visits = rd.Column(name="visits", dtype="int32", level=rd.Level.REQUEST, doc="how often")
@@ -146,6 +151,7 @@ def test_the_verbs_of_a_table_are_the_functions_of_storage(lake):
         lake.delete_user(user)
 
 
+@pytest.mark.slow
 def test_a_join_says_how_many_rows_have_no_features(lake):
     table = synthetic(lake)
     visits = rd.Column(name="visits", dtype="int32", level=rd.Level.REQUEST, doc="how often", nullable=True)
@@ -167,6 +173,7 @@ def test_a_join_says_how_many_rows_have_no_features(lake):
     assert f"{new} of {rows + new:,} rows without one in lake.f>" in repr(joined)
 
 
+@pytest.mark.slow
 def test_a_deletion_by_a_feature_table_finds_the_rejected_rows_beside_its_main_table(lake):
     table = synthetic(lake)
     lake.catalog.create_namespace("elsewhere")
@@ -178,6 +185,7 @@ def test_a_deletion_by_a_feature_table_finds_the_rejected_rows_beside_its_main_t
     assert "still held" not in repr(found)
 
 
+@pytest.mark.slow
 def test_foreign_files_are_audited_converted_and_appended(lake, tmp_path):
     path = theirs(tmp_path / "a.parquet")
     audit = lake.audit(path, request_key="r", user_key="u", sample_bytes=2**20)
@@ -191,6 +199,7 @@ def test_foreign_files_are_audited_converted_and_appended(lake, tmp_path):
     assert lake.audit("ads.t", request_key="request_id", user_key="user_id", sample_bytes=2**20).requests.requests == 40
 
 
+@pytest.mark.slow
 def test_what_a_notebook_shows_is_html_with_every_text_escaped(lake):
     table = synthetic(lake)
     for shown in (lake, table, table.report(), lake.tables(), table.delete_user(1)):
@@ -200,6 +209,7 @@ def test_what_a_notebook_shows_is_html_with_every_text_escaped(lake):
     assert "<script>" not in ReportTable("<script>", pa.table({"<script>": ["<script>"]}))._repr_html_()
 
 
+@pytest.mark.slow
 def test_batches_and_sources_have_a_short_repr(lake):
     pytest.importorskip("torch")
     table = synthetic(lake)
@@ -216,6 +226,7 @@ def test_a_lake_that_is_not_there_is_an_error_and_is_not_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_the_lake_that_open_finds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REQDEDUP_DATA_DIR", "mine")
@@ -253,6 +264,7 @@ def verbs(lake, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["ingest", "convert", "append"])
 def test_interrupting_a_kernel_leaves_nothing_half_done(lake, tmp_path, verb):
     call = verbs(lake, tmp_path)[verb]
@@ -273,6 +285,7 @@ def test_interrupting_a_kernel_leaves_nothing_half_done(lake, tmp_path, verb):
     assert lake.table("w.t").source.num_rows == {"ingest": 30, "convert": 60, "append": 120}[verb]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["replace_table", "write_rejects"])
 def test_an_ingest_that_is_interrupted_after_its_commit_has_its_own_rejects(lake, tmp_path, monkeypatch, after):
     (tmp_path / "old.csv").write_text(RATINGS + 2 * ",1,2,3\n")
@@ -304,6 +317,7 @@ def test_a_log_is_no_folder_of_another_table_format(lake, tmp_path, kind, inside
     assert not lake.catalog.list_namespaces()
 
 
+@pytest.mark.slow
 def test_a_text_is_one_key_and_not_its_letters(lake, tmp_path):
     (tmp_path / "r.csv").write_text(
         "u,i,t,s\n" + "".join(f"{user},1,{1_700_000_000 + n},1\n" for n, user in enumerate(("m3", "m", "3")))

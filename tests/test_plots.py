@@ -36,6 +36,7 @@ def report() -> pa.Table:
     return pa.Table.from_pylist(rows, schema=REPORT_SCHEMA)
 
 
+@pytest.mark.slow
 def test_a_bar_is_as_long_as_its_value_and_begins_at_zero():
     chart = plots.bars({"one": 10.0, "two": 2.5}, title="", limits={"one": 2.0, "two": 2.0})
     (axes,) = chart.figure.axes
@@ -82,6 +83,7 @@ def test_the_running_mean_is_that_of_the_values_up_to_it(length, window):
     assert plots.running_mean(values, window) == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_the_chart_of_a_run_is_small_enough_for_an_event_log():
     rng = np.random.default_rng(0)
     run = {"step": np.arange(300), "loss": rng.normal(size=300)}
@@ -106,6 +108,7 @@ def test_an_svg_is_the_same_every_time():
     assert plots.layouts(report()).svg() == plots.layouts(report()).svg()
 
 
+@pytest.mark.slow
 def test_charts_need_no_pyplot_and_importing_them_no_matplotlib():
     """pyplot keeps every figure and opens windows; a server that draws must not load it."""
     code = (

@@ -32,17 +32,20 @@ def test_keys_are_in_order_exactly_where_sorting_changes_nothing(rows):
     assert (found == -1) == (sorted(rows) == rows)
 
 
+@pytest.mark.slow
 @given(rows=tuples(2))
 def test_runs_start_where_the_key_changes(rows):
     assert run_starts(columns(rows, 2)).tolist() == [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1]]
 
 
+@pytest.mark.slow
 @given(rows=tuples(2), last=st.tuples(ids, ids))
 def test_counting_up_to_a_key_is_bisect(rows, last):
     rows = sorted(rows)
     assert count_up_to(columns(rows, 2), last) == bisect.bisect_right(rows, last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_runs_and_order_in_one_go_are_those_of_each_alone(depth):
     @given(rows=tuples(depth), in_order=st.booleans(), cut=st.tuples(st.integers(0, 30), st.integers(0, 30)))

@@ -34,6 +34,7 @@ def requests(
     return [key for key, here in zip(keys, is_left) if here], [key for key, here in zip(keys, is_right) if here]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_every_left_key_is_found_where_a_dictionary_finds_it_first(depth):
     @given(left=tuples(depth), right=tuples(depth))
@@ -60,6 +61,7 @@ def test_gaps_on_either_side_few_or_many_are_found(fan_out, missing, extra):
     assert found.tolist() == [expected[row] for row in shuffled]
 
 
+@pytest.mark.slow
 @given(left=tuples(3), right=tuples(3), gaps=st.sets(st.integers(0, 30)), is_part=st.booleans(), in_order=st.booleans())
 def test_the_fast_path_finds_what_the_plain_one_finds(left, right, gaps, is_part, in_order):
     if is_part:

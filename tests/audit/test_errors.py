@@ -74,6 +74,7 @@ def test_files_of_different_types_are_refused_by_name(rows, folder):
         audit_table(folder, **KEYS)
 
 
+@pytest.mark.slow
 def test_wider_numbers_and_missing_columns_are_taken_in(rows, folder):
     index = rows.schema.names.index("item")
     narrow = rows.set_column(index, "item", rows["item"].cast(pa.int32())).drop_columns(["price"])
@@ -153,6 +154,7 @@ def test_empty_tables_are_refused(rows, tmp_path):
         audit_table(catalog.create_table("a.t", rows.schema), **KEYS)
 
 
+@pytest.mark.slow
 def test_rows_without_a_key_are_counted_and_left_out(rows, tmp_path):
     mask = np.arange(len(rows)) % 10 == 0
     index = rows.schema.names.index("session")
@@ -175,6 +177,7 @@ def test_a_sample_that_must_read_too_much_is_refused_with_the_figure(rows, tmp_p
         audit_table(folder, **KEYS, sample_bytes=2**14, read_bytes=1)
 
 
+@pytest.mark.slow
 def test_nested_columns_are_left_as_they_are_and_said(rows, tmp_path):
     nested = rows.append_column("deep", pa.array([[[1, 2], [3]]] * len(rows))).append_column(
         "tags", pa.array([[("a", 1)]] * len(rows), pa.map_(pa.string(), pa.int32()))
@@ -192,6 +195,7 @@ def test_nested_columns_are_left_as_they_are_and_said(rows, tmp_path):
     assert "nested deeper than one list, taken to stay as they are: deep, tags.key, tags.value" in deep.notes
 
 
+@pytest.mark.slow
 def test_a_column_renamed_since_a_file_was_written_is_found(rows, tmp_path):
     table = append_all(local_catalog(tmp_path), "a.t", rows)
     before = audit_table(table, **KEYS)
@@ -205,6 +209,7 @@ def test_a_column_renamed_since_a_file_was_written_is_found(rows, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_folder_of_an_iceberg_table_is_warned_about(rows, tmp_path):
     table = append_all(local_catalog(tmp_path), "a.t", rows)
     report = audit_table(table.location().removeprefix("file://"), **KEYS)
@@ -233,6 +238,7 @@ def test_awkward_tables_are_audited(table, tmp_path):
         assert any("every request has one row" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_the_command_prints_text_or_json_and_no_traceback(folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keys = ["--request-key", "session", "--user-key", "member", "--item-key", "item"]
@@ -250,6 +256,7 @@ def test_the_command_prints_text_or_json_and_no_traceback(folder, capsys, tmp_pa
     assert "either PATH or --table required" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_opens_a_table_of_a_catalog(rows, tmp_path, capsys):
     properties = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/tables"}
     append_all(open_catalog(properties=properties), "a.t", rows)

@@ -40,6 +40,7 @@ def found(folder):
     return audit_table(folder, **KEYS)
 
 
+@pytest.mark.slow
 def test_the_page_has_every_number_of_the_text_report(found):
     shown = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page(found))))
     said = render(found)
@@ -48,6 +49,7 @@ def test_the_page_has_every_number_of_the_text_report(found):
     assert not {number for number in numbers if number not in shown}
 
 
+@pytest.mark.slow
 def test_the_page_fetches_nothing_and_runs_nothing(found):
     links = Links(page(found))
     assert {"svg", "table"} <= links.tags
@@ -62,6 +64,7 @@ def test_names_cannot_break_out_of_the_page():
     assert not links.tags & {"script", "img", "b"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_prints_the_report(folder, tmp_path, capsys):
     words = ["audit", str(folder), "--request-key", "session", "--user-key", "member", "--html"]
     assert cli.main([*words, str(tmp_path / "audit.html")]) == 0

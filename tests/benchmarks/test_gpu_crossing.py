@@ -12,6 +12,7 @@ from reqdedup.ops.crossing_attention import crossing_attention
 SMALL = Workload(requests=3, length=7, candidates=4, heads=2, head_width=8)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "triton"])  # that one has tests of its own
 def test_every_variant_equals_the_loop(name):
@@ -42,6 +43,7 @@ def test_without_a_gpu_it_says_so_and_fails(capsys):
     assert "a CUDA device required, found none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_row_of_serving_is_timed_once_its_answers_agree():
     def once(runs):
         for run in runs.values():

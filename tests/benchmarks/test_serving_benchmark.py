@@ -18,6 +18,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_every_variant_answers_alike_and_goes_through_the_same_requests(monkeypatch):
     monkeypatch.setattr(serving, "USERS", 5)
     model = serving.ranking_model(64)

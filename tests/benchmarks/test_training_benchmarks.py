@@ -41,6 +41,7 @@ def test_the_gate_opens_for_twins_and_closes_for_another_model(make_config):
         check_equal(ours, duplicated, batch, batch)
 
 
+@pytest.mark.slow
 def test_the_row_wise_baseline_reads_the_rows_of_the_loader(tmp_path):
     log = log_of(fan_out=6, num_requests=24, history=32)
     tables, schema = write_tables(tmp_path, log, (Layout.BY_REQUEST, Layout.SORTED))

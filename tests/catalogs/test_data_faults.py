@@ -50,6 +50,7 @@ def test_a_damaged_file_is_named_and_no_wrong_value_is_read(table: Table) -> Non
         assert path in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.ARRIVAL, Layout.BY_REQUEST, Layout.SORTED_LARGE_PAGES])
 def test_a_flipped_bit_is_never_read_as_another_value(
     tmp_path: Path, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch], layout: Layout

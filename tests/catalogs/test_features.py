@@ -42,6 +42,7 @@ def found(main: Table, side: Table, name: str) -> set[Any]:
     return {value for batch in bucket_join(main, side).batches([name]) for value in batch[name].to_pylist()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_position", [False, True], ids=["keys", "by_position"])
 def test_a_feature_is_staged_checked_published_and_rolled_back(
     catalog: Catalog, namespace: str, main: Table, by_position: bool
@@ -70,6 +71,7 @@ def test_a_feature_is_staged_checked_published_and_rolled_back(
     assert set(seen.metadata.refs) == {"main", "v1"}
 
 
+@pytest.mark.slow
 def test_features_become_columns_in_one_switch_and_a_killed_run_is_resumed(
     catalog: Catalog, namespace: str, main: Table, schema: EngagementSchema
 ) -> None:

@@ -77,6 +77,7 @@ def test_appends_are_compacted_and_what_nothing_needs_leaves_the_storage(
     assert checks.requests_whole(seen).ok
 
 
+@pytest.mark.slow
 def test_a_deleted_user_is_in_no_byte_of_the_storage(catalog: Catalog, namespace: str) -> None:
     main = create_table(catalog, f"{namespace}.main", log_schema(), Layout.BY_REQUEST, num_buckets=4)
     write(main, to_batches(LOG))
@@ -98,6 +99,7 @@ def test_a_deleted_user_is_in_no_byte_of_the_storage(catalog: Catalog, namespace
     assert sum(batch.num_rows for batch in joined.batches()) == TableSource(seen).num_rows
 
 
+@pytest.mark.slow
 def test_another_table_of_the_catalog_is_converted_row_for_row(
     catalog: Catalog, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
@@ -118,6 +120,7 @@ def test_another_table_of_the_catalog_is_converted_row_for_row(
     assert same(wanted, plain(TableSource(ours).batches()).select(wanted.column_names))
 
 
+@pytest.mark.slow
 def test_rows_are_the_same_in_other_buckets_and_old_snapshots_stay(
     catalog: Catalog, table: Table, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
@@ -133,6 +136,7 @@ def test_rows_are_the_same_in_other_buckets_and_old_snapshots_stay(
     assert checks.buckets_right(catalog.load_table(table.name())).ok
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_table_as_it_was(
     tmp_path: Path, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:

@@ -11,6 +11,7 @@ from warehouse import GraphRun, NamespaceTakenError, claim, release
 from warehouse.catalogs import open_catalog
 
 
+@pytest.mark.slow
 def test_of_runs_that_start_at_once_exactly_one_goes_on_in_every_catalog(
     catalog_config: LakePlace, namespace: str
 ) -> None:

@@ -116,6 +116,7 @@ def test_rejected_rows_are_replaced_as_a_whole(catalog: Catalog, namespace: str)
         assert catalog.load_table(identifier).scan().to_arrow()["line"].to_pylist() == list(range(count))
 
 
+@pytest.mark.slow
 def test_tables_of_the_warehouse(catalog: Catalog, namespace: str, schema: EngagementSchema) -> None:
     with pytest.raises(ValueError, match="materialize the asset raw_engagements"):
         warehouse.load_table(catalog, namespace, "raw_engagements")

@@ -94,6 +94,7 @@ def test_a_failed_write_leaves_the_table_and_its_folder_as_they_were(
     assert sorted(stored_files(loaded)) == before
 
 
+@pytest.mark.slow
 def test_two_writers_lose_no_row(
     catalog_config: LakePlace, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
@@ -110,6 +111,7 @@ def test_two_writers_lose_no_row(
     assert same(plain(batches), plain(TableSource(open_catalog(catalog_config).load_table(identifier)).batches()))
 
 
+@pytest.mark.slow
 def test_of_two_writers_that_replace_the_later_is_told_and_changes_nothing(
     catalog_config: LakePlace, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:
@@ -132,6 +134,7 @@ def test_of_two_writers_that_replace_the_later_is_told_and_changes_nothing(
     assert len(on_storage) == len(in_snapshots)
 
 
+@pytest.mark.slow
 def test_another_form_comes_with_its_rows_in_one_commit(
     catalog: Catalog, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:

@@ -86,6 +86,7 @@ def lake(tmp_path, capsys):
     return Lake(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_a_table_goes_from_small_files_to_compact_ones_and_old_files_are_freed(lake):
     table = lake.append(0, 1, 2)
     assert "to do: compact: 2 of 2 buckets" in lake.run("health", "--table", "lake.t")
@@ -114,6 +115,7 @@ def test_a_table_goes_from_small_files_to_compact_ones_and_old_files_are_freed(l
     assert TableSource(table.refresh()).num_rows == 108
 
 
+@pytest.mark.slow
 def test_features_by_position_survive_an_expiry_after_an_append(lake):
     main = lake.append(0)
     side = create_feature_table(lake.catalog, "lake.f", main, [VISITS], by_position=True)
@@ -128,6 +130,7 @@ def test_features_by_position_survive_an_expiry_after_an_append(lake):
     assert lake.json("features", "realign", "--table", "lake.f")["requests"] == 24
 
 
+@pytest.mark.slow
 def test_a_user_leaves_all_tables_and_what_was_not_searched_is_named(lake):
     main = lake.append(0, 1)
     side = create_feature_table(lake.catalog, "lake.f", main, [VISITS], by_position=True)
@@ -198,6 +201,7 @@ def test_a_foreign_table_is_converted_with_a_mapping_of_which_options_win(lake):
     assert "found users" in lake.run("convert", lake.folder / "theirs.parquet", *options, code=2)
 
 
+@pytest.mark.slow
 def test_a_sample_is_reported_and_written_only_when_told(lake):
     lake.append(0, 1)
     draw = ["sample", "--table", "lake.t", "--by", "hour_of_day", "--rate", "0.5"]
@@ -222,6 +226,7 @@ def test_a_sample_is_reported_and_written_only_when_told(lake):
     assert lake.json(*by_hour, "--rate", quoted)["strata"][0]["rate"] == 0.5
 
 
+@pytest.mark.slow
 def test_features_are_published_tagged_rolled_back_and_promoted(lake):
     main = lake.append(0)
     assert "no feature tables beside it" in lake.run("features", "list", "--table", "lake.t")
@@ -306,6 +311,7 @@ def errors_lake(tmp_path_factory):
     return lake._uri
 
 
+@pytest.mark.slow
 def test_health_fails_if_the_rows_of_a_request_differ_and_it_is_asked(lake, capsys):
     table = lake.append(0)
     assert "  requests agree: 36 rows, one value per request" in lake.run("health", "--table", "lake.t", "--requests")

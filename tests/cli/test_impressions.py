@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from reqdedup import cli
 from reqdedup.serving.impressions.log import Click, ImpressionLog
 from reqdedup.storage import TableSource, open_catalog
 from tests.serving.shown import impression_of, raw_table, store_of_users
 
 
+@pytest.mark.slow
 def test_what_was_shown_is_collected_and_labelled(tmp_path, capsys):
     uri = f"sqlite:///{tmp_path}/catalog.db"
     catalog = open_catalog(properties={"uri": uri, "warehouse": f"file://{tmp_path}/tables"})

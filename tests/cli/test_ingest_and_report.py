@@ -74,6 +74,7 @@ def test_ingest_makes_a_table_and_puts_bad_rows_beside_it(here, capsys):
     assert "2 rejected rows" in printed.out
 
 
+@pytest.mark.slow
 def test_ingest_again_gives_the_same_table(here, capsys):
     assert ingest("--json") == 0
     first = json.loads(capsys.readouterr().out)
@@ -104,6 +105,7 @@ def test_a_longer_session_gap_joins_sittings(here, capsys):
     assert json.loads(capsys.readouterr().out)["requests"] == 3
 
 
+@pytest.mark.slow
 def test_a_table_of_another_form_is_replaced_only_when_told(here, capsys):
     assert ingest() == 0
     assert ingest("--layout", "sorted") == 2
@@ -131,6 +133,7 @@ def test_catalog_and_files_lie_where_they_are_told(here, capsys):
     assert not (here / "reqdedup-lake").exists()
 
 
+@pytest.mark.slow
 def test_report_compares_layouts(here, capsys):
     tables = []
     for layout in ("shuffled", "sorted", "by_request"):

@@ -131,6 +131,7 @@ def test_lines_are_cut_at_spaces_and_words_stay_whole():
     assert fit(text, 20).split("\n") == ["a line of words that", "  goes on", "  -", f"    {path}", "    and more"]
 
 
+@pytest.mark.slow
 def test_results_and_errors_fit(here, columns, capsys):
     assert convert() == 0
     for words in (
@@ -167,6 +168,7 @@ def test_quiet_leaves_the_result_alone(here, capsys):
     assert printed.err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 200])
 def test_rows_that_are_appended_again_are_warned_of(here, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
@@ -242,6 +244,7 @@ def test_an_error_is_red_on_a_terminal_alone(capsys, monkeypatch):
         assert ("\x1b[31m" in capsys.readouterr().err) is is_terminal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "width"), [("ingest", 60), ("convert", 200), ("compact", 60), ("delete-user", 60), ("delete-user", 200)]
 )
@@ -344,6 +347,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_json_is_one_document_with_keys_that_stay(here, capsys):
     named = ["--table", "lake.t"]
     for command, words in {

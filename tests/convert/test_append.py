@@ -10,6 +10,7 @@ from reqdedup.storage import ConflictError, Layout, rebucket
 from tests.convert.their_log import MAPPING, expected, folder_of, rows_in, their_rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.ARRIVAL])
 def test_rows_are_appended_to_a_converted_table_in_one_commit(catalog, tmp_path, layout):
     rows = their_rows()
@@ -78,6 +79,7 @@ def batch_of(tmp_path, name, rows):
     return folder_of(tmp_path / name, rows, num_files=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED, Layout.SHUFFLED, Layout.ARRIVAL])
 def test_rows_that_are_there_already_are_counted(catalog, tmp_path, layout):
     """Against plain rows, each looked for among all: the same day again, part of it, the same keys with another value, another day."""
@@ -100,6 +102,7 @@ def test_rows_that_are_there_already_are_counted(catalog, tmp_path, layout):
     assert report.repeated_rows == 100
 
 
+@pytest.mark.slow
 def test_rows_of_another_time_are_not_looked_for(catalog, tmp_path, monkeypatch):
     rows = their_rows()
     first, later = rows.slice(0, 60), rows.slice(60)

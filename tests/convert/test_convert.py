@@ -24,6 +24,7 @@ from tests.storage.foreign.delete_files import delete_positions
 from tests.storage.tables import files_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_every_row_and_value_arrives_in_every_layout(catalog, tmp_path, layout, monkeypatch):
     monkeypatch.setattr(source, "PIECE_BYTES", 4096)  # many pieces, each with a few rows of many requests
@@ -58,6 +59,7 @@ def test_levels_kinds_and_names_are_found(catalog, tmp_path):
     assert (schema["history_kind"].kind, schema["history_kind"].dtype) == (Kind.SEQUENCE, "int32")
 
 
+@pytest.mark.slow
 def test_an_iceberg_table_with_renamed_columns_and_deleted_rows(catalog, tmp_path):
     rows = their_rows().drop_columns(["history", "taste", "country"])
     catalog.create_namespace("test")
@@ -230,6 +232,7 @@ def test_a_value_that_changes_on_the_way_stops_the_conversion(catalog, tmp_path,
     assert not catalog.table_exists("test.ours")
 
 
+@pytest.mark.slow
 def test_an_empty_table_of_the_name_is_used_or_refused_and_never_dropped(catalog, tmp_path):
     folder, rows = folder_of(tmp_path, their_rows()), their_rows()
     convert_table(folder, catalog, "test.like", MAPPING, num_buckets=2)
@@ -250,6 +253,7 @@ def test_an_empty_table_of_the_name_is_used_or_refused_and_never_dropped(catalog
     assert (table.metadata.table_uuid, rows_in(table)) == (uuid, expected(rows))
 
 
+@pytest.mark.slow
 def test_rows_that_another_writes_into_the_new_table_meanwhile_stay_alone(catalog, tmp_path):
     folder = folder_of(tmp_path, their_rows())
     convert_table(folder, catalog, "test.like", MAPPING, num_buckets=2)
@@ -287,6 +291,7 @@ def test_a_commit_that_landed_without_an_answer_keeps_its_table(catalog, tmp_pat
     assert rows_in(catalog.load_table("test.ours")) == expected(their_rows())
 
 
+@pytest.mark.slow
 def test_bad_input_says_what_is_required(catalog, tmp_path):
     rows = their_rows()
     rows = rows.append_column("list_of_words", pa.array([["x"]] * len(rows)))

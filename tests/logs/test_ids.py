@@ -1,5 +1,6 @@
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ def test_string_ids_are_what_other_programs_compute_too():
     assert hash_string("") == int.from_bytes(bytes.fromhex("e4a6a0577479b2b4"), "little") & (2**63 - 1)
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(st.none(), st.text(max_size=5)), max_size=30))
 def test_a_series_is_hashed_value_by_value(texts):
     ids = hash_strings(pl.Series(texts, dtype=pl.String)).to_list()

@@ -125,6 +125,7 @@ def test_partitions_on_disk_change_nothing(tmp_path_factory, seed, num_rows, num
     assert sorted(file.name for file in folder.iterdir()) == ["log.csv"]
 
 
+@pytest.mark.slow
 def test_requests_of_several_users_are_settled_across_partitions(tmp_path):
     """Every request id is used by several users; its owner is the one with most rows, ties: the one seen first."""
     rng = random.Random(7)
@@ -274,6 +275,7 @@ def test_unicode_ids_survive(tmp_path, read):
     assert {row["item_key"] for row in found.rows} == {f"{user}!" for user in users}
 
 
+@pytest.mark.slow
 def test_times_are_read_in_their_zone_and_unit(tmp_path, read):
     def request_ts(text, **time):
         path = tmp_path / "log.csv"

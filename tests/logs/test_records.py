@@ -78,6 +78,7 @@ def test_what_the_csv_module_writes_comes_back(separator, block_bytes, tmp_path,
     }
 
 
+@pytest.mark.slow
 def test_a_comment_never_becomes_an_engagement_whatever_is_wrong_with_its_record(tmp_path, read):
     comment = f"nice\n9,66,{BASE_S},1\n9,67,{BASE_S},1\n"
     good = f"1,5,{BASE_S},1,x\n"
@@ -106,6 +107,7 @@ def test_a_file_that_ends_inside_a_quoted_field_was_cut_there(tmp_path, read):
     assert found.reasons == [("truncated", 3)]
 
 
+@pytest.mark.slow
 def test_a_compressed_file_that_ends_inside_a_quoted_field_was_cut_there(tmp_path, read):
     rng = random.Random(0)
     good = "".join(f"1,{item},{BASE_S},1,{rng.getrandbits(64)}\n" for item in range(5_000))
@@ -172,6 +174,7 @@ def test_escaped_quotes_are_those_of_the_csv_module():
         assert records.split_record(text, ",", "\\") == fields == next(csv.reader(io.StringIO(text, ""), **dialect))
 
 
+@pytest.mark.slow
 def test_a_backslash_before_a_quote_means_what_the_mapping_says_and_without_a_word_nothing(tmp_path, read):
     forged = f'1,7,{BASE_S},1,"nice\\"\n9,66,{BASE_S},1,"\n'
     lines = [f'1,5,{BASE_S},1,"say \\"hi\\", ok"\n', forged, f'1,8,{BASE_S},1,"C:\\a"\n', f'1,9,{BASE_S},1,a\\"b\n']

@@ -188,6 +188,7 @@ def test_a_value_of_megabytes_is_not_repeated_in_its_reject(tmp_path, read):
     assert max(len(found.rejects[0][name]) for name in ("detail", "raw")) <= 300
 
 
+@pytest.mark.slow
 def test_a_truncated_compressed_file_keeps_what_could_be_read(tmp_path, read):
     rng = random.Random(1)
     lines = [f"1,{n},{n},17000{rng.randrange(10**5):05d},1,5,1,2" for n in range(60_000)]

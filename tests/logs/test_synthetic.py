@@ -72,6 +72,7 @@ def test_all_sequences_of_a_request_have_one_length(small_batches):
         assert all(np.array_equal(lengths[0], other) for other in lengths[1:])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_another_process(small_batches):
     def digest(batches):
         sink = hashlib.sha256()
@@ -99,6 +100,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(small_batches):
     assert digest(synthesize(replace(SMALL, seed=4))) != digest(small_batches)
 
 
+@pytest.mark.slow
 def test_making_logs_needs_neither_torch_nor_dagster():
     program = "import sys, reqdedup.logs; print(any(name in sys.modules for name in ('torch', 'dagster')))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -165,6 +167,7 @@ def test_requests_lie_in_the_days_before_the_end(small_rows):
     assert all(ts.hour == hour for ts, hour in zip(times, hours))
 
 
+@pytest.mark.slow
 def test_history_lengths_have_the_published_quantiles():
     config = SyntheticLogConfig(num_users=3_000, mean_requests_per_user=1, mean_fan_out=1, history_scale=0.01, seed=5)
     ends = np.concatenate([batch["history_end"].to_numpy() for batch in synthesize(config)])
@@ -173,6 +176,7 @@ def test_history_lengths_have_the_published_quantiles():
     assert np.quantile(ends, 0.9) == pytest.approx(246, rel=0.08)
 
 
+@pytest.mark.slow
 def test_full_length_histories_are_cut_at_the_maximum():
     config = SyntheticLogConfig(num_users=40, mean_requests_per_user=1.5, mean_fan_out=2, seed=2)
     schema = synthetic_schema(config)
@@ -184,6 +188,7 @@ def test_full_length_histories_are_cut_at_the_maximum():
     assert 5_000 < np.median(lengths) < 14_000
 
 
+@pytest.mark.slow
 def test_fan_out_and_activity_are_heavy_tailed_with_the_configured_means():
     config = SyntheticLogConfig(
         num_users=2_000, mean_requests_per_user=4, mean_fan_out=30, max_fan_out=300, history_scale=0.001, seed=8
@@ -215,6 +220,7 @@ def test_item_popularity_is_a_zipf_law(exponent):
     assert slope == pytest.approx(-exponent, abs=0.08)
 
 
+@pytest.mark.slow
 def test_item_properties_do_not_depend_on_the_size_of_the_catalogue():
     """Large catalogues compute factors on the fly, small ones look them up."""
     shape = {"seed": 1, "width": 8, "num_categories": 8, "popularity_exponent": 1.0}
@@ -254,6 +260,7 @@ def test_clicks_and_histories_follow_the_users_taste():
     assert np.all(label.sum(axis=1) > 100)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_block_and_batches_come_lazily():
     endless = replace(SMALL, num_users=10**9)
     assert len(list(islice(synthesize(endless), 3))) == 3
@@ -269,6 +276,7 @@ def test_memory_is_that_of_a_block_and_batches_come_lazily():
     assert peak(400) < 1.3 * peak(80)
 
 
+@pytest.mark.slow
 def test_batches_hold_whole_requests_and_about_the_configured_bytes(small_batches):
     cut = list(synthesize(replace(SMALL, batch_bytes=50_000)))
     assert len(cut) > 2 * len(small_batches)

@@ -143,6 +143,7 @@ def test_an_id_is_the_same_in_every_file_and_format(kind, tmp_path, read):
         assert (found.rows[0]["user_key"], found.rows[0]["item_key"]) == ("1", "2")
 
 
+@pytest.mark.slow
 def test_a_number_that_is_an_id_is_whole_or_rejected(tmp_path, read):
     for suffix, values in {
         "jsonl": [1.5, True, {"id": 1}, [1], 1e300],
@@ -235,6 +236,7 @@ def test_times_are_read_alike_from_text_and_types(tmp_path, read):
 TEXTS = ["alice", "alice ", " alice", "\talice", "NULL", "null", "None", "nan"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_text_ids_and_text_columns_are_exact(suffix, tmp_path, read):
     """Spaces are part of a text, and a string of JSON or Parquet is one whatever it says."""

@@ -40,6 +40,7 @@ def keys_values(context, num_layers, dtype=torch.float32):
     return [x for n in range(num_layers) for x in context.slab.first(context.num_tokens, n, dtype)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_logits_have_the_same_bits_kept_extended_fresh_and_in_any_batch(positions):
     check_bits(model(positions=positions, **SIZES), random.Random(positions), num_batches=10)

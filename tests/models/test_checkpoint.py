@@ -81,6 +81,7 @@ def test_a_training_configuration_is_written_as_ever_and_that_of_0_1_0_is_read(k
     assert TrainingConfig.from_dict(VERSION_0_1_0[kind]) == config
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_these_keys(tmp_path):
     config = TrainingConfig.from_dict(FORMAT_1["dcat"])
     run_rank(lambda progress: None, config, with_signal(random_log()), str(tmp_path))

@@ -84,6 +84,7 @@ def test_predict_needs_evaluation_mode_and_changes_nothing():
     assert torch.equal(logits, dcat(batch))
 
 
+@pytest.mark.slow
 def test_threads_that_predict_side_by_side_get_what_one_alone_gets():
     dcat = model().eval()
     batches = [random_batch([5 + n, 0, 63], [4, 1, 7], seed=n) for n in range(8)]

@@ -59,6 +59,7 @@ def batch(request):
     return float64(lambda: timeline_batch(*TIMELINES[request.param]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("backend", ["naive", "sdpa", "flash"])
 def test_dcat_on_shared_contexts_equals_the_pass_per_row(batch, positions, backend):

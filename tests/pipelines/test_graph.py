@@ -174,6 +174,7 @@ def test_recipes_are_complete_and_know_no_clock_once_given_a_date():
     assert smoke(fixed) == smoke(fixed)
 
 
+@pytest.mark.slow
 def test_metadata_is_that_of_the_namespace():
     with dg.DagsterInstance.ephemeral() as instance:
         for namespace, rows in (("one", 1), ("two", 2)):

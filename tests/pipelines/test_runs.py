@@ -95,6 +95,7 @@ def test_a_run_is_refused_while_another_has_the_namespace(run, catalog):
     assert not catalog.table_exists("smoke.raw_engagements")
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_leaves_the_namespace_to_the_next(run, catalog, logs, tmp_path):
     (tmp_path / "one.data").write_text("no\tlog\n")
     assert not run(logs["one"]).success
@@ -105,6 +106,7 @@ def test_a_run_that_ends_leaves_the_namespace_to_the_next(run, catalog, logs, tm
     assert row["ended"] > row["started"]
 
 
+@pytest.mark.slow
 def test_started_runs_without_a_process_are_failed_and_others_are_not(instance, monkeypatch):
     own = Process.own()
     processes = {

@@ -69,6 +69,7 @@ def test_a_slate_is_that_of_the_definition(config: SlateConfig, num: int) -> Non
         assert rerank(config, **given).row.tolist() == naive.slate(config, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_repeated_and_zero_vectors_give_the_slate_of_the_definition(dtype: type) -> None:
     config = SlateConfig(length=40, window=5, terms=(Volume(weight=1.5),))

@@ -110,6 +110,7 @@ def test_features_are_the_newest_request_s_side_tables_included(tmp_path, main, 
     assert store.request_features(user, ["history_end"]) == {}
 
 
+@pytest.mark.slow
 def test_a_second_fill_changes_nothing_and_a_newer_snapshot_only_what_changed(tmp_path, catalog, main, side):
     store = open_store(tmp_path, synthetic_schema(LOG))
     first = fill_store(store, main, [side])
@@ -189,6 +190,7 @@ def test_users_whose_rows_lie_in_several_files_come_once(tmp_path, catalog):
     assert check_store(store, catalog.load_table("log.small")).ok
 
 
+@pytest.mark.slow
 def test_a_history_of_16_384_events_goes_in_and_comes_out(tmp_path, catalog):
     catalog.create_namespace("log")
     config = SyntheticLogConfig(
@@ -218,6 +220,7 @@ def test_a_history_of_16_384_events_goes_in_and_comes_out(tmp_path, catalog):
     assert window.columns["item_id"].tolist() == row["history_item_id"]
 
 
+@pytest.mark.slow
 def test_the_check_finds_a_wrong_event_a_wrong_feature_and_a_missing_user(tmp_path, main, side):
     schema = synthetic_schema(LOG)
     fill_store(open_store(tmp_path, schema, "right"), main, [side])

@@ -105,6 +105,7 @@ def test_a_killed_fill_shows_nothing_and_the_next_one_cleans_up(store):
     assert num_chunks == 700
 
 
+@pytest.mark.slow
 def test_readers_see_a_fill_whole_or_not_at_all(store, monkeypatch):
     monkeypatch.setattr(sqlite_store, "FILL_TOGETHER", 16)
     users = range(200)

@@ -71,6 +71,7 @@ def user_records(by_user):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(steps, max_size=12))
 def test_a_store_is_lists_in_a_dict(new_store, todo):

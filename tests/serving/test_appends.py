@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from reqdedup.schema import Column, Level
 from reqdedup.serving.limits import Limits
@@ -44,6 +45,7 @@ async def post(app, path: str, values: object) -> int:
     return statuses[0]
 
 
+@pytest.mark.slow
 def test_events_beyond_what_may_wait_for_a_stuck_store_are_refused_and_the_rest_is_appended():
     store, num_refused = StuckStore(), 9
     columns = {name: Column(name=name, dtype=dtype, level=Level.REQUEST) for name, dtype in store.columns.items()}

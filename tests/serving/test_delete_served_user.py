@@ -65,6 +65,7 @@ def places(store, log):
     return {"namespaces": "feed", "store": store.path, "impressions": log}
 
 
+@pytest.mark.slow
 def test_users_leave_tables_log_and_store_and_nobody_else_does(served):
     lake, store, log = served
     before = held(lake, log)
@@ -112,6 +113,7 @@ def test_a_place_that_is_not_there_ends_it_before_anything_is_deleted(served, tm
     assert held(lake, log) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_between_tables_is_finished_by_the_same_call(served, monkeypatch):
     lake, store, log = served
     delete_served, calls = deletion.delete_served, []
@@ -133,6 +135,7 @@ def test_a_run_that_was_killed_between_tables_is_finished_by_the_same_call(serve
     assert store.end(USER) is None
 
 
+@pytest.mark.slow
 def test_what_a_server_is_writing_stays_and_is_said(served):
     lake, store, log = served
     with ImpressionLog(log) as running:
@@ -144,6 +147,7 @@ def test_what_a_server_is_writing_stays_and_is_said(served):
     assert lake.delete_user(USER, apply=True, **places(store, log)).places[1].num_records == 1
 
 
+@pytest.mark.slow
 def test_a_torn_line_goes_if_it_names_the_user(served):
     lake, store, log = served
     (path,) = sealed_files(log)
@@ -154,6 +158,7 @@ def test_a_torn_line_goes_if_it_names_the_user(served):
     assert b'"user_id":21,' in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_erased_means_that_no_file_of_the_tables_names_the_user_any_more(served):
     lake, store, log = served
     done = lake.delete_user(USER, apply=True, erase=True, drop_refs=True, **places(store, log))

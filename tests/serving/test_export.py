@@ -38,6 +38,7 @@ def run(trained_bundles, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_export_writes_what_training_wrote(run, trained_bundles, tmp_path, capsys):
     out = tmp_path / "bundles" / "retrieval"
     assert cli.main(["export", str(run), str(out), "--json"]) == 0

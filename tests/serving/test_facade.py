@@ -31,6 +31,7 @@ def test_the_block_of_the_guide_recommends_in_this_process(trained_bundles, tmp_
     assert space["ranked"].end == space["slate"].end > 0
 
 
+@pytest.mark.slow
 def test_naming_serving_loads_no_torch():
     code = "import sys, reqdedup as rd; rd.serving, dir(rd.serving), rd.open; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -43,6 +43,7 @@ def _zipf_rows(num_items, num_rows, seed, largest_cluster=1):
     return np.repeat(runs, rng.integers(1, largest_cluster + 1, num_rows))[:num_rows], p
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest_cluster", [1, 15])
 def test_streaming_estimate_of_hot_items_is_unbiased_where_they_repeat_within_a_batch(largest_cluster):
     rows = 512

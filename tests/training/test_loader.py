@@ -92,6 +92,7 @@ def test_every_value_of_every_request_arrives_once_an_epoch(batching, shuffle):
         assert all(batch.num_rows <= batching["rows_per_batch"] or batch.num_requests == 1 for batch in batches)
 
 
+@pytest.mark.slow
 def test_files_and_cut_batches_give_the_same_requests_as_memory(tmp_path):
     log = random_log(seed=1)
     for source in (log.write(tmp_path / "log.parquet"), log.cut_batches(4), log.cut_batches(1000)):
@@ -259,6 +260,7 @@ def test_a_state_of_version_0_1_0_is_refused():
         RequestLoader(random_log(), requests_per_batch=3).load_state_dict(old)
 
 
+@pytest.mark.slow
 def test_a_split_by_user_is_a_partition_and_stable():
     log = random_log(num_groups=30)
     parts = {

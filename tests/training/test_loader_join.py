@@ -45,6 +45,7 @@ def of_requests(batches, name):
     return dict(pairs)
 
 
+@pytest.mark.slow
 def test_a_join_or_sample_is_resumed_exactly_and_no_other_in_its_place(joined):
     main, side, join = joined
     for source in (join, sample_users(join, rate=0.5), sample_users(TableSource(main), rate=1.0)):

@@ -42,6 +42,7 @@ def _assert_equals_the_double_loop(batch, tolerance=TOLERANCE, **options):
 SAME_USER = [{"mask_same_user": True}, {"mask_same_user": False}, {"same_user_share": 0.05}, {"same_user_share": 0.9}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same_user", SAME_USER, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
@@ -137,6 +138,7 @@ def test_float32_and_bfloat16_stay_near_the_double_loop(scale):
     torch.testing.assert_close(loss.double(), wanted, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_gradients_pass_gradcheck():
     batch = _batch(num_requests=5, num_users=3, num_items=4, seed=5)
     fixed = {name: batch.pop(name) for name in ("request_of_row_B", "user_id_R", "item_id_B")}

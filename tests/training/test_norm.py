@@ -10,6 +10,8 @@ from reqdedup.training.launch import run_ranks
 from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
 from tests.training import ranks
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-11}
 
 
@@ -71,7 +73,6 @@ def results():
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "name"), [(2, name) for name in CASES_OF_TWO] + [(3, name) for name in CASES_OF_THREE]
 )

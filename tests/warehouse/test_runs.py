@@ -26,6 +26,7 @@ def embedded(tmp_path):
     return open_catalog(embedded_catalog(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_by_name_until_the_first_has_ended(embedded):
     claim(embedded, "ns", GraphRun.begin("first", "/logs/first.csv"))
     claim(embedded, "ns", GraphRun.begin("first", "/logs/first.csv"))  # another step of the same run
@@ -97,6 +98,7 @@ def test_another_process_of_the_same_number_is_not_the_run():
     assert replace(own, process_started=own.process_started - 3600).is_alive() is False
 
 
+@pytest.mark.slow
 def test_a_run_of_another_machine_is_waited_for_unless_it_is_known_to_be_over(embedded):
     theirs = GraphRun.begin("theirs", "/logs/theirs.csv")
     theirs = replace(theirs, process=replace(theirs.process, host="elsewhere"))

@@ -12,6 +12,7 @@ from reqdedup.models import Bundle
 from reqdedup.serving.bundles.checks import latency_ms, parity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["ranking", "retrieval"])
 def test_stored_requests_as_plain_values_get_the_bits_of_training(trained_bundles, task):
     bundle = Bundle.load(getattr(trained_bundles, task))
@@ -20,6 +21,7 @@ def test_stored_requests_as_plain_values_get_the_bits_of_training(trained_bundle
     assert found.rows > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["ranking", "retrieval"])
 def test_another_window_or_another_weight_is_found_out(trained_bundles, task):
     bundle, checkpoint = Bundle.load(getattr(trained_bundles, task)), trained_bundles.checkpoints[task]

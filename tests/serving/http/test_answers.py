@@ -14,6 +14,8 @@ from reqdedup.serving.client import ServerError
 from reqdedup.serving.requests import ItemFilter, RankRequest, RecommendRequest, RetrieveRequest
 from tests.serving.http.servers import stacked
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("body", ["json", "arrow"])
 def test_rows_of_the_table_get_the_bits_of_the_model_with_their_histories_sent(server, table_requests, body):

@@ -18,6 +18,8 @@ from reqdedup.serving.server.loading import Loader
 from reqdedup.serving.server.settings import ServeSettings
 from tests.serving.http.servers import stacked
 
+pytestmark = pytest.mark.slow
+
 
 def talk(server, data: bytes, *, half_close: bool = False) -> bytes:
     """Everything that comes back for these bytes."""

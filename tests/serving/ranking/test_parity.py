@@ -55,6 +55,7 @@ def table_logits(trained_bundles):
     return {request_id: logits_M.numpy() for request_id, logits_M in logits.items()}
 
 
+@pytest.mark.slow
 def test_requests_of_the_table_get_the_bits_of_its_batches(trained_bundles, table_logits):
     bundle = Bundle.load(trained_bundles.ranking)
     assert "recent_event_count" in {column.name for column in bundle.transforms.request_columns}

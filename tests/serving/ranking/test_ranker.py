@@ -39,6 +39,7 @@ from tests.serving.rankers import (
 )
 
 
+@pytest.mark.slow
 def test_a_request_alone_has_the_bits_of_any_step():
     rng, ranker = np.random.default_rng(0), small_ranker(small_model(max_history=700))
     requests = [
@@ -127,6 +128,7 @@ MACHINE = settings(
 )
 
 
+@pytest.mark.slow
 def test_answers_never_depend_on_what_was_kept():
     run_state_machine_as_test(Machine, settings=MACHINE)
 
@@ -141,6 +143,7 @@ class BlindCache(ContextCache):
         return super().contexts(asked, compute)
 
 
+@pytest.mark.slow
 def test_a_cache_that_trusts_lengths_is_caught():
     class Blind(Machine):
         def new_cache(self):
@@ -223,6 +226,7 @@ def test_threads_that_ask_for_one_context_compute_it_once():
     assert sorted(answer.context for answer in answers) == ["computed"] + ["kept"] * 23
 
 
+@pytest.mark.slow
 def test_threads_over_many_users_get_the_bits_of_one():
     rng, ranker = np.random.default_rng(1), small_ranker(cache=ContextCache(120_000))
     requests = [rank_request(rng, int(rng.integers(0, 100)), 5, user_id=int(rng.integers(6))) for _ in range(60)]

@@ -85,6 +85,7 @@ def test_more_than_the_lists_hold_is_searched_exactly(items, index):
     assert (len(row), kind) == (NUM, "exact")
 
 
+@pytest.mark.slow
 def test_as_many_lists_are_looked_at_as_recall_asks_for(items, tmp_path, caplog):
     pytest.importorskip("faiss")
     rng = np.random.default_rng(3)

@@ -62,6 +62,7 @@ def filters(items, rng):
         yield ItemFilter(allow=some, deny=rng.choice(ids, len(ids) // 3), categories={"language": np.array([1, 2])})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num", "distinct"), [(1, 1), (40, 40), (1500, 1500), (1500, 3), (900, 60)])
 def test_the_nearest_are_those_of_a_loop_over_all_items(num, distinct):
     items, rng = items_of(num, distinct=distinct), np.random.default_rng(1)

@@ -169,6 +169,7 @@ anything = st.recursive(
 paths = st.sampled_from(sorted({path for path, _, _ in WRONG}))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(paths, anything)
 def test_any_value_anywhere_is_read_or_refused(path, value):

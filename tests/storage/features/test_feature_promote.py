@@ -172,6 +172,7 @@ def test_another_writer_meanwhile_is_a_conflict_and_nothing_is_lost(catalog):
     assert table_schema(main)["rate"].nullable
 
 
+@pytest.mark.slow
 def test_features_of_some_users_are_refused_or_filled(catalog):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.some", main, [COUNT])
@@ -203,6 +204,7 @@ def test_a_promotion_can_be_taken_back(catalog):
     assert "vector" in table_schema(main)
 
 
+@pytest.mark.slow
 def test_changed_old_columns_stop_a_promotion(catalog, monkeypatch):
     main = main_table(catalog)
     sides = two_features(catalog, main)
@@ -220,6 +222,7 @@ def test_changed_old_columns_stop_a_promotion(catalog, monkeypatch):
     assert main.refresh().current_snapshot() == before
 
 
+@pytest.mark.slow
 def test_a_sequence_that_is_no_column_of_the_history_is_refused(catalog):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.f", main, [SEQUENCE])

@@ -47,6 +47,7 @@ def main(catalog):
     return main_table(catalog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_position", [False, True], ids=["keys", "by_position"])
 def test_readers_see_a_staged_feature_when_it_is_published_and_not_before(catalog, main, by_position):
     side = create_feature_table(catalog, "lake.f", main, [COUNT], by_position=by_position)
@@ -82,6 +83,7 @@ def test_readers_see_a_staged_feature_when_it_is_published_and_not_before(catalo
     assert later.publish() == later.snapshot_id  # by a run that was killed after it had published
 
 
+@pytest.mark.slow
 def test_what_is_dropped_was_never_there(catalog, main):
     side = create_feature_table(catalog, "lake.f", main, [COUNT])
     add_request_feature(main, side, constant(1))
@@ -122,6 +124,7 @@ def test_the_second_of_two_publications_from_one_version_is_refused(catalog, mai
             side = create_feature_table(catalog, "lake.f", main, [COUNT])
 
 
+@pytest.mark.slow
 def test_two_first_backfills_at_once_do_not_double_the_rows(catalog, main):
     side = create_feature_table(catalog, "lake.f", main, [COUNT])
     other = catalog.load_table("lake.f")
@@ -136,6 +139,7 @@ def test_two_first_backfills_at_once_do_not_double_the_rows(catalog, main):
     assert set(values(main, side.refresh(), "count").values()) == {1}
 
 
+@pytest.mark.slow
 def test_checks_find_what_is_wrong_and_publishing_is_refused(catalog, main):
     side = create_feature_table(catalog, "lake.f", main, [COUNT, VECTOR])
     both = lambda r: {"count": range(r.num_rows), "vector": [[np.nan, 1.0]] * r.num_rows}  # noqa: E731
@@ -171,6 +175,7 @@ def test_what_is_staged_for_some_users_must_be_complete_in_their_buckets_only(ca
     assert {request for request, value in found.items() if value == 4} == requests_of(USERS[:1])
 
 
+@pytest.mark.slow
 def test_rolling_back_to_a_tag_restores_rows_and_columns(catalog, main):
     side = create_feature_table(catalog, "lake.f", main, [COUNT])
     add_request_feature(main, side, constant(1))

@@ -108,6 +108,7 @@ def test_the_side_table_has_the_buckets_and_order_of_the_main_table(catalog, mai
     assert isinstance(FeatureSource(side), FileSource)
 
 
+@pytest.mark.slow
 def test_a_new_version_replaces_the_old_one_and_leaves_the_main_table_alone(catalog, main):
     side = create_feature_table(catalog, "lake.features", main, [COUNT])
     before = main.current_snapshot().snapshot_id
@@ -144,6 +145,7 @@ def test_a_failing_computation_leaves_the_old_version_and_no_files(catalog, main
     assert sorted(map(str, Path(folder).rglob("*.parquet"))) == old
 
 
+@pytest.mark.slow
 def test_bytes_of_an_embedding_stay_near_those_of_its_values_alone(catalog):
     requests = make_log(num_users=1500, seed=1, max_history=0, mean_fan_out=2)
     main = create_table(catalog, "lake.many", log_schema(), Layout.BY_REQUEST, num_buckets=2)

@@ -26,6 +26,7 @@ def requests(times_us: list[int], histories_ms: list[list[int]], name: str = HIS
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     data=st.lists(st.tuples(st.integers(0, 30_000), st.lists(st.integers(0, 30), max_size=6)), max_size=12),

@@ -32,6 +32,7 @@ from tests.storage.small_log import make_log, to_batches
 pytestmark = pytest.mark.parametrize("by_position", [False, True], ids=["keys", "by_position"])
 
 
+@pytest.mark.slow
 def test_some_users_get_new_values_and_only_their_buckets_are_written(catalog, by_position):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.f", main, [COUNT, VECTOR], by_position=by_position)
@@ -63,6 +64,7 @@ def test_some_users_get_new_values_and_only_their_buckets_are_written(catalog, b
     assert main.refresh().current_snapshot() == before
 
 
+@pytest.mark.slow
 def test_users_without_an_earlier_value_read_as_null_empty_or_zeros(catalog, by_position):
     main = main_table(catalog)
     for column, value, missing in ((COUNT, 3, None), (SEQUENCE, [4, 5], b""), (VECTOR, [1.0, 2.0], bytes(8))):
@@ -81,6 +83,7 @@ def test_users_without_an_earlier_value_read_as_null_empty_or_zeros(catalog, by_
     assert side.refresh().current_snapshot() is None
 
 
+@pytest.mark.slow
 def test_a_column_is_added_and_the_others_keep_their_values(catalog, by_position):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.f", main, [COUNT], by_position=by_position)
@@ -113,6 +116,7 @@ def test_a_column_is_added_and_the_others_keep_their_values(catalog, by_position
         )
 
 
+@pytest.mark.slow
 def test_a_column_added_for_some_users_reads_as_null_elsewhere(catalog, by_position):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.f", main, [COUNT], by_position=by_position)
@@ -127,6 +131,7 @@ def test_a_column_added_for_some_users_reads_as_null_elsewhere(catalog, by_posit
         add_request_feature(main, side, constant([1.0, 2.0]), users=np.array(USERS[:1]), columns=[VECTOR])
 
 
+@pytest.mark.slow
 def test_values_are_carried_over_to_the_requests_that_are_there_now(catalog, by_position):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.f", main, [COUNT, VECTOR], by_position=by_position)

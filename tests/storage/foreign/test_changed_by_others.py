@@ -45,6 +45,8 @@ from tests.storage.feature_tables import COUNT, RATE, SCORE, main_table, of_requ
 from tests.storage.foreign.delete_files import delete_positions, delete_where_equal
 from tests.storage.small_log import log_schema, make_log, to_batch
 
+pytestmark = pytest.mark.slow
+
 BATCH = to_batch(make_log(num_users=8))
 USER = BATCH["user_id"][0].as_py()
 HUGE = 1e300

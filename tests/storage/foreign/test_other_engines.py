@@ -111,6 +111,7 @@ def test_list_views_are_read_audited_and_converted_as_the_lists_they_are(catalog
     assert plain(batch.select(SCHEMA.names) for batch in read) == plain([BATCH])
 
 
+@pytest.mark.slow
 def test_views_of_strings_are_audited_and_converted_as_strings(catalog, tmp_path):
     views = {"user_key": pa.string_view(), "item_key": pa.string_view(), "words": pa.list_(pa.string_view())}
     words = pa.array([["a", "Ж"], []])
@@ -167,6 +168,7 @@ def test_a_snapshot_that_is_not_there_is_an_error_and_not_an_empty_table(table):
             TableSource(table, snapshot_id=snapshot_id)
 
 
+@pytest.mark.slow
 def test_columns_that_were_added_or_moved_change_nothing(table):
     with table.update_schema() as update:
         update.add_column("new", LongType())
@@ -194,6 +196,7 @@ def test_a_renamed_column_is_named_by_reader_and_writer(table):
     assert plain(TableSource(table).batches()) == plain([BATCH])
 
 
+@pytest.mark.slow
 def test_a_column_of_the_same_name_is_not_the_dropped_one(table):
     first = table.current_snapshot().snapshot_id
     with table.update_schema() as update:
@@ -208,6 +211,7 @@ def test_a_column_of_the_same_name_is_not_the_dropped_one(table):
     assert plain(TableSource(table, snapshot_id=first).batches()) == plain([BATCH]), "at that time it was this column"
 
 
+@pytest.mark.slow
 def test_names_that_two_columns_swapped_are_read_by_field_id(table):
     """pyiceberg's scan is the reference; files from before have the old names, those from after the new ones."""
     for old, new in (("item_key", "x"), ("user_key", "item_key"), ("x", "user_key"), ("history_ts", "y")):
@@ -249,6 +253,7 @@ def change_buckets(table) -> None:
         update.add_field("user_id", BucketTransform(8), "by_8")
 
 
+@pytest.mark.slow
 def test_an_append_into_changed_partitions_is_refused_before_anything_is_written(table):
     change_buckets(table)
     with pytest.raises(ValueError, match=r"partition spec 0 of its files required by an append.* compact the table"):
@@ -260,6 +265,7 @@ def test_an_append_into_changed_partitions_is_refused_before_anything_is_written
     assert checks.buckets_right(table).ok
 
 
+@pytest.mark.slow
 def test_files_of_two_specs_are_read_after_a_compaction(table):
     change_buckets(table)
     fat = table.scan().to_arrow()

@@ -154,6 +154,7 @@ def test_the_bytes_of_a_bucket_do_not_depend_on_which_bucket_came_first(catalog)
     assert hashes(at_once) == hashes(reversed_)
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_kept_by_appends_and_chosen_anew_by_a_replacement(catalog):
     table = create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=2)
     write(table, to_batches(make_log(num_users=60, mean_fan_out=40)))

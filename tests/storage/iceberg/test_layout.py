@@ -54,6 +54,7 @@ def test_files_state_partition_order_and_bounds(catalog):
         assert task.file.file_size_in_bytes == Path(task.file.file_path.removeprefix("file://")).stat().st_size
 
 
+@pytest.mark.slow
 def test_creating_again_keeps_the_rows_and_another_form_is_refused_by_name(catalog):
     table = new_table(catalog, Layout.BY_REQUEST)
     write(table, to_batches(make_log()))

@@ -54,6 +54,7 @@ def table(catalog):
     return catalog.load_table(table.name())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "cut", "garbage", "empty"])
 @pytest.mark.parametrize("kind", ["manifest list", "manifest"])
 def test_the_damaged_file_is_named_and_nothing_is_changed(table, kind, damage, tmp_path):

@@ -57,6 +57,7 @@ def test_a_pickled_reference_opens_the_same_table(table: Table) -> None:
     assert there.equals(here)
 
 
+@pytest.mark.slow
 def test_a_reference_does_not_grow_with_the_history_of_the_table(table: Table) -> None:
     before = len(pickle.dumps(TableRef.of(table)))
     log = make_log(num_users=2, seed=3)

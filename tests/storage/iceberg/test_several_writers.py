@@ -76,6 +76,7 @@ def test_appends_compactions_and_a_deletion_at_once(tmp_path, num_compactors):
     assert needed_by(table) <= on_disk(table)
 
 
+@pytest.mark.slow
 def test_a_replacement_that_others_overtake_is_a_clear_error_and_changes_nothing(tmp_path):
     table = new_table(tmp_path)
     write(table, to_batches(LOG))

@@ -111,6 +111,7 @@ def rows(batches: Sequence[pa.RecordBatch], *, order: Sequence[str] = ROW_KEY) -
     return list(zip(*(column.to_pylist() for column in table.columns)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("left_buckets", "right_buckets"), [(4, 4), (2, 8), (8, 2), (1, 4)])
 @pytest.mark.parametrize("how", ["inner", "left"])
 def test_late_labels_joined_by_item_are_those_of_sql(catalog, how, left_buckets, right_buckets):
@@ -134,6 +135,7 @@ def test_late_labels_joined_by_item_are_those_of_sql(catalog, how, left_buckets,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED, Layout.SORTED_LARGE_PAGES])
 def test_features_of_a_request_reach_all_its_rows_in_any_sorted_layout(catalog, layout):
     main = main_table(catalog, layout=layout)
@@ -152,6 +154,7 @@ def test_features_of_a_request_reach_all_its_rows_in_any_sorted_layout(catalog, 
     assert len(by_key) == len({(r["user_id"], item) for r in LOG for item in r["items"].tolist()})
 
 
+@pytest.mark.slow
 def test_a_left_join_fills_missing_requests_and_counts_them(catalog):
     main = main_table(catalog)
     side = feature_table(catalog, main)
@@ -170,6 +173,7 @@ def test_a_left_join_fills_missing_requests_and_counts_them(catalog):
     assert sum(batch.num_rows for batch in inner.batches()) == join.counts.matched_rows
 
 
+@pytest.mark.slow
 def test_files_of_appended_days_are_merged_in_order(catalog):
     table = create_table(catalog, "lake.days", log_schema(), Layout.BY_REQUEST, num_buckets=2)
     for day in range(3):
@@ -186,6 +190,7 @@ def test_files_of_appended_days_are_merged_in_order(catalog):
     assert len(stretches) == len(LOG)  # every request in one stretch
 
 
+@pytest.mark.slow
 def test_threads_change_neither_rows_nor_order_nor_counts(catalog):
     main = main_table(catalog, num_buckets=8)
     side = feature_table(catalog, main)
@@ -204,6 +209,7 @@ def test_an_error_in_a_thread_reaches_the_reader(catalog):
         list(bucket_join(main, late, columns=[], threads=2).batches())
 
 
+@pytest.mark.slow
 def test_joins_can_be_joined_again(catalog):
     main = main_table(catalog, num_buckets=4)
     late = late_table(catalog, LOG, num_buckets=2)
@@ -216,6 +222,7 @@ def test_joins_can_be_joined_again(catalog):
     assert table.num_rows == TableSource(main).num_rows
 
 
+@pytest.mark.slow
 def test_chosen_columns_and_users_are_exactly_what_comes(catalog):
     main = main_table(catalog)
     join = bucket_join(main, feature_table(catalog, main))
@@ -233,6 +240,7 @@ def test_chosen_columns_and_users_are_exactly_what_comes(catalog):
         list(join.batches(["clicks"]))
 
 
+@pytest.mark.slow
 def test_an_empty_side_is_an_empty_or_a_missing_join(catalog):
     main = main_table(catalog)
     empty = create_table(catalog, "lake.empty", LATE_SCHEMA, Layout.BY_REQUEST, num_buckets=4)
@@ -249,6 +257,7 @@ def test_an_empty_side_is_an_empty_or_a_missing_join(catalog):
     assert nothing.counts.unused_right_keys == TableSource(late).num_rows
 
 
+@pytest.mark.slow
 def test_tables_that_cannot_be_joined_say_what_is_missing(catalog):
     main = main_table(catalog)
     late = late_table(catalog, LOG)

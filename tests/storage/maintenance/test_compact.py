@@ -66,6 +66,7 @@ def test_days_of_the_raw_table_are_compacted_each_for_itself(catalog):
     assert rows_of(TableSource(table).batches()) == rows_of(batches)
 
 
+@pytest.mark.slow
 def test_only_the_asked_and_affected_buckets_are_rewritten(catalog):
     table = new_table(catalog)
     append_days(table, days(1))
@@ -181,6 +182,7 @@ def test_files_that_are_replaced_again_and_again_are_a_clear_error(catalog, monk
     assert rows_of(TableSource(table).batches()) == rows_of(batches)
 
 
+@pytest.mark.slow
 def test_an_unsorted_file_of_another_engine_is_put_in_order(catalog):
 
     table = new_table(catalog, Layout.SORTED_LARGE_PAGES)
@@ -194,6 +196,7 @@ def test_an_unsorted_file_of_another_engine_is_put_in_order(catalog):
     assert rows_of(TableSource(table).batches()) == rows_of(batches)
 
 
+@pytest.mark.slow
 def test_bad_input_says_what_to_do(catalog):
     table = new_table(catalog)
     assert compact(table).snapshot_id is None

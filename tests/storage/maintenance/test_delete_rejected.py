@@ -79,6 +79,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(tables):
     assert done[0].rows == planned[0].rows
 
 
+@pytest.mark.slow
 def test_the_user_is_in_no_byte_of_any_table_and_others_stay(catalog, tables):
     folders = [Path(table.location().removeprefix("file://")) for table in tables]
     held = [bytes_of(folder, NEEDLES) for folder in folders]
@@ -94,6 +95,7 @@ def test_the_user_is_in_no_byte_of_any_table_and_others_stay(catalog, tables):
     assert delete_user(tables[1], hash_string(OTHER_KEY), keys=[OTHER_KEY])[0].rows == 2
 
 
+@pytest.mark.slow
 def test_branches_and_tags_of_rejected_rows_are_named_and_dropped_on_request(tables):
     _, rejects = tables
     rejects.manage_snapshots().create_tag(rejects.current_snapshot().snapshot_id, "v1").commit()
@@ -102,6 +104,7 @@ def test_branches_and_tags_of_rejected_rows_are_named_and_dropped_on_request(tab
     assert set(rejects.refresh().metadata.refs) == {"main"}
 
 
+@pytest.mark.slow
 def test_an_ingest_that_replaces_the_rows_meanwhile_is_searched_too(catalog, tables, monkeypatch):
     rejects, pending = tables[1], [tables[1].scan().to_arrow()]
     replace_files = rejected_rows.replace_files
@@ -146,6 +149,7 @@ def test_the_tables_of_a_namespace_are_found_by_what_they_are(catalog, tables):
         tables_of(catalog, "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", ["sequence number 1 older than last sequence number 2", "Table UUID does not match: 1"]
 )

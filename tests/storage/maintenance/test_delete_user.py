@@ -153,6 +153,7 @@ def test_branches_and_tags_that_hold_the_user_are_named_and_dropped_on_request(c
     assert not any(bytes_of(Path(table.location().removeprefix("file://"))).values())
 
 
+@pytest.mark.slow
 def test_several_users_and_users_that_are_not_there(catalog):
     table = table_of(catalog, Layout.SORTED)
     victims = sorted({request["user_id"] for request in LOG})[::3]
@@ -164,6 +165,7 @@ def test_several_users_and_users_that_are_not_there(catalog):
     assert (report.rows, report.files, report.snapshot_id) == (0, 0, None)
 
 
+@pytest.mark.slow
 def test_rows_that_others_append_meanwhile_are_deleted_or_kept_as_they_should(catalog, monkeypatch):
     table = table_of(catalog, Layout.BY_REQUEST)
     late = make_log(num_users=4, seed=40)

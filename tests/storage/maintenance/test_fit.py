@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from pyiceberg.catalog import Catalog
 
 from reqdedup.schema import Column, EngagementSchema, Level
@@ -29,6 +30,7 @@ def rows(first_request: int, price: np.ndarray) -> pa.RecordBatch:
     return pa.record_batch([*map(pa.array, columns), times, pa.array(price)], names=list(SCHEMA.names))
 
 
+@pytest.mark.slow
 def test_health_says_when_forms_fit_no_more_and_compaction_renews_them(catalog: Catalog) -> None:
     catalog.create_namespace("n")
     table = create_table(catalog, "n.t", SCHEMA, Layout.BY_REQUEST, num_buckets=1)

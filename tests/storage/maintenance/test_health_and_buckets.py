@@ -36,6 +36,7 @@ from tests.storage.tables import files_of, rows_of
 BUCKETED = [layout for layout in Layout if layout.is_bucketed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_the_report_counts_what_sql_counts(catalog, layout):
     table = new_table(catalog, layout)
@@ -101,6 +102,7 @@ def test_bucket_counts_follow_size_rows_users_and_workers():
         choose_num_buckets(rows=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", BUCKETED)
 @pytest.mark.parametrize("num_buckets", [1, 3, 8])
 def test_another_bucket_count_keeps_every_row(catalog, layout, num_buckets):
@@ -123,6 +125,7 @@ def test_another_bucket_count_keeps_every_row(catalog, layout, num_buckets):
         assert mine == rows_of(batch.filter(np.isin(batch["user_id"].to_numpy(), user)) for batch in batches)
 
 
+@pytest.mark.slow
 def test_a_table_goes_on_living_after_its_count_has_changed(catalog):
     table = new_table(catalog)
     batches = append_days(table, days(2))
@@ -160,6 +163,7 @@ def test_a_writer_that_began_before_the_change_is_refused(catalog, monkeypatch):
     assert rows_of(TableSource(catalog.load_table(table.name())).batches()) == rows_of(batches)
 
 
+@pytest.mark.slow
 def test_a_feature_table_follows_its_main_table(catalog):
     main = create_table(catalog, "test.main", log_schema(), Layout.BY_REQUEST, num_buckets=4)
     batches = append_days(main, days(1))
@@ -199,6 +203,7 @@ def test_bad_input_says_what_to_do(catalog):
         table_health(side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_buckets", [2, 4, 16, 6])
 def test_a_bucket_count_that_fits_is_changed_without_a_spill(catalog, monkeypatch, num_buckets):
     catalog.create_namespace("m")

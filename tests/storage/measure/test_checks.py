@@ -28,6 +28,7 @@ def rewrite(path: str, change) -> None:
     pq.write_table(change(rows).cast(rows.schema), path, store_schema=False)
 
 
+@pytest.mark.slow
 def test_all_layouts_of_a_log_have_one_checksum(catalog):
     sums = set()
     for layout in Layout:
@@ -167,6 +168,7 @@ def test_checks_of_an_empty_table_hold(catalog):
     assert checks.content_checksum(FileSource([], log_schema())) == checks.ContentChecksum(0, 0)
 
 
+@pytest.mark.slow
 def test_requests_that_reuse_ids_with_other_values_are_found(catalog):
     table = new_table(catalog, Layout.BY_REQUEST)
     whole = to_batch(make_log(num_users=5))

@@ -104,6 +104,7 @@ def test_the_limit_of_a_shuffled_table_alone_is_found_by_sorting_it(report_and_t
     assert ratio.is_between(0.9, 1.1).all(), "users lie in the order of other buckets, nothing else differs"
 
 
+@pytest.mark.slow
 def test_tables_of_different_rows_do_not_share_a_limit(catalog):
     first, second = (
         create_table(catalog, f"test.{name}", log_schema(), layout)

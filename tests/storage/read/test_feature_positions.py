@@ -87,6 +87,7 @@ def test_files_hold_the_values_alone_and_the_footer_says_whose_they_are(main, si
     assert set(seen["user_bucket"].to_pylist()) == set(file_of_bucket(side))
 
 
+@pytest.mark.slow
 def test_the_join_reads_them_as_if_they_had_keys(catalog, main, side):
     assert values(main, side, "count", how="inner") == EXPECTED
     joined = bucket_join(main, side, threads=2)
@@ -99,6 +100,7 @@ def test_the_join_reads_them_as_if_they_had_keys(catalog, main, side):
     assert all(b["count"].to_pylist() == b["request_id"].to_pylist() for b in of_users)
 
 
+@pytest.mark.slow
 def test_values_follow_their_requests_through_appends_until_the_snapshot_expires(catalog, main, side):
     new = make_log(num_users=20, seed=9)
     write(main, to_batches(new), mode="append")
@@ -111,6 +113,7 @@ def test_values_follow_their_requests_through_appends_until_the_snapshot_expires
         values(main, side, "count")
 
 
+@pytest.mark.slow
 def test_a_table_that_was_realigned_in_time_survives_the_expiry(catalog, main, side):
     new = make_log(num_users=20, seed=9)
     write(main, to_batches(new), mode="append")
@@ -119,6 +122,7 @@ def test_a_table_that_was_realigned_in_time_survives_the_expiry(catalog, main, s
     assert values(main, side, "count") == EXPECTED | {request["request_id"]: None for request in new}
 
 
+@pytest.mark.slow
 def test_compaction_leaves_them_valid_even_when_the_old_snapshot_has_expired(catalog, main, side, monkeypatch):
     monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 1000)
     write(main, list(TableSource(main).batches()))  # the same rows in other files and row groups

@@ -81,6 +81,7 @@ def test_pyiceberg_sees_the_same_rows(catalog, layout):
     assert in_order(found.to_pylist()) == expected_rows()
 
 
+@pytest.mark.slow
 def test_pruning_by_user_finds_every_row(catalog):
     """A wrong bucket or wrong bounds would lose rows here, silently."""
     table = new_table(catalog, Layout.BY_REQUEST)

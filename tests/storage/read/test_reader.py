@@ -55,6 +55,7 @@ def test_row_groups_and_batches_go_together(table):
         assert group.num_rows == batch.num_rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED])
 def test_short_row_groups_read_together_hold_the_same_rows_and_each_value_once(catalog, monkeypatch, layout):
     monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 50)
@@ -91,6 +92,7 @@ def test_columns_come_in_schema_order_and_exactly_as_asked(table):
         next(source.batches(["nonsense"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_a_user_filter_reads_the_same_rows_as_a_full_scan_would_keep(catalog, layout):
     table = new_table(catalog, layout)
@@ -122,6 +124,7 @@ def test_a_user_filter_skips_other_buckets_and_row_groups(table, monkeypatch):
     assert list(TableSource(table).batches(users=users[:1])), "files of other buckets are not opened"
 
 
+@pytest.mark.slow
 def test_an_older_snapshot_is_read_as_it_was(catalog):
     table = new_table(catalog, Layout.BY_REQUEST)
     old = to_batches(make_log(seed=0))

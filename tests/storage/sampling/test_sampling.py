@@ -132,6 +132,7 @@ def test_another_process_draws_the_same_users():
     assert there == np.flatnonzero(below_rate(stable_hash(np.arange(1000), 7), 0.1)).tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(low=st.floats(0, 1), high=st.floats(0, 1), seed=st.integers(0, 5), whole=st.booleans(), cap=st.integers(1, 4))
 def test_a_smaller_sample_is_inside_a_larger_one(low, high, seed, whole, cap):
@@ -151,6 +152,7 @@ def test_a_smaller_sample_is_inside_a_larger_one(low, high, seed, whole, cap):
     assert fewer <= more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_sample_holds_exactly_the_rows_of_its_users(whole):
     source = MemorySource(LOG, whole=whole)
@@ -165,6 +167,7 @@ def test_a_sample_holds_exactly_the_rows_of_its_users(whole):
     assert not list(sample_users(source, rate=0.0).batches())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("keep", ["hash", "latest"])
 def test_very_active_users_keep_so_many_whole_requests(keep, whole):
@@ -225,6 +228,7 @@ def test_strata_partition_the_users_as_sql_does(strata, whole):
     assert total == [len(users), sum(u["requests"] for u in users), len(LOG)]
 
 
+@pytest.mark.slow
 def test_each_stratum_has_its_own_rate_target_or_cap():
     activity = Activity(bounds=(1, 3))
     low, middle, high = activity.labels()
@@ -242,6 +246,7 @@ def test_each_stratum_has_its_own_rate_target_or_cap():
     assert report["rate"].to_pylist() == [0.5, 1.0, 1.0, None]
 
 
+@pytest.mark.slow
 def test_concentration_before_and_after_follows_the_definitions():
     rows = np.array([1, 1, 2, 6])
     mean_difference = sum(abs(a - b) for a in rows for b in rows) / len(rows) ** 2
@@ -314,6 +319,7 @@ def python_hash(value: int, seed: int) -> int:
     return mix_(mix_(value % 2**64) ^ mix_(seed % 2**64))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, derandomize=True)
 @given(
     log=st.dictionaries(st.tuples(EXTREME_IDS, EXTREME_IDS), st.integers(1, 3), max_size=12),

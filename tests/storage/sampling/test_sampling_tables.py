@@ -91,6 +91,7 @@ def test_a_join_is_sampled_like_its_table_and_counted_whole(catalog):
     assert plain(TableSource(copy).batches()).to_pylist() == plain(batches).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joined", [False, True])
 def test_files_without_sampled_users_are_not_read(catalog, joined):
     main = make_table(catalog, Layout.BY_REQUEST, num_buckets=16)
@@ -115,6 +116,7 @@ def test_files_without_sampled_users_are_not_read(catalog, joined):
         list(TableSource(main).batches())
 
 
+@pytest.mark.slow
 def test_the_keys_alone_decide_the_sample(catalog, monkeypatch):
     main = make_table(catalog, Layout.BY_REQUEST)
     asked = []
@@ -135,6 +137,7 @@ def test_the_keys_alone_decide_the_sample(catalog, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED])
 def test_a_request_that_came_in_two_appends_counts_once(catalog, layout):
     """The same sample before and after compaction, of users whose requests are split over files."""

@@ -172,6 +172,7 @@ def test_loader_and_overlap_lay_out_a_history_that_many_requests_share(catalog, 
     assert user_overlap(table) == overlap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.SORTED, Layout.BY_REQUEST])
 def test_a_conversion_cuts_pieces_where_long_lists_lie_together(catalog, monkeypatch, layout):
     table = create_table(catalog, "lake.t", log_schema(), layout, num_buckets=1)

@@ -44,6 +44,7 @@ def hashes(files: StagedFiles) -> list[str]:
     return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED, Layout.SORTED_LARGE_PAGES], ids=lambda x: x.value)
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_files_are_those_of_the_spill_bit_for_bit(catalog: Catalog, layout: Layout, size: int) -> None:
@@ -91,6 +92,7 @@ def test_rows_out_of_order_and_requests_that_disagree_are_refused() -> None:
         list(row_groups_in_order([both], SCHEMA, max_rows=10**6, max_column_bytes=10**6))
 
 
+@pytest.mark.slow
 def test_a_join_is_written_in_order_as_it_is_written_otherwise(catalog: Catalog) -> None:
     catalog.create_namespace("n")
     main = create_table(catalog, "n.main", SCHEMA, Layout.BY_REQUEST, num_buckets=4)

@@ -55,6 +55,7 @@ def test_a_clean_ingest_leaves_an_empty_table(catalog):
     assert write_rejects(catalog, "shop.other", rejects()).scan().to_arrow().num_rows == 0
 
 
+@pytest.mark.slow
 def test_an_ingest_replaces_the_rows_of_its_own_table_alone(catalog):
     for name in ("a", "b", "gone"):
         create_table(catalog, f"shop.{name}", synthetic_schema(SyntheticLogConfig()), Layout.BY_REQUEST)

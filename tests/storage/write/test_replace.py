@@ -34,6 +34,7 @@ NAME = "lake.t"
 LOG, OTHER = to_batches(make_log(num_users=15)), to_batches(make_log(num_users=9, seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), list(itertools.permutations(Layout, 2)))
 def test_any_layout_becomes_any_other_in_one_commit(catalog, before, after):
     old = create_table(catalog, NAME, log_schema(), before, num_buckets=2)
@@ -55,6 +56,7 @@ def test_any_layout_becomes_any_other_in_one_commit(catalog, before, after):
     assert ours == written_by_default.properties
 
 
+@pytest.mark.slow
 def test_another_count_of_buckets_keeps_old_snapshots_readable_and_another_form_names_them(catalog):
     table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
     first = write(table, LOG).snapshot_id
@@ -76,6 +78,7 @@ def test_an_empty_table_takes_another_form_too(catalog):
     assert list(TableSource(catalog.load_table(NAME)).batches()) == []
 
 
+@pytest.mark.slow
 def test_columns_that_go_come_and_change_their_type(catalog):
     table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
     write(table, LOG)
@@ -166,6 +169,7 @@ def test_two_that_make_a_table_at_once_are_told_and_the_first_keeps_it(catalog, 
     assert catalog.table_exists(NAME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_a_column_or_spec_that_another_engine_changed_does_not_stand_against_a_replacement(catalog, layout):
     table = create_table(catalog, NAME, log_schema(), layout, num_buckets=2)
@@ -190,6 +194,7 @@ def test_a_write_asks_for_the_layout_that_the_table_has_now(catalog):
     assert write(stale, OTHER, Layout.SORTED).rows == sum(batch.num_rows for batch in OTHER)
 
 
+@pytest.mark.slow
 def test_an_append_to_a_table_that_was_made_anew_meanwhile_is_a_conflict(catalog):
     table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
 
@@ -243,6 +248,7 @@ def test_files_of_a_commit_without_an_answer_stay_even_if_manifests_cannot_be_re
     assert len(data_files_on_disk(tmp_path)) > len(before)
 
 
+@pytest.mark.slow
 def test_a_table_is_replaced_from_its_own_rows_and_keeps_tags_and_chosen_settings(catalog):
     table = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
     write(table, LOG)
@@ -295,6 +301,7 @@ def test_an_append_survives_a_column_that_another_engine_adds_meanwhile(catalog)
     assert rows_of(TableSource(catalog.load_table(NAME)).batches()) == rows_of(LOG + OTHER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_position", [False, True])
 def test_a_feature_table_takes_another_form_with_its_values_in_one_commit(catalog, by_position):
     main = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)

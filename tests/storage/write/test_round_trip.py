@@ -78,6 +78,7 @@ def canonical(rows: list[tuple]) -> list[str]:
     return sorted(map(repr, rows))  # by text: NaN is itself, and -0.0 is not 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(

@@ -20,6 +20,7 @@ from tests.storage.tables import rows_of
 IDS = st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63)])
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.tuples(IDS, IDS, st.integers(0, 2)), max_size=20), max_size=12), st.integers(1, 40))
 def test_requests_are_found_as_in_a_dictionary(rounds, limit):
     seen, known, part = SeenRequests(limit), {}, 0
@@ -38,6 +39,7 @@ def test_requests_are_found_as_in_a_dictionary(rounds, limit):
         part += len(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_a_shuffled_log_is_spilled_once_per_request(catalog, layout, monkeypatch):
     monkeypatch.setattr(spill_module, "SMALL_ROWS", 1)  # every batch for itself

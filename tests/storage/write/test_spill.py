@@ -70,6 +70,7 @@ def plain(batch: pa.RecordBatch) -> list[tuple]:
     return list(zip(*(column.to_pylist() for column in columns.values())))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     log=logs,

@@ -57,6 +57,7 @@ def test_sorted_files_keep_order_buckets_and_whole_requests(catalog, layout, mon
     assert len(seen) == len(make_log(num_users=40))
 
 
+@pytest.mark.slow
 def test_rows_and_requests_may_arrive_in_any_order_and_in_pieces(catalog):
     log = make_log(num_users=15)
     whole = to_batch(log)
@@ -110,6 +111,7 @@ def test_dictionaries_hold_each_sequence_once_per_row_group_in_order(catalog):
             assert leaf.statistics is None
 
 
+@pytest.mark.slow
 def test_long_sequences_do_not_fall_back_from_the_dictionary(catalog):
     rng = np.random.default_rng(1)
     log = [
@@ -134,6 +136,7 @@ def test_dictionary_bytes_bound_a_row_group(catalog, monkeypatch):
     assert max(sizes) < 3_000 + 64 * 8
 
 
+@pytest.mark.slow
 def test_replace_is_idempotent_and_append_adds(catalog):
     table = new_table(catalog, Layout.BY_REQUEST)
     first, second = to_batches(make_log(seed=0)), to_batches(make_log(seed=1))
@@ -159,6 +162,7 @@ def test_replacing_with_nothing_empties_the_table(catalog, layout):
     assert list(TableSource(table).batches()) == []
 
 
+@pytest.mark.slow
 def test_shuffled_rows_are_in_random_order_fixed_by_the_seed(catalog):
     batches = to_batches(make_log(num_users=40))
     orders = {}
@@ -203,6 +207,7 @@ def test_arrival_keeps_the_order_of_arrival_inside_each_day(catalog):
         assert rows.column("item_id").to_pylist() == [item for item_day, item in arrived if item_day == day]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_an_error_on_the_way_leaves_the_old_rows_and_no_files(catalog, tmp_path, layout):
     table = new_table(catalog, layout)
@@ -227,6 +232,7 @@ def test_an_error_on_the_way_leaves_the_old_rows_and_no_files(catalog, tmp_path,
     assert data_files_on_disk(tmp_path) == files
 
 
+@pytest.mark.slow
 def test_what_rows_were_made_from_lands_with_them_or_not_at_all(catalog):
     table = new_table(catalog, Layout.BY_REQUEST)
     write(table, to_batches(make_log()), properties={"made-from": "one"})
@@ -267,6 +273,7 @@ def test_progress_tells_phase_and_rows(catalog):
     assert "rows" in str(seen[-1])
 
 
+@pytest.mark.slow
 def test_a_conflicting_write_is_refused_and_changes_nothing(catalog, tmp_path):
     table = new_table(catalog, Layout.BY_REQUEST)
     write(table, to_batches(make_log(seed=0)))
