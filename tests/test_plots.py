@@ -69,6 +69,7 @@ def test_columns_are_drawn_by_size_with_a_point_for_each_layout():
     assert limits.get_offsets().tolist() == [[240_000, 0], [800, 1]]
 
 
+@pytest.mark.slow
 def test_a_table_without_a_control_and_without_bytes_is_drawn_too():
     empty = report().set_column(8, "ratio_to_control", pa.nulls(6, pa.float64()))
     empty = empty.set_column(7, "compressed_bytes", pa.array([0] * 6, pa.int64()))
@@ -104,6 +105,7 @@ def test_a_sample_is_shown_before_and_after():
     assert all(part in shown for part in ("few, before", "few, after", "700", "1,200"))
 
 
+@pytest.mark.slow
 def test_an_svg_is_the_same_every_time():
     assert plots.layouts(report()).svg() == plots.layouts(report()).svg()
 

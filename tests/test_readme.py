@@ -93,6 +93,7 @@ def subcommand_of(words: list[str]) -> tuple[click.Command, click.Context, list[
     return command, context, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", cases(r"(\S*/)?reqdedup\s"))
 def test_subcommands_and_options_of_reqdedup_exist(command):
     words = shlex.split(command)[1:]

@@ -25,6 +25,7 @@ def columns(rows: list[tuple[int, ...]], depth: int) -> list[np.ndarray]:
     return [np.array([row[level] for row in rows], np.int64) for level in range(depth)]
 
 
+@pytest.mark.slow
 @given(rows=tuples(2))
 def test_keys_are_in_order_exactly_where_sorting_changes_nothing(rows):
     found = first_disorder(columns(rows, 2))

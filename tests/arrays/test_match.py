@@ -86,6 +86,7 @@ def test_so_many_gaps_in_a_request_are_found_wherever_they_are(gaps, at):
     assert match.position.tolist() == list(range(len(right)))
 
 
+@pytest.mark.slow
 def test_a_large_match_with_gaps_equals_numpy_set_operations():
     rng = np.random.default_rng(0)
     packed = np.sort(rng.choice(10**6, 200_000, replace=False))

@@ -38,6 +38,7 @@ def test_a_stride_longer_than_the_history_is_refused():
     assert [default_stride(length) for length in (1, 3, 16_384)] == [1, 1, 4_096]
 
 
+@pytest.mark.slow
 @given(lengths_lists, st.data())
 def test_ragged_positions_and_windows_agree_with_a_plain_loop(lengths, data):
     packed = np.arange(100, 200)

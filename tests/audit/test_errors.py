@@ -217,6 +217,7 @@ def test_the_folder_of_an_iceberg_table_is_warned_about(rows, tmp_path):
     assert render(report).startswith("These files are those of the Iceberg table")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["one request", "one row", "single rows", "keys only", "empty lists"])
 def test_awkward_tables_are_audited(table, tmp_path):
     history = pa.array([[1, 2, 3]] * 40)

@@ -57,6 +57,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(found):
     assert all(value.startswith("#") for value in links.fetched)
 
 
+@pytest.mark.slow
 def test_names_cannot_break_out_of_the_page():
     column = replace(REPORT.columns[0], name="<script>alert(1)</script>", example="<b>&</b>", broken_requests=1)
     table = replace(REPORT.table, name="<img src=x>")

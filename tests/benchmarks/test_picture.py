@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from benchmarks import picture
 from benchmarks.record import RESULTS
 
@@ -13,6 +15,7 @@ def texts(svg: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
 
+@pytest.mark.slow
 def test_the_chart_in_the_repository_is_drawn_from_the_results():
     """Its texts, and with them every figure; lines and places may differ with matplotlib's version."""
     committed = texts(picture.PICTURE.read_text())

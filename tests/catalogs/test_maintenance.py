@@ -59,6 +59,7 @@ def two_appends(catalog: Catalog, namespace: str, schema: EngagementSchema, batc
     return table
 
 
+@pytest.mark.slow
 def test_appends_are_compacted_and_what_nothing_needs_leaves_the_storage(
     catalog: Catalog, table: Table, batches: list[pa.RecordBatch]
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_report_counts_the_bytes_of_the_snapshots_files(written: Written) ->
         assert set(of_table["rows"].to_pylist()) == {len(written.rows)}
 
 
+@pytest.mark.slow
 def test_a_feature_is_written_beside_the_table_and_joined_back(written: Written) -> None:
     main, feature = written.main, storage.recent_event_counts(7 * 86_400)
     files = sorted(stored_files(main))
@@ -103,6 +104,7 @@ def test_a_sample_holds_whole_users_and_can_be_written(written: Written) -> None
     assert same(wanted, plain(TableSource(table).batches()))
 
 
+@pytest.mark.slow
 def test_rejected_rows_are_replaced_as_a_whole(catalog: Catalog, namespace: str) -> None:
     catalog.create_namespace(namespace)
     identifier = f"{namespace}.rejected_engagements"

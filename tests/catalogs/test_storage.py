@@ -19,6 +19,7 @@ from warehouse.catalogs import open_catalog
 NUM_BUCKETS = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_every_layout_holds_the_rows_that_were_written(
     catalog_config: LakePlace,
@@ -44,6 +45,7 @@ def test_every_layout_holds_the_rows_that_were_written(
     assert len([path for path in stored_files(loaded) if path.endswith(".parquet")]) == report.files
 
 
+@pytest.mark.slow
 def test_append_adds_and_replace_replaces_and_the_old_snapshot_stays_readable(
     catalog: Catalog, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_user_leaves_all_tables_and_what_was_not_searched_is_named(lake):
     assert TableSource(main.refresh()).num_rows == 66
 
 
+@pytest.mark.slow
 def test_a_foreign_table_is_converted_with_a_mapping_of_which_options_win(lake):
     rows = [
         {
@@ -251,6 +252,7 @@ def test_features_are_published_tagged_rolled_back_and_promoted(lake):
     assert {value for batch in batches for value in batch["visits"].to_pylist()} == {1}
 
 
+@pytest.mark.slow
 def test_rebucketing_names_the_feature_tables_that_no_longer_fit(lake):
     main = lake.append(0)
     create_feature_table(lake.catalog, "lake.f", main, [VISITS])
@@ -339,6 +341,7 @@ def test_a_catalog_that_is_not_there_is_not_made(tmp_path, capsys, command):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_conflict_is_a_message_and_a_defect_has_its_traceback_only_with_debug(lake, monkeypatch):
     lake.append(0)
 

@@ -51,6 +51,7 @@ def embedded(folder):
     return open_catalog(properties={"uri": f"sqlite:///{data}/catalog.db", "warehouse": f"file://{data}/tables"})
 
 
+@pytest.mark.slow
 def test_ingest_makes_a_table_and_puts_bad_rows_beside_it(here, capsys):
     assert ingest() == 0
     catalog = embedded(here)
@@ -93,6 +94,7 @@ def test_strict_fails_with_the_reasons_and_leaves_no_table(here, capsys):
     assert not embedded(here).table_exists("movies.ratings")
 
 
+@pytest.mark.slow
 def test_strict_leaves_an_earlier_table_as_it_was(here):
     assert ingest() == 0
     before = embedded(here).load_table("movies.ratings").current_snapshot()
@@ -114,6 +116,7 @@ def test_a_table_of_another_form_is_replaced_only_when_told(here, capsys):
     assert table_layout(embedded(here).load_table("movies.ratings")) is Layout.SORTED
 
 
+@pytest.mark.slow
 def test_rows_of_others_under_the_name_of_the_rejects_stop_an_ingest_before_it_writes(here, capsys):
     assert ingest() == 0
     catalog = embedded(here)
@@ -216,6 +219,7 @@ def test_a_defect_is_exit_code_1(here, monkeypatch):
     assert ingest() == 1
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_installed(here):
     started = time.monotonic()
     shown = subprocess.run([sys.executable, "-m", "reqdedup.cli", "--help"], capture_output=True, text=True, check=True)

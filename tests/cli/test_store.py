@@ -29,6 +29,7 @@ def run(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_store_is_filled_and_shown(run, tmp_path):
     path = tmp_path / "s.sqlite"
     first = json.loads(run("store", "fill", "--table", "small.main", "--store", path, "--json"))

@@ -153,6 +153,7 @@ def test_results_and_errors_fit(here, columns, capsys):
     assert "did you mean health?" in " ".join(printed.err.split())
 
 
+@pytest.mark.slow
 def test_a_pipe_without_a_width_gets_one_line_per_line(here, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert convert() == 0

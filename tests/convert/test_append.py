@@ -41,6 +41,7 @@ def test_rows_are_appended_to_a_converted_table_in_one_commit(catalog, tmp_path,
     assert len(rows_in(table.refresh())) == len(rows)
 
 
+@pytest.mark.slow
 def test_ids_of_another_type_than_the_table_has_are_named_with_both(catalog, tmp_path):
     rows = their_rows(num_requests=6)
     name = MAPPING.user

@@ -95,6 +95,7 @@ def plain_types(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(field.name, kinds.get(field.name, field.type)) for field in schema])
 
 
+@pytest.mark.slow
 def test_rows_that_position_deletes_name_are_left_out(catalog):
     rows = their_rows().drop_columns(["history", "taste", "country"])
     catalog.create_namespace("test")
@@ -165,6 +166,7 @@ def test_lists_of_string_ids_become_the_hashes_of_items_and_null_lists_empty(cat
     )
 
 
+@pytest.mark.slow
 def test_a_column_of_another_level_than_given_is_an_error_and_leaves_no_table(catalog, tmp_path):
     folder = folder_of(tmp_path, their_rows())
     wrong = ColumnMapping(user="member", request="session", item="shown.id", time="at", levels={"rank": Level.REQUEST})
@@ -180,6 +182,7 @@ def test_a_column_of_another_level_than_given_is_an_error_and_leaves_no_table(ca
         assert (str(stored["rank"]), stored["session"], stored["member"]) == (value, *said[6:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["s", "ns"])
 def test_times_of_history_events_become_milliseconds_whatever_their_unit(catalog, tmp_path, unit):
     newest_ms = [[1_699_999_000_500, 1_699_999_100_999], [], [1_600_000_000_000]]
@@ -216,6 +219,7 @@ def test_times_of_history_events_become_milliseconds_whatever_their_unit(catalog
         assert not catalog.table_exists("test.w")
 
 
+@pytest.mark.slow
 def test_a_value_that_changes_on_the_way_stops_the_conversion(catalog, tmp_path, monkeypatch):
     from reqdedup.convert import rows as rows_module
 
@@ -267,6 +271,7 @@ def test_rows_that_another_writes_into_the_new_table_meanwhile_stay_alone(catalo
     assert rows_in(catalog.load_table("test.ours")) == expected(their_rows())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
 def test_a_commit_that_landed_without_an_answer_keeps_its_table(catalog, tmp_path, error, monkeypatch):
     commit = type(catalog).commit_table

@@ -118,6 +118,7 @@ def test_a_whole_number_that_the_wider_column_of_another_file_cuts_is_named(cata
     assert not catalog.table_exists("lake.t")
 
 
+@pytest.mark.slow
 def test_times_beyond_the_years_of_python_arrive_and_are_kept(catalog, tmp_path):
     """pyiceberg makes the bounds of a file of Python's datetimes, which end at the years 1 and 9999."""
     far = pa.array([-(10**17), 2**62, 0, None], pa.timestamp("us", tz="UTC"))

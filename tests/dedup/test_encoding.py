@@ -46,6 +46,7 @@ def packed(column: Column, values: list) -> bytes:
     return struct.pack(f"<{len(values)}{CODES[column.dtype]}", *values)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, derandomize=True, deadline=None)
 @given(columns_and_lists(), st.data())
 def test_lists_become_blobs_and_blobs_lists_whatever_is_cut_off_around_them(column_and_lists, data):

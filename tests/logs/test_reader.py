@@ -161,6 +161,7 @@ def test_requests_come_out_whole_and_in_order_of_user_and_time(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_format_gives_the_same_rows(tmp_path, read):
     events = random_events(3, num_rows=120)
     frame = pl.DataFrame(events, schema=["user", "item", "ts", "click", "like"], orient="row")

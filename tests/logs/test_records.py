@@ -40,6 +40,7 @@ def test_spaces_go_before_a_quote_alone_whatever_else_the_line_holds(text, field
         assert [row[f"field_{k}"] for k in range(len(fields))] == fields
 
 
+@pytest.mark.slow
 def test_a_line_that_grows_block_by_block_is_copied_once(tmp_path):
     path, started = tmp_path / "long.csv", time.monotonic()
     path.write_bytes(b"\xef\xbb\xbf" + b"x" * 2**24 + b"\ny\n")
@@ -48,6 +49,7 @@ def test_a_line_that_grows_block_by_block_is_copied_once(tmp_path):
     assert time.monotonic() - started < 10  # minutes, if each of the 16,384 blocks copied the line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
 @pytest.mark.parametrize("block_bytes", [40, 2**20])
 def test_what_the_csv_module_writes_comes_back(separator, block_bytes, tmp_path, read):
@@ -249,6 +251,7 @@ def test_a_header_that_names_a_mapped_column_twice_is_refused(tmp_path, read):
     assert len(found.rows) == 1
 
 
+@pytest.mark.slow
 def test_a_key_that_a_json_line_lacks_is_null(tmp_path, read):
     lines = [
         '{"u": 1, "i": 2, "t": 1700000000}',

@@ -81,6 +81,7 @@ def test_a_bad_line_is_rejected_with_its_place_and_costs_no_good_row(case, tmp_p
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_many_bad_lines_are_each_counted_once_and_strict_reading_lists_them(tmp_path, read):
     rng = random.Random(0)
     wanted = {}
@@ -224,6 +225,7 @@ def test_a_log_without_any_good_row_is_one_clear_error(content, found, tmp_path)
         assert part in message
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     content=st.binary(max_size=300), suffix=st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".dat"])
@@ -280,6 +282,7 @@ def test_rows_of_parquet_are_rejected_by_row_number(tmp_path, read):
     assert sorted((row["user_id"], row["click"]) for row in found.rows) == [(1, 1), (5, 0)]
 
 
+@pytest.mark.slow
 def test_a_corrupt_row_group_costs_no_row_of_the_others(tmp_path, read):
     rng = random.Random(0)
     frame = pl.DataFrame(

@@ -234,6 +234,7 @@ def test_item_properties_do_not_depend_on_the_size_of_the_catalogue():
     assert np.bincount(large.id_of_rank(np.arange(5_000_000)), minlength=5_000_000).max() == 1
 
 
+@pytest.mark.slow
 def test_clicks_and_histories_follow_the_users_taste():
     config = SyntheticLogConfig(
         num_users=300, num_items=20_000, mean_fan_out=30, history_scale=0.01, users_per_block=100, seed=6

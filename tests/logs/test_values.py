@@ -74,6 +74,7 @@ NUMBERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_number_of_a_column_is_exact_or_rejected(suffix, tmp_path, read):
     rows, names = one_value_a_row([value for _, value, _ in NUMBERS])
@@ -112,6 +113,7 @@ INTEGER_IDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_text_of_an_id_means_one_id_or_none(suffix, tmp_path, read):
     rows = [{**ROW, "i": k, "u": text} for k, text in enumerate(INTEGER_IDS, 1)]
@@ -165,6 +167,7 @@ def test_whether_ids_are_text_is_decided_by_the_first_rows_that_have_one(tmp_pat
     assert found.reasons == [("null_id", 1)]
 
 
+@pytest.mark.slow
 def test_parquet_types_that_mean_text_are_read_and_others_cost_their_row(tmp_path, read):
     uuids = [uuid.UUID(int=2**127 + k) for k in range(4)]
     texts = ["3", "x", None, "\u00e9"]
@@ -207,6 +210,7 @@ def test_every_kind_of_list_gives_its_elements(make, tmp_path, read):
     assert found.reasons == [("candidates", 2), ("candidates", 3), ("null_id", 5)]
 
 
+@pytest.mark.slow
 def test_a_history_holds_the_ids_that_items_have_or_the_request_is_rejected(tmp_path, read):
     pasts = [[1.0, "2", 3], ["01"], [1, None], [[1]], ["a\u001fb"], " 4,5 , 6 ", [1.5], 7]
     rows = [{"u": 1, "i": k, "t": BASE_S + k, "c": 1, "past": past} for k, past in enumerate(pasts)]

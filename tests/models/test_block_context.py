@@ -127,6 +127,7 @@ def test_a_timeline_that_forks_leaves_the_contexts_before_it_as_they_were():
         assert all(map(torch.equal, keys_values(contexts[end], 2), keys_values(fresh, 2))), end
 
 
+@pytest.mark.slow
 def test_threads_may_extend_one_context_side_by_side():
     dcat, histories = model(**SIZES), [random_batch([200], [1], seed=seed).history for seed in range(6)]
     for history in histories:
@@ -163,6 +164,7 @@ def test_blocks_that_two_histories_have_in_common_are_computed_once():
         assert list(blocks.between(begin, length)) == wanted, (kept, length, shared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_rounded_contexts_have_the_same_bits_too(kv_type):
     dcat, rng = model(**SIZES), random.Random(kv_type)

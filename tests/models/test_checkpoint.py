@@ -146,6 +146,7 @@ class Unpickled:
         return Unpickled.calls.append, (1,)
 
 
+@pytest.mark.slow
 def test_resuming_with_another_configuration_names_the_difference(tmp_path):
     config, log = TrainingConfig.from_dict(FORMAT_1["dcat"]), with_signal(random_log())
     run_rank(lambda progress: None, config, log, str(tmp_path))

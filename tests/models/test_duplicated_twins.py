@@ -58,6 +58,7 @@ def test_any_attention_and_any_origin_of_positions_equals_its_twin(
     assert_same(ours, duplicated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -49,6 +49,7 @@ def test_a_kind_builds_its_model_and_its_twin_and_survives_json(config):
     assert isinstance(twin, kind.model)
 
 
+@pytest.mark.slow
 def test_a_toy_model_trains_by_one_line_of_the_registry(monkeypatch, tmp_path):
     config = ToyConfig(width=8, item_table_rows=64)
     with pytest.raises(

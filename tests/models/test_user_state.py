@@ -29,6 +29,7 @@ def states(tower, batch) -> torch.Tensor:
     return torch.stack([tower.user_state(history) for history in histories])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("changes", [{}, {"positions": "rope", "positions_from": "end"}, {"history_attention": "bidirectional"}, {"request_categories": (), "request_vectors": (), "request_numbers": ()}], ids=str)  # fmt: skip
 def test_head_of_state_equals_the_tower_computed_once_per_row(shape, changes):

@@ -66,6 +66,7 @@ def compression() -> pa.Table:
     return pa.Table.from_pylist(rows, schema=REPORT_SCHEMA)
 
 
+@pytest.mark.slow
 def test_the_compression_report_speaks_in_human_units():
     overlap = UserOverlap(requests=600, events=1_000, repeated_events=400)
     metadata = compression_metadata(compression(), overlap)
@@ -101,6 +102,7 @@ def test_the_curve_shows_relevance_beside_variety():
     assert CHART in metadata
 
 
+@pytest.mark.slow
 def test_a_table_tells_the_ui_its_name_columns_rows_and_snapshot(tmp_path):
     catalog = open_catalog(embedded_catalog(tmp_path))
     config = SyntheticLogConfig(seed=3, num_users=8, num_items=200, mean_fan_out=4, max_fan_out=8, max_history=16)

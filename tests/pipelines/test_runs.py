@@ -87,6 +87,7 @@ def test_a_namespace_chosen_for_one_log_is_not_taken_by_another(run, catalog, lo
     assert snapshot(catalog, "mine") != before
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_while_another_has_the_namespace(run, catalog):
     claim(catalog, "smoke", GraphRun.begin("the-other", "/logs/other.csv"))
     refused = run({})
@@ -173,6 +174,7 @@ def test_a_report_over_models_of_two_samples_is_refused(tmp_path):
     check_one_sample(models, sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", ["../x", "a.b", " ", "my/ns"])
 def test_a_name_of_several_parts_is_refused(run, catalog, namespace):
     assert "letters, digits, _ and - required" in refusal(run({"namespace": namespace}))

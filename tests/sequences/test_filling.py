@@ -70,6 +70,7 @@ def histories(rows, schema):
     return events
 
 
+@pytest.mark.slow
 def test_every_request_s_history_is_a_window_of_the_store(tmp_path, main):
     schema = synthetic_schema(LOG)
     store = open_store(tmp_path, schema)
@@ -178,6 +179,7 @@ def test_a_log_without_history_ends_gives_the_newest_request_s_history(tmp_path,
     assert check_store(store, catalog.load_table("log.small")).ok
 
 
+@pytest.mark.slow
 def test_users_whose_rows_lie_in_several_files_come_once(tmp_path, catalog):
     catalog.create_namespace("log")
     requests = make_log(num_users=12, max_requests=6)

@@ -89,6 +89,7 @@ def fill_half(path):
     store.fill(users(), source={"snapshot": 2})
 
 
+@pytest.mark.slow
 def test_a_killed_fill_shows_nothing_and_the_next_one_cleans_up(store):
     store.fill([record(user, range(10), age=1) for user in range(700)], source={"snapshot": 1})
     process = multiprocessing.get_context("fork").Process(target=fill_half, args=(store.path,))

@@ -17,6 +17,7 @@ from reqdedup.storage import TableSource
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "library.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_block_of_the_guide_recommends_in_this_process(trained_bundles, tmp_path, monkeypatch):
     path = tmp_path / "store.sqlite"
     filled = SqliteStore(path, event_columns(TableSource(trained_bundles.main).schema))

@@ -68,6 +68,7 @@ def watched(place, serving, load):
             thread.join()
 
 
+@pytest.mark.slow
 def test_a_watch_outlives_a_load_that_fails_in_any_way_and_sees_the_next_bundle(tmp_path):
     first = written(tmp_path / "place", 0)
     has_failed, has_loaded = threading.Event(), threading.Event()

@@ -78,6 +78,7 @@ BATCHING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["requests", "users", "none"])
 @pytest.mark.parametrize("batching", BATCHING, ids=str)
 def test_every_value_of_every_request_arrives_once_an_epoch(batching, shuffle):
@@ -167,6 +168,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert [batch.item_id_B.tolist() for batch in loader] == first[1]
 
 
+@pytest.mark.slow
 def test_a_larger_window_brings_more_users_into_a_batch():
     log = random_log(num_groups=20)
 
@@ -179,6 +181,7 @@ def test_a_larger_window_brings_more_users_into_a_batch():
     assert users(buffer_requests=260) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", range(0, 14, 3))
 @pytest.mark.parametrize("batching", [{"requests_per_batch": 6}, {"rows_per_batch": 25}], ids=str)
 def test_a_loader_resumed_anywhere_gives_the_same_batches(stop, batching):

@@ -68,6 +68,7 @@ def test_a_join_or_sample_is_resumed_exactly_and_no_other_in_its_place(joined):
             RequestLoader(source, requests_per_batch=8, columns=["click"]).load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_side_feature_arrives_once_per_request_on_one_rank(joined, world_size):
     main, _, join = joined

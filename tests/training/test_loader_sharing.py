@@ -50,6 +50,7 @@ def test_a_users_requests_are_neighbours_and_users_are_shuffled(log):
     assert order != sorted(order)
 
 
+@pytest.mark.slow
 def test_windows_cut_by_the_loader_can_share_their_context(log):
     config = DCATConfig.from_schema(
         log.schema, labels=["click"], share_context="user", max_history=64, width=8, num_heads=2

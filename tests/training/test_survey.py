@@ -131,6 +131,7 @@ def test_what_teaches_nothing_of_one_label_is_warned_of(tmp_path):
         run(log, tmp_path)
 
 
+@pytest.mark.slow
 def test_soft_labels_missing_ones_and_large_numbers_are_learned_from(tmp_path):
     log = log_with(
         WITH_SCORE,
@@ -144,6 +145,7 @@ def test_soft_labels_missing_ones_and_large_numbers_are_learned_from(tmp_path):
     assert np.isfinite(result.metrics["log_loss_click"])
 
 
+@pytest.mark.slow
 def test_steps_without_a_term_are_counted_and_an_epoch_of_them_ends_the_run(tmp_path):
     log = with_signal(
         random_log(num_groups=2)

@@ -52,6 +52,7 @@ def test_a_process_that_may_not_be_looked_at_is_neither_alive_nor_gone(monkeypat
     assert own.is_alive() is None
 
 
+@pytest.mark.slow
 def test_of_runs_that_start_at_once_exactly_one_goes_on(tmp_path):
     names, barrier, won, refused = [f"run-{i}" for i in range(4)], threading.Barrier(4), [], []
     open_catalog(embedded_catalog(tmp_path))

@@ -49,6 +49,7 @@ def recommender(trained_bundles, store):
     return Recommender(retriever, ranker, CONFIG, now_s=lambda: 1.8e9)
 
 
+@pytest.mark.slow
 def test_a_slate_is_made_of_the_parts_own_answers(recommender, users):
     for user_id in users:
         found = recommender.recommend(RecommendRequest(user_id=user_id, explains=True))

@@ -26,6 +26,7 @@ def test_rows_of_the_table_get_the_bits_of_the_model_with_their_histories_sent(s
         assert (ranked.end, ranked.marks) == (one.sent.history.end, ())
 
 
+@pytest.mark.slow
 def test_rows_of_the_table_get_the_bits_of_the_model_with_their_histories_stored(server, table_requests):
     client = server.client()
     last = [one for one in table_requests if one.is_last][:25]

@@ -199,6 +199,7 @@ def test_slow_clients_do_not_keep_others_waiting(server, good):
             connection.close()
 
 
+@pytest.mark.slow
 def test_more_than_the_queue_holds_is_refused_with_a_time_to_come_back(server, good):
     """Eight may wait (`--max-waiting`): of 60 at once, some are answered and all others refused with 503."""
     _, values = good
@@ -240,6 +241,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(["/v1/rank", "/v1/retrieve", "/v1/recommend", "/v1/events", "/v2/models/ranking/infer"]),

@@ -99,6 +99,7 @@ def test_records_come_back_from_the_file_and_from_the_table_as_they_were(catalog
     assert collect_impressions(folder, catalog, "feed").num_files == 0
 
 
+@pytest.mark.slow
 def test_a_click_becomes_a_label_and_an_impression_without_one_is_negative_once_it_is_mature(catalog, feed):
     _, store, folder = feed
     old, young = impression_of(store, 0, 1), impression_of(store, 0, 2, hours_ago=2)
@@ -132,6 +133,7 @@ def test_histories_are_those_of_the_moment_whatever_came_later(catalog, feed):
     assert rows(catalog)[0]["history_item_id"] == [number * 3 for number in range(10, 40)]
 
 
+@pytest.mark.slow
 def test_late_clicks_unknown_labels_and_lost_histories_are_counted_and_give_no_row(catalog, feed):
     _, store, folder = feed
     one, gone, other = (impression_of(store, user, 10 + user) for user in range(3))
@@ -169,6 +171,7 @@ def test_an_impression_without_a_required_column_is_counted_and_named(catalog, f
     assert (report.num_incomplete, report.missing) == (1, "request 1: device")
 
 
+@pytest.mark.slow
 def test_every_step_that_is_killed_repeats_without_losing_or_doubling(catalog, feed, monkeypatch):
     _, store, folder = feed
     shown = [impression_of(store, 0, number) for number in range(1, 6)]
@@ -321,6 +324,7 @@ def online_batch(store, user, request, item_id, items):
     )
 
 
+@pytest.mark.slow
 def test_the_loop_closes_serve_log_mature_and_read_back_with_the_same_scores(catalog, feed):
     """Scores of the rows that training reads equal the logged ones in all bits."""
     _, store, folder = feed

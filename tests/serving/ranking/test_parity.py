@@ -101,6 +101,7 @@ def test_a_ranker_needs_the_bundle_of_a_ranking_model(trained_bundles):
         Ranker.of(Bundle.load(trained_bundles.retrieval))
 
 
+@pytest.mark.slow
 def test_score_writes_the_same_bits_of_every_row(trained_bundles, table_logits, tmp_path, capsys, monkeypatch):
     catalog = trained_bundles.sample.catalog
     for name, value in {"name": catalog.name, **catalog.properties}.items():

@@ -236,6 +236,7 @@ def test_threads_over_many_users_get_the_bits_of_one():
     assert all(map(np.array_equal, map(stacked, answers), wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_type", ["full", "int8"])
 def test_the_fast_mode_has_the_same_values(kv_type):
     rng, model = np.random.default_rng(0), small_model(max_history=300)

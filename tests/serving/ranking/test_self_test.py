@@ -9,6 +9,7 @@ from reqdedup.serving.ranking.self_test import self_test
 from tests.serving.rankers import small_model, small_ranker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"width": 64, "max_history": 700}, {"positions": "rope", "num_layers": 3}], ids=str
 )

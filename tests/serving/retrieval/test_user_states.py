@@ -86,6 +86,7 @@ def states_file(table, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["table", "states_file"])
 def test_a_retriever_keeps_them_from_its_start_and_answers_in_the_same_bits(form, request):
     ours = retriever()

@@ -153,6 +153,7 @@ def test_a_body_that_is_no_json_object_is_a_400(body):
     assert refused.value.status == 400
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20))
 def test_float32_survive_json_both_ways(values):
     sent = np.array(values, np.float32)

@@ -162,6 +162,7 @@ def test_checks_find_what_is_wrong_and_publishing_is_refused(catalog, main):
         staged.publish()
 
 
+@pytest.mark.slow
 def test_what_is_staged_for_some_users_must_be_complete_in_their_buckets_only(catalog, main):
     side = create_feature_table(catalog, "lake.f", main, [COUNT])
     staged = stage_request_feature(main, side, constant(4), name="segment", users=np.array(USERS[:1]))

@@ -51,6 +51,7 @@ def paths(table: Table) -> list[str]:
     return [task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED])
 def test_recent_event_counts_are_those_that_sql_counts(catalog, layout):
     main = create_table(catalog, f"lake.{layout.value}", log_schema(), layout, num_buckets=2)

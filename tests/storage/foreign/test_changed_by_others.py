@@ -88,6 +88,7 @@ def table(catalog, request):
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REWRITES)
 def test_a_rewrite_keeps_columns_that_were_added_and_types_that_were_widened(table, name):
     with table.update_schema() as update:
@@ -106,6 +107,7 @@ def test_a_rewrite_keeps_columns_that_were_added_and_types_that_were_widened(tab
     assert sorted(read["device"].to_pylist()) == sorted(table.scan().to_arrow()["device"].to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REWRITES)
 def test_a_column_that_cannot_be_kept_is_named_before_anything_is_written(table, name):
     with table.update_schema() as update:
@@ -119,6 +121,7 @@ def test_a_column_that_cannot_be_kept_is_named_before_anything_is_written(table,
     assert (table.refresh().current_snapshot(), scanned(table)) == before
 
 
+@pytest.mark.slow
 def test_elements_that_no_longer_fit_are_refused_and_not_rounded(catalog):
     table = create_table(catalog, "lake.t", log_schema(), Layout.SORTED, num_buckets=2)
     write(table, [BATCH])
@@ -131,6 +134,7 @@ def test_elements_that_no_longer_fit_are_refused_and_not_rounded(catalog):
             read()
 
 
+@pytest.mark.slow
 def test_promotion_reads_columns_that_swapped_their_names_by_field_id(catalog):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.side", main, [COUNT])
@@ -145,6 +149,7 @@ def test_promotion_reads_columns_that_swapped_their_names_by_field_id(catalog):
     assert main.refresh().scan(selected_fields=names).to_arrow().sort_by(order).to_pylist() == before
 
 
+@pytest.mark.slow
 def test_promotion_does_not_leave_a_column_of_others_behind(catalog):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.side", main, [COUNT])
@@ -158,6 +163,7 @@ def test_promotion_does_not_leave_a_column_of_others_behind(catalog):
     assert scanned(main) == before
 
 
+@pytest.mark.slow
 def test_feature_tables_keep_columns_of_others_or_name_them(catalog):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.side", main, [COUNT, RATE])
@@ -185,6 +191,7 @@ def test_feature_tables_keep_columns_of_others_or_name_them(catalog):
     assert min(pa.Table.from_batches(joined.batches(["count"]))["count"].to_pylist()) > 2**40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delete", [delete_positions, delete_where_equal])
 @pytest.mark.parametrize("by_position", [False, True])
 def test_delete_files_of_a_feature_table_are_refused_by_whatever_reads_it(catalog, delete, by_position):
@@ -211,6 +218,7 @@ def test_delete_files_of_a_feature_table_are_refused_by_whatever_reads_it(catalo
         assert (side.refresh().current_snapshot(), main.refresh().current_snapshot()) == before, name
 
 
+@pytest.mark.slow
 def test_a_deletion_is_refused_before_the_first_of_its_tables_is_touched(catalog):
     """What stands in the way in the last table is found before the first one is written."""
     main = main_table(catalog)
@@ -244,6 +252,7 @@ def claims_that_are_false(table) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_our_files_claim_the_order_that_they_have_whatever_another_engine_made_the_default(table):
     change_order(table)
     write(table, [BATCH], mode="append")
@@ -254,6 +263,7 @@ def test_our_files_claim_the_order_that_they_have_whatever_another_engine_made_t
     assert check_sorted(table, KEYS) == 2
 
 
+@pytest.mark.slow
 def test_an_order_that_another_engine_claims_is_not_believed(table):
     rows = table.scan().to_arrow()
     rows = rows.take(np.random.default_rng(0).permutation(len(rows)))
@@ -297,6 +307,7 @@ def change_buckets(table, num_buckets: int = 3) -> None:
         update.add_field("user_id", BucketTransform(num_buckets), "by_number")
 
 
+@pytest.mark.slow
 def test_a_changed_bucket_count_is_followed_by_compaction_and_named_by_the_others(table):
     wanted = scanned(table)
     change_buckets(table)
@@ -333,6 +344,7 @@ def test_another_kind_of_partitioning_is_named_before_anything_is_written(table)
     assert any("identity(device)" in line for line in table_health(table).advice)
 
 
+@pytest.mark.slow
 def test_a_feature_table_in_other_buckets_is_not_joined_by_the_wrong_count(catalog):
     main = main_table(catalog)
     side = create_feature_table(catalog, "lake.side", main, [COUNT])

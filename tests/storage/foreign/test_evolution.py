@@ -76,6 +76,7 @@ def with_struct(**fields: int) -> pa.Table:
     return ROWS.append_column("s", pa.array([fields] * 3))
 
 
+@pytest.mark.slow
 def test_a_reading_by_name_is_found_by_the_check(tmp_path, monkeypatch):
     """What the check is for: with the ids of the file forgotten, old values come back, and pyiceberg's scan says so."""
     catalog = memory_catalog(tmp_path)

@@ -16,6 +16,7 @@ from tests.storage.foreign.folders import MARKERS, ROWS, table_folder
 MAPPING = ColumnMapping(user="u", request="r", item="i", time="t")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MARKERS)
 @pytest.mark.parametrize("inside", [".", "data", "data/day=1", "data/day=1/f.parquet", ".."])
 def test_a_folder_of_another_format_is_refused_by_name_from_all_around(tmp_path, kind, inside):

@@ -50,6 +50,7 @@ def encodings(table) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_every_reader_knows_the_encodings_of_every_layout(catalog, layout):
     table = create_table(catalog, "test.t", log_schema(), layout, num_buckets=2)
@@ -58,6 +59,7 @@ def test_every_reader_knows_the_encodings_of_every_layout(catalog, layout):
     assert set().union(*found.values()) <= EVERYWHERE, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_position", [False, True])
 def test_every_reader_knows_the_encodings_of_feature_tables(catalog, by_position):
     main = main_table(catalog)
@@ -180,6 +182,7 @@ def test_choices_of_a_newer_format_are_refused_by_name_and_the_present_one_is_li
         write(table, to_batches(make_log(num_users=2)))
 
 
+@pytest.mark.slow
 def test_settings_are_what_the_files_have(catalog):
     settings = WriteSettings(row_group_rows=100, page_bytes=4096, codec="gzip", level=3)
     table = create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=1, settings=settings)

@@ -77,6 +77,7 @@ def test_the_damaged_file_is_named_and_nothing_is_changed(table, kind, damage, t
     assert {file: time for file, time in there.items() if left.get(file) != time} == {}
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_in_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "r.csv"

@@ -69,6 +69,7 @@ def test_adopted_files_go_if_the_write_fails(table: Table) -> None:
     assert on_disk(table) == []
 
 
+@pytest.mark.slow
 def test_a_task_that_ran_twice_is_committed_once_and_the_rest_is_found_by_its_name(table: Table) -> None:
     reference = TableRef.of(table)
     with StagedFiles(table) as files:

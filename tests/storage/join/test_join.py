@@ -202,6 +202,7 @@ def test_threads_change_neither_rows_nor_order_nor_counts(catalog):
     assert pa.Table.from_batches(three.batches()).num_rows == one.counts.left_rows
 
 
+@pytest.mark.slow
 def test_an_error_in_a_thread_reaches_the_reader(catalog):
     main = main_table(catalog, num_buckets=4)
     late = late_table(catalog, LOG)

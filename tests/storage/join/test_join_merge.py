@@ -159,6 +159,7 @@ def test_only_the_request_key_can_be_joined_on(on):
     assert join_order(("request_id", "user_id")) == REQUEST_KEY
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(streams=st.lists(st.tuples(rows, cuts), min_size=1, max_size=4))
 def test_merging_streams_is_sorting_their_rows(streams):

@@ -65,6 +65,7 @@ def test_rejected_rows_say_whose_they_are(tables):
     }
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_go_and_changes_nothing(tables):
     before = [table.metadata_location for table in tables]
     planned = delete_user(tables, USER, dry_run=True)

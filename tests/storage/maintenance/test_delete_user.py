@@ -65,6 +65,7 @@ def test_nothing_of_the_user_is_left_on_disk(catalog, layout):
     assert (again.rows, again.snapshot_id) == (0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [layout for layout in Layout if layout.is_bucketed])
 def test_only_the_files_that_hold_the_user_are_rewritten(catalog, layout):
     table = table_of(catalog, layout)
@@ -80,6 +81,7 @@ def test_only_the_files_that_hold_the_user_are_rewritten(catalog, layout):
         assert check(table).ok
 
 
+@pytest.mark.slow
 def test_days_without_the_user_are_left_alone(catalog):
     table = table_of(catalog, Layout.ARRIVAL)
     before = set(files_of(table))
@@ -140,6 +142,7 @@ def bucket_rows(main, side, without=None):
     return [row for batch in rows for row in batch.to_pylist() if row["user_id"] != without]
 
 
+@pytest.mark.slow
 def test_branches_and_tags_that_hold_the_user_are_named_and_dropped_on_request(catalog):
     table = table_of(catalog, Layout.BY_REQUEST)
     first = table.current_snapshot().snapshot_id
@@ -184,6 +187,7 @@ def test_rows_that_others_append_meanwhile_are_deleted_or_kept_as_they_should(ca
     assert rows_of(TableSource(table.refresh()).batches()) == rows_of(to_batches(OTHERS + late))
 
 
+@pytest.mark.slow
 def test_bad_input_says_what_to_do(catalog):
     main = table_of(catalog, Layout.BY_REQUEST)
     for wrong in ([], ["7"], [1.5], [2**63], [True], [None]):

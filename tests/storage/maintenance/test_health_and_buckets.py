@@ -64,6 +64,7 @@ def test_the_report_counts_what_sql_counts(catalog, layout):
     assert without.buckets.column("users").null_count == without.buckets.num_rows
 
 
+@pytest.mark.slow
 def test_skew_and_a_user_that_no_bucket_count_can_split_are_told(catalog):
     table = new_table(catalog, num_buckets=8)
     rng = np.random.default_rng(0)
@@ -185,6 +186,7 @@ def test_a_feature_table_follows_its_main_table(catalog):
         rebucket(side, 6)
 
 
+@pytest.mark.slow
 def test_bad_input_says_what_to_do(catalog):
     table = new_table(catalog)
     with pytest.raises(ValueError, match="num_buckets must be positive, found 0"):

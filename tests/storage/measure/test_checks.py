@@ -120,6 +120,7 @@ def test_shuffled_requests_are_not_whole(catalog):
     assert not checks.buckets_right(table).ok
 
 
+@pytest.mark.slow
 def test_a_request_in_two_files_is_found(catalog):
     table = new_table(catalog, Layout.BY_REQUEST)
     log = make_log(num_users=10)
@@ -147,6 +148,7 @@ def test_a_row_in_the_wrong_bucket_is_found(table):
     assert f"user {foreign.column('user_id')[0].as_py()} is of bucket" in found.detail
 
 
+@pytest.mark.slow
 def test_an_event_at_the_time_of_its_request_is_found(catalog):
     rng = np.random.default_rng(0)
     for offset_ms, ok in ((-1, True), (0, False)):

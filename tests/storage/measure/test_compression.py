@@ -60,6 +60,7 @@ def test_the_report_has_one_row_per_table_and_column(report_and_tables):
     assert report["level"].to_pylist()[:4] == ["key", "key", "key", "request"]
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_snapshots_files(report_and_tables, catalog):
     report, tables = report_and_tables
     write(tables["by_request"], to_batches(make_log(num_users=30)))  # old files stay on disk and must not count

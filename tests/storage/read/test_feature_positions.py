@@ -144,6 +144,7 @@ def test_rows_that_another_engine_moved_are_refused(catalog, main, side):
         values(main, side, "count")
 
 
+@pytest.mark.slow
 def test_a_main_table_of_the_same_name_is_not_the_same_table(catalog, main, side):
     catalog.purge_table(main.name())
     again = create_table(catalog, ".".join(main.name()), log_schema(), Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)

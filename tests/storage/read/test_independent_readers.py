@@ -38,6 +38,7 @@ def in_order(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=row_key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_duckdb_sees_the_same_rows(catalog, layout):
     table = new_table(catalog, layout)
@@ -53,6 +54,7 @@ def test_duckdb_sees_the_same_rows(catalog, layout):
     assert in_order(found.to_pylist()) == expected_rows()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_polars_sees_the_same_rows(catalog, layout, monkeypatch):
     monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
@@ -66,6 +68,7 @@ def test_polars_sees_the_same_rows(catalog, layout, monkeypatch):
     assert found == expected_rows()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_pyiceberg_sees_the_same_rows(catalog, layout):
     table = new_table(catalog, layout)

@@ -136,6 +136,7 @@ def test_an_older_snapshot_is_read_as_it_was(catalog):
     assert rows_of(TableSource(table).batches()) != rows_of(old)
 
 
+@pytest.mark.slow
 def test_files_without_a_catalog(table):
     source = FileSource(files_of(table), table_schema(table))
     assert rows_of(source.batches()) == rows_of(TableSource(table).batches())
@@ -143,6 +144,7 @@ def test_files_without_a_catalog(table):
     assert rows_of(source.batches(users=users)) == rows_of(TableSource(table).batches(users=users))
 
 
+@pytest.mark.slow
 def test_through_file_io_as_from_object_storage(table, monkeypatch):
     """Anything but a local path goes through the table's FileIO."""
     local = rows_of(TableSource(table).batches())

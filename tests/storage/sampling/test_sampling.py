@@ -98,6 +98,7 @@ def test_the_hash_is_splitmix64_as_published():
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
+@pytest.mark.slow
 @given(ids=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), seed=st.integers(-(2**70), 2**70))
 def test_the_hash_follows_its_definition_in_python_integers(ids, seed):
     def reference_mix(z: int) -> int:
@@ -123,6 +124,7 @@ def test_the_drawn_share_is_within_binomial_bounds_for_consecutive_ids():
     assert abs(both - 0.25) < 5 * math.sqrt(0.25 * 0.75 / ids)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_users():
     code = (
         "import json, numpy as np; from reqdedup.arrays.hashing import stable_hash, below_rate;"
@@ -189,6 +191,7 @@ def test_very_active_users_keep_so_many_whole_requests(keep, whole):
     assert 0 < total["users_cut"] < total["users_after"] == len(sample.user_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(
     "strata",

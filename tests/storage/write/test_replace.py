@@ -68,6 +68,7 @@ def test_another_count_of_buckets_keeps_old_snapshots_readable_and_another_form_
         TableSource(catalog.load_table(NAME), snapshot_id=first)
 
 
+@pytest.mark.slow
 def test_an_empty_table_takes_another_form_too(catalog):
     create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
     report = replace_table(catalog, NAME, log_schema(), Layout.SORTED, [], num_buckets=3)
@@ -110,6 +111,7 @@ def test_columns_that_go_come_and_change_their_type(catalog):
     assert rows_of(TableSource(catalog.load_table(NAME)).batches()) == rows_of(LOG)
 
 
+@pytest.mark.slow
 def test_what_fails_leaves_the_old_content_and_no_file_and_a_new_table_is_not_there(catalog, tmp_path):
     def failing():
         yield LOG[0]
@@ -188,6 +190,7 @@ def test_a_column_or_spec_that_another_engine_changed_does_not_stand_against_a_r
     assert len(table.schemas()) == 3
 
 
+@pytest.mark.slow
 def test_a_write_asks_for_the_layout_that_the_table_has_now(catalog):
     stale = create_table(catalog, NAME, log_schema(), Layout.BY_REQUEST, num_buckets=2)
     replace_table(catalog, NAME, log_schema(), Layout.SORTED, LOG, num_buckets=2)

@@ -171,6 +171,7 @@ def test_greedy_ranges_against_a_loop(sizes, more, limit):
     assert greedy_ranges((limit, np.array(sizes, np.int64)), (15, np.array(others, np.int64))) == ranges
 
 
+@pytest.mark.slow
 @given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=5), data=st.data())
 def test_gather_against_a_list(lengths, data):
     values = [f"{i}-{j}" for i, length in enumerate(lengths) for j in range(length)]

@@ -21,6 +21,7 @@ from tests.storage.tables import data_files_on_disk, files_of, new_table, rows_o
 SORTED_LAYOUTS = [layout for layout in Layout if layout.is_bucketed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_every_layout_gives_back_the_rows_it_was_given(catalog, layout):
     batches = to_batches(make_log())
@@ -34,6 +35,7 @@ def test_every_layout_gives_back_the_rows_it_was_given(catalog, layout):
     assert report.snapshot_id == table.current_snapshot().snapshot_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", SORTED_LAYOUTS)
 def test_sorted_files_keep_order_buckets_and_whole_requests(catalog, layout, monkeypatch):
     monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", 40)
@@ -153,6 +155,7 @@ def test_replace_is_idempotent_and_append_adds(catalog):
     assert rows_of(TableSource(table).batches()) == rows_of(second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(Layout))
 def test_replacing_with_nothing_empties_the_table(catalog, layout):
     table = new_table(catalog, layout)
@@ -179,6 +182,7 @@ def test_shuffled_rows_are_in_random_order_fixed_by_the_seed(catalog):
     assert abs(np.corrcoef(orders["a"], rank)[0, 1]) < 0.1
 
 
+@pytest.mark.slow
 def test_the_control_is_written_as_pyiceberg_would(catalog):
     """Same rows, same order, through `table.append`: the same bytes per column."""
     ours, theirs = (create_table(catalog, f"test.{n}", log_schema(), Layout.SHUFFLED) for n in ("ours", "theirs"))
