@@ -341,7 +341,6 @@ def test_a_catalog_that_is_not_there_is_not_made(tmp_path, capsys, command):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_conflict_is_a_message_and_a_defect_has_its_traceback_only_with_debug(lake, monkeypatch):
     lake.append(0)
 
