@@ -11,7 +11,6 @@ everything replaces `benchmarks/results/serving.jsonl`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.interleaved import Run, Timings, interleaved, line, ratio_row
-from benchmarks.record import write_results
+from benchmarks import claims
+from benchmarks.interleaved import Run, Timings, interleaved, ratio_row
 from benchmarks.serving_by_hand import ServerCore
 from benchmarks.training_by_hand import keep_freed_pages
 from benchmarks.workloads import dcat_config
@@ -89,17 +88,17 @@ class Traffic:
 
     def every_user(self) -> list[RankRequest]:
         """One request of each user who comes back: warms a cache."""
-        return [self._of(user, int(self._ends[user])) for user in range(USERS)]
+        return [self.request(user, int(self._ends[user])) for user in range(USERS)]
 
     def _request(self) -> RankRequest:
         if self.rng.random() < self.new_users:
             self._next_user += 1
-            return self._of(self._next_user, int(4 * self.max_history + self.rng.integers(0, self.max_history)))
+            return self.request(self._next_user, int(4 * self.max_history + self.rng.integers(0, self.max_history)))
         user = int(self.rng.choice(USERS, p=self._share))
         self._ends[user] += self.rng.poisson(NEW_EVENTS)
-        return self._of(user, int(self._ends[user]))
+        return self.request(user, int(self._ends[user]))
 
-    def _of(self, user: int, end: int) -> RankRequest:
+    def request(self, user: int, end: int) -> RankRequest:
         start = int(self.cut.start_of(np.array(end)))
         token = np.arange(start, end) * 7919 + user * 1_000_003
         return RankRequest(
@@ -268,10 +267,9 @@ def append(rounds: int) -> Iterator[Row]:
     """The context pass alone: ten new events of 2,048 against all of them, in a buffer that has room."""
     max_history, steps = 2048, 20
     model = ranking_model(max_history)
-    history = {
-        name: torch.from_numpy(x)
-        for name, x in Traffic(max_history, 1)._of(0, max_history).history.columns.items()  # type: ignore[union-attr]
-    }
+    window = Traffic(max_history, 1).request(0, max_history).history
+    assert window is not None
+    history = {name: torch.from_numpy(x) for name, x in window.columns.items()}
 
     def first(end: int) -> dict[str, torch.Tensor]:
         return {name: x_L[:end] for name, x_L in history.items()}
@@ -305,7 +303,7 @@ def memory(rounds: int) -> Iterator[Row]:
     max_history, candidates = 512, 500
     model = ranking_model(max_history)
     traffic = Traffic(max_history, candidates)
-    requests = [traffic._of(user, max_history) for user in range(60)]
+    requests = [traffic.request(user, max_history) for user in range(60)]
     transforms = Transforms.of(model.config, SCHEMA)
     wanted: np.ndarray | None = None
     for kv_type in KV_TYPES:
@@ -354,21 +352,8 @@ CLAIMS = {"kept": kept, "new_users": new_users, "append": append, "memory": memo
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=list(CLAIMS), help="some of them; nothing is recorded then")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds of each comparison (default 9)")
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
     keep_freed_pages()
-    rows: list[Row] = []
-    for name, measure in CLAIMS.items():
-        if arguments.only is None or name in arguments.only:
-            for row in measure(arguments.rounds):
-                rows.append(row)
-                print(line(row), flush=True)
-    if arguments.only is None:
-        print(write_results("serving", rows))
-    return 0
+    return claims.run("serving", __doc__, CLAIMS, argv)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,10 @@ class ServerCore:
             normed = layer.attention_norm(x_BD)
             own = (layer.queries(normed, None), *layer.keys_values(normed, None))
             rows = [x.transpose(0, 1).split(counts, dim=1) for x in own]
+            contexts = [one.first(number) for one in kept]
             attended = [
-                cross(query, self_key, self_value, *one.first(number), None)  # type: ignore[call-arg]
-                for query, self_key, self_value, one in zip(*rows, kept, strict=True)
+                cross(query, self_key, self_value, key, value, None)
+                for query, self_key, self_value, (key, value) in zip(*rows, contexts, strict=True)
             ]
             x_BD = layer.finish(x_BD, torch.cat(attended, dim=1).transpose(0, 1))
         hidden_B = model.head_in(model.final_norm(x_BD))

@@ -168,7 +168,7 @@ class _Connection(asyncio.Protocol):
     _answer: asyncio.Future[int]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = transport  # type: ignore[assignment]  # asyncio names the base, a stream's can write
         self._found = b""
 
     def exchange(self, request: bytes) -> asyncio.Future[int]:

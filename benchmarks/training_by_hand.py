@@ -12,7 +12,6 @@ everything replaces `benchmarks/results/training_by_hand.jsonl`.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import by_hand
-from benchmarks.interleaved import Run, interleaved, line, ratio_row
-from benchmarks.record import write_results
+from benchmarks import by_hand, claims
+from benchmarks.interleaved import Run, interleaved, ratio_row
 from benchmarks.workloads import (
     Trainer,
     batch_of,
@@ -239,21 +237,8 @@ CLAIMS = {"retrieval": retrieval, "ranking": ranking, "scoring": scoring}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_by_hand", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=list(CLAIMS), help="some of them; nothing is recorded then")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds of each comparison (default 9)")
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
     keep_freed_pages()
-    rows: list[Row] = []
-    for name, measure in CLAIMS.items():
-        if arguments.only is None or name in arguments.only:
-            for row in measure(arguments.rounds):
-                rows.append(row)
-                print(line(row), flush=True)
-    if arguments.only is None:
-        print(write_results("training_by_hand", rows))
-    return 0
+    return claims.run("training_by_hand", __doc__, CLAIMS, argv)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,8 @@ def subcommand(
             context.find_root().obj = context.command_path  # for the message of an error
             return run(Options(**options, command=context.command_path))
 
-        callback.__click_params__ = [*_shared_options(reports), *getattr(run, "__click_params__", [])]  # type: ignore[attr-defined]
+        # Where click's own decorators keep the options of a function that is no command yet.
+        setattr(callback, "__click_params__", [*_shared_options(reports), *getattr(run, "__click_params__", [])])  # noqa: B010
         given = name or run.__name__.replace("_", "-")
         return click.command(given, cls=Subcommand, help=description, short_help=help, examples=examples)(callback)
 

@@ -128,11 +128,14 @@ class RecommendRequest:
     filter: ItemFilter = field(default_factory=ItemFilter)
 
 
+StepName = Literal["retrieval", "light_ranking", "ranking", "reranking"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One step of the funnel. received, passed: items before and after it.  seconds: wall time."""
 
-    name: Literal["retrieval", "light_ranking", "ranking", "reranking"]
+    name: StepName
     received: int
     passed: int
     seconds: float

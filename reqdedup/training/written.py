@@ -45,6 +45,7 @@ def config_for(task: str, schema: EngagementSchema, values: Mapping[str, Any], *
         labels = [column.name for column in schema.labels]
         if task == "retrieval" and "click" not in labels:
             given["positive_label"] = labels[0] if len(labels) == 1 else None
+    # Every configuration of a kind has it, with options of its own, so that `ModelConfig` declares none.
     from_schema: Any = kinds[0].from_schema  # type: ignore[attr-defined]
     return TrainingConfig(model=from_schema(schema, **model), **{**DEFAULTS, **given})
 

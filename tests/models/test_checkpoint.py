@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -140,7 +141,7 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path):
 
 
 class Unpickled:
-    calls: list[int] = []  # noqa: RUF012
+    calls: ClassVar[list[int]] = []
 
     def __reduce__(self):
         return Unpickled.calls.append, (1,)

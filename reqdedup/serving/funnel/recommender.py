@@ -26,6 +26,7 @@ from reqdedup.serving.requests import (
     Retrieved,
     RetrieveRequest,
     Step,
+    StepName,
 )
 from reqdedup.serving.retrieval.retriever import Retriever
 
@@ -159,7 +160,7 @@ class _Steps:
         self.done: list[Step] = []
         self._began = time.perf_counter()
 
-    def add(self, name: str, received: int, passed: int) -> None:
+    def add(self, name: StepName, received: int, passed: int) -> None:
         now = time.perf_counter()
-        self.done.append(Step(name=name, received=received, passed=passed, seconds=now - self._began))  # type: ignore[arg-type]
+        self.done.append(Step(name=name, received=received, passed=passed, seconds=now - self._began))
         self._began = now

@@ -98,9 +98,10 @@ _CLICKS = Schema(
 )
 
 
+@dataclass(kw_only=True)
 class _Counts:
     def counts(self) -> dict[str, int]:
-        return {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 @dataclass(kw_only=True)

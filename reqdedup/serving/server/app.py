@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ class Application:
             raise BadRequestError("action", f"one of {', '.join([*of_bundle, *plain])}", shown(action))
         if action in of_bundle:
             bundle, change = self._bundle(values.get("bundle")), of_bundle[action]
-            work: Callable[[], Any] = lambda: change(bundle)  # noqa: E731
+            work: Callable[[], Any] = partial(change, bundle)
         else:
             work = plain[action]
         try:

@@ -118,6 +118,7 @@ class PatientProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _in_head = True
 
+    # uvicorn's own type: asyncio hands the protocol of a stream a Transport, and calls it a BaseTransport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_head()

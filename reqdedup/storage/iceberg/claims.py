@@ -50,8 +50,10 @@ class KeyOrder:
 
 def user_bounds(table: Table, file: DataFile) -> tuple[int, int]:
     """Lowest and highest user_id of a file, as far as its bounds say."""
-    field = table.schema().find_field(USER_ID).field_id if USER_ID in table.schema().column_names else None
-    low, high = ((bounds or {}).get(field) for bounds in (file.lower_bounds, file.upper_bounds))  # type: ignore[arg-type]
+    if USER_ID not in table.schema().column_names:
+        return -(2**63), 2**63 - 1
+    field_id = table.schema().find_field(USER_ID).field_id
+    low, high = ((bounds or {}).get(field_id) for bounds in (file.lower_bounds, file.upper_bounds))
     return (
         int.from_bytes(low, "little", signed=True) if low else -(2**63),
         int.from_bytes(high, "little", signed=True) if high else 2**63 - 1,

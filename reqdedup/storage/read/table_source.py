@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from pyiceberg.table import Table
+from pyiceberg.typedef import Record
 
 from reqdedup.schema import KEYS, REQUEST_TS, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_no_deletes
@@ -139,5 +140,5 @@ def known_fields(table: Table) -> set[str]:
     return {f"{field.field_id} {field.name}" for schema in table.schemas().values() for field in schema.fields}
 
 
-def _bucket(partition: object, num_buckets: int | None) -> int | None:
-    return partition[0] if num_buckets is not None else None  # type: ignore[index]
+def _bucket(partition: Record, num_buckets: int | None) -> int | None:
+    return partition[0] if num_buckets is not None else None
