@@ -26,21 +26,29 @@ class RequestError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankRequest:
-    """Score these candidates for this user.
+class OfUser:
+    """Who asks, and when: what all requests have.
 
     request: request-level columns by name, plain values; those that the store has may be left out.
-    candidates: item_id [M] int64 and the item-level columns of the model [M] each; an item's own columns may be left
-        out if the bundle's items have them.
     history: the user's window; None asks the store for it.  at, version: which one (`Store.window`).
     """
 
     user_id: int
-    candidates: Mapping[str, np.ndarray]
     request: Mapping[str, Any] = field(default_factory=dict)
     history: Window | None = None
     at: int | None = None
     version: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRequest(OfUser):
+    """Score these candidates for this user.
+
+    candidates: item_id [M] int64 and the item-level columns of the model [M] each; an item's own columns may be left
+        out if the bundle's items have them.
+    """
+
+    candidates: Mapping[str, np.ndarray]
 
     @property
     def num_candidates(self) -> int:
@@ -48,21 +56,26 @@ class RankRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """logits: [M] float32 for each label, candidates in the order asked.
+class OfWindow:
+    """What was read for an answer: what all answers have.
 
-    model: fingerprint of the bundle that computed them.  start, end, version: window of the timeline that was read.
-    context: whether it was kept, extended by new events or computed.  marks: what the answer had to do without,
-        `history` for example; empty if it is whole.
+    start, end, version: window of the timeline.  context: whether it was kept, extended by new events or computed.
+    marks: what the answer had to do without, `history` for example; empty if it is whole.
     """
 
-    logits: Mapping[str, np.ndarray]
-    model: str
     start: int
     end: int
     version: int
     context: ContextOrigin
     marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(OfWindow):
+    """logits: [M] float32 for each label, candidates in the order asked.  model: fingerprint of the bundle."""
+
+    logits: Mapping[str, np.ndarray]
+    model: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,51 +93,36 @@ class ItemFilter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieveRequest:
-    """The `k` items whose vectors are nearest to the user's. request, history, at, version: as of `RankRequest`."""
+class RetrieveRequest(OfUser):
+    """The `k` items whose vectors are nearest to the user's."""
 
-    user_id: int
     k: int
-    request: Mapping[str, Any] = field(default_factory=dict)
-    history: Window | None = None
-    at: int | None = None
-    version: int | None = None
     filter: ItemFilter = field(default_factory=ItemFilter)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieved:
+class Retrieved(OfWindow):
     """item_id: [<= k] int64, best first.  score: [<= k] float32, cosines.  index: exact, or the kind of ANN.
 
-    The other fields are those of `Ranked`.
+    model: fingerprint of the bundle.
     """
 
     item_id: np.ndarray
     score: np.ndarray
     index: str
     model: str
-    start: int
-    end: int
-    version: int
-    context: ContextOrigin
-    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecommendRequest:
-    """A slate for this user. request, history, at, version, filter: as of `RetrieveRequest`.
+class RecommendRequest(OfUser):
+    """A slate for this user.
 
     length: items of the slate, None: those of the configuration.  explains: the answer says what every step took, and
         every term's share of each pick.
     """
 
-    user_id: int
     length: int | None = None
     explains: bool = False
-    request: Mapping[str, Any] = field(default_factory=dict)
-    history: Window | None = None
-    at: int | None = None
-    version: int | None = None
     filter: ItemFilter = field(default_factory=ItemFilter)
 
 
@@ -142,7 +140,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recommended:
+class Recommended(OfWindow):
     """The slate, best first, and what it was composed of.
 
     item_id: [T] int64.  item_key: the ids as the log has them, [T]; None if the bundle has none.
@@ -152,8 +150,7 @@ class Recommended:
     steps: of the funnel, in their order; empty unless asked for.
     retrieval_model, ranking_model: fingerprints of the bundles; ranking_model is empty if nothing was left to rank.
     funnel: fingerprint of the funnel's configuration.
-    start, end, version, context: of the ranking, as of `Ranked`; of the retrieval if nothing was left to rank.
-    marks: what the answer had to do without, `history` or `reranking`.
+    start, end, version, context: of the ranking; of the retrieval if nothing was left to rank.
     request_id: by which clicks find the impression; None if impressions are not logged.
     """
 
@@ -168,9 +165,4 @@ class Recommended:
     retrieval_model: str
     ranking_model: str
     funnel: str
-    start: int
-    end: int
-    version: int
-    context: ContextOrigin
-    marks: tuple[str, ...] = ()
     request_id: int | None = None
