@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from pyiceberg.catalog import Catalog, load_catalog
 
 # pytest-xdist tells its processes a width of 80; what a command prints is not to depend on how the tests are run.
 os.environ.pop("COLUMNS", None)
+# A shell starts what runs in its background with Ctrl-C ignored; what a test interrupts is to be interrupted all the same.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example takes as long as the machine is busy; what is slow shows in --durations.
 settings.register_profile("no deadline", deadline=None)

@@ -54,12 +54,14 @@ class _Grammar:
 @cache
 def _grammar(separator: str, escape: str | None = None) -> _Grammar:
     ends = re.escape(separator)
-    content = r'(?:[^"\\]++|""|\\["\\]?+)*+' if escape else r'(?:[^"]++|"")*+'
+    # Groups are repeated greedily, not possessively: Python before 3.11.5 does not go back over what an unfinished
+    # repetition has read (gh-106052). Each has one way to read a text, so that giving back changes nothing.
+    content = r'(?:[^"\\]++|""|\\(?:["\\]|(?!["\\])))*' if escape else r'(?:[^"]++|"")*'
     spaces = "" if " " in separator else " *+"
-    unquoted = f"[^{ends}]*+" if len(separator) == 1 else f"(?:(?!{ends}).)*+"
+    unquoted = f"[^{ends}]*+" if len(separator) == 1 else f"(?:(?!{ends}).)*"
     plain = rf'(?!{spaces}"){unquoted}'
     field = rf'(?:{spaces}"{content}"|{plain})'
-    rest = rf'(?:{field}{ends})*+(?:(?P<closed>{field}\r?\Z)|(?P<open>{spaces}"{content}\Z))?'
+    rest = rf'(?:{field}{ends})*(?:(?P<closed>{field}\r?\Z)|(?P<open>{spaces}"{content}\Z))?'
     rest_of_open = rest.replace("<closed>", "<closed_later>").replace("<open>", "<open_later>")
     inside = rf'{content}(?:(?P<open>\Z)|"(?:(?P<closed>\r?\Z)|{ends}{rest_of_open}))'
     one = rf'(?:{spaces}"(?P<quoted>{content})"|(?P<plain>{plain}))(?P<end>{ends}|\Z)'
