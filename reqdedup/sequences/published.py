@@ -1,0 +1,157 @@
+"""Definitions that are published: a table of them, and what a change would mean.
+
+A row is one text of one definition; nothing is ever changed or deleted there, so that it is also the history. What
+decides the values of a sequence changes with a new version alone; owner, retention and stage at any time.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.schema import Schema
+from pyiceberg.types import IntegerType, NestedField, StringType, TimestamptzType
+
+from reqdedup.sequences.definition import FREE_FIELDS, EventLog, SequenceDefinition, check_together
+from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
+
+DEFINITIONS_TABLE = "sequence_definitions"
+_SCHEMA = Schema(
+    NestedField(1, "name", StringType(), required=True, doc="name of the sequence"),
+    NestedField(2, "version", IntegerType(), required=True, doc="of what it holds, from 1"),
+    NestedField(3, "fingerprint", StringType(), required=True, doc="of what decides its values"),
+    NestedField(4, "owner", StringType(), required=True, doc="who answers for it"),
+    NestedField(5, "stage", StringType(), required=True, doc="draft, shadow, production or retired"),
+    NestedField(6, "since", TimestamptzType(), required=True, doc="when it was published, UTC"),
+    NestedField(7, "definition", StringType(), required=True, doc="canonical JSON of the whole definition"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What publishing a definition would change. differences: one line each; empty if it is published as it is.
+
+    refused: why it cannot be published; empty if it can.
+    """
+
+    name: str
+    differences: tuple[str, ...]
+    refused: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.refused
+
+
+@dataclass(frozen=True)
+class DefinitionFile:
+    """What a Python file defines: the log's events and the sequences over them."""
+
+    log: EventLog
+    definitions: tuple[SequenceDefinition, ...] = field(default=())
+
+
+def read_definitions(path: str | Path) -> DefinitionFile:
+    """Run a Python file and take the `EventLog` and every `SequenceDefinition` among its names.
+
+    Raises ValueError unless it has one log, and definitions that fit it and each other.
+    """
+    found = runpy.run_path(str(path))
+    logs = [value for value in found.values() if isinstance(value, EventLog)]
+    definitions = [value for value in found.values() if isinstance(value, SequenceDefinition)]
+    if len(logs) != 1:
+        raise ValueError(f"{path}: one EventLog required, found {len(logs)}")
+    check_together(logs[0], definitions)
+    return DefinitionFile(logs[0], tuple(definitions))
+
+
+def published_definitions(catalog: Catalog, namespace: str) -> dict[str, SequenceDefinition]:
+    """Name -> definition that holds now: of the newest version, its latest text."""
+    identifier = f"{namespace}.{DEFINITIONS_TABLE}"
+    if not catalog.table_exists(identifier):
+        return {}
+    rows = catalog.load_table(identifier).scan(selected_fields=("version", "since", "definition")).to_arrow()
+    newest: dict[str, SequenceDefinition] = {}
+    for row in sorted(rows.to_pylist(), key=lambda row: (row["version"], row["since"])):
+        definition = SequenceDefinition.from_json(row["definition"])
+        newest[definition.name] = definition
+    return newest
+
+
+def check_definitions(
+    definitions: Iterable[SequenceDefinition], published: dict[str, SequenceDefinition]
+) -> list[Change]:
+    """What publishing each of these would change."""
+    return [_change(definition, published.get(definition.name)) for definition in definitions]
+
+
+def publish_definitions(
+    catalog: Catalog, namespace: str, log: EventLog, definitions: Sequence[SequenceDefinition]
+) -> list[Change]:
+    """Make these the definitions that hold; what changed. Those that are published as they are stay.
+
+    Raises ValueError, and changes nothing, if one of them changes what a published version holds.
+    """
+    check_together(log, definitions)
+    changes = check_definitions(definitions, published_definitions(catalog, namespace))
+    refused = [change.refused for change in changes if not change.ok]
+    if refused:
+        raise ValueError("; ".join(refused))
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "name": definition.name,
+            "version": definition.version,
+            "fingerprint": definition.fingerprint,
+            "owner": definition.owner,
+            "stage": definition.stage,
+            "since": now,
+            "definition": definition.to_json(),
+        }
+        for definition, change in zip(definitions, changes)
+        if change.differences
+    ]
+    if rows:
+        catalog.create_namespace_if_not_exists(namespace)
+        table = catalog.create_table_if_not_exists(
+            f"{namespace}.{DEFINITIONS_TABLE}", _SCHEMA, properties={"commit.retry.num-retries": "0"}
+        )
+        try:
+            table.append(pa.Table.from_pylist(rows, schema_to_pyarrow(_SCHEMA, include_field_ids=False)))
+        except Exception as error:
+            if is_conflict(error):
+                raise ConflictError(
+                    f"{namespace}.{DEFINITIONS_TABLE}: another process published; check again"
+                ) from error
+            raise
+    return changes
+
+
+def _change(new: SequenceDefinition, old: SequenceDefinition | None) -> Change:
+    if old is None:
+        return Change(name=new.name, differences=(f"{new.name}: new, version {new.version}",))
+    differences = tuple(
+        f"{new.name}: {name}: {_said(getattr(old, name))} -> {_said(getattr(new, name))}"
+        for name in new.__dataclass_fields__
+        if getattr(old, name) != getattr(new, name)
+    )
+    refused = ""
+    if new.version < old.version:
+        refused = f"definition {new.name}: version {old.version} or later required, found {new.version}"
+    elif new.fingerprint != old.fingerprint and new.version == old.version:
+        changed = [line for line in differences if line.split(": ")[1] not in FREE_FIELDS]
+        refused = (
+            f"definition {new.name}: version {old.version + 1} required for a change of what it holds, found version "
+            f"{new.version} again ({'; '.join(changed)})"
+        )
+    return Change(name=new.name, differences=differences, refused=refused)
+
+
+def _said(value: object) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
