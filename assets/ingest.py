@@ -34,11 +34,9 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         )
     log = read_log(
         run_recipe.logs,
-        preset=run_recipe.preset or None,  # type: ignore[arg-type]  # text of the configuration, checked there
-        mapping=run_recipe.mapping or None,
         session_gap_s=recipe.session_gap_s,
         max_history=recipe.max_history,
-        strict=run_recipe.strict,
+        **run_recipe.read_options(),
     )
     done = store.ingest(
         "raw_engagements",

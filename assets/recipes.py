@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,6 +94,28 @@ class Recipe:
     retrieval: TrainRecipe
     ranking: TrainRecipe
 
+    def changed(
+        self,
+        *,
+        seed: int | None = None,
+        num_buckets: int | None = None,
+        sample_rate: float | None = None,
+        max_requests_per_user: int | None = None,
+        training_steps: int | None = None,
+    ) -> Recipe:
+        """The same with everything that is not None in its place. seed: of log, sample and training alike."""
+        trained = _given(num_steps=training_steps, seed=seed)
+        return replace(
+            self,
+            log=replace(self.log, **_given(seed=seed)),
+            sample=replace(
+                self.sample, **_given(rate=sample_rate, max_requests_per_user=max_requests_per_user, seed=seed)
+            ),
+            retrieval=replace(self.retrieval, **trained),
+            ranking=replace(self.ranking, **trained),
+            **_given(num_buckets=num_buckets),
+        )
+
     def retrieval_training(self, schema: EngagementSchema) -> TrainingConfig:
         """Two-tower on everything the log has, its first label the positive one."""
         model = TwoTowerConfig.from_schema(schema, **self.retrieval.sizes())
@@ -102,6 +124,10 @@ class Recipe:
     def ranking_training(self, schema: EngagementSchema) -> TrainingConfig:
         """DCAT on everything the log has, one logit per label."""
         return self.ranking.training(DCATConfig.from_schema(schema, **self.ranking.sizes()), label=_first_label(schema))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _first_label(schema: EngagementSchema) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+from pydantic import Field
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 import warehouse
 from assets.metadata import table_metadata
-from assets.recipes import RECIPES, Recipe
+from assets.run_recipe import RunRecipe
 from reqdedup.environment import LakePlace
 from reqdedup.ingest import IngestReport, ingest
 from reqdedup.logs import LogReader
@@ -26,25 +27,6 @@ PROCESS_TAG = "reqdedup/process"
 """Tag of a run: the process that works on it, by which a run that was killed is found out."""
 
 
-class RunRecipe(dg.ConfigurableResource):
-    """The size of a run, and the log: synthetic if `logs` is empty, else the user's own at that path."""
-
-    recipe: str = "laptop"
-    logs: str = ""
-    preset: str = ""
-    mapping: str = ""
-    strict: bool = False
-
-    def get(self) -> Recipe:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe: one of {', '.join(RECIPES)} required, found {self.recipe!r}")
-        return RECIPES[self.recipe]()
-
-    def log_record(self) -> dict[str, str]:
-        """The log as properties of the table of its rows: its path, or which synthetic one, and a fingerprint."""
-        return warehouse.log_record(recipe=self.recipe, logs=self.logs)
-
-
 class Warehouse(dg.ConfigurableResource):
     """The catalog and the namespace that holds this run's tables; the embedded catalog unless a subclass knows another.
 
@@ -54,15 +36,19 @@ class Warehouse(dg.ConfigurableResource):
     """
 
     run_recipe: dg.ResourceDependency[RunRecipe]
-    namespace: str = ""
-    data_dir: str = str(DATA_DIR)
-    take_over: bool = False
+    namespace: str = Field(
+        default="", description="Namespace of the tables. Empty: named for the run's own log, or for its recipe."
+    )
+    data_dir: str = Field(default=str(DATA_DIR), description="Folder of the embedded catalog, tables and models.")
+    take_over: bool = Field(
+        default=False, description="Take the namespace from a run of another machine, if that run is known to be dead."
+    )
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         run = context.run
         if run is None or context.instance is None:  # made for a look at the tables, not for a run
             return
-        self.run_recipe.get()
+        self.run_recipe.check_log()
         warehouse.check_name(self.resolved_namespace)
         instance, catalog, record = context.instance, self.catalog(), self.run_recipe.log_record()
         mine = warehouse.GraphRun.begin(run.run_id, record[warehouse.LOG])
@@ -86,8 +72,7 @@ class Warehouse(dg.ConfigurableResource):
 
     @property
     def resolved_namespace(self) -> str:
-        recipe = self.run_recipe
-        return self.namespace or warehouse.namespace_of(recipe=recipe.recipe, logs=recipe.logs, preset=recipe.preset)
+        return self.namespace or self.run_recipe.namespace
 
     def identifier(self, name: str) -> str:
         """A table's full name."""
@@ -190,7 +175,7 @@ def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:
     resources = run_config.get("resources", {})
     if "namespace" in (store := resources.get("store", {}).get("config", {})):
         return bool(store["namespace"])
-    return bool(namespace) and not {"logs", "recipe"} & set(resources.get("run_recipe", {}).get("config", {}))
+    return bool(namespace) and not {"logs", "recipe", "seed"} & set(resources.get("run_recipe", {}).get("config", {}))
 
 
 def progress_log(context: dg.AssetExecutionContext) -> Callable[[object], None]:

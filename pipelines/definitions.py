@@ -78,7 +78,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     run_recipe = RunRecipe.configure_at_launch(
         recipe=environment.recipe,
         logs=environment.logs,
-        preset=environment.preset,
+        preset=environment.preset or None,
         mapping=environment.mapping,
         strict=environment.strict,
     )

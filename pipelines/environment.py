@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from assets.run_recipe import LogPreset, Size
 from reqdedup.environment import DATA_DIR_VARIABLE, LakePlace, find_lake, variables
 from warehouse.catalogs import DATA_DIR, embedded_catalog
 from warehouse.namespaces import namespace_of
@@ -56,6 +57,14 @@ class Environment:
             data_dir=(lake.data_dir or Path(found.get(DATA_DIR_VARIABLE) or DATA_DIR)).resolve(),
             lake=lake,
         )
+
+    def __post_init__(self) -> None:
+        for variable, value, known in (
+            ("REQDEDUP_RECIPE", self.recipe, [*Size]),
+            ("REQDEDUP_PRESET", self.preset, [*LogPreset, ""]),
+        ):
+            if value not in known:
+                raise ValueError(f"{variable}: one of {', '.join(filter(None, known))} required, found {value!r}")
 
     @property
     def catalog_properties(self) -> dict[str, str]:

@@ -25,10 +25,13 @@ files from others."""
 END_BYTES = 65_536
 
 
-def namespace_of(*, recipe: str, logs: str = "", preset: str = "") -> str:
-    """The namespace of a log's tables: lower case, a-z, 0-9 and _."""
+def namespace_of(*, recipe: str, logs: str = "", preset: str = "", seed: int | None = None) -> str:
+    """The namespace of a log's tables: lower case, a-z, 0-9 and _.
+
+    seed: of a synthetic log if it is not the recipe's own; a log of the user's own is the same whatever the seed.
+    """
     if not logs:
-        return recipe
+        return recipe if seed is None else f"{recipe}_seed_{seed}"
     name = f"{preset}_{Path(logs).resolve().stem}".lower()
     return re.sub(r"[^a-z0-9]+", "_", name).strip("_") or "log"
 
@@ -39,10 +42,11 @@ def check_name(namespace: str) -> None:
         raise ValueError(f"namespace: letters, digits, _ and - required, found {namespace!r}")
 
 
-def log_record(*, recipe: str, logs: str = "") -> dict[str, str]:
+def log_record(*, recipe: str, logs: str = "", seed: int | None = None) -> dict[str, str]:
     """What raw_engagements says about the log that its rows are of. Raises ValueError if there is no such log."""
     if not logs:
-        return {LOG: f"synthetic, recipe {recipe}", LOG_FINGERPRINT: ""}
+        seeded = "" if seed is None else f", seed {seed}"
+        return {LOG: f"synthetic, recipe {recipe}{seeded}", LOG_FINGERPRINT: ""}
     if not Path(logs).exists():
         raise ValueError(f"log {logs}: a file or folder required, found none")
     return {LOG: str(Path(logs).resolve()), LOG_FINGERPRINT: _fingerprint(logs)}

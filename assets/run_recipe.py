@@ -1,0 +1,109 @@
+"""What a run is told in the launchpad: which log, and what differs from its recipe; typed, with a word on each field."""
+
+from enum import StrEnum
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+import warehouse
+from assets.recipes import RECIPES, Recipe
+
+
+class Size(StrEnum):
+    """Sizes of a run: the names of `assets.recipes.RECIPES`."""
+
+    smoke = "smoke"
+    laptop = "laptop"
+    full = "full"
+
+
+class LogPreset(StrEnum):
+    """Logs that are known: the names of `reqdedup.logs.presets.Preset`."""
+
+    movielens = "movielens"
+    mind = "mind"
+    kuairand = "kuairand"
+
+
+class ComparedLayout(StrEnum):
+    """Layouts that are compared with the shuffled control."""
+
+    sorted = "sorted"
+    by_request = "by_request"
+
+
+class RunRecipe(dg.ConfigurableResource):
+    """Which log, and how large a run: a recipe, and what is to differ from it."""
+
+    recipe: Size = Field(
+        default=Size.laptop, description="Size of the run: smoke (seconds), laptop (minutes) or full (hours)."
+    )
+    logs: str = Field(
+        default="",
+        description="Path of your own log, a file or a folder, on the machine that runs this; empty makes a synthetic "
+        "one. Needs a preset or a mapping.",
+    )
+    preset: LogPreset | None = Field(default=None, description="How to read your log, if it is one of these.")
+    mapping: str = Field(
+        default="", description="How to read any other log: path of a TOML file that names its columns."
+    )
+    strict: bool = Field(default=False, description="Rows of the log that cannot be read fail the run.")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="Of the synthetic log, the user sample and the training. Another seed makes another synthetic log, "
+        "in a namespace of its own. Empty: the recipe's.",
+    )
+    layouts: list[ComparedLayout] = Field(
+        default=[],
+        description="Layouts that compression_report compares with the shuffled control; empty: all. Which are "
+        "written is which assets are selected.",
+    )
+    num_buckets: int | None = Field(
+        default=None, ge=1, description="Buckets of the bucketed tables. Empty: the recipe's."
+    )
+    sample_rate: float | None = Field(
+        default=None, gt=0, le=1, description="Share of the users that training reads, 0 to 1. Empty: the recipe's."
+    )
+    max_requests_per_user: int | None = Field(
+        default=None, ge=1, description="Requests kept of a very active user in the sample. Empty: the recipe's."
+    )
+    training_steps: int | None = Field(
+        default=None, ge=1, description="Optimiser steps of each model. Empty: the recipe's."
+    )
+
+    def get(self) -> Recipe:
+        """The recipe with what differs from it."""
+        return RECIPES[self.recipe.value]().changed(
+            seed=self.seed,
+            num_buckets=self.num_buckets,
+            sample_rate=self.sample_rate,
+            max_requests_per_user=self.max_requests_per_user,
+            training_steps=self.training_steps,
+        )
+
+    def check_log(self) -> None:
+        """Raise ValueError unless a log of the user's own says in exactly one way how to read it."""
+        ways = [name for name in ("preset", "mapping") if getattr(self, name)]
+        if self.logs and len(ways) != 1:
+            raise ValueError(f"logs: a preset or a mapping beside it required, found {' and '.join(ways) or 'neither'}")
+
+    @property
+    def namespace(self) -> str:
+        """Of the tables, unless another is given."""
+        return warehouse.namespace_of(
+            recipe=self.recipe.value, logs=self.logs, preset=self.preset.value if self.preset else "", seed=self.seed
+        )
+
+    def log_record(self) -> dict[str, str]:
+        """The log as properties of the table of its rows: its path, or which synthetic one, and a fingerprint."""
+        return warehouse.log_record(recipe=self.recipe.value, logs=self.logs, seed=self.seed)
+
+    def read_options(self) -> dict[str, Any]:
+        """How the user's own log is read, for `read_log`."""
+        return {
+            "preset": self.preset.value if self.preset else None,
+            "mapping": self.mapping or None,
+            "strict": self.strict,
+        }

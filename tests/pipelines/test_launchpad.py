@@ -1,0 +1,92 @@
+"""What a person types into the launchpad: fields with a type and a word on each, errors before the run begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import dagster as dg
+import pytest
+
+from assets.recipes import RECIPES, smoke
+from assets.run_recipe import LogPreset, RunRecipe, Size
+from pipelines.definitions import build_definitions
+from pipelines.environment import Environment
+from reqdedup.logs.presets import Preset
+from warehouse import embedded_catalog, load_table, open_catalog
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return build_definitions(Environment(recipe="smoke")).resolve_implicit_global_asset_job_def()
+
+
+def configured(**values) -> dict:
+    return {"resources": {"run_recipe": {"config": values}}}
+
+
+def test_the_choices_are_those_of_recipes_and_presets():
+    assert [size.value for size in Size] == list(RECIPES)
+    assert [preset.value for preset in LogPreset] == list(get_args(Preset))
+
+
+def test_every_field_has_a_description(graph):
+    fields = graph.run_config_schema.run_config_schema_type.fields["resources"].config_type.fields
+    for name in ("run_recipe", "store"):
+        for field, config in fields[name].config_type.fields["config"].config_type.fields.items():
+            assert config.description or field == "run_recipe", f"{name}.{field}"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"recipe": "latop"}, "not in enum type Size got latop"),
+        ({"preset": "movielense"}, "not in enum type LogPreset got movielense"),
+        ({"layouts": ["sortd"]}, "not in enum type ComparedLayout got sortd"),
+        ({"training_steps": "many"}, "training_steps"),
+        ({"trainingsteps": 3}, "unexpected config entry"),
+    ],
+)
+def test_what_is_misspelled_is_an_error_before_the_run(graph, values, said):
+    with pytest.raises(dg.DagsterInvalidConfigError, match=r"(?i)" + said):
+        dg.validate_run_config(graph, configured(**values))
+
+
+def test_a_field_that_is_given_is_the_only_one_that_changes():
+    one = RunRecipe(recipe=Size.smoke, seed=4, num_buckets=2, sample_rate=0.5, training_steps=7).get()
+    plain = smoke()
+    assert one == replace(
+        plain,
+        num_buckets=2,
+        log=replace(plain.log, seed=4),
+        sample=replace(plain.sample, rate=0.5, seed=4),
+        retrieval=replace(plain.retrieval, num_steps=7, seed=4),
+        ranking=replace(plain.ranking, num_steps=7, seed=4),
+    )
+    assert RunRecipe(recipe=Size.smoke).get() == plain
+
+
+def test_a_misspelled_variable_is_refused_when_the_graph_is_loaded():
+    with pytest.raises(ValueError, match="REQDEDUP_RECIPE: one of smoke, laptop, full required, found 'latop'"):
+        Environment.from_os({"REQDEDUP_RECIPE": "latop"})
+
+
+@pytest.mark.slow
+def test_runs_of_two_recipes_and_two_seeds_write_into_namespaces_of_their_own(tmp_path, monkeypatch):
+    """One process, one instance, the graph loaded once: the namespace is that of each run's own configuration."""
+    small = replace(smoke(), name="laptop", log=replace(smoke().log, num_users=20))
+    monkeypatch.setitem(RECIPES, "laptop", lambda: small)
+    job = build_definitions(Environment(recipe="smoke", data_dir=tmp_path)).resolve_implicit_global_asset_job_def()
+    catalog, snapshots = open_catalog(embedded_catalog(tmp_path)), {}
+    with dg.DagsterInstance.ephemeral() as instance:
+        for values, namespace in (
+            ({}, "smoke"),
+            ({"recipe": "laptop"}, "laptop"),
+            ({"recipe": "laptop", "seed": 3}, "laptop_seed_3"),
+        ):
+            selection = [dg.AssetKey("raw_engagements")]
+            assert job.execute_in_process(configured(**values), instance=instance, asset_selection=selection).success
+            snapshots[namespace] = load_table(catalog, namespace, "raw_engagements").current_snapshot().snapshot_id
+            for before, snapshot in snapshots.items():
+                assert load_table(catalog, before, "raw_engagements").current_snapshot().snapshot_id == snapshot
+    assert len(set(snapshots.values())) == 3
