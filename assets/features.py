@@ -4,13 +4,13 @@ import dagster as dg
 
 from assets.metadata import feature_metadata
 from assets.resources import Warehouse
-from assets.stages import STORAGE, TABLE
+from assets.stages import STORAGE, TABLE, stage
 from reqdedup import storage
 
 WINDOW_S = 24 * 3600
 
 
-@dg.asset(**STORAGE, deps=["engagements_by_request"], tags=TABLE, kinds={"iceberg"})
+@stage(**STORAGE, deps=["engagements_by_request"], tags=TABLE, kinds={"iceberg"})
 def request_features(store: Warehouse) -> dg.MaterializeResult:
     """A new feature for requests that were stored long ago: how much the user did in the day before the request.
 

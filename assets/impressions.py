@@ -3,11 +3,11 @@
 import dagster as dg
 
 from assets.resources import Warehouse
-from assets.stages import LOG, STORAGE
+from assets.stages import LOG, STORAGE, stage
 from reqdedup.sequences.sqlite_store import SqliteStore
 
 
-@dg.asset(**STORAGE, tags=LOG, kinds={"iceberg"})
+@stage(**STORAGE, tags=LOG, kinds={"iceberg"})
 def impressions(store: Warehouse) -> dg.MaterializeResult:
     """What servers showed since the last run, moved from their log into the tables impressions and impression_clicks.
 

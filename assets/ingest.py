@@ -5,11 +5,11 @@ import dagster as dg
 from assets.impressions import add_mature_impressions
 from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
-from assets.stages import LOG, STORAGE
+from assets.stages import LOG, STORAGE, stage
 from reqdedup.logs import read_log, synthesize, synthetic_schema
 
 
-@dg.asset(**STORAGE, deps=["impressions"], tags=LOG, kinds={"iceberg"})
+@stage(**STORAGE, deps=["impressions"], tags=LOG, kinds={"iceberg"})
 def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """The log as it arrives: one row per impression, by day, in the order of arrival. All tables are made from it.
 

@@ -5,12 +5,12 @@ import dagster as dg
 import warehouse
 from assets.metadata import write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
-from assets.stages import CONTROL, STORAGE, TABLE
+from assets.stages import CONTROL, STORAGE, TABLE, stage
 from reqdedup.storage import TableSource
 
 
 def _layout_asset(name: str, tags: dict[str, str], description: str) -> dg.AssetsDefinition:
-    @dg.asset(**STORAGE, name=name, deps=["raw_engagements"], tags=tags, description=description, kinds={"iceberg"})
+    @stage(**STORAGE, name=name, deps=["raw_engagements"], tags=tags, description=description, kinds={"iceberg"})
     def layout(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
         raw_engagements = store.table("raw_engagements")
         raw = TableSource(raw_engagements)

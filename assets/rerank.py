@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.metadata import curve_metadata
 from assets.resources import Warehouse
-from assets.stages import REPORT, SERVING, TABLE
+from assets.stages import REPORT, SERVING, TABLE, stage
 from assets.training import MODELS, check_one_sample
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.rerank import SlateConfig
@@ -18,7 +18,7 @@ WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 SLATE = SlateConfig(length=10, window=5, standardise=True, terms=(Volume(weight=1.0),))
 
 
-@dg.asset(**SERVING, deps=["training_sample", *MODELS], tags=TABLE, kinds={"iceberg", "torch"})
+@stage(**SERVING, deps=["training_sample", *MODELS], tags=TABLE, kinds={"iceberg", "torch"})
 def scored_candidates(store: Warehouse) -> dg.MaterializeResult:
     """Candidates of held-out requests with the ranking model's score and the retrieval model's item vector.
 
@@ -33,7 +33,7 @@ def scored_candidates(store: Warehouse) -> dg.MaterializeResult:
     return store.result("scored_candidates", **{"dagster/row_count": len(rows)})
 
 
-@dg.asset(**SERVING, deps=["scored_candidates"], tags=REPORT, kinds={"iceberg"})
+@stage(**SERVING, deps=["scored_candidates"], tags=REPORT, kinds={"iceberg"})
 def rerank_report(store: Warehouse) -> dg.MaterializeResult:
     """What variety costs: how much of the relevance a slate keeps as the weight of the term for variety grows.
 

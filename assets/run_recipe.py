@@ -1,4 +1,4 @@
-"""What a run is told in the launchpad: which log, and what differs from its recipe; typed, with a word on each field."""
+"""What a run is told in the launchpad: which log, and what differs from its recipe; every field typed."""
 
 from enum import StrEnum
 from typing import Any

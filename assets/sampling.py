@@ -5,12 +5,12 @@ import dagster as dg
 import warehouse
 from assets.metadata import sample_metadata, write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
-from assets.stages import TABLE, TRAINING
+from assets.stages import TABLE, TRAINING, stage
 from reqdedup import storage
 from reqdedup.storage.features import features_current
 
 
-@dg.asset(**TRAINING, deps=["engagements_by_request", "request_features"], tags=TABLE, kinds={"iceberg"})
+@stage(**TRAINING, deps=["engagements_by_request", "request_features"], tags=TABLE, kinds={"iceberg"})
 def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """What the models are trained on: all rows of the sampled users, with the backfilled feature joined in.
 

@@ -3,14 +3,14 @@
 import dagster as dg
 
 from assets.resources import Warehouse
-from assets.stages import MODEL, SERVING
+from assets.stages import MODEL, SERVING, stage
 from assets.training import MODELS, check_one_sample
 from reqdedup.models import Bundle
 from reqdedup.serving.bundles.places import add_index, find_bundles, publish
 from reqdedup.training.loop import BUNDLE_NAME
 
 
-@dg.asset(**SERVING, deps=list(MODELS), tags=MODEL, kinds={"torch"})
+@stage(**SERVING, deps=list(MODELS), tags=MODEL, kinds={"torch"})
 def serving_bundle(store: Warehouse) -> dg.MaterializeResult:
     """Both models as folders that a server loads: weights, signature, vocabulary, item vectors; nothing pickled.
 

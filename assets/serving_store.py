@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.resources import Warehouse
-from assets.stages import SERVING, TABLE
+from assets.stages import SERVING, TABLE, stage
 from reqdedup.sequences.filling import check_store, event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.storage import TableSource
@@ -11,7 +11,7 @@ from reqdedup.storage import TableSource
 NUM_CHECKED = 200
 
 
-@dg.asset(**SERVING, deps=["engagements_by_request", "request_features"], tags=TABLE, kinds={"sqlite"})
+@stage(**SERVING, deps=["engagements_by_request", "request_features"], tags=TABLE, kinds={"sqlite"})
 def serving_store(store: Warehouse) -> dg.MaterializeResult:
     """What a server reads of its users: each one's timeline and newest request features, in one file.
 

@@ -7,14 +7,14 @@ from pyiceberg.table import Table
 
 from assets.metadata import GLANCE, figures_table, report_metadata, training_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
-from assets.stages import MODEL, REPORT, TRAINING
+from assets.stages import MODEL, REPORT, TRAINING, stage
 from reqdedup import training
 from reqdedup.storage import TableSource
 
 MODELS = ("retrieval_model", "ranking_model")
 
 
-@dg.asset(**TRAINING, deps=["training_sample"], tags=MODEL, kinds={"torch"})
+@stage(**TRAINING, deps=["training_sample"], tags=MODEL, kinds={"torch"})
 def retrieval_model(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """Which items to fetch for a request: a two-tower model, its user tower computed once per request.
 
@@ -28,7 +28,7 @@ def retrieval_model(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     return store.result(**training_metadata(config, result))
 
 
-@dg.asset(**TRAINING, deps=["training_sample"], tags=MODEL, kinds={"torch"})
+@stage(**TRAINING, deps=["training_sample"], tags=MODEL, kinds={"torch"})
 def ranking_model(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """In which order to show the fetched items: DCAT, which encodes the history once per request for all candidates.
 
@@ -41,7 +41,7 @@ def ranking_model(context: dg.AssetExecutionContext, store: Warehouse, run_recip
     return store.result(**training_metadata(config, result))
 
 
-@dg.asset(**TRAINING, deps=list(MODELS), tags=REPORT, kinds={"iceberg"})
+@stage(**TRAINING, deps=list(MODELS), tags=REPORT, kinds={"iceberg"})
 def training_report(store: Warehouse) -> dg.MaterializeResult:
     """The held-out figures of both models, as a table: each beside what guessing would give.
 

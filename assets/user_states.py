@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.resources import Warehouse
-from assets.stages import SERVING, TABLE
+from assets.stages import SERVING, TABLE, stage
 from reqdedup.models.bundle import Bundle
 from reqdedup.sequences.filling import RequestSource, snapshots, user_records
 from reqdedup.serving.retrieval.retriever import Retriever
@@ -21,7 +21,7 @@ def retriever(store: Warehouse) -> Retriever:
     return Retriever.of(Bundle.load(store.model_dir("retrieval_model") / BUNDLE_NAME))
 
 
-@dg.asset(**SERVING, deps=["retrieval_model", "engagements_by_request"], tags=TABLE, kinds={"iceberg", "torch"})
+@stage(**SERVING, deps=["retrieval_model", "engagements_by_request"], tags=TABLE, kinds={"iceberg", "torch"})
 def user_states(store: Warehouse) -> dg.MaterializeResult:
     """The heavy half of retrieval, computed ahead: the user tower over each user's newest window.
 

@@ -21,7 +21,7 @@ import assets.user_states
 from assets.resources import RunRecipe, Warehouse
 from pipelines.dead_runs import dead_runs
 from pipelines.environment import Environment
-from pipelines.progress import progress_logger
+from pipelines.progress import log_readably, progress_logger
 from reqdedup.environment import LakePlace
 
 STAGES = (
@@ -38,17 +38,14 @@ STAGES = (
     assets.user_states,
 )
 
-READABLE = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 everything = dg.define_asset_job(
     "everything",
     selection=dg.AssetSelection.all(),
-    config=READABLE,
     description="The whole graph, from log to report.",
 )
 storage_only = dg.define_asset_job(
     "storage_only",
     selection=dg.AssetSelection.assets("compression_report").upstream(),
-    config=READABLE,
     description="The log, its layouts and the compression report; needs no torch.",
 )
 daily = dg.ScheduleDefinition(
@@ -73,6 +70,7 @@ class DeployedWarehouse(Warehouse):
 
 def build_definitions(environment: Environment) -> dg.Definitions:
     """The graph for one environment. Unpartitioned, in-process: `dg launch --assets '*'` needs no more arguments."""
+    log_readably()
     # At launch, so that a run's configuration of one field leaves the others as they are here, not at their class's
     # defaults.
     run_recipe = RunRecipe.configure_at_launch(

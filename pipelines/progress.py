@@ -13,6 +13,7 @@ import time
 
 import dagster as dg
 from dagster import DagsterEventType
+from dagster._core.execution import context_creation_job
 from dagster_shared.error import SerializableErrorInfo
 
 
@@ -34,6 +35,8 @@ class ProgressFormatter(logging.Formatter):
             text = self._event_text(event, step)
         else:
             text = meta.get("orig_message") if record.levelno >= self.min_level else None
+            if text and text.startswith("Dependencies for step "):  # what follows from a failure that was said before
+                text = None
         if not text:
             return ""
         return f"{time.monotonic() - self.started:7.1f} s  {step:<44} {text}"
@@ -53,9 +56,9 @@ class ProgressFormatter(logging.Formatter):
                 error = getattr(event.event_specific_data, "error", None)
                 return f"FAILED: {reason(error) or event.message}"
             case DagsterEventType.RESOURCE_INIT_FAILURE:
-                return f"REFUSED: {reason(getattr(event.event_specific_data, 'error', None))}"
+                return None  # the run's failure follows, with the reason
             case DagsterEventType.RUN_FAILURE:
-                return "run failed"
+                return f"run failed: {_reason_of_run(event)}"
         return None
 
 
@@ -66,7 +69,27 @@ def reason(error: SerializableErrorInfo | None) -> str:
     """
     while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
         error = error.cause
-    return re.sub(r"^(\w+\.)+(?=\w+: )", "", error.message.strip()) if error is not None else ""
+    if error is None:
+        return ""
+    if error.cls_name == "ValidationError":
+        return _of_fields(error.message)
+    return re.sub(r"^(\w+\.)+(?=\w+: )", "", error.message.strip())
+
+
+def _reason_of_run(event: dg.DagsterEvent) -> str:
+    data = event.job_failure_data
+    first = data.first_step_failure_event
+    if first is not None:
+        return f"{first.step_key}: {reason(first.step_failure_data.error)}"
+    return reason(data.error) or event.message or "no reason was given"
+
+
+def _of_fields(message: str) -> str:
+    """What pydantic says of a configuration's fields, on one line."""
+    head, *lines = message.strip().splitlines()
+    said = [line for line in lines if "For further information" not in line]
+    text = re.sub(r" \[type=\w+, input_value=(.*), input_type=\w+\]", r", found \1;", " ".join(map(str.strip, said)))
+    return f"{head.rpartition(' ')[2]}: {text.rstrip(';')}"
 
 
 class _DropEmpty(logging.StreamHandler):
@@ -86,3 +109,13 @@ def progress_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
     handler.setFormatter(ProgressFormatter(min_level=logging.getLevelName(level)))
     logger.addHandler(handler)
     return logger
+
+
+def log_readably() -> None:
+    """Make `progress_logger` that of every run in this process whose configuration names none.
+
+    Dagster 1.13 takes its own logger then, whatever loggers the definitions have, and its instance's settings can only
+    silence it together with what the UI shows. So the function that it asks is replaced (decision 56); that ends once
+    definitions can name a default logger.
+    """
+    context_creation_job.default_system_loggers = lambda instance: [(progress_logger, {"log_level": "INFO"})]

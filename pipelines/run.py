@@ -16,7 +16,6 @@ from assets.recipes import RECIPES
 from pipelines.dead_runs import fail_dead_runs
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
-from pipelines.progress import reason
 from pipelines.summary import print_summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,11 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         result = job.execute_in_process(instance=instance, asset_selection=selection, raise_on_error=False)
         if result.success:
             print_summary(instance, environment, run_id=result.run_id, seconds=time.monotonic() - started)
-    for event in result.filter_events(lambda event: event.is_step_failure):
-        print(f"failed: {event.step_key}: {reason(event.step_failure_data.error)}", file=sys.stderr)
     refusals = result.filter_events(lambda event: event.event_type is dg.DagsterEventType.RESOURCE_INIT_FAILURE)
-    for event in refusals:
-        print(f"refused: {reason(event.engine_event_data.error)}", file=sys.stderr)
     failed_checks = [check for check in result.get_asset_check_evaluations() if not check.passed]
     for check in failed_checks:
         print(f"check failed: {check.asset_key.to_user_string()} {check.check_name}: {check.metadata}", file=sys.stderr)

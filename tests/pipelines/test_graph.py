@@ -163,9 +163,7 @@ def test_strict_run_fails_and_keeps_the_old_table(smoke_run, tmp_path, capfd):
     done = run_here(*arguments, "--select", "raw_engagements", "--strict", folder=folder, capfd=capfd)
     assert done.returncode == 1
     assert "FAILED" in done.stderr
-    assert (
-        "\nfailed: raw_engagements: " in done.stderr.split("run failed")[-1]
-    )  # the reason is the last thing one reads
+    assert done.stderr.partition("run failed: ")[2].startswith("raw_engagements: LogError: ")  # is read last
     assert content(folder, "strictly", "raw_engagements") == before
 
 

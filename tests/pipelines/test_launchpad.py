@@ -66,6 +66,23 @@ def test_a_field_that_is_given_is_the_only_one_that_changes():
     assert RunRecipe(recipe=Size.smoke).get() == plain
 
 
+def test_a_failed_run_ends_with_its_reason_whatever_job_it_is_of(tmp_path, capfd):
+    """The job that the UI's Materialize launches, without a word of configuration on loggers."""
+    job = build_definitions(Environment(recipe="smoke", data_dir=tmp_path)).resolve_implicit_global_asset_job_def()
+    for values, selected, said in (
+        ({}, "request_features", "request_features: ValueError: table smoke.engagements_by_request is not there;"),
+        ({"seed": -2}, "raw_engagements", "RunRecipe: seed Input should be greater than or equal to 0, found -2"),
+    ):
+        capfd.readouterr()
+        done = job.execute_in_process(
+            configured(**values), asset_selection=[dg.AssetKey(selected)], raise_on_error=False
+        )
+        assert not done.success
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) <= 3
+        assert f"run failed: {said}" in lines[-1]
+
+
 def test_a_misspelled_variable_is_refused_when_the_graph_is_loaded():
     with pytest.raises(ValueError, match="REQDEDUP_RECIPE: one of smoke, laptop, full required, found 'latop'"):
         Environment.from_os({"REQDEDUP_RECIPE": "latop"})
