@@ -32,13 +32,13 @@ from reqdedup.models import TwoTower
 from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import history_name
 from reqdedup.models.two_tower import UserHead
-from reqdedup.sequences.store import Window
+from reqdedup.sequences.store import Window, events_digest
 from reqdedup.serving.requests import ItemFilter
 from reqdedup.serving.retrieval.approximate_index import build_index, index_kind, open_index, recall
 from reqdedup.serving.retrieval.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 from reqdedup.serving.retrieval.retriever import Retriever
-from reqdedup.serving.retrieval.state_cache import StateCache, StateKey, history_digest
+from reqdedup.serving.retrieval.state_cache import StateCache, StateKey
 
 Row = dict[str, Any]
 K, NUM_QUERIES = 100, 100
@@ -184,10 +184,10 @@ def state_rows(rounds: int) -> Iterator[Row]:
         request = {name: batch.request[name] for name in ("device", "user_embedding")}
         key = StateKey("model", 0, 0, 0, length)
         state_D = model.user_state(batch.history).numpy()
-        cache.put(key, history_digest(history), state_D)
+        cache.put(key, events_digest(history), state_D)
 
         def kept(history: Any = history, request: Any = request, cache: Any = cache, key: Any = key) -> np.ndarray:
-            found = cache.get(key, history_digest(history))
+            found = cache.get(key, events_digest(history))
             assert found is not None
             return head(found, request)
 

@@ -138,7 +138,7 @@ def pack_features(values: Mapping[str, Any]) -> bytes:
 
 def unpack_features(data: bytes, names: Sequence[str]) -> dict[str, Any]:
     (length,) = _LENGTH.unpack_from(data)
-    plain = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+    plain = json.loads(data[_LENGTH.size : _LENGTH.size + length].decode())
     found = {}
     for name in names:
         if name in plain:

@@ -7,12 +7,14 @@ import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reqdedup.sequences.store import StoreUnavailableError
+
+T = TypeVar("T")
 
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -42,6 +44,7 @@ class SqliteFile:
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         self.path, self.timeout_s = path, timeout_s
+        self._name = str(path)
         self._idle: list[sqlite3.Connection] = []
         self._pid = os.getpid()
         self._place: tuple[int, int] | None = None
@@ -56,38 +59,63 @@ class SqliteFile:
             row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return json.loads(row[0]) if row else None
 
+    def read(self, look_up: Callable[[sqlite3.Connection], T]) -> T:
+        """What `look_up` answers, all of its queries at one moment. Errors: as of `connection`."""
+        connection, place = self._take()
+        try:
+            connection.execute("BEGIN")
+            try:
+                return look_up(connection)
+            finally:
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            place = None
+            raise self._unavailable(error) from error
+        finally:
+            self._give_back(connection, place)
+
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
         """A connection that nobody else uses; sqlite3's errors as StoreUnavailableError."""
+        connection, place = self._take()
+        try:
+            yield connection
+        except sqlite3.Error as error:
+            place = None
+            raise self._unavailable(error) from error
+        finally:
+            self._give_back(connection, place)
+
+    def _take(self) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
+        """A connection, and which file it is to."""
         if self._pid != os.getpid():  # a connection must not be used, nor closed, in a forked process
             _OF_PARENTS.append(self._idle)
             self._idle, self._pid = [], os.getpid()
-        connection, place = None, None
+        place = self._check_place()
         try:
-            place = self._check_place()
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = _connect(self.path, self.timeout_s)
-            yield connection
+            return self._idle.pop(), place
+        except IndexError:
+            pass
+        try:
+            return _connect(self.path, self.timeout_s), place
         except sqlite3.Error as error:
-            if connection is not None:
-                connection.close()
-                connection = None
-            raise StoreUnavailableError(
-                f"store {self.path}: an answer within {self.timeout_s} s required, {error}"
-            ) from error
-        finally:
-            if connection is not None and place == self._place:
-                self._idle.append(connection)
-            elif connection is not None:
-                connection.close()
+            raise self._unavailable(error) from error
+
+    def _give_back(self, connection: sqlite3.Connection, place: tuple[int, int] | None) -> None:
+        """place: None for a connection that failed."""
+        if place is not None and place == self._place:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
+        return StoreUnavailableError(f"store {self.path}: an answer within {self.timeout_s} s required, {error}")
 
     def _check_place(self) -> tuple[int, int]:
         """Which file stands at the path: what is open must be that one, for an append to one that was removed would be
         lost unseen."""
         try:
-            said = self.path.stat()
+            said = os.stat(self._name)
         except OSError as error:
             self.close()
             raise StoreUnavailableError(f"store {self.path}: its file required, found {error.strerror}") from None

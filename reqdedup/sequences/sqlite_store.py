@@ -32,7 +32,7 @@ from reqdedup.sequences.packing import (
     unpack_features,
 )
 from reqdedup.sequences.sqlite_file import SqliteFile, create_file
-from reqdedup.sequences.store import FillReport, StoreUnavailableError, TimelineEnd, UserRecord, Window
+from reqdedup.sequences.store import FillReport, StoreUnavailableError, TimelineEnd, UserRead, UserRecord, Window
 
 FORMAT = 1
 KEYS_KEPT = 1_000_000
@@ -40,8 +40,13 @@ FILL_TOGETHER = 256
 """Users that a fill writes in one transaction: appends wait for one of them at most."""
 
 _NEWEST = "SELECT id, version, start, end FROM timelines WHERE user_id = ? ORDER BY version DESC LIMIT 1"
+_NEWEST_AND_FEATURES = (
+    "SELECT id, version, start, end, (SELECT data FROM features WHERE user_id = ?1) FROM timelines WHERE user_id = ?1 "
+    "ORDER BY version DESC LIMIT 1"
+)
 _VERSION = "SELECT id, version, start, end FROM timelines WHERE user_id = ? AND version = ?"
 _CHUNKS = "SELECT events FROM chunks WHERE timeline = ? AND number BETWEEN ? AND ? ORDER BY number"
+_FEATURES = "SELECT data FROM features WHERE user_id = ?"
 _PUT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)"
 
 
@@ -118,29 +123,46 @@ class SqliteStore:
         at: int | None = None,
         version: int | None = None,
     ) -> Window | None:
+        return self.fetch(user_id, columns, (), start_of=start_of, at=at, version=version).window
+
+    def fetch(
+        self,
+        user_id: int,
+        columns: Sequence[str],
+        names: Sequence[str],
+        *,
+        start_of: Callable[[int], int],
+        at: int | None = None,
+        version: int | None = None,
+    ) -> UserRead:
         user_id = int(user_id)
         self._packing.check(columns)
-        with self._file.connection() as connection:
-            connection.execute("BEGIN")
-            try:
-                row = connection.execute(_NEWEST, (user_id,)).fetchone()
+
+        def look_up(connection: sqlite3.Connection) -> tuple[Any, ...]:
+            row = connection.execute(_NEWEST_AND_FEATURES if names else _NEWEST, (user_id,)).fetchone()
+            if row is None:
+                packed = connection.execute(_FEATURES, (user_id,)).fetchone() if names else None
+                return None, packed[0] if packed else None
+            timeline, found_version, held_from, held_until, packed = row if names else (*row, None)
+            if version is not None and found_version != version:
+                row = connection.execute(_VERSION, (user_id, version)).fetchone()
                 if row is None:
-                    return None
-                if version is not None and row[1] != version:
-                    row = connection.execute(_VERSION, (user_id, version)).fetchone()
-                    if row is None:
-                        raise no_such_version(user_id, version)
+                    raise no_such_version(user_id, version)
                 timeline, found_version, held_from, held_until = row
-                last = held_until if at is None else at
-                first, last = bounds(held_from, held_until, at, int(start_of(last)))
-                data = self._read(connection, timeline, held_from, first, last)
-            finally:
-                connection.execute("COMMIT")
-        return Window(self._packing.unpack(data, columns), first, last, found_version)
+            last = held_until if at is None else at
+            first, last = bounds(held_from, held_until, at, int(start_of(last)))
+            return (self._read(connection, timeline, held_from, first, last), first, last, found_version), packed
+
+        found, packed = self._file.read(look_up)
+        window = None
+        if found is not None:
+            data, *place = found
+            window = Window(self._packing.unpack(data, columns), *place)
+        return UserRead(window=window, features=unpack_features(packed, names) if packed is not None else {})
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:
         with self._file.connection() as connection:
-            row = connection.execute("SELECT data FROM features WHERE user_id = ?", (int(user_id),)).fetchone()
+            row = connection.execute(_FEATURES, (int(user_id),)).fetchone()
         return unpack_features(row[0], names) if row else {}
 
     def delete_user(self, user_id: int) -> bool:
@@ -169,7 +191,7 @@ class SqliteStore:
     def feature_names(self, user_id: int) -> list[str]:
         """What `request_features` knows of the user."""
         with self._file.connection() as connection:
-            row = connection.execute("SELECT data FROM features WHERE user_id = ?", (int(user_id),)).fetchone()
+            row = connection.execute(_FEATURES, (int(user_id),)).fetchone()
         return feature_names(row[0]) if row else []
 
     def counts(self) -> dict[str, int]:
@@ -197,7 +219,7 @@ class SqliteStore:
 
     def _stage_features(self, connection: sqlite3.Connection, user: UserRecord) -> bool:
         data = pack_features(user.features)
-        row = connection.execute("SELECT data FROM features WHERE user_id = ?", (user.user_id,)).fetchone()
+        row = connection.execute(_FEATURES, (user.user_id,)).fetchone()
         if row is not None and row[0] == data:
             return False
         connection.execute("INSERT INTO filling_features VALUES (?, ?)", (user.user_id, data))

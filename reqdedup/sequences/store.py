@@ -10,6 +10,7 @@ arrived from there on, `window` the seam between them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -36,6 +37,20 @@ class Window:
     start: int
     end: int
     version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserRead:
+    """What a store has of a user, read at one moment.
+
+    window: None for a user without a timeline.
+    features: values of the request-level columns that were asked for, as of `Store.request_features`.
+    failure: why nothing is known of the user; None if the store has answered.
+    """
+
+    window: Window | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
+    failure: StoreUnavailableError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +89,16 @@ class FillReport:
 
     def counts(self) -> dict[str, int]:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith("num_")}
+
+
+def events_digest(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Of a window's events: equal for equal columns, dtypes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(columns):
+        array = np.ascontiguousarray(columns[name])
+        digest.update(f"{name} {array.dtype.str} {len(array)} ".encode())
+        digest.update(array.data)
+    return digest.digest()
 
 
 class WindowError(ValueError):
@@ -137,6 +162,19 @@ class Store(Protocol):
         version: of the timeline, None for the newest. Raises ValueError if the store has no such column, if the
         timeline has no such version, is shorter than `at`, or is held from a later event on.
         """
+        ...
+
+    def fetch(
+        self,
+        user_id: int,
+        columns: Sequence[str],
+        names: Sequence[str],
+        *,
+        start_of: Callable[[int], int],
+        at: int | None = None,
+        version: int | None = None,
+    ) -> UserRead:
+        """`window` of these columns and `request_features` of these names, read together. Raises as `window` does."""
         ...
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:

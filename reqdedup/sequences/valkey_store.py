@@ -32,7 +32,7 @@ from reqdedup.sequences.packing import (
     pack_features,
     unpack_features,
 )
-from reqdedup.sequences.store import FillReport, StoreUnavailableError, TimelineEnd, UserRecord, Window
+from reqdedup.sequences.store import FillReport, StoreUnavailableError, TimelineEnd, UserRead, UserRecord, Window
 
 FORMAT = 1
 KEYS_KEPT_S = 7 * 86_400
@@ -162,13 +162,26 @@ class ValkeyStore:
         at: int | None = None,
         version: int | None = None,
     ) -> Window | None:
+        return self.fetch(user_id, columns, (), start_of=start_of, at=at, version=version).window
+
+    def fetch(
+        self,
+        user_id: int,
+        columns: Sequence[str],
+        names: Sequence[str],
+        *,
+        start_of: Callable[[int], int],
+        at: int | None = None,
+        version: int | None = None,
+    ) -> UserRead:
         self._packing.check(columns)
-        user = self._user(user_id)
+        user, fields = self._user(user_id), ["newest", "f"] if names else ["newest"]
         for _ in range(TRIES):
             with self._answering():
-                newest = self._client.hget(user, "newest")
+                newest, *packed = self._client.hmget(user, fields)
+                features = unpack_features(packed[0], names) if packed and packed[0] is not None else {}
                 if newest is None:
-                    return None
+                    return UserRead(features=features)
                 found_version, timeline, start, end = map(int, newest.split())
                 if version is not None and version != found_version:
                     stands = self._client.hget(user, f"v:{version}")
@@ -179,7 +192,8 @@ class ValkeyStore:
                 first, last = bounds(start, end, at, int(start_of(end if at is None else at)))
                 data = self._read(user, timeline, start, first, last)
             if data is not None:
-                return Window(self._packing.unpack(data, columns), first, last, found_version)
+                window = Window(self._packing.unpack(data, columns), first, last, found_version)
+                return UserRead(window=window, features=features)
         raise StoreUnavailableError(f"store {self.name}: user {user_id} was replaced {TRIES} times while being read")
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
 from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION
-from reqdedup.sequences.store import Store, StoreUnavailableError, Window, WindowError
-from reqdedup.serving.requests import OnMissingHistory, RankRequest, RequestError, RetrieveRequest
+from reqdedup.sequences.store import Store, StoreUnavailableError, UserRead, Window, WindowError
+from reqdedup.serving.requests import OfUser, OnMissingHistory, RankRequest, RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,81 @@ class RankInputs:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class UserReader:
+    """Reads of a user what one model needs, or several together (`|`), in one look into the store.
+
+    columns: of events.  names: request features.  cuts: of the models' windows, the longest of which is read.
+    """
+
+    store: Store | None
+    on_missing_history: OnMissingHistory
+    columns: tuple[str, ...]
+    names: tuple[str, ...]
+    cuts: tuple[HistoryCut, ...]
+
+    @classmethod
+    def of(cls, transforms: Transforms, *, store: Store | None, on_missing_history: OnMissingHistory) -> UserReader:
+        return cls(
+            store=store,
+            on_missing_history=on_missing_history,
+            columns=tuple(history_name(column.name) for column in transforms.history_columns),
+            names=tuple(column.name for column in transforms.request_columns),
+            cuts=(transforms.cut,),
+        )
+
+    def __or__(self, other: UserReader) -> UserReader:
+        return UserReader(
+            store=self.store if other.store is None else other.store,
+            on_missing_history="refuse" if "refuse" in (self.on_missing_history, other.on_missing_history) else "empty",
+            columns=tuple(dict.fromkeys((*self.columns, *other.columns))),
+            names=tuple(dict.fromkeys((*self.names, *other.names))),
+            cuts=tuple(dict.fromkeys((*self.cuts, *other.cuts))),
+        )
+
+    @property
+    def with_all_columns(self) -> UserReader:
+        """Of the store's events: what a digest of them is taken of."""
+        return self if self.store is None else replace(self, columns=tuple(self.store.columns))
+
+    def read(self, request: OfUser) -> UserRead:
+        """What the request does not bring itself. A store that fails is the read's `failure` if that is not refused.
+
+        Raises RequestError, or StoreUnavailableError.
+        """
+        if not -(2**63) <= request.user_id < 2**63:
+            raise RequestError("user_id", "an int64", str(request.user_id))
+        names = [name for name in self.names if name not in request.request]
+        brings_history = request.history is not None
+        if self.store is None or (brings_history and not names):
+            if brings_history:
+                return UserRead()
+            failure = StoreUnavailableError("the request has none, and there is no store")
+            if self.on_missing_history == "refuse":
+                raise RequestError("history", "a history", f"none: {failure}")
+            return UserRead(failure=failure)
+        try:
+            if brings_history:
+                return UserRead(features=self.store.request_features(request.user_id, names))
+            found = self.store.fetch(
+                request.user_id, self.columns, names, start_of=self._start_of, at=request.at, version=request.version
+            )
+        except StoreUnavailableError as error:
+            if self.on_missing_history == "refuse":
+                raise
+            return UserRead(failure=error)
+        except WindowError as error:
+            raise RequestError(error.argument, error.required, error.found) from None
+        except ValueError as error:
+            raise unfit(error) from None
+        if found.window is None and request.at:
+            raise RequestError("at", f"a timeline of {request.at} events", f"none of user {request.user_id}")
+        return found
+
+    def _start_of(self, end: int) -> int:
+        return min(cut.start_of_one(end) for cut in self.cuts)
+
+
 class InputReader:
     """Makes `RankInputs`; a request that cannot be read is refused by a message that names its column."""
 
@@ -79,9 +155,10 @@ class InputReader:
         on_missing_history: OnMissingHistory = "refuse",
         max_candidates: int = 4096,
     ) -> None:
-        self.transforms, self.store, self.items = transforms, store, items
-        self.on_missing_history, self.max_candidates = on_missing_history, max_candidates
-        self._history_columns = tuple(history_name(column.name) for column in transforms.history_columns)
+        self.transforms, self.items, self.max_candidates = transforms, items, max_candidates
+        self.users = UserReader.of(transforms, store=store, on_missing_history=on_missing_history)
+        names = [history_name(column.name) for column in transforms.history_columns]
+        self._no_history = Window({name: np.zeros(0, np.int64) for name in names}, 0, 0, 0)
         self._request_columns = tuple(column.name for column in transforms.request_columns)
         self._item_columns = tuple(column.name for column in transforms.item_columns)
         self._optional = {column.name for column in transforms.columns if column.nullable} | transforms.defaults.keys()
@@ -89,14 +166,11 @@ class InputReader:
 
     def read(self, request: RankRequest) -> RankInputs:
         """Raises RequestError, or StoreUnavailableError if a history is missing and that is refused."""
-        if not -(2**63) <= request.user_id < 2**63:
-            raise RequestError("user_id", "an int64", str(request.user_id))
-        marks: list[str] = []
-        window = self.window(request, marks)
+        window, features, marks = self.user(request)
         try:
             history = self.transforms.history(window.columns, end=window.end)
             item_id_B, row = self.transforms.rows(self._candidates(request.candidates, marks))
-            values = self.transforms.requests([self.features(request, marks)])
+            values = self.transforms.requests([features])
         except (ValueError, TypeError) as error:
             raise error if isinstance(error, RequestError) else unfit(error) from None
         for name, value in ((HISTORY_END, window.end), (TIMELINE_VERSION, window.version)):
@@ -114,55 +188,32 @@ class InputReader:
             marks=tuple(marks),
         )
 
-    def window(self, request: RankRequest | RetrieveRequest, marks: list[str]) -> Window:
-        """The request's own history, else the store's; an unknown user's is empty. marks: grows by what is missing.
+    def user(self, request: OfUser) -> tuple[Window, Mapping[str, Any], list[str]]:
+        """The history, the request features in plain values, and what had to be done without.
 
-        Raises RequestError, or StoreUnavailableError if a history is missing and that is refused.
+        The request's own stand before the store's; an unknown user's history is empty. Raises RequestError, or
+        StoreUnavailableError if a history is missing and that is refused.
         """
-        window = request.history
-        if window is not None:
-            return _checked(window, request)
-        try:
-            if self.store is None:
-                raise StoreUnavailableError("the request has none, and there is no store")
-            found = self.store.window(
-                request.user_id,
-                self._history_columns,
-                start_of=self.transforms.cut.start_of_one,
-                at=request.at,
-                version=request.version,
-            )
-        except StoreUnavailableError as error:
-            if self.on_missing_history == "refuse":
-                if self.store is None:
-                    raise RequestError("history", "a history", f"none: {error}") from None
-                raise
+        marks: list[str] = []
+        read = self.users.read(request) if request.read is None else request.read
+        return self._window(request, read, marks), self._features(request, read, marks), marks
+
+    def _window(self, request: OfUser, read: UserRead, marks: list[str]) -> Window:
+        if request.history is not None:
+            return _checked(request.history, request)
+        if read.failure is not None:
             marks.append("history")
-            return self._no_history()
-        except WindowError as error:
-            raise RequestError(error.argument, error.required, error.found) from None
-        except ValueError as error:
-            raise unfit(error) from None
-        if found is None and request.at:
-            raise RequestError("at", f"a timeline of {request.at} events", f"none of user {request.user_id}")
-        return self._no_history() if found is None else found
+        return self._no_history if read.window is None else read.window
 
-    def _no_history(self) -> Window:
-        return Window({name: np.zeros(0, np.int64) for name in self._history_columns}, 0, 0, 0)
-
-    def features(self, request: RankRequest | RetrieveRequest, marks: list[str]) -> Mapping[str, Any]:
-        """The request's own values over the store's, plain. marks, errors: as of `window`."""
-        values, lacking = request.request, [name for name in self._request_columns if name not in request.request]
+    def _features(self, request: OfUser, read: UserRead, marks: list[str]) -> Mapping[str, Any]:
+        lacking = [name for name in self._request_columns if name not in request.request]
         if not lacking:
-            return values
-        if self.store is not None:
-            try:
-                values = {**self.store.request_features(request.user_id, lacking), **values}
-            except StoreUnavailableError:
-                if self.on_missing_history == "refuse" or not self._optional.issuperset(lacking):
-                    raise
-            lacking = [name for name in lacking if name not in values]
+            return request.request
+        values = {**read.features, **request.request}
+        lacking = [name for name in lacking if name not in values]
         if required := [name for name in lacking if name not in self._optional]:
+            if read.failure is not None and self.users.store is not None:
+                raise read.failure
             column = f"request.{required[0]}" if len(required) == 1 else "request"
             raise RequestError(column, ", ".join(required), "neither in the request nor stored")
         marks.extend(name for name in lacking if name not in self.transforms.defaults)
@@ -205,7 +256,7 @@ def unfit(error: Exception) -> RequestError:
     return RequestError(column or "request", required, found or "another")
 
 
-def _checked(window: Window, request: RankRequest | RetrieveRequest) -> Window:
+def _checked(window: Window, request: OfUser) -> Window:
     """Raises RequestError for a history that is not what it says."""
     if not 0 <= window.start <= window.end:
         raise RequestError("history", "0 <= start <= end", f"{window.start} and {window.end}")

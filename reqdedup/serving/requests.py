@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reqdedup.sequences.store import Window
+from reqdedup.sequences.store import UserRead, Window
 
 ContextOrigin = Literal["kept", "extended", "computed"]
 
@@ -31,6 +31,7 @@ class OfUser:
 
     request: request-level columns by name, plain values; those that the store has may be left out.
     history: the user's window; None asks the store for it.  at, version: which one (`Store.window`).
+    read: what was read of the user already, for several models at once (`UserReader`); None: each reads for itself.
     """
 
     user_id: int
@@ -38,6 +39,7 @@ class OfUser:
     history: Window | None = None
     at: int | None = None
     version: int | None = None
+    read: UserRead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import copy
 
 import numpy as np
 
-from reqdedup.sequences.store import TimelineEnd, Window
+from reqdedup.sequences.store import TimelineEnd, UserRead, Window
 
 COLUMNS = {"item_id": "int64", "ts": "int64", "action": "int32", "dwell": "float32"}
 
@@ -78,6 +78,11 @@ class PlainStore:
             first,
             at,
             version,
+        )
+
+    def fetch(self, user_id, columns, names, **ask):
+        return UserRead(
+            window=self.window(user_id, columns, **ask), features=self.request_features(user_id, names) if names else {}
         )
 
     def request_features(self, user_id, names):

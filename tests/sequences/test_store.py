@@ -109,9 +109,12 @@ def test_a_store_is_lists_in_a_dict(new_store, todo):
                 assert found == wanted
             else:
                 same_window(found, wanted)
-            assert store.request_features(user, ["age", "name", "x", "y"]) == plain.request_features(
-                user, ["age", "name", "x", "y"]
-            )
+            names = ["age", "name", "x", "y"]
+            assert store.request_features(user, names) == plain.request_features(user, names)
+            if "refuse" not in str(wanted):
+                together = store.fetch(user, NAMES, names, **WHOLE)
+                same_window(together.window, wanted)
+                assert (together.features, together.failure) == (plain.request_features(user, names), None)
 
 
 def test_what_arrives_later_never_changes_an_answer(store):

@@ -7,7 +7,8 @@ import numpy as np
 from reqdedup import storage
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.serving.impressions.log import Impression, digest_of
+from reqdedup.sequences.store import events_digest
+from reqdedup.serving.impressions.log import Impression
 from reqdedup.storage import Layout
 
 COLUMNS = {"item_id": "int64", "action": "int32"}
@@ -67,7 +68,7 @@ def impression_of(store, user, request_id, *, num_candidates=5, num_shown=3, hou
         model="m1",
         definition="d1",
         rerank="r1",
-        history_digest=digest_of(window),
+        history_digest=events_digest(window.columns).hex(),
         item_id=item_id,
         score=np.linspace(0, 1, num_candidates),
         logits={"click": np.linspace(-1, 1, num_shown, dtype=np.float32)},

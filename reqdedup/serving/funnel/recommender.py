@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from reqdedup.rerank import rerank
 from reqdedup.serving.funnel.config import FunnelConfig
+from reqdedup.serving.inputs import UserReader
 from reqdedup.serving.requests import (
+    OfUser,
     Ranked,
     RankRequest,
     Recommended,
@@ -35,6 +37,9 @@ _log = logging.getLogger(__name__)
 
 class Ranks(Protocol):
     """A `Ranker`, or what queues for one."""
+
+    @property
+    def users(self) -> UserReader: ...
 
     def rank(self, request: RankRequest) -> Ranked: ...
 
@@ -54,6 +59,7 @@ class Recommender:
         columns which the retriever's items lack."""
         self.retriever, self.ranker, self.config = retriever, ranker, config or FunnelConfig()
         self.config.check_items(retriever.items)
+        self.users = retriever.users | ranker.users
         self.fingerprint, self._now_s = self.config.fingerprint, now_s
 
     def recommend(self, request: RecommendRequest) -> Recommended:
@@ -62,21 +68,15 @@ class Recommender:
         if not 1 <= length <= self.config.ranked:
             raise RequestError("length", f"1 to {self.config.ranked} items", str(length))
         steps = _Steps()
+        if request.read is None:  # once: all steps are of one moment
+            request = replace(request, read=self.users.read(request))
         found = self.retriever.retrieve(
-            RetrieveRequest(
-                user_id=request.user_id,
-                k=self.config.retrieved,
-                request=request.request,
-                history=request.history,
-                at=request.at,
-                version=request.version,
-                filter=request.filter,
-            )
+            RetrieveRequest(k=self.config.retrieved, filter=request.filter, **_of_user(request))
         )
         steps.add("retrieval", len(self.retriever.items), len(found.item_id))
         row_M = self._light(found)
         steps.add("light_ranking", len(found.item_id), len(row_M))
-        ranked = self._ranked(request, found, row_M) if len(row_M) else None
+        ranked = self._ranked(request, row_M) if len(row_M) else None
         score_M = np.zeros(0) if ranked is None else self._score(ranked.logits)
         steps.add("ranking", len(row_M), len(row_M))
         pick_T, contributions, is_reranked = self._slate(row_M, score_M, length)
@@ -109,19 +109,11 @@ class Recommender:
         score_N = self.config.light.scores(found.score, row_N, self.retriever.items, now_s=self._now_s())
         return row_N[np.lexsort((row_N, -score_N))[: self.config.ranked]]
 
-    def _ranked(self, request: RecommendRequest, found: Retrieved, row_M: np.ndarray) -> Ranked:
-        """The ranking of the same moment: events that came since the retrieval are not seen."""
-        items, is_stored = self.retriever.items, request.history is None and "history" not in found.marks
+    def _ranked(self, request: RecommendRequest, row_M: np.ndarray) -> Ranked:
+        items = self.retriever.items
         columns = {name: np.asarray(value_N)[row_M] for name, value_N in items.columns.items()}
         return self.ranker.rank(
-            RankRequest(
-                user_id=request.user_id,
-                candidates={"item_id": items.item_id[row_M], **columns},
-                request=request.request,
-                history=request.history,
-                at=found.end if is_stored else request.at,
-                version=found.version if is_stored else request.version,
-            )
+            RankRequest(candidates={"item_id": items.item_id[row_M], **columns}, **_of_user(request))
         )
 
     def _score(self, logits: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -151,6 +143,11 @@ class Recommender:
             _log.exception("re-ranking failed: the slate is that of the ranking's scores")
             return np.lexsort((row_M, -score_M))[:length], {}, False
         return slate.row, slate.contributions, True
+
+
+def _of_user(request: OfUser) -> dict[str, Any]:
+    """Whose request, and what is known of the user: the same for every step."""
+    return {field.name: getattr(request, field.name) for field in fields(OfUser)}
 
 
 class _Steps:

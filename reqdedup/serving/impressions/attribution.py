@@ -48,9 +48,9 @@ from reqdedup.schema import (
     USER_ID,
     EngagementSchema,
 )
-from reqdedup.sequences.store import Store, Window
+from reqdedup.sequences.store import Store, Window, events_digest
 from reqdedup.serving.impressions.labelled import LabelledImpression, rows_of
-from reqdedup.serving.impressions.log import Click, Impression, LogRecords, digest_of, read_log, sealed_files
+from reqdedup.serving.impressions.log import Click, Impression, LogRecords, read_log, sealed_files
 from reqdedup.storage import Layout, TableSource, write
 from reqdedup.storage.iceberg.layout import table_layout, table_schema
 from reqdedup.storage.maintenance.served_rows import CLICKS, IMPRESSIONS
@@ -342,7 +342,7 @@ def _window(store: Store, impression: Impression, report: MatureReport) -> Windo
     if window is None or window.start != impression.start:
         report.num_forgotten += 1
         return None
-    if impression.history_digest and digest_of(window) != impression.history_digest:
+    if impression.history_digest and events_digest(window.columns).hex() != impression.history_digest:
         report.num_changed += 1
         return None
     return window

@@ -13,7 +13,6 @@ When the table of delivered events, `raw_events`, is there, clicks will be read 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import secrets
 import socket
@@ -30,8 +29,6 @@ from typing import Any, Self
 import numpy as np
 import orjson
 
-from reqdedup.sequences.store import Window
-
 FORMAT = 1
 OPEN, SEALED = ".open", ".log"
 
@@ -42,7 +39,7 @@ class Impression:
 
     request_id: of its own, see `new_request_id`.  request_ts: when it was answered [microseconds since 1970].
     start, history_end, timeline_version: the window of the timeline that was read.
-    history_digest: of that window's events, `digest_of`; empty if it was not taken.
+    history_digest: of that window's events, `events_digest` in hexadecimal; empty if it was not taken.
     model: fingerprint of the ranking model.  definition: of what else made the answer, the funnel for example.
     rerank: version of the re-ranking, empty if there was none.
     item_id: [M] int64, all candidates that were scored.  score: [M] float64, theirs.
@@ -83,16 +80,6 @@ class Click:
 def new_request_id() -> int:
     """A request id that no other server process gives: 62 random bits."""
     return secrets.randbits(62)
-
-
-def digest_of(window: Window) -> str:
-    """Of a window's events: equal for equal columns, dtypes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(window.columns):
-        array = np.ascontiguousarray(window.columns[name])
-        digest.update(f"{name} {array.dtype.str} {len(array)} ".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

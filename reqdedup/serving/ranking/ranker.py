@@ -85,6 +85,7 @@ class Ranker:
             on_missing_history=on_missing_history,
             max_candidates=max_candidates,
         )
+        self.users = self._inputs.users
 
     @classmethod
     def of(cls, bundle: Bundle, **options: Any) -> Ranker:

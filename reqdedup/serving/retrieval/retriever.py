@@ -15,7 +15,7 @@ import torch
 from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import TwoTower, UserHead
-from reqdedup.sequences.store import Store, Window
+from reqdedup.sequences.store import Store, Window, events_digest
 from reqdedup.serving.inputs import InputReader, unfit
 from reqdedup.serving.requests import (
     ContextOrigin,
@@ -28,7 +28,7 @@ from reqdedup.serving.requests import (
 from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, open_index
 from reqdedup.serving.retrieval.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
-from reqdedup.serving.retrieval.state_cache import StateCache, StateKey, history_digest
+from reqdedup.serving.retrieval.state_cache import StateCache, StateKey
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Retriever:
         self.model, self.transforms, self.items, self.index = model, transforms, items, index or ExactIndex(items)
         self.fingerprint, self.states = fingerprint, StateCache(state_bytes)
         self._inputs = InputReader(transforms, store=store, on_missing_history=on_missing_history)
+        self.users = self._inputs.users
 
     @classmethod
     def of(cls, bundle: Bundle, **options: Any) -> Retriever:
@@ -87,11 +88,7 @@ class Retriever:
         """Raises RequestError for what its sender can mend, StoreUnavailableError for what a later try may."""
         if request.k < 1:
             raise RequestError("k", "at least 1 item", str(request.k))
-        if not -(2**63) <= request.user_id < 2**63:
-            raise RequestError("user_id", "an int64", str(request.user_id))
-        marks: list[str] = []
-        window = self._inputs.window(request, marks)
-        plain = self._inputs.features(request, marks)
+        window, plain, marks = self._inputs.user(request)
         read = self.read(window)
         state_D, origin = self.state(request.user_id, read)
         try:
@@ -137,7 +134,7 @@ class Retriever:
             history = self.transforms.history(window.columns, end=window.end)
         except ValueError as error:
             raise unfit(error) from None
-        digest = history_digest({name: values.numpy() for name, values in history.items()})
+        digest = events_digest({name: values.numpy() for name, values in history.items()})
         return ReadWindow(history, window.end - len(history["item_id"]), window.end, window.version, digest)
 
     def user_vector(self, state_D: np.ndarray, request: Mapping[str, torch.Tensor]) -> np.ndarray:

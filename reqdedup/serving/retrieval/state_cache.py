@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +21,6 @@ class StateKey:
     version: int
     start: int
     end: int
-
-
-def history_digest(columns: Mapping[str, np.ndarray]) -> bytes:
-    """Of the events themselves: equal if and only if names, types and values are."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(columns):
-        values = np.ascontiguousarray(columns[name])
-        digest.update(f"{name} {values.dtype.str} {len(values)};".encode())
-        digest.update(values.view(np.uint8).data)
-    return digest.digest()
 
 
 class StateCache:

@@ -103,8 +103,7 @@ class Loader:
         funnel = Recommender(retriever, ranker, self._funnel)
         recommend: Recommender | LoggedRecommender = funnel
         if self.impressions is not None:
-            features = [column.name for one in (retriever, ranker) for column in one.transforms.request_columns]
-            recommend = LoggedRecommender(funnel, self.impressions, store=self.store, features=features)
+            recommend = LoggedRecommender(funnel, self.impressions)
         return Served(parts=parts, recommend=one_by_one(recommend.recommend), rows=self._funnel.ranked)
 
     def _parts(self, place: str) -> list[LoadedPart]:

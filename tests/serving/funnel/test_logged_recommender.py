@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -40,9 +42,8 @@ def served(trained_bundles, tmp_path):
         ranking.model, ranking.transforms, fingerprint=ranking.fingerprint, store=store, items=retriever.items
     )
     funnel = Recommender(retriever, ranker, FunnelConfig(retrieved=60, ranked=30))
-    features = [column.name for bundle in (retrieval, ranking) for column in bundle.transforms.request_columns]
     log = ImpressionLog(tmp_path / "log")
-    recommender = LoggedRecommender(funnel, log, store=store, features=features, now_s=lambda: NOW_S)
+    recommender = LoggedRecommender(funnel, log, now_s=lambda: NOW_S)
     yield recommender, ranker, store, source
     log.close()
     store.close()
@@ -130,24 +131,25 @@ def test_a_history_that_the_store_does_not_have_gives_no_rows(catalog, served, t
     assert report.num_changed + report.num_forgotten == 1
 
 
-@pytest.mark.slow
-def test_an_answer_whose_features_could_not_be_read_ahead_gives_no_rows(served, tmp_path, monkeypatch):
-    """The store fails once: the models ask it again and get them, so the log does not know what they used."""
+def test_an_answer_without_the_store_is_logged_as_one_of_an_unknown_history(served, tmp_path, monkeypatch):
     recommender, _, store, source = served
     user = int(source.to_arrow(["user_id"]).column("user_id")[0].as_py())
-    read, calls = store.request_features, []
+    known = store.request_features(user, recommender.recommender.users.names)
 
-    def fails_once(user_id, names):
-        calls.append(names)
-        if len(calls) == 1:
-            raise StoreUnavailableError("busy")
-        return read(user_id, names)
+    def fails(*_, **__):
+        raise StoreUnavailableError("busy")
 
-    monkeypatch.setattr(store, "request_features", fails_once)
-    recommender.recommend(RecommendRequest(user_id=user, length=5))
-    assert len(calls) > 1
+    monkeypatch.setattr(store, "fetch", fails)
+    with pytest.raises(StoreUnavailableError, match="busy"):
+        recommender.recommend(RecommendRequest(user_id=user, length=5, request=known))
+    funnel = recommender.recommender
+    funnel.users = dataclasses.replace(funnel.users, on_missing_history="empty")
+    answer = LoggedRecommender(funnel, recommender.log).recommend(
+        RecommendRequest(user_id=user, length=5, request=known)
+    )
+    assert answer.marks == ("history",)
     recommender.log.close()
     (path,) = sealed_files(tmp_path / "log")
     (impression,) = read_log(path).impressions
-    assert impression.request == {}
+    assert impression.request.keys() == known.keys()
     assert impression.history_digest == UNKNOWN

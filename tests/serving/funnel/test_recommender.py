@@ -10,11 +10,15 @@ import pytest
 from reqdedup.rerank import SlateConfig, rerank
 from reqdedup.serving.funnel.config import FunnelConfig, LightRanking, load_funnel_config
 from reqdedup.serving.funnel.recommender import Recommender
+from reqdedup.serving.inputs import UserReader
 from reqdedup.serving.requests import ItemFilter, Ranked, RecommendRequest, RequestError, Retrieved
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 
 NUM_ITEMS, DAY_S = 200, 86_400
 NOW_S = 1_790_000_000.0
+
+
+NO_STORE = UserReader(store=None, on_missing_history="empty", columns=(), names=(), cuts=())
 
 
 def all_items():
@@ -32,6 +36,8 @@ def all_items():
 
 class ByAxis:
     """Retrieves the items of the largest first coordinates."""
+
+    users = NO_STORE
 
     def __init__(self, items):
         self.items, self.asked = items, []
@@ -58,6 +64,8 @@ class ByAxis:
 
 class ByCategory:
     """Ranks by category and id."""
+
+    users = NO_STORE
 
     def __init__(self):
         self.asked = []
@@ -124,14 +132,13 @@ def test_every_step_is_its_plain_definition():
     )
 
 
-def test_the_ranking_reads_the_moment_of_the_retrieval():
+def test_marks_of_the_steps_are_marks_of_the_answer():
     ranker = ByCategory()
     ours = recommender(CONFIG, ranker)
-    ours.recommend(RecommendRequest(user_id=7))
+    ours.recommend(RecommendRequest(user_id=7, at=9, version=1))
     assert (ranker.asked[-1].at, ranker.asked[-1].version) == (9, 1)
     assert set(ranker.asked[-1].candidates) == {"item_id", "item_category", "count", "first_seen"}
     assert ours.recommend(RecommendRequest(user_id=8)).marks == ("history",)
-    assert (ranker.asked[-1].at, ranker.asked[-1].version) == (None, None)
 
 
 def test_a_reranking_that_fails_leaves_the_best_by_score_marked(monkeypatch):
@@ -188,7 +195,7 @@ def test_a_configuration_is_read_and_what_does_not_fit_is_named(tmp_path):
 
 def test_columns_and_labels_that_are_not_there_are_named():
     items = all_items()
-    bare = SimpleNamespace(items=ItemVectors.of(items.item_id, items.vectors))
+    bare = SimpleNamespace(items=ItemVectors.of(items.item_id, items.vectors), users=NO_STORE)
     with pytest.raises(ValueError, match="item columns count, first_seen, item_category required, found none"):
         Recommender(bare, ByCategory(), CONFIG)
     with pytest.raises(ValueError, match=r"labels of the ranking model .click, save. required, found buy"):

@@ -17,9 +17,10 @@ from reqdedup import storage
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig
 from reqdedup.models.registry import build_model
+from reqdedup.sequences.store import events_digest
 from reqdedup.serving.impressions import attribution
 from reqdedup.serving.impressions.attribution import collect_impressions, impressions_of, mature_impressions
-from reqdedup.serving.impressions.log import Click, ImpressionLog, digest_of, read_log, sealed_files
+from reqdedup.serving.impressions.log import Click, ImpressionLog, read_log, sealed_files
 from reqdedup.storage import Layout, TableSource
 from reqdedup.training import RequestLoader
 from tests.serving.shown import COLUMNS, HOUR_US, NOW_S, feed_schema, impression_of, raw_table, store_of_users
@@ -340,7 +341,7 @@ def test_the_loop_closes_serve_log_mature_and_read_back_with_the_same_scores(cat
         logits = model.predict_exact(batch).numpy()[::-1]  # as the slate has them
         values = vars(plain) | {
             "logits": {label: logits[:, place].copy() for place, label in enumerate(config.labels)},
-            "history_digest": digest_of(window),
+            "history_digest": events_digest(window.columns).hex(),
         }
         shown.append(type(plain)(**values))
         store.append(user, {"item_id": np.array([number]), "action": np.array([1], np.int32)}, key=f"n{number}")

@@ -269,7 +269,7 @@ class DownStore(PlainStore):
     def window(self, *arguments, **options):
         raise StoreUnavailableError("no answer in 1 s")
 
-    request_features = window
+    fetch = request_features = window
 
 
 def test_a_missing_history_is_refused_or_marked_and_an_unknown_user_has_none():

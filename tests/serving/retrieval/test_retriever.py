@@ -14,13 +14,13 @@ from reqdedup.models.signature import Signature
 from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import UserHead
 from reqdedup.schema import Column, Kind, Level
-from reqdedup.sequences.store import StoreUnavailableError, Window
+from reqdedup.sequences.store import StoreUnavailableError, UserRead, Window, events_digest
 from reqdedup.serving.requests import ItemFilter, RequestError, RetrieveRequest
 from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, build_index
 from reqdedup.serving.retrieval.item_index import ExactIndex, nearest
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 from reqdedup.serving.retrieval.retriever import Retriever
-from reqdedup.serving.retrieval.state_cache import StateCache, StateKey, history_digest
+from reqdedup.serving.retrieval.state_cache import StateCache, StateKey
 from tests.models.batches import two_tower_config
 
 REQUEST = {"device": 3, "user_embedding": [0.5, -1.0, 2.0], "age_days": 40.0}
@@ -58,6 +58,9 @@ class OneTimeline:
             raise StoreUnavailableError("the store does not answer")
         end = 30 if at is None else at
         return window(end, start=start_of(end)) if user_id == 7 else None
+
+    def fetch(self, user_id, columns, names, **ask):
+        return UserRead(window=self.window(user_id, columns, **ask), features=self.request_features(user_id, names))
 
     def request_features(self, user_id, names):
         return {name: REQUEST[name] for name in names if name in ("device", "user_embedding")}
@@ -240,4 +243,4 @@ def test_a_digest_tells_names_types_and_values_apart():
         {"a": np.array([1, 2]), "c": np.array([3])},
         {"a": np.array([1, 2])[:0], "b": np.array([3])[:0]},
     ]
-    assert len({history_digest(history) for history in histories}) == len(histories)
+    assert len({events_digest(history) for history in histories}) == len(histories)
