@@ -1,4 +1,4 @@
-"""All claims about storage: `make bench-storage`, about 40 minutes on two free cores and 20 GB of temporary disk.
+"""All claims about storage: `make bench-storage`, about 45 minutes on two free cores and 20 GB of temporary disk.
 
     python -m benchmarks.storage [--only layouts write] [--quick]
 
@@ -9,6 +9,7 @@ join         bucket join against DuckDB, Polars and Acero                       
 write        CPU and memory of writing BY_REQUEST against pyiceberg's `append`                 10
 maintenance  what one user's change rewrites, what compaction costs                             3
 audit        what `reqdedup audit` predicts against what is written                             2
+news         bytes and CPU on a log of short histories against Polars, DuckDB and pyiceberg     5
 
 Each is a module of its own, `benchmarks.storage_<name>`, with more options. Ratios are within one run; every part
 passes its gates before it reports, and a part that is measured in full replaces
@@ -32,6 +33,7 @@ from benchmarks import (
     storage_join,
     storage_layouts,
     storage_maintenance,
+    storage_news,
     storage_read,
     storage_write,
 )
@@ -96,6 +98,11 @@ def audit(folder: Path, *, quick: bool) -> Rows:
         yield from storage_audit.measure(folder, name, tiny(log) if quick else log, sample_bytes, **logs)
 
 
+def news(folder: Path, *, quick: bool) -> Rows:
+    for rows in (1_000,) if quick else storage_news.ROWS:
+        yield from storage_news.run(folder / str(rows), rows, rounds=1 if quick else storage_news.ROUNDS)
+
+
 PARTS: dict[str, Callable[..., Rows]] = {
     "layouts": layouts,
     "features": features,
@@ -104,6 +111,7 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "write": write,
     "maintenance": maintenance,
     "audit": audit,
+    "news": news,
 }
 
 
