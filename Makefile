@@ -23,7 +23,7 @@ FITTING_PYTHON := 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.vers
 RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '$(LOGS)') \
 	$(if $(PRESET),--preset '$(PRESET)') $(if $(MAPPING),--mapping '$(MAPPING)') \
 	$(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(STRICT),--strict) \
-	$(if $(TAKE_OVER),--take-over))
+	$(if $(MAX_REJECTS),--max-rejects '$(MAX_REJECTS)') $(if $(TAKE_OVER),--take-over))
 
 # Dagster keeps its run history here; without it every command forgets the one before.
 export DAGSTER_HOME := $(CURDIR)/.dagster
@@ -37,9 +37,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
-	@echo "  make run LOGS=ml-100k PRESET=movielens          your own log: movielens, mind or kuairand"
+	@echo "  make run LOGS=ml-100k PRESET=movielens          your own log: movielens, mind, kuairand, ..."
 	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
-	@echo "                                               (STRICT=1: a rejected row fails the run; NAMESPACE=name: where to;"
+	@echo "                                               (STRICT=1: a rejected row fails the run;"
+	@echo "                                               MAX_REJECTS=0.5: half of them do; NAMESPACE=name: where to;"
 	@echo "                                               TAKE_OVER=1: from a run that died on another machine)"
 	@echo "  make study MOVIELENS=ml-100k                 with a section on MovieLens 100K, its folder given"
 	@echo "  make ui PORT=3001                            another port"

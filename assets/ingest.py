@@ -34,7 +34,6 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         )
     log = read_log(
         run_recipe.logs,
-        session_gap_s=recipe.session_gap_s,
         max_history=recipe.max_history,
         **run_recipe.read_options(),
     )

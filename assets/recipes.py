@@ -80,7 +80,6 @@ class Recipe:
 
     log: of the synthetic log; a log of the user's own replaces it.  num_buckets: of the bucketed tables.
     max_history: S, longest history built from a log of the user's own [events].
-    session_gap_s: pause that starts a new request if a log has no request id [s].
     latency_budget_ms: longest time that scoring a request may take, its context computed anew, one thread [ms].
     """
 
@@ -88,7 +87,6 @@ class Recipe:
     log: SyntheticLogConfig
     num_buckets: int
     max_history: int
-    session_gap_s: float = 1800.0
     latency_budget_ms: float = 100.0
     sample: SampleRecipe = field(default_factory=SampleRecipe)
     retrieval: TrainRecipe

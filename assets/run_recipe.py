@@ -21,9 +21,19 @@ class Size(StrEnum):
 class LogPreset(StrEnum):
     """Logs that are known: the names of `reqdedup.logs.presets.Preset`."""
 
-    movielens = "movielens"
-    mind = "mind"
+    amazon_reviews = "amazon_reviews"
+    criteo_attribution = "criteo_attribution"
+    eb_nerd = "eb_nerd"
     kuairand = "kuairand"
+    kuairec = "kuairec"
+    lastfm = "lastfm"
+    mind = "mind"
+    movielens = "movielens"
+    movielens_ratings = "movielens_ratings"
+    open_bandit = "open_bandit"
+    taobao = "taobao"
+    yambda = "yambda"
+    yelp = "yelp"
 
 
 class ComparedLayout(StrEnum):
@@ -49,6 +59,9 @@ class RunRecipe(dg.ConfigurableResource):
         default="", description="How to read any other log: path of a TOML file that names its columns."
     )
     strict: bool = Field(default=False, description="Rows of the log that cannot be read fail the run.")
+    max_rejects: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the log's rows, 0 to 1, above which rejected ones fail the run."
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
@@ -106,4 +119,5 @@ class RunRecipe(dg.ConfigurableResource):
             "preset": self.preset.value if self.preset else None,
             "mapping": self.mapping or None,
             "strict": self.strict,
+            "max_rejects": self.max_rejects,
         }

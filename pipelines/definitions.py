@@ -79,6 +79,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
         preset=environment.preset or None,
         mapping=environment.mapping,
         strict=environment.strict,
+        max_rejects=environment.max_rejects,
     )
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),

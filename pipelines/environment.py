@@ -6,6 +6,7 @@
 | REQDEDUP_LOGS | path of the user's own log; empty makes a synthetic one | |
 | REQDEDUP_PRESET / REQDEDUP_MAPPING | how to read it: movielens, mind, kuairand, or a TOML mapping | |
 | REQDEDUP_STRICT | 1: rejected rows fail the run | 0 |
+| REQDEDUP_MAX_REJECTS | share of rejected rows above which the run fails | 0.1 |
 | REQDEDUP_NAMESPACE | namespace of the tables | preset and log's name, else the recipe's |
 | REQDEDUP_DATA_DIR | folder of the embedded catalog, tables and models | warehouse/data |
 | REQDEDUP_CATALOG__<PROPERTY> | any pyiceberg catalog property, `__` for `.` and `_` for `-`: REQDEDUP_CATALOG__S3__ENDPOINT | embedded SQLite |
@@ -38,6 +39,7 @@ class Environment:
     preset: str = ""
     mapping: str = ""
     strict: bool = False
+    max_rejects: float = 0.1
     namespace: str = ""
     take_over: bool = False
     data_dir: Path = DATA_DIR
@@ -53,6 +55,7 @@ class Environment:
             preset=found.get("REQDEDUP_PRESET", ""),
             mapping=found.get("REQDEDUP_MAPPING", ""),
             strict=found.get("REQDEDUP_STRICT", "") in ("1", "true", "yes"),
+            max_rejects=float(found.get("REQDEDUP_MAX_REJECTS") or 0.1),
             namespace=found.get("REQDEDUP_NAMESPACE", ""),
             data_dir=(lake.data_dir or Path(found.get(DATA_DIR_VARIABLE) or DATA_DIR)).resolve(),
             lake=lake,

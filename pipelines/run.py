@@ -32,11 +32,12 @@ def main(argv: list[str] | None = None) -> int:
         mapping=str(Path(arguments.mapping).resolve()) if arguments.mapping else "",
         namespace=arguments.namespace,
         strict=arguments.strict,
+        max_rejects=arguments.max_rejects,
         take_over=arguments.take_over,
     )
     if environment.logs and not (environment.preset or environment.mapping):
         print(
-            "error: LOGS needs PRESET=movielens|mind|kuairand or MAPPING=<toml file>; see docs/mapping.md",
+            "error: LOGS needs PRESET=<name> (movielens, mind, kuairand, ...) or MAPPING=<toml file>; see docs/mapping.md",
             file=sys.stderr,
         )
         return 2
@@ -72,11 +73,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.run", description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=sorted(RECIPES), default=None, help="size of the run (default laptop)")
     parser.add_argument("--logs", default="", help="your own log: a file or a folder")
-    parser.add_argument("--preset", default="", help="how to read it: movielens, mind or kuairand")
+    parser.add_argument("--preset", default="", help="how to read it: movielens, mind, kuairand, ...")
     parser.add_argument("--mapping", default="", help="how to read it: a TOML file that names the columns")
     parser.add_argument("--namespace", default="", help="namespace of the tables (default: named for log or recipe)")
     parser.add_argument("--take-over", action="store_true", help="take the namespace from a run that died elsewhere")
     parser.add_argument("--strict", action="store_true", help="fail when rows of the log are rejected")
+    parser.add_argument("--max-rejects", type=float, default=0.1, help="fail when a larger share is rejected")
     parser.add_argument("--select", default="", help="only these assets, by comma")
     return parser.parse_args(argv)
 

@@ -71,7 +71,7 @@ class OneOf(click.Choice[str]):
 
 POSITIVE, NUMBER = Checked(values.whole), Checked(values.number)
 BUCKETS = Checked(values.whole, most=values.MOST_BUCKETS)
-AGE, PAIR = Checked(values.age), Checked(values.pair)
+AGE, PAIR, SHARE = Checked(values.age), Checked(values.pair), Checked(values.share)
 
 
 class Option(click.Option):

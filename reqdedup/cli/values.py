@@ -35,6 +35,16 @@ def number(text: str, *, least: float = 0.0, most: float = 1e12) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """'0.1' or '10%'."""
+    is_percentage = text.endswith("%")
+    try:
+        value = number(text.removesuffix("%"), most=100 if is_percentage else 1)
+    except ValueError:
+        raise ValueError(f"a share from 0 to 1, or 0% to 100%, required, found {_shown(text)}") from None
+    return value / 100 if is_percentage else value
+
+
 def age(text: str) -> timedelta:
     """'5d', '36h', '90m', '0s'."""
     found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([smhdw])|0", text)

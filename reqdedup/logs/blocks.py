@@ -48,6 +48,13 @@ def lists_of_texts(texts: pl.Series, unfit: pl.Series, length_R: np.ndarray) -> 
     return lists, nothing_unfit(len(length_R)).scatter(bad["row"], bad["unfit"])
 
 
+def unknown_labels(name: str, lists: pl.Series, present: pl.Series) -> pl.Series:
+    """The lists of a column; of one that says which candidates have a label, null where it does not say so."""
+    if not name.startswith("label "):
+        return lists
+    return pl.select(pl.when(present).then(lists)).to_series()
+
+
 def nothing_unfit(num_rows: int) -> pl.Series:
     """Nulls: every value fits."""
     return pl.Series([None], dtype=pl.String).new_from_index(0, num_rows)

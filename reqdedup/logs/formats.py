@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,7 +17,7 @@ from reqdedup.logs.json_lines import json_blocks
 from reqdedup.logs.mapping import LogMapping
 from reqdedup.logs.parquet import parquet_blocks
 from reqdedup.logs.records import header_fields, join_quoted, sniff_separator, split_records
-from reqdedup.logs.text import BLOCK_BYTES, line_blocks
+from reqdedup.logs.text import BLOCK_BYTES, COMPRESSED, line_blocks
 from reqdedup.logs.values import split_text
 
 _FORMAT_OF_SUFFIX = {
@@ -33,7 +34,12 @@ _FORMAT_OF_SUFFIX = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_COMPRESSED = (".gz", ".bz2", ".zst")
+_NO_LOG = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|citation|(md5|sha\d*|check)[._-]?sums?|md5|sha\d+)\b.*\.(txt|json)$",
+    re.IGNORECASE,
+)
+"""Names of what lies beside a log, though it has an ending that a log may have."""
+
 _SNIFFED_BYTES = 2**16
 _SNIFFED_LINES = 50
 UNCLEAR_ESCAPE = (
@@ -42,24 +48,41 @@ UNCLEAR_ESCAPE = (
 )
 
 
-def find_files(path: Path, mapping: LogMapping) -> list[Path]:
-    """The files of a log in order of their names: the file itself, or those of a folder that fit the mapping."""
+def find_files(path: Path, mapping: LogMapping) -> tuple[list[Path], list[Path]]:
+    """The files of a log in order of their names, and those of the folder that are none.
+
+    The file itself, or those of a folder that fit the mapping's `files`. Without these, those with an ending of a
+    format that are not hidden, in no hidden folder, and not named as what comes with data sets: README, LICENSE,
+    checksums. Raises LogError if there is none.
+    """
     if path.is_file():
-        return [path]
+        return [path], []
     if not path.exists():
         raise LogError(f"{path}: a file or folder with a log required, found nothing there; check the path")
-    inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_")))
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    shown = [file for file in inside if not _is_hidden(file.relative_to(path))]
     for pattern in mapping.files:
-        chosen = [file for file in inside if fnmatch(file.name, pattern) or fnmatch(_plain(file).name, pattern)]
+        chosen = [file for file in shown if fnmatch(file.name, pattern) or fnmatch(_plain(file).name, pattern)]
         if chosen:
-            return chosen
+            return chosen, []
     if not mapping.files:
-        chosen = [file for file in inside if _plain(file).suffix.lower() in _FORMAT_OF_SUFFIX]
+        chosen = [file for file in shown if _is_log(_plain(file))]
         if chosen:
-            return chosen
+            return chosen, [file for file in inside if file not in set(chosen)]
     wanted = ", ".join(mapping.files) or ", ".join(f"*{suffix}" for suffix in _FORMAT_OF_SUFFIX)
     found = ", ".join(file.name for file in inside[:5]) or "no file at all"
-    raise LogError(f"{path}: files like {wanted} required, found {found}; name the file, or `files` in the mapping")
+    raise LogError(
+        f"{path}: files like {wanted} required, found {found}; name the file, or `files` in the mapping"
+        + ("" if mapping.files or not inside else ". Hidden files, README, licences and checksums are no log")
+    )
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) and "=" not in part for part in path.parts)
+
+
+def _is_log(path: Path) -> bool:
+    return path.suffix.lower() in _FORMAT_OF_SUFFIX and not _NO_LOG.match(path.name)
 
 
 def read_size(path: Path, mapping: LogMapping) -> int:
@@ -70,7 +93,7 @@ def read_size(path: Path, mapping: LogMapping) -> int:
         if format_of(path, mapping) == "parquet":
             metadata = pq.read_metadata(path)
             return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-        return path.stat().st_size * (5 if path.suffix.lower() in _COMPRESSED else 1)
+        return path.stat().st_size * (5 if path.suffix.lower() in COMPRESSED else 1)
     except (OSError, pa.ArrowInvalid):
         return 0
 
@@ -102,7 +125,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _plain(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
 def format_of(path: Path, mapping: LogMapping) -> str:
@@ -115,7 +138,7 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
     separator = _separator(path, mapping)
     names: list[str] = []
     fields: dict[str, str] = {}
-    for block in join_quoted(lines, separator, mapping.escape):
+    for block in join_quoted(lines, separator, mapping.escape, quotes=mapping.quotes):
         frame = block.frame.with_columns(pl.lit(file, pl.UInt32).alias("file"))
         if frame.is_empty():
             continue
@@ -123,7 +146,9 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
             names, has_header = _header(frame["raw"][0], separator, mapping)
             fields = {name: f"field_{names.index(column)}" for name, column in resolve_columns(mapping, names).items()}
             frame = frame.slice(int(has_header))
-        split = split_records(rejects.split(frame, [ENCODING]), separator, len(names), mapping.escape)
+        split = split_records(
+            rejects.split(frame, [ENCODING]), separator, len(names), mapping.escape, quotes=mapping.quotes
+        )
         found = pl.col("num_fields_found")
         balanced = pl.format(f"{len(names)} fields required, found {{}}", found)
         counted = (
@@ -136,24 +161,26 @@ def _text_blocks(path: Path, mapping: LogMapping, rejects: Rejects, file: int, b
         good = rejects.split(
             split,
             [
-                Check("truncated", (pl.col("line") == block.unfinished) & (found < len(names)), counted),
+                Check("truncated", (pl.col("line") == block.unfinished) & found.is_between(0, len(names) - 1), counted),
                 Check("fields", found != len(names), counted),
             ],
         )
         columns = []
         for name, field in fields.items():
             separated = mapping.list_separators.get(name)
-            columns.append(_field(field, separated, mapping.missing_texts, is_history=name == "history").alias(name))
+            columns.append(_field(field, separated, mapping.missing_texts, name=name).alias(name))
         yield Block(good.select("line", "raw", *columns), block.num_bytes)
 
 
-def _field(field: str, separator: str | None, missing: list[str], *, is_history: bool) -> pl.Expr:
+def _field(field: str, separator: str | None, missing: list[str], *, name: str) -> pl.Expr:
     """A field as it stands or as the pieces of its text, null where it means missing."""
     if separator is None:
         return pl.when(~pl.col(field).is_in(missing)).then(pl.col(field))
     pieces = split_text(pl.col(field), separator)
-    if is_history:
+    if name == "history":
         return pieces
+    if name.startswith("label "):
+        pieces = pl.when(~pl.col(field).is_in(missing)).then(pieces)
     return pieces.list.eval(pl.when(~pl.element().is_in(missing)).then(pl.element()))
 
 

@@ -16,7 +16,7 @@ import polars as pl
 
 from reqdedup.logs.checks import Check, Rejects
 from reqdedup.logs.ids import hash_strings
-from reqdedup.logs.mapping import FeatureRule, LogMapping
+from reqdedup.logs.mapping import MAX_ORDER, FeatureRule, IdRule, LogMapping
 from reqdedup.logs.values import (
     FAR_FUTURE_US,
     INTEGER_ID,
@@ -51,12 +51,8 @@ def detect_id_types(frames: Iterator[pl.DataFrame], mapping: LogMapping) -> IdTy
     The first frame that has an id decides about it, for all files. Most and not all, since one bad id must not turn a
     log's integers into strings; the bad ones are rejected. `007` and dates are strings.
     """
-    rules = {
-        "user": mapping.user_id.type,
-        "item": mapping.item_id.type if mapping.item_id else mapping.candidate_id_type,
-    }
-    if mapping.request_id:
-        rules["request"] = mapping.request_id.type
+    rules = {name: "string" if rule.all_of else rule.type for name, rule in _id_rules(mapping).items()}
+    rules.setdefault("item", mapping.candidate_id_type)
     found: dict[str, bool | None] = {name: None if rule == "auto" else rule == "string" for name, rule in rules.items()}
     empty = True
     for frame in frames:
@@ -72,6 +68,11 @@ def detect_id_types(frames: Iterator[pl.DataFrame], mapping: LogMapping) -> IdTy
         item=found["item"] is not False,
         request=found.get("request", False) is not False,
     )
+
+
+def _id_rules(mapping: LogMapping) -> dict[str, IdRule]:
+    rules = {"user": mapping.user_id, "item": mapping.item_id, "request": mapping.request_id}
+    return {name: rule for name, rule in rules.items() if rule is not None}
 
 
 def _are_strings(frame: pl.DataFrame, name: str, mapping: LogMapping) -> bool | None:
@@ -102,9 +103,15 @@ class ImpressionParser:
         self._text_ids = {name for name in ("user", "item", "request") if getattr(ids, name)}
         if mapping.request_id and mapping.request_id.type == "int":  # hashed with its scope, and an integer still
             self._text_ids.discard("request")
+        self._parts = {
+            name: list(rule.sources(name)) for name, rule in _id_rules(mapping).items() if rule.all_of
+        }  # of an id of several columns
+        self._text_ids |= {part for parts in self._parts.values() for part in parts}
         latest = mapping.time.latest or datetime.now(UTC) + timedelta(days=1)
         self._earliest_us = round(mapping.time.earliest.timestamp() * 1e6)
         self._latest_us = round(latest.timestamp() * 1e6)
+        if mapping.time.is_order:
+            self._earliest_us, self._latest_us = 0, MAX_ORDER * 1_000_000
 
     def parse(self, frame: pl.DataFrame, file: int) -> pl.DataFrame:
         """Impressions of a block's rows (columns: internal names, line, raw); the rest goes to the rejects."""
@@ -114,6 +121,7 @@ class ImpressionParser:
             pl.lit(file, pl.UInt32).alias("file"),
             *(self._without_nulls(name, frame.schema[name]) for name in mapping.sources() if name not in lists),
         )
+        frame = frame.with_columns(_joined(parts, frame.schema).alias(name) for name, parts in self._parts.items())
         if frame["raw"].null_count() == frame.height:
             shown = [name for name in ("user", "request", "item", "time") if name in frame.columns]
             texts = [pl.format(f"{name}={{}}", pl.col(name).cast(pl.String).fill_null("null")) for name in shown]
@@ -158,12 +166,20 @@ class ImpressionParser:
             if mapping.time.formats
             else "a number, or ISO 8601 with seconds, required; otherwise name its `format` in [time]"
         )
+        if mapping.time.is_order:
+            wanted = f"a whole number from 0 to {MAX_ORDER} required, as an order"
         absurd = (pl.col("ts_us") < self._earliest_us) | (pl.col("ts_us") > self._latest_us)
         as_time = pl.from_epoch(pl.col("ts_us"), time_unit="us").dt.to_string("%Y-%m-%d %H:%M:%S")
         as_time = pl.when(pl.col("ts_us") < FAR_FUTURE_US).then(as_time).otherwise(pl.lit("a year after 9999"))
         checks += [
             Check("time", pl.col("ts_us").is_null(), pl.format(f"time {{}} cannot be read; {wanted}", time_text)),
-            Check("absurd_time", absurd, pl.format("time {} means {}, check its unit", time_text, as_time)),
+            Check(
+                "absurd_time",
+                absurd,
+                pl.format(f"time {{}}: {wanted}", time_text)
+                if mapping.time.is_order
+                else pl.format("time {} means {}, check its unit", time_text, as_time),
+            ),
         ]
         columns = []
         for rule in mapping.request_columns:
@@ -212,7 +228,8 @@ class ImpressionParser:
         """One row per candidate; lists of labels and item columns go along with their candidates."""
         rule = self._mapping.candidates
         assert rule is not None
-        along = [name for name in self._mapping.sources() if name.startswith(("label ", "row "))]
+        listed = [f"label {label.name}" for label in self._mapping.labels if label.listed]
+        along = [name for name in self._mapping.sources() if name.startswith(("label ", "row ")) and name not in listed]
         lists = ["candidates", *along]
         length = pl.col("candidates").list.len()
         checks = [Check("candidates", length.fill_null(0) == 0, pl.lit("at least one candidate required"))]
@@ -225,6 +242,9 @@ class ImpressionParser:
             frame = frame.with_columns(pl.int_ranges(0, length, dtype=pl.Int32).alias("position"))
             lists.append("position")
         frame = frame.explode(lists)
+        frame = frame.with_columns(
+            pl.col(name).list.contains(pl.col("candidates")).cast(pl.Int32).cast(pl.String) for name in listed
+        )
         columns = [self._without_nulls(name, frame.schema[name]) for name in along]
         columns.append(candidate_item("candidates", rule).alias("item"))
         if rule.label:
@@ -248,13 +268,18 @@ class ImpressionParser:
             if name not in frame.columns:
                 columns.append(pl.lit(None, pl.Int32).alias(label.name))
                 continue
+            if label.one_of:
+                said = read_feature(pl.col(name), schema[name], FeatureRule(name=name, columns=(), dtype="string"))
+                columns.append(said.is_in(list(label.one_of)).cast(pl.Int32).alias(label.name))
+                continue
             value, number = pl.col(name), pl.col(f"number {name}")
             numbers.append(read_float(value, schema[name]).alias(f"number {name}"))
             columns.append(read_label(number, label).alias(label.name))
             no_number = number.is_null() & value.is_not_null()
-            within = f"from {label.lowest:g} to {label.highest:g}"
+            within = f"{label.lowest:.15g} to {label.highest:.15g}"
             if label.at_least is None:
-                within = f"a whole number {within}, at most {2**31 - 1},"
+                within = f"{max(label.lowest, -(2**31)):.15g} to {min(label.highest, 2**31 - 1):.15g}"
+            within = f"a {'whole ' if label.at_least is None else ''}number from {within}"
             shown = (pl.lit(label.name), value.cast(pl.String))
             checks += [
                 Check("label", no_number, pl.format("{} {}: no number", *shown)),
@@ -281,12 +306,24 @@ class ImpressionParser:
             frame = frame.with_columns(hash_strings(scoped.to_series()).alias("request_id"))
         keep = ["user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us"]
         keep += [*self._mapping.label_names, *(rule.name for rule in self._features), "history", "history_times"]
-        keep += ["position", "file", "line"]
+        candidates = self._mapping.candidates
+        keep += [*(["position"] if candidates and candidates.position else []), "file", "line"]
         return frame.select(name for name in keep if name in frame.columns)
 
     @property
     def _features(self) -> tuple[FeatureRule, ...]:
         return self._mapping.request_columns + self._mapping.item_columns
+
+
+def _joined(parts: list[str], schema: pl.Schema) -> pl.Expr:
+    """Texts of several columns as one, which two different combinations never share; null if one of them is."""
+    texts = [
+        read_string_id(pl.col(part), schema[part])
+        .str.replace_all("\\", "\\\\", literal=True)
+        .str.replace_all("|", "\\|", literal=True)
+        for part in parts
+    ]
+    return pl.concat_str(texts, separator="|")
 
 
 def _with_id(frame: pl.DataFrame, name: str, *, is_string: bool) -> pl.DataFrame:
@@ -310,7 +347,7 @@ def _id_checks(name: str, is_string: bool) -> list[Check]:
 
 
 def _unfit_check(name: str) -> Check:
-    reason = _REASONS.get(name) or ("label" if name.startswith("label ") else "value")
+    reason = _REASONS.get(name.partition("+")[0]) or ("label" if name.startswith("label ") else "value")
     return Check(reason, pl.col(f"unfit {name}").is_not_null(), pl.format(f"{name} {{}}", pl.col(f"unfit {name}")))
 
 

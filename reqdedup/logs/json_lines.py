@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from reqdedup.logs.blocks import ID_NAMES, Block, lists_of_texts, with_unfit
+from reqdedup.logs.blocks import ID_NAMES, Block, lists_of_texts, unknown_labels, with_unfit
 from reqdedup.logs.checks import ENCODING, Check, Rejects
 from reqdedup.logs.mapping import LogMapping
 from reqdedup.logs.records import without_blanks
@@ -108,7 +108,8 @@ def _lists(read: pl.DataFrame, name: str, separator: str) -> tuple[pl.Series, pl
     of_arrays, unfit = lists_of_texts(elements["text"], elements["unfit"], length_R)
     pieces = read.select(split_text(pl.col(name), separator)).to_series()
     is_array = read[f"array {name}"]
-    return of_arrays.zip_with(is_array, pieces), unfit.zip_with(is_array, read[f"unfit {name}"])
+    lists = unknown_labels(name, of_arrays.zip_with(is_array, pieces), is_array | read[name].is_not_null())
+    return lists, unfit.zip_with(is_array, read[f"unfit {name}"])
 
 
 def _pointer(key: str) -> str:

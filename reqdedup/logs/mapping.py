@@ -10,6 +10,11 @@ from reqdedup.schema import SCALAR_TYPES
 TIME_UNITS_US = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}
 """Microseconds of one unit; nanoseconds are divided instead."""
 
+ORDER = "order"
+"""Unit of numbers that say what came before what, and no time."""
+
+MAX_ORDER = 2**32 - 1
+
 NULL_VALUES = ("", "NULL", "null", "\\N", "NaN", "nan", "None")
 DEFAULT_SESSION_GAP_S = 1_800.0
 FEATURE_TYPES = tuple(name for name in SCALAR_TYPES if name != "timestamp")
@@ -38,14 +43,27 @@ class IdRule:
 
     columns: names, of which a file has one.
     type: int, string, or auto (int if most of the first rows have integers).
+    all_of: whether the id is made of all these columns; it is a string then, their values joined by |.
     """
 
     columns: tuple[str, ...]
     type: str = "auto"
+    all_of: bool = False
 
     def __post_init__(self) -> None:
         if self.type not in ("auto", "int", "string"):
             raise ValueError(f"mapping: id type auto, int or string required, found {self.type!r}")
+        if self.all_of and (self.type == "int" or len(self.columns) < 2):
+            raise ValueError(
+                f"mapping: an id of all_of needs two columns or more and is a string, found {self.columns!r}, type "
+                f"{self.type!r}"
+            )
+
+    def sources(self, name: str) -> dict[str, tuple[str, ...]]:
+        """What is read of it: internal name -> the names that the column may have."""
+        if not self.all_of:
+            return {name: self.columns}
+        return {f"{name}+{number}" if number else name: (column,) for number, column in enumerate(self.columns)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +71,7 @@ class TimeRule:
     """The time of a row.
 
     columns: names, of which a file has one.
-    unit: unit of numbers, s, ms, us or ns.
+    unit: unit of numbers, s, ms, us or ns; "order" if they are no times but places in an order, whole numbers.
     formats: strptime patterns of text, tried in turn; if there are none, text is ISO 8601.
     zone: IANA time zone of times that name none.
     earliest, latest: moments outside of which a time is absurd; a latest of None is a day after the reading.
@@ -67,20 +85,26 @@ class TimeRule:
     latest: datetime | None = None
 
     def __post_init__(self) -> None:
-        if self.unit not in TIME_UNITS_US:
+        if self.unit not in TIME_UNITS_US and not self.is_order:
             raise ValueError(f"mapping: [time] unit s, ms, us or ns required, found {self.unit!r}")
         if self.earliest.timestamp() < 0:
             raise ValueError(f"mapping: [time] earliest must be 1970 or later, found {self.earliest}")
 
+    @property
+    def is_order(self) -> bool:
+        return self.unit == ORDER
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
-    """A label: the number of a column, as it is or as 0 or 1; or a constant.
+    """A label: the number of a column, as it is or as 0 or 1; whether it has one of some values; or a constant.
 
     columns: names, of which a file has one.
     at_least: number from which on the label is 1, else 0; None keeps the number, which must be whole.
     lowest, highest: range of the number.
     value: constant of a log without such a column.
+    one_of: texts with which the label is 1, with others 0.
+    listed: whether the column is a list, and the label 1 of the candidates that it holds.
     """
 
     name: str
@@ -89,6 +113,8 @@ class LabelRule:
     lowest: float = 0.0
     highest: float = 1.0
     value: int | None = None
+    one_of: tuple[str, ...] = ()
+    listed: bool = False
 
     def __post_init__(self) -> None:
         if not self.lowest <= self.highest:
@@ -98,6 +124,8 @@ class LabelRule:
             )
         if self.value is not None and not -(2**31) <= self.value < 2**31:
             raise ValueError(f"mapping: label {self.name}: a value of 32 bits required, found {self.value}")
+        if sum((self.at_least is not None, self.value is not None, bool(self.one_of), self.listed)) > 1:
+            raise ValueError(f"mapping: label {self.name}: one of at_least, value, one_of and listed_in, found several")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +197,8 @@ class LogMapping:
     """Everything needed to read one kind of log.
 
     request_scope: within what request ids are unique, log, file or user.
-    session_gap_s: pause after which a new request starts if the log has no request ids, in seconds.
+    session_gap_s: pause after which a new request starts if the log has no request ids, in seconds; 0: every row is a
+        request of its own.
     format: csv, tsv, jsonl or parquet; None leaves it to the file's ending.
     separator: text between the fields; None leaves it to the file's structure.
     escape: "\\\\" if a backslash takes away the meaning of a quote in a quoted field, "" if it is a character as others
@@ -177,6 +206,7 @@ class LogMapping:
     header: whether the first record is one; "auto" if it names a mapped column.
     columns: names of the fields if there is no header.
     files: patterns of file names in a folder; the first one that fits decides.
+    quotes: whether a quote opens a field of text; else it is a character as others are, and a line a record.
     null_values: texts that mean missing; None: NULL_VALUES, but for strings of JSON and Parquet in text columns none.
     """
 
@@ -199,6 +229,7 @@ class LogMapping:
     columns: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     null_values: tuple[str, ...] | None = None
+    quotes: bool = True
 
     def __post_init__(self) -> None:
         if (self.item_id is None) == (self.candidates is None):
@@ -215,8 +246,18 @@ class LogMapping:
             raise ValueError("mapping: header = false needs `columns`, the names of the fields in order")
         if self.request_scope not in ("log", "file", "user"):
             raise ValueError(f"mapping: request_scope log, file or user required, found {self.request_scope!r}")
-        if not self.session_gap_s >= 1:
-            raise ValueError(f"mapping: session_gap_s of at least 1 s required, found {self.session_gap_s}")
+        if not (self.session_gap_s == 0 or 1 <= self.session_gap_s < float("inf")):
+            raise ValueError(
+                "mapping: session_gap_s of at least 1 s, or 0 (every row is a request of its own), required, found "
+                f"{self.session_gap_s:g}"
+            )
+        if self.time.is_order and self.session_gap_s and not (self.request_id or self.candidates):
+            raise ValueError(
+                f"mapping: an order has no pauses: request_id, or session_gap_s = 0, required, found "
+                f"session_gap_s = {self.session_gap_s:g}"
+            )
+        if any(label.listed for label in self.labels) and not self.candidates:
+            raise ValueError("mapping: listed_in needs [candidates]: it says which of them have the label")
         names = [*self.label_names, *(rule.name for rule in self.request_columns + self.item_columns)]
         names += ["position"] if self.candidates and self.candidates.position else []
         for name in names:
@@ -248,17 +289,17 @@ class LogMapping:
         """Internal names of the columns that hold a list, or text separated by this."""
         lists = dict.fromkeys(("history", "history_times"), self.history.separator)
         if self.candidates:
-            along = [name for name in self.sources() if name.startswith(("label ", "row "))]
+            along = [name for name in self.sources() if name.startswith(("label ", "row "))]  # listed ones, too
             lists |= dict.fromkeys(("candidates", *along), self.candidates.separator)
         return lists
 
     def sources(self) -> dict[str, tuple[str, ...]]:
         """What is read: internal name -> the names that the column may have in a file, of which it has one."""
-        wanted: dict[str, tuple[str, ...]] = {"user": self.user_id.columns, "time": self.time.columns}
+        wanted = {**self.user_id.sources("user"), "time": self.time.columns}
         if self.request_id:
-            wanted["request"] = self.request_id.columns
+            wanted |= self.request_id.sources("request")
         if self.item_id:
-            wanted["item"] = self.item_id.columns
+            wanted |= self.item_id.sources("item")
         if self.candidates:
             wanted["candidates"] = self.candidates.columns
         if self.history.columns:

@@ -2,14 +2,18 @@
 
     separator = ","                     # text only; left out: by the file's ending and first line
     escape = '\\'                         # if \\" stands for a quote in a quoted field; '' if it does not
+    quotes = false                      # if a quote is a character like others
     header = "auto"                     # true, false, or "auto": a first line that names a mapped column is a header
     columns = ["user", "item", "ts"]    # names, if the files have no header
     files = ["log_*.csv"]               # which files of a folder; the first pattern that fits decides
-    session_gap_s = 1800                # without request_id: a longer pause starts a new request
+    session_gap_s = 1800                # without request_id: a longer pause starts a new request; 0: every row is one
 
     user_id = "userId"                  # a name, or several of which the file has one
     item_id = { column = "sku", type = "string" }   # int, string or auto
     request_id = "impression"           # left out: sessions
+    # request_id = { all_of = ["user", "ts"] }      # an id of several columns
+
+    # order = "position"                # instead of [time]: whole numbers that only say what came before what
 
     [time]
     column = "timestamp"
@@ -21,6 +25,7 @@
     click = "is_click"
     like = { column = "rating", at_least = 4, range = [0.5, 5] }
     view = { value = 1 }                # a log of positives only
+    buy = { column = "action", one_of = ["buy"] }
 
     [request_columns]                   # one value per request
     device = "int32"                    # its type, if the column has the same name
@@ -55,6 +60,7 @@ from pathlib import Path
 from typing import Any
 
 from reqdedup.logs.mapping import (
+    ORDER,
     CandidateRule,
     FeatureRule,
     HistoryRule,
@@ -90,22 +96,18 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
     """A mapping from parsed TOML."""
     top = _Table("", tables)
     time, candidates, history = top.table("time"), top.table("candidates"), top.table("history")
-    if time is None:
-        raise ValueError("mapping: a table [time] with `column` required, found none; see docs/mapping.md")
+    order = top.names("order", required=False)
+    if (time is None) == (not order):
+        raise ValueError(
+            "mapping: a table [time] with `column`, or `order`, the column of a log without times, required, found "
+            f"{'both' if order else 'neither'}; see docs/mapping.md"
+        )
     item_id = top.id("item_id") if "item_id" in tables else None
-    latest = time.take("latest", None)
     mapping: dict[str, Any] = {
         "user_id": top.id("user_id"),
         "item_id": item_id,
         "request_id": top.id("request_id") if "request_id" in tables else None,
-        "time": TimeRule(
-            columns=time.names("column"),
-            unit=time.take("unit", "s", _TEXT),
-            formats=time.names("format", required=False),
-            zone=time.take("zone", "UTC", _TEXT),
-            earliest=_moment("earliest", time.take("earliest", datetime(1990, 1, 1, tzinfo=UTC))),
-            latest=None if latest is None else _moment("latest", latest),
-        ),
+        "time": TimeRule(columns=order, unit=ORDER) if time is None else _time(time),
         "labels": tuple(_label(name, rule) for name, rule in top.take("labels", {}, _TABLE).items()),
         "request_columns": tuple(
             _feature(name, rule) for name, rule in top.take("request_columns", {}, _TABLE).items()
@@ -140,15 +142,17 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
         "separator": _TEXT,
         "escape": _TEXT,
         "session_gap_s": _NUMBER,
+        "quotes": _TRUTH,
         "header": None,
     }
     for key, kind in kinds.items():
         if key in tables:
             mapping[key] = top.take(key, None, kind)
+    if mapping["time"].is_order:
+        mapping.setdefault("session_gap_s", 0)
     for key in ("columns", "files", "null_values"):
         if key in tables:
             mapping[key] = top.names(key)
-    time.finish()
     top.finish()
     return LogMapping(**mapping)
 
@@ -190,7 +194,9 @@ class _Table:
         value = self.take(key, None)
         if isinstance(value, Mapping):
             inner = _Table(key, value)
-            rule = IdRule(columns=inner.names("column"), type=inner.take("type", "auto", _TEXT))
+            several = "all_of" in value
+            columns = inner.names("all_of" if several else "column")
+            rule = IdRule(columns=columns, type=inner.take("type", "auto", _TEXT), all_of=several)
             inner.finish()
             return rule
         return IdRule(columns=self.names(key))
@@ -203,6 +209,20 @@ class _Table:
                 raise ValueError(f"{self._where} unknown key {key!r}{advice}")
 
 
+def _time(table: _Table) -> TimeRule:
+    latest = table.take("latest", None)
+    rule = TimeRule(
+        columns=table.names("column"),
+        unit=table.take("unit", "s", _TEXT),
+        formats=table.names("format", required=False),
+        zone=table.take("zone", "UTC", _TEXT),
+        earliest=_moment("earliest", table.take("earliest", datetime(1990, 1, 1, tzinfo=UTC))),
+        latest=None if latest is None else _moment("latest", latest),
+    )
+    table.finish()
+    return rule
+
+
 def _label(name: str, rule: Any) -> LabelRule:
     if isinstance(rule, str | list):
         return LabelRule(name=name, columns=_Table(name, {"column": rule}).names("column"))
@@ -211,9 +231,12 @@ def _label(name: str, rule: Any) -> LabelRule:
     bounds = table.take("range", (0.0, 1.0))
     if not isinstance(bounds, list | tuple) or [isinstance(bound, int | float) for bound in bounds] != [True, True]:
         raise ValueError(f"mapping: [labels.{name}] range: a list of two numbers required, found {bounds!r}")
+    listed = table.names("listed_in", required=False)
     label = LabelRule(
         name=name,
-        columns=table.names("column", required=value is None),
+        columns=listed or table.names("column", required=value is None),
+        one_of=table.names("one_of", required=False),
+        listed=bool(listed),
         at_least=table.take("at_least", None, _NUMBER),
         lowest=float(bounds[0]),
         highest=float(bounds[1]),

@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reqdedup.logs.blocks import ID_NAMES, Block, lists_of_texts, nothing_unfit, resolve_columns, with_unfit
+from reqdedup.logs.blocks import (
+    ID_NAMES,
+    Block,
+    lists_of_texts,
+    nothing_unfit,
+    resolve_columns,
+    unknown_labels,
+    with_unfit,
+)
 from reqdedup.logs.checks import Rejects, UnreadableFile
 from reqdedup.logs.mapping import LogMapping
 from reqdedup.logs.text import one_line
@@ -174,6 +182,8 @@ def _lists(array: pa.Array, name: str, separator: str) -> _Values:
     frame = pl.DataFrame([elements.alias("element"), unfit.alias("unfit")])
     frame = frame.with_columns(texts.alias("text"), pl.coalesce("unfit", no_id).alias("unfit"))
     if not is_list:
-        return frame.select(split_text(pl.col("text"), separator)).to_series(), frame["unfit"]
+        pieces = frame.select(split_text(pl.col("text"), separator)).to_series()
+        return unknown_labels(name, pieces, frame["text"].is_not_null()), frame["unfit"]
     length_R = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    return lists_of_texts(frame["text"], frame["unfit"], length_R)
+    lists, unfit = lists_of_texts(frame["text"], frame["unfit"], length_R)
+    return unknown_labels(name, lists, pl.Series(array.is_valid())), unfit

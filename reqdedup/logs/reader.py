@@ -34,6 +34,7 @@ from reqdedup.logs.values import check_time_rule
 from reqdedup.schema import EngagementSchema
 
 DEFAULT_MAX_HISTORY = 1_024
+DEFAULT_MAX_REJECTS = 0.1
 PARTITION_BYTES = 256 * 2**20
 _MAX_PARTITIONS = 256
 _PROBE_BYTES = 2**20
@@ -48,6 +49,7 @@ class LogCounts:
     rows_read: number of rows that could be split into fields.
     rows, requests, users: number of accepted ones.
     rejected: number of rejected rows by reason.
+    unread_ratio: share of the log's bytes in files that could not be read, or not to their end.
     """
 
     files: int = 0
@@ -57,6 +59,13 @@ class LogCounts:
     requests: int = 0
     users: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    unread_ratio: float = 0.0
+
+    @property
+    def rejected_ratio(self) -> float:
+        """Rejected rows per row, or the share of the bytes in unread files if that is more."""
+        rejected = sum(self.rejected.values())
+        return max(rejected / max(1, self.rows + rejected), self.unread_ratio)
 
     @property
     def fan_out(self) -> float:
@@ -73,6 +82,7 @@ def read_log(
     max_history: int = DEFAULT_MAX_HISTORY,
     stride: int | None = None,
     strict: bool = False,
+    max_rejects: float = DEFAULT_MAX_REJECTS,
     partition_bytes: int = PARTITION_BYTES,
     block_bytes: int = BLOCK_BYTES,
     spill_folder: str | Path | None = None,
@@ -80,12 +90,15 @@ def read_log(
 ) -> LogReader:
     """A reader of the log at `path`, a file or a folder; iterate it for the accepted deduplicated batches.
 
-    preset: movielens, mind or kuairand; mapping: a TOML file, its parsed form or a LogMapping. One of them is required.
-    session_gap_s: pause after which a new request starts, for logs without request ids, in seconds.
+    preset: one of `reqdedup.logs.PRESETS`; mapping: a TOML file, its parsed form or a LogMapping. One of them is
+        required.
+    session_gap_s: pause after which a new request starts, for logs without request ids, in seconds; 0: every row is
+        one.
     max_history: length of the longest history, in events; stride: distance between the possible starts of a cut one, in
         events, a quarter of it by default.
-    strict: whether rejected rows end the reading with a LogError that lists the reasons. It comes after the last batch,
-        so that all reasons are known, and a writer that commits at its end has replaced nothing.
+    max_rejects: share of rejected rows above which the reading ends with a LogError that lists the reasons. It comes
+        after the last batch, so that all reasons are known, and a writer that commits at its end has replaced nothing.
+    strict: whether one rejected row is too many.
     partition_bytes, block_bytes: size of a partition of users and of a parsed block, in bytes; they bound memory.
     spill_folder: folder for rows that are set aside, by default the system's; they are removed after reading.
     progress: function that is called with the counts after every block and batch.
@@ -102,6 +115,8 @@ def read_log(
     stride = default_stride(max_history) if stride is None else stride
     if not 1 <= stride <= max_history:
         raise ValueError(f"read_log: 1 <= stride <= max_history = {max_history} required, found {stride}")
+    if not 0 <= max_rejects <= 1:
+        raise ValueError(f"read_log: a max_rejects from 0 to 1 required, found {max_rejects}")
     if partition_bytes < 1 or block_bytes < 1:
         raise ValueError(f"read_log: at least 1 byte required, found {partition_bytes=} and {block_bytes=}")
     check_time_rule(rules.time)
@@ -110,7 +125,7 @@ def read_log(
         rules,
         max_history=max_history,
         stride=stride,
-        strict=strict,
+        max_rejects=0.0 if strict else max_rejects,
         partition_bytes=partition_bytes,
         block_bytes=block_bytes,
         spill_folder=spill_folder,
@@ -122,6 +137,7 @@ class LogReader:
     """Deduplicated batches of a log. Each iteration reads anew; `rejects` and `counts` speak of the latest one.
 
     Making it finds the files and reads the first rows: `schema` is known before anything else is read.
+    skipped: files of its folder that are no log.
     """
 
     def __init__(
@@ -131,17 +147,18 @@ class LogReader:
         *,
         max_history: int,
         stride: int,
-        strict: bool,
+        max_rejects: float,
         partition_bytes: int,
         block_bytes: int,
         spill_folder: str | Path | None,
         progress: Callable[[LogCounts], None] | None,
     ):
         self.path, self.mapping = path, mapping
-        self._max_history, self._stride, self._strict = max_history, stride, strict
+        self._max_history, self._stride, self._max_rejects = max_history, stride, max_rejects
         self._partition_bytes, self._block_bytes = partition_bytes, block_bytes
         self._spill_folder, self._progress = spill_folder, progress
-        self._files = find_files(path, mapping)
+        self._files, beside = find_files(path, mapping)
+        self.skipped = [str(file.relative_to(path)) for file in beside]
         names = [file.name if path.is_file() else str(file.relative_to(path)) for file in self._files]
         self._names = [name.encode(errors="backslashreplace").decode() for name in names]
         self.counts = LogCounts(files=len(self._files))
@@ -173,12 +190,8 @@ class LogReader:
         self._note_rejects()
         if self.counts.rows == 0:
             raise self._nothing_left()
-        if self._strict and self._rejects.count:
-            raise LogError(
-                f"{self.path}: strict reading requires that no row is rejected, found {self._rejects.count:,} of "
-                f"{self.counts.rows + self._rejects.count:,}; mend the log or the mapping, or read without strict:\n"
-                f"{self._rejects.summary()}"
-            )
+        if self.counts.rejected_ratio > self._max_rejects:
+            raise self._too_many()
 
     def _probe(self) -> IdTypes:
         """Types of the ids, from the first rows that have them."""
@@ -210,6 +223,7 @@ class LogReader:
         owners = Partitions(count, "request_id", folder, "owners")
         missing = {name for name in self.schema.names if name in self.mapping.read_names}
         parser = ImpressionParser(self.mapping, self._ids, self._rejects, request_scope=self._request_scope)
+        unread = 0
         for number, file in enumerate(self._files):
             rows_before, rejects_before = self.counts.rows_read, self._rejects.count
             try:
@@ -224,8 +238,10 @@ class LogReader:
                     self._report()
             except UnreadableFile as error:
                 self._rejects.add(error.reason, error.detail, number, error.line)
+                unread += file.stat().st_size
             if self.counts.rows_read == rows_before and self._rejects.count == rejects_before:
                 self._rejects.add("empty_file", "at least one row required", number, 0)
+        self.counts.unread_ratio = unread / max(1, sum(file.stat().st_size for file in self._files))
         impressions.finish()
         owners.finish()
         if missing and self.counts.rows_read > self._rejects.count:
@@ -262,6 +278,19 @@ class LogReader:
         self._note_rejects()
         if self._progress:
             self._progress(self.counts)
+
+    def _too_many(self) -> LogError:
+        counts, count = self.counts, self._rejects.count
+        found = f"{count:,} of {counts.rows + count:,}, {count / (counts.rows + count):.2%}"
+        if counts.unread_ratio:
+            found += f", and {counts.unread_ratio:.0%} of the log's bytes in files that cannot be read to their end"
+        wanted = f"at most {100 * self._max_rejects:.4g}% rejected rows required"
+        if not self._max_rejects:
+            wanted = "strict reading requires that no row is rejected"
+        return LogError(
+            f"{self.path}: {wanted}, found {found}; mend the log or the mapping, or allow more with a larger "
+            f"max_rejects (--max-rejects):\n{self._rejects.summary()}"
+        )
 
     def _nothing_left(self) -> LogError:
         found = self._rejects.summary() or "  no row at all"

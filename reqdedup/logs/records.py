@@ -81,8 +81,17 @@ def _state(pattern: re.Pattern[str], line: str) -> str:
     return "broken"
 
 
-def join_quoted(blocks: Iterator[LineBlock], separator: str, escape: str | None = None) -> Iterator[LineBlock]:
-    """Blocks of records: the lines of one quoted field are one row, with the number of the first of them."""
+def join_quoted(
+    blocks: Iterator[LineBlock], separator: str, escape: str | None = None, *, quotes: bool = True
+) -> Iterator[LineBlock]:
+    """Blocks of records: the lines of one quoted field are one row, with the number of the first of them.
+
+    quotes: whether a quote opens a field at all; else every line is a record.
+    """
+    if not quotes:
+        for block in blocks:
+            yield LineBlock(without_blanks(block.frame), block.num_bytes, block.unfinished)
+        return
     held: pl.DataFrame | None = None
     held_bytes, unfinished = 0, 0
     error: UnreadableFile | None = None
@@ -182,7 +191,9 @@ def split_record(text: str, separator: str, escape: str | None = None) -> list[s
     return None
 
 
-def split_records(frame: pl.DataFrame, separator: str, num_fields: int, escape: str | None = None) -> pl.DataFrame:
+def split_records(
+    frame: pl.DataFrame, separator: str, num_fields: int, escape: str | None = None, *, quotes: bool = True
+) -> pl.DataFrame:
     """Records as columns field_0 .. field_{num_fields - 1} and `num_fields_found` (0: a broken one, -1: ambiguous).
 
     frame: columns line, raw, without nulls. Rows with another number of fields keep what fits.
@@ -193,7 +204,7 @@ def split_records(frame: pl.DataFrame, separator: str, num_fields: int, escape: 
         (pl.col("raw").str.count_matches(separator, literal=True) + 1).cast(pl.Int64).alias("num_fields_found")
     ).drop(f"field_{num_fields}")
     quoted = pl.col("raw").str.contains('"', literal=True)
-    if not counted.select(quoted.any()).item():
+    if not quotes or not counted.select(quoted.any()).item():
         return counted
     rows: list[list[str | int | None]] = []
     texts = counted.filter(quoted)["raw"].to_list()

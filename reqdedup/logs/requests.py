@@ -1,7 +1,8 @@
 """From impressions to requests: who owns a request id, where a session starts, what is there twice.
 
 Works on one partition of users, whole. A log without request ids gets sessions: a pause longer than the gap starts a
-new request, and the request's time is that of its first row. With candidate lists every line is a request of its own.
+new request, and the request's time is that of its first row. With candidate lists, and
+with a gap of 0, every line is a request of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from reqdedup.logs.mapping import LogMapping
 from reqdedup.logs.partitions import Partitions
 
 _PLACE = ("file", "line")
+_REQUEST = ("user_id", "request_id")
+"""Both, since an id made of a time may be that of another user's request, too."""
 
 
 def count_owners(frame: pl.DataFrame) -> pl.DataFrame:
@@ -55,7 +58,7 @@ def form_requests(
             frame = frame.join(disputed, on="request_id", how="left", maintain_order="left")
             other = pl.col("owner") != pl.col("user_id")
             detail = pl.format(
-                'request {} has more rows of user {}; if ids restart for every user, say request_scope = "user"',
+                'most rows of request {} are of user {}; if ids restart for every user, say request_scope = "user"',
                 "request_id",
                 "owner",
             )
@@ -63,10 +66,11 @@ def form_requests(
         frame = frame.sort("user_id", "ts_us", *_PLACE, maintain_order=True)
     else:
         frame = frame.sort("user_id", "ts_us", *_PLACE, maintain_order=True)
-        frame = _add_line_requests(frame) if mapping.candidates else _add_sessions(frame, session_gap_s)
+        by_line = mapping.candidates or session_gap_s == 0
+        frame = _add_line_requests(frame) if by_line else _add_sessions(frame, session_gap_s)
     frame = _reject_other_values(frame, mapping, rejects)
     frame = _reject_duplicates(frame, rejects)
-    frame = frame.with_columns(pl.col("ts_us").min().over("request_id").alias("request_ts_us")).drop("raw")
+    frame = frame.with_columns(pl.col("ts_us").min().over(_REQUEST).alias("request_ts_us")).drop("raw")
     if not mapping.request_id:
         return frame
     return frame.sort("user_id", "request_ts_us", "request_id", "ts_us", *_PLACE, maintain_order=True)
@@ -92,7 +96,7 @@ def _add_line_requests(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _reject_duplicates(frame: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:
     """The first row of each item of a request."""
-    pair = ("request_id", "item_id")
+    pair = (*_REQUEST, "item_id")
     nth = frame.select(pl.int_range(pl.len()).over(pair)).to_series()
     if not (nth > 0).any():
         return frame
@@ -100,7 +104,9 @@ def _reject_duplicates(frame: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:
     frame = frame.with_columns(nth=nth).join(first, on=pair, how="left", maintain_order="left")
     name = pl.col("first_file").replace_strict(dict(enumerate(rejects.files)), return_dtype=pl.String)
     where = pl.when(pl.col("first_file") != pl.col("file")).then(pl.format(" of {}", name)).otherwise(pl.lit(""))
-    detail = pl.format("item {} of request {} stands on line {}{} already", *pair[::-1], "first_line", where)
+    detail = pl.format(
+        "item {} of request {} stands on line {}{} already", "item_id", "request_id", "first_line", where
+    )
     frame = rejects.split(frame, [Check("duplicate", pl.col("nth") > 0, detail)])
     return frame.drop("nth", "first_file", "first_line")
 
@@ -115,16 +121,16 @@ def _reject_other_values(frame: pl.DataFrame, mapping: LogMapping, rejects: Reje
     )
     names += [name for name in ("history", "history_times") if name in frame.columns]
     for name in names:
-        differs = pl.col(name).ne_missing(pl.col(name).first().over("request_id"))
+        differs = pl.col(name).ne_missing(pl.col(name).first().over(_REQUEST))
         mixed = frame.filter(differs)["request_id"].unique()
         if mixed.is_empty():
             continue
         of_mixed = pl.col("request_id").is_in(mixed.implode())
-        votes = frame.filter(of_mixed).group_by("request_id", name, maintain_order=True).agg(pl.len().alias("votes"))
+        votes = frame.filter(of_mixed).group_by(*_REQUEST, name, maintain_order=True).agg(pl.len().alias("votes"))
         kept = votes.sort("votes", descending=True, maintain_order=True).unique(
-            "request_id", keep="first", maintain_order=True
+            _REQUEST, keep="first", maintain_order=True
         )
-        frame = frame.join(kept.select("request_id", kept=name), on="request_id", how="left", maintain_order="left")
+        frame = frame.join(kept.select(*_REQUEST, kept=name), on=_REQUEST, how="left", maintain_order="left")
         detail = pl.format(
             f"{name} is {{}}, {{}} on most rows of the request; if it differs by row, map it under [item_columns]",
             pl.col(name).cast(pl.String).fill_null("null"),

@@ -42,25 +42,27 @@ def log_schema(mapping: LogMapping, ids: IdTypes) -> EngagementSchema:
         return Column(name=rule.name, dtype=rule.dtype, level=level, nullable=True, doc=f"{rule.name}, from the log")
 
     hashed = "63-bit BLAKE2b hash of {}"
+    is_order = mapping.time.is_order
+    when = "order number of the request's first row, as seconds since 1970" if is_order else ""
     columns = [
         key("user_id", hashed.format("user_key") if ids.user else "the log's user id"),
         key("request_id", "the log's request id, or a hash of it" if mapping.request_id else "start of the session"),
         key("item_id", hashed.format("item_key") if ids.item else "the log's item id"),
-        request("request_ts", "timestamp", "time of the request's first row, UTC"),
+        request("request_ts", "timestamp", when or "time of the request's first row, UTC"),
         request("history_end", "int64", "events in the user's timeline before the request, the cut ones included"),
         request("timeline_version", "int32", "version of the timeline that history_end counts in"),
         request("history_item_id", "int64", "items of the user's past engagements, oldest first", Kind.SEQUENCE),
     ]
     bits = " + ".join(f"{1 << bit} {name}" for bit, name in enumerate(mapping.label_names))
     columns.append(request("history_action", "int32", f"what the user did, bits: {bits}", Kind.SEQUENCE))
-    if not mapping.history.columns or mapping.history.time_columns:
+    if mapping.history.time_columns or not (mapping.history.columns or is_order):
         columns.append(request(HISTORY_TS, "int64", "when, epoch milliseconds, before request_ts", Kind.SEQUENCE))
     if ids.user:
         columns.append(request("user_key", "string", "the log's user id"))
     if ids.request:
         columns.append(request("request_key", "string", "the log's request id"))
     mapped = {rule.name for rule in mapping.request_columns + mapping.item_columns}
-    if "hour_of_day" not in mapped:
+    if "hour_of_day" not in mapped and not is_order:
         columns.append(request("hour_of_day", "int32", "hour of request_ts, UTC, 0 to 23"))
     columns += [feature(rule, Level.REQUEST) for rule in mapping.request_columns]
     if ids.item:

@@ -6,8 +6,10 @@ an object. Compressed files (.gz, .bz2, .zst) are read as they are.
 
 from __future__ import annotations
 
+import lzma
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +26,18 @@ _START_BYTES = 4096
 _BINARY_STARTS = (
     (re.compile(rb"PAR1[\x00-\x08\x0e-\x1f]"), "Parquet"),  # a header of text may begin with PAR1 or PK, too
     (re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"), "a zip archive"),
-    (re.compile(rb"\x1f\x8b"), "gzip"),
+    (re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\x28\xb5\x2f\xfd|\xfd7zXZ\x00"), "a file that is compressed twice"),
     (re.compile(rb"\xff\xfe|\xfe\xff"), "UTF-16"),
+)
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz", ".lz4": "lz4"}
+"""Endings of compressed files, which stand after that of their format."""
+
+_COMPRESSED_STARTS = (
+    (re.compile(rb"\x1f\x8b"), "gzip"),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)"), "bz2"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "zstd"),
+    (re.compile(rb"\xfd7zXZ\x00"), "xz"),
+    (re.compile(rb"\x04\x22\x4d\x18"), "lz4"),
 )
 
 
@@ -47,7 +59,7 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LineBloc
     carry: list[bytes] = []  # pieces of a line that has not ended: joined once, however long it grows
     carried = 0
     try:
-        with pa.input_stream(str(path), compression="detect") as stream:
+        with _open(path) as stream:
             at_end = False
             while not at_end:
                 read, at_end, error = _read_up_to(stream, block_bytes)
@@ -73,14 +85,22 @@ def line_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LineBloc
         raise UnreadableFile("unreadable", error, next_line)
 
 
-def _read_up_to(stream: pa.NativeFile, num_bytes: int) -> tuple[bytes, bool, str]:
+def _open(path: Path) -> AbstractContextManager[pa.NativeFile | lzma.LZMAFile]:
+    """The bytes of a file, uncompressed."""
+    with path.open("rb") as file:
+        start = file.read(10)
+    kind = next((kind for pattern, kind in _COMPRESSED_STARTS if pattern.match(start)), None)
+    return lzma.open(path) if kind == "xz" else pa.input_stream(str(path), compression=kind)
+
+
+def _read_up_to(stream: pa.NativeFile | lzma.LZMAFile, num_bytes: int) -> tuple[bytes, bool, str]:
     """Bytes, whether the file ends with them, and what is wrong with what follows: what came before it is kept."""
     pieces: list[bytes] = []
     size = 0
     while size < num_bytes:
         try:
             piece = stream.read(min(_READ_BYTES, num_bytes - size))
-        except (OSError, pa.ArrowInvalid) as problem:
+        except (OSError, EOFError, lzma.LZMAError, pa.ArrowInvalid) as problem:
             return b"".join(pieces), True, one_line(problem)
         if not piece:
             return b"".join(pieces), True, ""
@@ -94,7 +114,7 @@ def _check_start(data: bytes) -> bytes:
         return data[3:]
     for start, kind in _BINARY_STARTS:
         if start.match(data):
-            advice = "convert it with iconv" if kind == "UTF-16" else "name the right format"
+            advice = "convert it with iconv" if kind == "UTF-16" else "name the right format, or unpack it"
             raise UnreadableFile("unreadable", f"UTF-8 text required, found {kind}; {advice}", 1)
     if 10 * data[:_START_BYTES].count(0) > len(data[:_START_BYTES]):
         raise UnreadableFile("unreadable", "UTF-8 text required, found binary data", 1)

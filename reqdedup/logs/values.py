@@ -37,7 +37,9 @@ _ISO_FORMATS = (
 
 
 def parse_time(value: pl.Expr, dtype: pl.DataType, rule: TimeRule) -> pl.Expr:
-    """Microseconds since 1970, UTC, int64; null if the time cannot be read."""
+    """Microseconds since 1970, UTC, int64; null if the time cannot be read. Of an order, a step is a second."""
+    if rule.is_order:
+        return _scaled(read_whole(value, dtype), "s")
     if dtype == pl.Date:
         dtype, value = pl.Datetime("us"), value.cast(pl.Datetime("us"))
     if isinstance(dtype, pl.Datetime):

@@ -42,8 +42,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def ingest(*more: str, log: str = "ratings.csv", table: str = "movies.ratings") -> int:
-    return cli.main(["ingest", log, "--preset", "movielens", "--table", table, *more])
+def ingest(*more: str, log: str = "ratings.csv", table: str = "movies.ratings", max_rejects: str = "50%") -> int:
+    return cli.main(["ingest", log, "--preset", "movielens", "--table", table, "--max-rejects", max_rejects, *more])
 
 
 def embedded(folder):
@@ -92,6 +92,27 @@ def test_strict_fails_with_the_reasons_and_leaves_no_table(here, capsys):
     assert "null_id (1)" in message
     assert "ratings.csv:9" in message
     assert not embedded(here).table_exists("movies.ratings")
+
+
+def test_more_rejects_than_allowed_fail_and_leave_no_table(here, capsys):
+    assert ingest(max_rejects="0.2") == 2
+    assert "at most 20% rejected rows required, found 2 of 8, 25.00%" in capsys.readouterr().err
+    assert not embedded(here).table_exists("movies.ratings")
+
+
+def test_what_is_no_log_in_a_folder_is_named(here, capsys):
+    (here / "log").mkdir()
+    (here / "log" / "README.txt").write_text("Ratings.")
+    (here / "ratings.csv").rename(here / "log" / "ratings.csv")
+    (here / "m.toml").write_text(
+        'user_id = "userId"\nitem_id = "movieId"\n[time]\ncolumn = "timestamp"\n'
+        '[labels]\nclick = { column = "rating", at_least = 4, range = [0, 5] }\n'
+    )
+    options = ["--mapping", "m.toml", "--table", "a.b", "--max-rejects", "1"]
+    assert cli.main(["ingest", "log", *options]) == 0
+    assert "no log, not read: README.txt" in capsys.readouterr().out
+    assert cli.main(["ingest", "log", *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == ["README.txt"]
 
 
 @pytest.mark.slow

@@ -131,3 +131,10 @@ def test_what_became_larger_is_not_called_smaller(stored, said):
     given = {field.name: 0 for field in fields(ConvertReport)}
     given |= {"table": "a.b", "layout": Layout.SORTED, "columns": {}, "notes": (), "seconds": 1.0, "checksum": "c"}
     assert said in format_conversion(ConvertReport(**given | {"source_bytes": 100, "bytes": stored}))
+
+
+def test_a_share_is_a_fraction_or_a_percentage():
+    assert (values.share("0.25"), values.share("25%"), values.share("0"), values.share("100%")) == (0.25, 0.25, 0, 1)
+    for text in ("1.1", "101%", "-1%", "half", "%", "1_0%", "nan"):
+        with pytest.raises(ValueError, match=r"a share from 0 to 1, or 0% to 100%, required, found"):
+            values.share(text)

@@ -23,7 +23,7 @@ class Reading:
 @pytest.fixture
 def read():
     def read_all(path, **options) -> Reading:
-        reader = read_log(path, **options)
+        reader = read_log(path, **{"max_rejects": 1, **options})
         fat = []
         for batch in reader:
             check_deduplicated(batch, reader.schema)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from reqdedup.logs import PRESETS, load_mapping, mapping_toml
+from reqdedup.logs.presets import load_preset
 
 MINIMAL = {"user_id": "u", "item_id": "i", "time": {"column": "t"}, "labels": {"click": "c"}}
 
@@ -51,7 +52,7 @@ def test_a_mapping_is_read_from_a_file(tmp_path):
         ({"user": "x"}, "unknown key 'user'; did you mean user_id"),
         ({"time": {"column": "t", "units": "s"}}, "unknown key 'units'; did you mean unit"),
         ({"time": {"column": "t", "unit": "h"}}, "unit s, ms, us or ns required, found 'h'"),
-        ({"time": None}, r"\[time\] with `column` required"),
+        ({"time": None}, r"\[time\] with `column`, or `order`.*, required, found neither"),
         ({"user_id": 5}, "user_id: a name or a list of names required, found 5"),
         ({"item_id": {"column": "i", "type": "uuid"}}, "auto, int or string required, found 'uuid'"),
         ({"labels": {}}, "from 1 to 31 labels required, found 0"),
@@ -64,7 +65,14 @@ def test_a_mapping_is_read_from_a_file(tmp_path):
         ({"header": False}, "needs `columns`"),
         ({"format": "xlsx"}, "csv, tsv, jsonl or parquet required, found 'xlsx'"),
         ({"request_scope": "day"}, "log, file or user required, found 'day'"),
-        ({"session_gap_s": 0}, "at least 1 s required"),
+        ({"session_gap_s": 0.5}, r"at least 1 s, or 0 .*, required, found 0\.5"),
+        ({"order": "n"}, r"\[time\] .* required, found both"),
+        ({"time": {"column": "t", "unit": "order"}, "session_gap_s": 60}, "an order has no pauses"),
+        ({"user_id": {"all_of": ["a"]}}, "two columns or more"),
+        ({"user_id": {"all_of": ["a", "b"], "type": "int"}}, "is a string, found .* 'int'"),
+        ({"labels": {"c": {"listed_in": "c"}}}, r"listed_in needs \[candidates\]"),
+        ({"labels": {"c": {"column": "c", "one_of": ["x"], "at_least": 1}}}, "one of at_least, .*, found several"),
+        ({"quotes": "no"}, "quotes: true or false required"),
         ({"history": {"events": "some"}}, '"engaged" or "all" required'),
         ({"history": {"column": "h", "separator": ""}}, "separator of at least one character required"),
         ({"history": {"action": 2**40}}, "action of 32 bits required"),
@@ -98,6 +106,6 @@ def test_a_mapping_file_that_is_missing_or_no_toml_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_complete_mappings(name):
-    mapping = PRESETS[name]()
+    mapping = load_preset(name)
     assert mapping.files
     assert mapping.label_names[0] == "click"

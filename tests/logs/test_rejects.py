@@ -195,7 +195,9 @@ def test_a_truncated_compressed_file_keeps_what_could_be_read(tmp_path, read):
     lines = [f"1,{n},{n},17000{rng.randrange(10**5):05d},1,5,1,2" for n in range(60_000)]
     data = gzip.compress("\n".join([HEADER, *lines]).encode(), 1)
     (tmp_path / "log.csv.gz").write_bytes(data[: len(data) - 1000])
-    reader = read_log(tmp_path / "log.csv.gz", mapping=MAPPING)
+    with pytest.raises(LogError, match=r"found 1 of .*, and 100% of the log's bytes in files that cannot be read"):
+        list(read_log(tmp_path / "log.csv.gz", mapping=MAPPING))
+    reader = read_log(tmp_path / "log.csv.gz", mapping=MAPPING, max_rejects=1)
     rows = sum(batch.num_rows for batch in reader)
     assert rows > 20_000
     assert reader.counts.rejected.get("unreadable") == 1

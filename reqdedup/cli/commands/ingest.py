@@ -11,6 +11,7 @@ from reqdedup.cli.options import (
     BUCKETS,
     NUMBER,
     POSITIVE,
+    SHARE,
     OneOf,
     Options,
     layout_option,
@@ -20,7 +21,10 @@ from reqdedup.cli.options import (
 )
 from reqdedup.cli.output import ProgressLine, interruptible, print_json, say
 
-PRESETS = ("kuairand", "mind", "movielens")
+PRESETS = (
+    *("amazon_reviews", "criteo_attribution", "eb_nerd", "kuairand", "kuairec", "lastfm", "mind", "movielens"),
+    *("movielens_ratings", "open_bandit", "taobao", "yambda", "yelp"),
+)
 
 
 @subcommand(
@@ -35,9 +39,20 @@ PRESETS = ("kuairand", "mind", "movielens")
 @table_option("table to replace")
 @layout_option()
 @option("--buckets", type=BUCKETS, default=16, metavar="N", help="partitions by user (default: 16)")
-@option("--session-gap", type=NUMBER, metavar="SECONDS", help="for logs without request ids: a longer gap starts one")
+@option(
+    "--session-gap",
+    type=NUMBER,
+    metavar="SECONDS",
+    help="for logs without request ids: a longer gap starts one; 0: every row is one",
+)
 @option("--max-history", type=POSITIVE, metavar="EVENTS", help="cut longer user histories")
 @option("--replace", is_flag=True, help="also replace a table of this name that has another form")
+@option(
+    "--max-rejects",
+    type=SHARE,
+    metavar="SHARE",
+    help="write nothing and fail if more of the rows are rejected (default: 0.1)",
+)
 @option("--strict", is_flag=True, help="write nothing and fail if a row is rejected")
 def ingest(arguments: Options) -> int:
     """Read, write, commit, then say what was taken and what was not."""
@@ -56,6 +71,7 @@ def ingest(arguments: Options) -> int:
             session_gap_s=arguments.session_gap,
             strict=arguments.strict,
             progress=lambda counts: progress("parse", counts.rows_read) if not counts.rows else None,
+            **({} if arguments.max_rejects is None else {"max_rejects": arguments.max_rejects}),
             **({"max_history": arguments.max_history} if arguments.max_history else {}),
         )
         lake = lake_of(arguments, make=True)
@@ -73,9 +89,12 @@ def ingest(arguments: Options) -> int:
     if arguments.json:
         counts = {name: getattr(report.written, name) for name in ("rows", "requests", "users", "bytes")}
         said = {"table": report.table, "layout": report.layout, **counts}
-        print_json({**said, "rejected": report.rejected, "rejects_table": report.rejects_table})
+        print_json({**said, "skipped": log.skipped, "rejected": report.rejected, "rejects_table": report.rejects_table})
         return 0
     say(report)
+    if log.skipped:
+        shown = ", ".join(log.skipped[:10]) + (f" and {len(log.skipped) - 10:,} more" if len(log.skipped) > 10 else "")
+        say(f"no log, not read: {shown}")
     say(f"{report.rejects_table}: {sum(report.rejected.values()):,} rejected rows")
     for reason, count in report.rejected.items():
         say(f"  {count:,} {reason}: {REASONS[reason]}")

@@ -39,7 +39,7 @@ def tables(catalog, tmp_path):
     """The log's table and its rejects: two rows of the user by id, one that could not be split, three of others."""
     path = tmp_path / "log.csv"
     path.write_text(LOG)
-    log = read_log(path, mapping={**MAPPING, "labels": {"click": "clicked"}})
+    log = read_log(path, mapping={**MAPPING, "labels": {"click": "clicked"}}, max_rejects=1)
     table = create_table(catalog, "test.engagements", log.schema, Layout.BY_REQUEST, num_buckets=2)
     write(table, log)
     write_rejects(catalog, "test.rejected_engagements", log.rejects)  # replaced once: an old manifest has the bounds
