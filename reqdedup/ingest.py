@@ -10,9 +10,11 @@ from pyiceberg.catalog import Catalog
 from reqdedup import storage
 from reqdedup.display import format_bytes
 from reqdedup.logs import LogReader
+from reqdedup.schema import ITEM_ID
 from reqdedup.storage import Layout
 from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg.layout import check_same_form
+from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
 
@@ -43,7 +45,8 @@ def ingest(
 ) -> IngestReport:
     """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
 
-    Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay.
+    Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay. Items that
+    are texts get ids of the namespace's vocabulary, before all else; in a table whose items are hashed they are hashed.
     options: of `storage.replace_table`.
     Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
     of Iceberg, Delta or Hudi; nothing was changed then.
@@ -52,6 +55,14 @@ def ingest(
     rejects_name = rejects_identifier(identifier)
     check_rejects_table(catalog, rejects_name)
     table = catalog.load_table(identifier) if catalog.table_exists(identifier) else None
+    of_table = None if table is None or replace else storage.table_schema(table)[ITEM_ID].vocabulary
+    name = items_identifier(identifier) if of_table is None else of_table
+    if log.wants_vocabulary and name:
+        vocabulary = Vocabulary(catalog, name)
+        vocabulary.check()
+        log.use_vocabulary(vocabulary)
+    else:
+        log.use_vocabulary(None)
     if table is not None and not replace:
         check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
     before = table and table.current_snapshot()

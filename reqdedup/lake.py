@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
@@ -83,6 +84,20 @@ class Lake:
     def table(self, name: str) -> EngagementTable:
         """The engagement table `namespace.name`. Raises ValueError if there is none, naming those that there are."""
         return EngagementTable(self, load_listed(self.catalog, name))
+
+    def items(self, table: str, item_id: Iterable[int] | None = None) -> pa.Table:
+        """item_id and item_key of all items that a table's ids may be of, by id; or of some, one row for each given.
+
+        The key of an id that was never given is "". Raises ValueError if the ids are the log's own, or hashes.
+        """
+        source = self.table(table).source
+        if (words := source.vocabulary) is None:
+            its = "keys are in its column item_key" if "item_key" in source.schema else "ids are those of the log"
+            raise ValueError(f"{table}: its items' {its}; dense ids of a vocabulary required")
+        if item_id is None:
+            return words.table().scan(selected_fields=("item_id", "item_key")).to_arrow().sort_by("item_id")
+        ids = np.fromiter(item_id, np.int64)
+        return pa.table({"item_id": ids, "item_key": pa.array(words.keys(ids), pa.string())})
 
     def ingest(
         self,

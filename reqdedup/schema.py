@@ -48,6 +48,7 @@ class Column:
     dtype: a name of SCALAR_TYPES; for sequences and vectors the element type, a number.
     width: elements per value of a VECTOR, else 0.
     doc: what the column means, with its unit; it becomes the column doc of the Iceberg tables.
+    vocabulary: name of the table that says which key each id is of; empty if ids are the log's own, or hashes.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Column:
     kind: Kind = Kind.SCALAR
     width: int = 0
     nullable: bool = False
+    vocabulary: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in SCALAR_TYPES:
@@ -159,13 +161,21 @@ class EngagementSchema:
 
     def to_json(self) -> str:
         """A stable text form; tables carry it in the property `reqdedup.schema`, so that they describe themselves."""
-        rows = [{**asdict(column), "level": column.level.value, "kind": column.kind.value} for column in self.columns]
-        return json.dumps(rows, separators=(",", ":"))
+        return json_of_columns(self.columns)
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "schema") -> EngagementSchema:
         """The schema of `to_json`. where: named in the ValueError for a text that is none."""
         return cls(columns_of_json(text, where=where))
+
+
+def json_of_columns(columns: Iterable[Column]) -> str:
+    """Columns as the list of objects in a table's property."""
+    rows = [{**asdict(column), "level": column.level.value, "kind": column.kind.value} for column in columns]
+    for row in rows:
+        if not row["vocabulary"]:  # a table without one is read by earlier versions too
+            del row["vocabulary"]
+    return json.dumps(rows, separators=(",", ":"))
 
 
 def columns_of_json(text: str, *, where: str) -> tuple[Column, ...]:

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 class Readable:
     """A base of sources (`reqdedup.dedup.source.BatchSource`) that says how they are looked at."""
 
+    def item_keys(self, item_id: np.ndarray) -> np.ndarray | None:
+        """The log's own ids of items, [N] texts, "" for an id that has none.
+
+        None if no vocabulary is known: ids are the log's own, or hashes of a column `item_key`.
+        """
+        return None
+
     def to_arrow(self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None) -> pa.Table:
         """All rows, or those of some users, as a table: every sequence a list of its own on each row.
 

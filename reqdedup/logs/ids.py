@@ -1,19 +1,32 @@
-"""Stable int64 ids: the same in every process, version and machine, so that logs read on other days fit together.
+"""Ids of a log as int64.
 
-A string id becomes the first 8 bytes of its BLAKE2b digest (digest size 8, UTF-8, little-endian) without the top bit:
-0 <= id < 2^63. Two of n different strings share an id with probability n^2 / 2^64, 5e-6 for ten million.
+A string id is hashed, so that it is the same in every process, version and machine: the first 8 bytes of its BLAKE2b
+digest (digest size 8, UTF-8, little-endian) without the top bit, 0 <= id < 2^63. Two of n different strings share an id
+with probability n^2 / 2^64, 5e-6 for ten million. Ids of items are better taken from a vocabulary, which knows them
+all: dense, 32 bits, no two the same (`ItemKeys`).
 """
 
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from reqdedup.arrays.hashing import hash_string as hash_string
 
 _SESSION_HASH_BITS = 31
+
+
+class Vocabulary(Protocol):
+    """What gives dense ids to keys, once and for all (`reqdedup.storage.Vocabulary`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def assign(self, keys: pa.Array) -> np.ndarray: ...
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
@@ -45,6 +58,49 @@ def hash_strings(texts: pl.Series) -> pl.Series:
     distinct = texts.drop_nulls().unique()
     ids = pl.Series([hash_string(text) for text in distinct], dtype=pl.Int64)
     return texts.replace_strict(distinct, ids, default=None, return_dtype=pl.Int64)
+
+
+class ItemKeys:
+    """The distinct text ids of a log's items, and the id of each once all are known.
+
+    Polars keeps them, and numbers them in the order of their coming, which depends on threads: ids do not, since the
+    vocabulary is asked for the most frequent key first, and for those of one frequency in the order of the alphabet.
+    """
+
+    def __init__(self) -> None:
+        self._dtype = pl.Categorical(pl.Categories.random())  # kept by Polars as long as a series has it
+        self._keys = [pl.Series(dtype=self._dtype)]
+        self._count = np.zeros(0, np.int64)
+        self._id = np.zeros(0, np.int64)
+
+    def add(self, texts: pl.Series) -> None:
+        """Note the keys of a block; nulls are none."""
+        found = texts.cast(self._dtype).drop_nulls().alias("key").value_counts(name="count")
+        if found.is_empty():
+            return
+        code = found["key"].to_physical().to_numpy()
+        if code.max() >= len(self._count):
+            more = max(int(code.max()) + 1, 2 * len(self._count)) - len(self._count)
+            self._count = np.append(self._count, np.zeros(more, np.int64))
+        self._keys.append(found["key"].filter(pl.Series(self._count[code] == 0)))
+        self._count[code] += found["count"].to_numpy()
+
+    def settle(self, vocabulary: Vocabulary | None) -> None:
+        """Give every key its id: the vocabulary's, or its hash if there is none."""
+        keys = pl.concat(self._keys)
+        count = pl.Series("count", self._count[keys.to_physical().to_numpy()])
+        frame = pl.DataFrame({"code": keys.to_physical(), "key": keys.cast(pl.String), "count": count})
+        self._id = np.full(len(self._count), -1, np.int64)
+        if vocabulary is None:
+            ids = hash_strings(frame["key"]).to_numpy()
+        else:
+            frame = frame.sort("count", "key", descending=[True, False])
+            ids = vocabulary.assign(frame["key"].to_arrow())
+        self._id[frame["code"].to_numpy()] = ids
+
+    def ids(self, texts: pl.Series) -> np.ndarray:
+        """Ids of texts that were added before, none null, [N] int64."""
+        return self._id[texts.cast(self._dtype).to_physical().to_numpy()]
 
 
 def timed_request_ids(user_id: np.ndarray, ts_us: np.ndarray, nth: np.ndarray | None = None) -> np.ndarray:

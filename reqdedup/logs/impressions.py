@@ -1,9 +1,9 @@
 """From mapped columns to typed impressions, one row each, and every row that does not fit to the rejects.
 
 Knows nothing of other rows: sessions, duplicates and histories come later (`requests`, `sequences`). Columns of the
-result: user_id, item_id, request_id (int64; the last only if the log has one), user_key, item_key, request_key
-(strings, if the ids were strings), ts_us, the labels (int32), mapped columns under their own names, history and
-history_times (packed text, if the log has its own), position, file and line.
+result: user_id, item_id, request_id (int64; item_id only if items are integers, request_id only if the log has one),
+user_key, item_key, request_key (strings, if the ids were strings), ts_us, the labels (int32), mapped columns under
+their own names, history and history_times (packed text, if the log has its own), position, file and line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from reqdedup.logs.checks import Check, Rejects
-from reqdedup.logs.ids import hash_strings
+from reqdedup.logs.ids import ItemKeys, hash_strings
 from reqdedup.logs.mapping import MAX_ORDER, FeatureRule, IdRule, LogMapping
 from reqdedup.logs.values import (
     FAR_FUTURE_US,
@@ -53,7 +53,7 @@ def detect_id_types(frames: Iterator[pl.DataFrame], mapping: LogMapping) -> IdTy
     """
     rules = {name: "string" if rule.all_of else rule.type for name, rule in _id_rules(mapping).items()}
     rules.setdefault("item", mapping.candidate_id_type)
-    found: dict[str, bool | None] = {name: None if rule == "auto" else rule == "string" for name, rule in rules.items()}
+    found: dict[str, bool | None] = {name: None if rule == "auto" else rule != "int" for name, rule in rules.items()}
     empty = True
     for frame in frames:
         empty &= frame.is_empty()
@@ -96,8 +96,9 @@ def _are_strings(frame: pl.DataFrame, name: str, mapping: LogMapping) -> bool | 
 class ImpressionParser:
     """Turns blocks of one log into impressions. Times later than a day after its making are absurd by default."""
 
-    def __init__(self, mapping: LogMapping, ids: IdTypes, rejects: Rejects, *, request_scope: str):
+    def __init__(self, mapping: LogMapping, ids: IdTypes, rejects: Rejects, *, request_scope: str, keys: ItemKeys):
         self._mapping, self._ids, self._rejects, self._scope = mapping, ids, rejects, request_scope
+        self._keys = keys
         self._texts = {f"request {rule.name}" for rule in mapping.request_columns if rule.dtype == "string"}
         self._texts |= {f"row {rule.name}" for rule in mapping.item_columns if rule.dtype == "string"}
         self._text_ids = {name for name in ("user", "item", "request") if getattr(ids, name)}
@@ -131,7 +132,13 @@ class ImpressionParser:
         frame = self._parse_request(frame)
         if mapping.candidates:
             frame = self._explode_candidates(frame)
-        return self._scoped(self._parse_row(frame))
+        frame = self._scoped(self._parse_row(frame))
+        if self._ids.item:
+            self._keys.add(frame["item_key"])
+            if "history" in frame.columns:
+                packed = frame["history"].unique()
+                self._keys.add(packed.filter(packed != "").str.split(LIST_MARK).explode())
+        return frame
 
     def _without_nulls(self, name: str, dtype: pl.DataType) -> pl.Expr:
         """A column with null for what means missing. Text is exact; around a number, time or bool spaces do not count.
@@ -256,7 +263,10 @@ class ImpressionParser:
 
     def _parse_row(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Item, labels and item-level columns."""
-        frame = _with_id(frame, "item", is_string=self._ids.item)
+        if self._ids.item:
+            frame = frame.with_columns(read_string_id(pl.col("item"), frame.schema["item"]).alias("item_key"))
+        else:
+            frame = _with_id(frame, "item", is_string=False)
         schema, checks = frame.schema, _id_checks("item", self._ids.item)
         columns: list[pl.Expr] = []
         numbers: list[pl.Expr] = []
@@ -342,7 +352,11 @@ def _id_checks(name: str, is_string: bool) -> list[Check]:
         wanted = 'a 64-bit integer in its one spelling required; if ids are text, say type = "string"'
     return [
         Check("null_id", value.is_null(), pl.lit(f"{name} is null")),
-        Check("id", pl.col(f"{name}_id").is_null(), pl.format(f"{name} {{}}: {wanted}", value.cast(pl.String))),
+        Check(
+            "id",
+            pl.col(f"{name}_{'key' if is_string else 'id'}").is_null(),
+            pl.format(f"{name} {{}}: {wanted}", value.cast(pl.String)),
+        ),
     ]
 
 

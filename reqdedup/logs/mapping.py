@@ -37,12 +37,18 @@ _RESERVED = {
 _RESERVED_PREFIXES = ("_", "label ", "row ", "request ", "number ", "unfit ")
 
 
+def check_id_type(found: str) -> None:
+    if found not in ("auto", "int", "string", "hash"):
+        raise ValueError(f"mapping: id type auto, int, string or hash required, found {found!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class IdRule:
     """An id.
 
     columns: names, of which a file has one.
-    type: int, string, or auto (int if most of the first rows have integers).
+    type: int, string, hash, or auto (int if most of the first rows have integers). Texts of items get dense ids of a
+        vocabulary, but with hash their hash; those of users and requests are always hashed.
     all_of: whether the id is made of all these columns; it is a string then, their values joined by |.
     """
 
@@ -51,8 +57,7 @@ class IdRule:
     all_of: bool = False
 
     def __post_init__(self) -> None:
-        if self.type not in ("auto", "int", "string"):
-            raise ValueError(f"mapping: id type auto, int or string required, found {self.type!r}")
+        check_id_type(self.type)
         if self.all_of and (self.type == "int" or len(self.columns) < 2):
             raise ValueError(
                 f"mapping: an id of all_of needs two columns or more and is a string, found {self.columns!r}, type "
@@ -234,6 +239,7 @@ class LogMapping:
     def __post_init__(self) -> None:
         if (self.item_id is None) == (self.candidates is None):
             raise ValueError("mapping: item_id (one row per impression) or [candidates] (one row per request) required")
+        check_id_type(self.candidate_id_type)
         if self.format not in (None, "csv", "tsv", "jsonl", "parquet"):
             raise ValueError(f"mapping: format csv, tsv, jsonl or parquet required, found {self.format!r}")
         if self.separator is not None and (not self.separator or set(self.separator) & set('"\r\n')):
@@ -268,6 +274,11 @@ class LogMapping:
                 )
         if not 1 <= len(self.labels) <= MAX_LABELS:
             raise ValueError(f"mapping: from 1 to {MAX_LABELS} labels required, found {len(self.labels)}")
+
+    @property
+    def hashes_items(self) -> bool:
+        """Whether ids of items that are texts are hashed."""
+        return (self.item_id.type if self.item_id is not None else self.candidate_id_type) == "hash"
 
     @property
     def missing_texts(self) -> list[str]:

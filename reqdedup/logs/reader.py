@@ -22,6 +22,7 @@ import pyarrow as pa
 from reqdedup.arrays.windows import default_stride
 from reqdedup.logs.checks import LogError, Rejects, UnreadableFile
 from reqdedup.logs.formats import find_files, format_of, read_blocks, read_size
+from reqdedup.logs.ids import ItemKeys, Vocabulary
 from reqdedup.logs.impressions import IdTypes, ImpressionParser, detect_id_types
 from reqdedup.logs.mapping import LogMapping
 from reqdedup.logs.mapping_toml import load_mapping
@@ -166,7 +167,18 @@ class LogReader:
         one_file = mapping.request_scope == "file" and len(self._files) == 1
         self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
         self._ids = self._probe()
+        self._vocabulary: Vocabulary | None = None
         self.schema: EngagementSchema = log_schema(mapping, self._ids)
+
+    @property
+    def wants_vocabulary(self) -> bool:
+        """Whether its items are texts that the mapping does not want hashed."""
+        return self._ids.item and not self.mapping.hashes_items
+
+    def use_vocabulary(self, vocabulary: Vocabulary | None) -> None:
+        """Take the items' ids from it from now on, and leave out their keys; with None they are hashed."""
+        self._vocabulary = vocabulary
+        self.schema = log_schema(self.mapping, self._ids, vocabulary.name if vocabulary is not None else "")
 
     @property
     def parquet_files(self) -> list[Path]:
@@ -182,7 +194,9 @@ class LogReader:
         self._rejects = Rejects(self._names)
         self.counts = LogCounts(files=len(self._files))
         with tempfile.TemporaryDirectory(prefix="reqdedup-", dir=self._spill_folder) as folder:
+            self._keys = ItemKeys()
             impressions, disputed = self._set_aside(Path(folder))
+            self._keys.settle(self._vocabulary)
             for part in range(impressions.count):
                 frame = impressions.read(part)
                 if frame is not None:
@@ -222,7 +236,9 @@ class LogReader:
         impressions = Partitions(count, "user_id", folder, "impressions")
         owners = Partitions(count, "request_id", folder, "owners")
         missing = {name for name in self.schema.names if name in self.mapping.read_names}
-        parser = ImpressionParser(self.mapping, self._ids, self._rejects, request_scope=self._request_scope)
+        parser = ImpressionParser(
+            self.mapping, self._ids, self._rejects, request_scope=self._request_scope, keys=self._keys
+        )
         unread = 0
         for number, file in enumerate(self._files):
             rows_before, rejects_before = self.counts.rows_read, self._rejects.count
@@ -253,6 +269,8 @@ class LogReader:
 
     def _batches(self, frame: pl.DataFrame, disputed: pl.DataFrame) -> Iterator[pa.RecordBatch]:
         """Second pass over one partition."""
+        if self._ids.item:
+            frame = frame.with_columns(pl.Series("item_id", self._keys.ids(frame["item_key"]), pl.Int64))
         frame = form_requests(
             frame,
             self.mapping,
@@ -264,7 +282,12 @@ class LogReader:
             return
         self.counts.users += frame["user_id"].n_unique()
         for batch in emit_batches(
-            frame, self.mapping, self._ids, self.schema, max_history=self._max_history, stride=self._stride
+            frame,
+            self.mapping,
+            self.schema,
+            keys=self._keys if self._ids.item else None,
+            max_history=self._max_history,
+            stride=self._stride,
         ):
             self.counts.rows += batch.num_rows
             self.counts.requests += len(np.unique(batch.column("request_id").to_numpy()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,7 @@ import pyarrow as pa
 from reqdedup.arrays.ranges import offsets_of
 from reqdedup.arrays.windows import anchored_start, gather_windows
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema
-from reqdedup.logs.ids import hash_strings
+from reqdedup.logs.ids import ItemKeys
 from reqdedup.logs.impressions import IdTypes
 from reqdedup.logs.mapping import FeatureRule, LogMapping
 from reqdedup.logs.values import LIST_MARK
@@ -29,29 +30,35 @@ BATCH_BYTES = 64 * 2**20
 _TOKEN_BYTES = 8 + 4 + 8
 
 
-def log_schema(mapping: LogMapping, ids: IdTypes) -> EngagementSchema:
-    """The columns of a log read with this mapping."""
+def log_schema(mapping: LogMapping, ids: IdTypes, vocabulary: str = "") -> EngagementSchema:
+    """The columns of a log read with this mapping. vocabulary: name of the table with the items' keys, if there is
+    one; then their ids have 32 bits, and the keys are nowhere else."""
 
-    def request(name: str, dtype: str, doc: str, kind: Kind = Kind.SCALAR, nullable: bool = False) -> Column:
-        return Column(name=name, dtype=dtype, level=Level.REQUEST, doc=doc, kind=kind, nullable=nullable)
+    def request(name: str, dtype: str, doc: str, kind: Kind = Kind.SCALAR, **more: Any) -> Column:
+        return Column(name=name, dtype=dtype, level=Level.REQUEST, doc=doc, kind=kind, **more)
 
-    def key(name: str, doc: str) -> Column:
-        return Column(name=name, dtype="int64", level=Level.KEY, doc=doc)
+    def key(name: str, doc: str, **more: Any) -> Column:
+        return Column(name=name, dtype="int64", level=Level.KEY, doc=doc, **more)
 
     def feature(rule: FeatureRule, level: Level) -> Column:
         return Column(name=rule.name, dtype=rule.dtype, level=level, nullable=True, doc=f"{rule.name}, from the log")
 
     hashed = "63-bit BLAKE2b hash of {}"
+    item = f"dense id of the item, whose key is in {vocabulary}" if vocabulary else "the log's item id"
     is_order = mapping.time.is_order
     when = "order number of the request's first row, as seconds since 1970" if is_order else ""
     columns = [
         key("user_id", hashed.format("user_key") if ids.user else "the log's user id"),
         key("request_id", "the log's request id, or a hash of it" if mapping.request_id else "start of the session"),
-        key("item_id", hashed.format("item_key") if ids.item else "the log's item id"),
+        key("item_id", hashed.format("item_key") if ids.item and not vocabulary else item, vocabulary=vocabulary),
         request("request_ts", "timestamp", when or "time of the request's first row, UTC"),
         request("history_end", "int64", "events in the user's timeline before the request, the cut ones included"),
         request("timeline_version", "int32", "version of the timeline that history_end counts in"),
-        request("history_item_id", "int64", "items of the user's past engagements, oldest first", Kind.SEQUENCE),
+        request(
+            *("history_item_id", "int32" if vocabulary else "int64"),
+            *("items of the user's past engagements, oldest first", Kind.SEQUENCE),
+            vocabulary=vocabulary,
+        ),
     ]
     bits = " + ".join(f"{1 << bit} {name}" for bit, name in enumerate(mapping.label_names))
     columns.append(request("history_action", "int32", f"what the user did, bits: {bits}", Kind.SEQUENCE))
@@ -65,7 +72,7 @@ def log_schema(mapping: LogMapping, ids: IdTypes) -> EngagementSchema:
     if "hour_of_day" not in mapped and not is_order:
         columns.append(request("hour_of_day", "int32", "hour of request_ts, UTC, 0 to 23"))
     columns += [feature(rule, Level.REQUEST) for rule in mapping.request_columns]
-    if ids.item:
+    if ids.item and not vocabulary:
         columns.append(Column(name="item_key", dtype="string", level=Level.ITEM, doc="the log's item id"))
     columns += [feature(rule, Level.ITEM) for rule in mapping.item_columns]
     if mapping.candidates and mapping.candidates.position:
@@ -91,15 +98,24 @@ class _Histories:
 
 
 def emit_batches(
-    frame: pl.DataFrame, mapping: LogMapping, ids: IdTypes, schema: EngagementSchema, *, max_history: int, stride: int
+    frame: pl.DataFrame,
+    mapping: LogMapping,
+    schema: EngagementSchema,
+    *,
+    keys: ItemKeys | None,
+    max_history: int,
+    stride: int,
 ) -> Iterator[pa.RecordBatch]:
-    """Deduplicated batches of a partition's requests (as `form_requests` orders them), each request whole in one."""
+    """Deduplicated batches of a partition's requests (as `form_requests` orders them), each request whole in one.
+
+    keys: of the items, if they are texts.
+    """
     request_id, user_id = frame["request_id"].to_numpy(), frame["user_id"].to_numpy()
     first_row_R = np.flatnonzero(np.diff(request_id, prepend=request_id[0] - 1) | np.diff(user_id, prepend=user_id[0]))
     fan_out_R = np.diff(np.append(first_row_R, len(request_id)))
     requests = frame[first_row_R]
     if mapping.history.columns:
-        histories = _own_histories(requests, mapping, ids, max_history, stride)
+        histories = _own_histories(requests, mapping, keys, max_history, stride)
     else:
         histories = _earlier_rows(frame, requests, mapping, max_history, stride)
     lengths = histories.window_length_W[histories.window_of_request_R]
@@ -126,7 +142,7 @@ def _batch(
         "request_ts": pa.array(rows["request_ts_us"].to_numpy()).cast(pa.timestamp("us", tz="UTC")),
         "history_end": pa.array(np.repeat(histories.history_end_R[chosen], fan_out)),
         "timeline_version": pa.array(np.ones(len(indices), np.int32)),
-        "history_item_id": blobs(histories.item_T),
+        "history_item_id": blobs(histories.item_T.astype(schema["history_item_id"].dtype)),
         "history_action": blobs(histories.action_T),
     }
     if histories.ts_ms_T is not None:
@@ -178,7 +194,7 @@ def _earlier_rows(
 
 
 def _own_histories(
-    requests: pl.DataFrame, mapping: LogMapping, ids: IdTypes, max_history: int, stride: int
+    requests: pl.DataFrame, mapping: LogMapping, keys: ItemKeys | None, max_history: int, stride: int
 ) -> _Histories:
     """Histories of the log's own column: every distinct text is read once."""
     names = [name for name in ("history", "history_times") if name in requests.columns]
@@ -191,7 +207,7 @@ def _own_histories(
     )
     length_W = lists["history"].list.len().fill_null(0).to_numpy().astype(np.int64)
     tokens = lists["history"].drop_nulls().explode()
-    item_T = (hash_strings(tokens) if ids.item else tokens.cast(pl.Int64)).to_numpy()
+    item_T = tokens.cast(pl.Int64).to_numpy() if keys is None else keys.ids(tokens)
     ts_ms_T = None
     if mapping.history.time_columns:
         ts_ms_T = lists["history_times"].drop_nulls().explode().cast(pl.Int64).to_numpy()

@@ -24,10 +24,10 @@ from reqdedup.models.signature import Signature
 from reqdedup.schema import ITEM_ID, REQUEST_TS, Column
 from reqdedup.training.blocks import column_values
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.plan import RowGroupSource, Source
+from reqdedup.training.plan import KeyedSource, RowGroupSource, Source
 
 ITEM_KEY = "item_key"
-"""The column with the log's own item ids, if they are texts."""
+"""The column with the log's own item ids, if they are texts and no vocabulary has them."""
 
 VECTORS_TOGETHER = 4096
 _MERGED_TOGETHER = 16
@@ -90,6 +90,8 @@ def read_items(source: Source, config: ModelConfig, *, impressions_too: bool = F
     whole = _merged(parts)
     found = whole.items
     kept = {name: x for name, x in found.columns.items() if impressions_too or name not in whole.varying}
+    if isinstance(source, KeyedSource) and (keys := source.item_keys(found.item_id_V)) is not None:
+        found = replace(found, keys=tuple(keys.tolist()))
     return replace(found, columns=kept)
 
 

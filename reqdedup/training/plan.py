@@ -42,6 +42,13 @@ class RowGroupSource(Protocol):
     def read_row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.RecordBatch: ...
 
 
+@runtime_checkable
+class KeyedSource(Protocol):
+    """A source that may know the log's own ids of items: all of `reqdedup.storage`."""
+
+    def item_keys(self, item_id: np.ndarray) -> np.ndarray | None: ...
+
+
 Source = RowGroupSource | BatchSource
 """What a loader reads: with row groups each rank reads its own, else every rank reads everything."""
 
@@ -99,7 +106,8 @@ def source_from_dict(values: Mapping[str, Any]) -> FileSource:
     """The source; files that are not local are opened with the environment's credentials
     (AWS_ACCESS_KEY_ID and so on)."""
     paths, schema = values["paths"], EngagementSchema.from_json(json.dumps(values["schema"]))
-    names = ("merge_pieces", "known_columns", "field_ids", "known_fields")  # not in files of version 0.1.0
+    # not in files of version 0.1.0
+    names = ("merge_pieces", "known_columns", "field_ids", "known_fields", "item_files")
     reading = {name: values[name] for name in names if name in values}
     is_local = all(urlparse(path).scheme in ("", "file") for path in paths)
     io = None if is_local else open_store(values.get("store", {}), paths[0])

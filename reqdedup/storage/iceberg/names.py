@@ -6,9 +6,15 @@ from reqdedup.masking import refuse_credentials
 
 REJECTS_TABLE = "rejected_engagements"
 """Name of the table of rejected rows beside the engagement tables of a namespace."""
+ITEMS_TABLE = "items"
+"""Name of the vocabulary of a namespace: the keys of its dense item ids."""
 RUN_TABLE = "graph_run"
 """Name of the table that says which run of the graph makes the tables of a namespace."""
-_KEPT = {REJECTS_TABLE: "the rows that an ingest rejects", RUN_TABLE: "the run that makes the namespace's tables"}
+_KEPT = {
+    REJECTS_TABLE: "the rows that an ingest rejects",
+    ITEMS_TABLE: "the keys of the items",
+    RUN_TABLE: "the run that makes the namespace's tables",
+}
 
 
 def split_identifier(identifier: str) -> tuple[str, str]:

@@ -67,6 +67,9 @@ class BucketJoin(Readable):
         self._threads = threads
         self._counts: JoinCounts | None = None
 
+    def item_keys(self, item_id: np.ndarray) -> np.ndarray | None:
+        return self._left.item_keys(item_id) if isinstance(self._left, Readable) else None
+
     @property
     def counts(self) -> JoinCounts:
         """What the last pass over all users met. Raises ValueError before one has been read to its end."""

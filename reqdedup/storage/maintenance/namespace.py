@@ -13,6 +13,7 @@ from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
+from reqdedup.storage.iceberg.vocabulary import is_vocabulary
 from reqdedup.storage.maintenance.served_rows import is_served_table
 from reqdedup.storage.read.feature_positions import PositionSource
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, FeatureSource, is_by_position, is_feature_table
@@ -22,12 +23,13 @@ from reqdedup.storage.write.rejects import is_rejects_table
 @dataclass(frozen=True, kw_only=True)
 class NamespaceTables:
     """engagement, features, rejects: tables that reqdedup made.  served: those that serving keeps (`served_rows`).
-    others: what else there is."""
+    vocabularies: keys of items.  others: what else there is."""
 
     engagement: tuple[Table, ...]
     features: tuple[Table, ...]
     rejects: tuple[Table, ...]
     served: tuple[Table, ...]
+    vocabularies: tuple[Table, ...]
     others: tuple[Table, ...]
 
     @property
@@ -45,7 +47,7 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
     if not names and not catalog.namespace_exists(namespace):
         there = sorted(".".join(name) for name in catalog.list_namespaces())
         raise ValueError(f"namespace {namespace} is not in the catalog; there are: {', '.join(there) or 'none'}")
-    engagement, features, rejects, served, others = [], [], [], [], []
+    engagement, features, rejects, served, vocabularies, others = [], [], [], [], [], []
     for name in names:
         try:
             table = catalog.load_table(name)
@@ -59,6 +61,8 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
             rejects.append(table)
         elif is_served_table(table):
             served.append(table)
+        elif is_vocabulary(table):
+            vocabularies.append(table)
         else:
             others.append(table)
     return NamespaceTables(
@@ -66,6 +70,7 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
         features=tuple(features),
         rejects=tuple(rejects),
         served=tuple(served),
+        vocabularies=tuple(vocabularies),
         others=tuple(others),
     )
 
@@ -82,7 +87,8 @@ LISTING_SCHEMA = pa.schema(
         ("snapshot_id", pa.int64()),
     ]
 )
-"""kind: engagements, features, rejects or other.  layout: null if it has none.  rows, files, bytes: of the snapshot."""
+"""kind: engagements, features, rejects, items or other.  layout: null if it has none.  rows, files, bytes: of the
+snapshot."""
 
 
 def list_tables(catalog: Catalog, namespace: str | None = None) -> pa.Table:
@@ -95,6 +101,7 @@ def list_tables(catalog: Catalog, namespace: str | None = None) -> pa.Table:
     for one in namespaces:
         found = tables_of(catalog, one)
         kinds = {"engagements": found.engagement, "features": found.features, "rejects": found.rejects}
+        kinds["items"] = found.vocabularies
         kinds["other"] = (*found.served, *found.others)
         rows += [_listed(kind, table) for kind, of_kind in kinds.items() for table in of_kind]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["table"]), LISTING_SCHEMA)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import cast
 
 from pyiceberg.catalog import Catalog
@@ -31,7 +31,7 @@ from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import IntegerType, NestedField
 
 from reqdedup.dedup.streams import REQUEST_KEY
-from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Level, columns_of_json
+from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Level, columns_of_json, json_of_columns
 from reqdedup.storage.iceberg.changes import BUCKET_COLUMN, check_no_deletes
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.form import TableForm
@@ -190,8 +190,7 @@ def feature_properties(schema: FeatureSchema) -> dict[str, str]:
 
 
 def features_json(schema: FeatureSchema) -> str:
-    rows = [{**asdict(c), "level": c.level.value, "kind": c.kind.value} for c in schema.features]
-    return json.dumps(rows, separators=(",", ":"))
+    return json_of_columns(schema.features)
 
 
 def stored_schema(table: Table, schema: FeatureSchema) -> FeatureSchema:

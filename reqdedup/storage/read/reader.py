@@ -20,9 +20,10 @@ from reqdedup.dedup import encoding
 from reqdedup.dedup.readable import Readable
 from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.source import digest
-from reqdedup.schema import USER_ID, Column, EngagementSchema
+from reqdedup.schema import ITEM_ID, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.reference import open_store, store_properties
+from reqdedup.storage.iceberg.vocabulary import ITEM_KEY, KeysOf
 from reqdedup.storage.read.file_batches import (
     FileColumns,
     deduplicated,
@@ -62,6 +63,7 @@ class FileSource(Readable):
     field_ids: Iceberg's id of each column, by which it is found in a file, whatever it is called there.
     known_fields: "id name" of every column that the table has had. A file with another pair has a damaged footer, and
         is not read if it lacks a column. None: any is known.
+    item_files: Parquet files of the vocabulary that the items' ids are of.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class FileSource(Readable):
         known_columns: Iterable[str] | None = None,
         field_ids: Mapping[str, int] | None = None,
         known_fields: Iterable[str] | None = None,
+        item_files: Sequence[str] = (),
     ) -> None:
         self._paths = list(paths)
         self._schema = schema
@@ -86,6 +89,7 @@ class FileSource(Readable):
         self._known_columns = None if known_columns is None else frozenset(known_columns)
         self._field_ids = dict(field_ids or {})
         self._known_fields = None if known_fields is None else frozenset(known_fields)
+        self._item_files = list(item_files)
         self._footers: dict[str, pq.FileMetaData] = {}
         self._file_columns: dict[str, FileColumns] = {}
         self._encoded: dict[str, list[str]] = {}
@@ -113,7 +117,16 @@ class FileSource(Readable):
             "known_columns": known,
             "field_ids": self._field_ids,
             "known_fields": fields,
+            "item_files": self._item_files,
         }
+
+    def item_keys(self, item_id: np.ndarray) -> np.ndarray | None:
+        if not self._item_files:
+            return None
+        keys = KeysOf(item_id)
+        for path in self._item_files:
+            keys.look_in(open_parquet(path, self._io, footer=None, dictionaries=[]).read([ITEM_ID, ITEM_KEY]))
+        return keys.found
 
     def with_io(self, io: FileIO) -> FileSource:
         """The same files, opened by another FileIO."""

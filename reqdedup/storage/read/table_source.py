@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+import numpy as np
 from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
-from reqdedup.schema import KEYS, REQUEST_TS, EngagementSchema
+from reqdedup.schema import ITEM_ID, KEYS, REQUEST_TS, EngagementSchema
 from reqdedup.storage.iceberg.changes import check_no_deletes
 from reqdedup.storage.iceberg.claims import KeyOrder, user_bounds
 from reqdedup.storage.iceberg.layout import (
@@ -23,6 +24,7 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
 )
 from reqdedup.storage.iceberg.manifests import scan_tasks
+from reqdedup.storage.iceberg.vocabulary import Vocabulary
 from reqdedup.storage.read.reader import FileSource
 
 
@@ -100,8 +102,17 @@ class TableSource(FileSource):
             io=self._io,
             buckets=[self._bucket_of_path[path] for path in self._paths],
             num_buckets=self._num_buckets,
-            **self.reading(),
+            **{**self.reading(), "item_files": self.vocabulary.files() if self.vocabulary is not None else []},
         )
+
+    def item_keys(self, item_id: np.ndarray) -> np.ndarray | None:
+        return None if self.vocabulary is None else self.vocabulary.keys(item_id)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Of the items' ids, if they are dense."""
+        name = self.schema[ITEM_ID].vocabulary
+        return Vocabulary(self.table.catalog, name) if name else None
 
 
 def column_ids(table: Table, snapshot_id: int | None = None) -> dict[str, int]:

@@ -54,6 +54,9 @@ class UserSample(Readable):
     def schema(self) -> EngagementSchema:
         return self._source.schema
 
+    def item_keys(self, item_id: np.ndarray) -> np.ndarray | None:
+        return self._source.item_keys(item_id) if isinstance(self._source, Readable) else None
+
     @property
     def requests_whole(self) -> bool:
         return requests_whole(self._source)

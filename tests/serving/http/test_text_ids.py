@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import load_catalog
 
+from reqdedup.ingest import ingest
 from reqdedup.logs import read_log
 from reqdedup.logs.ids import hash_string
 from reqdedup.models import DCATConfig, TwoTowerConfig
@@ -20,7 +21,7 @@ from reqdedup.sequences.filling import event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.serving.server.router import _user_of
 from reqdedup.serving.wire import arrow
-from reqdedup.storage import Layout, TableSource, replace_table
+from reqdedup.storage import Layout, TableSource
 from reqdedup.training import TrainingConfig
 from reqdedup.training.export import export_checkpoint
 from reqdedup.training.rank_run import run_rank
@@ -55,7 +56,7 @@ def bundles(folder):
     mind_log(folder / "log" / "behaviors.tsv")
     log = read_log(folder / "log", preset="mind")
     catalog = load_catalog("test", type="sql", uri=f"sqlite:///{folder}/c.db", warehouse=f"file://{folder}/lake")
-    replace_table(catalog, "news.main", log.schema, Layout.BY_REQUEST, log, num_buckets=2)
+    ingest(catalog, "news.main", log, Layout.BY_REQUEST, num_buckets=2)
     main = catalog.load_table("news.main")
     source = TableSource(main)
     store = SqliteStore(folder / "store.db", event_columns(source.schema))
@@ -81,6 +82,14 @@ def news(bundles, folder):
         yield running
 
 
+@pytest.fixture(scope="module")
+def ids(bundles):
+    """The id that the vocabulary gave each item, as the bundle has it."""
+    items = Bundle.load(bundles["ranking"]).items
+    assert sorted(items.item_id_V.tolist()) == list(range(NUM_ITEMS))
+    return dict(zip(items.keys, items.item_id_V.tolist(), strict=True))
+
+
 def ask(server, path, values, content_type="application/json"):
     body = values if isinstance(values, bytes) else json.dumps(values).encode()
     request = urllib.request.Request(
@@ -101,9 +110,9 @@ def test_the_signature_says_that_users_are_texts(bundles, trained_bundles):
     assert not Bundle.load(trained_bundles.ranking).signature.user_keys
 
 
-def test_users_and_candidates_are_named_as_the_log_names_them(news):
+def test_users_and_candidates_are_named_as_the_log_names_them(news, ids):
     keys = ["N3", "N7", "N11"]
-    by_id = {"user_id": hash_string("U3"), "candidates": {"item_id": [hash_string(key) for key in keys]}}
+    by_id = {"user_id": hash_string("U3"), "candidates": {"item_id": [ids[key] for key in keys]}}
     status, wanted = ask(news, "/v1/rank", by_id)
     assert status == 200, wanted
     assert wanted["end"] > 0
