@@ -66,12 +66,18 @@ def fill_store(store: FilledStore, main: Table, sides: Sequence[Table] = ()) -> 
             f"store: the event columns of {'.'.join(main.name())}, {event_columns(source.schema)}, required, found "
             f"{dict(store.columns)}; fill a new store"
         )
-    return store.fill(user_records(source), source=snapshots(main, sides))
+    return store.fill(user_records(source), source=snapshots(main, sides), as_of_us=_as_of_us(main, *sides))
 
 
 def snapshots(main: Table, sides: Sequence[Table]) -> dict[str, Any]:
     """Which snapshots of which tables: what a filled store remembers."""
     return {".".join(table.name()): table.metadata.current_snapshot_id for table in (main, *sides)}
+
+
+def _as_of_us(*tables: Table) -> int | None:
+    """When the oldest of the tables' snapshots was committed [microseconds since 1970]."""
+    times = [snapshot.timestamp_ms for table in tables if (snapshot := table.current_snapshot()) is not None]
+    return min(times) * 1000 if times else None
 
 
 class RequestSource:

@@ -36,6 +36,7 @@ CREATE TABLE filling_timelines (
 CREATE TABLE filling_features (user_id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE filling_users (user_id INTEGER PRIMARY KEY);
 """
+_DELETED = "CREATE TABLE deleted (user_id INTEGER PRIMARY KEY, deleted_us INTEGER NOT NULL);"
 
 
 class SqliteFile:
@@ -58,6 +59,13 @@ class SqliteFile:
         with self.connection() as connection:
             row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return json.loads(row[0]) if row else None
+
+    def upgrade(self) -> None:
+        """From format 1, which had no deleted users, to 2."""
+        with self.writing() as connection:
+            if connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone() == ("1",):
+                connection.execute(_DELETED)
+                connection.execute("UPDATE meta SET value = '2' WHERE name = 'format'")
 
     def read(self, look_up: Callable[[sqlite3.Connection], T]) -> T:
         """What `look_up` answers, all of its queries at one moment. Errors: as of `connection`."""
@@ -171,10 +179,26 @@ def create_file(path: Path, meta: Mapping[str, Any]) -> None:
         made = Path(folder) / path.name
         connection = sqlite3.connect(made, isolation_level=None)
         try:
-            connection.executescript("PRAGMA journal_mode = WAL;" + _TABLES)
+            connection.executescript("PRAGMA journal_mode = WAL;" + _TABLES + _DELETED)
             connection.execute("INSERT INTO sqlite_sequence VALUES ('timelines', 0)")
             connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()])
         finally:
             connection.close()
         with suppress(FileExistsError):  # another process was faster
             os.link(made, path)
+
+
+def delete_rows(connection: sqlite3.Connection, user_id: int) -> bool:
+    """Take a user's rows out; False if there were none.
+
+    What a fill has staged of the user goes too: it would come back when that is published.
+    """
+    for table in ("timelines", "filling_timelines"):
+        connection.execute(
+            f"DELETE FROM chunks WHERE timeline IN (SELECT id FROM {table} WHERE user_id = ?)", (user_id,)
+        )
+    for table in ("filling_timelines", "filling_features"):
+        connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
+    num_timelines = connection.execute("DELETE FROM timelines WHERE user_id = ?", (user_id,)).rowcount
+    num_features = connection.execute("DELETE FROM features WHERE user_id = ?", (user_id,)).rowcount
+    return num_timelines + num_features > 0

@@ -4,6 +4,7 @@
     chunks      timeline, number, events             256 events each, packed; an append rewrites the last one
     features    user_id, data                        of the users of a fill
     appended    key, what was answered               the newest million; an older key would be appended again
+    deleted     user_id, when                        so that no fill from older tables brings the user back
 
 A process that is killed leaves what it had committed (after a power cut the last appends may be gone: send them again,
 their keys make that safe). A fill writes chunks under timelines of its own, in small transactions beside the appends,
@@ -31,22 +32,33 @@ from reqdedup.sequences.packing import (
     pack_features,
     unpack_features,
 )
-from reqdedup.sequences.sqlite_file import SqliteFile, create_file
-from reqdedup.sequences.store import FillReport, StoreUnavailableError, TimelineEnd, UserRead, UserRecord, Window
+from reqdedup.sequences.sqlite_file import SqliteFile, create_file, delete_rows
+from reqdedup.sequences.store import (
+    FillReport,
+    StoreUnavailableError,
+    TimelineEnd,
+    UserRead,
+    UserRecord,
+    Window,
+    now_us,
+)
 
-FORMAT = 1
+FORMAT = 2
 KEYS_KEPT = 1_000_000
 FILL_TOGETHER = 256
 """Users that a fill writes in one transaction: appends wait for one of them at most."""
 
 _NEWEST = "SELECT id, version, start, end FROM timelines WHERE user_id = ? ORDER BY version DESC LIMIT 1"
 _NEWEST_AND_FEATURES = (
-    "SELECT id, version, start, end, (SELECT data FROM features WHERE user_id = ?1) FROM timelines WHERE user_id = ?1 "
-    "ORDER BY version DESC LIMIT 1"
+    "SELECT id, version, start, end, (SELECT data FROM features WHERE user_id = ?1), "
+    "(SELECT value FROM meta WHERE name = 'as_of_us') FROM timelines WHERE user_id = ?1 ORDER BY version DESC LIMIT 1"
 )
 _VERSION = "SELECT id, version, start, end FROM timelines WHERE user_id = ? AND version = ?"
 _CHUNKS = "SELECT events FROM chunks WHERE timeline = ? AND number BETWEEN ? AND ? ORDER BY number"
 _FEATURES = "SELECT data FROM features WHERE user_id = ?"
+_FEATURES_AS_OF = "SELECT data, (SELECT value FROM meta WHERE name = 'as_of_us') FROM features WHERE user_id = ?"
+_AS_OF = "SELECT value FROM meta WHERE name = 'as_of_us'"
+_DELETED_SINCE = "SELECT 1 FROM deleted WHERE user_id = ? AND deleted_us >= ?"
 _PUT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)"
 
 
@@ -72,6 +84,9 @@ class SqliteStore:
                     f"store {self.path}: a file of `reqdedup store fill` required, found another kind; name another"
                 ) from None
             raise
+        if stored_format == 1:
+            self._file.upgrade()
+            stored_format = FORMAT
         if stored_format != FORMAT:
             raise ValueError(
                 f"store {self.path}: format {FORMAT} required, found {stored_format}; name another file and fill it"
@@ -135,15 +150,16 @@ class SqliteStore:
         at: int | None = None,
         version: int | None = None,
     ) -> UserRead:
-        user_id = int(user_id)
+        user_id, nothing = int(user_id), (None, None)
         self._packing.check(columns)
 
         def look_up(connection: sqlite3.Connection) -> tuple[Any, ...]:
             row = connection.execute(_NEWEST_AND_FEATURES if names else _NEWEST, (user_id,)).fetchone()
             if row is None:
-                packed = connection.execute(_FEATURES, (user_id,)).fetchone() if names else None
-                return None, packed[0] if packed else None
-            timeline, found_version, held_from, held_until, packed = row if names else (*row, None)
+                return None, *(
+                    (connection.execute(_FEATURES_AS_OF, (user_id,)).fetchone() if names else None) or nothing
+                )
+            timeline, found_version, held_from, held_until, *features = row
             if version is not None and found_version != version:
                 row = connection.execute(_VERSION, (user_id, version)).fetchone()
                 if row is None:
@@ -151,14 +167,21 @@ class SqliteStore:
                 timeline, found_version, held_from, held_until = row
             last = held_until if at is None else at
             first, last = bounds(held_from, held_until, at, int(start_of(last)))
-            return (self._read(connection, timeline, held_from, first, last), first, last, found_version), packed
+            data = self._read(connection, timeline, held_from, first, last)
+            return (data, first, last, found_version), *(features or nothing)
 
-        found, packed = self._file.read(look_up)
+        found, packed, as_of_us = self._file.read(look_up)
         window = None
         if found is not None:
             data, *place = found
             window = Window(self._packing.unpack(data, columns), *place)
-        return UserRead(window=window, features=unpack_features(packed, names) if packed is not None else {})
+        if packed is None:
+            return UserRead(window=window)
+        return UserRead(
+            window=window,
+            features=unpack_features(packed, names),
+            as_of_us=int(as_of_us) if as_of_us is not None else None,
+        )
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:
         with self._file.connection() as connection:
@@ -167,21 +190,27 @@ class SqliteStore:
 
     def delete_user(self, user_id: int) -> bool:
         with self._file.writing() as connection:
-            return _delete_user(connection, int(user_id))
+            # Not before what the store was filled from, whatever this machine's clock says.
+            when_us = max(now_us(), *(int(one) for (one,) in connection.execute(_AS_OF)), 0)
+            connection.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?)", (int(user_id), when_us))
+            return delete_rows(connection, int(user_id))
 
-    def fill(self, users: Iterable[UserRecord], *, source: Mapping[str, Any]) -> FillReport:
+    def fill(
+        self, users: Iterable[UserRecord], *, source: Mapping[str, Any], as_of_us: int | None = None
+    ) -> FillReport:
         report = FillReport(source=dict(source))
+        as_of_us = now_us() if as_of_us is None else as_of_us
         with self._file.only_fill():
             self._drop_filling()
             waiting: list[UserRecord] = []
             for user in users:
                 waiting.append(user)
                 if len(waiting) == FILL_TOGETHER:
-                    self._stage(waiting, report)
+                    self._stage(waiting, as_of_us, report)
                     waiting = []
-            self._stage(waiting, report)
+            self._stage(waiting, as_of_us, report)
             with self._file.writing() as connection:
-                self._publish(connection, report)
+                self._publish(connection, as_of_us, report)
             self._drop_filling()
         return report
 
@@ -204,12 +233,15 @@ class SqliteStore:
         """Close the idle connections. The store can be used again afterwards."""
         self._file.close()
 
-    def _stage(self, users: Sequence[UserRecord], report: FillReport) -> None:
+    def _stage(self, users: Sequence[UserRecord], as_of_us: int, report: FillReport) -> None:
         """Write what has changed of these users where no reader looks."""
         with self._file.writing() as connection:
             for user in users:
                 if not connection.execute("INSERT OR IGNORE INTO filling_users VALUES (?)", (user.user_id,)).rowcount:
                     raise ValueError(f"fill: each user once required, found user {user.user_id} again")
+                if connection.execute(_DELETED_SINCE, (user.user_id, as_of_us)).fetchone() is not None:
+                    report.num_withheld += 1
+                    continue
                 changed = self._stage_features(connection, user)
                 is_new = connection.execute(_NEWEST, (user.user_id,)).fetchone() is None
                 for version, (start, events) in user.timelines.items():
@@ -256,7 +288,7 @@ class SqliteStore:
         )
         return True
 
-    def _publish(self, connection: sqlite3.Connection, report: FillReport) -> None:
+    def _publish(self, connection: sqlite3.Connection, as_of_us: int, report: FillReport) -> None:
         """Make everything that was staged what readers see, with what was appended in the meantime."""
         appended_to = connection.execute(
             "SELECT f.id, f.start, f.end, t.id, t.start, t.end FROM filling_timelines f "
@@ -279,14 +311,15 @@ class SqliteStore:
             "SELECT user_id FROM features WHERE user_id NOT IN (SELECT user_id FROM filling_users)"
         ).fetchall()
         for (user_id,) in gone:
-            _delete_user(connection, user_id)
+            delete_rows(connection, user_id)
         report.num_deleted += len(gone)
         # Chunks of what is replaced stay until `_drop_filling`: they are many, and nobody reads them any more.
         connection.execute(
             "INSERT OR REPLACE INTO timelines SELECT id, user_id, version, start, end FROM filling_timelines"
         )
         connection.execute("INSERT OR REPLACE INTO features SELECT user_id, data FROM filling_features")
-        connection.execute("INSERT OR REPLACE INTO meta VALUES ('source', ?)", (json.dumps(report.source),))
+        meta = {"source": json.dumps(report.source), "as_of_us": str(as_of_us)}
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
 
     def _drop_filling(self) -> None:
         """Forget what a fill has staged, published or not, and the chunks that no timeline has any more."""
@@ -353,16 +386,3 @@ def _answer(connection: sqlite3.Connection, key: str, user_id: int, end: Timelin
     )
     connection.execute("DELETE FROM appended WHERE place <= ?", ((cursor.lastrowid or 0) - KEYS_KEPT,))
     return end
-
-
-def _delete_user(connection: sqlite3.Connection, user_id: int) -> bool:
-    """What a fill has staged of the user goes too: it would come back when that is published."""
-    for table in ("timelines", "filling_timelines"):
-        connection.execute(
-            f"DELETE FROM chunks WHERE timeline IN (SELECT id FROM {table} WHERE user_id = ?)", (user_id,)
-        )
-    for table in ("filling_timelines", "filling_features"):
-        connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
-    num_timelines = connection.execute("DELETE FROM timelines WHERE user_id = ?", (user_id,)).rowcount
-    num_features = connection.execute("DELETE FROM features WHERE user_id = ?", (user_id,)).rowcount
-    return num_timelines + num_features > 0

@@ -11,6 +11,7 @@ arrived from there on, `window` the seam between them.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -45,11 +46,13 @@ class UserRead:
 
     window: None for a user without a timeline.
     features: values of the request-level columns that were asked for, as of `Store.request_features`.
+    as_of_us: when these were true, the `as_of_us` of the last fill; None if there are none.
     failure: why nothing is known of the user; None if the store has answered.
     """
 
     window: Window | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
+    as_of_us: int | None = None
     failure: StoreUnavailableError | None = None
 
 
@@ -71,6 +74,7 @@ class FillReport:
     """What a fill did. num_new, num_changed, num_same: users of the table, by what the store had of them.
 
     num_deleted: users that an earlier fill brought and that are no longer in the table.
+    num_withheld: users of the table who were deleted after it was made.
     num_contradicted: timelines that were replaced since the store had other events under the same numbers.
     num_events_dropped: events of those that the table does not have.
     """
@@ -79,6 +83,7 @@ class FillReport:
     num_changed: int = 0
     num_same: int = 0
     num_deleted: int = 0
+    num_withheld: int = 0
     num_contradicted: int = 0
     num_events_dropped: int = 0
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -99,6 +104,11 @@ def events_digest(columns: Mapping[str, np.ndarray]) -> bytes:
         digest.update(f"{name} {array.dtype.str} {len(array)} ".encode())
         digest.update(array.data)
     return digest.digest()
+
+
+def now_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
 
 
 class WindowError(ValueError):
@@ -184,7 +194,10 @@ class Store(Protocol):
         ...
 
     def delete_user(self, user_id: int) -> bool:
-        """Forget the user's timelines and features; False if there were none."""
+        """Forget the user's timelines and features; False if there were none.
+
+        When that was stays: a fill from tables as of an earlier moment does not bring the user back.
+        """
         ...
 
     def close(self) -> None: ...
@@ -193,9 +206,14 @@ class Store(Protocol):
 class FilledStore(Store, Protocol):
     """A store that can be filled from tables."""
 
-    def fill(self, users: Iterable[UserRecord], *, source: Mapping[str, Any]) -> FillReport:
+    def fill(
+        self, users: Iterable[UserRecord], *, source: Mapping[str, Any], as_of_us: int | None = None
+    ) -> FillReport:
         """Bring the store to what a table says of its users, each of them once, and remember `source`, which JSON can
         hold. Readers see all of it or nothing.
+
+        as_of_us: moment that the table is of [microseconds since 1970]; None: now. Users who were deleted since are
+        left as they are.
 
         Events that the store has beyond a table's stay, those that it has under the same numbers must be the table's:
         where they differ the table's timeline replaces the store's, and is counted. Users whom an earlier fill brought

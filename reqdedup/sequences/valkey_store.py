@@ -3,7 +3,8 @@
     NAME:user:7    hash: newest = "version timeline start end", v:VERSION = "timeline start end",
                    c:TIMELINE:NUMBER = a chunk of packed events, f = features
     NAME:key:K     what an append of this key was answered, for a week
-    NAME:filled    users of the last fill              NAME:meta    format, columns, source of the last fill
+    NAME:filled    users of the last fill              NAME:meta    format, columns, source and time of the last fill
+    NAME:deleted   hash: user -> when [microseconds], so that no fill from older tables brings the user back
 
 An append is one script, a look-up two calls: where the timeline stands, then its chunks. In between it can only grow;
 if it was replaced its chunks are gone, and the look-up begins anew. A fill is staged under other names and published
@@ -32,7 +33,16 @@ from reqdedup.sequences.packing import (
     pack_features,
     unpack_features,
 )
-from reqdedup.sequences.store import FillReport, StoreUnavailableError, TimelineEnd, UserRead, UserRecord, Window
+from reqdedup.sequences.store import (
+    FillReport,
+    StoreUnavailableError,
+    TimelineEnd,
+    UserRead,
+    UserRecord,
+    Window,
+    now_us,
+)
+from reqdedup.sequences.valkey_scripts import PUBLISH, WRITE
 
 FORMAT = 1
 KEYS_KEPT_S = 7 * 86_400
@@ -40,64 +50,6 @@ STAGED_KEPT_S = 3_600
 FILL_LOCK_S = 60
 FILL_TOGETHER = 256
 TRIES = 5
-
-_WRITE = """
-local answered = server_call('GET', KEYS[2])
-if answered then return answered end
-local user, data, size, chunk, is_new, start = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local newest = server_call('HGET', KEYS[1], 'newest')
-local version, timeline, first, last
-if newest then
-    version, timeline, first, last = string.match(newest, '(%d+) (%d+) (%d+) (%d+)')
-end
-if not newest or is_new == '1' then
-    version = newest and tonumber(version) + 1 or 0
-    timeline = server_call('HINCRBY', KEYS[1], 'timelines', 1)
-    if is_new == '1' then first = tonumber(start) else first = 0 end
-    last = first
-end
-first, last = tonumber(first), tonumber(last)
-local partial = math.max(first, math.floor(last / chunk) * chunk)
-if last > partial then
-    data = server_call('HGET', KEYS[1], 'c:' .. timeline .. ':' .. math.floor(partial / chunk)) .. data
-end
-local at, place = partial, 1
-while place <= #data do
-    local number = math.floor(at / chunk)
-    local count = (number + 1) * chunk - at
-    server_call('HSET', KEYS[1], 'c:' .. timeline .. ':' .. number, string.sub(data, place, place + count * size - 1))
-    at, place = at + count, place + count * size
-end
-last = partial + #data / size
-local stands = timeline .. ' ' .. string.format('%.0f %.0f', first, last)
-server_call('HSET', KEYS[1], 'newest', version .. ' ' .. stands, 'v:' .. version, stands)
-local answer = user .. ' ' .. version .. ' ' .. string.format('%.0f', last)
-server_call('SET', KEYS[2], answer, 'EX', ARGV[7])
-return answer
-""".replace("server_call", "redis.call")
-
-_PUBLISH = """
-local users, staged, source = ARGV[1], ARGV[2], ARGV[3]
-local count = tonumber(ARGV[4])
-local changed = {}
-for i = 1, count do
-    local user, expected = ARGV[3 + 2 * i], ARGV[4 + 2 * i]
-    if (server_call('HGET', users .. user, 'newest') or '') ~= expected then table.insert(changed, user) end
-end
-if #changed > 0 then return changed end
-for i = 1, count do
-    local user = ARGV[3 + 2 * i]
-    server_call('RENAME', staged .. user, users .. user)
-    server_call('PERSIST', users .. user)
-    server_call('SADD', KEYS[2], user)
-end
-for i = 5 + 2 * count, #ARGV do
-    server_call('DEL', users .. ARGV[i])
-    server_call('SREM', KEYS[2], ARGV[i])
-end
-server_call('HSET', KEYS[1], 'source', source)
-return {}
-""".replace("server_call", "redis.call")
 
 
 class ValkeyStore:
@@ -114,8 +66,8 @@ class ValkeyStore:
         self._client: Any = valkey.Valkey.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
         )
-        self._write_script = self._client.register_script(_WRITE)
-        self._publish_script = self._client.register_script(_PUBLISH)
+        self._write_script = self._client.register_script(WRITE)
+        self._publish_script = self._client.register_script(PUBLISH)
         with self._answering():
             if columns is not None:
                 text = json.dumps({"format": FORMAT, "columns": EventPacking(columns).columns})
@@ -178,10 +130,17 @@ class ValkeyStore:
         user, fields = self._user(user_id), ["newest", "f"] if names else ["newest"]
         for _ in range(TRIES):
             with self._answering():
-                newest, *packed = self._client.hmget(user, fields)
-                features = unpack_features(packed[0], names) if packed and packed[0] is not None else {}
+                with self._client.pipeline(transaction=bool(names)) as pipeline:
+                    pipeline.hmget(user, fields)
+                    if names:
+                        pipeline.hget(f"{self.name}:meta", "as_of_us")
+                    (newest, *packed), *as_of_us = pipeline.execute()
+                known: dict[str, Any] = {}
+                if packed and packed[0] is not None:
+                    as_of = int(as_of_us[0]) if as_of_us[0] is not None else None
+                    known = {"features": unpack_features(packed[0], names), "as_of_us": as_of}
                 if newest is None:
-                    return UserRead(features=features)
+                    return UserRead(**known)
                 found_version, timeline, start, end = map(int, newest.split())
                 if version is not None and version != found_version:
                     stands = self._client.hget(user, f"v:{version}")
@@ -193,7 +152,7 @@ class ValkeyStore:
                 data = self._read(user, timeline, start, first, last)
             if data is not None:
                 window = Window(self._packing.unpack(data, columns), first, last, found_version)
-                return UserRead(window=window, features=features)
+                return UserRead(window=window, **known)
         raise StoreUnavailableError(f"store {self.name}: user {user_id} was replaced {TRIES} times while being read")
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:
@@ -203,17 +162,23 @@ class ValkeyStore:
 
     def delete_user(self, user_id: int) -> bool:
         with self._answering(), self._client.pipeline() as pipeline:
+            # Not before what the store was filled from, whatever this machine's clock says.
+            when_us = max(now_us(), int(self._client.hget(f"{self.name}:meta", "as_of_us") or 0))
             pipeline.delete(self._user(user_id))
             pipeline.srem(f"{self.name}:filled", int(user_id))
+            pipeline.hset(f"{self.name}:deleted", int(user_id), when_us)
             return bool(pipeline.execute()[0])
 
-    def fill(self, users: Iterable[UserRecord], *, source: Mapping[str, Any]) -> FillReport:
+    def fill(
+        self, users: Iterable[UserRecord], *, source: Mapping[str, Any], as_of_us: int | None = None
+    ) -> FillReport:
         report = FillReport(source=dict(source))
+        as_of_us = now_us() if as_of_us is None else as_of_us
         with self._answering():
             if not self._client.set(f"{self.name}:filling", 1, nx=True, ex=FILL_LOCK_S):
                 raise ValueError(f"store {self.name}: one fill at a time required, found another running; wait")
         try:
-            self._fill(users, report)
+            self._fill(users, as_of_us, report)
         finally:
             with self._answering():
                 self._client.delete(f"{self.name}:filling")
@@ -227,7 +192,7 @@ class ValkeyStore:
     def close(self) -> None:
         self._client.close()
 
-    def _fill(self, users: Iterable[UserRecord], report: FillReport) -> None:
+    def _fill(self, users: Iterable[UserRecord], as_of_us: int, report: FillReport) -> None:
         seen: set[int] = set()
         staged: dict[int, str] = {}
         for count, user in enumerate(users):
@@ -237,6 +202,9 @@ class ValkeyStore:
             with self._answering():
                 if count % FILL_TOGETHER == 0:
                     self._client.expire(f"{self.name}:filling", FILL_LOCK_S)
+                if int(self._client.hget(f"{self.name}:deleted", user.user_id) or -1) >= as_of_us:
+                    report.num_withheld += 1
+                    continue
                 timelines = {v: (start, self._packing.pack(events)) for v, (start, events) in user.timelines.items()}
                 is_new, expected = self._stage(user.user_id, timelines, pack_features(user.features), report)
             if expected is not None:
@@ -248,7 +216,7 @@ class ValkeyStore:
         report.num_deleted = len(gone)
         for _ in range(TRIES * 10):
             with self._answering():
-                changed = self._publish(staged, gone, report.source)
+                changed = self._publish(staged, gone, report.source, as_of_us)
                 if not changed:
                     return
                 for user_id in changed:
@@ -259,10 +227,22 @@ class ValkeyStore:
                         staged[user_id] = self._stage_again(user_id)
         raise StoreUnavailableError(f"store {self.name}: users were appended to faster than a fill could be published")
 
-    def _publish(self, staged: Mapping[int, str], gone: Iterable[int], source: Mapping[str, Any]) -> list[int]:
+    def _publish(
+        self, staged: Mapping[int, str], gone: Iterable[int], source: Mapping[str, Any], as_of_us: int
+    ) -> list[int]:
+        """Users who changed since they were staged; if there are none, it is done."""
         pairs = [value for user_id, expected in staged.items() for value in (user_id, expected)]
-        arguments = [f"{self.name}:user:", f"{self.name}:staged:", json.dumps(source), len(staged), *pairs, *gone]
-        changed = self._publish_script(keys=[f"{self.name}:meta", f"{self.name}:filled"], args=arguments)
+        arguments = [
+            f"{self.name}:user:",
+            f"{self.name}:staged:",
+            json.dumps(source),
+            as_of_us,
+            len(staged),
+            *pairs,
+            *gone,
+        ]
+        keys = [f"{self.name}:{name}" for name in ("meta", "filled", "deleted")]
+        changed = self._publish_script(keys=keys, args=arguments)
         return [int(user) for user in changed]
 
     def _stage(

@@ -95,7 +95,7 @@ class PlainStore:
         self.filled.discard(user_id)
         return there
 
-    def fill(self, users, *, source):
+    def fill(self, users, *, source, as_of_us=None):
         users = list(users)
         for user_id in self.filled - {user.user_id for user in users}:
             self.delete_user(user_id)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -237,3 +238,15 @@ def test_a_file_in_the_place_of_another_is_the_store_from_then_on(tmp_path):
     filled.close()
     other.replace(path)
     assert store.end(7) == TimelineEnd(0, 3)
+
+
+def test_a_file_without_deleted_users_gets_them_when_it_is_opened(tmp_path):
+    path = tmp_path / "old.sqlite"
+    with closing(SqliteStore(path, COLUMNS)) as store:
+        store.append(7, make_events(range(3)), key="a")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE deleted; UPDATE meta SET value = '1' WHERE name = 'format';")
+    for _ in range(2):
+        with closing(SqliteStore(path, COLUMNS)) as store:
+            assert store.end(7).end == 3
+            store.delete_user(8)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.sequences.packing import CHUNK
-from reqdedup.sequences.store import TimelineEnd, UserRecord
+from reqdedup.sequences.store import TimelineEnd, UserRecord, now_us
 from tests.sequences.plain_store import COLUMNS, PlainStore, make_events
 
 WHOLE = {"start_of": lambda end: 0}
@@ -236,6 +236,7 @@ def test_a_fill_says_what_it_did_and_keeps_what_was_appended(store):
         "num_changed": 0,
         "num_same": 0,
         "num_deleted": 0,
+        "num_withheld": 0,
         "num_contradicted": 0,
         "num_events_dropped": 0,
     }
@@ -247,6 +248,7 @@ def test_a_fill_says_what_it_did_and_keeps_what_was_appended(store):
         "num_changed": 0,
         "num_same": 1,
         "num_deleted": 1,
+        "num_withheld": 0,
         "num_contradicted": 0,
         "num_events_dropped": 0,
     }
@@ -260,6 +262,7 @@ def test_a_fill_says_what_it_did_and_keeps_what_was_appended(store):
         "num_changed": 2,
         "num_same": 0,
         "num_deleted": 0,
+        "num_withheld": 0,
         "num_contradicted": 1,
         "num_events_dropped": 10,
     }
@@ -274,3 +277,40 @@ def test_a_user_who_comes_twice_in_a_fill_is_refused_and_nothing_changes(store):
         store.fill([one, two, two], source={"snapshot": 2})
     assert store.end(2) is None
     assert store.filled_from() == {"snapshot": 1}
+
+
+def test_a_deleted_user_stays_deleted_whatever_older_tables_are_filled_from(store):
+    """By a fill that was running at the deletion, and by one that begins later from an older snapshot."""
+    before_us = now_us()
+
+    def users():
+        yield from user_records({1: (0, 5, 0, {"age": 1})})
+        store.delete_user(1)  # staged by now, maybe
+        store.delete_user(2)  # neither there nor staged
+        yield from user_records({2: (0, 5, 0, {"age": 2}), 3: (0, 5, 0, {"age": 3})})
+
+    store.fill(users(), source={"snapshot": 1})
+    assert [store.end(user) for user in (1, 2, 3)] == [None, None, TimelineEnd(0, 5)]
+    tables = {user: (0, 6, 0, {"age": user}) for user in (1, 2, 3)}
+    report = store.fill(user_records(tables), source={"snapshot": 2}, as_of_us=before_us)
+    assert (report.num_withheld, report.num_users) == (2, 1)
+    assert [store.end(user) for user in (1, 2, 3)] == [None, None, TimelineEnd(0, 6)]
+    assert store.request_features(1, ["age"]) == {}
+    store.append(1, make_events([70]), key="came back")
+    later_us = now_us()
+    assert store.fill(user_records(tables), source={"snapshot": 2}, as_of_us=before_us).num_withheld == 2
+    assert store.end(1) == TimelineEnd(0, 1)
+    store.fill(user_records({2: (0, 6, 0, {"age": 2})}), source={"snapshot": 3}, as_of_us=later_us)
+    assert store.end(2) == TimelineEnd(0, 6)
+    read = store.fetch(2, NAMES, ["age"], **WHOLE)
+    assert (read.features, read.as_of_us) == ({"age": 2}, later_us)
+
+
+def test_a_deletion_is_never_before_what_the_store_was_filled_from(store):
+    """The clock of who deletes may be behind that of who writes tables."""
+    ahead_us = now_us() + 3_600_000_000
+    one = {1: (0, 5, 0, {"age": 1})}
+    store.fill(user_records(one), source={}, as_of_us=ahead_us)
+    store.delete_user(1)
+    assert store.fill(user_records(one), source={}, as_of_us=ahead_us).num_withheld == 1
+    assert store.end(1) is None

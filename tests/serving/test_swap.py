@@ -14,12 +14,13 @@ from reqdedup.models.bundle import Bundle, write_bundle
 from reqdedup.models.items import Items
 from reqdedup.models.signature import Signature
 from reqdedup.serving.client.client import _dumps
-from reqdedup.serving.scheduler import Scheduler
+from reqdedup.serving.ranking.context_cache import ContextCache
+from reqdedup.serving.scheduler import Scheduler, Work
 from reqdedup.serving.server.loading import Loader, watch
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.swap import Models, Part, Served
 from reqdedup.serving.wire.bodies import Inputs
-from tests.serving.rankers import SCHEMA, small_model
+from tests.serving.rankers import SCHEMA, rank_request, small_model, small_ranker, stacked
 
 
 def part(task: str, fingerprint: str) -> Part:
@@ -43,6 +44,38 @@ def test_a_shadow_that_is_promoted_brings_no_other_model_back():
         models.start_shadow("ranking-2")
         models.promote_shadow()
         assert [one.fingerprint for one in models.current.parts.values()] == ["ranking-2", "retrieval-2"]
+
+
+def test_a_cache_that_was_dropped_is_not_filled_again_by_requests_that_still_run():
+    rng = np.random.default_rng(0)
+    cache = ContextCache(1 << 20)
+    ranker = small_ranker(cache=cache)
+    old = Part(
+        task="ranking",
+        bundle="ranking-1",
+        fingerprint="ranking-1",
+        run=ranker.step,
+        inputs=Inputs(),
+        drop_caches=cache.drop,
+        keep_caches=cache.keep,
+    )
+    with Scheduler() as scheduler:
+        models = Models(put, Served(parts={"ranking": old}), scheduler)
+
+        def ranked(part):
+            """Through the queue, behind what drops caches."""
+            request = rank_request(rng, 70, 3)
+            return scheduler.submit(Work(group="of a request", run=part.run, request=request, rows=3)).result()
+
+        admitted = models.current.parts["ranking"]
+        ranked(admitted)
+        assert len(cache) == 1
+        models.load("ranking-2")
+        assert stacked(ranked(admitted)).shape == (3, 2)  # the request keeps its model to its answer
+        assert (len(cache), cache.num_bytes) == (0, 0)
+        models.rollback()
+        ranked(models.current.parts["ranking"])
+        assert len(cache) == 1
 
 
 def written(folder, seed):

@@ -124,6 +124,7 @@ class ContextCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
+        self._is_kept = True
         self.counts = ContextCounts()
         self._entries: OrderedDict[ContextKey, _Entry] = OrderedDict()
         self._lock = threading.Lock()
@@ -190,8 +191,21 @@ class ContextCache:
             for key in [key for key in self._entries if model is None or key.rule.model == model]:
                 self.num_bytes -= self._entries.pop(key).num_bytes
 
+    def drop(self) -> None:
+        """Forget everything and keep nothing more, whoever still asks, until `keep`."""
+        with self._lock:
+            self._is_kept = False
+        self.forget()
+
+    def keep(self) -> None:
+        """After `drop`: the model serves again."""
+        with self._lock:
+            self._is_kept = True
+
     def _put(self, key: ContextKey, entry: _Entry) -> None:
         with self._lock:
+            if not self._is_kept:
+                return
             if (old := self._entries.pop(key, None)) is not None:
                 self.num_bytes -= old.num_bytes
             self._entries[key] = entry

@@ -140,7 +140,8 @@ class Loader:
             inputs=Inputs.of(bundle.transforms, items=bundle.items, user_keys=bundle.signature.user_keys),
             labels=bundle.signature.outputs,
             about=about | {"deterministic": tested is not None and tested.holds},
-            drop_caches=cache.forget,
+            drop_caches=cache.drop,
+            keep_caches=cache.keep,
             gauges=lambda: {"entries": float(len(cache)), "bytes": float(cache.num_bytes)},
             answers=ranker,
         )

@@ -33,7 +33,9 @@ class Part:
 
     task: ranking or retrieval.  bundle: where it was loaded from.  run: a step of requests, an answer or an exception
     for each.  inputs: what it reads.  labels: of a ranking model's logits.  about: self-test and sizes, for people.
-    keys_of: the log's ids of these items, if the bundle has them.  drop_caches: called by the compute thread.
+    keys_of: the log's ids of these items, if the bundle has them.
+    drop_caches: called by the compute thread when the part has left; what still runs must not fill them again.
+    keep_caches: called when it comes back.
     gauges: sizes of caches by name.
     """
 
@@ -46,6 +48,7 @@ class Part:
     about: dict[str, Any] = field(default_factory=dict)
     keys_of: Callable[[np.ndarray], list[str] | None] = lambda ids: None
     drop_caches: Callable[[], None] = lambda: None
+    keep_caches: Callable[[], None] = lambda: None
     gauges: Callable[[], dict[str, float]] = dict
 
 
@@ -176,6 +179,8 @@ class Models:
         return served
 
     def _swap(self, served: Served) -> Served:
+        for part in served.parts.values():
+            part.keep_caches()
         left, self.current = self.current, served
         self.previous = left
         self.swaps += 1
