@@ -12,6 +12,7 @@ import assets.features
 import assets.impressions
 import assets.ingest
 import assets.layouts
+import assets.own_tables
 import assets.rerank
 import assets.sampling
 import assets.serving
@@ -68,6 +69,13 @@ class DeployedWarehouse(Warehouse):
         return super().place() if given else lake
 
 
+class DeployedLake(assets.own_tables.OwnLake):
+    """The same lake for the jobs on tables of one's own."""
+
+    def default_place(self) -> LakePlace:
+        return Environment.from_os().lake
+
+
 def build_definitions(environment: Environment) -> dg.Definitions:
     """The graph for one environment. Unpartitioned, in-process: `dg launch --assets '*'` needs no more arguments."""
     log_readably()
@@ -86,7 +94,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
         asset_checks=dg.load_asset_checks_from_modules(
             [assets.checks, assets.rerank, assets.serving_store, assets.user_states]
         ),
-        jobs=[everything, storage_only],
+        jobs=[everything, storage_only, *assets.own_tables.JOBS],
         schedules=[daily],
         sensors=[dead_runs],
         executor=dg.in_process_executor,
@@ -99,6 +107,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
                 take_over=environment.take_over,
             ),
             "run_recipe": run_recipe,
+            "own_lake": DeployedLake.configure_at_launch(),
         },
     )
 
