@@ -1,4 +1,4 @@
-"""Jobs on tables of your own: what the command line does, from the launchpad. Each changes nothing unless `apply` is set.
+"""Jobs on tables of your own: what the command line does, from the launchpad. Nothing changes unless `apply` is set.
 
 A run's report is in the metadata of its step, the text that the command line prints among it.
 """
@@ -136,6 +136,12 @@ class ExpireConfig(dg.Config):
     apply: bool = APPLY
 
 
+class SweepConfig(dg.Config):
+    table: str = TABLE
+    older_than_days: float = Field(default=3.0, ge=0, description="In days; longer than any write takes.")
+    apply: bool = APPLY
+
+
 class DeleteUserConfig(dg.Config):
     user_ids: list[int] = Field(default=[], description="Ids as the tables have them.")
     keys: list[str] = Field(default=[], description="Original ids of a log with ids of text.")
@@ -248,6 +254,23 @@ def expire_op(config: ExpireConfig, own_lake: OwnLake) -> dg.Output:
     return _output({GLANCE: glance, "bytes_freed": report.bytes, "snapshots_expired": len(report.expired)})
 
 
+@dg.op(name="sweep", pool=TABLE_POOL)
+def sweep_op(config: SweepConfig, own_lake: OwnLake) -> dg.Output:
+    """Removes files that nothing points at, as killed writers leave them."""
+    report = storage.sweep_orphans(
+        own_lake.open().table(config.table).iceberg,
+        older_than=timedelta(days=config.older_than_days),
+        dry_run=not config.apply,
+    )
+    glance = facts(
+        orphans=f"{report.files.num_rows:,} {'gone' if config.apply else 'would go'}",
+        freed=format_bytes(report.bytes),
+        younger=f"{report.young:,}",
+        needed=f"{report.kept:,}",
+    )
+    return _output({GLANCE: glance, "bytes_freed": report.bytes, "orphans": report.files.num_rows})
+
+
 @dg.op(name="delete_user", pool=TABLE_POOL)
 def delete_user_op(config: DeleteUserConfig, own_lake: OwnLake) -> dg.Output:
     """Deletes users from all tables that are named and from what serving keeps; what was not searched is named."""
@@ -298,5 +321,6 @@ JOBS = [
     _job("health", health_op, "Files, skew and users of a table, and what to do. Changes nothing."),
     _job("compact", compact_op, "The files of many appends become those of one write. Dry by default."),
     _job("expire", expire_op, "Old snapshots go, with the files that only they need. Dry by default."),
+    _job("sweep", sweep_op, "Files that nothing points at go, as killed writers leave them. Dry by default."),
     _job("delete_user", delete_user_op, "Users leave tables and what serving keeps of them. Dry by default."),
 ]

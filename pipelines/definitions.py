@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import dagster as dg
 
 import assets.checks
@@ -19,11 +17,10 @@ import assets.serving
 import assets.serving_store
 import assets.training
 import assets.user_states
-from assets.resources import RunRecipe, Warehouse
 from pipelines.dead_runs import dead_runs
 from pipelines.environment import Environment
 from pipelines.progress import log_readably, progress_logger
-from reqdedup.environment import LakePlace
+from pipelines.resources import deployed
 
 STAGES = (
     assets.impressions,
@@ -57,38 +54,9 @@ daily = dg.ScheduleDefinition(
 )
 
 
-class DeployedWarehouse(Warehouse):
-    """The lake that the environment names, read when it is opened, so that Dagster never holds a credential.
-
-    Another data_dir, given at launch, is an argument: it stands alone beside an embedded lake.
-    """
-
-    def place(self) -> LakePlace:
-        lake = Environment.from_os().lake
-        given = lake.data_dir is not None and lake.data_dir.resolve() != Path(self.data_dir).resolve()
-        return super().place() if given else lake
-
-
-class DeployedLake(assets.own_tables.OwnLake):
-    """The same lake for the jobs on tables of one's own."""
-
-    def default_place(self) -> LakePlace:
-        return Environment.from_os().lake
-
-
 def build_definitions(environment: Environment) -> dg.Definitions:
     """The graph for one environment. Unpartitioned, in-process: `dg launch --assets '*'` needs no more arguments."""
     log_readably()
-    # At launch, so that a run's configuration of one field leaves the others as they are here, not at their class's
-    # defaults.
-    run_recipe = RunRecipe.configure_at_launch(
-        recipe=environment.recipe,
-        logs=environment.logs,
-        preset=environment.preset or None,
-        mapping=environment.mapping,
-        strict=environment.strict,
-        max_rejects=environment.max_rejects,
-    )
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),
         asset_checks=dg.load_asset_checks_from_modules(
@@ -99,16 +67,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
         sensors=[dead_runs],
         executor=dg.in_process_executor,
         loggers={"console": progress_logger},
-        resources={
-            "store": DeployedWarehouse.configure_at_launch(
-                run_recipe=run_recipe,
-                namespace=environment.namespace,
-                data_dir=str(environment.data_dir),
-                take_over=environment.take_over,
-            ),
-            "run_recipe": run_recipe,
-            "own_lake": DeployedLake.configure_at_launch(),
-        },
+        resources=deployed(environment),
     )
 
 

@@ -8,6 +8,7 @@
 | REQDEDUP_STRICT | 1: rejected rows fail the run | 0 |
 | REQDEDUP_MAX_REJECTS | share of rejected rows above which the run fails | 0.1 |
 | REQDEDUP_NAMESPACE | namespace of the tables | preset and log's name, else the recipe's |
+| REQDEDUP_FIRST_DAY | first day of a log that arrives by days (`pipelines.daily`) | 2026-01-01 |
 | REQDEDUP_DATA_DIR | folder of the embedded catalog, tables and models | warehouse/data |
 | REQDEDUP_CATALOG__<PROPERTY> | any pyiceberg catalog property, `__` for `.` and `_` for `-`: REQDEDUP_CATALOG__S3__ENDPOINT | embedded SQLite |
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 
 from assets.run_recipe import LogPreset, Size
@@ -32,6 +34,7 @@ class Environment:
 
     data_dir: folder of models and, if the lake is embedded, of its tables.
     lake: where the tables are.
+    first_day: of the log that arrives by days.
     """
 
     recipe: str = "laptop"
@@ -42,6 +45,7 @@ class Environment:
     max_rejects: float = 0.1
     namespace: str = ""
     take_over: bool = False
+    first_day: date = date(2026, 1, 1)
     data_dir: Path = DATA_DIR
     lake: LakePlace = field(default_factory=embedded_catalog)
 
@@ -57,6 +61,7 @@ class Environment:
             strict=found.get("REQDEDUP_STRICT", "") in ("1", "true", "yes"),
             max_rejects=float(found.get("REQDEDUP_MAX_REJECTS") or 0.1),
             namespace=found.get("REQDEDUP_NAMESPACE", ""),
+            first_day=_day(found.get("REQDEDUP_FIRST_DAY") or "2026-01-01"),
             data_dir=(lake.data_dir or Path(found.get(DATA_DIR_VARIABLE) or DATA_DIR)).resolve(),
             lake=lake,
         )
@@ -82,3 +87,10 @@ class Environment:
     def resolved_namespace(self) -> str:
         """The namespace given, else one named for the log, else for the recipe."""
         return self.namespace or namespace_of(recipe=self.recipe, logs=self.logs, preset=self.preset)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"REQDEDUP_FIRST_DAY: a day like 2026-11-03 required, found {text!r}") from None

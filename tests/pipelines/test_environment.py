@@ -4,9 +4,9 @@ from dagster_shared.error import SerializableErrorInfo
 
 import reqdedup
 from assets.resources import RunRecipe
-from pipelines.definitions import DeployedWarehouse
 from pipelines.environment import Environment
 from pipelines.progress import reason
+from pipelines.resources import DeployedWarehouse
 
 
 def test_variables_become_settings():
