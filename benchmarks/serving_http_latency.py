@@ -1,7 +1,8 @@
 """How long requests wait at 70% of saturation, and what becomes of three times as many: an open loop, one worker.
 
-Saturation is the highest rate with under 0.1% refused. Answered requests of an overloaded server wait no longer than
-its queue is: its bound, not the load, decides.
+Requests come as those of many users do, independent of one another: the times between them are exponential. Saturation
+is the highest rate with under 0.1% refused. Answered requests of an overloaded server wait no longer than its queue is:
+its bound, in milliseconds, decides and not the load.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from benchmarks.serving import Traffic
 from benchmarks.serving_http_load import Answers, LoadClient, http_request
 from benchmarks.serving_http_process import Process, cpu_of, filled_store, row, stored
+from reqdedup.serving.scheduler import SchedulerLimits
 
-CONNECTIONS = 8
 REFUSED_AT_SATURATION = 0.001
 STEP = 1.1
 
@@ -27,15 +28,16 @@ def latency(
     """p50 and p99 of the answered, in the deterministic mode, at 100 candidates."""
     length, candidates, _ = max(shapes, key=lambda shape: shape[1] == 100)
     traffic = Traffic(max_history=length, candidates=candidates)
-    with Process.of("deterministic", length, filled_store(folder, length, 128 * length)) as process:
+    store, wait_ms = filled_store(folder, length, 128 * length), SchedulerLimits().max_wait_ms
+    with Process.of("deterministic", length, store, wait_ms=wait_ms) as process:
 
         def offered(rate: float, seconds: float) -> Answers:
             requests = stored(traffic.requests(max(8, int(rate * seconds))))
             return load.open(process.url, [http_request(one) for one in requests], rate)
 
-        cpu_of(process, load, stored(traffic.every_user()), CONNECTIONS)
+        cpu_of(process, load, stored(traffic.every_user()), 1)
         probe = [http_request(one) for one in stored(traffic.requests(200))]
-        rate = 0.8 * len(probe) / load.closed(process.url, probe, CONNECTIONS).seconds
+        rate = 0.8 * len(probe) / load.closed(process.url, probe, 2).seconds
         saturation, at_saturation = _saturation(offered, rate, seconds / 5)
         for name, share in (("70%", 0.7), ("3x", 3.0)):
             before = process.value("process_resident_memory_bytes")
@@ -55,7 +57,7 @@ def latency(
                 answered=len(answers.answered_ms),
                 refused=answers.refused,
                 grown_bytes=process.value("process_resident_memory_bytes") - before,
-                sizes={"history": length, "candidates": candidates, "seconds": seconds, "waiting": 64},
+                sizes={"history": length, "candidates": candidates, "seconds": seconds, "wait_ms": wait_ms},
             )
 
 

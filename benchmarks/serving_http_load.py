@@ -2,7 +2,8 @@
 
 It reads heads and lengths and leaves answers unread, so that one core can offer what a server cannot answer. Closed
 loop: as many connections as are named, each sends the next body once its answer came. Open loop: a body leaves at its
-time, whatever became of those before; a connection that is free takes it, or a new one.
+time, whatever became of those before; a connection that is free takes it, or a new one. The times are a Poisson
+process of a fixed seed.
 """
 
 from __future__ import annotations
@@ -139,8 +140,9 @@ async def _load(url: str, requests: Sequence[bytes], connections: int, rate: flo
     started = time.monotonic()
     if rate:
         tasks = set()
-        for number in range(len(requests)):
-            due = started + number / rate
+        times = np.cumsum(np.random.default_rng(0).exponential(1 / rate, len(requests)))
+        for number, after in enumerate(times.tolist()):
+            due = started + after
             while (wait := due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
             tasks.add(asyncio.create_task(ask(number, due)))

@@ -21,7 +21,8 @@ from reqdedup.serving.requests import RankRequest
 
 
 class Process:
-    """A server of one variant; `url` waits until it listens. waiting: requests that its queue holds."""
+    """A server of one variant; `url` waits until it listens. wait_ms: bound of its queue; by default one that none of
+    the closed loops reaches."""
 
     def __init__(self, *words: object) -> None:
         command = [sys.executable, "-m", "benchmarks.serving_http_servers", *map(str, words)]
@@ -29,8 +30,8 @@ class Process:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     @classmethod
-    def of(cls, variant: str, length: int, store: Path, *, waiting: int = 64) -> Process:
-        return cls(variant, length, store, waiting)
+    def of(cls, variant: str, length: int, store: Path, *, wait_ms: float = 10_000.0) -> Process:
+        return cls(variant, length, store, wait_ms)
 
     @property
     def url(self) -> str:

@@ -1,4 +1,4 @@
-"""The servers that `benchmarks.serving_http` compares; its words are VARIANT LENGTH STORE WAITING
+"""The servers that `benchmarks.serving_http` compares; its words are VARIANT LENGTH STORE WAIT_MS
 or router URL URL.
 
 fast, deterministic   ours: contexts kept, waiting requests computed together
@@ -55,7 +55,7 @@ def main() -> None:
         ]
         serve(Router(addresses, Limits()))
         return
-    variant, length, store_file, waiting = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    variant, length, store_file, wait_ms = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
     torch.set_num_threads(1)
     model = ranking_model(length)
     transforms = Transforms.of(model.config, SCHEMA)
@@ -80,7 +80,7 @@ def main() -> None:
                 ranker.model.load_state_dict(model.state_dict())
             run = stored(OncePerRequest(ranker), store, transforms, variant)
         part = Part(task="ranking", bundle="", fingerprint=variant, run=run, inputs=Inputs.of(transforms))
-        scheduler = Scheduler(SchedulerLimits(max_waiting=waiting))
+        scheduler = Scheduler(SchedulerLimits(max_wait_ms=wait_ms))
         models = Models(lambda bundle, served: served, Served(parts={"ranking": part}), scheduler)
         service = Service(
             models=models, scheduler=scheduler, limits=Limits(), metrics=Metrics(), store=store, is_ready=True

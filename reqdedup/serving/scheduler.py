@@ -1,6 +1,6 @@
 """One compute thread behind a bounded queue: what waits together is computed together, what comes too late is not.
 
-    submit -> [ queue, at most `max_waiting` requests and `max_waiting_rows` rows ] -> step -> futures
+    submit -> [ queue, at most about `max_wait_ms` long, `max_waiting` requests, `max_waiting_rows` rows ] -> step
 
 A step takes the oldest request and those behind it that may share its step (an equal `group`: the same model and the
 same kind of call), up to `max_step_rows` rows; it never waits for more to come. A request of more rows than that has a
@@ -12,14 +12,16 @@ One thread computes, so nothing behind it needs a lock, and what it replaces (a 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 
 class OverloadedError(RuntimeError):
@@ -36,12 +38,43 @@ class DeadlineError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits:
-    """max_waiting: requests.  max_waiting_rows: candidates of all that wait.  max_step_rows: candidates of one step,
-    if it has several requests."""
+    """max_wait_ms: what a request may have to wait for its turn, as expected when it comes.  max_waiting: requests.
+    max_waiting_rows: candidates of all that wait.  max_step_rows: candidates of one step, if it has several requests.
+    """
 
+    max_wait_ms: float = 100.0
     max_waiting: int = 64
     max_waiting_rows: int = 16_384
     max_step_rows: int = 256
+
+
+class Answer(Protocol):
+    """Where a step puts an answer: a `concurrent.futures.Future`, or lighter."""
+
+    def set_running_or_notify_cancel(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+class LoopAnswer:
+    """One for a coroutine, which awaits `future`: cheaper than a concurrent future and one that is chained to it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self._loop.create_future()
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return not self.future.cancelled()
+
+    def set_result(self, result: Any, /) -> None:
+        self._call(self.future.set_result, result)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self._call(self.future.set_exception, exception)
+
+    def _call(self, settle: Callable[[Any], None], value: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it who waited
+            self._loop.call_soon_threadsafe(lambda: None if self.future.done() else settle(value))
 
 
 @dataclass(kw_only=True)
@@ -59,7 +92,7 @@ class Work:
     deferred: bool = False
     must_run: bool = False
     submitted: float = field(default_factory=time.monotonic)
-    answer: Future[Any] = field(default_factory=Future)
+    answer: Answer = field(default_factory=Future)
 
 
 @dataclass(kw_only=True)
@@ -78,6 +111,38 @@ class Counts:
     waited_s: float = 0.0
 
 
+class Cost:
+    """What steps cost lately: seconds = of a request x requests + of a row x rows, by least squares over about the last
+    fifty steps. Requests that all have as many rows cannot tell the two apart: rows have it all then.
+
+    requests, rows: of those that wait.
+    """
+
+    def __init__(self) -> None:
+        self.requests = self.rows = 0
+        self.request_s = self.row_s = 0.0
+        self._sums: tuple[float, ...] = (0.0,) * 5
+
+    def add(self, requests: int, rows: int, seconds: float) -> None:
+        """One step."""
+        rows = max(1, rows)
+        new = (requests * requests, requests * rows, rows * rows, requests * seconds, rows * seconds)
+        self._sums = qq, qr, rr, qs, rs = tuple(0.98 * old + one for old, one in zip(self._sums, new, strict=True))
+        determinant = qq * rr - qr * qr
+        if determinant < 1e-6 * qq * rr:
+            self.request_s, self.row_s = 0.0, rs / rr
+            return
+        self.request_s, self.row_s = (rr * qs - qr * rs) / determinant, (qq * rs - qr * qs) / determinant
+        if self.request_s < 0:
+            self.request_s, self.row_s = 0.0, rs / rr
+        elif self.row_s < 0:
+            self.request_s, self.row_s = qs / qq, 0.0
+
+    def of(self, requests: int, rows: int) -> float:
+        """Seconds that these are expected to take."""
+        return self.request_s * requests + self.row_s * max(requests, rows)
+
+
 class Scheduler:
     """The queue and its thread. Use it as a context, or `close` it."""
 
@@ -87,14 +152,15 @@ class Scheduler:
         self._waiting: deque[Work] = deque()
         self._deferred: deque[Work] = deque(maxlen=16)
         self._rows = 0
-        self._row_s = 0.0  # a moving average
+        self._costs: dict[type, Cost] = {}
+        self._step_ends = -math.inf  # as expected, of the step that runs
         self._is_open = True
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._compute, name="compute", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Work) -> Future[Any]:
-        """The future of its answer. Raises OverloadedError at once if the queue is full or closed."""
+    def submit(self, work: Work) -> Any:
+        """Its `answer`. Raises OverloadedError at once if the queue is full or closed."""
         with self._changed:
             if not self._is_open:
                 raise OverloadedError("a server that takes requests required, found one that is shutting down", 1)
@@ -102,19 +168,37 @@ class Scheduler:
                 self._deferred.append(work)
                 self._changed.notify()
                 return work.answer
-            is_full = len(self._waiting) >= self.limits.max_waiting
-            is_full |= len(self._waiting) > 0 and self._rows + work.rows > self.limits.max_waiting_rows
-            if is_full and not work.must_run:
-                self.counts.refused += 1
-                raise OverloadedError(
-                    f"a queue of at most {self.limits.max_waiting} requests and {self.limits.max_waiting_rows} "
-                    f"candidates required, found {len(self._waiting)} and {self._rows} waiting; come back later",
-                    max(1, math.ceil(self._rows * self._row_s)),
-                )
+            if not work.must_run:
+                self._refuse(work.rows)
             self._waiting.append(work)
-            self._rows += work.rows
+            self._count(work, 1)
             self._changed.notify()
         return work.answer
+
+    def refuse_if_full(self) -> None:
+        """Raises OverloadedError as `submit` would, before a request was read."""
+        with self._changed:
+            self._refuse(1)
+
+    def _refuse(self, rows: int) -> None:
+        """A request of so many rows, if the queue is full."""
+        limits, waiting, wait_s = self.limits, len(self._waiting), self.wait_s
+        is_full = waiting >= limits.max_waiting or self._rows + rows > limits.max_waiting_rows
+        if not waiting or not (is_full or 1000 * wait_s > limits.max_wait_ms):
+            return
+        self.counts.refused += 1
+        raise OverloadedError(
+            f"a queue of at most {limits.max_wait_ms:g} ms, {limits.max_waiting} requests and "
+            f"{limits.max_waiting_rows} candidates required, found {1000 * wait_s:.0f}, {waiting} and {self._rows} "
+            "waiting; come back later",
+            max(1, math.ceil(wait_s - limits.max_wait_ms / 1000)),
+        )
+
+    @property
+    def wait_s(self) -> float:
+        """What a request that comes now has to wait for its turn, as expected [seconds]."""
+        waiting_s = sum(cost.of(cost.requests, cost.rows) for cost in tuple(self._costs.values()))
+        return waiting_s + max(0.0, self._step_ends - time.monotonic())
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -130,7 +214,8 @@ class Scheduler:
         with self._changed:
             left = list(self._waiting)
             self._waiting.clear()
-            self._rows = 0
+            for work in left:
+                self._count(work, -1)
         for work in left:
             if not work.answer.set_running_or_notify_cancel():
                 continue
@@ -163,8 +248,16 @@ class Scheduler:
             else:
                 left.append(work)
         self._waiting = left
-        self._rows -= rows
+        for work in step:
+            self._count(work, -1)
         return step
+
+    def _count(self, work: Work, sign: int) -> None:
+        """One more, or less, that waits."""
+        cost = self._costs.setdefault(type(work.request), Cost())
+        cost.requests += sign
+        cost.rows += sign * work.rows
+        self._rows += sign * work.rows
 
     def _run(self, step: list[Work]) -> None:
         started, alive = time.monotonic(), []
@@ -181,6 +274,8 @@ class Scheduler:
                 alive.append(work)
         if not alive:
             return
+        rows, cost = sum(work.rows for work in alive), self._costs.setdefault(type(alive[0].request), Cost())
+        self._step_ends = started + cost.of(len(alive), rows)
         cpu_started = time.thread_time()
         try:
             answers: Sequence[Any] = alive[0].run([work.request for work in alive])
@@ -188,9 +283,10 @@ class Scheduler:
                 raise RuntimeError(f"{len(alive)} answers required, found {len(answers)}")
         except Exception as error:  # of the whole step: alone, each may succeed or say what is wrong with it
             answers = [error] if len(alive) == 1 else [_alone(work) for work in alive]
-        rows, took = sum(work.rows for work in alive), time.monotonic() - started
-        if not alive[0].deferred:
-            self._row_s = 0.9 * self._row_s + 0.1 * took / max(1, rows)
+        took = time.monotonic() - started
+        if not (alive[0].deferred or alive[0].must_run):
+            cost.add(len(alive), rows, took)
+        self._step_ends = -math.inf
         counts = self.counts
         counts.steps += 1
         counts.step_requests += len(alive)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
 import pytest
 
-from reqdedup.serving.scheduler import DeadlineError, OverloadedError, Scheduler, SchedulerLimits, Work
+from reqdedup.serving.scheduler import (
+    Cost,
+    DeadlineError,
+    LoopAnswer,
+    OverloadedError,
+    Scheduler,
+    SchedulerLimits,
+    Work,
+)
 
 
 class Gate:
@@ -140,3 +149,70 @@ def test_a_drain_that_takes_too_long_refuses_the_rest(gate):
     assert not scheduler.close(drain_s=0.01)
     with pytest.raises(OverloadedError):
         waiting.result(0)
+
+
+def test_the_queue_is_bounded_by_the_time_that_a_request_would_wait(gate):
+    """Steps of 10 ms a row: with 100 ms, five requests of two rows are taken, the sixth would wait longer."""
+    with Scheduler(SchedulerLimits(max_wait_ms=85)) as scheduler:
+        scheduler._costs[int] = cost = Cost()
+        for _ in range(3):
+            cost.add(1, 2, 0.020)
+        submit(scheduler, gate, 0, rows=1)
+        assert gate.entered.wait(5)
+        scheduler._step_ends = 0.0
+        for number in range(5):
+            submit(scheduler, gate, number, rows=2)
+        assert scheduler.wait_s == pytest.approx(0.1)
+        for refuse in (lambda: submit(scheduler, gate, 5, rows=1), scheduler.refuse_if_full):
+            with pytest.raises(OverloadedError, match=r"queue of at most 85 ms.*found 100, 5 and 10 waiting") as refused:
+                refuse()
+            assert refused.value.retry_after_s == 1
+        assert scheduler.counts.refused == 2
+        gate.opened.set()
+    assert [len(step) for step in gate.steps] == [1, 5]
+    assert scheduler.wait_s == 0
+
+
+def test_whoever_finds_nobody_waiting_is_taken_and_the_rest_is_told_when_to_come_back(gate):
+    with Scheduler(SchedulerLimits(max_wait_ms=100)) as scheduler:
+        scheduler._costs[int] = cost = Cost()
+        cost.add(1, 1, 2.6)
+        submit(scheduler, gate, 0)
+        assert gate.entered.wait(5)
+        submit(scheduler, gate, 1)  # behind a step of 2.6 s
+        with pytest.raises(OverloadedError) as refused:
+            submit(scheduler, gate, 2)
+        assert refused.value.retry_after_s in (5, 6)  # that step, and the one of request 1
+        gate.opened.set()
+
+
+def test_costs_tell_a_request_from_its_rows_and_follow_a_model_that_changes():
+    cost = Cost()
+    for requests, rows in ((1, 10), (3, 30), (1, 500), (2, 20), (5, 900)) * 20:
+        cost.add(requests, rows, 0.002 * requests + 0.0001 * rows)
+    assert cost.of(4, 100) == pytest.approx(0.018)
+    for requests, rows in ((1, 10), (3, 30), (1, 500), (2, 20), (5, 900)) * 100:
+        cost.add(requests, rows, 0.004 * requests + 0.0002 * rows)
+    assert cost.of(4, 100) == pytest.approx(0.036, rel=1e-3)
+    alike = Cost()
+    for requests in (1, 2, 1, 4):
+        alike.add(requests, 100 * requests, 0.003 * requests)
+    assert alike.of(5, 500) == pytest.approx(0.015)
+    assert Cost().of(3, 5) == 0
+
+
+def test_an_answer_for_a_coroutine_comes_into_its_loop(gate):
+    async def ask(scheduler, *requests):
+        answers = [LoopAnswer() for _ in requests]
+        for answer, request in zip(answers, requests, strict=True):
+            submit(scheduler, gate, request, answer=answer)
+        answers[1].future.cancel()
+        gate.opened.set()
+        return await asyncio.gather(*(answer.future for answer in answers), return_exceptions=True)
+
+    with Scheduler(SchedulerLimits(max_step_rows=1)) as scheduler:
+        first, second, third = asyncio.run(ask(scheduler, "a", "b", "bad"))
+    assert first == "answer a"
+    assert isinstance(second, asyncio.CancelledError)
+    assert isinstance(third, KeyError)
+    assert scheduler.counts.abandoned == 1

@@ -57,6 +57,12 @@ from reqdedup.cli.output import print_json, say
 @option("--tls-certificate", metavar="FILE", help="PEM")
 @option("--tls-key", metavar="FILE", help="PEM")
 @option("--max-candidates", type=POSITIVE, metavar="N", help="of a request (default: 4096)")
+@option(
+    "--max-wait",
+    type=NUMBER,
+    metavar="MS",
+    help="of a request for its turn, as expected when it comes; who would wait longer is refused (default: 100)",
+)
 @option("--max-waiting", type=POSITIVE, metavar="N", help="requests in the queue of a process (default: 64)")
 @option(
     "--watch",
@@ -89,6 +95,8 @@ def serve(arguments: Options) -> int:
     limits, queue = Limits(), SchedulerLimits()
     if arguments.max_candidates:
         limits = dataclasses.replace(limits, max_candidates=arguments.max_candidates)
+    if arguments.max_wait is not None:
+        queue = dataclasses.replace(queue, max_wait_ms=arguments.max_wait)
     if arguments.max_waiting:
         queue = dataclasses.replace(queue, max_waiting=arguments.max_waiting)
     settings = ServeSettings(

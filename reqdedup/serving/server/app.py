@@ -28,7 +28,7 @@ from reqdedup.sequences.store import KeyTakenError, Store
 from reqdedup.serving.impressions.log import Click, ImpressionLog
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.requests import Ranked, Recommended, Retrieved
-from reqdedup.serving.scheduler import OverloadedError, Scheduler, Work
+from reqdedup.serving.scheduler import LoopAnswer, OverloadedError, Scheduler, Work
 from reqdedup.serving.server.counted import describe_metrics
 from reqdedup.serving.server.door import Receive, Scope, Send, read_body
 from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics
@@ -133,6 +133,7 @@ class Application:
         return answer
 
     async def rank(self, request: Request) -> Response:
+        self.service.scheduler.refuse_if_full()
         part, limits = self._part("ranking"), self.service.limits
         kind = content_type(request, JSON, arrow.ARROW)
         self._check_trimmed(request, part)
@@ -142,13 +143,14 @@ class Application:
         else:
             asked = bodies.rank_request(bodies.parse_object(body), part.inputs, limits)
         ranked = await self._ranked(part, asked)
-        accept = request.headers.get("accept", "")
+        accept = header(request, b"accept") or ""
         wants_arrow = arrow.ARROW in accept or (kind == arrow.ARROW and JSON not in accept)
         if wants_arrow:
             return Response(arrow.ranked_body(ranked), media_type=arrow.ARROW)
         return json_response(ranked_answer(ranked))
 
     async def retrieve(self, request: Request) -> Response:
+        self.service.scheduler.refuse_if_full()
         part = self._part("retrieval")
         content_type(request, JSON)
         self._check_trimmed(request, part)
@@ -160,6 +162,7 @@ class Application:
         return json_response(answer if keys is None else {**answer, "item_key": keys})
 
     async def recommend(self, request: Request) -> Response:
+        self.service.scheduler.refuse_if_full()
         served = self.service.models.current  # read once: a swap may come at any time
         retrieval, ranking = self._part("retrieval", served), self._part("ranking", served)
         if served.recommend is None:
@@ -177,8 +180,8 @@ class Application:
             raise BadRequestError("path", "a server with a store", "one without", status=404)
         content_type(request, JSON)
         values = bodies.parse_object(await self._body(request))
-        if "idempotency-key" in request.headers:
-            values.setdefault("idempotency_key", request.headers["idempotency-key"])
+        if (key_sent := header(request, b"idempotency-key")) is not None:
+            values.setdefault("idempotency_key", key_sent)
         of = bodies.shown_request(values)
         user_keys = any(part.inputs.user_keys for part in self.service.models.current.parts.values())
         user_id, events, key = bodies.events_request(values, columns, self.service.limits, user_keys=user_keys)
@@ -210,10 +213,11 @@ class Application:
         self._num_appending -= 1
 
     async def infer(self, request: Request) -> Response:
+        self.service.scheduler.refuse_if_full()
         part = self._part("ranking")
         self._check_name(request)
         content_type(request, JSON, "application/octet-stream")
-        length = request.headers.get(oip.HEADER_LENGTH)
+        length = header(request, oip.HEADER_LENGTH.encode())
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 12):
             raise BadRequestError(oip.HEADER_LENGTH, "a number of bytes", shown(length), status=400)
         body = await self._body(request)
@@ -305,8 +309,8 @@ class Application:
 
     def _check_trimmed(self, request: Request, *parts: Part) -> None:
         """A body that was trimmed for another version may lack what this one reads."""
-        sent, serving = request.headers.get("x-trimmed-for"), ",".join(part.fingerprint for part in parts)
-        if sent is not None and sent != serving:
+        sent = header(request, b"x-trimmed-for")
+        if sent is not None and sent != (serving := ",".join(part.fingerprint for part in parts)):
             raise BadRequestError("x-trimmed-for", serving, shown(sent), status=412)
 
     def _part(self, task: str, served: Served | None = None) -> Part:
@@ -332,8 +336,10 @@ class Application:
         if asked.num_unknown:
             metrics.add("reqdedup_unknown_keys_total", asked.num_unknown)
         deadline = time.monotonic() + asked.deadline_ms / 1000
-        work = Work(group=id(owner), run=run, request=asked.request, rows=rows, deadline=deadline)
-        answer = await asyncio.wrap_future(self.service.scheduler.submit(work))
+        waited = LoopAnswer()
+        work = Work(group=id(owner), run=run, request=asked.request, rows=rows, deadline=deadline, answer=waited)
+        self.service.scheduler.submit(work)
+        answer = await waited.future
         context = getattr(answer, "context", None)
         if context is not None:
             metrics.add("reqdedup_contexts_total", origin=context)
@@ -344,16 +350,21 @@ class Application:
     async def _body(self, request: Request) -> bytes:
         """All of it, within its limits of bytes and time."""
         limits = self.service.limits
-        limits.check_said(request.headers.get("content-length", ""))
-        if "content-encoding" in request.headers:
-            found = shown(request.headers["content-encoding"])
-            raise BadRequestError("content-encoding", "a body as it is", found, status=415)
+        limits.check_said(header(request, b"content-length") or "")
+        if (encoding := header(request, b"content-encoding")) is not None:
+            raise BadRequestError("content-encoding", "a body as it is", shown(encoding), status=415)
         return await read_body(request.receive, limits)
+
+
+def header(request: Request, name: bytes) -> str | None:
+    """Of lower-case name, without Starlette's copy of all of them."""
+    found: bytes | None = dict(request.scope["headers"]).get(name)
+    return None if found is None else found.decode("latin-1")
 
 
 def content_type(request: Request, *allowed: str) -> str:
     """Which of these the body is. Raises BadRequestError (415) for another."""
-    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    found = (header(request, b"content-type") or "").partition(";")[0].strip().lower()
     if found not in allowed:
         raise BadRequestError("content-type", " or ".join(allowed), shown(found) if found else "none", status=415)
     return found

@@ -25,6 +25,7 @@ def describe_metrics(
     read = metrics.read
     read("reqdedup_queue_requests", "gauge", "Requests that wait.", lambda: scheduler.waiting[0])
     read("reqdedup_queue_rows", "gauge", "Candidates of the requests that wait.", lambda: scheduler.waiting[1])
+    read("reqdedup_expected_wait_seconds", "gauge", "What a request that comes would wait.", lambda: scheduler.wait_s)
     read("reqdedup_refused_total", "counter", "Requests refused because the queue was full.", lambda: counts.refused)
     read("reqdedup_expired_total", "counter", "Requests whose deadline passed in the queue.", lambda: counts.expired)
     read("reqdedup_abandoned_total", "counter", "Requests whose sender left the queue.", lambda: counts.abandoned)

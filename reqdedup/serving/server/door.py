@@ -125,12 +125,14 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
-            if self._timer is None:
-                self._wait_for_head()
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > self.limits.max_header_bytes:
+        if not self._in_head or not self._head_bytes:
+            return
+        if self._head_bytes > self.limits.max_header_bytes:
             self._end()
+        elif self._timer is None:  # most heads come whole
+            self._wait_for_head()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
