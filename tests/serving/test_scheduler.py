@@ -164,7 +164,9 @@ def test_the_queue_is_bounded_by_the_time_that_a_request_would_wait(gate):
             submit(scheduler, gate, number, rows=2)
         assert scheduler.wait_s == pytest.approx(0.1)
         for refuse in (lambda: submit(scheduler, gate, 5, rows=1), scheduler.refuse_if_full):
-            with pytest.raises(OverloadedError, match=r"queue of at most 85 ms.*found 100, 5 and 10 waiting") as refused:
+            with pytest.raises(
+                OverloadedError, match=r"queue of at most 85 ms.*found 100, 5 and 10 waiting"
+            ) as refused:
                 refuse()
             assert refused.value.retry_after_s == 1
         assert scheduler.counts.refused == 2
