@@ -1,0 +1,173 @@
+"""Reading `raw_events`: a range of positions, with what was delivered within a horizon before it, in parts by user.
+
+What fits into memory is one part. More is spread over files by the bucket of the user, so that a part holds all events
+of its users; memory is that of a part, however many events there are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan
+from pyiceberg.table import Table
+
+from reqdedup.logs.ids import mix64
+from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, USER
+from reqdedup.sequences.tables import POSITION, arrow_schema
+from reqdedup.storage.iceberg.layout import buckets_of
+
+PART_ROWS = 1_048_576
+"""Delivered events that are worked on together."""
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Part:
+    """Delivered events in the order of position. earlier: of those before, within the horizon, the rows with these ids.
+    buckets: of the timeline that their users lie in; None for any."""
+
+    delivered: pl.DataFrame
+    earlier: Callable[[pl.Series], pl.DataFrame]
+    buckets: frozenset[int] | None
+
+
+class DeliveredRange:
+    """The events of `raw_events` from position `start` to before `end`."""
+
+    def __init__(self, raw: Table, start: int, end: int, *, horizon_us: int) -> None:
+        self._raw, self._start, self._end = raw, start, end
+        self._schema = arrow_schema(raw)
+        self._paths = self._planned(_between(start, end))
+        self._horizon_us = horizon_us
+        self.num_rows = sum(count for _, count in self._paths)
+
+    def parts(self, num_buckets: int, part_rows: int = PART_ROWS) -> Iterator[Part]:
+        """The events once, all of a user's in one part."""
+        if self.num_rows <= part_rows:
+            delivered = self._frame(list(self._batches(self._paths, self._start, self._end)))
+            if delivered.height:
+                before = self._before(delivered)
+                yield Part(delivered, lambda ids: self._matching(before, ids), None)
+            return
+        splits = -(-self.num_rows // (num_buckets * part_rows))
+        with tempfile.TemporaryDirectory(prefix="reqdedup-events-") as folder:
+            first = self._first_arrival()
+            before = self._planned(self._horizon(first))
+            new = _spread(self._batches(self._paths, self._start, self._end), Path(folder) / "new", num_buckets, splits)
+            old = _spread(self._batches(before, 0, self._start), Path(folder) / "old", num_buckets, splits)
+            for part in sorted(new):
+                delivered = self._frame(_ipc_batches(new[part]))
+                earlier = self._frame(_ipc_batches(old[part])) if part in old else delivered.clear()
+                yield Part(
+                    delivered,
+                    lambda ids, rows=earlier: rows.filter(pl.col(EVENT_ID).is_in(ids.implode())),  # type: ignore[misc]
+                    frozenset([part % num_buckets]),
+                )
+
+    def before(self, arrival_us: int) -> pl.DataFrame:
+        """The events before the range that a delivery from `arrival_us` on may repeat."""
+        return self._frame(list(self._batches(self._planned(self._horizon(arrival_us)), 0, self._start)))
+
+    def _planned(self, row_filter: BooleanExpression) -> list[tuple[str, int]]:
+        if self._raw.current_snapshot() is None:
+            return []
+        tasks = self._raw.scan(row_filter=row_filter).plan_files()
+        return sorted((task.file.file_path, task.file.record_count) for task in tasks)
+
+    def _horizon(self, arrival_us: int) -> BooleanExpression:
+        since = arrival_us - self._horizon_us
+        return And(
+            GreaterThanOrEqual(ARRIVAL_TS, since),  # type: ignore
+            LessThan(POSITION, self._start),  # type: ignore
+        )
+
+    def _before(self, delivered: pl.DataFrame) -> list[tuple[str, int]]:
+        return self._planned(self._horizon(int(delivered[ARRIVAL_TS].dt.epoch("us")[0])))
+
+    def _matching(self, paths: list[tuple[str, int]], ids: pl.Series) -> pl.DataFrame:
+        """Rows before the range with these ids. Ids are read first: few of them come again."""
+        found = self._frame(list(self._batches(paths, 0, self._start, [EVENT_ID, POSITION])), [EVENT_ID, POSITION])
+        again = found.filter(pl.col(EVENT_ID).is_in(ids.implode()))[POSITION]
+        if not again.len():
+            return self._frame([])
+        positions = again.sort().to_numpy()
+        kept = []
+        for batch in self._batches(paths, 0, self._start):
+            is_one = np.isin(batch.column(POSITION).to_numpy(), positions)
+            if is_one.any():
+                kept.append(batch.filter(pa.array(is_one)))
+        return self._frame(kept)
+
+    def _batches(
+        self, paths: Sequence[tuple[str, int]], start: int, end: int, names: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        wanted = pa.schema([self._schema.field(name) for name in names]) if names else self._schema
+        for path, _ in paths:
+            with self._raw.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
+                has = [name for name in wanted.names if name in file.schema_arrow.names]
+                for batch in file.iter_batches(BATCH_ROWS, columns=has, use_threads=False):
+                    position = batch.column(POSITION).to_numpy()
+                    is_in = (position >= start) & (position < end)
+                    if not is_in.all():
+                        batch = batch.filter(pa.array(is_in))
+                    if batch.num_rows:
+                        columns = [
+                            batch.column(field.name).cast(field.type)
+                            if field.name in has
+                            else pa.nulls(batch.num_rows, field.type)
+                            for field in wanted
+                        ]
+                        yield pa.RecordBatch.from_arrays(columns, schema=wanted)
+
+    def _frame(self, batches: Sequence[pa.RecordBatch], names: Sequence[str] | None = None) -> pl.DataFrame:
+        schema = pa.schema([self._schema.field(name) for name in names]) if names else self._schema
+        frame = pl.from_arrow(pa.Table.from_batches(batches, schema))
+        assert isinstance(frame, pl.DataFrame)
+        return frame if frame[POSITION].is_sorted() else frame.sort(POSITION)
+
+    def _first_arrival(self) -> int:
+        return min(
+            int(batch.column(ARRIVAL_TS).cast(pa.int64()).to_numpy().min())
+            for batch in self._batches(self._paths, self._start, self._end, [ARRIVAL_TS, POSITION])
+        )
+
+
+def _between(start: int, end: int) -> BooleanExpression:
+    return And(GreaterThanOrEqual(POSITION, start), LessThan(POSITION, end))  # type: ignore
+
+
+def _spread(batches: Iterator[pa.RecordBatch], folder: Path, num_buckets: int, splits: int) -> dict[int, Path]:
+    """Write the rows into a file for each part; part % num_buckets is the bucket of its users."""
+    folder.mkdir()
+    found: dict[int, Path] = {}
+    with ExitStack() as stack:
+        writers: dict[int, pa.ipc.RecordBatchFileWriter] = {}
+        for batch in batches:
+            user_B = batch.column(USER).to_numpy()
+            part_B = buckets_of(user_B, num_buckets) + num_buckets * (mix64(user_B) % np.uint64(splits)).astype(
+                np.int64
+            )
+            order = np.argsort(part_B, kind="stable")
+            starts = np.flatnonzero(np.diff(part_B[order], prepend=-1))
+            rows = batch.take(pa.array(order))
+            for start, end in zip(starts, [*starts[1:], len(order)]):
+                part = int(part_B[order[start]])
+                if part not in writers:
+                    found[part] = folder / f"{part}.arrow"
+                    writers[part] = stack.enter_context(pa.ipc.new_file(str(found[part]), batch.schema))
+                writers[part].write(rows.slice(start, end - start))
+    return found
+
+
+def _ipc_batches(path: Path) -> list[pa.RecordBatch]:
+    with pa.ipc.open_file(str(path)) as file:
+        return [file.get_batch(number) for number in range(file.num_record_batches)]

@@ -1,0 +1,220 @@
+"""Which events of the timeline a request sees: its `history_end`, and the window of a sequence before it.
+
+A request sees what had arrived before it. In the timeline a user's arrivals never fall, so that one binary search per
+request finds the end. The events of a sequence are numbered by its rank column: its last N before an end are neighbours
+among them.
+
+    arrival_ts     1  2  5  7        request at 6: history_end 3
+    rank_clicked   1  1  2  3        the clicks of it: 2, the last 1 of them: number 1 among the clicks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+
+from reqdedup.arrays.ranges import offsets_of
+from reqdedup.arrays.windows import gather_windows
+from reqdedup.dedup.encoding import blobs_from_numpy
+from reqdedup.schema import HISTORY_END, NUMBER_WIDTH_BYTES, REQUEST_TS, TIMELINE_VERSION, Column, Kind, Level
+from reqdedup.sequences.columns import numbers_of
+from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
+from reqdedup.sequences.tables import dtype_of
+from reqdedup.sequences.timeline import Timeline, open_timeline
+from reqdedup.storage.iceberg.layout import buckets_of
+
+BATCH_TOKENS = 4_194_304
+"""Events of the distinct windows of a batch of histories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketWindows:
+    """What R requests of one bucket see of a sequence.
+
+    row_R: which of the requests they are.  end_R: their history_end.
+    columns: of the sequence's events of the bucket, packed.  start_R, length_R: each request's window of them.
+    """
+
+    row_R: np.ndarray
+    end_R: np.ndarray
+    columns: dict[str, np.ndarray]
+    start_R: np.ndarray
+    length_R: np.ndarray
+
+
+def count_below(values: np.ndarray, start: np.ndarray, end: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """How many of `values[start:end]`, which rise, are below the limit, for every one of [N] segments at once."""
+    low, high = start.astype(np.int64), end.astype(np.int64)
+    for _ in range(int((high - low).max(initial=0)).bit_length()):
+        middle = (low + high) >> 1
+        is_below = (middle < high) & (values[np.minimum(middle, len(values) - 1)] < limit)
+        low, high = np.where(is_below, middle + 1, low), np.where(is_below, high, middle)
+    return low - start
+
+
+def history_ends(catalog: Catalog, namespace: str, requests: pa.Table, *, version: int | None = None) -> pa.Table:
+    """The requests with `history_end`, how many of the user's events had arrived before `request_ts`, and
+    `timeline_version`; columns of these names are replaced.
+
+    requests: columns user_id (int64) and request_ts (a timestamp), in any order.
+    Raises ValueError if there is no such timeline or version, or one of the columns is missing or has nulls.
+    """
+    timeline = open_timeline(catalog, namespace, version)
+    user_R, at_us_R = requests_of(requests)
+    end_R = np.zeros(len(user_R), np.int64)
+    for bucket, row_R in by_bucket(user_R, timeline.num_buckets):
+        events = timeline.read(bucket, [ARRIVAL_TS])
+        first_R, last_R = _segments(events.column(USER).to_numpy(), user_R[row_R])
+        end_R[row_R] = count_below(numbers_of(events.column(ARRIVAL_TS)), first_R, last_R, at_us_R[row_R])
+    return with_ends(requests, end_R, timeline.state.version)
+
+
+def with_ends(requests: pa.Table, end_R: np.ndarray, version: int) -> pa.Table:
+    """The requests with these ends, of this version of the timeline."""
+    kept = requests.drop_columns([n for n in (HISTORY_END, TIMELINE_VERSION) if n in requests.column_names])
+    said = pa.array(np.full(len(end_R), version, np.int32))
+    return kept.append_column(HISTORY_END, pa.array(end_R)).append_column(TIMELINE_VERSION, said)
+
+
+def windows(
+    timeline: Timeline,
+    definition: SequenceDefinition,
+    user_R: np.ndarray,
+    at_us_R: np.ndarray,
+    *,
+    end_R: np.ndarray | None = None,
+) -> Iterator[BucketWindows]:
+    """What requests see of a sequence, bucket by bucket.
+
+    end_R: their history_end, if it is known; else it is searched.
+    """
+    rank = definition.rank_column
+    for bucket, row_R in by_bucket(user_R, timeline.num_buckets):
+        events = timeline.read(bucket, [ARRIVAL_TS, rank, *definition.columns])
+        user_T, rank_T = events.column(USER).to_numpy(), numbers_of(events.column(rank))
+        arrival_T = numbers_of(events.column(ARRIVAL_TS))
+        first_R, last_R = _segments(user_T, user_R[row_R])
+        if end_R is None:
+            found_R = count_below(arrival_T, first_R, last_R, at_us_R[row_R])
+        else:
+            found_R = end_R[row_R]
+            beyond = np.flatnonzero(found_R > last_R - first_R)
+            if len(beyond):
+                raise ValueError(
+                    f"{'.'.join(timeline.table.name())}: a history_end of at most the user's events required, found "
+                    f"{found_R[beyond[0]]} of user {user_R[row_R[beyond[0]]]}; is it of another timeline_version?"
+                )
+        # Members of the sequence lie packed, those of a user together: member number `rank - 1` of the user's.
+        is_member_T = np.diff(rank_T, prepend=0) == 1
+        is_member_T[_first_rows(user_T)] = rank_T[_first_rows(user_T)] == 1
+        before_T = np.cumsum(is_member_T) - is_member_T
+        first_member_R = before_T[np.minimum(first_R, len(before_T) - 1)] if len(before_T) else first_R
+        has_R = found_R > 0
+        rank_R = np.where(has_R, rank_T[np.where(has_R, first_R + found_R - 1, 0)], 0) if len(rank_T) else found_R * 0
+        start_R = np.maximum(0, rank_R - definition.last_n)
+        if definition.window_us is not None:
+            member_arrival = arrival_T[is_member_T]
+            oldest = count_below(
+                member_arrival, first_member_R, first_member_R + rank_R, at_us_R[row_R] - definition.window_us
+            )
+            start_R = np.maximum(start_R, oldest)
+        members = events.filter(pa.array(is_member_T)) if not is_member_T.all() else events
+        yield BucketWindows(
+            row_R=row_R,
+            end_R=found_R,
+            columns={name: numbers_of(members.column(name)) for name in definition.columns},
+            start_R=first_member_R + start_R,
+            length_R=rank_R - start_R,
+        )
+
+
+def history_columns(timeline: Timeline, definition: SequenceDefinition) -> list[Column]:
+    """Columns that `add_histories` makes. Raises ValueError for one that is no number."""
+    found = []
+    for name in definition.columns:
+        kind = timeline.table.schema().find_field(name).field_type
+        dtype = "int64" if str(kind) == "timestamptz" else dtype_of(kind)
+        if dtype not in NUMBER_WIDTH_BYTES:
+            raise ValueError(
+                f"definition {definition.name}: columns of numbers required in a history, found {name} of {kind}"
+            )
+        doc = f"{name} of the sequence {definition.name}, oldest first"
+        found.append(Column(name=f"history_{name}", dtype=dtype, level=Level.REQUEST, doc=doc, kind=Kind.SEQUENCE))
+    return found
+
+
+def add_histories(
+    catalog: Catalog,
+    namespace: str,
+    sequence: str,
+    rows: pa.Table,
+    *,
+    version: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows with `history_<column>` for every column of a sequence, as blobs that rows of a window share, and
+    `history_end` and `timeline_version`.
+
+    rows: user_id and request_ts beside what else they have; those of a request follow one another. Batches are of one
+    bucket and in the order of (user_id, request_ts). Errors are those of `history_ends` and `history_columns`.
+    """
+    timeline = open_timeline(catalog, namespace, version)
+    definition = timeline.definition(sequence)
+    columns = history_columns(timeline, definition)
+    user_B, at_us_B = requests_of(rows)
+    for found in windows(timeline, definition, user_B, at_us_B):
+        order = np.lexsort((at_us_B[found.row_R], user_B[found.row_R]))
+        start_B, length_B = found.start_R[order], found.length_R[order]
+        is_new = np.ones(len(order), bool)
+        is_new[1:] = (np.diff(start_B) != 0) | (np.diff(length_B) != 0)
+        window_B = np.cumsum(is_new) - 1
+        start_W, length_W = start_B[is_new], length_B[is_new]
+        batch_W = (np.cumsum(length_W) - length_W) // BATCH_TOKENS
+        cuts = np.searchsorted(batch_W[window_B], np.arange(batch_W[-1] + 2)).tolist()
+        for begin, until in pairwise(cuts):
+            if begin == until:
+                continue
+            row_B, low = found.row_R[order[begin:until]], window_B[begin]
+            part = slice(low, window_B[until - 1] + 1)
+            made = with_ends(rows.take(pa.array(row_B)), found.end_R[order[begin:until]], timeline.state.version)
+            indices = pa.array((window_B[begin:until] - low).astype(np.int32))
+            offsets = offsets_of(length_W[part])
+            for column, name in zip(columns, definition.columns):
+                packed = gather_windows(found.columns[name], start_W[part], length_W[part])
+                blobs = blobs_from_numpy(packed.astype(column.dtype, copy=False), offsets)
+                made = made.append_column(column.name, pa.DictionaryArray.from_arrays(indices, blobs))
+            yield from made.combine_chunks().to_batches()
+
+
+def requests_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """user_id [R] and request_ts [R], microseconds since 1970. Raises ValueError if one is missing or null."""
+    for name in (USER, REQUEST_TS):
+        if name not in rows.column_names or rows.column(name).null_count:
+            raise ValueError(f"requests: {USER} and {REQUEST_TS} without nulls required, found {rows.column_names}")
+    at = rows.column(REQUEST_TS)
+    if not pa.types.is_timestamp(at.type):
+        raise ValueError(f"requests: a timestamp required as {REQUEST_TS}, found {at.type}")
+    at_us = at.cast(pa.timestamp("us", at.type.tz)).cast(pa.int64())
+    return rows.column(USER).to_numpy().astype(np.int64), at_us.to_numpy()
+
+
+def by_bucket(user_R: np.ndarray, num_buckets: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The buckets of these users, and which of the requests are of each."""
+    bucket_R = buckets_of(user_R, num_buckets)
+    order = np.argsort(bucket_R, kind="stable")
+    starts = np.flatnonzero(np.diff(bucket_R[order], prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(order)]):
+        yield int(bucket_R[order[start]]), order[start:end]
+
+
+def _segments(user_T: np.ndarray, user_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each request's user begins and ends in the sorted users of the events."""
+    return np.searchsorted(user_T, user_R, "left"), np.searchsorted(user_T, user_R, "right")
+
+
+def _first_rows(user_T: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.diff(user_T, prepend=user_T[:1] - 1))

@@ -1,0 +1,252 @@
+"""Events as they are delivered: refused or numbered, and appended to `raw_events`.
+
+Nothing is dropped or reordered here but what is no event; that goes to `rejected_events` with the reason, its row in
+the source and its position. Numbers rise by one per delivered event, the rejected ones included, and arrival never
+falls: `naive.accept` is the definition.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+from reqdedup.logs.ids import hash_strings
+from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, ITEM, USER, EventLog
+from reqdedup.sequences.naive import EARLIEST_US, FUTURE_US
+from reqdedup.sequences.tables import (
+    POSITION,
+    RAW_ENCODINGS,
+    RAW_PROPERTY,
+    REJECTED_SCHEMA,
+    REJECTED_TABLE,
+    Delivered,
+    arrow_schema,
+    delivered_of,
+    raw_table,
+)
+from reqdedup.storage.iceberg.errors import ConflictError
+from reqdedup.storage.iceberg.row_files import NO_RETRIES, RowFiles
+
+FILE_ROWS = 1_048_576
+"""Delivered events that are held in memory, and the most of a file."""
+RAW_CHARACTERS = 500
+SOURCES = "reqdedup.event-sources"
+"""Snapshot property: names of the sources whose events it brought."""
+
+DAY_US = 86_400_000_000
+_UNREADABLE = "{} cannot be read"
+_POLARS_TYPES: dict[str, Any] = {
+    "int32": pl.Int32,
+    "int64": pl.Int64,
+    "float32": pl.Float32,
+    "float64": pl.Float64,
+    "string": pl.String,
+    "bool": pl.Boolean,
+    "timestamp": pl.Datetime("us", "UTC"),
+}
+
+
+@dataclass(kw_only=True)
+class IntakeReport:
+    """What came of delivered events. num_backwards: said to arrive before one that was delivered earlier; they count as
+    arriving with it.  is_known: the source was appended before, and nothing was done."""
+
+    num_events: int = 0
+    num_rejected: int = 0
+    num_backwards: int = 0
+    is_known: bool = False
+
+
+@dataclass
+class Numbered:
+    """Events with their positions, and those that are none (columns of `rejected_events` but the source)."""
+
+    events: pl.DataFrame
+    rejected: pl.DataFrame
+    num_backwards: int
+
+
+def append_events(
+    catalog: Catalog,
+    namespace: str,
+    log: EventLog,
+    batches: Iterable[pa.RecordBatch | pa.Table],
+    *,
+    source: str,
+    now_us: int | None = None,
+) -> IntakeReport:
+    """Append delivered events to `raw_events`, in one commit.
+
+    batches: columns of the log, in any order; one that is missing is null, others are left out. Ids are whole numbers,
+    or text, which is hashed. Times are timestamps, ISO text, or microseconds since 1970. Without a column of arrival,
+    they arrive now.
+    source: name of the file or stream; a source that was appended before is not appended again.
+    Raises ConflictError if another process appended meanwhile; then nothing was changed.
+    """
+    table = raw_table(catalog, namespace, log)
+    report = IntakeReport()
+    if any(source in _sources(snapshot.summary) for snapshot in table.metadata.snapshots):
+        report.is_known = True
+        return report
+    now_us = time.time_ns() // 1000 if now_us is None else now_us
+    before = delivered = delivered_of(table)
+    rejected: list[pl.DataFrame] = []
+    source_row = 0
+    with RowFiles(table, RAW_ENCODINGS) as files:
+        for frame in _gathered(batches):
+            found = number_events(log, frame, delivered, now_us)
+            rejected.append(found.rejected.with_columns(source_row=pl.col("source_row") + source_row))
+            source_row += frame.height
+            delivered = Delivered(
+                next_position=delivered.next_position + frame.height,
+                arrival_us=max(delivered.arrival_us, _last_us(found.events)),
+            )
+            report.num_events += found.events.height
+            report.num_backwards += found.num_backwards
+            days = found.events.with_columns(day=pl.col(ARRIVAL_TS).dt.epoch("us") // DAY_US)
+            for (day,), rows in days.group_by(["day"], maintain_order=True):
+                files.write([day], rows.drop("day").to_arrow().select(arrow_schema(table).names))
+        report.num_rejected = sum(frame.height for frame in rejected)
+        _write_rejected(catalog, namespace, rejected, source, before)
+        if not source_row:
+            return report
+        try:
+            files.commit(properties={RAW_PROPERTY: vars(delivered), SOURCES: [source]})
+        except ConflictError:
+            if report.num_rejected:
+                catalog.load_table(f"{namespace}.{REJECTED_TABLE}").delete(
+                    And(EqualTo("source", source), GreaterThanOrEqual(POSITION, before.next_position))  # type: ignore
+                )
+            raise
+    return report
+
+
+def number_events(log: EventLog, frame: pl.DataFrame, delivered: Delivered, now_us: int) -> Numbered:
+    """The delivered rows of a frame as events, in their order, numbered from `delivered` on.
+
+    What `naive.accept` does, for columns.
+    """
+    said = frame.rename({name: f"_said_{name}" for name in frame.columns})
+    has = set(frame.columns)
+    read = said.select(
+        *(_read(name, dtype, said).alias(name) for name, dtype in log.dtypes.items()),
+        *(pl.col(f"_said_{name}") for name in log.dtypes if name in has),
+    )
+    if ARRIVAL_TS not in has:
+        read = read.with_columns(pl.lit(now_us).cast(_POLARS_TYPES["timestamp"]).alias(ARRIVAL_TS))
+    event_us, arrival_us = (pl.col(name).dt.epoch("us") for name in (EVENT_TS, ARRIVAL_TS))
+    is_lost = {
+        name: pl.col(name).is_null() & pl.col(f"_said_{name}").is_not_null() for name in log.dtypes if name in has
+    }
+    reasons = [
+        *(pl.when(is_lost[n]).then(pl.lit(_UNREADABLE.format(n))) for n in (EVENT_ID, USER) if n in has),
+        *(pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is null")) for name in (EVENT_ID, USER)),
+        pl.when(~pl.col(EVENT_TYPE).is_in(list(log.types)).fill_null(False)).then(pl.lit(f"{EVENT_TYPE} is unknown")),
+        *(pl.when(is_lost[n]).then(pl.lit(_UNREADABLE.format(n))) for n in (EVENT_TS, ARRIVAL_TS) if n in has),
+        *(pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is null")) for name in (EVENT_TS, ARRIVAL_TS)),
+        pl.when(~arrival_us.is_between(EARLIEST_US, now_us)).then(pl.lit(f"{ARRIVAL_TS} is absurd")),
+        pl.when(~event_us.is_between(EARLIEST_US, arrival_us + FUTURE_US)).then(pl.lit(f"{EVENT_TS} is absurd")),
+        *(pl.when(is_lost[n]).then(pl.lit(_UNREADABLE.format(n))) for n in (ITEM, *log.columns) if n in has),
+    ]
+    read = read.select(
+        *log.dtypes,
+        pl.int_range(pl.len(), dtype=pl.Int64).alias("source_row"),
+        pl.coalesce(*reasons).alias("reason"),
+    ).with_columns((pl.col("source_row") + delivered.next_position).alias(POSITION))
+    events = read.filter(pl.col("reason").is_null()).drop("reason", "source_row")
+    latest = pl.col(ARRIVAL_TS).cum_max().shift(1, fill_value=None).dt.epoch("us").fill_null(0)
+    events = events.with_columns(pl.max_horizontal(latest, pl.lit(delivered.arrival_us)).alias("_latest"))
+    is_backwards = pl.col(ARRIVAL_TS).dt.epoch("us") < pl.col("_latest")
+    num_backwards = int(events.select(is_backwards.sum()).item())
+    events = events.with_columns(
+        pl.max_horizontal(pl.col(ARRIVAL_TS).dt.epoch("us"), pl.col("_latest"))
+        .cast(_POLARS_TYPES["timestamp"])
+        .alias(ARRIVAL_TS)
+    ).drop("_latest")
+    bad = read.filter(pl.col("reason").is_not_null())
+    raw = [_json(row) for row in frame[bad["source_row"]].iter_rows(named=True)] if bad.height else []
+    rejected = bad.select("reason", "source_row", POSITION, USER).with_columns(raw=pl.Series(raw, dtype=pl.String))
+    return Numbered(events, rejected, num_backwards)
+
+
+def _read(name: str, dtype: str, said: pl.DataFrame) -> pl.Expr:
+    """The column as its dtype, null where it cannot be read."""
+    wanted = _POLARS_TYPES[dtype]
+    if f"_said_{name}" not in said.columns:
+        return pl.lit(None, wanted)
+    found = said.schema[f"_said_{name}"]
+    column = pl.col(f"_said_{name}")
+    if name in (EVENT_ID, USER, ITEM) and found == pl.String:
+        is_number = column.str.contains(r"^(0|-?[1-9][0-9]*)$")
+        hashed = column.map_batches(hash_strings, return_dtype=pl.Int64)
+        return pl.when(is_number).then(column.cast(pl.Int64, strict=False)).when(column != "").then(hashed)
+    if dtype == "timestamp" and found == pl.String:
+        return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+    if dtype == "timestamp" and isinstance(found, pl.Datetime):
+        if found.time_zone is None:
+            column = column.dt.replace_time_zone("UTC")
+        return column.dt.convert_time_zone("UTC").cast(wanted)
+    if found.is_float() and wanted in (pl.Int32, pl.Int64, pl.Datetime("us", "UTC")):
+        is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
+        column = pl.when(is_whole).then(column).cast(pl.Int64, strict=False)
+    if dtype == "timestamp":
+        return column.cast(pl.Int64, strict=False).cast(wanted)
+    if dtype == "bool" and found == pl.String:
+        return column.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+    return column.cast(wanted, strict=False)
+
+
+def _gathered(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pl.DataFrame]:
+    """The rows in frames of FILE_ROWS at most, small batches together."""
+    waiting: list[pl.DataFrame] = []
+    num_rows = 0
+    for batch in batches:
+        whole = pl.from_arrow(batch)
+        assert isinstance(whole, pl.DataFrame)
+        for frame in whole.iter_slices(FILE_ROWS):
+            if waiting and (num_rows + frame.height > FILE_ROWS or frame.schema != waiting[0].schema):
+                yield pl.concat(waiting)
+                waiting, num_rows = [], 0
+            waiting.append(frame)
+            num_rows += frame.height
+    if waiting:
+        yield pl.concat(waiting)
+
+
+def _write_rejected(
+    catalog: Catalog, namespace: str, rejected: list[pl.DataFrame], source: str, before: Delivered
+) -> None:
+    """Put them into their table, in place of those that an append which was killed left there."""
+    identifier = f"{namespace}.{REJECTED_TABLE}"
+    rows = pl.concat(rejected) if rejected else None
+    if (rows is None or not rows.height) and not catalog.table_exists(identifier):
+        return
+    table = catalog.create_table_if_not_exists(identifier, REJECTED_SCHEMA, properties=NO_RETRIES)
+    left = f"{POSITION} >= {before.next_position}"
+    if table.scan(row_filter=left, limit=1).to_arrow().num_rows:
+        table.delete(left)
+    if rows is not None and rows.height:
+        wanted = schema_to_pyarrow(REJECTED_SCHEMA, include_field_ids=False)
+        arrow = rows.with_columns(source=pl.lit(source)).select(wanted.names).to_arrow().cast(wanted)
+        table.append(arrow)
+
+
+def _sources(summary: Any) -> list[str]:
+    return json.loads(summary.get(SOURCES) or "[]") if summary is not None else []
+
+
+def _last_us(events: pl.DataFrame) -> int:
+    return int(events[ARRIVAL_TS].dt.epoch("us")[-1]) if events.height else 0
+
+
+def _json(row: dict[str, Any]) -> str:
+    return json.dumps(row, default=str, ensure_ascii=False)[:RAW_CHARACTERS]

@@ -1,0 +1,168 @@
+"""Sequences as a server reads them: a batch view up to its watermark, and what was delivered since, side by side.
+
+    BatchView [0, W) ++ SpeedView [W, now)      split by position: nothing is in both, nothing is deduplicated at read
+
+    folder/CURRENT         name of the view that is served
+    folder/view-<n>/       views, see `view`
+    folder/delivered.wal   what was put since, see `speed`
+
+One process writes. `naive.sequence_at` is the definition of what `fetch` answers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from pyiceberg.catalog import Catalog
+
+from reqdedup.sequences.definition import ARRIVAL_TS, SequenceDefinition, enrichments_of
+from reqdedup.sequences.engine import Engine
+from reqdedup.sequences.lookups import load_lookups
+from reqdedup.sequences.naive import HORIZON_US
+from reqdedup.sequences.speed import SpeedView, WriteAheadFile
+from reqdedup.sequences.tables import POSITION
+from reqdedup.sequences.view import BatchView, build_view
+
+CURRENT, WAL = "CURRENT", "delivered.wal"
+
+
+class OnlineStore:
+    """The sequences of a namespace in one folder. Made by `open_online`."""
+
+    def __init__(self, folder: Path, catalog: Catalog, namespace: str) -> None:
+        self._folder, self._catalog, self._namespace = folder, catalog, namespace
+        self._wal = WriteAheadFile(folder / WAL)
+        self._use(BatchView(folder / (folder / CURRENT).read_text()))
+
+    def _use(self, view: BatchView) -> None:
+        definitions = view.state.parsed()
+        tables = load_lookups(self._catalog, enrichments_of(definitions))
+        engine = Engine(view.log, definitions, tables, horizon_us=view.horizon_us)
+        speed = SpeedView(engine, view.ends, view.recent(), position=view.state.position, version=view.state.version)
+        for events in self._wal.batches():
+            speed.put(events)
+        self.view, self.speed = view, speed
+        self._definitions = {one.name: one for one in definitions}
+
+    @property
+    def position(self) -> int:
+        """Number of the next event to be put."""
+        return self.speed.position
+
+    def put(self, events: pl.DataFrame) -> int:
+        """Take numbered events; those that were put before are left out. How many were new.
+
+        On disk before they are taken: after a kill, what was confirmed is there, and putting the batch again is safe.
+        """
+        events = events.filter(pl.col(POSITION) >= self.speed.position)
+        if not events.height:
+            return 0
+        self._wal.append(events)
+        return self.speed.put(events)
+
+    def fetch(
+        self, user_id: int, sequence: str, columns: Sequence[str] | None = None, *, at_us: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """A sequence of a user, oldest event first: columns [length] each, missing values as `columns` says.
+
+        columns: of the definition's, by default all; the others are not read.  at_us: what had arrived before this
+        time, microseconds since 1970; None: all, with the definition's window back from the latest arrival.
+        Raises ValueError if there is no such sequence or column.
+        """
+        definition = self.definition(sequence)
+        names = definition.columns if columns is None else columns
+        unknown = [name for name in names if name not in definition.columns]
+        if unknown:
+            raise ValueError(f"{sequence}: columns of {', '.join(definition.columns)} required, found {unknown[0]!r}")
+        view, rank = self.view, definition.rank_column
+        of_view = view.of_user(user_id)
+        since = self.speed.of_user(user_id)
+        start, end = of_view.start, of_view.end
+        num_since = len(since[rank]) if since is not None else 0
+        if at_us is not None:
+            if num_since and since is not None:
+                num_since = int(np.searchsorted(since[ARRIVAL_TS][:num_since], at_us))
+            if not num_since:
+                end = start + int(np.searchsorted(view.columns[ARRIVAL_TS][start:end], at_us))
+        ranks = view.columns[rank]
+        if num_since and since is not None:
+            last = int(since[rank][num_since - 1])
+        else:
+            last = int(ranks[end - 1]) if end > start else 0
+        first = max(1, last - definition.last_n + 1)
+        start += int(np.searchsorted(ranks[start:end], first))
+        first_since = int(np.searchsorted(since[rank][:num_since], first)) if num_since and since is not None else 0
+        if definition.window_us is not None:
+            latest = at_us if at_us is not None else max(self.speed.arrival_us, view.state.arrival_us) + 1
+            oldest = latest - definition.window_us
+            start += int(np.searchsorted(view.columns[ARRIVAL_TS][start:end], oldest))
+            if num_since and since is not None:
+                first_since += int(np.searchsorted(since[ARRIVAL_TS][first_since:num_since], oldest))
+        chosen = _members(ranks[start:end], int(ranks[start - 1]) if start > of_view.start else 0)
+        chosen_since = None
+        if num_since > first_since and since is not None:
+            before = int(since[rank][first_since - 1]) if first_since else _last(ranks, of_view.start, of_view.end)
+            chosen_since = _members(since[rank][first_since:num_since], before)
+        found = {}
+        for name in names:
+            values = view.read(name, start, end)
+            if chosen is not None:
+                values = values[chosen]
+            if num_since > first_since and since is not None:
+                new = since[name][first_since:num_since]
+                values = np.concatenate([values, new if chosen_since is None else new[chosen_since]])
+            found[name] = values
+        return found
+
+    def definition(self, sequence: str) -> SequenceDefinition:
+        if sequence not in self._definitions:
+            raise ValueError(f"fetch: a sequence of {', '.join(self._definitions)} required, found {sequence!r}")
+        return self._definitions[sequence]
+
+    def refresh(self) -> None:
+        """Serve the timeline as it is now: a new view, and of what was put only what came after its watermark."""
+        number = int((self._folder / CURRENT).read_text().removeprefix("view-")) + 1
+        old = self.view.folder
+        view = _built(self._catalog, self._namespace, self._folder, number, self.view.horizon_us)
+        self._use(view)
+        rest = (one.filter(pl.col(POSITION) >= view.state.position) for one in list(self._wal.batches()))
+        self._wal.keep(rest)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        self._wal.close()
+
+
+def open_online(folder: Path | str, catalog: Catalog, namespace: str, *, horizon_us: int = HORIZON_US) -> OnlineStore:
+    """The store in a folder, made from the timeline as it is now if there is none; what was put before is run again."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CURRENT).exists():
+        _built(catalog, namespace, folder, 1, horizon_us)
+    return OnlineStore(folder, catalog, namespace)
+
+
+def _built(catalog: Catalog, namespace: str, folder: Path, number: int, horizon_us: int) -> BatchView:
+    """Build view `number` and make it the one that is served, in one step."""
+    place = folder / f"view-{number}"
+    shutil.rmtree(place, ignore_errors=True)  # of a build that was killed
+    view = build_view(catalog, namespace, place, horizon_us=horizon_us)
+    unfinished = folder / f"{CURRENT}.unfinished"
+    unfinished.write_text(place.name)
+    unfinished.replace(folder / CURRENT)
+    return view
+
+
+def _last(ranks: np.ndarray, start: int, end: int) -> int:
+    return int(ranks[end - 1]) if end > start else 0
+
+
+def _members(ranks: np.ndarray, before: int) -> np.ndarray | None:
+    """Which of these events raise the rank; None if all do."""
+    if not len(ranks) or int(ranks[-1]) - before == len(ranks):
+        return None
+    return np.flatnonzero(np.diff(ranks, prepend=before))

@@ -1,0 +1,276 @@
+"""The timeline in tables: days, corrections, compaction and stores give what plain loops give, at every request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyiceberg.catalog import Catalog, load_catalog
+
+from reqdedup.dedup.encoding import numpy_from_blobs
+from reqdedup.sequences import naive
+from reqdedup.sequences.batch import advance, backfill, check_timeline, compact_timeline, publish_timeline
+from reqdedup.sequences.definition import EventType, SequenceDefinition
+from reqdedup.sequences.ends import add_histories, history_ends, windows
+from reqdedup.sequences.intake import append_events, number_events
+from reqdedup.sequences.online import open_online
+from reqdedup.sequences.predicate import col
+from reqdedup.sequences.tables import delivered_of, load_raw
+from reqdedup.sequences.timeline import open_timeline
+from reqdedup.storage.iceberg.errors import ConflictError
+from reqdedup.storage.maintenance import expire_snapshots
+from tests.sequences.event_streams import (
+    DAY_US,
+    HORIZON_US,
+    ITEM,
+    LOG,
+    NOW_US,
+    PRICE,
+    START_US,
+    arrow_of,
+    columns_of,
+    definitions,
+    frame_of,
+    lookups,
+    plain_lookups,
+    same,
+    streams,
+)
+
+ENGAGED = SequenceDefinition(
+    name="engaged",
+    events=[EventType("click"), EventType("view", where=col("duration_s") >= 10)],
+    columns=["item_id", "event_type", "event_ts", "category", "price"],
+    last_n=3,
+    enrichments=[ITEM, PRICE],
+    owner="tests",
+)
+CLICKED = replace(ENGAGED, name="clicked", events=[EventType("click")], columns=["item_id"], enrichments=[], last_n=2)
+
+
+def lake(folder: Path) -> Catalog:
+    catalog = load_catalog("t", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
+    catalog.create_namespace("lake")
+    for name, table in lookups().items():
+        catalog.create_table(name, table.schema).append(table)
+    return catalog
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return lake(tmp_path)
+
+
+def event(event_id: int, arrival_us: int, **other: Any) -> dict[str, Any]:
+    return {
+        "event_id": event_id,
+        "user_id": 7,
+        "item_id": 1,
+        "event_type": "click",
+        "event_ts": arrival_us,
+        "arrival_ts": arrival_us,
+        "surface": 1,
+        "duration_s": 12.0,
+        "query": None,
+        **other,
+    }
+
+
+def deliver(catalog: Catalog, events: list[dict[str, Any]], source: str = "stream") -> None:
+    append_events(catalog, "lake", LOG, [arrow_of(events)], source=source, now_us=NOW_US)
+
+
+def requests_at(pairs: list[tuple[int, int]]) -> pa.Table:
+    times = pa.array([at for _, at in pairs], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    return pa.table({"user_id": pa.array([user for user, _ in pairs], pa.int64()), "request_ts": times})
+
+
+DRAWN = {"suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+
+
+@settings(max_examples=4, **DRAWN)
+@given(events=streams(max_size=30), wanted=definitions(), data=st.data())
+def test_days_micro_batches_and_the_store_equal_plain_loops_at_every_request(
+    tmp_path_factory, events: list, wanted: list, data: st.DataObject
+):
+    check_a_stream(tmp_path_factory.mktemp("lake"), events, wanted, data)
+
+
+@pytest.mark.soak
+@settings(max_examples=150, **DRAWN)
+@given(events=streams(max_size=80), wanted=definitions(), data=st.data())
+def test_many_longer_streams_equal_plain_loops(tmp_path_factory, events: list, wanted: list, data: st.DataObject):
+    check_a_stream(tmp_path_factory.mktemp("lake"), events, wanted, data)
+
+
+def check_a_stream(folder: Path, events: list, wanted: list, data: st.DataObject) -> None:
+    catalog = lake(folder)
+    accepted = naive.accept(LOG, events, NOW_US)
+    required = naive.timelines(LOG, wanted, accepted.events, plain_lookups(), horizon_us=HORIZON_US)
+    first, second = sorted(data.draw(st.lists(st.integers(0, len(events)), min_size=2, max_size=2)))
+    options = {"horizon_us": HORIZON_US, "num_buckets": 2, "part_rows": data.draw(st.sampled_from([10, 10**6]))}
+    deliver(catalog, events[:first], "a")
+    advance(catalog, "lake", wanted, **options)
+    deliver(catalog, events[first:second], "b")
+    advance(catalog, "lake", wanted, **options)
+    online = open_online(folder / "online", catalog, "lake", horizon_us=HORIZON_US)
+    delivered = delivered_of(load_raw(catalog, "lake"))
+    rest = number_events(LOG, frame_of(events[second:]), delivered, NOW_US).events
+    for part in rest.iter_slices(3):
+        online.put(part)
+    users = [1, 2, 7, -5, 2**62, 12345]
+    stored = open_timeline(catalog, "lake").schema
+    at = sorted({one["arrival_ts"] for one in accepted.events}) or [START_US]
+    for user in users:
+        timeline = required.of_user.get(user, [])
+        for at_us in [at[0], at[len(at) // 2] + 1, at[-1], at[-1] + 1]:
+            for one in wanted:
+                sequence = naive.sequence_at(one, timeline, naive.history_end(timeline, at_us), at_us)
+                schema = pa.schema([stored.field(name) for name in one.columns])
+                assert same(online.fetch(user, one.name, at_us=at_us), columns_of(sequence, schema))
+    online.close()
+    deliver(catalog, events[second:], "c")
+    advance(catalog, "lake", wanted, **options)
+    check_everything(catalog, wanted, required, users, at)
+    compact_timeline(catalog, "lake")
+    check_everything(catalog, wanted, required, users, at)
+
+
+def check_everything(
+    catalog: Catalog, wanted: list, required: naive.Timelines, users: list[int], at: list[int]
+) -> None:
+    timeline = open_timeline(catalog, "lake")
+    assert check_timeline(timeline) == sum(map(len, required.of_user.values()))
+    pairs = [(user, at_us) for user in users for at_us in [at[0], at[len(at) // 2] + 1, at[-1], at[-1] + 1]]
+    found = history_ends(catalog, "lake", requests_at(pairs))
+    ends = [naive.history_end(required.of_user.get(user, []), at_us) for user, at_us in pairs]
+    assert found.column("history_end").to_pylist() == ends
+    user_R, at_us_R = (np.array(values) for values in zip(*pairs))
+    for one in wanted:
+        numeric = replace(one, columns=[name for name in one.columns if name != "query"])
+        seen = 0
+        for part in windows(timeline, numeric, user_R, at_us_R):
+            for row, start, length in zip(part.row_R, part.start_R, part.length_R):
+                user, at_us = pairs[row]
+                sequence = naive.sequence_at(numeric, required.of_user.get(user, []), ends[row], at_us)
+                schema = pa.schema([timeline.schema.field(name) for name in numeric.columns])
+                window = {name: values[start : start + length] for name, values in part.columns.items()}
+                assert same(window, columns_of(sequence, schema))
+                seen += 1
+        assert seen == len(pairs)
+
+
+def test_a_run_that_is_repeated_finds_nothing_to_do(catalog: Catalog):
+    deliver(catalog, [event(1, START_US), event(1, START_US + 5)])
+    report = advance(catalog, "lake", [ENGAGED])
+    assert (report.counts.num_kept, report.counts.num_duplicates, report.position) == (1, 1, 2)
+    again = advance(catalog, "lake", [ENGAGED])
+    assert (again.counts.num_delivered, again.num_files, again.position) == (0, 0, 2)
+    deliver(catalog, [event(2, START_US + 9)])  # a source that is known
+    assert advance(catalog, "lake", [ENGAGED]).position == 2
+
+
+def test_a_late_event_changes_no_earlier_request(catalog: Catalog):
+    deliver(catalog, [event(1, START_US), event(2, START_US + 10, item_id=2)], "a")
+    advance(catalog, "lake", [ENGAGED])
+    asked = requests_at([(7, START_US + 11)])
+    before = history_ends(catalog, "lake", asked)
+    deliver(catalog, [event(3, START_US + DAY_US, event_ts=START_US + 5)], "b")
+    report = advance(catalog, "lake", [ENGAGED])
+    assert report.counts.num_late == 1
+    assert history_ends(catalog, "lake", asked).equals(before)
+    assert history_ends(catalog, "lake", requests_at([(7, START_US + 2 * DAY_US)])).column(
+        "history_end"
+    ).to_pylist() == [3]
+
+
+def test_histories_are_blobs_that_rows_of_one_window_share(catalog: Catalog):
+    deliver(catalog, [event(one, START_US + one, item_id=one % 4 + 1) for one in range(6)])
+    advance(catalog, "lake", [ENGAGED, CLICKED])
+    asked = requests_at([(7, START_US + 4), (8, START_US + 4), (7, START_US + 4), (7, START_US + 100)])
+    asked = asked.append_column("click", pa.array([1, 2, 3, 4]))
+    batches = list(add_histories(catalog, "lake", "engaged", asked))
+    rows = pa.Table.from_batches(batches).combine_chunks()
+    assert rows.num_rows == 4
+    for batch in batches:
+        column = batch.column("history_item_id")
+        values, offsets = numpy_from_blobs(column.dictionary, "int64")
+        for row in range(batch.num_rows):
+            code = column.indices[row].as_py()
+            window = values[offsets[code] : offsets[code + 1]].tolist()
+            required = {1: [2, 3, 4], 2: [], 3: [2, 3, 4], 4: [4, 1, 2]}[batch.column("click")[row].as_py()]
+            assert window == required
+    assert sum(len(batch.column("history_item_id").dictionary) for batch in batches) == 3
+    with pytest.raises(ValueError, match="a sequence of clicked, engaged required, found 'saved'"):
+        list(add_histories(catalog, "lake", "saved", asked))
+
+
+def test_a_changed_definition_makes_a_version_and_old_requests_keep_theirs(catalog: Catalog):
+    events = [
+        event(one, START_US + one, event_type="click" if one % 2 else "view", duration_s=float(one))
+        for one in range(30)
+    ]
+    deliver(catalog, events[:20], "a")
+    advance(catalog, "lake", [ENGAGED])
+    asked = requests_at([(7, START_US + 25)])
+    old = history_ends(catalog, "lake", asked)
+    changed = replace(ENGAGED, version=2, events=[EventType("click")])
+    with pytest.raises(ValueError, match="found engaged new, changed or gone; stage a new version"):
+        advance(catalog, "lake", [changed])
+    backfill(catalog, "lake", [changed])
+    assert open_timeline(catalog, "lake").state.version == 1
+    deliver(catalog, events[20:], "b")
+    advance(catalog, "lake", [ENGAGED])  # main moves on while a version is staged
+    assert publish_timeline(catalog, "lake") == 2
+    timeline = open_timeline(catalog, "lake")
+    assert (timeline.state.version, timeline.state.position) == (2, 30)
+    accepted = naive.accept(LOG, events, NOW_US)
+    required = naive.timelines(LOG, [changed], accepted.events, plain_lookups())
+    check_everything(catalog, [changed], required, [7], [START_US, START_US + 29])
+    expire_snapshots(timeline.table, older_than=datetime.now(UTC))
+    assert open_timeline(catalog, "lake", version=1).state.version == 1
+    now = history_ends(catalog, "lake", asked, version=1)
+    assert (now.column("timeline_version").to_pylist(), old.column("timeline_version").to_pylist()) == ([1], [1])
+    with pytest.raises(ValueError, match=r"a version of the timeline required \(1, 2\), found 3"):
+        open_timeline(catalog, "lake", version=3)
+    with pytest.raises(ValueError, match="a staged version 3 required, found none"):
+        publish_timeline(catalog, "lake")
+
+
+def test_two_runs_at_once_commit_once(catalog: Catalog, monkeypatch):
+    deliver(catalog, [event(1, START_US)], "a")
+    advance(catalog, "lake", [ENGAGED])
+    deliver(catalog, [event(2, START_US + 1)], "b")
+    from reqdedup.sequences import batch
+
+    whole = batch.write_rows
+
+    def slowly(*arguments: Any) -> None:
+        whole(*arguments)
+        monkeypatch.setattr(batch, "write_rows", whole)
+        advance(catalog, "lake", [ENGAGED])
+
+    monkeypatch.setattr(batch, "write_rows", slowly)
+    with pytest.raises(ConflictError, match="another writer was faster"):
+        advance(catalog, "lake", [ENGAGED])
+    assert check_timeline(open_timeline(catalog, "lake")) == 2
+
+
+def test_rejected_events_are_kept_with_reason_source_and_position(catalog: Catalog):
+    deliver(
+        catalog,
+        [event(1, START_US), event(2, START_US, event_type="hide"), event(3, START_US, user_id=None)],
+        "a.jsonl",
+    )
+    rows = catalog.load_table("lake.rejected_events").scan().to_arrow().sort_by("position").to_pylist()
+    assert [(row["reason"], row["source"], row["source_row"], row["position"], row["user_id"]) for row in rows] == [
+        ("event_type is unknown", "a.jsonl", 1, 1, 7),
+        ("user_id is null", "a.jsonl", 2, 2, None),
+    ]

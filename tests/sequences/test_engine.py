@@ -1,0 +1,106 @@
+"""Plain loops = all events at once = micro-batches of any size, event for event."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reqdedup.sequences import naive
+from reqdedup.sequences.definition import Enrichment, EventType, SequenceDefinition
+from reqdedup.sequences.engine import Engine
+from reqdedup.sequences.intake import number_events
+from reqdedup.sequences.lookups import prepared
+from reqdedup.sequences.speed import SpeedView
+from reqdedup.sequences.tables import INDEX, Delivered
+from tests.sequences.event_streams import (
+    HORIZON_US,
+    ITEMS,
+    LOG,
+    NOW_US,
+    START_US,
+    columns_of,
+    definitions,
+    frame_of,
+    lookups,
+    plain_lookups,
+    same,
+    streams,
+)
+
+TABLES = {name: prepared(pl.from_arrow(table)) for name, table in lookups().items()}
+
+
+@settings(max_examples=25)
+@given(events=streams(), wanted=definitions(), data=st.data())
+def test_plain_loops_and_micro_batches_of_any_size_agree(events: list[dict], wanted: list, data: st.DataObject):
+    accepted = naive.accept(LOG, events, NOW_US)
+    required = naive.timelines(LOG, wanted, accepted.events, plain_lookups(), horizon_us=HORIZON_US)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(events)), max_size=5)) | {0, len(events)})
+    engine = Engine(LOG, wanted, TABLES, horizon_us=HORIZON_US)
+    delivered, num_backwards, rejected = Delivered(), 0, []
+    nothing = number_events(LOG, frame_of([]), delivered, NOW_US).events
+    view = SpeedView(engine, lambda users, names: engine.no_ends(), nothing, position=0, version=1)
+    for start, end in pairwise(cuts):
+        found = number_events(LOG, frame_of(events[start:end]), delivered, NOW_US)
+        last_us = int(found.events["arrival_ts"].dt.epoch("us").max() or 0)
+        delivered = Delivered(next_position=end, arrival_us=max(delivered.arrival_us, last_us))
+        num_backwards += found.num_backwards
+        rejected += list(zip(found.rejected["position"], found.rejected["reason"]))
+        view.put(found.events)
+        assert view.put(found.events) == 0  # delivered once more by the stream
+    assert rejected == accepted.rejected
+    assert num_backwards == accepted.num_backwards
+    assert (view.counts.num_duplicates, view.counts.num_conflicts) == (required.num_duplicates, required.num_conflicts)
+    schema = engine.schema
+    names = [name for name in schema.names if name not in ("user_id", INDEX, "timeline_version")]
+    wanted_columns = pa.schema([schema.field(name) for name in names])
+    for user in {event["user_id"] for event in accepted.events}:
+        timeline = required.of_user.get(user, [])
+        found_columns = view.of_user(user)
+        if not timeline:
+            assert found_columns is None
+        else:
+            assert found_columns is not None
+            assert same({n: found_columns[n] for n in names}, columns_of(timeline, wanted_columns))
+
+
+def test_two_rows_for_one_key_and_time_are_named():
+    rows = pl.DataFrame({"item_id": [1, 2, 2], "category": [5, 6, 7]})
+    one = SequenceDefinition(
+        name="all",
+        events=[EventType("view")],
+        columns=["category"],
+        last_n=5,
+        owner="tests",
+        enrichments=[Enrichment("item", ITEMS, "item_id", ["category"])],
+    )
+    with pytest.raises(
+        ValueError, match=r"one row for each item_id required, found two: \{'item_id': 2, 'category': 6\} and .*7\}"
+    ):
+        Engine(LOG, [one], {ITEMS: rows})
+
+
+def test_an_id_that_cannot_be_read_is_rejected_with_its_place_and_text_is_hashed():
+    frame = pl.DataFrame(
+        {
+            "event_id": ["a-1", "7", "", None],
+            "user_id": [1.0, 2.0, 3.0, 1.5],
+            "event_type": ["view"] * 4,
+            "event_ts": ["2026-01-01T00:00:00Z"] * 3 + ["soon"],
+            "surface": ["1", "one", "2", "3"],
+        }
+    )
+    found = number_events(LOG, frame, Delivered(next_position=10), START_US + 365 * naive.FUTURE_US)
+    assert found.events["position"].to_list() == [10]
+    assert found.events["event_id"][0] > 2**32
+    assert found.rejected.select("position", "source_row", "reason").rows() == [
+        (11, 1, "surface cannot be read"),
+        (12, 2, "event_id cannot be read"),
+        (13, 3, "user_id cannot be read"),
+    ]
+    assert '"surface": "one"' in found.rejected["raw"][0]
