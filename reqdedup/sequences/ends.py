@@ -10,8 +10,9 @@ among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 
 import numpy as np
@@ -188,6 +189,40 @@ def add_histories(
                 blobs = blobs_from_numpy(packed.astype(column.dtype, copy=False), offsets)
                 made = made.append_column(column.name, pa.DictionaryArray.from_arrays(indices, blobs))
             yield from made.combine_chunks().to_batches()
+
+
+def fetch_sequence(
+    catalog: Catalog,
+    namespace: str,
+    user_id: int,
+    sequence: str,
+    columns: Sequence[str] | None = None,
+    *,
+    at: datetime | None = None,
+    version: int | None = None,
+) -> pa.Table:
+    """A user's sequence as a request at this time sees it, from the timeline itself; oldest event first.
+
+    columns: of the definition's, by default all.  at: with its zone; None: after the latest arrival.
+    Raises ValueError if there is no such sequence, column or version.
+    """
+    timeline = open_timeline(catalog, namespace, version)
+    definition = timeline.definition(sequence)
+    names = list(definition.columns if columns is None else columns)
+    unknown = [name for name in names if name not in definition.columns]
+    if unknown:
+        raise ValueError(f"{sequence}: columns of {', '.join(definition.columns)} required, found {unknown[0]!r}")
+    at_us = timeline.state.arrival_us + 1 if at is None else round(at.timestamp() * 1e6)
+    user_R = np.array([user_id], np.int64)
+    rank, bucket = definition.rank_column, int(buckets_of(user_R, timeline.num_buckets)[0])
+    events = timeline.read(bucket, [ARRIVAL_TS, rank, *names])
+    events = events.filter(pa.array(events.column(USER).to_numpy() == user_id))
+    arrival_T, rank_T = numbers_of(events.column(ARRIVAL_TS)), numbers_of(events.column(rank))
+    is_seen = (arrival_T < at_us) & (np.diff(rank_T, prepend=0) == 1)
+    if definition.window_us is not None:
+        is_seen &= arrival_T >= at_us - definition.window_us
+    found = events.filter(pa.array(is_seen))
+    return found.slice(max(0, len(found) - definition.last_n)).select(names)
 
 
 def requests_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:

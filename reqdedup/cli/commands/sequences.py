@@ -1,0 +1,216 @@
+"""`reqdedup sequences`: definitions, the timeline, and what a user's sequence is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reqdedup.cli.catalog import open_catalog
+from reqdedup.cli.options import Checked, Group, Options, option, subcommand
+from reqdedup.cli.output import counted, format_bytes, format_table, print_json, say
+from reqdedup.cli.values import user_id, whole
+
+VERSION = Checked(whole)
+NAMESPACE = {"required": True, "metavar": "NAME", "help": "of the tables"}
+
+
+@subcommand(
+    help="say what publishing definitions would change, and refuse a silent change",
+    description="FILE is Python with an EventLog and SequenceDefinitions. What decides a sequence's values changes "
+    "with a new version alone.",
+    examples=[
+        "reqdedup sequences check sequences.py --namespace lake",
+        "reqdedup sequences check s.py --namespace lake --publish",
+    ],
+)
+@click.argument("file", metavar="FILE")
+@option("--namespace", **NAMESPACE)
+@option("--publish", is_flag=True, help="make them the definitions that hold")
+def check(arguments: Options) -> int:
+    """Print the differences; 1 if one of them is refused."""
+    from reqdedup.sequences.published import (
+        check_definitions,
+        publish_definitions,
+        published_definitions,
+        read_definitions,
+    )
+
+    found = read_definitions(arguments.file)
+    catalog = open_catalog(arguments, make=arguments.publish)
+    published = published_definitions(catalog, arguments.namespace)
+    changes = check_definitions(found.definitions, published)
+    if arguments.publish and all(change.ok for change in changes):
+        changes = publish_definitions(catalog, arguments.namespace, found.log, found.definitions)
+    if arguments.json:
+        print_json([{**vars(change), "ok": change.ok} for change in changes])
+        return int(not all(change.ok for change in changes))
+    for change in changes:
+        for line in change.differences or (f"{change.name}: as published",):
+            say(line)
+        if change.refused:
+            say(f"  refused: {change.refused}")
+    return int(not all(change.ok for change in changes))
+
+
+@subcommand(
+    help="append delivered events to the timeline",
+    description="Everything that was delivered since the last run, once, filtered, enriched and in the order of "
+    "arrival, in one commit; run again, it finds nothing to do. With --events, files of JSON Lines or Parquet are "
+    "delivered first; a file that was delivered before is left out.",
+    examples=[
+        "reqdedup sequences advance --namespace lake",
+        "reqdedup sequences advance --namespace lake --events events/ --definitions sequences.py",
+    ],
+)
+@option("--namespace", **NAMESPACE)
+@option("--events", type=click.Path(exists=True), metavar="PATH", help="a file, or a folder of them, to deliver first")
+@option("--definitions", metavar="FILE", help="Python with the EventLog of these files (see check)")
+@option("--buckets", type=VERSION, default="16", help="of a timeline that is made now (default: 16)")
+def advance(arguments: Options) -> int:
+    """Run and print what became of the events."""
+    from reqdedup.sequences import batch
+    from reqdedup.sequences.intake import append_events
+    from reqdedup.sequences.published import read_definitions
+    from reqdedup.sequences.sources import event_files
+
+    if bool(arguments.events) != bool(arguments.definitions):
+        raise ValueError("--events and --definitions belong together; give both or neither")
+    catalog = open_catalog(arguments, make=bool(arguments.events))
+    taken: list[dict[str, Any]] = []
+    if arguments.events:
+        log = read_definitions(arguments.definitions).log
+        for source in event_files(Path(arguments.events)):
+            found = append_events(catalog, arguments.namespace, log, source.batches(log), source=source.name)
+            taken.append({"source": source.name, **vars(found)})
+    report = batch.advance(catalog, arguments.namespace, num_buckets=arguments.buckets)
+    if arguments.json:
+        print_json({"delivered": taken, **report.plain()})
+        return 0
+    for one in taken:
+        is_known = " (delivered before)" if one["is_known"] else ""
+        say(f"{one['source']}: {counted(one['num_events'], 'event')}, {one['num_rejected']:,} rejected{is_known}")
+    _say_report(arguments.namespace, report)
+    return 0
+
+
+@subcommand(
+    help="make the whole timeline anew, as a version that nobody sees yet",
+    description="For a changed definition, a new one, or enrichments that were wrong. With --publish it is checked and "
+    "becomes what readers see; the old version keeps a tag, and requests of it find their events.",
+    examples=["reqdedup sequences backfill --namespace lake", "reqdedup sequences backfill --namespace lake --publish"],
+)
+@option("--namespace", **NAMESPACE)
+@option("--publish", is_flag=True, help="check it and make it the one that readers see")
+def backfill(arguments: Options) -> int:
+    """Stage a version, and publish it if that is asked for."""
+    from reqdedup.sequences import batch
+
+    catalog = open_catalog(arguments)
+    report = batch.backfill(catalog, arguments.namespace)
+    if arguments.publish:
+        batch.publish_timeline(catalog, arguments.namespace)
+    if arguments.json:
+        print_json({**report.plain(), "published": arguments.publish})
+        return 0
+    _say_report(arguments.namespace, report)
+    say(f"version {report.version} is " + ("published" if arguments.publish else "staged: --publish makes it seen"))
+    return 0
+
+
+@subcommand(
+    help="print a user's sequence as the timeline has it",
+    description="The last events of the sequence that had arrived before --at, oldest first.",
+    examples=[
+        "reqdedup sequences fetch 7 engaged --namespace lake",
+        "reqdedup sequences fetch 7 engaged --namespace lake --columns item_id --at 2026-11-27T12:00:00+00:00",
+    ],
+)
+@click.argument("user", type=Checked(user_id), metavar="USER_ID")
+@click.argument("sequence", metavar="SEQUENCE")
+@option("--namespace", **NAMESPACE)
+@option("--columns", metavar="A,B", help="of the sequence (default: all)")
+@option("--at", metavar="TIME", help="with its zone (default: now)")
+@option("--version", type=VERSION, metavar="N", help="of the timeline (default: the current one)")
+def fetch(arguments: Options) -> int:
+    """Print the events."""
+    from reqdedup.sequences.ends import fetch_sequence
+
+    at = _time(arguments.at) if arguments.at else None
+    columns = arguments.columns.split(",") if arguments.columns else None
+    found = fetch_sequence(
+        open_catalog(arguments),
+        arguments.namespace,
+        arguments.user,
+        arguments.sequence,
+        columns,
+        at=at,
+        version=arguments.version,
+    )
+    if arguments.json:
+        print_json(found.to_pylist())
+        return 0
+    say(f"user {arguments.user}, {arguments.sequence}: {counted(found.num_rows, 'event')}")
+    if found.num_rows:
+        rows = [[str(value) for value in row.values()] for row in found.to_pylist()]
+        say(format_table(found.column_names, rows))
+    return 0
+
+
+@subcommand(
+    help="where the timeline stands",
+    description="Delivered events, the watermark, what waits, versions, definitions, files.",
+    examples=["reqdedup sequences status --namespace lake"],
+)
+@option("--namespace", **NAMESPACE)
+def status(arguments: Options) -> int:
+    """Print it."""
+    from reqdedup.sequences.status import timeline_status
+
+    found = timeline_status(open_catalog(arguments), arguments.namespace)
+    if arguments.json:
+        print_json(found)
+        return 0
+    say(f"delivered: {counted(found['delivered'], 'event')}, the last arrived {found['last_arrival']}")
+    say(
+        f"timeline: version {found['version']} of {found['versions']}, {counted(found['events'], 'event')} in "
+        f"{counted(found['files'], 'file')} of {format_bytes(found['bytes'])}"
+    )
+    say(f"watermark: {counted(found['waiting'], 'event')} waiting")
+    for one in found["definitions"]:
+        say(f"  {one['name']}: version {one['version']}, {one['stage']}, owner {one['owner']}, last {one['last_n']}")
+    return 0
+
+
+def _say_report(namespace: str, report: Any) -> None:
+    counts = report.counts
+    say(
+        f"{namespace}.user_events: {counted(counts.num_kept, 'event')} of {counts.num_delivered:,} delivered kept, "
+        f"{counts.num_duplicates:,} delivered again ({counts.num_conflicts:,} with other content), "
+        f"{counts.num_late:,} late; {counted(report.num_files, 'file')}, {format_bytes(report.num_bytes)}"
+    )
+    for name, count in counts.unmatched.items():
+        if count:
+            say(f"  {counted(count, 'event')} without a row of the enrichment {name}")
+
+
+def _time(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ValueError(f"--at: a time with its zone like 2026-11-27T12:00:00+00:00 required, found {text!r}")
+    return found.astimezone(UTC)
+
+
+COMMANDS = (
+    Group(
+        "sequences",
+        help="User sequences: definitions, the timeline of events, and windows of it.",
+        short_help="define user sequences, bring their timeline up to date, fetch one",
+        commands={str(one.name): one for one in (check, advance, backfill, fetch, status)},
+    ),
+)

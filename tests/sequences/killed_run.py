@@ -1,0 +1,107 @@
+"""What a process does that is killed at its n-th write, rename or commit: deliver events, advance, put, refresh."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pyiceberg.catalog import Catalog, load_catalog
+
+from reqdedup.sequences import intake
+from reqdedup.sequences.batch import advance
+from reqdedup.sequences.definition import EventLog, EventType, SequenceDefinition
+from reqdedup.sequences.intake import append_events, number_events
+from reqdedup.sequences.online import open_online
+from reqdedup.sequences.published import publish_definitions, published_definitions
+from reqdedup.sequences.tables import Delivered, delivered_of, load_raw
+
+LOG = EventLog(types=("view",), columns={})
+ALL = SequenceDefinition(name="all", events=[EventType("view")], columns=["event_id"], last_n=1000, owner="tests")
+NUM_EVENTS, NUM_USERS = 24, 3
+START_US = 1_750_000_000_000_000
+NOW_US = START_US + 10**12
+
+
+def delivered(first_id: int, count: int) -> pl.DataFrame:
+    ids = pl.Series(range(first_id, first_id + count), dtype=pl.Int64)
+    time = (START_US + ids).cast(pl.Datetime("us", "UTC"))
+    return pl.DataFrame(
+        {
+            "event_id": ids,
+            "user_id": ids % NUM_USERS,
+            "event_type": ["view"] * count,
+            "event_ts": time,
+            "arrival_ts": time,
+        }
+    )
+
+
+def numbered(position: int, count: int) -> pl.DataFrame:
+    return number_events(LOG, delivered(position, count), Delivered(next_position=position), NOW_US).events
+
+
+def run(catalog: Catalog, folder: Path) -> None:
+    """Bring everything to the end, whatever an earlier run has done."""
+    half = NUM_EVENTS // 2
+    bad = delivered(0, 1).with_columns(user_id=pl.lit(None, pl.Int64))
+    if "all" not in published_definitions(catalog, "lake"):
+        publish_definitions(catalog, "lake", LOG, [ALL])
+    for source, events in (("a", pl.concat([delivered(0, half), bad])), ("b", delivered(half, NUM_EVENTS - half))):
+        append_events(catalog, "lake", LOG, [events.to_arrow()], source=source, now_us=NOW_US)
+        if source == "a":
+            advance(catalog, "lake", num_buckets=2)
+    store = open_online(folder / "online", catalog, "lake")
+    raw = load_raw(catalog, "lake")
+    waiting = pl.from_arrow(raw.scan().to_arrow())
+    assert isinstance(waiting, pl.DataFrame)
+    for part in waiting.sort("position").iter_slices(5):
+        store.put(part)
+    advance(catalog, "lake", num_buckets=2)
+    store.refresh()
+    assert store.position == delivered_of(raw).next_position
+    store.close()
+
+
+def kill_at(step: int) -> None:
+    """Count what reaches the disk or the catalog, and kill this process before the n-th of them."""
+    counted = [0]
+
+    def before(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **options: Any) -> Any:
+            counted[0] += 1
+            if counted[0] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return counting
+
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    from reqdedup.sequences import online, speed
+    from reqdedup.storage.iceberg.row_files import RowFiles
+
+    for owner, name in (
+        (SqlCatalog, "commit_table"),
+        (SqlCatalog, "create_table"),
+        (RowFiles, "write"),
+        (Path, "replace"),
+        (os, "fsync"),
+        (online, "build_view"),
+        (online.shutil, "rmtree"),
+        (speed.WriteAheadFile, "keep"),
+        (speed.WriteAheadFile, "append"),
+        (intake, "_write_rejected"),
+    ):
+        setattr(owner, name, before(getattr(owner, name)))
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    kill_at(int(sys.argv[2]))
+    lake = load_catalog("t", type="sql", uri=f"sqlite:///{place}/catalog.db", warehouse=f"file://{place}/lake")
+    run(lake, place)

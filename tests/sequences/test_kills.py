@@ -1,0 +1,109 @@
+"""kill -9 at any step of `append_events`, `advance`, `backfill` and `put`: run again, nothing is lost or twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog import Catalog, load_catalog
+
+from reqdedup.sequences.batch import advance, check_timeline
+from reqdedup.sequences.online import open_online
+from reqdedup.sequences.speed import WriteAheadFile
+from reqdedup.sequences.tables import delivered_of, load_raw
+from reqdedup.sequences.timeline import open_timeline
+from tests.sequences import killed_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def catalog_at(folder: Path) -> Catalog:
+    return load_catalog("t", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
+
+
+def run_until_killed(folder: Path, step: int) -> bool:
+    """Whether the run came to its end before it was killed at this step."""
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.sequences.killed_run", str(folder), str(step)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert found.returncode in (0, -signal.SIGKILL)
+    return found.returncode == 0
+
+
+def check_all_there(folder: Path) -> None:
+    catalog = catalog_at(folder)
+    killed_run.run(catalog, folder)
+    timeline = open_timeline(catalog, "lake")
+    assert check_timeline(timeline) == killed_run.NUM_EVENTS
+    ids = pa.concat_tables([timeline.read(bucket, ["event_id"]) for bucket in range(timeline.num_buckets)])
+    assert sorted(ids.column("event_id").to_pylist()) == list(range(killed_run.NUM_EVENTS))
+    assert delivered_of(load_raw(catalog, "lake")).next_position == killed_run.NUM_EVENTS + 1
+    rejected = catalog.load_table("lake.rejected_events").scan().to_arrow()
+    assert rejected.column("position").to_pylist() == [killed_run.NUM_EVENTS // 2]
+    store = open_online(folder / "online", catalog, "lake")
+    fetched = [store.fetch(user, "all")["event_id"] for user in range(killed_run.NUM_USERS)]
+    assert np.array_equal(np.sort(np.concatenate(fetched)), np.arange(killed_run.NUM_EVENTS))
+    store.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [9])
+def test_a_killed_run_is_made_good_by_the_next(tmp_path: Path, step: int):
+    run_until_killed(tmp_path, step)
+    check_all_there(tmp_path)
+
+
+@pytest.mark.soak
+def test_kills_at_random_steps_are_made_good_by_the_next(tmp_path: Path):
+    chance = random.Random(12)
+    for number in range(40):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for _ in range(chance.randint(1, 4)):
+            run_until_killed(folder, chance.randint(1, 40))
+        check_all_there(folder)
+
+
+def test_a_torn_frame_is_cut_off_and_what_was_confirmed_stays(tmp_path: Path):
+    frame = killed_run.numbered(0, 5)
+    log = WriteAheadFile(tmp_path / "wal")
+    log.append(frame.head(2))
+    whole = (tmp_path / "wal").stat().st_size
+    log.append(frame.tail(3))
+    log.close()
+    data = (tmp_path / "wal").read_bytes()
+    for size in (whole, whole + 3, whole + 9, len(data) - 1):
+        (tmp_path / "wal").write_bytes(data[:size])
+        again = WriteAheadFile(tmp_path / "wal")
+        assert [len(one) for one in again.batches()] == [2]
+        again.append(frame.tail(3))
+        assert [len(one) for one in again.batches()] == [2, 3]
+        again.close()
+    (tmp_path / "wal").write_bytes(data[: whole + 20] + b"\0" + data[whole + 21 :])
+    assert [len(one) for one in WriteAheadFile(tmp_path / "wal").batches()] == [2]
+
+
+def test_putting_a_batch_again_changes_nothing(tmp_path: Path):
+    catalog = catalog_at(tmp_path)
+    killed_run.run(catalog, tmp_path)
+    advance(catalog, "lake")
+    store = open_online(tmp_path / "online", catalog, "lake")
+    more = killed_run.numbered(killed_run.NUM_EVENTS + 1, 4)
+    assert store.put(more.head(2)) == 2
+    assert store.put(more) == 2
+    assert store.put(more) == 0
+    before = store.fetch(1, "all")
+    store.close()
+    again = open_online(tmp_path / "online", catalog, "lake")
+    assert {n: v.tobytes() for n, v in again.fetch(1, "all").items()} == {n: v.tobytes() for n, v in before.items()}
+    again.close()
