@@ -87,6 +87,11 @@ def in_table_order(
             continue
         if _form(target.column, like=column) != _form(column):
             differs.append(f"{column.name} is {_form(target.column)}, there {_form(column)}")
+        elif target.column.vocabulary != column.vocabulary:
+            own, there = (
+                f"keys of {one.vocabulary}" if one.vocabulary else "numbers" for one in (target.column, column)
+            )
+            differs.append(f"{column.name} is of {own}, there of {there}")
         elif len(target.sources) > 1 and target.column.doc != column.doc:
             differs.append(f"{column.name} is {target.column.doc}, there {column.doc}")
     if differs:

@@ -27,11 +27,11 @@ from reqdedup.convert.levels import find_levels
 from reqdedup.convert.mapping import ColumnMapping, TargetColumn, check_mapping, engagement_schema, plan_columns
 from reqdedup.convert.place import in_source
 from reqdedup.convert.repeats import repeated_rows
-from reqdedup.convert.rows import Converter
+from reqdedup.convert.rows import Converter, item_ids
 from reqdedup.dedup.checksum import ContentChecksum, content_checksum
 from reqdedup.dedup.parts import RequestValuesError
 from reqdedup.masking import mask
-from reqdedup.schema import HISTORY_ITEM_ID, EngagementSchema, Kind, Level
+from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, EngagementSchema, Kind, Level
 from reqdedup.storage.foreign.source import RowSource
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import IntegrityError
@@ -48,6 +48,7 @@ from reqdedup.storage.iceberg.layout import (
 )
 from reqdedup.storage.iceberg.names import check_free_name, check_location
 from reqdedup.storage.iceberg.same_requests import OPERATION
+from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.write.replace import gone_if_failed
@@ -126,7 +127,8 @@ def convert_table(
     Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with
     the request that shows it), for nulls in keys, for times of history events in another unit than said, and where the
     new table is there already; with append if columns differ from the table's. ConflictError if another writer
-    changed the table in a way that the rows cannot be put on top of. Then no table is new or changed.
+    changed the table in a way that the rows cannot be put on top of. Then no table is new or changed, but for the
+    vocabulary, which may have new keys.
     """
     started = time.monotonic()
     check_location(identifier, location)
@@ -147,12 +149,14 @@ def convert_table(
         table = open_for_append(catalog, identifier, layout, num_buckets)
         schema = table_schema(table)
         columns = in_table_order(
-            plan_columns(rows, mapping, *known_columns(rows, mapping, schema)), table, schema, rows
+            plan_columns(rows, mapping, *known_columns(rows, mapping, schema), schema[ITEM_ID].vocabulary),
+            *(table, schema, rows),
         )
     else:
         _check_new(catalog, identifier)
         found = find_levels(rows, mapping, progress=report, temp_dir=spill_dir)
-        columns = plan_columns(rows, mapping, found.levels, found.widths)
+        vocabulary = "" if mapping.hash_items else items_identifier(identifier)
+        columns = plan_columns(rows, mapping, found.levels, found.widths, vocabulary)
         notes += [*found.notes, *_notes_on_models(columns)]
         layout = layout or Layout.BY_REQUEST
         if num_buckets is None:
@@ -162,14 +166,21 @@ def convert_table(
             ).num_buckets
         schema = engagement_schema(columns)
         table, made = _empty_table(catalog, identifier, schema, layout, num_buckets, location)
-    converter = Converter(rows, columns, time_unit=mapping.time_unit, history_time_unit=mapping.history_time_unit)
-    try:
-        with gone_if_failed(catalog, made):
+    with gone_if_failed(catalog, made):
+        name = schema[ITEM_ID].vocabulary
+        converter = Converter(
+            rows,
+            columns,
+            items=item_ids(rows, columns, Vocabulary(catalog, name)) if name else None,
+            time_unit=mapping.time_unit,
+            history_time_unit=mapping.history_time_unit,
+        )
+        try:
             written = _write(
                 table, converter, rows.num_rows, report, replace=not append, seed=seed, spill_dir=spill_dir
             )
-    except RequestValuesError as error:
-        raise in_source(error, converter) from error
+        except RequestValuesError as error:
+            raise in_source(error, converter) from error
     if rows.skipped:
         notes.append(f"left out, nested too deep: {', '.join(rows.skipped)}")
     if converter.null_lists:

@@ -1,6 +1,7 @@
 """What a team says of its table, and the engagement schema that follows: a target column for every leaf.
 
-user = "member_id"          string: int64 hash, original kept in user_key (request, item: request_key, item_key)
+user = "member_id"          string: int64 hash, original kept in user_key (request: request_key)
+item = "sku"                string: dense id, of which the table `items` has the key; or as a user, if it is hashed
 history.item_id  list<int>  sequence `history_item_id`
 embedding  fixed list       vector
 country  string             scalar, at the level that the audit's sample found, or that was given
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -46,8 +47,9 @@ class ColumnMapping:
     their own. In the new table they are whole milliseconds.
     levels: of columns, where they are known; the others are inferred from a sample.  rename: target
         name by source name.
-    ids: further columns of string ids, lists too, that become their int64 hash as a string item
-        does.  exclude: left out.
+    ids: further columns of string ids, lists too, that become numbers as a string item does: of the same vocabulary,
+        or their hash if items are hashed or numbers.  exclude: left out.
+    hash_items: whether a string item becomes its int64 hash, and not a dense id.
     vectors: width of the lists that are vectors; None means lists of a fixed size, and lists of fractions that have one
     length in the sample. Other lists are sequences, which must all be of one length in a request.
     """
@@ -63,6 +65,7 @@ class ColumnMapping:
     rename: Mapping[str, str] = field(default_factory=dict)
     ids: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    hash_items: bool = False
     vectors: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +73,8 @@ class ColumnMapping:
             unit = getattr(self, name)
             if unit is not None and unit not in TIME_UNITS:
                 raise ValueError(f"{name}: one of {', '.join(TIME_UNITS)} required, found {unit!r}")
+        if not isinstance(self.hash_items, bool):
+            raise ValueError(f"hash_items: true or false required, found {self.hash_items!r}")
         if not self.request_names:
             raise ValueError("request: at least one column required, found none")
 
@@ -93,11 +98,13 @@ class ColumnMapping:
 class Conversion(enum.Enum):
     """How a target column is made of its source.
 
-    `PLAIN`, values as they are; `HASH`, the int64 hash of ids; `TIME`; `HISTORY_TIME`, lists of times in milliseconds.
+    `PLAIN`, values as they are; `HASH`, the int64 hash of ids; `ITEM`, the ids of a vocabulary; `TIME`; `HISTORY_TIME`,
+    lists of times in milliseconds.
     """
 
     PLAIN = "plain"
     HASH = "hash"
+    ITEM = "item"
     TIME = "time"
     HISTORY_TIME = "history_time"
 
@@ -150,14 +157,21 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
 
 
 def plan_columns(
-    source: RowSource, mapping: ColumnMapping, levels: Mapping[str, Level], widths: Mapping[str, int]
+    source: RowSource,
+    mapping: ColumnMapping,
+    levels: Mapping[str, Level],
+    widths: Mapping[str, int],
+    vocabulary: str = "",
 ) -> tuple[TargetColumn, ...]:
     """Target columns in table order: keys, request time, request-level, item-level, labels.
 
     levels: of every leaf that is neither key nor label.  widths: elements of the lists that are vectors.
+    vocabulary: name of the table that gives ids to items that are texts; if there is none, they are hashed.
     Raises ValueError for types that have no place, lists that differ per row, and names that meet.
     """
-    columns = [*_keys(source, mapping)]
+    if not _is_text(source.leaves[mapping.item].type):
+        vocabulary = ""
+    columns = [*_keys(source, mapping, vocabulary)]
     used = {mapping.user, mapping.item, mapping.time, *mapping.exclude}
     if len(mapping.request_names) == 1:
         used |= set(mapping.request_names)
@@ -167,7 +181,7 @@ def plan_columns(
     planned, errors = [], []
     for leaf, level, width in wanted:
         try:
-            planned.append(_column(source, mapping, leaf, level, width))
+            planned.append(_column(source, mapping, leaf, level, width, vocabulary))
         except ValueError as error:
             errors.append(str(error))
     if errors:
@@ -194,9 +208,13 @@ def engagement_schema(columns: Sequence[TargetColumn]) -> EngagementSchema:
     return EngagementSchema(tuple(target.column for target in columns))
 
 
-def _keys(source: RowSource, mapping: ColumnMapping) -> list[TargetColumn]:
+def _keys(source: RowSource, mapping: ColumnMapping, vocabulary: str) -> list[TargetColumn]:
     columns = []
     for target, names in ((USER_ID, (mapping.user,)), (REQUEST_ID, mapping.request_names), (ITEM_ID, (mapping.item,))):
+        if target == ITEM_ID and vocabulary:
+            column = Column(name=target, dtype="int64", level=Level.KEY, doc=mapping.item, vocabulary=vocabulary)
+            columns.append(TargetColumn(column, tuple(names), Conversion.ITEM))
+            continue
         is_hashed = len(names) > 1 or _is_text(source.leaves[names[0]].type)
         doc = f"{'hash of ' if is_hashed else ''}{', '.join(names)}"
         column = Column(name=target, dtype="int64", level=Level.KEY, doc=doc)
@@ -209,10 +227,14 @@ def _keys(source: RowSource, mapping: ColumnMapping) -> list[TargetColumn]:
     return [*columns, TargetColumn(time, (mapping.time,), Conversion.TIME)]
 
 
-def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level, width: int) -> TargetColumn:
+def _column(
+    source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level, width: int, vocabulary: str
+) -> TargetColumn:
     name = mapping.target_name(leaf.name)
     is_id = leaf.name in mapping.ids and _is_text(leaf.type)
-    dtype = "int64" if is_id else scalar_type(leaf.type)
+    if not is_id:
+        vocabulary = ""
+    dtype = "int32" if vocabulary else "int64" if is_id else scalar_type(leaf.type)
     is_list = leaf.shape is Shape.LIST
     is_history_time = is_list and name == HISTORY_TS and dtype not in (None, "string", "bool")
     if is_history_time:
@@ -236,7 +258,15 @@ def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level,
             "differs; are --request and --item right? Otherwise exclude it (--exclude), or give its level as request "
             f"(--level {leaf.name}=request) if the sample misled"
         )
-    conversion = Conversion.HASH if is_id else Conversion.TIME if dtype == "timestamp" else Conversion.PLAIN
+    conversion = (
+        Conversion.ITEM
+        if vocabulary
+        else Conversion.HASH
+        if is_id
+        else Conversion.TIME
+        if dtype == "timestamp"
+        else Conversion.PLAIN
+    )
     if is_history_time:
         column = Column(name=name, dtype=dtype, level=level, doc=f"{leaf.name}, ms since 1970", kind=Kind.SEQUENCE)
         return TargetColumn(column, (leaf.name,), Conversion.HISTORY_TIME)
@@ -248,7 +278,7 @@ def _column(source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level,
     else:
         dtype = "int32" if level is Level.LABEL and dtype == "bool" else dtype
         column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, nullable=not source.files.is_required(leaf))
-    return TargetColumn(column, (leaf.name,), conversion)
+    return TargetColumn(replace(column, vocabulary=vocabulary), (leaf.name,), conversion)
 
 
 def scalar_type(kind: pa.DataType) -> str | None:

@@ -7,10 +7,10 @@ and their hashes are taken of what was read. The checksums agree exactly if the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,8 +20,10 @@ from reqdedup.convert.mapping import Conversion, TargetColumn, engagement_schema
 from reqdedup.dedup.checksum import RunningChecksum, bytes_hash, row_hashes, value_hashes
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, element_type
 from reqdedup.dedup.history_time import UNIT_DIGITS, check_history_times, newest_events
+from reqdedup.logs.ids import ItemKeys, hash_strings
 from reqdedup.schema import HISTORY_TS, REQUEST_TS, Column, EngagementSchema
 from reqdedup.storage.foreign.source import Piece, RowSource
+from reqdedup.storage.iceberg.vocabulary import Vocabulary
 
 _ID_MASK = np.uint64(2**63 - 1)
 
@@ -31,6 +33,7 @@ class Converter:
 
     checksum: of the source's values so far, as `content_checksum` of the target must be.
     null_lists: lists that were null and become empty, since a sequence cannot be null.
+    items: ids of the keys of its items, from `item_ids`, if columns need it.
     time_unit, history_time_unit: see `ColumnMapping`.
     """
 
@@ -39,12 +42,14 @@ class Converter:
         source: RowSource,
         columns: Sequence[TargetColumn],
         *,
+        items: ItemKeys | None = None,
         time_unit: str | None,
         history_time_unit: str | None = None,
     ) -> None:
         self.source, self.columns = source, tuple(columns)
         self.schema: EngagementSchema = engagement_schema(columns)
         self.checksum, self.null_lists = RunningChecksum(), 0
+        self._items = items
         self._time_unit, self._history_time_unit = time_unit, history_time_unit or "ms"
         self._history_times = next((one for one in columns if one.conversion is Conversion.HISTORY_TIME), None)
         self._names = list(dict.fromkeys(name for target in self.columns for name in target.sources))
@@ -119,6 +124,10 @@ class Converter:
             if target.column.is_blob:
                 return _relist(found[0], hash_ids([_flat(found[0])]))
             return hash_ids(found)
+        if target.conversion is Conversion.ITEM and self._items is not None:
+            flat = _flat(found[0]) if target.column.is_blob else found[0]
+            ids = _by_value(flat, self._items.ids).cast(kind)
+            return _relist(found[0], ids) if target.column.is_blob else ids
         if target.conversion is Conversion.HISTORY_TIME:
             return _relist(found[0], milliseconds(_flat(found[0]), self._history_time_unit))
         if target.column.is_blob:
@@ -181,13 +190,41 @@ def hash_ids(columns: Sequence[pa.Array]) -> pa.Array:
 
 
 def _string_ids(array: pa.Array) -> pa.Array:
-    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    ids = [
-        int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-        for text in encoded.dictionary.to_pylist()
-    ]
-    values = pa.array((np.array(ids, np.uint64) & _ID_MASK).view(np.int64))
-    return values.take(encoded.indices)
+    return _by_value(array, lambda texts: hash_strings(texts).to_numpy())
+
+
+def _by_value(array: pa.Array, ids: Callable[[pl.Series], np.ndarray]) -> pa.Array:
+    """int64 ids of texts, which are asked for once per distinct text; null stays null."""
+    encoded = _encoded(array)
+    return pa.array(ids(pl.Series(encoded.dictionary, dtype=pl.String))).take(encoded.indices)
+
+
+def _encoded(array: pa.Array) -> pa.DictionaryArray:
+    """The distinct texts without null, and which of them each value is."""
+    if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
+        array = array.dictionary_decode()
+    return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+
+
+def item_ids(source: RowSource, columns: Sequence[TargetColumn], vocabulary: Vocabulary) -> ItemKeys:
+    """The ids of all items of a source, those that are new to the vocabulary committed. Reads their columns alone."""
+    names, keys = [target.sources[0] for target in columns if target.conversion is Conversion.ITEM], ItemKeys()
+    for piece in source.pieces(names):
+        for name, array in piece.arrays.items():
+            try:
+                check_text(array, piece.rows)
+            except ValueError as error:
+                raise ValueError(f"{piece.where}: column {name}: {error}") from None
+            is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+            encoded = _encoded(_flat(array) if is_list else array)
+            keys.add(pl.Series(encoded.dictionary, dtype=pl.String), _counts(encoded))
+    keys.settle(vocabulary)
+    return keys
+
+
+def _counts(encoded: pa.DictionaryArray) -> np.ndarray:
+    indices = encoded.indices.drop_null().to_numpy(zero_copy_only=False)
+    return np.bincount(indices, minlength=len(encoded.dictionary))
 
 
 def milliseconds(times: pa.Array, unit: str) -> pa.Array:

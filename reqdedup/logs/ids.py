@@ -73,17 +73,20 @@ class ItemKeys:
         self._count = np.zeros(0, np.int64)
         self._id = np.zeros(0, np.int64)
 
-    def add(self, texts: pl.Series) -> None:
-        """Note the keys of a block; nulls are none."""
-        found = texts.cast(self._dtype).drop_nulls().alias("key").value_counts(name="count")
-        if found.is_empty():
+    def add(self, texts: pl.Series, count: np.ndarray | None = None) -> None:
+        """Note the keys of a block; nulls are none. count: how often each is there, if each is given once."""
+        if count is None:
+            found = texts.drop_nulls().alias("key").value_counts(name="count")
+            texts, count = found["key"], found["count"].to_numpy()
+        if texts.is_empty():
             return
-        code = found["key"].to_physical().to_numpy()
+        keys = texts.cast(self._dtype)
+        code = keys.to_physical().to_numpy()
         if code.max() >= len(self._count):
             more = max(int(code.max()) + 1, 2 * len(self._count)) - len(self._count)
             self._count = np.append(self._count, np.zeros(more, np.int64))
-        self._keys.append(found["key"].filter(pl.Series(self._count[code] == 0)))
-        self._count[code] += found["count"].to_numpy()
+        self._keys.append(keys.filter(pl.Series((self._count[code] == 0) & (count > 0))))
+        self._count[code] += count
 
     def settle(self, vocabulary: Vocabulary | None) -> None:
         """Give every key its id: the vocabulary's, or its hash if there is none."""

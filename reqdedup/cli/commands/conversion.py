@@ -89,7 +89,8 @@ column_option = partial(option, heading="columns (a file says the same, options 
     help="request or item, where it is known",
 )
 @column_option("--rename", variadic=True, type=PAIR, metavar="COLUMN=NAME...", help="its name in the new table")
-@column_option("--ids", variadic=True, metavar="COLUMN...", help="further ids of text that become their hash")
+@column_option("--ids", variadic=True, metavar="COLUMN...", help="further ids of text, numbered as those of items")
+@column_option("--hash-items", is_flag=True, help="ids of text become their hash, not those of the table items")
 @column_option("--exclude", variadic=True, metavar="COLUMN...", help="left out")
 @column_option(
     "--vector", "vectors", variadic=True, type=PAIR, metavar="COLUMN=WIDTH...", help="lists that are vectors"
