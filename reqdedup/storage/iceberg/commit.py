@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
-import time
 import uuid
 from collections.abc import Iterable
 from types import TracebackType
@@ -14,6 +12,7 @@ from pyiceberg.manifest import (
     DataFile,
 )
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import (
     AssertCurrentSchemaId,
     AssertDefaultSpecId,
@@ -31,16 +30,12 @@ from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.form import preview, taken_back
 from reqdedup.storage.iceberg.layout import file_schema, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import check_manifests, data_files
-from reqdedup.storage.iceberg.private import replace_files, stage
+from reqdedup.storage.iceberg.private import one_attempt, replace_files, stage
+from reqdedup.storage.iceberg.retries import CommitRetries
 from reqdedup.storage.iceberg.written import Written
 
 WRITE_ID = "reqdedup.write-id"
 """Snapshot property; tells whether a commit whose answer was lost has landed."""
-
-COMMIT_ATTEMPTS = 10
-"""Of a commit that may be put on top of others', each with pyiceberg's own retries inside."""
-
-MAX_WAIT_S = 1.0
 
 MAY_LAND = "The catalog may have taken the commit, or take it yet: look whether the rows are there before you repeat it"
 """Note on an error, or an interrupt, after which nobody knows whether the commit has landed."""
@@ -225,23 +220,25 @@ class StagedFiles:
         choices = to_json(self.settings.choices)
         if branch == MAIN and self.settings.choices and self.target.properties.get(CHOICES_PROPERTY) != choices:
             self._updates = (*self._updates, SetPropertiesUpdate(updates={CHOICES_PROPERTY: choices}))
-        for attempt in range(COMMIT_ATTEMPTS):
+        retries = CommitRetries.of(self.table.properties)
+        begun = self.table.metadata.snapshot_by_name(branch)
+        for attempt in range(retries.count + 1):
             try:
                 self._check_still_fits()
                 self._commit_once(old, replace=replace, is_all=is_all, summary=summary, branch=branch)
                 break
             except ConflictError:
-                if attempt + 1 == COMMIT_ATTEMPTS or (replace and not rebase):
-                    raise
-                time.sleep(random.uniform(0, min(MAX_WAIT_S, 0.1 * 2**attempt)))
+                retries.wait(attempt)
                 try:
                     self.table.refresh()
                 except ValueError as error:
                     if is_conflict(error):  # another table has its name
                         raise self._conflict() from error
                     raise
-                if replace and not self._all_there(old, branch):
+                if replace and not (rebase and self._all_there(old, branch)) and not self._is_at(begun, branch):
                     raise
+                if attempt == retries.count:
+                    raise self._conflict(f"{retries} later, others still commit faster") from None
             except BaseException as error:
                 # The catalog may have taken the commit before its answer was lost, and may still take one that it did
                 # not answer in time. Deleting the files of a landed commit would break the table, so they go only where
@@ -275,7 +272,7 @@ class StagedFiles:
         )
         added = [data_file for data_file, _ in self._done]
         try:
-            with self.table.transaction() as transaction:
+            with one_attempt(self.table) as transaction:
                 stage(transaction, (), requirements)
                 stage(transaction, self._updates)
                 if replace and (added or old):
@@ -302,6 +299,10 @@ class StagedFiles:
         present = {file.file_path for file in data_files(self.table, snapshot.snapshot_id)}
         return {file.file_path for file in removed} <= present
 
+    def _is_at(self, snapshot: Snapshot | None, branch: str) -> bool:
+        """Whether what others committed left the rows of the branch alone, as a change of properties does."""
+        return self.table.metadata.snapshot_by_name(branch) == snapshot
+
     def _check_still_fits(self) -> None:
         """Raise ConflictError unless the table has the partition spec and columns that the files were made for."""
         try:
@@ -312,10 +313,9 @@ class StagedFiles:
         if not same_columns or self.table.metadata.default_spec_id != self._spec_id:
             raise self._conflict()
 
-    def _conflict(self) -> ConflictError:
+    def _conflict(self, how: str = "another writer changed the table in the meantime") -> ConflictError:
         return ConflictError(
-            f"{'.'.join(self.table.name())}: another writer changed the table in the meantime; nothing was written. "
-            "Load the table again and repeat the write"
+            f"{'.'.join(self.table.name())}: {how}; nothing was written. Load the table again and repeat the write"
         )
 
     def _landed_as(self, write_id: str) -> int | None:

@@ -8,7 +8,6 @@ transactions keep only the first of several requirements of one type, hence `com
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 from pyiceberg.exceptions import CommitFailedException
@@ -32,15 +31,13 @@ from reqdedup.schema import Column
 from reqdedup.storage.iceberg.decode import blob_doc
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import Layout, iceberg_type
+from reqdedup.storage.iceberg.retries import CommitRetries
 
 MAIN = "main"
 """The branch that readers see."""
 
 OWN_REFS = "reqdedup-"
 """What names of our own branches begin with, so that they are apart from those of the user."""
-
-COMMIT_ATTEMPTS = 5
-RETRY_WAIT_S = 0.1
 
 
 def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> tuple[TableUpdate, ...]:
@@ -52,7 +49,8 @@ def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> tupl
     """
     if not columns:
         return ()
-    for attempt in range(COMMIT_ATTEMPTS):
+    retries = CommitRetries.of(table.properties)
+    for attempt in range(retries.count + 1):
         table.refresh()
         wanted, num_own = _with_columns(table, columns, layout), len(table.schema().fields)
         for schema in table.metadata.schemas:
@@ -65,10 +63,10 @@ def add_columns(table: Table, columns: Sequence[Column], layout: Layout) -> tupl
         try:
             table.catalog.commit_table(table, requirements, (AddSchemaUpdate(schema_=wanted),))  # type: ignore[call-arg]
         except CommitFailedException:
-            time.sleep(RETRY_WAIT_S * attempt)
+            retries.wait(attempt)
     raise ConflictError(
-        f"{'.'.join(table.name())}: columns {', '.join(c.name for c in columns)} could not be added in "
-        f"{COMMIT_ATTEMPTS} attempts, since others changed the table each time; run it again when they are done"
+        f"{'.'.join(table.name())}: columns {', '.join(c.name for c in columns)} could not be added with "
+        f"{retries}, since others changed the table each time; run it again when they are done"
     )
 
 
@@ -93,7 +91,8 @@ def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mappi
     requirements: tuple[TableRequirement, ...] = (AssertTableUUID(uuid=table.metadata.table_uuid),)
     for ref, snapshot_id in expected.items():
         requirements += (AssertRefSnapshotId(ref=ref, snapshot_id=snapshot_id),)  # type: ignore[call-arg]
-    for attempt in range(COMMIT_ATTEMPTS):
+    retries = CommitRetries.of(table.properties)
+    for attempt in range(retries.count + 1):
         table.refresh()
         for ref, snapshot_id in expected.items():
             found = ref_snapshot(table, ref)
@@ -105,12 +104,12 @@ def commit_refs(table: Table, updates: Sequence[TableUpdate], *, expected: Mappi
         try:
             table.catalog.commit_table(table, requirements, tuple(updates))
         except CommitFailedException:
-            time.sleep(RETRY_WAIT_S * attempt)
+            retries.wait(attempt)
         else:
             table.refresh()
             return
     raise ConflictError(
-        f"{'.'.join(table.name())}: no turn to commit in {COMMIT_ATTEMPTS} attempts; run it again when others are done"
+        f"{'.'.join(table.name())}: no turn to commit with {retries}; run it again when others are done"
     )
 
 

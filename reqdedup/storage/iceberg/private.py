@@ -5,7 +5,9 @@ tests/test_architecture.py keeps it so: a new pyiceberg release is mended in thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
 
 import pyarrow as pa
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
@@ -18,7 +20,7 @@ from pyiceberg.manifest import (
     ManifestFile,
 )
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table, Transaction
+from pyiceberg.table import Table, TableProperties, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.table.update.snapshot import _OverwriteFiles
@@ -31,6 +33,21 @@ _BOUNDS = [
     for position, field in enumerate(DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields)
     if field.name in ("lower_bounds", "upper_bounds")
 ]
+
+
+@contextmanager
+def one_attempt(table: Table) -> Iterator[Transaction]:
+    """A transaction that is committed at the end of the block, once: `CommitRetries` repeats it, and not pyiceberg.
+
+    Its own waits are nearly the same in every writer, who so meet again each time.
+    """
+    view = copy(table)
+    once = {**table.metadata.properties, TableProperties.COMMIT_NUM_RETRIES: "0"}
+    view.metadata = table.metadata.model_copy(update={"properties": once})
+    with view.transaction() as transaction:
+        yield transaction
+    if view.metadata_location != table.metadata_location:
+        table.metadata, table.metadata_location = view.metadata, view.metadata_location
 
 
 def stage(

@@ -10,7 +10,6 @@ changed the bucket count, all buckets are one commit, since a reader needs one p
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from reqdedup.dedup.checksum import RunningChecksum, content_checksum
 from reqdedup.dedup.streams import ROW_KEY, merge_streams
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.changes import check_spec
-from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
+from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.layout import Layout, table_layout
+from reqdedup.storage.iceberg.retries import CommitRetries
 from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.fit import misfit
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
@@ -147,9 +147,7 @@ def _rewrite(
     name = ".".join(table.name())
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(
-                random.uniform(0, MAX_WAIT_S)
-            )  # two that rewrite one bucket again and again must get out of step
+            CommitRetries.of(table.properties).wait(attempt)  # two that rewrite one bucket must get out of step
             table.refresh()
         groups = _groups(table)
         if None in groups and None not in buckets:

@@ -11,8 +11,6 @@ expire, branches and tags as long as they are there: the report names them.
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -27,11 +25,12 @@ from reqdedup.dedup.rows import take_rows
 from reqdedup.schema import USER_ID
 from reqdedup.storage.features import realign
 from reqdedup.storage.iceberg.changes import check_one_spec
-from reqdedup.storage.iceberg.commit import MAX_WAIT_S, StagedFiles
+from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, remove_ref
 from reqdedup.storage.iceberg.layout import Layout, table_layout
 from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.retries import CommitRetries
 from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.expire import expire_snapshots
@@ -189,7 +188,7 @@ def check_deletion(tables: list[Table], users: np.ndarray, keys: Sequence[str], 
 def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None]:
     name = ".".join(table.name())
     counts, snapshot_id = RowCounts(), None
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         files = files_with(table, users)
         if not files:
             return counts, snapshot_id
@@ -197,7 +196,7 @@ def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None
             snapshot_id = _rewrite(table, files, users, counts) or snapshot_id
         except ConflictError:
             # two that rewrite one bucket again and again must get out of step
-            time.sleep(random.uniform(0, MAX_WAIT_S))
+            CommitRetries.of(table.properties).wait(attempt)
             table.refresh()
     raise ConflictError(
         f"{name}: files left alone by others required while they are rewritten, found them replaced, or the users "

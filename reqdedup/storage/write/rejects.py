@@ -23,6 +23,8 @@ from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
 from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.names import REJECTS_TABLE, check_free_name
+from reqdedup.storage.iceberg.private import one_attempt
+from reqdedup.storage.iceberg.retries import CommitRetries
 
 TABLE_NAME = "table_name"
 _SCHEMA = Schema(
@@ -73,38 +75,47 @@ def write_rejects(
     May be empty. The namespace must exist. A table of an earlier version gets its new columns in the same commit.
     of: the engagement table that the log was read into; rows of others that are in the catalog stay. All go if None.
     Raises ValueError if a column is missing, a reason or file is null, or the name is that of a table of other rows;
-    ConflictError if another writer was faster.
+    ConflictError if others were faster again and again.
     """
     rows = _conform(rejects, of)
     check_rejects_table(catalog, identifier)
-    try:
-        if not catalog.table_exists(identifier):
-            with catalog.create_table_transaction(
-                identifier,
-                _SCHEMA,
-                properties={"comment": "rows that the last ingest into each table of this namespace rejected"},
-            ) as transaction:
-                transaction.append(rows)
-            return catalog.load_table(identifier)
-        table = catalog.load_table(identifier)
-        scan_tasks(table)  # names a manifest that is damaged
-        with warnings.catch_warnings(), table.transaction() as transaction:
-            warnings.filterwarnings("ignore", "Delete operation did not match any records")  # none were rejected before
-            kept = _of_other_tables(catalog, table, of)
-            added = [_SCHEMA.find_field(name) for name in _ADDED if name not in table.schema().column_names]
-            if added:
-                with transaction.update_schema() as update:
-                    for field in added:
-                        update.add_column(field.name, field.field_type, doc=field.doc)
-            transaction.overwrite(
-                pa.concat_tables([kept, rows], promote_options="permissive") if kept is not None else rows
-            )
-    except Exception as error:
-        if not is_conflict(error):
-            raise
-        raise ConflictError(
-            f"{identifier}: another writer replaced the rejected rows in the meantime; ingest again when it is done"
-        ) from error
+    retries = CommitRetries()
+    for attempt in range(retries.count + 1):  # another ingest into the namespace writes its own rejects here
+        try:
+            return _write_once(catalog, identifier, rows, of)
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+            if attempt == retries.count:
+                raise ConflictError(
+                    f"{identifier}: others still commit faster after {retries}; ingest again when they are done"
+                ) from error
+            retries.wait(attempt)
+    raise AssertionError("unreachable")
+
+
+def _write_once(catalog: Catalog, identifier: str, rows: pa.Table, of: str | None) -> Table:
+    if not catalog.table_exists(identifier):
+        with catalog.create_table_transaction(
+            identifier,
+            _SCHEMA,
+            properties={"comment": "rows that the last ingest into each table of this namespace rejected"},
+        ) as transaction:
+            transaction.append(rows)
+        return catalog.load_table(identifier)
+    table = catalog.load_table(identifier)
+    scan_tasks(table)  # names a manifest that is damaged
+    with warnings.catch_warnings(), one_attempt(table) as transaction:
+        warnings.filterwarnings("ignore", "Delete operation did not match any records")  # none were rejected before
+        kept = _of_other_tables(catalog, table, of)
+        added = [_SCHEMA.find_field(name) for name in _ADDED if name not in table.schema().column_names]
+        if added:
+            with transaction.update_schema() as update:
+                for field in added:
+                    update.add_column(field.name, field.field_type, doc=field.doc)
+        transaction.overwrite(
+            pa.concat_tables([kept, rows], promote_options="permissive") if kept is not None else rows
+        )
     return table
 
 
