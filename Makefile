@@ -61,7 +61,8 @@ serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080
 	  --impressions 'warehouse/data/impressions/$(SERVED)' --port $(SERVE_PORT) --workers $(WORKERS) --watch 5
 
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph, and a log by days beside it
-	@$(ACTIVATED) dagster dev -w pipelines/workspace.yaml --host 127.0.0.1 --port $(PORT)
+	@echo "ui: what was made is on http://127.0.0.1:$(PORT)/assets, in some ten seconds; Ctrl-C ends it"
+	@$(ACTIVATED) PYTHONWARNINGS=ignore dagster dev -w pipelines/workspace.yaml --host 127.0.0.1 --port $(PORT)
 
 test: check ## check, then run the tests
 	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile --durations 10

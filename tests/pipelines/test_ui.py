@@ -1,7 +1,9 @@
-"""The UI shows the same graph and launches it: the servers of `make ui`, asked as the browser asks them."""
+"""The UI shows the same graph and launches it: the servers of `make ui`, a browser, and a person's way through it."""
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,15 +11,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import Page, sync_playwright
 
+from assets import pictures
 from tests.pipelines.running import GRAPH, ROOT, content, surroundings
+from warehouse import embedded_catalog, load_table, open_catalog
 
 pytestmark = pytest.mark.slow
 
-START_TIMEOUT_S, RUN_TIMEOUT_S = 90, 120
+START_TIMEOUT_S, RUN_TIMEOUT_S, PAGE_TIMEOUT_S = 90, 240, 60
+SCREENSHOTS = ROOT / ".screenshots"
+LAYOUTS = ("shuffled", "sorted", "by_request")
 
 NODES = "{ assetNodes { assetKey { path } dependencyKeys { path } groupName } }"
 LAUNCH = """
@@ -25,7 +35,23 @@ mutation($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
 }"""
 LOCATION = "{ repositoriesOrError { ... on RepositoryConnection { nodes { name location { name } } } } }"
-STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status stepStats { stepKey startTime } } } }"
+TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+AGAIN = """
+mutation($params: ReexecutionParams!) {
+  launchRunReexecution(reexecutionParams: $params) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+  }
+}"""
+
+
+@dataclass(frozen=True)
+class Servers:
+    """ask: a query of the UI's own interface.  folder: of warehouse and Dagster instance.  url: of the web server."""
+
+    ask: Callable[..., Any]
+    folder: Path
+    url: str
 
 
 def free_port() -> int:
@@ -36,7 +62,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory):
-    """A function that asks the UI's own interface, and the folder behind it."""
+    """The servers of `make ui`."""
     folder = tmp_path_factory.mktemp("ui")
     port = free_port()
     log = (folder / "webserver.log").open("w")
@@ -72,7 +98,7 @@ def ui(tmp_path_factory):
                 assert server.poll() is None, (folder / "webserver.log").read_text()
                 assert time.monotonic() < deadline, (folder / "webserver.log").read_text()
                 time.sleep(0.3)
-        yield ask, folder
+        yield Servers(ask=ask, folder=folder, url=f"http://127.0.0.1:{port}")
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # web server, code server and daemon are its children
         try:
@@ -84,29 +110,120 @@ def ui(tmp_path_factory):
 
 
 def test_ui_shows_the_graph(ui):
-    ask, _ = ui
-    nodes = ask(NODES)["assetNodes"]
+    nodes = ui.ask(NODES)["assetNodes"]
+    assert {one["location"]["name"] for one in ui.ask(LOCATION)["repositoriesOrError"]["nodes"]} == {
+        "reqdedup",
+        "daily",
+    }
     found = {node["assetKey"]["path"][0]: {key["path"][0] for key in node["dependencyKeys"]} for node in nodes}
     assert found == GRAPH | {"daily_engagements": set()}
 
 
-def test_ui_launches_an_asset_without_further_arguments(ui):
-    ask, folder = ui
-    found = ask(LOCATION)["repositoriesOrError"]["nodes"]
-    assert {one["location"]["name"] for one in found} == {"reqdedup", "daily"}
-    (repository,) = [one for one in found if one["location"]["name"] == "reqdedup"]
+@pytest.fixture(scope="module")
+def page(ui):
+    """A browser's window on the UI; what it showed last is kept as a picture, whatever the test finds."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("a browser required, found no chromium on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(base_url=ui.url, viewport={"width": 1500, "height": 950})
+        page.set_default_timeout(PAGE_TIMEOUT_S * 1000)
+        yield page
+        keep(page, "ui-last.png")
+        browser.close()
+
+
+def keep(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / name)
+
+
+@pytest.mark.parametrize("job", ["storage_only", pytest.param("everything", marks=pytest.mark.soak)])
+def test_a_person_configures_a_run_in_the_launchpad_materializes_it_and_reads_the_report(ui, page, job):
+    seed = len(job)
+    namespace = f"smoke_seed_{seed}"
+    page.goto(f"/locations/reqdedup/jobs/{job}/playground")
+    editor, launch = page.locator(".CodeMirror").first, page.get_by_role("button", name="Launch Run")
+    page.get_by_text("No errors").wait_for()  # of the configuration as it stands there
+
+    def configure(recipe: str) -> None:
+        editor.click()
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(
+            f"resources: {{run_recipe: {{config: {{recipe: {recipe}, seed: {seed}, training_steps: 10}}}}}}"
+        )
+
+    configure("smok")
+    page.get_by_text("recipe not in enum type Size got smok").wait_for()
+    assert launch.is_disabled()
+    keep(page, f"ui-{job}-misspelled.png")
+    configure("smoke")
+    page.get_by_text("No errors").wait_for()
+    launch.click()
+    page.wait_for_url("**/runs/*")
+    page.get_by_text("Success", exact=True).or_(page.get_by_text("Failure", exact=True)).first.wait_for(
+        timeout=RUN_TIMEOUT_S * 1000
+    )
+    keep(page, f"ui-{job}-run.png")
+    assert page.get_by_text("Success", exact=True).count()
+
+    page.goto("/assets/compression_report")
+    page.get_by_text(namespace, exact=True).first.wait_for()
+    shown = page.inner_text("body").replace("\N{NO-BREAK SPACE}", " ")
+    ratios = {name: float(re.search(rf"^{name}\t.*\t([\d.]+)x", shown, re.MULTILINE)[1]) for name in LAYOUTS}
+    assert ratios["shuffled"] == 1
+    assert 1.5 < ratios["sorted"] < ratios["by_request"]
+    assert re.search(r"^by_request\t[\d.]+ [kM]B\t[\d.]+x\t\d+%$", shown, re.MULTILINE)
+    chart = page.get_by_role("img", name="chart").first
+    assert chart.is_visible()
+    assert chart.evaluate("image => image.complete && image.naturalWidth") == pictures.WIDTH
+    keep(page, f"ui-{job}-report.png")
+
+    page.goto("/")  # the first page: what was run
+    page.get_by_role("link", name=job).first.wait_for()
+    keep(page, f"ui-{job}-first-page.png")
+    assert content(ui.folder, namespace, "engagements_by_request").rows > 0
+    assert not (ui.folder / "data" / "tables" / "smoke").exists()  # of the configuration that the graph was loaded with
+
+
+@pytest.mark.soak
+def test_a_terminated_run_leaves_nothing_half_written_and_is_executed_again_from_its_failure(ui):
+    """Ended while it trains: the namespace is free, the tables are whole, the models come from the second run."""
+    (repository,) = [
+        one for one in ui.ask(LOCATION)["repositoriesOrError"]["nodes"] if one["location"]["name"] == "reqdedup"
+    ]
     selector = {
-        "repositoryLocationName": repository["location"]["name"],
+        "repositoryLocationName": "reqdedup",
         "repositoryName": repository["name"],
         "pipelineName": "everything",
-        "assetSelection": [{"path": ["raw_engagements"]}],
-        "assetCheckSelection": [],
     }
-    launched = ask(LAUNCH, params={"selector": selector, "mode": "default"})["launchRun"]
+    config = {"resources": {"run_recipe": {"config": {"recipe": "smoke", "seed": 1, "training_steps": 2_000}}}}
+
+    def until(run_id: str, *statuses: str, step: str = "") -> None:
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        while True:
+            found = ui.ask(STATUS, id=run_id)["runOrError"]
+            started = {one["stepKey"] for one in found["stepStats"] if one["startTime"]}
+            if found["status"] in statuses and (not step or step in started):
+                return
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+
+    params = {"selector": selector, "mode": "default", "runConfigData": config}
+    launched = ui.ask(LAUNCH, params=params)["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
-    deadline = time.monotonic() + RUN_TIMEOUT_S
-    while (status := ask(STATUS, id=launched["run"]["runId"])["runOrError"]["status"]) not in ("SUCCESS", "FAILURE"):
-        assert time.monotonic() < deadline, status
-        time.sleep(0.5)
-    assert status == "SUCCESS"
-    assert content(folder, "smoke", "raw_engagements").rows > 0
+    run_id = launched["run"]["runId"]
+    until(run_id, "STARTED", step="retrieval_model")
+    ui.ask(TERMINATE, id=run_id)
+    until(run_id, "CANCELED")
+    catalog = open_catalog(embedded_catalog(ui.folder / "data"))
+    (claimed,) = catalog.load_table("smoke_seed_1.graph_run").scan().to_arrow().to_pylist()
+    assert claimed["ended"] is not None
+    before = content(ui.folder, "smoke_seed_1", "training_sample")
+    again = ui.ask(AGAIN, params={"parentRunId": run_id, "strategy": "FROM_FAILURE"})["launchRunReexecution"]
+    assert again["__typename"] == "LaunchRunSuccess", again
+    until(again["run"]["runId"], "SUCCESS", "FAILURE")
+    until(again["run"]["runId"], "SUCCESS")
+    assert content(ui.folder, "smoke_seed_1", "training_sample") == before
+    assert load_table(catalog, "smoke_seed_1", "training_report").scan().count() > 0
