@@ -6,13 +6,19 @@ import warehouse
 from assets.metadata import compression_metadata
 from assets.resources import Warehouse
 from assets.run_recipe import ComparedLayout, RunRecipe
-from assets.stages import REPORT, STORAGE, stage
+from assets.stages import REPORT, STORAGE, WHEN_INPUTS_CHANGE, stage
 from reqdedup import storage
 
 COMPARED = ("engagements_shuffled", *(f"engagements_{layout.value}" for layout in ComparedLayout))
 
 
-@stage(**STORAGE, deps=list(COMPARED), tags=REPORT, kinds={"iceberg", "matplotlib"})
+@stage(
+    **STORAGE,
+    deps=list(COMPARED),
+    tags=REPORT,
+    automation_condition=WHEN_INPUTS_CHANGE,
+    kinds={"iceberg", "matplotlib"},
+)
 def compression_report(
     context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe
 ) -> dg.MaterializeResult:

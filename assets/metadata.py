@@ -5,6 +5,7 @@ Dagster draws a number's course over the runs, so a number keeps its name, meani
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -214,12 +215,23 @@ def report_metadata(report: pa.Table) -> dict[str, Any]:
     return {"dagster/row_count": report.num_rows, "report": markdown_table(report)}
 
 
-def figures_table(figures: list[tuple[str, float, float | None]]) -> dg.MetadataValue:
-    """Held-out figures, each beside what guessing would give."""
+def figures_table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue:
+    """Held-out figures, each beside what guessing would give, and a rule without a model where a row has it."""
+
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
     return pictures.table(
         [
-            {"figure": name, "value": f"{value:.4g}", "chance": "-" if chance is None else f"{chance:.4g}"}
-            for name, value, chance in figures
+            {
+                "figure": ": ".join(filter(None, (row.get("model"), row["metric"]))),
+                **{
+                    name.replace("_", " "): text(row[name])
+                    for name in ("value", "chance", "simple_rule")
+                    if name in row
+                },
+            }
+            for row in rows
         ]
     )
 
@@ -228,7 +240,7 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
     """What a training run gave, with units."""
     metrics = read_metrics(result.metrics_file)
     held_out = [
-        (name, float(value), result.metrics.get(f"{name}_chance"))
+        {"metric": name, "value": float(value), "chance": result.metrics[f"{name}_chance"]}
         for name, value in result.metrics.items()
         if f"{name}_chance" in result.metrics
     ]

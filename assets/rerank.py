@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.metadata import curve_metadata
 from assets.resources import Warehouse
-from assets.stages import REPORT, SERVING, TABLE, stage
+from assets.stages import REPORT, SERVING, TABLE, WHEN_INPUTS_CHANGE, stage
 from assets.training import MODELS, check_one_sample
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.rerank import SlateConfig
@@ -33,7 +33,7 @@ def scored_candidates(store: Warehouse) -> dg.MaterializeResult:
     return store.result("scored_candidates", **{"dagster/row_count": len(rows)})
 
 
-@stage(**SERVING, deps=["scored_candidates"], tags=REPORT, kinds={"iceberg"})
+@stage(**SERVING, deps=["scored_candidates"], tags=REPORT, automation_condition=WHEN_INPUTS_CHANGE, kinds={"iceberg"})
 def rerank_report(store: Warehouse) -> dg.MaterializeResult:
     """What variety costs: how much of the relevance a slate keeps as the weight of the term for variety grows.
 

@@ -21,6 +21,9 @@ LOG, TABLE, CONTROL = {"role": "log"}, {"role": "table"}, {"role": "control"}
 MODEL, REPORT = {"role": "model"}, {"role": "report"}
 """The tag of an asset, to select by: `dg launch --assets 'tag:role=report'`."""
 
+WHEN_INPUTS_CHANGE = dg.AutomationCondition.eager()
+"""Of reports: made again when what they are of has changed, once somebody switches the automation sensor on."""
+
 WALL, CPU, PEAK = "wall_s", "cpu_s", "peak_memory_bytes"
 
 

@@ -60,7 +60,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),
         asset_checks=dg.load_asset_checks_from_modules(
-            [assets.checks, assets.rerank, assets.serving_store, assets.user_states]
+            [assets.checks, assets.rerank, assets.serving_store, assets.training, assets.user_states]
         ),
         jobs=[everything, storage_only, *assets.own_tables.JOBS],
         schedules=[daily],

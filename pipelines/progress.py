@@ -50,8 +50,12 @@ class ProgressFormatter(logging.Formatter):
                 return f"done in {time.monotonic() - self.step_started.get(step, time.monotonic()):.1f} s"
             case DagsterEventType.ASSET_CHECK_EVALUATION:
                 self.checks.add(step)
-                passed = getattr(event.event_specific_data, "passed", None)
-                return "passed" if passed else "FAILED, its metadata says what was found"
+                found = event.asset_check_evaluation_data
+                if found.passed:
+                    return "passed"
+                detail = found.metadata.get("detail")
+                said = f": {detail.value}" if detail is not None else ", its metadata says what was found"
+                return f"{'WARNS' if found.severity is dg.AssetCheckSeverity.WARN else 'FAILED'}{said}"
             case DagsterEventType.STEP_FAILURE:
                 error = getattr(event.event_specific_data, "error", None)
                 return f"FAILED: {reason(error) or event.message}"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 if every asset was made and every check passed, 1 if one failed, 2 if the run was
+    """Exit code 0 if every asset was made and every check passed or only warned, 1 if one failed, 2 if the run was
     refused at its start."""
     arguments = _parse(argv)
     environment = Environment.from_os().with_arguments(
@@ -61,7 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         if result.success:
             print_summary(instance, environment, run_id=result.run_id, seconds=time.monotonic() - started)
     refusals = result.filter_events(lambda event: event.event_type is dg.DagsterEventType.RESOURCE_INIT_FAILURE)
-    failed_checks = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    failed_checks = [
+        check
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR
+    ]
     for check in failed_checks:
         print(f"check failed: {check.asset_key.to_user_string()} {check.check_name}: {check.metadata}", file=sys.stderr)
     if refusals:

@@ -107,3 +107,25 @@ def test_runs_of_two_recipes_and_two_seeds_write_into_namespaces_of_their_own(tm
             for before, snapshot in snapshots.items():
                 assert load_table(catalog, before, "raw_engagements").current_snapshot().snapshot_id == snapshot
     assert len(set(snapshots.values())) == 3
+
+
+@pytest.mark.slow
+def test_reports_are_made_again_when_their_inputs_change_once_that_is_switched_on():
+    definitions = build_definitions(Environment(recipe="smoke"))
+    (automation,) = [sensor for sensor in definitions.get_repository_def().sensor_defs if "automation" in sensor.name]
+    assert automation.default_status is dg.DefaultSensorStatus.STOPPED
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def changed(*names: str) -> set[str]:
+            for name in names:
+                instance.report_runless_asset_event(dg.AssetMaterialization(name))
+            found = dg.evaluate_automation_conditions(definitions, instance, cursor=changed.cursor)
+            changed.cursor = found.cursor
+            keys = definitions.get_repository_def().asset_graph.get_all_asset_keys()
+            return {key.to_user_string() for key in keys if found.get_num_requested(key)}
+
+        changed.cursor = None
+        changed("engagements_shuffled", "engagements_sorted", "engagements_by_request", "compression_report")
+        assert changed() == set()
+        assert changed("engagements_by_request") == {"compression_report"}
+        assert changed("raw_engagements") == set()
