@@ -45,7 +45,7 @@ def ranking_model(context: dg.AssetExecutionContext, store: Warehouse, run_recip
 
 @stage(**TRAINING, deps=list(MODELS), tags=REPORT, automation_condition=WHEN_INPUTS_CHANGE, kinds={"iceberg"})
 def training_report(store: Warehouse) -> dg.MaterializeResult:
-    """The held-out figures of both models: each beside what guessing gives, and what a simple rule without a model does.
+    """The held-out figures of both models, each beside what guessing gives and what a rule without a model does.
 
     The rule is popularity for retrieval, and the mean label of the item for ranking. Look at: the check, which warns of
     a model that is no better. The loss of every step is shown at each model.
