@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 SCALAR_TYPES = ("bool", "int32", "int64", "float32", "float64", "string", "timestamp")
 """Type names of scalars; `timestamp` is microseconds, UTC."""
@@ -49,6 +49,8 @@ class Column:
     width: elements per value of a VECTOR, else 0.
     doc: what the column means, with its unit; it becomes the column doc of the Iceberg tables.
     vocabulary: name of the table that says which key each id is of; empty if ids are the log's own, or hashes.
+    computed: of a request-level column whose value follows from the request's history and time, by what
+        (`reqdedup.arrays.recent_events`); a server computes it anew. Empty: it is a fact of its own.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Column:
     width: int = 0
     nullable: bool = False
     vocabulary: str = ""
+    computed: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in SCALAR_TYPES:
@@ -173,8 +176,9 @@ def json_of_columns(columns: Iterable[Column]) -> str:
     """Columns as the list of objects in a table's property."""
     rows = [{**asdict(column), "level": column.level.value, "kind": column.kind.value} for column in columns]
     for row in rows:
-        if not row["vocabulary"]:  # a table without one is read by earlier versions too
-            del row["vocabulary"]
+        for name in ("vocabulary", "computed"):
+            if not row[name]:  # a table without one is read by earlier versions too
+                del row[name]
     return json.dumps(rows, separators=(",", ":"))
 
 

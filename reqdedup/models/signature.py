@@ -1,7 +1,8 @@
 """What a bundle's model reads and gives, as plain values: `signature.json`.
 
     inputs       name, dtype, level, kind, width, nullable; read_as: what the model takes it for; default: what it
-                 becomes if it is null or left out (without one it is required)
+                 becomes if it is null or left out (without one it is required); computed: of how much of a history,
+                 for one that a server computes from it
     outputs      one float32 for each candidate: logits named for the labels, or a cosine
     labels, positive_label    what it was trained for
     transforms   the window of a history and what a null becomes
@@ -18,9 +19,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from reqdedup.arrays.recent_events import RecentEvents
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import kind_of
@@ -63,14 +65,16 @@ class Signature:
         stride: int = 0,
         positive_label: str | None = None,
         snapshot_id: int | None = None,
+        longest_history: int | None = None,
     ) -> Signature:
         """Of a model trained on a table of this schema. stride: of the history cut, 0 means its default.
+        longest_history: as of `Transforms.of`.
 
         Raises ValueError if the table lacks a column that the model reads.
         """
         logits: tuple[str, ...] = getattr(config, "labels", ())
         return cls(
-            transforms=Transforms.of(config, schema, stride=stride),
+            transforms=Transforms.of(config, schema, stride=stride, longest_history=longest_history),
             outputs=logits or (COSINE,),
             labels=logits or ((positive_label,) if positive_label else ()),
             positive_label=positive_label,
@@ -105,6 +109,7 @@ class Signature:
             "nullable": column.nullable,
             "read_as": _read_as(column, config),
             **({} if default is None else {"default": _to_json(default)}),
+            **({"computed": asdict(computed)} if (computed := self.transforms.computed.get(column.name)) else {}),
         }
 
     @classmethod
@@ -130,9 +135,10 @@ class Signature:
             for column, one in zip(columns, values["inputs"], strict=True)
             if "default" in one and not _is_null((default := _from_json(one["default"])), column)
         }
+        computed = {one["name"]: RecentEvents(**one["computed"]) for one in values["inputs"] if "computed" in one}
         cut = HistoryCut(**values["transforms"]["history"])
         return cls(
-            transforms=Transforms(columns=columns, cut=cut, defaults=defaults),
+            transforms=Transforms(columns=columns, cut=cut, defaults=defaults, computed=computed),
             outputs=tuple(one["name"] for one in values["outputs"]),
             labels=tuple(values["labels"]),
             positive_label=values["positive_label"],

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from reqdedup.arrays.ranges import offsets_of
+from reqdedup.arrays.recent_events import RecentEvents, window_of
 from reqdedup.arrays.windows import HistoryCut, gather_windows
 from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
-from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, Column, EngagementSchema, Kind, Level
+from reqdedup.schema import HISTORY_END, HISTORY_TS, ITEM_ID, TIMELINE_VERSION, Column, EngagementSchema, Kind, Level
 
 HISTORY_PREFIX = "history_"
 NULL_INTEGER = -1
@@ -103,15 +104,21 @@ class Transforms:
     columns: its inputs with their types and levels, item_id first; labels are none.  cut: the longest history.
     defaults: what an input becomes that is None or left out; a nullable one that is not here becomes what a null does,
         any other is required.
+    computed: request-level inputs that follow from the history and the time of the request, and how: a server computes
+        them from the events that it read, with the code that computed those of the table.
     """
 
     columns: tuple[Column, ...]
     cut: HistoryCut
     defaults: Mapping[str, bool | int | float] = field(default_factory=dict)
+    computed: Mapping[str, RecentEvents] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: ModelConfig, schema: EngagementSchema, *, stride: int = 0) -> Transforms:
-        """Of a model of this log. stride: of the cut, 0 means its default.
+    def of(
+        cls, config: ModelConfig, schema: EngagementSchema, *, stride: int = 0, longest_history: int | None = None
+    ) -> Transforms:
+        """Of a model of this log. stride: of the cut, 0 means its default.  longest_history: events of the log's
+        longest, which computed columns were computed from; None: that of the model.
 
         Raises ValueError if the log lacks a column of the model.
         """
@@ -123,7 +130,17 @@ class Transforms:
         columns = tuple(schema[name] for name in (ITEM_ID, *config.columns))
         cut = HistoryCut(max_events=config.max_history, stride=stride)
         defaults = {column.name: DEFAULTS[column.name] for column in columns if column.name in DEFAULTS}
-        return cls(columns=columns, cut=HistoryCut(max_events=cut.max_events, stride=cut.step), defaults=defaults)
+        has_times = HISTORY_TS in schema
+        computed = {
+            column.name: RecentEvents(
+                window_s=window_of(column.computed) if has_times else None,
+                max_events=longest_history or cut.max_events,
+            )
+            for column in columns
+            if column.computed
+        }
+        cut = HistoryCut(max_events=cut.max_events, stride=cut.step)
+        return cls(columns=columns, cut=cut, defaults=defaults, computed=computed)
 
     @cached_property
     def request_columns(self) -> tuple[Column, ...]:

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from reqdedup.arrays.recent_events import RecentEvents
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
 from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
-from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION
-from reqdedup.sequences.store import Store, StoreUnavailableError, UserRead, Window, WindowError
+from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_TS, TIMELINE_VERSION
+from reqdedup.sequences.store import Store, StoreUnavailableError, UserRead, Window, WindowError, now_us
 from reqdedup.serving.requests import OfUser, OnMissingHistory, RankRequest, RequestError
+
+MAX_FEATURE_AGE_S = 2 * 86_400.0
+"""Age of stored features beyond which an answer is marked `stale_features`: twice what a daily fill makes them."""
+
+T = TypeVar("T", bound=OfUser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,8 @@ class RankInputs:
 class UserReader:
     """Reads of a user what one model needs, or several together (`|`), in one look into the store.
 
-    columns: of events.  names: request features.  cuts: of the models' windows, the longest of which is read.
+    columns: of events.  names: request features that a store has.  cuts: of the models' windows, the longest of which
+    is read.  computed: request features that follow from the history, and how.
     """
 
     store: Store | None
@@ -80,25 +87,52 @@ class UserReader:
     columns: tuple[str, ...]
     names: tuple[str, ...]
     cuts: tuple[HistoryCut, ...]
+    computed: Mapping[str, RecentEvents] = field(default_factory=dict)
 
     @classmethod
     def of(cls, transforms: Transforms, *, store: Store | None, on_missing_history: OnMissingHistory) -> UserReader:
+        """Of one model. Without times of events in the store, what would be computed of them is read as it is stored."""
+        names = [column.name for column in transforms.history_columns]
+        reads_times, computed = (
+            any(one.window_s is not None for one in transforms.computed.values()),
+            transforms.computed,
+        )
+        if reads_times and store is not None and "ts" not in store.columns:
+            reads_times, computed = False, {}
         return cls(
             store=store,
             on_missing_history=on_missing_history,
-            columns=tuple(history_name(column.name) for column in transforms.history_columns),
-            names=tuple(column.name for column in transforms.request_columns),
+            columns=tuple(dict.fromkeys([*map(history_name, names), *(["ts"] if reads_times else [])])),
+            names=tuple(c.name for c in transforms.request_columns if c.name not in computed),
             cuts=(transforms.cut,),
+            computed=computed,
         )
 
     def __or__(self, other: UserReader) -> UserReader:
+        """Raises ValueError for models that compute a feature in different ways."""
+        computed = dict(self.computed)
+        for name, theirs in other.computed.items():
+            ours = computed.setdefault(name, theirs)
+            if ours.window_s != theirs.window_s:
+                raise ValueError(
+                    f"models that compute {name} in one way required, found windows of {ours.window_s} and "
+                    f"{theirs.window_s} s; train both on one table"
+                )
+            computed[name] = max(ours, theirs, key=lambda one: one.max_events)
         return UserReader(
             store=self.store if other.store is None else other.store,
             on_missing_history="refuse" if "refuse" in (self.on_missing_history, other.on_missing_history) else "empty",
             columns=tuple(dict.fromkeys((*self.columns, *other.columns))),
             names=tuple(dict.fromkeys((*self.names, *other.names))),
             cuts=tuple(dict.fromkeys((*self.cuts, *other.cuts))),
+            computed=computed,
         )
+
+    def at(self, request: T, now_us: int) -> T:
+        """The request with its time, if that matters and is not said: one for all models, and for the log."""
+        if not self.computed or REQUEST_TS in request.request:
+            return request
+        return replace(request, request={REQUEST_TS: now_us, **request.request})
 
     @property
     def with_all_columns(self) -> UserReader:
@@ -108,10 +142,24 @@ class UserReader:
     def read(self, request: OfUser) -> UserRead:
         """What the request does not bring itself. A store that fails is the read's `failure` if that is not refused.
 
-        Raises RequestError, or StoreUnavailableError.
+        Features that follow from the history are those at the request's `request_ts`, now if it has none; a history of
+        the request's own that lacks the times for that leaves them out. Raises RequestError, or StoreUnavailableError.
         """
         if not -(2**63) <= request.user_id < 2**63:
             raise RequestError("user_id", "an int64", str(request.user_id))
+        read = self._stored(request)
+        lacking = [name for name in self.computed if name not in request.request]
+        if not lacking:
+            return read
+        moment_us, window = request.request.get(REQUEST_TS), request.history or read.window
+        moment_us = now_us() if moment_us is None else int(moment_us)
+        events = {"ts": np.zeros(0, np.int64)} if window is None else window.columns
+        counts = {name: self.computed[name].count(events, moment_us) for name in lacking}
+        return replace(
+            read, features={**read.features, **{n: count for n, count in counts.items() if count is not None}}
+        )
+
+    def _stored(self, request: OfUser) -> UserRead:
         names = [name for name in self.names if name not in request.request]
         brings_history = request.history is not None
         if self.store is None or (brings_history and not names):
@@ -140,7 +188,8 @@ class UserReader:
         return found
 
     def _start_of(self, end: int) -> int:
-        return min(cut.start_of_one(end) for cut in self.cuts)
+        starts = [cut.start_of_one(end) for cut in self.cuts]
+        return max(0, min(*starts, *(end - one.max_events for one in self.computed.values()), end))
 
 
 class InputReader:
@@ -154,8 +203,10 @@ class InputReader:
         items: Items | None = None,
         on_missing_history: OnMissingHistory = "refuse",
         max_candidates: int = 4096,
+        max_feature_age_s: float = MAX_FEATURE_AGE_S,
     ) -> None:
         self.transforms, self.items, self.max_candidates = transforms, items, max_candidates
+        self._max_feature_age_us = max_feature_age_s * 1e6
         self.users = UserReader.of(transforms, store=store, on_missing_history=on_missing_history)
         names = [history_name(column.name) for column in transforms.history_columns]
         self._no_history = Window({name: np.zeros(0, np.int64) for name in names}, 0, 0, 0)
@@ -215,8 +266,16 @@ class InputReader:
             if read.failure is not None and self.users.store is not None:
                 raise read.failure
             column = f"request.{required[0]}" if len(required) == 1 else "request"
-            raise RequestError(column, ", ".join(required), "neither in the request nor stored")
+            found = "neither in the request nor stored"
+            if required[0] in self.transforms.computed:
+                found = "neither in the request nor to be computed: its own history has no times (ts)"
+            raise RequestError(column, ", ".join(required), found)
         marks.extend(name for name in lacking if name not in self.transforms.defaults)
+        stored = read.features.keys() - self.users.computed.keys() - request.request.keys()
+        stored &= set(self._request_columns)
+        is_old = read.as_of_us is not None and now_us() - read.as_of_us > self._max_feature_age_us
+        if stored and (is_old or not stored.isdisjoint(self.transforms.computed)):
+            marks.append("stale_features")
         return values
 
     def _candidates(self, candidates: Mapping[str, Any], marks: list[str]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from reqdedup.models import TwoTower
@@ -21,7 +22,7 @@ from reqdedup.models.checkpoint import load_checkpoint, load_model
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.items import Items
 from reqdedup.models.signature import Signature
-from reqdedup.schema import ITEM_ID, REQUEST_TS, Column
+from reqdedup.schema import ITEM_ID, NUMBER_WIDTH_BYTES, REQUEST_TS, Column
 from reqdedup.training.blocks import column_values
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.plan import KeyedSource, RowGroupSource, Source
@@ -50,6 +51,9 @@ def export_checkpoint(checkpoint: Path, source: Source, out: Path | str) -> Path
         stride=training.history_stride,
         positive_label=training.positive_label if is_retrieval else None,
         snapshot_id=state["snapshot_id"],
+        longest_history=longest_history(source)
+        if any(source.schema[name].computed for name in config.columns)
+        else None,
     )
     vectors = None
     if is_retrieval:
@@ -57,6 +61,17 @@ def export_checkpoint(checkpoint: Path, source: Source, out: Path | str) -> Path
     return write_bundle(
         out, config=config, weights=state["model"], signature=signature, items=items, item_vectors=vectors
     )
+
+
+def longest_history(source: Source) -> int | None:
+    """Events of the longest history of a source; None if it has no histories."""
+    names = [column.name for column in source.schema.sequences[:1]]
+    if not names:
+        return None
+    width, longest = NUMBER_WIDTH_BYTES[source.schema[names[0]].dtype], 1
+    for batch in _batches(source, names):
+        longest = max(longest, pc.max(pc.binary_length(batch.column(0).dictionary)).as_py() or 0)
+    return max(1, longest // width)
 
 
 @torch.no_grad()

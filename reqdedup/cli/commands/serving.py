@@ -38,6 +38,13 @@ from reqdedup.cli.output import print_json, say
     help="if a history cannot be read: an error, or an empty one, marked in the answer (default: refuse)",
 )
 @option(
+    "--max-feature-age",
+    type=NUMBER,
+    default=172_800.0,
+    metavar="SECONDS",
+    help="mark answers whose stored request features are older (default: 172800, two days)",
+)
+@option(
     "--deterministic/--fast",
     default=True,
     help="the same bits whatever cache and step held, or faster (default: deterministic)",
@@ -109,6 +116,7 @@ def serve(arguments: Options) -> int:
         may_load_from=arguments.load_from,
         watch_s=arguments.watch,
         on_missing_history=arguments.on_missing_history,
+        max_feature_age_s=arguments.max_feature_age,
         deterministic=arguments.deterministic,
         device=arguments.device,
         cache_bytes=arguments.cache_bytes or DEFAULT_CACHE_BYTES,

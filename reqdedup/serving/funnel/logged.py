@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from reqdedup.schema import REQUEST_TS
 from reqdedup.sequences.store import UserRead, events_digest
 from reqdedup.serving.funnel.recommender import Recommender
 from reqdedup.serving.impressions.log import Impression, ImpressionLog, new_request_id
@@ -30,6 +31,8 @@ class LoggedRecommender:
 
     def recommend(self, request: RecommendRequest) -> Recommended:
         """The answer with its request id. Errors: as of `Recommender`, whose answers alone are logged."""
+        moment_us = int(self._now_s() * 1e6)
+        request = self._users.at(request, moment_us)
         read = self._users.read(request)
         answer = replace(self.recommender.recommend(replace(request, read=read)), request_id=new_request_id())
         items = self.recommender.retriever.items
@@ -38,7 +41,7 @@ class LoggedRecommender:
         self.log.show(
             Impression(
                 request_id=answer.request_id,
-                request_ts=int(self._now_s() * 1e6),
+                request_ts=int(request.request.get(REQUEST_TS, moment_us)),
                 user_id=request.user_id,
                 start=answer.start,
                 history_end=answer.end,
@@ -51,7 +54,7 @@ class LoggedRecommender:
                 score=answer.ranked_score,
                 slate=answer.item_id,
                 logits=answer.logits,
-                request={**read.features, **request.request},
+                request={n: value for n, value in {**read.features, **request.request}.items() if n != REQUEST_TS},
                 items={name: np.asarray(values)[row_M] for name, values in items.columns.items()},
             )
         )

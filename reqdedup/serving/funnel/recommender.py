@@ -69,6 +69,7 @@ class Recommender:
             raise RequestError("length", f"1 to {self.config.ranked} items", str(length))
         steps = _Steps()
         if request.read is None:  # once: all steps are of one moment
+            request = self.users.at(request, int(self._now_s() * 1e6))
             request = replace(request, read=self.users.read(request))
         found = self.retriever.retrieve(
             RetrieveRequest(k=self.config.retrieved, filter=request.filter, **_of_user(request))

@@ -25,7 +25,7 @@ from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import HISTORY_END, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError
-from reqdedup.serving.inputs import InputReader, RankInputs
+from reqdedup.serving.inputs import MAX_FEATURE_AGE_S, InputReader, RankInputs
 from reqdedup.serving.ranking.context_cache import Asked, ContextCache, ContextKey, ContextRule, Lacking
 from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, RankRequest, RequestError
 
@@ -55,6 +55,7 @@ class Ranker:
         cache: ContextCache | None = None,
         on_missing_history: OnMissingHistory = "refuse",
         max_candidates: int = 4096,
+        max_feature_age_s: float = MAX_FEATURE_AGE_S,
         device: torch.device | str = "cpu",
     ) -> None:
         """fingerprint, tables, schema: see `ContextRule`.  items: where columns of candidates are looked up.
@@ -84,6 +85,7 @@ class Ranker:
             items=items,
             on_missing_history=on_missing_history,
             max_candidates=max_candidates,
+            max_feature_age_s=max_feature_age_s,
         )
         self.users = self._inputs.users
 

@@ -16,7 +16,7 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import TwoTower, UserHead
 from reqdedup.sequences.store import Store, Window, events_digest
-from reqdedup.serving.inputs import InputReader, unfit
+from reqdedup.serving.inputs import MAX_FEATURE_AGE_S, InputReader, unfit
 from reqdedup.serving.requests import (
     ContextOrigin,
     ItemFilter,
@@ -55,6 +55,7 @@ class Retriever:
         index: ItemIndex | None = None,
         store: Store | None = None,
         on_missing_history: OnMissingHistory = "refuse",
+        max_feature_age_s: float = MAX_FEATURE_AGE_S,
         state_bytes: int = 64 << 20,
     ) -> None:
         """fingerprint: of the model's weights and configuration.  index: exact search if left out.
@@ -62,7 +63,9 @@ class Retriever:
         self._head = UserHead(model)
         self.model, self.transforms, self.items, self.index = model, transforms, items, index or ExactIndex(items)
         self.fingerprint, self.states = fingerprint, StateCache(state_bytes)
-        self._inputs = InputReader(transforms, store=store, on_missing_history=on_missing_history)
+        self._inputs = InputReader(
+            transforms, store=store, on_missing_history=on_missing_history, max_feature_age_s=max_feature_age_s
+        )
         self.users = self._inputs.users
 
     @classmethod

@@ -126,6 +126,7 @@ class Loader:
             cache=cache,
             on_missing_history=settings.on_missing_history,
             max_candidates=settings.limits.max_candidates,
+            max_feature_age_s=settings.max_feature_age_s,
             device=settings.device,
         )
         tested = self_test(ranker) if settings.deterministic else None  # it warms what it tests, too
@@ -149,7 +150,12 @@ class Loader:
     def _retrieval(self, name: str, bundle: Bundle) -> LoadedPart:
         if bundle.item_vectors is None:
             raise ValueError(f"{name}: item vectors required for retrieval, found none; export it again")
-        retriever = Retriever.of(bundle, store=self.store, on_missing_history=self._settings.on_missing_history)
+        retriever = Retriever.of(
+            bundle,
+            store=self.store,
+            on_missing_history=self._settings.on_missing_history,
+            max_feature_age_s=self._settings.max_feature_age_s,
+        )
         self._keep_states(retriever)
         items = retriever.items
         states = retriever.states

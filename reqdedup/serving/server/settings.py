@@ -21,6 +21,7 @@ class ServeSettings:
     impressions: folder of the log of what /v1/recommend shows; None: it is not logged.
     funnel: TOML file of /v1/recommend.  may_load_from: folder whose bundles may be loaded by request; None: none.
     watch_s: how often the bundles are looked at for a change, 0: never.
+    max_feature_age_s: of stored request features, beyond which answers are marked.
     cache_bytes: kept contexts of a process.  kv_type: how their keys and values are kept.
     workers: processes.  drain_s: for what was admitted when the server is told to end [seconds].
     """
@@ -34,6 +35,7 @@ class ServeSettings:
     may_load_from: str | None = None
     watch_s: float = 0.0
     on_missing_history: Literal["refuse", "empty"] = "refuse"
+    max_feature_age_s: float = 2 * 86_400.0
     deterministic: bool = True
     device: str = "cpu"
     cache_bytes: int = DEFAULT_CACHE_BYTES

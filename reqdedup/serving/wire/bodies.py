@@ -20,7 +20,7 @@ import orjson
 from reqdedup.arrays.hashing import hash_string
 from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
-from reqdedup.schema import ITEM_ID, USER_ID, Column, Level
+from reqdedup.schema import HISTORY_TS, ITEM_ID, REQUEST_TS, USER_ID, Column, Kind, Level
 from reqdedup.sequences.store import Window
 from reqdedup.serving.limits import BadRequestError, Limits, shown
 from reqdedup.serving.requests import (
@@ -34,6 +34,8 @@ from reqdedup.serving.wire.values import INT64, array, integer, value, words
 MAX_KEY = 1000
 """Characters of a user's key."""
 ITEM = Column(name=ITEM_ID, dtype="int64", level=Level.KEY)
+TIMES = Column(name=HISTORY_TS, dtype="int64", level=Level.REQUEST, kind=Kind.SEQUENCE)
+MOMENT = Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST)
 _ENVELOPE = frozenset({"user_id", "user_key", "request", "history", "at", "version", "deadline_ms"})
 RANK_KEYS = _ENVELOPE | {"candidates"}
 RETRIEVE_KEYS = _ENVELOPE | {"k", "filter"}
@@ -45,6 +47,7 @@ class Inputs:
     """The columns of a model by level, under the names that requests use: history columns without their prefix.
 
     items: by whose keys a request may name items, if they have some.  user_keys: whether it may name its user by one.
+    times: of events, which a history may bring so that features that follow from it are computed.
     """
 
     request: Mapping[str, Column] = field(default_factory=dict)
@@ -52,13 +55,18 @@ class Inputs:
     history: Mapping[str, Column] = field(default_factory=dict)
     items: Items | None = None
     user_keys: bool = False
+    times: Column | None = None
 
     @classmethod
     def of(cls, transforms: Transforms, *, items: Items | None = None, user_keys: bool = False) -> Inputs:
+        reads_times = any(one.window_s is not None for one in transforms.computed.values())
         return cls(
             items=items,
             user_keys=user_keys,
-            request={column.name: column for column in transforms.request_columns},
+            times=TIMES if reads_times else None,
+            request={
+                column.name: column for column in (*transforms.request_columns, *([MOMENT] if reads_times else []))
+            },
             item={column.name: column for column in transforms.item_columns},
             history={history_name(column.name): column for column in transforms.history_columns},
         )
@@ -71,6 +79,7 @@ class Inputs:
             history={**self.history, **other.history},
             items=self.items or other.items,
             user_keys=self.user_keys and other.user_keys,
+            times=self.times or other.times,
         )
 
     @property
@@ -82,6 +91,7 @@ class Inputs:
         """Of everything that a request may bring."""
         keys = {name for name, is_read in (("user_key", self.user_keys), ("item_key", self.item_keys)) if is_read}
         columns = {*self.request, *self.item, *(column.name for column in self.history.values())}
+        columns |= set() if self.times is None else {self.times.name}
         return sorted({"item_id", *keys, *columns})
 
 
@@ -275,7 +285,8 @@ def _window(values: Any, inputs: Inputs, limits: Limits) -> Window:
         raise BadRequestError("history", "an object", shown(values))
     check_keys(values, frozenset({"columns", "start", "end", "version"}), "history.")
     given = _object(values, "columns", path="history.")
-    columns = event_columns(given, inputs.history, limits.max_history, "history.columns")
+    times = {"ts": inputs.times} if inputs.times is not None and "ts" in given else {}
+    columns = event_columns(given, {**inputs.history, **times}, limits.max_history, "history.columns")
     length = len(next(iter(columns.values())))
     start = integer(values.get("start", 0), "history.start", 0, INT64[1])
     end = integer(values.get("end", start + length), "history.end", 0, INT64[1])

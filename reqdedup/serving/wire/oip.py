@@ -47,6 +47,7 @@ def rank_request_of(
     head = parse_object(body[:header_length])
     tensors = _tensors(head.get("inputs"), body[header_length:] if header_length is not None else b"")
     of_history = {column.name: name for name, column in inputs.history.items()}
+    of_history |= {} if inputs.times is None else {inputs.times.name: "ts"}
     values: dict[str, Any] = {"user_id": _one(tensors, USER_ID)}
     options = head.get("parameters") or {}
     if not isinstance(options, dict):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from reqdedup.arrays.recent_events import recent_events, spec_of
 from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.dedup.history_time import check_history_times, newest_events
 from reqdedup.schema import HISTORY_ITEM_ID, HISTORY_TS, REQUEST_TS, Column, EngagementSchema, Level
-
-CHUNK_TOKENS = 2**22
-"""History tokens looked at together: bounds the working memory to about 100 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,7 @@ class RecentEventCounts:
     def column(self) -> Column:
         """The feature column, described."""
         doc = f"history events in the {self.window_s:g} s before the request; all of them where the log has no times"
-        return Column(name=self.name, dtype="int32", level=Level.REQUEST, doc=doc)
+        return Column(name=self.name, dtype="int32", level=Level.REQUEST, doc=doc, computed=spec_of(self.window_s))
 
     def inputs(self, schema: EngagementSchema) -> tuple[str, ...]:
         """Columns of the main table to read. Raises ValueError for a log without a history."""
@@ -70,28 +67,9 @@ class RecentEventCounts:
             unit="ms",
             todo="convert the log again with --history-time-unit {unit}",
         )
-        counts = np.zeros(len(of_request), np.int32)
-        start, length = offsets[of_request], np.diff(offsets)[of_request]
-        for chunk in _chunks(length):
-            lengths = length[chunk]
-            ends = np.cumsum(lengths)
-            token = np.arange(ends[-1]) + np.repeat(start[chunk] - ends + lengths, lengths)
-            age_us = np.repeat(request_us[chunk], lengths) - time_ms[token] * 1000
-            recent = np.append(0, np.cumsum((age_us > 0) & (age_us <= self.window_s * 1e6)))
-            counts[chunk] = recent[ends] - recent[ends - lengths]
-        return pa.array(counts)
+        return pa.array(recent_events(time_ms, offsets, of_request, request_us, window_s=self.window_s))
 
 
 def recent_event_counts(window_s: float, *, name: str = "recent_event_count") -> RecentEventCounts:
     """A ready feature for `add_request_feature`: history events in the `window_s` seconds before each request."""
     return RecentEventCounts(window_s=window_s, name=name)
-
-
-def _chunks(lengths: np.ndarray) -> Iterator[slice]:
-    """Slices of requests of about CHUNK_TOKENS tokens, at least one request each."""
-    total, start = np.cumsum(lengths), 0
-    while start < len(lengths):
-        done = total[start - 1] if start else 0
-        end = max(start + 1, int(np.searchsorted(total, done + CHUNK_TOKENS, "right")))
-        yield slice(start, end)
-        start = end

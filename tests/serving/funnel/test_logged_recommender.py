@@ -23,7 +23,10 @@ from reqdedup.serving.retrieval.item_vectors import ItemVectors
 from reqdedup.serving.retrieval.retriever import Retriever
 from reqdedup.storage import Layout, TableSource
 
-NOW_S = 1_800_000_000.0
+
+def soon_after(source):
+    """A minute after the log's last request [seconds since 1970]: its events are recent then."""
+    return 60 + max(one.timestamp() for one in source.to_arrow(["request_ts"])["request_ts"].to_pylist())
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def served(trained_bundles, tmp_path):
     )
     funnel = Recommender(retriever, ranker, FunnelConfig(retrieved=60, ranked=30))
     log = ImpressionLog(tmp_path / "log")
-    recommender = LoggedRecommender(funnel, log, now_s=lambda: NOW_S)
+    recommender = LoggedRecommender(funnel, log, now_s=lambda: soon_after(source))
     yield recommender, ranker, store, source
     log.close()
     store.close()
@@ -52,6 +55,7 @@ def served(trained_bundles, tmp_path):
 @pytest.mark.slow
 def test_what_was_recommended_becomes_rows_with_the_scores_that_were_served(catalog, served, tmp_path):
     recommender, ranker, store, source = served
+    now_s = soon_after(source)
     users = np.unique(source.to_arrow(["user_id"]).column("user_id").to_numpy())[:12].tolist()
     answers = [recommender.recommend(RecommendRequest(user_id=user, length=5)) for user in users]
     assert len({answer.request_id for answer in answers}) == len(users)
@@ -61,7 +65,7 @@ def test_what_was_recommended_becomes_rows_with_the_scores_that_were_served(cata
         Click(
             request_id=liked.request_id,
             item_id=int(liked.item_id[1]),
-            event_ts=int(NOW_S * 1e6) + 5,
+            event_ts=int(now_s * 1e6) + 5,
             label=source.schema.labels[0].name,
         )
     )
@@ -73,13 +77,14 @@ def test_what_was_recommended_becomes_rows_with_the_scores_that_were_served(cata
     catalog.create_namespace("feed")
     raw = storage.create_table(catalog, "feed.raw_engagements", source.schema, Layout.ARRIVAL)
     collect_impressions(tmp_path / "log", catalog, "feed")
-    assert mature_impressions(catalog, "feed", raw, store, now_s=NOW_S).num_young == len(users)
-    report = mature_impressions(catalog, "feed", raw, store, now_s=NOW_S + 2 * 86_400)
+    assert mature_impressions(catalog, "feed", raw, store, now_s=now_s).num_young == len(users)
+    report = mature_impressions(catalog, "feed", raw, store, now_s=now_s + 2 * 86_400)
     assert (report.num_requests, report.num_rows, report.num_clicked) == (len(users), 5 * len(users), 1), report
     rows = TableSource(catalog.load_table("feed.raw_engagements")).to_arrow().to_pylist()
     positive = [(r["request_id"], r["item_id"]) for r in rows if r[source.schema.labels[0].name]]
     assert positive == [(liked.request_id, int(liked.item_id[1]))]
     shown = {one.request_id: one for one in impressions_of(catalog.load_table("feed.impressions").scan().to_arrow())}
+    counted = []
     for user, answer in zip(users, answers):
         mine = sorted(
             (r for r in rows if r["request_id"] == answer.request_id),
@@ -109,10 +114,13 @@ def test_what_was_recommended_becomes_rows_with_the_scores_that_were_served(cata
         for label, logits in answer.logits.items():
             assert again.logits[label][place].tobytes() == logits.tobytes()
             assert impression.logits[label].tobytes() == logits.tobytes()
-        assert (
-            impression.request["recent_event_count"]
-            == store.request_features(user, ["recent_event_count"])["recent_event_count"]
-        )
+        # What was computed at the request is what the backfill computes of the row; of the last fill it is not.
+        counted.append(impression.request["recent_event_count"])
+        age_us = [row["request_ts"].timestamp() * 1e6 - 1000 * ts for ts in row["history_ts"]]
+        assert counted[-1] == sum(0 < age <= 86_400e6 for age in age_us)
+    stored = [store.request_features(user, ["recent_event_count"])["recent_event_count"] for user in users]
+    assert any(counted)
+    assert counted != stored
 
 
 @pytest.mark.slow
@@ -126,7 +134,7 @@ def test_a_history_that_the_store_does_not_have_gives_no_rows(catalog, served, t
     catalog.create_namespace("feed")
     raw = storage.create_table(catalog, "feed.raw_engagements", source.schema, Layout.ARRIVAL)
     collect_impressions(tmp_path / "log", catalog, "feed")
-    report = mature_impressions(catalog, "feed", raw, store, now_s=NOW_S + 2 * 86_400)
+    report = mature_impressions(catalog, "feed", raw, store, now_s=soon_after(source) + 2 * 86_400)
     assert report.num_rows == 0
     assert report.num_changed + report.num_forgotten == 1
 
@@ -151,5 +159,5 @@ def test_an_answer_without_the_store_is_logged_as_one_of_an_unknown_history(serv
     recommender.log.close()
     (path,) = sealed_files(tmp_path / "log")
     (impression,) = read_log(path).impressions
-    assert impression.request.keys() == known.keys()
+    assert impression.request.keys() == known.keys() | {"recent_event_count"}
     assert impression.history_digest == UNKNOWN

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reqdedup.arrays import recent_events as core
 from reqdedup.schema import HISTORY_ITEM_ID, HISTORY_TS, Column, EngagementSchema, Kind, Level
-from reqdedup.storage.features import recent_events
 from reqdedup.storage.features.recent_events import recent_event_counts
 
 KEYS = [Column(name=name, dtype="int64", level=Level.KEY) for name in ("user_id", "request_id", "item_id")]
@@ -40,7 +40,7 @@ def test_events_in_the_window_before_a_request_are_counted_one_by_one(data, wind
         sum(time - window_s * 1e6 <= ms * 1000 < time for ms in history) for time, history in zip(times, histories)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recent_events, "CHUNK_TOKENS", chunk)
+        patch.setattr(core, "CHUNK_EVENTS", chunk)
         found = recent_event_counts(window_s)(requests(times, histories))
     assert found.type == pa.int32()
     assert found.to_pylist() == expected
