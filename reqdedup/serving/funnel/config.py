@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -125,6 +125,13 @@ class FunnelConfig:
             raise ValueError(
                 f"funnel: item columns {', '.join(missing)} required, found {', '.join(items.columns) or 'none'}; "
                 "export them with the bundle or leave the term out"
+            )
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raises ValueError for a weight of a label that the ranking model does not have."""
+        if missing := [label for label, _ in self.labels if label not in labels]:
+            raise ValueError(
+                f"funnel: labels of the ranking model ({', '.join(labels)}) required, found {', '.join(missing)}"
             )
 
     @classmethod

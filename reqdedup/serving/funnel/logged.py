@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from reqdedup.schema import REQUEST_TS
-from reqdedup.sequences.store import UserRead, events_digest
+from reqdedup.sequences.store import UserRead
 from reqdedup.serving.funnel.recommender import Recommender
-from reqdedup.serving.impressions.log import Impression, ImpressionLog, new_request_id
+from reqdedup.serving.impressions.log import Impression, ImpressionLog, history_digest, new_request_id
 from reqdedup.serving.requests import Recommended, RecommendRequest
 
 UNKNOWN = "unknown"
@@ -69,4 +69,5 @@ def _digest(request: RecommendRequest, read: UserRead, answer: Recommended) -> s
     if answer.end == 0 or window is None:
         return ""
     skipped = answer.start - window.start
-    return events_digest({name: values[skipped:] for name, values in window.columns.items()}).hex()
+    columns = {name: values[skipped:] for name, values in window.columns.items()}
+    return history_digest(columns, is_own=request.history is not None)

@@ -41,6 +41,9 @@ class Ranks(Protocol):
     @property
     def users(self) -> UserReader: ...
 
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
     def rank(self, request: RankRequest) -> Ranked: ...
 
 
@@ -56,9 +59,10 @@ class Recommender:
         now_s: Callable[[], float] = time.time,
     ) -> None:
         """now_s: seconds since 1970, for the age of items. Raises ValueError for a configuration that reads item
-        columns which the retriever's items lack."""
+        columns which the retriever's items lack, or labels that the ranker lacks."""
         self.retriever, self.ranker, self.config = retriever, ranker, config or FunnelConfig()
         self.config.check_items(retriever.items)
+        self.config.check_labels(ranker.labels)
         self.users = retriever.users | ranker.users
         self.fingerprint, self._now_s = self.config.fingerprint, now_s
 
@@ -120,10 +124,6 @@ class Recommender:
     def _score(self, logits: Mapping[str, np.ndarray]) -> np.ndarray:
         """[M] float64: each label's probability, weighted."""
         weights = self.config.labels or ((next(iter(logits)), 1.0),)
-        if missing := [label for label, _ in weights if label not in logits]:
-            raise ValueError(
-                f"funnel: labels of the ranking model ({', '.join(logits)}) required, found {', '.join(missing)}"
-            )
         chances = [weight / (1 + np.exp(-logits[label].astype(np.float64))) for label, weight in weights]
         return np.sum(chances, axis=0)
 

@@ -48,9 +48,9 @@ from reqdedup.schema import (
     USER_ID,
     EngagementSchema,
 )
-from reqdedup.sequences.store import Store, Window, events_digest
+from reqdedup.sequences.store import Store, Window
 from reqdedup.serving.impressions.labelled import LabelledImpression, rows_of
-from reqdedup.serving.impressions.log import Click, Impression, LogRecords, read_log, sealed_files
+from reqdedup.serving.impressions.log import Click, Impression, LogRecords, is_history, is_own, read_log, sealed_files
 from reqdedup.storage import Layout, TableSource, write
 from reqdedup.storage.iceberg.layout import table_layout, table_schema
 from reqdedup.storage.maintenance.served_rows import CLICKS, IMPRESSIONS
@@ -78,7 +78,7 @@ _IMPRESSIONS = Schema(
     _field(4, "start", LongType(), "first event of the window that was read"),
     _field(5, HISTORY_END, LongType(), "events in the user's timeline before the request"),
     _field(6, TIMELINE_VERSION, IntegerType(), "version of the timeline"),
-    _field(7, "history_digest", StringType(), "of the window's events; empty if it was not taken"),
+    _field(7, "history_digest", StringType(), "of the window's events; with the columns if the request brought it"),
     _field(8, "model", StringType(), "fingerprint of the ranking model"),
     _field(9, "definition", StringType(), "version of what else made the answer"),
     _field(10, "rerank", StringType(), "version of the re-ranking"),
@@ -123,6 +123,7 @@ class MatureReport(_Counts):
     num_unknown: clicks with a label that the table does not have, or on an item that was not shown.
     num_forgotten: impressions whose history the store does not have any more.
     num_changed: impressions whose history in the store is another one now than when they were answered.
+    num_own: impressions whose request brought a history of its own, which the store does not have.
     num_incomplete: impressions without a column that the table requires.
     """
 
@@ -136,6 +137,7 @@ class MatureReport(_Counts):
     num_unknown: int = 0
     num_forgotten: int = 0
     num_changed: int = 0
+    num_own: int = 0
     num_incomplete: int = 0
     missing: str = ""
 
@@ -339,13 +341,16 @@ def _window(store: Store, impression: Impression, report: MatureReport) -> Windo
     if window is None and impression.history_end == 0:
         empty = {name: np.empty(0, dtype) for name, dtype in store.columns.items()}
         return Window(empty, 0, 0, impression.timeline_version)
-    if window is None or window.start != impression.start:
-        report.num_forgotten += 1
-        return None
-    if impression.history_digest and events_digest(window.columns).hex() != impression.history_digest:
+    is_there = window is not None and window.start == impression.start
+    if window is not None and is_there and is_history(window.columns, impression.history_digest):
+        return window
+    if is_own(impression.history_digest):
+        report.num_own += 1
+    elif is_there:
         report.num_changed += 1
-        return None
-    return window
+    else:
+        report.num_forgotten += 1
+    return None
 
 
 def _labels(

@@ -29,6 +29,8 @@ from typing import Any, Self
 import numpy as np
 import orjson
 
+from reqdedup.sequences.store import events_digest
+
 FORMAT = 1
 OPEN, SEALED = ".open", ".log"
 
@@ -39,7 +41,7 @@ class Impression:
 
     request_id: of its own, see `new_request_id`.  request_ts: when it was answered [microseconds since 1970].
     start, history_end, timeline_version: the window of the timeline that was read.
-    history_digest: of that window's events, `events_digest` in hexadecimal; empty if it was not taken.
+    history_digest: of that window's events, `history_digest`; empty if it was not taken.
     model: fingerprint of the ranking model.  definition: of what else made the answer, the funnel for example.
     rerank: version of the re-ranking, empty if there was none.
     item_id: [M] int64, all candidates that were scored.  score: [M] float64, theirs.
@@ -80,6 +82,29 @@ class Click:
 def new_request_id() -> int:
     """A request id that no other server process gives: 62 random bits."""
     return secrets.randbits(62)
+
+
+OWN = "own"
+
+
+def history_digest(columns: Mapping[str, np.ndarray], *, is_own: bool) -> str:
+    """What an impression keeps of its history. is_own: the request brought it, with these columns alone."""
+    digest = events_digest(columns).hex()
+    return f"{OWN} {','.join(sorted(columns))} {digest}" if is_own else digest
+
+
+def is_own(digest: str) -> bool:
+    """Whether the request brought the history."""
+    return digest.startswith(OWN)
+
+
+def is_history(columns: Mapping[str, np.ndarray], digest: str) -> bool:
+    """Whether these are the events of an impression with this digest, as far as they were logged."""
+    if not is_own(digest):
+        return not digest or events_digest(columns).hex() == digest
+    _, names, wanted = digest.split(" ")
+    wanted_names = names.split(",")
+    return columns.keys() >= set(wanted_names) and events_digest({n: columns[n] for n in wanted_names}).hex() == wanted
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,11 @@ class Ranker:
             **options,
         )
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the logits, in their order."""
+        return self.model.config.labels
+
     def with_cache(self, cache: ContextCache) -> Ranker:
         """The same ranker with another cache."""
         other = copy.copy(self)
@@ -141,7 +146,7 @@ class Ranker:
                 continue
             for (i, inputs, _, origin), of_request in zip(together, logits, strict=True):
                 answers[i] = Ranked(
-                    logits=dict(zip(self.model.config.labels, of_request.T.contiguous().numpy(), strict=True)),
+                    logits=dict(zip(self.labels, of_request.T.contiguous().numpy(), strict=True)),
                     model=self.fingerprint,
                     start=inputs.start,
                     end=inputs.end,

@@ -183,8 +183,11 @@ class Application:
         if (key_sent := header(request, b"idempotency-key")) is not None:
             values.setdefault("idempotency_key", key_sent)
         of = bodies.shown_request(values)
-        user_keys = any(part.inputs.user_keys for part in self.service.models.current.parts.values())
-        user_id, events, key = bodies.events_request(values, columns, self.service.limits, user_keys=user_keys)
+        read = [part.inputs for part in self.service.models.current.parts.values()]
+        keys = bodies.Inputs(
+            items=next((one.items for one in read if one.item_keys), None), user_keys=any(one.user_keys for one in read)
+        )
+        user_id, events, key = bodies.events_request(values, columns, self.service.limits, keys)
         if of is not None and self.service.impressions is None:
             raise BadRequestError("request_id", "a server that logs impressions", "one that does not")
         if self._num_appending >= MAX_APPENDING:

@@ -203,11 +203,8 @@ def candidate_columns(
     given: Mapping[str, Any], inputs: Inputs, limits: Limits
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Checked columns [M] each, and the names that the model does not read."""
+    given = named_by_ids(given, inputs, "candidates", limits.max_candidates)
     ids = given.get("item_id")
-    if "item_key" in given and inputs.item_keys:
-        if ids is not None:
-            raise BadRequestError("candidates.item_key", "either item_id or item_key", "both")
-        ids = _candidate_ids(given["item_key"], inputs, limits)
     if ids is None:
         raise BadRequestError("candidates.item_id", "a list of int64", "none")
     _check_length(ids, "candidates.item_id", limits.max_candidates)
@@ -222,20 +219,30 @@ def candidate_columns(
             raise BadRequestError(
                 f"candidates.{name}", f"{num_candidates} values, one per item_id", f"{len(columns[name])}"
             )
-    read = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
-    return columns, [name for name in given if name not in read]
+    return columns, [name for name in given if name != "item_id" and name not in inputs.item]
 
 
-def _candidate_ids(keys: Any, inputs: Inputs, limits: Limits) -> list[int]:
-    """Every key must be an item's: one that is not known cannot be scored."""
+def named_by_ids(given: Mapping[str, Any], inputs: Inputs, path: str, most: int) -> Mapping[str, Any]:
+    """The columns with `item_id` in the place of `item_key`, if they have that.
+
+    Every key must be an item's: one that is not known cannot be scored, and has no id.
+    """
+    if "item_key" not in given or (not inputs.item_keys and "item_id" in given):
+        return given
+    path = f"{path}.item_key"
+    if not inputs.item_keys:
+        raise BadRequestError(path, "item_id, since the items here are numbers", "keys")
+    if given.get("item_id") is not None:
+        raise BadRequestError(path, "either item_id or item_key", "both")
+    keys = given["item_key"]
     if not isinstance(keys, list) or (keys and not _are_texts(keys)):
-        raise BadRequestError("candidates.item_key", "a list of texts", shown(keys))
-    _check_length(keys, "candidates.item_key", limits.max_candidates)
+        raise BadRequestError(path, "a list of texts", shown(keys))
+    _check_length(keys, path, most)
     ids = _ids_of(keys, inputs)
     if None in ids:
         unknown = shown(keys[ids.index(None)])
-        raise BadRequestError("candidates.item_key", "keys of the model's items", f"{unknown}, which none has")
-    return [item_id for item_id in ids if item_id is not None]
+        raise BadRequestError(path, "keys of the model's items", f"{unknown}, which none has")
+    return {**{name: values for name, values in given.items() if name != "item_key"}, "item_id": ids}
 
 
 def _read_envelope(
@@ -284,7 +291,8 @@ def _window(values: Any, inputs: Inputs, limits: Limits) -> Window:
     if not isinstance(values, dict):
         raise BadRequestError("history", "an object", shown(values))
     check_keys(values, frozenset({"columns", "start", "end", "version"}), "history.")
-    given = _object(values, "columns", path="history.")
+    columns_given = _object(values, "columns", path="history.")
+    given = named_by_ids(columns_given, inputs, "history.columns", limits.max_history)
     times = {"ts": inputs.times} if inputs.times is not None and "ts" in given else {}
     columns = event_columns(given, {**inputs.history, **times}, limits.max_history, "history.columns")
     length = len(next(iter(columns.values())))
@@ -356,15 +364,15 @@ def shown_request(values: dict[str, Any]) -> Shown | None:
 
 
 def events_request(
-    values: Mapping[str, Any], wanted: Mapping[str, Column], limits: Limits, *, user_keys: bool = False
+    values: Mapping[str, Any], wanted: Mapping[str, Column], limits: Limits, inputs: Inputs
 ) -> tuple[int, dict[str, np.ndarray], str]:
-    """User, events by column and the key that makes a repetition harmless."""
+    """User, events by column and the key that makes a repetition harmless. inputs: whose keys users and items have."""
     check_keys(values, frozenset({USER_ID, "user_key", "events", "idempotency_key"}))
     key = values.get("idempotency_key")
     if not isinstance(key, str) or not 0 < len(key) <= 200:
         raise BadRequestError("idempotency_key", "a text of 1 to 200 characters", "none" if key is None else shown(key))
-    events = _object(values, "events")
+    events = named_by_ids(_object(values, "events"), inputs, "events", limits.max_events)
     if unknown := events.keys() - wanted.keys():
         raise BadRequestError(f"events.{min(unknown)}", f"columns {', '.join(sorted(wanted))}", "another one")
-    user_id = user_of(values, has_keys=user_keys)
+    user_id = user_of(values, has_keys=inputs.user_keys)
     return user_id, event_columns(events, wanted, limits.max_events, "events"), key

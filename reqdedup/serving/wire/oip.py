@@ -6,6 +6,7 @@
     request-level columns                [1], vectors [W]    optional if the store has them
     history_* columns                    [L]                 the user's window, all or none of them
     history_end, timeline_version        [1]                 of that window; without one, which the store is asked for
+    user_key, item_key, history_item_key BYTES               in the place of ids, if the log's are texts
 
 Outputs are logits, FP32 [M], one for each label; what `/v1/rank` says beside them stands in `parameters`.
 Source: https://github.com/kserve/open-inference-protocol, specification/protocol and extensions.
@@ -48,7 +49,8 @@ def rank_request_of(
     tensors = _tensors(head.get("inputs"), body[header_length:] if header_length is not None else b"")
     of_history = {column.name: name for name, column in inputs.history.items()}
     of_history |= {} if inputs.times is None else {inputs.times.name: "ts"}
-    values: dict[str, Any] = {"user_id": _one(tensors, USER_ID)}
+    of_history |= {"history_item_key": "item_key"}
+    values: dict[str, Any] = {name: _one(tensors, name) for name in (USER_ID, "user_key") if name in tensors}
     options = head.get("parameters") or {}
     if not isinstance(options, dict):
         raise BadRequestError("parameters", "an object", shown(options))
@@ -67,7 +69,7 @@ def rank_request_of(
         for name, column in inputs.request.items()
         if name in tensors
     }
-    known = {USER_ID, HISTORY_END, TIMELINE_VERSION, *of_history, *inputs.request}
+    known = {USER_ID, "user_key", HISTORY_END, TIMELINE_VERSION, *of_history, *inputs.request}
     candidates = {name: tensor for name, tensor in tensors.items() if name not in known}
     asked = rank_request(values, inputs, limits, candidates)
     outputs = head.get("outputs") or []
@@ -82,18 +84,19 @@ def _parameters(tensor: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tensors(given: Any, binary: bytes) -> dict[str, np.ndarray]:
+def _tensors(given: Any, binary: bytes) -> dict[str, Any]:
+    """Arrays by name; of texts, lists."""
     if not isinstance(given, list):
         raise BadRequestError("inputs", "a list of tensors", "none" if given is None else shown(given))
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     place = 0
     for tensor in given:
         name = tensor.get("name") if isinstance(tensor, dict) else None
         if not isinstance(name, str) or name in found:
             raise BadRequestError("inputs", "tensors of different names", shown(name))
         shape, datatype = tensor.get("shape"), tensor.get("datatype")
-        if datatype not in _TYPES:
-            raise BadRequestError(name, f"a datatype of {', '.join(_TYPES)}", shown(datatype))
+        if datatype not in _TYPES and datatype != "BYTES":
+            raise BadRequestError(name, f"a datatype of {', '.join(_TYPES)}, BYTES", shown(datatype))
         is_shape = isinstance(shape, list) and 0 < len(shape) <= 2
         if not is_shape or not all(type(one) is int and 0 <= one < 2**31 for one in shape):
             raise BadRequestError(name, "a shape of one or two whole numbers", shown(shape))
@@ -101,6 +104,14 @@ def _tensors(given: Any, binary: bytes) -> dict[str, np.ndarray]:
         if len(shape) == 2 and 1 not in shape:
             raise BadRequestError(name, "a shape of one axis, beside one of length 1", shown(shape))
         size = _parameters(tensor).get("binary_data_size")
+        if datatype == "BYTES":
+            data = tensor.get("data")
+            if size is not None:
+                data, place = _texts(name, binary, place, size)
+            if not isinstance(data, list) or len(data) != count or not all(isinstance(one, str) for one in data):
+                raise BadRequestError(name, f"{count} texts", shown(data))
+            found[name] = data
+            continue
         if size is None:
             found[name] = _from_list(name, tensor.get("data"), datatype, count)
             continue
@@ -114,6 +125,24 @@ def _tensors(given: Any, binary: bytes) -> dict[str, np.ndarray]:
     if place != len(binary):
         raise BadRequestError("body", f"{place} bytes of binary tensors", str(len(binary)), status=400)
     return found
+
+
+def _texts(name: str, binary: bytes, place: int, size: Any) -> tuple[list[str], int]:
+    """Texts, each behind its length in four bytes, and where they end."""
+    texts: list[str] = []
+    end = place + size if type(size) is int and 0 <= size <= len(binary) - place else -1
+    while place < end:
+        begin = place + 4
+        place = begin + int.from_bytes(binary[place:begin], "little")
+        if place > end:
+            break
+        try:
+            texts.append(binary[begin:place].decode())
+        except UnicodeDecodeError:
+            raise BadRequestError(name, "texts in UTF-8", "other bytes") from None
+    if place != end:
+        raise BadRequestError(name, "binary_data_size bytes of texts, each behind its length", shown(size))
+    return texts, end
 
 
 def _from_list(name: str, data: Any, datatype: str, count: int) -> np.ndarray:
@@ -134,7 +163,7 @@ def _from_list(name: str, data: Any, datatype: str, count: int) -> np.ndarray:
     return values.astype(wanted)
 
 
-def _one(tensors: Mapping[str, np.ndarray], name: str) -> Any:
+def _one(tensors: Mapping[str, Any], name: str) -> Any:
     values = tensors.get(name)
     if values is None:
         return None

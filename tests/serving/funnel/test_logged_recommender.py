@@ -124,19 +124,26 @@ def test_what_was_recommended_becomes_rows_with_the_scores_that_were_served(cata
 
 
 @pytest.mark.slow
-def test_a_history_that_the_store_does_not_have_gives_no_rows(catalog, served, trained_bundles, tmp_path):
-    """The request brought its own, which the store cannot give back."""
+def test_a_history_of_the_request_s_own_gives_rows_if_the_store_has_the_same_events(catalog, served, tmp_path):
+    """Compared by the columns that the request brought; one that the store does not have is counted."""
     recommender, _, store, source = served
     user = int(source.to_arrow(["user_id"]).column("user_id")[0].as_py())
-    own = {name: np.arange(4).astype(dtype) for name, dtype in store.columns.items()}
-    recommender.recommend(RecommendRequest(user_id=user, length=5, history=Window(own, 0, 4, 0)))
+    held = store.window(user, list(store.columns), start_of=lambda _: 0)
+    brought = {name: held.columns[name] for name in ("item_id", "action", "ts")}
+    same = Window(brought, held.start, held.end, held.version)
+    other = Window({**brought, "item_id": brought["item_id"] + 1}, held.start, held.end, held.version)
+    none = Window({name: np.arange(4).astype(store.columns[name]) for name in brought}, 0, 4, 9)
+    answers = [recommender.recommend(RecommendRequest(user_id=user, length=5, history=x)) for x in (same, other, none)]
     recommender.log.close()
     catalog.create_namespace("feed")
     raw = storage.create_table(catalog, "feed.raw_engagements", source.schema, Layout.ARRIVAL)
     collect_impressions(tmp_path / "log", catalog, "feed")
     report = mature_impressions(catalog, "feed", raw, store, now_s=soon_after(source) + 2 * 86_400)
-    assert report.num_rows == 0
-    assert report.num_changed + report.num_forgotten == 1
+    assert (report.num_requests, report.num_own, report.num_changed, report.num_forgotten) == (1, 2, 0, 0)
+    rows = TableSource(catalog.load_table("feed.raw_engagements")).to_arrow(["request_id", "history_item_id"])
+    assert set(rows["request_id"].to_pylist()) == {answers[0].request_id}
+    start = answers[0].start - held.start
+    assert rows["history_item_id"][0].as_py() == held.columns["item_id"][start:].tolist()
 
 
 def test_an_answer_without_the_store_is_logged_as_one_of_an_unknown_history(served, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ class ByAxis:
 class ByCategory:
     """Ranks by category and id."""
 
-    users = NO_STORE
+    users, labels = NO_STORE, ("click", "save")
 
     def __init__(self):
         self.asked = []
@@ -199,4 +199,4 @@ def test_columns_and_labels_that_are_not_there_are_named():
     with pytest.raises(ValueError, match="item columns count, first_seen, item_category required, found none"):
         Recommender(bare, ByCategory(), CONFIG)
     with pytest.raises(ValueError, match=r"labels of the ranking model .click, save. required, found buy"):
-        recommender(FunnelConfig(labels=(("buy", 1.0),))).recommend(RecommendRequest(user_id=7))
+        recommender(FunnelConfig(labels=(("buy", 1.0),)))

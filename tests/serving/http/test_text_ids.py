@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,10 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.sequences.filling import event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
+from reqdedup.serving.limits import BadRequestError, Limits
 from reqdedup.serving.server.router import _user_of
-from reqdedup.serving.wire import arrow
+from reqdedup.serving.wire import arrow, oip
+from reqdedup.serving.wire.bodies import Inputs
 from reqdedup.storage import Layout, TableSource
 from reqdedup.training import TrainingConfig
 from reqdedup.training.export import export_checkpoint
@@ -132,6 +135,60 @@ def test_users_and_candidates_are_named_as_the_log_names_them(news, ids):
     assert found["logits"] == wanted["logits"]
 
 
+def test_items_of_histories_and_events_and_of_the_open_inference_protocol_go_by_their_keys_too(news, ids, bundles):
+    keys, seen = ["N3", "N7", "N11"], ["N2", "N5", "N9", "N2"]
+    names = [c.name.removeprefix("history_") for c in Bundle.load(bundles["ranking"]).transforms.history_columns]
+    others = {name: [1] * len(seen) for name in names if name != "item_id"}
+    by_id = {
+        "user_id": hash_string("U3"),
+        "candidates": {"item_id": [ids[key] for key in keys]},
+        "history": {"columns": {"item_id": [ids[key] for key in seen], **others}},
+    }
+    status, wanted = ask(news, "/v1/rank", by_id)
+    assert status == 200, wanted
+    by_key = {**by_id, "history": {"columns": {"item_key": seen, **others}}}
+    assert ask(news, "/v1/rank", by_key)[1]["logits"] == wanted["logits"]
+    by_key["history"]["columns"]["item_key"] = [*seen[:3], "N99"]
+    status, said = ask(news, "/v1/rank", by_key)
+    assert (status, said["error"]["column"]) == (422, "history.columns.item_key")
+
+    def texts(name, values):
+        return {"name": name, "shape": [len(values)], "datatype": "BYTES", "data": values}
+
+    tensors = [texts("user_key", ["U3"]), texts("item_key", keys), texts("history_item_key", seen)]
+    tensors += [
+        {"name": f"history_{name}", "shape": [len(seen)], "datatype": "INT32", "data": values}
+        for name, values in others.items()
+    ]
+    status, found = ask(news, "/v2/models/ranking/infer", {"inputs": tensors})
+    assert status == 200, found
+    assert {one["name"]: one["data"] for one in found["outputs"]} == wanted["logits"]
+    binary, head = b"", {"inputs": tensors}
+    for tensor in tensors[:3]:
+        data = b"".join(len(one).to_bytes(4, "little") + one.encode() for one in tensor.pop("data"))
+        tensor["parameters"] = {"binary_data_size": len(data)}
+        binary += data
+    text = json.dumps(head).encode()
+    asked, _, _ = oip.rank_request_of(text + binary, len(text), inputs_of(bundles["ranking"]), Limits())
+    assert asked.request.candidates["item_id"].tolist() == [ids[key] for key in keys]
+    assert asked.request.history.columns["item_id"].tolist() == [ids[key] for key in seen]
+    with pytest.raises(BadRequestError, match="user_key: binary_data_size bytes of texts"):
+        oip.rank_request_of(text + b"\xff" + binary[1:], len(text), inputs_of(bundles["ranking"]), Limits())
+
+    with closing(SqliteStore(bundles["ranking"].parents[1] / "store.db")) as store:
+        events = {name: [1, 2] for name in store.columns if name != "item_id"}
+        body = {"user_key": "U-keys", "events": {**events, "item_key": ["N4", "N6"]}, "idempotency_key": "keys"}
+        status, said = ask(news, "/v1/events", body)
+        assert status == 200, said
+        found = store.window(hash_string("U-keys"), ["item_id"], start_of=lambda _: 0).columns["item_id"].tolist()
+        assert found == [ids["N4"], ids["N6"]]
+
+
+def inputs_of(folder):
+    bundle = Bundle.load(folder)
+    return Inputs.of(bundle.transforms, items=bundle.items, user_keys=True)
+
+
 def test_a_candidate_that_nobody_knows_is_refused_by_its_name(news):
     status, said = ask(news, "/v1/rank", {"user_key": "U3", "candidates": {"item_key": ["N3", "N99"]}})
     assert (status, said["error"]["column"]) == (422, "candidates.item_key")
@@ -177,6 +234,13 @@ def test_events_of_a_user_by_key_and_the_api_page(news):
 def test_a_server_of_a_log_with_numbers_refuses_keys(server):
     status, said = ask(server, "/v1/retrieve", {"user_key": "7", "k": 1})
     assert (status, said["error"]["column"]) == (422, "user_key")
+    for path, body in (
+        ("/v1/rank", {"candidates": {"item_key": ["7"]}}),
+        ("/v1/rank", {"candidates": {"item_id": [7]}, "history": {"columns": {"item_key": ["7"]}}}),
+        ("/v1/events", {"events": {"item_key": ["7"]}, "idempotency_key": "a"}),
+    ):
+        status, said = ask(server, path, {"user_id": 7, **body})
+        assert (status, said["error"]["required"]) == (422, "item_id, since the items here are numbers"), said
     status, said = ask(server, "/v1/retrieve", {"user_id": 7, "k": 1, "filter": {"deny": ["7"]}})
     assert (status, said["error"]["column"]) == (422, "filter.deny")
 

@@ -155,6 +155,7 @@ def test_late_clicks_unknown_labels_and_lost_histories_are_counted_and_give_no_r
         "num_unknown": 2,
         "num_forgotten": 0,
         "num_changed": 1,
+        "num_own": 0,
         "num_incomplete": 0,
     }
     store.delete_user(2)
