@@ -1,7 +1,7 @@
 """How much a user did shortly before a request, counted from the history: one code for the backfill and for a server.
 
-A column that is computed from histories says so (`Column.computed`), `recent_events(86400)`: a value that was stored for
-an earlier request would be wrong for the next one.
+A column that is computed from histories says so (`Column.computed`), `recent_events(86400)`: a value that was stored
+for an earlier request would be wrong for the next one.
 """
 
 from __future__ import annotations

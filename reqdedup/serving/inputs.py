@@ -91,7 +91,7 @@ class UserReader:
 
     @classmethod
     def of(cls, transforms: Transforms, *, store: Store | None, on_missing_history: OnMissingHistory) -> UserReader:
-        """Of one model. Without times of events in the store, what would be computed of them is read as it is stored."""
+        """Of one model. What would be computed of times that the store does not have is read as it is stored."""
         names = [column.name for column in transforms.history_columns]
         reads_times, computed = (
             any(one.window_s is not None for one in transforms.computed.values()),
