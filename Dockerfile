@@ -1,4 +1,4 @@
-# The code location with Dagster's web server. Validated as a file, not built: there was no container engine at hand.
+# The image of all of Dagster's services and of the server of the models. Validated as a file, not built: there was no container engine at hand.
 FROM python:3.12-slim
 
 # A bare index may serve a CUDA build of torch, gigabytes large; name the index of CPU wheels to keep the image small:
@@ -13,10 +13,10 @@ WORKDIR /app
 # Dependencies first, so that a change of code does not install them again.
 COPY pyproject.toml constraints.txt README.md ./
 COPY reqdedup/__init__.py reqdedup/__init__.py
-RUN PIP_EXTRA_INDEX_URL="$PIP_EXTRA_INDEX_URL" pip install --constraint constraints.txt --editable '.[train,serve,ann,dagster,postgres]'
+RUN PIP_EXTRA_INDEX_URL="$PIP_EXTRA_INDEX_URL" pip install --constraint constraints.txt --editable '.[train,serve,ann,dagster,stack]'
 
 COPY --chown=app . .
 USER app
 EXPOSE 3000
-# `dg dev` runs the web server and the daemon that starts queued runs, in one container.
-CMD ["dg", "dev", "--host", "0.0.0.0", "--port", "3000"]
+# Alone, without docker-compose.yml: web server, daemon and code servers in one container, the history in SQLite.
+CMD ["dagster", "dev", "--workspace", "pipelines/workspace.yaml", "--host", "0.0.0.0", "--port", "3000"]

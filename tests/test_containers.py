@@ -20,11 +20,12 @@ def compose() -> dict:
 
 
 def test_every_service_is_watched_and_bound_to_loopback(compose):
-    assert set(compose["services"]) == {"postgres", "seaweedfs", "dagster", "serve", "prometheus", "grafana"}
+    dagster = {"dagster-code", "dagster-daily", "dagster", "dagster-daemon"}
+    assert set(compose["services"]) == {"postgres", "seaweedfs", "serve", "prometheus", "grafana"} | dagster
     assert "name" not in compose  # docker-compose 1.29 refuses it
     for name, service in compose["services"].items():
         assert service["healthcheck"]["test"][0] == "CMD", name
-        for port in service["ports"]:
+        for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name} opens {port} to the network"
         tag = service["image"].rpartition(":")[2]
         assert re.search(r"\d", tag) or service["image"] == "reqdedup:local", f"{name}: no version in {tag}"
@@ -74,7 +75,8 @@ def test_credentials_come_from_the_environment(compose):
 
 
 def test_the_graph_understands_the_variables_it_is_given(compose):
-    variables = compose["services"]["dagster"]["environment"]
+    given = compose["services"]["dagster-code"]["environment"]
+    variables = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in given.items()}
     environment = Environment.from_os(variables)
     assert set(environment.catalog_properties) == {
         "type",
@@ -86,7 +88,29 @@ def test_the_graph_understands_the_variables_it_is_given(compose):
         "s3.region",
     }
     known = set(re.findall(r"REQDEDUP_[A-Z_]+", (ROOT / "pipelines" / "environment.py").read_text()))
-    assert {name for name in variables if not name.startswith(CATALOG_PREFIX)} <= known
+    ours = {name for name in variables if name.startswith("REQDEDUP_") and not name.startswith(CATALOG_PREFIX)}
+    assert ours <= known
+
+
+def test_dagster_in_containers_is_that_of_make_ui_with_its_history_in_postgresql(compose):
+    alone, here = (
+        yaml.safe_load((ROOT / path).read_text()) for path in ("pipelines/dagster.yaml", "deploy/dagster/dagster.yaml")
+    )
+    assert {name: value for name, value in here.items() if name in alone} == alone
+    assert set(here) - set(alone) == {"storage", "local_artifact_storage", "compute_logs"}
+    modules = {
+        one["python_module"]["location_name"]: one["python_module"]["module_name"]
+        for one in yaml.safe_load((ROOT / "pipelines/workspace.yaml").read_text())["load_from"]
+    }
+    variables = compose["services"]["dagster"]["environment"]
+    for one in yaml.safe_load((ROOT / "deploy/dagster/workspace.yaml").read_text())["load_from"]:
+        server = one["grpc_server"]
+        command = compose["services"][variables[server["host"]["env"]]]["command"]
+        assert command[command.index("--module-name") + 1] == modules.pop(server["location_name"])
+        assert command[command.index("--port") + 1] == variables[server["port"]["env"]]
+    assert not modules
+    assert "CREATE DATABASE dagster;" in (ROOT / "deploy/postgres/dagster.sql").read_text()
+    assert variables["DAGSTER_POSTGRES_URL"].endswith("@postgres:5432/dagster")
 
 
 def test_the_image_is_built_from_files_that_exist():

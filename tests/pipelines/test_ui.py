@@ -1,6 +1,5 @@
 """The UI shows the same graph and launches it: the servers of `make ui`, a browser, and a person's way through it."""
 
-import json
 import os
 import re
 import shutil
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from assets import pictures
+from tests.pipelines import asking
+from tests.pipelines.asking import AGAIN, LAUNCH, LOCATION, NODES, STATUS, TERMINATE
 from tests.pipelines.running import GRAPH, ROOT, content, surroundings
 from warehouse import embedded_catalog, load_table, open_catalog
 
@@ -28,21 +28,6 @@ pytestmark = pytest.mark.slow
 START_TIMEOUT_S, RUN_TIMEOUT_S, PAGE_TIMEOUT_S = 90, 240, 60
 SCREENSHOTS = ROOT / ".screenshots"
 LAYOUTS = ("shuffled", "sorted", "by_request")
-
-NODES = "{ assetNodes { assetKey { path } dependencyKeys { path } groupName } }"
-LAUNCH = """
-mutation($params: ExecutionParams!) {
-  launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
-}"""
-LOCATION = "{ repositoriesOrError { ... on RepositoryConnection { nodes { name location { name } } } } }"
-STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status stepStats { stepKey startTime } } } }"
-TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
-AGAIN = """
-mutation($params: ReexecutionParams!) {
-  launchRunReexecution(reexecutionParams: $params) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
-  }
-}"""
 
 
 @dataclass(frozen=True)
@@ -79,14 +64,8 @@ def ui(tmp_path_factory):
         start_new_session=True,
     )
 
-    def ask(query: str, **variables):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/graphql",
-            json.dumps({"query": query, "variables": variables}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)["data"]
+    def ask(query: str, **variables: object) -> dict:
+        return asking.ask(f"http://127.0.0.1:{port}", query, **variables)
 
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
