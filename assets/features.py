@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets.metadata import feature_metadata
+from assets.metadata import column_lineage, feature_metadata
 from assets.resources import Warehouse
 from assets.stages import STORAGE, TABLE, stage
 from reqdedup import storage
@@ -20,4 +20,6 @@ def request_features(store: Warehouse) -> dg.MaterializeResult:
     main = store.table("engagements_by_request")
     feature = storage.recent_event_counts(WINDOW_S)
     report = store.write_features("request_features", main, feature.column, feature)
-    return store.result("request_features", **feature_metadata(report, main))
+    made = {feature.column.name: "engagements_by_request.history_ts"}
+    lineage = column_lineage(store.table("request_features"), main, made=made)
+    return store.result("request_features", **feature_metadata(report, main), **lineage)

@@ -3,7 +3,7 @@
 import dagster as dg
 
 import warehouse
-from assets.metadata import write_metadata
+from assets.metadata import column_lineage, write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from assets.stages import CONTROL, STORAGE, TABLE, stage
 from reqdedup.storage import TableSource
@@ -22,7 +22,7 @@ def _layout_asset(name: str, tags: dict[str, str], description: str) -> dg.Asset
             progress=progress_log(context),
             properties=warehouse.made_from(raw_engagements=raw_engagements),
         )
-        return store.result(name, **write_metadata(report))
+        return store.result(name, **write_metadata(report), **column_lineage(store.table(name), raw_engagements))
 
     return layout
 

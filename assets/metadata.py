@@ -58,6 +58,26 @@ def table_metadata(table: Table) -> dict[str, Any]:
     return metadata
 
 
+def column_lineage(table: Table, *origins: Table, made: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Which columns of other assets the columns of a table come from: those of the same name, the first that has it.
+
+    origins: tables of the assets that are named like them.  made: of a column that is computed, `asset.column`.
+    """
+    deps = {}
+    for name in table.schema().column_names:
+        computed = (made or {}).get(name)
+        found = [computed.split(".")] if computed else [[o.name()[-1], name] for o in origins if _has(o, name)][:1]
+        if found:
+            deps[name] = [
+                dg.TableColumnDep(asset_key=dg.AssetKey(asset), column_name=column) for asset, column in found
+            ]
+    return {"dagster/column_lineage": dg.TableColumnLineage(deps_by_column=deps)}
+
+
+def _has(table: Table, column: str) -> bool:
+    return column in table.schema().column_names
+
+
 def write_metadata(report: WriteReport) -> dict[str, Any]:
     """What a write did, with units."""
     return {

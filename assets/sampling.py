@@ -3,7 +3,7 @@
 import dagster as dg
 
 import warehouse
-from assets.metadata import sample_metadata, write_metadata
+from assets.metadata import column_lineage, sample_metadata, write_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from assets.stages import TABLE, TRAINING, stage
 from reqdedup import storage
@@ -45,4 +45,5 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
             "materialize request_features again if it is older than engagements_by_request"
         )
     sampled = sample_metadata(joined, sample)
-    return store.result("training_sample", **{**sampled, **write_metadata(report), **sampled})
+    lineage = column_lineage(store.table("training_sample"), main, features)
+    return store.result("training_sample", **{**sampled, **write_metadata(report), **sampled, **lineage})

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from assets import pictures
-from assets.metadata import CHART, GLANCE, PICTURE, compression_metadata, curve_metadata, table_metadata
+from assets.metadata import CHART, GLANCE, PICTURE, column_lineage, compression_metadata, curve_metadata, table_metadata
 from assets.resources import RunRecipe, Warehouse
 from assets.stages import stage
 from pipelines.definitions import build_definitions
@@ -121,6 +121,21 @@ def test_a_table_tells_the_ui_its_name_columns_rows_and_snapshot(tmp_path):
     assert columns["history_item_id"].description == table.schema().find_field("history_item_id").doc
     report = write_report_table(catalog, "small", "report", pa.table({"n": [1, 2]}))
     assert "dagster/column_schema" not in table_metadata(report)
+
+
+def test_columns_come_from_those_of_the_same_name_or_from_what_they_are_computed_of(catalog):
+    catalog.create_namespace("ns")
+    main, side = (
+        catalog.create_table(f"ns.{name}", pa.schema([(column, pa.int64()) for column in columns]))
+        for name, columns in (("main", ("user_id", "item_id")), ("side", ("user_id", "count")))
+    )
+    sample = catalog.create_table("ns.sample", pa.schema([(c, pa.int64()) for c in ("user_id", "count", "x", "y")]))
+    (lineage,) = column_lineage(sample, main, side, made={"x": "main.item_id"}).values()
+    found = {
+        name: [(dep.asset_key.to_user_string(), dep.column_name) for dep in deps]
+        for name, deps in lineage.deps_by_column.items()
+    }
+    assert found == {"user_id": [("main", "user_id")], "count": [("side", "count")], "x": [("main", "item_id")]}
 
 
 def test_numbers_of_one_namespace_share_no_name_with_those_of_another():
