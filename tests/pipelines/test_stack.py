@@ -35,11 +35,13 @@ class Stack:
         self.services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
         self.ports = dict(zip(SERVICES[:3], free_ports(3)))
         self.running: dict[str, Server] = {}
+        (folder / "home").mkdir()
+        shutil.copy(ROOT / "deploy" / "dagster" / "dagster.yaml", folder / "home")
 
     def environment(self) -> dict[str, str]:
         mine = self.services["dagster-code"]["environment"]
         places = {
-            "DAGSTER_HOME": str(ROOT / "deploy" / "dagster"),
+            "DAGSTER_HOME": str(self.folder / "home"),
             "DAGSTER_FILES": str(self.folder / "files"),
             "DAGSTER_CODE_HOST": LOOPBACK,
             "DAGSTER_DAILY_HOST": LOOPBACK,
@@ -66,12 +68,14 @@ class Stack:
         self.running.pop(name).stop()
 
     def up(self) -> None:
+        """In the order of `depends_on`: the web server makes the tables, the daemon comes after it."""
         for name in SERVICES:
             if name not in self.running:
                 self.start(name)
-        self.running["dagster"].wait_until(
-            lambda: len(self.ask(LOCATION)["repositoriesOrError"]["nodes"]) == 2, timeout_s=UP_S
-        )
+            if name == "dagster":
+                self.running[name].wait_until(
+                    lambda: len(self.ask(LOCATION)["repositoriesOrError"]["nodes"]) == 2, timeout_s=UP_S
+                )
 
     def ask(self, query: str, **variables: object) -> dict:
         return asking.ask(f"http://{LOOPBACK}:{self.ports['dagster']}", query, **variables)
