@@ -24,6 +24,8 @@ class IngestReport:
 
     written: rows, requests, users and bytes of the table.  rejected: rows by reason, the most frequent first.
     rejects_table: name of the table that holds them.
+    leaking: requests whose history would hold a row that had not arrived, were it in the order of time; None if the
+        mapping has no arrival_column.
     """
 
     table: str
@@ -31,6 +33,7 @@ class IngestReport:
     written: storage.WriteReport
     rejected: dict[str, int]
     rejects_table: str
+    leaking: int | None = None
 
     def __str__(self) -> str:
         written = self.written
@@ -74,4 +77,4 @@ def ingest(
             storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
         raise
     rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
-    return IngestReport(identifier, layout, written, rejected, rejects_name)
+    return IngestReport(identifier, layout, written, rejected, rejects_name, log.counts.leaking)

@@ -16,7 +16,7 @@ import polars as pl
 
 from reqdedup.logs.checks import Check, Rejects
 from reqdedup.logs.ids import ItemKeys, hash_strings
-from reqdedup.logs.mapping import MAX_ORDER, FeatureRule, IdRule, LogMapping
+from reqdedup.logs.mapping import ARRIVAL, ARRIVED_US, MAX_ORDER, FeatureRule, IdRule, LogMapping
 from reqdedup.logs.values import (
     FAR_FUTURE_US,
     INTEGER_ID,
@@ -162,6 +162,9 @@ class ImpressionParser:
         mapping, schema = self._mapping, frame.schema
         ts_us = parse_time(pl.col("time"), schema["time"], mapping.time)
         frame = frame.with_columns(ts_us.alias("ts_us"))
+        if mapping.history.arrival_columns:
+            arrived_us = parse_time(pl.col(ARRIVAL), schema[ARRIVAL], mapping.time)
+            frame = frame.with_columns(arrived_us.alias(ARRIVED_US))
         checks = [_unfit_check(name) for name in mapping.sources() if f"unfit {name}" in schema]
         checks += _id_checks("user", self._ids.user)
         if mapping.request_id:
@@ -177,6 +180,9 @@ class ImpressionParser:
             wanted = f"a whole number from 0 to {MAX_ORDER} required, as an order"
         absurd = (pl.col("ts_us") < self._earliest_us) | (pl.col("ts_us") > self._latest_us)
         as_time = pl.from_epoch(pl.col("ts_us"), time_unit="us").dt.to_string("%Y-%m-%d %H:%M:%S")
+        if mapping.history.arrival_columns:
+            said = pl.format("time of arrival {} cannot be read", pl.col(ARRIVAL).cast(pl.String))
+            checks.append(Check("time", pl.col(ARRIVED_US).is_null() & pl.col(ARRIVAL).is_not_null(), said))
         as_time = pl.when(pl.col("ts_us") < FAR_FUTURE_US).then(as_time).otherwise(pl.lit("a year after 9999"))
         checks += [
             Check("time", pl.col("ts_us").is_null(), pl.format(f"time {{}} cannot be read; {wanted}", time_text)),
@@ -314,7 +320,7 @@ class ImpressionParser:
                 within = pl.lit(names.gather(frame["file"]))
             scoped = frame.select(pl.concat_str(within, pl.col("request_key"), separator=LIST_MARK))
             frame = frame.with_columns(hash_strings(scoped.to_series()).alias("request_id"))
-        keep = ["user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us"]
+        keep = ["user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us", ARRIVED_US]
         keep += [*self._mapping.label_names, *(rule.name for rule in self._features), "history", "history_times"]
         candidates = self._mapping.candidates
         keep += [*(["position"] if candidates and candidates.position else []), "file", "line"]

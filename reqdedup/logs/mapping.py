@@ -19,6 +19,9 @@ NULL_VALUES = ("", "NULL", "null", "\\N", "NaN", "nan", "None")
 DEFAULT_SESSION_GAP_S = 1_800.0
 FEATURE_TYPES = tuple(name for name in SCALAR_TYPES if name != "timestamp")
 MAX_LABELS = 31
+ARRIVAL, ARRIVED_US = "arrival time", "arrival time [us]"
+"""Internal names of the column that says when a row arrived, as it is read and in microseconds since 1970."""
+
 _RESERVED = {
     *("user", "item", "request", "time", "candidates", "history", "history_times", "file", "line", "raw"),
     *("user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us", "request_ts_us"),
@@ -180,11 +183,15 @@ class HistoryRule:
     time_columns: names of the times of its items, epoch milliseconds.
     action: value of history_action for its items (bit i: label i).
     events: which earlier rows make a history, those with a positive label ("engaged") or "all".
+    arrival_columns: names of when a row reached the platform, as [time] is written; a history made of earlier rows has
+        those that had arrived before the request, in the order of arrival. If there are none, a row arrives when it
+        happens, and so does one without a value.
     """
 
     columns: tuple[str, ...] = ()
     separator: str = " "
     time_columns: tuple[str, ...] = ()
+    arrival_columns: tuple[str, ...] = ()
     action: int = 1
     events: str = "engaged"
 
@@ -195,6 +202,11 @@ class HistoryRule:
             raise ValueError(f"mapping: [history] an action of 32 bits required, found {self.action}")
         if self.events not in ("engaged", "all"):
             raise ValueError(f'mapping: [history] events "engaged" or "all" required, found {self.events!r}')
+        if self.arrival_columns and self.columns:
+            raise ValueError(
+                "mapping: [history] an arrival_column only where histories are made of earlier rows, found it beside "
+                "a column of the log's own histories"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +329,8 @@ class LogMapping:
             wanted["history"] = self.history.columns
         if self.history.time_columns:
             wanted["history_times"] = self.history.time_columns
+        if self.history.arrival_columns:
+            wanted[ARRIVAL] = self.history.arrival_columns
         wanted.update({f"label {rule.name}": rule.columns for rule in self.labels if rule.columns})
         wanted.update({f"request {rule.name}": rule.columns for rule in self.request_columns})
         wanted.update({f"row {rule.name}": rule.columns for rule in self.item_columns})

@@ -44,6 +44,7 @@
     column = "history"
     separator = " "
     time_column = "history_ts"          # epoch milliseconds of its events, if the log has them
+    # arrival_column = "received"       # of histories made of earlier rows: when a row arrived, written as [time] is
     events = "engaged"                  # made of earlier rows with a positive label, or "all"
 
 docs/mapping.md explains every key.
@@ -132,6 +133,7 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
             columns=history.names("column", required=False),
             separator=history.take("separator", " ", _TEXT),
             time_columns=history.names("time_column", required=False),
+            arrival_columns=history.names("arrival_column", required=False),
             action=history.take("action", 1, _WHOLE),
             events=history.take("events", "engaged", _TEXT),
         )

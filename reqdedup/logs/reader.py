@@ -51,6 +51,8 @@ class LogCounts:
     rows, requests, users: number of accepted ones.
     rejected: number of rejected rows by reason.
     unread_ratio: share of the log's bytes in files that could not be read, or not to their end.
+    leaking: number of requests whose history would hold a row that had not arrived yet, were it in the order of time;
+        None if the log does not say when rows arrived.
     """
 
     files: int = 0
@@ -61,6 +63,7 @@ class LogCounts:
     users: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     unread_ratio: float = 0.0
+    leaking: int | None = None
 
     @property
     def rejected_ratio(self) -> float:
@@ -288,11 +291,16 @@ class LogReader:
             keys=self._keys if self._ids.item else None,
             max_history=self._max_history,
             stride=self._stride,
+            count_leaking=self._count_leaking,
         ):
             self.counts.rows += batch.num_rows
             self.counts.requests += len(np.unique(batch.column("request_id").to_numpy()))
             self._report()
             yield batch
+
+    def _count_leaking(self, num_requests: int) -> None:
+        if self.mapping.history.arrival_columns:
+            self.counts.leaking = (self.counts.leaking or 0) + num_requests
 
     def _note_rejects(self) -> None:
         self.counts.rejected = dict(self._rejects.by_reason)

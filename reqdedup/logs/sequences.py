@@ -1,14 +1,14 @@
 """From requests to deduplicated batches: the history of every request, anchored and stored once.
 
-Histories come from the log's own column or from the user's earlier rows, ordered by time (an offline log does not say
-in which order they were ingested). An event is in a history if its time, in whole milliseconds, is before that of the
-request.
+Histories come from the log's own column or from the user's earlier rows. Those are in the order of arrival if the log
+says when a row arrived, else in that of time. An event is in a history if it had arrived, in whole milliseconds, before
+the request; where only its time is known, a late event is in histories of requests that cannot have seen it.
 `history_action` has bit i set if label i of the schema was positive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from reqdedup.arrays.windows import anchored_start, gather_windows
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema
 from reqdedup.logs.ids import ItemKeys
 from reqdedup.logs.impressions import IdTypes
-from reqdedup.logs.mapping import FeatureRule, LogMapping
+from reqdedup.logs.mapping import ARRIVED_US, FeatureRule, LogMapping
 from reqdedup.logs.values import LIST_MARK
 from reqdedup.schema import HISTORY_TS, Column, EngagementSchema, Kind, Level
 
@@ -95,6 +95,7 @@ class _Histories:
     window_length_W: np.ndarray
     window_of_request_R: np.ndarray
     history_end_R: np.ndarray
+    num_leaking: int = 0
 
 
 def emit_batches(
@@ -105,10 +106,12 @@ def emit_batches(
     keys: ItemKeys | None,
     max_history: int,
     stride: int,
+    count_leaking: Callable[[int], None] = lambda num_requests: None,
 ) -> Iterator[pa.RecordBatch]:
     """Deduplicated batches of a partition's requests (as `form_requests` orders them), each request whole in one.
 
-    keys: of the items, if they are texts.
+    keys: of the items, if they are texts.  count_leaking: is told how many of the requests would have seen a row that
+    had not arrived, were histories in the order of time.
     """
     request_id, user_id = frame["request_id"].to_numpy(), frame["user_id"].to_numpy()
     first_row_R = np.flatnonzero(np.diff(request_id, prepend=request_id[0] - 1) | np.diff(user_id, prepend=user_id[0]))
@@ -118,6 +121,7 @@ def emit_batches(
         histories = _own_histories(requests, mapping, keys, max_history, stride)
     else:
         histories = _earlier_rows(frame, requests, mapping, max_history, stride)
+    count_leaking(histories.num_leaking)
     lengths = histories.window_length_W[histories.window_of_request_R]
     cost = np.maximum(np.cumsum(fan_out_R) // BATCH_ROWS, np.cumsum(lengths * _TOKEN_BYTES) // BATCH_BYTES)
     for chosen in np.split(np.arange(len(first_row_R)), np.flatnonzero(np.diff(cost)) + 1):
@@ -163,22 +167,21 @@ def _earlier_rows(
     """Histories of the user's earlier rows: all, or those with a positive label."""
     bits = [(pl.col(name).fill_null(0) > 0).cast(pl.Int32) * (1 << bit) for bit, name in enumerate(mapping.label_names)]
     made = [(pl.col("ts_us") // 1000).alias("ts_ms"), pl.sum_horizontal(bits).alias("action")]
-    events = frame.select("user_id", "item_id", *made, "ts_us", "file", "line")
+    arrived = [ARRIVED_US] if ARRIVED_US in frame.columns else []
+    events = frame.select("user_id", "item_id", *made, "ts_us", *arrived, "file", "line")
     if mapping.history.events == "engaged":
         events = events.filter(pl.col("action") > 0)
-    events = events.sort("user_id", "ts_us", "file", "line", maintain_order=True)
-    # (user, time) of events and requests as one rising number each, so that one search finds all ends
-    users, user_rank = np.unique(
-        np.concatenate([events["user_id"].to_numpy(), requests["user_id"].to_numpy()]), return_inverse=True
-    )
-    times, time_rank = np.unique(
-        np.concatenate([events["ts_ms"].to_numpy(), requests["request_ts_us"].to_numpy() // 1000]), return_inverse=True
-    )
-    rank = user_rank.astype(np.int64) * len(times) + time_rank
-    event_rank, request_rank = np.split(rank, [events.height])
-    user_begin = np.searchsorted(user_rank[: events.height], np.arange(len(users)))
-    begin_R = user_begin[user_rank[events.height :]]
-    end_R = np.searchsorted(event_rank, request_rank) - begin_R
+    num_leaking = 0
+    order = "ts_ms"
+    if arrived:
+        order = "arrived_ms"
+        events = events.with_columns((pl.col(ARRIVED_US).fill_null(pl.col("ts_us")) // 1000).alias(order))
+        by_time = events.sort("user_id", "ts_us", "file", "line", maintain_order=True)
+        begin_R, end_R = _ends(by_time, requests, "ts_ms")
+        start_R = begin_R + anchored_start(end_R, max_history, stride)
+        num_leaking = _leaking(by_time[order].to_numpy(), start_R, begin_R + end_R, requests)
+    events = events.sort("user_id", order, "ts_us", "file", "line", maintain_order=True)
+    begin_R, end_R = _ends(events, requests, order)
     start_R = anchored_start(end_R, max_history, stride)
     windows = np.stack([begin_R + start_R, end_R - start_R])
     is_new = np.any(np.diff(windows, axis=1, prepend=windows[:, :1] - 1), axis=0)
@@ -190,7 +193,37 @@ def _earlier_rows(
         window_length_W=windows[1, is_new],
         window_of_request_R=np.cumsum(is_new) - 1,
         history_end_R=end_R,
+        num_leaking=num_leaking,
     )
+
+
+def _ends(events: pl.DataFrame, requests: pl.DataFrame, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where the user of each request begins in the events, and how many of the user's are before the request.
+
+    events: sorted by user and `order`, milliseconds.
+    """
+    # (user, time) of events and requests as one rising number each, so that one search finds all ends
+    users, user_rank = np.unique(
+        np.concatenate([events["user_id"].to_numpy(), requests["user_id"].to_numpy()]), return_inverse=True
+    )
+    times, time_rank = np.unique(
+        np.concatenate([events[order].to_numpy(), requests["request_ts_us"].to_numpy() // 1000]), return_inverse=True
+    )
+    rank = user_rank.astype(np.int64) * len(times) + time_rank
+    event_rank, request_rank = np.split(rank, [events.height])
+    user_begin = np.searchsorted(user_rank[: events.height], np.arange(len(users)))
+    begin_R = user_begin[user_rank[events.height :]]
+    return begin_R, np.searchsorted(event_rank, request_rank) - begin_R
+
+
+def _leaking(arrived_ms_T: np.ndarray, start_R: np.ndarray, end_R: np.ndarray, requests: pl.DataFrame) -> int:
+    """How many requests have an event in their window that arrived at their time or later."""
+    has = end_R > start_R
+    if not has.any():
+        return 0
+    bounds = np.stack([start_R[has], end_R[has]], axis=1).ravel()
+    latest_R = np.maximum.reduceat(np.append(arrived_ms_T, np.iinfo(np.int64).min), bounds)[::2]
+    return int((latest_R >= requests["request_ts_us"].to_numpy()[has] // 1000).sum())
 
 
 def _own_histories(

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import SetPropertiesUpdate
 
 from reqdedup.arrays.keys import first_disorder
-from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition, check_together, enrichments_of
+from reqdedup.sequences.definition import ARRIVAL_TS, USER, EventLog, SequenceDefinition, check_together, enrichments_of
 from reqdedup.sequences.delivered import PART_ROWS, DeliveredRange
 from reqdedup.sequences.engine import Engine, EventCounts
 from reqdedup.sequences.lookups import load_lookups, lookup_dtypes
@@ -85,14 +86,17 @@ def advance(
     Raises ValueError if the timeline was made from other definitions, ConflictError if another run was faster.
     """
     raw = load_raw(catalog, namespace)
-    wanted = _definitions(catalog, namespace, definitions)
-    if not catalog.table_exists(f"{namespace}.{TIMELINE_TABLE}"):
-        tables = load_lookups(catalog, enrichments_of(wanted))
-        enriched = lookup_dtypes(enrichments_of(wanted), tables)
-        make_timeline(catalog, namespace, log_of(raw), wanted, enriched, num_buckets)
-    timeline = open_timeline(catalog, namespace)
+    wanted = _definitions(catalog, namespace, log_of(raw), definitions)
+    lookups = load_lookups(catalog, enrichments_of(wanted))
+    try:
+        table = catalog.load_table(f"{namespace}.{TIMELINE_TABLE}")
+    except NoSuchTableError:
+        enriched = lookup_dtypes(enrichments_of(wanted), lookups)
+        table = make_timeline(catalog, namespace, log_of(raw), wanted, enriched, num_buckets)
+    current = table.current_snapshot()
+    timeline = Timeline(table, current.snapshot_id if current is not None else None, state_of(table))
     _check_same(timeline, wanted)
-    return _extend(catalog, raw, timeline, MAIN, horizon_us, part_rows)
+    return _extend(raw, timeline, lookups, MAIN, horizon_us, part_rows)
 
 
 def backfill(
@@ -109,9 +113,9 @@ def backfill(
     under the number and not published is replaced. Raises as `advance` does.
     """
     raw, table = load_raw(catalog, namespace), load_timeline(catalog, namespace)
-    wanted = _definitions(catalog, namespace, definitions)
-    tables = load_lookups(catalog, enrichments_of(wanted))
-    _add_columns(table, wanted, lookup_dtypes(enrichments_of(wanted), tables))
+    wanted = _definitions(catalog, namespace, log_of(raw), definitions)
+    lookups = load_lookups(catalog, enrichments_of(wanted))
+    _add_columns(table, wanted, lookup_dtypes(enrichments_of(wanted), lookups))
     version = state_of(table).version + 1
     branch, main = staged_ref(version), ref_snapshot(table, MAIN)
     if main is None:
@@ -119,7 +123,7 @@ def backfill(
     if (old := ref_snapshot(table, branch)) != main:
         commit_refs(table, [move_ref(branch, main)], expected={MAIN: main, branch: old})
     empty = Timeline(table, None, TimelineState(version=version, definitions=texts(wanted)))
-    return _extend(catalog, raw, empty, branch, horizon_us, part_rows, replaced=True)
+    return _extend(raw, empty, lookups, branch, horizon_us, part_rows, replaced=True)
 
 
 def publish_timeline(catalog: Catalog, namespace: str, *, horizon_us: int = HORIZON_US) -> int:
@@ -139,7 +143,8 @@ def publish_timeline(catalog: Catalog, namespace: str, *, horizon_us: int = HORI
     if staged.state.version != version:
         raise ValueError(f"{namespace}.{TIMELINE_TABLE}: version {version} was not finished; run the backfill again")
     if staged.state.position < current.position:
-        _extend(catalog, load_raw(catalog, namespace), staged, branch, horizon_us, PART_ROWS)
+        lookups = load_lookups(catalog, enrichments_of(staged.definitions))
+        _extend(load_raw(catalog, namespace), staged, lookups, branch, horizon_us, PART_ROWS)
         staged = open_timeline(catalog, namespace, version)
     check_timeline(staged)
     main = ref_snapshot(table, MAIN)
@@ -213,9 +218,9 @@ def compact_timeline(catalog: Catalog, namespace: str) -> AdvanceReport:
 
 
 def _extend(
-    catalog: Catalog,
     raw: Table,
     timeline: Timeline,
+    lookups: dict[str, pl.DataFrame],
     branch: str,
     horizon_us: int,
     part_rows: int,
@@ -232,13 +237,7 @@ def _extend(
     report = AdvanceReport(version=state.version, position=state.position)
     if timeline.state.position >= state.position and not replaced:
         return report
-    definitions = timeline.definitions
-    engine = Engine(
-        timeline.log,
-        definitions,
-        load_lookups(catalog, enrichments_of(definitions)),
-        horizon_us=horizon_us,
-    )
+    engine = Engine(timeline.log, timeline.definitions, lookups, horizon_us=horizon_us)
     events = DeliveredRange(raw, timeline.state.position, state.position, horizon_us=horizon_us)
     removed = data_files(timeline.table, ref_snapshot(timeline.table, branch)) if replaced else []
     with row_files(timeline.table) as files:
@@ -256,13 +255,13 @@ def _extend(
 
 
 def _definitions(
-    catalog: Catalog, namespace: str, definitions: Sequence[SequenceDefinition] | None
+    catalog: Catalog, namespace: str, log: EventLog, definitions: Sequence[SequenceDefinition] | None
 ) -> list[SequenceDefinition]:
     if definitions is None:
         definitions = [one for one in published_definitions(catalog, namespace).values() if one.stage != "retired"]
         if not definitions:
             raise ValueError(f"{namespace}: published definitions required, found none; run `reqdedup sequences check`")
-    check_together(log_of(load_raw(catalog, namespace)), definitions)
+    check_together(log, definitions)
     return list(definitions)
 
 

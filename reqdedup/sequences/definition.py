@@ -57,7 +57,7 @@ class EventLog:
     columns: name -> dtype of the columns beside those that every event has.
     """
 
-    types: tuple[str, ...]
+    types: Sequence[str]
     columns: Mapping[str, str]
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Enrichment:
     name: str
     table: str
     on: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     as_of: str | None = None
 
     def __post_init__(self) -> None:
@@ -133,13 +133,13 @@ class SequenceDefinition:
     """
 
     name: str
-    events: tuple[EventType, ...]
-    columns: tuple[str, ...]
+    events: Sequence[EventType]
+    columns: Sequence[str]
     last_n: int
     owner: str
     version: int = 1
     window: str | None = None
-    enrichments: tuple[Enrichment, ...] = ()
+    enrichments: Sequence[Enrichment] = ()
     retention: str | None = None
     stage: str = "draft"
 

@@ -94,18 +94,16 @@ class DeliveredRange:
         return self._planned(self._horizon(int(delivered[ARRIVAL_TS].dt.epoch("us")[0])))
 
     def _matching(self, paths: list[tuple[str, int]], ids: pl.Series) -> pl.DataFrame:
-        """Rows before the range with these ids. Ids are read first: few of them come again."""
-        found = self._frame(list(self._batches(paths, 0, self._start, [EVENT_ID, POSITION])), [EVENT_ID, POSITION])
-        again = found.filter(pl.col(EVENT_ID).is_in(ids.implode()))[POSITION]
-        if not again.len():
-            return self._frame([])
-        positions = again.sort().to_numpy()
-        kept = []
-        for batch in self._batches(paths, 0, self._start):
-            is_one = np.isin(batch.column(POSITION).to_numpy(), positions)
-            if is_one.any():
-                kept.append(batch.filter(pa.array(is_one)))
-        return self._frame(kept)
+        """Rows before the range with these ids. Ids are read first: few come again, and those mostly soon."""
+        kept: list[pl.DataFrame] = []
+        for path in paths:
+            names = [EVENT_ID, POSITION]
+            found = self._frame(list(self._batches([path], 0, self._start, names)), names)
+            again = found.filter(pl.col(EVENT_ID).is_in(ids.implode()))[POSITION]
+            if again.len():
+                whole = self._frame(list(self._batches([path], 0, self._start)))
+                kept.append(whole.filter(pl.col(POSITION).is_in(again.implode())))
+        return pl.concat(kept) if kept else self._frame([])
 
     def _batches(
         self, paths: Sequence[tuple[str, int]], start: int, end: int, names: Sequence[str] | None = None

@@ -11,7 +11,7 @@ among them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 
@@ -155,17 +155,21 @@ def add_histories(
     sequence: str,
     rows: pa.Table,
     *,
+    columns: Sequence[str] | None = None,
     version: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows with `history_<column>` for every column of a sequence, as blobs that rows of a window share, and
     `history_end` and `timeline_version`.
 
     rows: user_id and request_ts beside what else they have; those of a request follow one another. Batches are of one
-    bucket and in the order of (user_id, request_ts). Errors are those of `history_ends` and `history_columns`.
+    bucket and in the order of (user_id, request_ts).  columns: of the sequence, by default the definition's.
+    Errors are those of `history_ends` and `history_columns`.
     """
     timeline = open_timeline(catalog, namespace, version)
     definition = timeline.definition(sequence)
-    columns = history_columns(timeline, definition)
+    if columns is not None:
+        definition = replace(definition, columns=tuple(columns))
+    made_columns = history_columns(timeline, definition)
     user_B, at_us_B = requests_of(rows)
     for found in windows(timeline, definition, user_B, at_us_B):
         order = np.lexsort((at_us_B[found.row_R], user_B[found.row_R]))
@@ -184,7 +188,7 @@ def add_histories(
             made = with_ends(rows.take(pa.array(row_B)), found.end_R[order[begin:until]], timeline.state.version)
             indices = pa.array((window_B[begin:until] - low).astype(np.int32))
             offsets = offsets_of(length_W[part])
-            for column, name in zip(columns, definition.columns):
+            for column, name in zip(made_columns, definition.columns):
                 packed = gather_windows(found.columns[name], start_W[part], length_W[part])
                 blobs = blobs_from_numpy(packed.astype(column.dtype, copy=False), offsets)
                 made = made.append_column(column.name, pa.DictionaryArray.from_arrays(indices, blobs))

@@ -202,7 +202,10 @@ def _checked(enrichment: Enrichment, table: pl.DataFrame, log: EventLog) -> pl.D
     table = table.select(names).drop_nulls(keys)
     if enrichment.as_of:
         table = table.with_columns(_time(table, enrichment.as_of, say)).sort(enrichment.as_of)
-    twice = table.filter(table.select(keys).is_duplicated())
+    if len(keys) == 1 and table[keys[0]].n_unique() == table.height:
+        twice = table.clear()
+    else:
+        twice = table.filter(table.select(keys).is_duplicated())
     if twice.height:
         rows = twice.filter(pl.struct(keys) == twice.select(pl.struct(keys).first()).to_series()[0]).head(2).to_dicts()
         raise ValueError(f"{say}: one row for each {' and '.join(keys)} required, found two: {rows[0]} and {rows[1]}")

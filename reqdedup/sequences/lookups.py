@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import polars as pl
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError
 
 from reqdedup.sequences.definition import Enrichment
 
@@ -37,9 +38,10 @@ def load_lookups(catalog: Catalog, enrichments: Iterable[Enrichment]) -> dict[st
         wanted.setdefault(one.table, set()).update((one.on, *one.columns, *([one.as_of] if one.as_of else [])))
     found = {}
     for name, columns in wanted.items():
-        if not catalog.table_exists(name):
-            raise ValueError(f"enrichment: table {name} required, found none")
-        table = catalog.load_table(name)
+        try:
+            table = catalog.load_table(name)
+        except NoSuchTableError:
+            raise ValueError(f"enrichment: table {name} required, found none") from None
         missing = columns - set(table.schema().column_names)
         if missing:
             raise ValueError(f"enrichment: columns {', '.join(sorted(missing))} of {name} required, found none")

@@ -12,14 +12,14 @@ One process writes. `naive.sequence_at` is the definition of what `fetch` answer
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from pyiceberg.catalog import Catalog
 
-from reqdedup.sequences.definition import ARRIVAL_TS, SequenceDefinition, enrichments_of
+from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition, enrichments_of
 from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.lookups import load_lookups
 from reqdedup.sequences.naive import HORIZON_US
@@ -132,6 +132,12 @@ class OnlineStore:
         rest = (one.filter(pl.col(POSITION) >= view.state.position) for one in list(self._wal.batches()))
         self._wal.keep(rest)
         shutil.rmtree(old, ignore_errors=True)
+
+    def delete_users(self, user_ids: Iterable[int]) -> None:
+        """Forget users who were deleted from the tables: their events in the view and in what was put."""
+        gone = pl.Series(list(user_ids), dtype=pl.Int64).implode()
+        self._wal.keep(events.filter(~pl.col(USER).is_in(gone)) for events in list(self._wal.batches()))
+        self.refresh()
 
     def close(self) -> None:
         self._wal.close()

@@ -19,6 +19,7 @@ from reqdedup.sequences.online import open_online
 from reqdedup.sequences.speed import WriteAheadFile
 from reqdedup.sequences.tables import delivered_of, load_raw
 from reqdedup.sequences.timeline import open_timeline
+from reqdedup.storage.maintenance.served_rows import EVENT_TABLES, delete_served
 from tests.sequences import killed_run
 
 ROOT = Path(__file__).parents[2]
@@ -107,3 +108,19 @@ def test_putting_a_batch_again_changes_nothing(tmp_path: Path):
     again = open_online(tmp_path / "online", catalog, "lake")
     assert {n: v.tobytes() for n, v in again.fetch(1, "all").items()} == {n: v.tobytes() for n, v in before.items()}
     again.close()
+
+
+def test_a_deleted_user_is_in_no_table_view_or_file(tmp_path: Path):
+    catalog = catalog_at(tmp_path)
+    killed_run.run(catalog, tmp_path)
+    store = open_online(tmp_path / "online", catalog, "lake")
+    store.put(killed_run.numbered(killed_run.NUM_EVENTS + 1, 6))
+    for name in EVENT_TABLES:
+        delete_served(catalog.load_table(f"lake.{name}"), np.array([1]), np.array([], np.int64))
+    store.delete_users([1])
+    assert len(store.fetch(1, "all")["event_id"]) == 0
+    assert len(store.fetch(2, "all")["event_id"]) == killed_run.NUM_EVENTS // killed_run.NUM_USERS + 2
+    assert all(1 not in one["user_id"] for one in WriteAheadFile(tmp_path / "online" / "delivered.wal").batches())
+    store.close()
+    assert check_timeline(open_timeline(catalog, "lake")) == killed_run.NUM_EVENTS * 2 // 3
+    assert advance(catalog, "lake").counts.num_delivered == 0

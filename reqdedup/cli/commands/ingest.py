@@ -89,9 +89,13 @@ def ingest(arguments: Options) -> int:
     if arguments.json:
         counts = {name: getattr(report.written, name) for name in ("rows", "requests", "users", "bytes")}
         said = {"table": report.table, "layout": report.layout, **counts}
+        said |= {} if report.leaking is None else {"leaking_requests": report.leaking}
         print_json({**said, "skipped": log.skipped, "rejected": report.rejected, "rejects_table": report.rejects_table})
         return 0
     say(report)
+    if report.leaking is not None:
+        share = report.leaking / max(1, report.written.requests)
+        say(f"histories in the order of time would show {share:.1%} of the requests a row that had not arrived")
     if log.skipped:
         shown = ", ".join(log.skipped[:10]) + (f" and {len(log.skipped) - 10:,} more" if len(log.skipped) > 10 else "")
         say(f"no log, not read: {shown}")

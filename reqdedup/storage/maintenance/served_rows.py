@@ -1,6 +1,7 @@
-"""Deleting users from the tables that serving keeps: what it showed them, what they clicked, and their states.
+"""Deleting users from the tables that serving keeps, and from those that user sequences are made of.
 
     impressions, user_states    rows with their user_id
+    raw_events, user_events, rejected_events: the same
     impression_clicks           rows with a request_id of theirs, which the impressions tell: so these go first
 
 Such a table has no layout of ours, so pyiceberg rewrites the files that hold the users, in one commit.
@@ -23,7 +24,8 @@ from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.rejected_rows import Rewritten
 
 IMPRESSIONS, CLICKS, USER_STATES = "impressions", "impression_clicks", "user_states"
-_COLUMN = {IMPRESSIONS: USER_ID, CLICKS: REQUEST_ID, USER_STATES: USER_ID}
+EVENT_TABLES = ("raw_events", "user_events", "rejected_events")
+_COLUMN = {IMPRESSIONS: USER_ID, CLICKS: REQUEST_ID, USER_STATES: USER_ID, **dict.fromkeys(EVENT_TABLES, USER_ID)}
 """Of each table, by its name: which ids say whose a row is."""
 ATTEMPTS = 5
 

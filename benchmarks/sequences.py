@@ -1,0 +1,387 @@
+"""User sequences on Iceberg tables: a day appended to the timeline beside sequences made anew, histories of requests
+beside range joins, a fetch, reading after compaction, further tables as pointers.
+
+    python -m benchmarks.sequences [--only daily ...] [--rounds 5] [--users 4000 --days 45]
+
+First, at requests of the last day, plain loops, the timeline and the store must agree in all columns. Polars and DuckDB
+compute on one thread, CPU time of the process, interleaved; ours includes reading Iceberg's metadata and the commit,
+the others write plain Parquet. Replaces `benchmarks/results/sequences.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["POLARS_MAX_THREADS"] = "1"
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.interleaved import interleaved, line, ratio_row
+from benchmarks.record import write_results
+from benchmarks.sequences_lake import (
+    ENGAGED,
+    LOG,
+    NUM_REQUESTS,
+    NUMBERS,
+    Lake,
+    N,
+    rebuilt,
+    requests_of,
+    sequences,
+    sizes,
+)
+from reqdedup.logs.synthetic_events import (
+    SyntheticEventsConfig,
+)
+from reqdedup.sequences import naive
+from reqdedup.sequences.batch import advance, compact_timeline
+from reqdedup.sequences.definition import SequenceDefinition
+from reqdedup.sequences.ends import add_histories, history_ends
+from reqdedup.sequences.online import OnlineStore, open_online
+from reqdedup.sequences.timeline import Timeline, open_timeline
+
+Row = dict[str, Any]
+
+
+def daily(lake: Lake, folder: Path, measured: int) -> Iterator[Row]:
+    """One day after the other: ours appends, the others write every sequence anew."""
+    ratios: dict[str, list[float]] = {"raw cpu": [], "raw bytes": [], "enriched cpu": [], "enriched bytes": []}
+    seconds: dict[str, list[float]] = {"ours": [], "raw": [], "enriched": []}
+    path = folder / "rebuilt.parquet"
+    for number in range(len(lake.days) - measured, len(lake.days)):
+        lake.deliver(number, lake.days[number])
+        started = time.process_time()
+        report = advance(lake.catalog, "lake", [ENGAGED])
+        ours = time.process_time() - started
+        started = time.process_time()
+        whole = rebuilt(lake, path)
+        raw, raw_bytes = time.process_time() - started, path.stat().st_size
+        timeline = open_timeline(lake.catalog, "lake")
+        files = [file.file_path.removeprefix("file://") for file in timeline.files]
+        started = time.process_time()
+        again = sequences(pl.scan_parquet(files), path, "timeline_index")
+        enriched, enriched_bytes = time.process_time() - started, path.stat().st_size
+        assert again.select("user_id", "event_id").equals(whole.select("user_id", "event_id"))
+        for name, value in (("ours", ours), ("raw", raw), ("enriched", enriched)):
+            seconds[name].append(value)
+        ratios["raw cpu"].append(raw / ours)
+        ratios["raw bytes"].append(raw_bytes / report.num_bytes)
+        ratios["enriched cpu"].append(enriched / ours)
+        ratios["enriched bytes"].append(enriched_bytes / report.num_bytes)
+    for name, found in ratios.items():
+        unit = "x less CPU time" if name.endswith("cpu") else "x fewer bytes written"
+        against = "all sequences from raw events" if name.startswith("raw") else "all sequences from enriched events"
+        yield {
+            "claim": f"daily update against {against}",
+            "variant": "reqdedup",
+            "value": float(np.median(found)),
+            "unit": unit,
+            "target": 20 if name.endswith("cpu") else 25,
+            "spread": [min(found), max(found)],
+            "runs": measured,
+            "seconds": {key: float(np.median(value)) for key, value in seconds.items()},
+            "sizes": sizes(lake),
+        }
+
+
+def histories(lake: Lake, rounds: int) -> Iterator[Row]:
+    """Ends and assembly of all requests, from Iceberg; range joins over enriched events in memory, a tenth of them."""
+    requests = requests_of(lake, NUM_REQUESTS)
+    timeline = open_timeline(lake.catalog, "lake")
+    bare = pl.scan_parquet([file.file_path.removeprefix("file://") for file in timeline.files])
+    events = bare.select("user_id", "timeline_index", "arrival_ts", *NUMBERS).collect()
+    some = pl.from_arrow(requests).gather_every(10)
+    assert isinstance(some, pl.DataFrame)
+
+    def ours() -> list[pa.RecordBatch]:
+        return list(add_histories(lake.catalog, "lake", "engaged", requests, columns=NUMBERS))
+
+    def polars() -> pl.DataFrame:
+        joined = some.lazy().join(events.lazy(), on="user_id").filter(pl.col("arrival_ts") < pl.col("request_ts"))
+        ordered = joined.sort("request_id", "timeline_index").group_by("request_id", maintain_order=True).tail(N)
+        return ordered.group_by("request_id", maintain_order=True).agg(NUMBERS).collect()
+
+    connection = duckdb.connect(config={"threads": 1})
+    connection.register("asked", some.to_arrow())
+    connection.register("events", events.to_arrow())
+    query = (
+        "create or replace table found as select request_id, list(item_id order by i) item_id, "
+        "list(category order by i) category from (select request_id, item_id, category, timeline_index i, "
+        "row_number() over (partition by request_id order by timeline_index desc) k from asked join events using "
+        "(user_id) where arrival_ts < request_ts) where k <= 500 group by request_id"
+    )
+    said = {}
+    for batch in ours():
+        for request, code in zip(
+            batch.column("request_id").to_pylist(), batch.column("history_item_id").indices.to_pylist()
+        ):
+            said[request] = batch.column("history_item_id").dictionary[code].as_py()
+    for request, items in polars().select("request_id", "item_id").rows():
+        assert np.frombuffer(said[request], "<i8").tolist() == items, f"request {request} differs"
+    timings = interleaved(
+        {"reqdedup": ours, "Polars": polars, "DuckDB": lambda: connection.execute(query)},
+        rounds=rounds,
+        units={"reqdedup": NUM_REQUESTS, "Polars": some.height, "DuckDB": some.height},
+    )
+    best = min(("Polars", "DuckDB"), key=timings.median)
+    yield ratio_row("histories of requests", timings, baseline=best, sizes=sizes(lake), target=50)
+    ends = interleaved({"ends": lambda: history_ends(lake.catalog, "lake", requests)}, rounds=rounds)
+    yield {
+        "claim": "history_end of 30,000 requests",
+        "variant": "reqdedup",
+        "value": ends.median("ends"),
+        "unit": "CPU s",
+        "target": None,
+        "sizes": sizes(lake),
+    }
+    events_read, pairs = len(events), sum(len(value) // 8 for value in said.values())
+    yield {
+        "claim": "enrichment look-ups",
+        "variant": "one per event",
+        "value": pairs / events_read,
+        "unit": "x fewer than one per (sequence, event)",
+        "target": 10,
+        "sizes": sizes(lake),
+    }
+
+
+def fetches(lake: Lake, folder: Path) -> Iterator[Row]:
+    """Fetches of 500 events x 4 columns in this process, of users weighted by their events."""
+    store = open_online(folder / "online", lake.catalog, "lake")
+    rng = np.random.default_rng(3)
+    users = pa.concat_tables(lake.days).column("user_id").to_numpy()
+    some = [int(user) for user in users[rng.integers(0, len(users), 20_000)]]
+    four = ["item_id", "category", "event_type", "event_ts"]
+    for user in some[:2_000]:
+        store.fetch(user, "engaged", four)
+    wall = np.empty(len(some))
+    for number, user in enumerate(some):
+        started = time.perf_counter()
+        store.fetch(user, "engaged", four)
+        wall[number] = time.perf_counter() - started
+    yield {
+        "claim": "fetch 500 events x 4 columns",
+        "variant": "in process",
+        "value": float(np.quantile(wall, 0.99) * 1e6),
+        "unit": "us p99",
+        "target": None,
+        "median_us": float(np.median(wall) * 1e6),
+        "must_stay_below": 200,
+        "sizes": sizes(lake),
+    }
+    yield from narrow_reads(lake, store, some)
+    store.close()
+
+
+def narrow_reads(lake: Lake, store: OnlineStore, users: list[int]) -> Iterator[Row]:
+    """3 of 9 columns of a fetch, beside whole events packed side by side as a blob store keeps them."""
+    three = ["item_id", "event_type", "event_ts"]
+    user = max(set(users[:2000]), key=lambda one: len(store.fetch(one, "engaged", ["item_id"])["item_id"]))
+    every = store.fetch(user, "engaged")
+    record = np.dtype([(name, values.dtype) for name, values in every.items()])
+    packed = np.empty(len(every["item_id"]), record)
+    for name, values in every.items():
+        packed[name] = values
+    blob = packed.tobytes()
+
+    def whole() -> dict[str, np.ndarray]:
+        found = np.frombuffer(blob, record)
+        return {name: found[name].copy() for name in record.names or ()}
+
+    asked = sum(store.fetch(user, "engaged", three)[name].nbytes for name in three)
+    timings = interleaved(
+        {"reqdedup": lambda: store.fetch(user, "engaged", three), "whole events": whole},
+        rounds=9,
+        repeats={"reqdedup": 2_000, "whole events": 2_000},
+    )
+    yield {
+        "claim": "3 of 7 columns of a sequence",
+        "variant": "bytes",
+        "value": len(blob) / asked,
+        "unit": "x fewer bytes than whole events",
+        "target": 5,
+        "sizes": sizes(lake),
+    }
+    yield ratio_row("3 of 7 columns of a sequence", timings, baseline="whole events", target=3, sizes=sizes(lake))
+
+
+def equal(lake: Lake, folder: Path) -> Iterator[Row]:
+    """Plain loops, the timeline and the store at requests of the last day; raises AssertionError if one differs."""
+    chosen = set(np.random.default_rng(5).permutation(lake.config.num_users)[:300].tolist())
+    events = [
+        event | {name: _micros(event[name]) for name in ("event_ts", "arrival_ts")}
+        for day in lake.days
+        for event in day.filter(pa.compute.is_in(day.column("user_id"), value_set=pa.array(sorted(chosen)))).to_pylist()
+    ]
+    rows = lake.items.filter(pl.col("item_id").is_in(list({event["item_id"] for event in events}))).to_dicts()
+    by_item = {row["item_id"]: row for row in rows}
+    narrow = SequenceDefinition(
+        name="engaged", events=ENGAGED.events, columns=["item_id", "event_ts", "surface"], last_n=N, owner="benchmarks"
+    )
+    accepted = naive.accept(LOG, events, int(time.time() * 1e6))
+    required = naive.timelines(LOG, [narrow], accepted.events, {})
+    store = open_online(folder / "online", lake.catalog, "lake")
+    requests = requests_of(lake, NUM_REQUESTS).to_pylist()
+    num = 0
+    for request in requests:
+        if request["user_id"] not in chosen:
+            continue
+        at_us, timeline = _micros(request["request_ts"]), required.of_user.get(request["user_id"], [])
+        sequence = naive.sequence_at(narrow, timeline, naive.history_end(timeline, at_us), at_us)
+        found = store.fetch(request["user_id"], "engaged", at_us=at_us)
+        for name in narrow.columns:
+            assert found[name].tolist() == [event[name] for event in sequence], f"request {request}: {name} differs"
+        categories = [by_item[event["item_id"]]["category"] for event in sequence]
+        assert found["category"].tolist() == categories, f"request {request}: category differs"
+        num += 1
+    store.close()
+    yield {
+        "claim": "online = plain loops",
+        "variant": "requests compared",
+        "value": num,
+        "unit": "requests, 0 differ",
+        "target": None,
+        "sizes": sizes(lake),
+    }
+
+
+def compaction(lake: Lake, folder: Path, rounds: int) -> Iterator[Row]:
+    """Reading the whole timeline, as daily files and after compaction, beside one file a bucket."""
+
+    def read(timeline: Timeline) -> int:
+        return sum(len(timeline.read(bucket, NUMBERS)) for bucket in range(timeline.num_buckets))
+
+    before = open_timeline(lake.catalog, "lake")
+    compact_timeline(lake.catalog, "lake")
+    after = open_timeline(lake.catalog, "lake")
+    paths = []
+    for bucket in range(after.num_buckets):
+        paths.append(folder / f"one-{bucket}.parquet")
+        pq.write_table(after.read(bucket, after.schema.names), paths[-1], compression="zstd", compression_level=3)
+
+    def one() -> int:
+        return sum(
+            len(pq.read_table(path, columns=["user_id", "timeline_index", *NUMBERS], use_threads=False))
+            for path in paths
+        )
+
+    timings = interleaved(
+        {"after": lambda: read(after), "daily": lambda: read(before), "one file a bucket": one}, rounds=rounds
+    )
+    for name, target in (("after", 1.2), ("daily", None)):
+        found = timings.ratios(name, "one file a bucket")
+        yield {
+            "claim": "reading the timeline",
+            "variant": {"after": "after compaction", "daily": "daily files"}[name],
+            "value": float(np.median(found)),
+            "unit": "x the CPU time of one file a bucket",
+            "must_stay_below": target,
+            "target": None,
+            "spread": [min(found), max(found)],
+            "sizes": sizes(lake),
+        }
+
+
+def pointers(lake: Lake, folder: Path) -> Iterator[Row]:
+    """A further training table: its requests as pointers, and with histories of ids and embeddings as blobs."""
+    requests = requests_of(lake, NUM_REQUESTS)
+    pointed = history_ends(lake.catalog, "lake", requests)
+    pq.write_table(pointed, folder / "pointers.parquet", compression="zstd", compression_level=3)
+    made = (folder / "pointers.parquet").stat().st_size
+    blobs = folder / "blobs.parquet"
+    writer = None
+    for batch in add_histories(lake.catalog, "lake", "engaged", requests, columns=[*NUMBERS, "event_ts", "surface"]):
+        if writer is None:
+            writer = pq.ParquetWriter(
+                blobs, batch.schema, compression="zstd", compression_level=3, dictionary_pagesize_limit=2**30
+            )
+        writer.write_batch(batch, row_group_size=16_384)
+    assert writer is not None
+    writer.close()
+    yield {
+        "claim": "a further training table as pointers",
+        "variant": "reqdedup",
+        "value": blobs.stat().st_size / made,
+        "unit": "x fewer bytes than item ids and categories as blobs",
+        "target": 100,
+        "bytes": {
+            "pointers": made,
+            "blobs": blobs.stat().st_size,
+            "timeline": sum(file.file_size_in_bytes for file in open_timeline(lake.catalog, "lake").files),
+        },
+        "sizes": sizes(lake),
+    }
+
+
+def memory() -> Iterator[Row]:
+    """Resident memory that an advance over a day adds at most, of ten times the events over one times; 1 is flat."""
+    added = {}
+    for times in (1, 10):
+        code = f"from benchmarks.sequences_lake import added_memory; print(added_memory({times}))"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        added[times] = int(found.stdout)
+    yield {
+        "claim": "memory of advance",
+        "variant": "ten times the events",
+        "value": added[10] / added[1],
+        "unit": "x the memory added at one time",
+        "target": None,
+        "bytes": added,
+        "sizes": {"users": 20_000, "events_per_day": 7.4, "part_rows": 65_536},
+    }
+
+
+def _micros(moment: Any) -> int:
+    return int(np.datetime64(moment.replace(tzinfo=None), "us").astype(np.int64))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sequences", description=__doc__.splitlines()[0])
+    names = ["daily", "histories", "equal", "fetch", "compaction", "pointers", "memory"]
+    parser.add_argument("--only", nargs="*", choices=names, help="some of them; nothing is recorded then")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--users", type=int, default=4_000)
+    parser.add_argument("--days", type=int, default=45)
+    parser.add_argument("--measured", type=int, default=7, help="days that are appended one by one")
+    arguments = parser.parse_args(argv)
+    chosen = arguments.only or names
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="reqdedup-sequences-") as name:
+        folder = Path(name)
+        config = SyntheticEventsConfig(
+            num_users=arguments.users, num_days=arguments.days, num_items=100_000, num_categories=400
+        )
+        lake = Lake(folder, config, arguments.measured)
+        steps = {
+            "daily": lambda: daily(lake, folder, arguments.measured),
+            "equal": lambda: equal(lake, folder),
+            "fetch": lambda: fetches(lake, folder),
+            "histories": lambda: histories(lake, arguments.rounds),
+            "pointers": lambda: pointers(lake, folder),
+            "compaction": lambda: compaction(lake, folder, arguments.rounds),
+            "memory": memory,
+        }
+        for step, measure in steps.items():
+            if step in chosen or step == "daily":  # which brings the timeline to the end
+                for row in measure():
+                    rows.append(row)
+                    print(line(row), flush=True)
+    if arguments.only is None:
+        print(write_results("sequences", rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

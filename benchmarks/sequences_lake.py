@@ -1,0 +1,133 @@
+"""A stream of events in a lake of its own, for `benchmarks.sequences`, and what people run instead of a timeline."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+
+from reqdedup.logs.synthetic_events import (
+    DAY_US,
+    EVENT_COLUMNS,
+    EVENT_TYPES,
+    SyntheticEventsConfig,
+    synthetic_events,
+    synthetic_items,
+)
+from reqdedup.sequences.batch import advance
+from reqdedup.sequences.definition import Enrichment, EventLog, EventType, SequenceDefinition
+from reqdedup.sequences.intake import append_events
+from reqdedup.sequences.predicate import col
+from reqdedup.sequences.tables import load_raw
+from reqdedup.storage import open_catalog
+
+N, BUCKETS, NUM_REQUESTS = 500, 8, 30_000
+LOG = EventLog(types=EVENT_TYPES, columns=EVENT_COLUMNS)
+ENGAGED = SequenceDefinition(
+    name="engaged",
+    events=[EventType("click"), EventType("save"), EventType("view", col("duration_s") >= 10)],
+    enrichments=[Enrichment("item", "lake.items", "item_id", ["category", "embedding"])],
+    columns=["item_id", "event_type", "surface", "event_ts", "arrival_ts", "category", "embedding"],
+    last_n=N,
+    owner="benchmarks",
+)
+NUMBERS = ["item_id", "category"]
+
+
+class Lake:
+    """The delivered events of a stream, and the timeline of all but its last `measured` days."""
+
+    def __init__(self, folder: Path, config: SyntheticEventsConfig, measured: int) -> None:
+        self.config = config
+        uri = f"sqlite:///{folder}/catalog.db"
+        self.catalog: Catalog = open_catalog(properties={"uri": uri, "warehouse": f"file://{folder}/tables"})
+        self.catalog.create_namespace("lake")
+        items = synthetic_items(config)
+        self.catalog.create_table("lake.items", items.schema).append(items)
+        self.items = pl.DataFrame(items)
+        self.days = list(synthetic_events(config))[: config.num_days]
+        for number, day in enumerate(self.days[:-measured]):
+            self.deliver(number, day)
+            if number in (config.num_days // 2, len(self.days) - measured - 1):
+                advance(self.catalog, "lake", [ENGAGED], num_buckets=BUCKETS)
+
+    def deliver(self, number: int, day: pa.Table) -> None:
+        append_events(self.catalog, "lake", LOG, [day], source=f"day {number}")
+
+    def raw_files(self) -> list[str]:
+        """In the order of delivery: a folder is a day."""
+        tasks = load_raw(self.catalog, "lake").scan().plan_files()
+        return sorted(task.file.file_path.removeprefix("file://") for task in tasks)
+
+
+def wanted() -> pl.Expr:
+    is_read = (pl.col("event_type") == "view") & (pl.col("duration_s").fill_nan(None) >= 10).fill_null(False)
+    return pl.col("event_type").is_in(["click", "save"]) | is_read
+
+
+def rebuilt(lake: Lake, path: Path) -> pl.DataFrame:
+    """All sequences from all raw events, the way of a daily job in Polars."""
+    events = pl.scan_parquet(lake.raw_files()).filter(wanted()).unique("event_id", keep="first", maintain_order=True)
+    return sequences(
+        events.join(lake.items.lazy(), on="item_id", how="left", maintain_order="left"), path, "arrival_ts"
+    )
+
+
+def sequences(events: pl.LazyFrame, path: Path, order: str) -> pl.DataFrame:
+    """Sequences of enriched events, written."""
+    columns = ["event_id", *(name for name in ENGAGED.columns)]
+    found = events.sort("user_id", order, maintain_order=True).group_by("user_id", maintain_order=True)
+    frame = found.agg(pl.col(name).tail(N) for name in columns).collect()
+    frame.write_parquet(path, compression="zstd", compression_level=3)
+    return frame
+
+
+def requests_of(lake: Lake, num: int) -> pa.Table:
+    rng = np.random.default_rng(7)
+    events = pa.concat_tables(lake.days)
+    last = int(events.column("arrival_ts").cast(pa.int64()).to_numpy().max())
+    user = events.column("user_id").to_numpy()[rng.integers(0, len(events), num)]
+    at = rng.integers(last - 5 * DAY_US, last, num)
+    order = np.lexsort((at, user))
+    return pa.table(
+        {
+            "user_id": user[order],
+            "request_ts": pa.array(at[order]).cast(pa.timestamp("us", tz="UTC")),
+            "request_id": np.arange(num),
+        }
+    )
+
+
+def sizes(lake: Lake) -> dict[str, Any]:
+    config = lake.config
+    return {
+        "users": config.num_users,
+        "days": config.num_days,
+        "last_n": N,
+        "buckets": BUCKETS,
+        "events": sum(map(len, lake.days)),
+        "requests": NUM_REQUESTS,
+    }
+
+
+def added_memory(times: int) -> int:
+    """Bytes by which an advance over one day raises this process's peak, at `times` the users."""
+    with tempfile.TemporaryDirectory(prefix="reqdedup-memory-") as name:
+        config = SyntheticEventsConfig(num_users=20_000 * times, num_items=100_000, num_days=2)
+        lake = Lake(Path(name), config, 1)
+        lake.deliver(1, lake.days[1])
+        lake.days.clear()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+        before = _status("VmRSS")
+        advance(lake.catalog, "lake", [ENGAGED], part_rows=65_536)
+        return (_status("VmHWM") - before) * 1024
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
