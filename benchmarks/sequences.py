@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
+import pickle
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from benchmarks.sequences_lake import (
     NUMBERS,
     Lake,
     N,
+    memory,
     rebuilt,
     requests_of,
     sequences,
@@ -48,7 +49,7 @@ from reqdedup.logs.synthetic_events import (
 from reqdedup.sequences import naive
 from reqdedup.sequences.batch import advance, compact_timeline
 from reqdedup.sequences.definition import SequenceDefinition
-from reqdedup.sequences.ends import add_histories, history_ends
+from reqdedup.sequences.ends import add_histories, history_ends, windows
 from reqdedup.sequences.online import OnlineStore, open_online
 from reqdedup.sequences.timeline import Timeline, open_timeline
 
@@ -169,7 +170,8 @@ def fetches(lake: Lake, folder: Path) -> Iterator[Row]:
     wall = np.empty(len(some))
     for number, user in enumerate(some):
         started = time.perf_counter()
-        store.fetch(user, "engaged", four)
+        for values in store.fetch(user, "engaged", four).values():
+            values.copy()  # a slice of a memory-mapped column is read only now
         wall[number] = time.perf_counter() - started
     yield {
         "claim": "fetch 500 events x 4 columns",
@@ -186,7 +188,7 @@ def fetches(lake: Lake, folder: Path) -> Iterator[Row]:
 
 
 def narrow_reads(lake: Lake, store: OnlineStore, users: list[int]) -> Iterator[Row]:
-    """3 of 9 columns of a fetch, beside whole events packed side by side as a blob store keeps them."""
+    """3 of 9 columns of a fetch, beside whole events of a user in memory: pickled rows, and packed side by side."""
     three = ["item_id", "event_type", "event_ts"]
     user = max(set(users[:2000]), key=lambda one: len(store.fetch(one, "engaged", ["item_id"])["item_id"]))
     every = store.fetch(user, "engaged")
@@ -194,27 +196,32 @@ def narrow_reads(lake: Lake, store: OnlineStore, users: list[int]) -> Iterator[R
     packed = np.empty(len(every["item_id"]), record)
     for name, values in every.items():
         packed[name] = values
-    blob = packed.tobytes()
+    blob, pickled = packed.tobytes(), pickle.dumps(packed.tolist())
+
+    def ours() -> dict[str, np.ndarray]:
+        return {name: values.copy() for name, values in store.fetch(user, "engaged", three).items()}
 
     def whole() -> dict[str, np.ndarray]:
         found = np.frombuffer(blob, record)
         return {name: found[name].copy() for name in record.names or ()}
 
-    asked = sum(store.fetch(user, "engaged", three)[name].nbytes for name in three)
+    asked = sum(values.nbytes for values in ours().values())
     timings = interleaved(
-        {"reqdedup": lambda: store.fetch(user, "engaged", three), "whole events": whole},
+        {"reqdedup": ours, "pickled rows": lambda: pickle.loads(pickled), "packed events": whole},
         rounds=9,
-        repeats={"reqdedup": 2_000, "whole events": 2_000},
+        repeats=dict.fromkeys(("reqdedup", "pickled rows", "packed events"), 2_000),
     )
     yield {
-        "claim": "3 of 7 columns of a sequence",
+        "claim": "3 of 9 columns of a sequence",
         "variant": "bytes",
         "value": len(blob) / asked,
         "unit": "x fewer bytes than whole events",
         "target": 5,
         "sizes": sizes(lake),
     }
-    yield ratio_row("3 of 7 columns of a sequence", timings, baseline="whole events", target=3, sizes=sizes(lake))
+    for baseline, target in (("pickled rows", 3), ("packed events", None)):
+        row = ratio_row("3 of 9 columns of a sequence", timings, baseline=baseline, target=target, sizes=sizes(lake))
+        yield {**row, "variant": f"against {baseline}"}
 
 
 def equal(lake: Lake, folder: Path) -> Iterator[Row]:
@@ -295,51 +302,43 @@ def compaction(lake: Lake, folder: Path, rounds: int) -> Iterator[Row]:
 
 
 def pointers(lake: Lake, folder: Path) -> Iterator[Row]:
-    """A further training table: its requests as pointers, and with histories of ids and embeddings as blobs."""
-    requests = requests_of(lake, NUM_REQUESTS)
+    """A further training table: requests as pointers, beside item ids and embeddings as blobs, a tenth of the users."""
+    requests = requests_of(lake, NUM_REQUESTS).slice(0, NUM_REQUESTS // 10)
     pointed = history_ends(lake.catalog, "lake", requests)
-    pq.write_table(pointed, folder / "pointers.parquet", compression="zstd", compression_level=3)
-    made = (folder / "pointers.parquet").stat().st_size
-    blobs = folder / "blobs.parquet"
-    writer = None
-    for batch in add_histories(lake.catalog, "lake", "engaged", requests, columns=[*NUMBERS, "event_ts", "surface"]):
-        if writer is None:
-            writer = pq.ParquetWriter(
-                blobs, batch.schema, compression="zstd", compression_level=3, dictionary_pagesize_limit=2**30
-            )
-        writer.write_batch(batch, row_group_size=16_384)
-    assert writer is not None
-    writer.close()
+    pq.write_table(
+        pointed,
+        folder / "pointers.parquet",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=["user_id", "timeline_version"],
+        column_encoding=dict.fromkeys(("request_ts", "request_id", "history_end"), "DELTA_BINARY_PACKED"),
+    )
+    timeline = open_timeline(lake.catalog, "lake")
+    user_R = requests.column("user_id").to_numpy()
+    at_R = requests.column("request_ts").cast("int64").to_numpy()
+    blobs: dict[str, list[bytes]] = {"item_id": [], "embedding": []}
+    wide = replace(ENGAGED, columns=list(blobs))
+    for found in windows(timeline, wide, user_R, at_R):
+        for start, length in zip(found.start_R.tolist(), found.length_R.tolist()):
+            for name, values in blobs.items():
+                values.append(found.columns[name][start : start + length].tobytes())
+    pq.write_table(
+        pa.table({name: pa.array(values, pa.large_binary()) for name, values in blobs.items()}),
+        folder / "blobs.parquet",
+        compression="zstd",
+        compression_level=3,
+        dictionary_pagesize_limit=2**30,
+        row_group_size=1_024,
+    )
+    sizes_of = {name: (folder / f"{name}.parquet").stat().st_size for name in ("pointers", "blobs")}
     yield {
         "claim": "a further training table as pointers",
         "variant": "reqdedup",
-        "value": blobs.stat().st_size / made,
-        "unit": "x fewer bytes than item ids and categories as blobs",
+        "value": sizes_of["blobs"] / sizes_of["pointers"],
+        "unit": "x fewer bytes than item ids and embeddings as blobs",
         "target": 100,
-        "bytes": {
-            "pointers": made,
-            "blobs": blobs.stat().st_size,
-            "timeline": sum(file.file_size_in_bytes for file in open_timeline(lake.catalog, "lake").files),
-        },
+        "bytes": {**sizes_of, "timeline": sum(file.file_size_in_bytes for file in timeline.files)},
         "sizes": sizes(lake),
-    }
-
-
-def memory() -> Iterator[Row]:
-    """Resident memory that an advance over a day adds at most, of ten times the events over one times; 1 is flat."""
-    added = {}
-    for times in (1, 10):
-        code = f"from benchmarks.sequences_lake import added_memory; print(added_memory({times}))"
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        added[times] = int(found.stdout)
-    yield {
-        "claim": "memory of advance",
-        "variant": "ten times the events",
-        "value": added[10] / added[1],
-        "unit": "x the memory added at one time",
-        "target": None,
-        "bytes": added,
-        "sizes": {"users": 20_000, "events_per_day": 7.4, "part_rows": 65_536},
     }
 
 
@@ -368,9 +367,9 @@ def main(argv: list[str] | None = None) -> int:
             "daily": lambda: daily(lake, folder, arguments.measured),
             "equal": lambda: equal(lake, folder),
             "fetch": lambda: fetches(lake, folder),
+            "compaction": lambda: compaction(lake, folder, arguments.rounds),
             "histories": lambda: histories(lake, arguments.rounds),
             "pointers": lambda: pointers(lake, folder),
-            "compaction": lambda: compaction(lake, folder, arguments.rounds),
             "memory": memory,
         }
         for step, measure in steps.items():

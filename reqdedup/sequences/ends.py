@@ -37,12 +37,13 @@ BATCH_TOKENS = 4_194_304
 class BucketWindows:
     """What R requests of one bucket see of a sequence.
 
-    row_R: which of the requests they are.  end_R: their history_end.
+    row_R: which of the requests they are.  end_R: their history_end.  rank_R: of the events before it, the sequence's.
     columns: of the sequence's events of the bucket, packed.  start_R, length_R: each request's window of them.
     """
 
     row_R: np.ndarray
     end_R: np.ndarray
+    rank_R: np.ndarray
     columns: dict[str, np.ndarray]
     start_R: np.ndarray
     length_R: np.ndarray
@@ -79,7 +80,7 @@ def with_ends(requests: pa.Table, end_R: np.ndarray, version: int) -> pa.Table:
     """The requests with these ends, of this version of the timeline."""
     kept = requests.drop_columns([n for n in (HISTORY_END, TIMELINE_VERSION) if n in requests.column_names])
     said = pa.array(np.full(len(end_R), version, np.int32))
-    return kept.append_column(HISTORY_END, pa.array(end_R)).append_column(TIMELINE_VERSION, said)
+    return kept.append_column(HISTORY_END, pa.array(end_R.astype(np.int64))).append_column(TIMELINE_VERSION, said)
 
 
 def windows(
@@ -128,6 +129,7 @@ def windows(
         yield BucketWindows(
             row_R=row_R,
             end_R=found_R,
+            rank_R=rank_R,
             columns={name: numbers_of(members.column(name)) for name in definition.columns},
             start_R=first_member_R + start_R,
             length_R=rank_R - start_R,
@@ -161,6 +163,9 @@ def add_histories(
     """The rows with `history_<column>` for every column of a sequence, as blobs that rows of a window share, and
     `history_end` and `timeline_version`.
 
+    Here `history_end` counts the sequence's own events, so that the histories of a user are slices of one numbered row
+    of events, as training and serving take them; `history_ends` counts those of the whole timeline.
+
     rows: user_id and request_ts beside what else they have; those of a request follow one another. Batches are of one
     bucket and in the order of (user_id, request_ts).  columns: of the sequence, by default the definition's.
     Errors are those of `history_ends` and `history_columns`.
@@ -185,7 +190,7 @@ def add_histories(
                 continue
             row_B, low = found.row_R[order[begin:until]], window_B[begin]
             part = slice(low, window_B[until - 1] + 1)
-            made = with_ends(rows.take(pa.array(row_B)), found.end_R[order[begin:until]], timeline.state.version)
+            made = with_ends(rows.take(pa.array(row_B)), found.rank_R[order[begin:until]], timeline.state.version)
             indices = pa.array((window_B[begin:until] - low).astype(np.int32))
             offsets = offsets_of(length_W[part])
             for column, name in zip(made_columns, definition.columns):

@@ -24,6 +24,7 @@ from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.lookups import load_lookups
 from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.speed import SpeedView, WriteAheadFile
+from reqdedup.sequences.store import WindowError
 from reqdedup.sequences.tables import POSITION
 from reqdedup.sequences.view import BatchView, build_view
 
@@ -74,42 +75,82 @@ class OnlineStore:
         Raises ValueError if there is no such sequence or column.
         """
         definition = self.definition(sequence)
+        names = self._names(definition, columns)
+        num, num_since = self._arrived(user_id, at_us)
+        last = self._rank(user_id, definition.rank_column, num, num_since)
+        first = max(1, last - definition.last_n + 1)
+        oldest = None
+        if definition.window_us is not None:
+            latest = at_us if at_us is not None else max(self.speed.arrival_us, self.view.state.arrival_us) + 1
+            oldest = latest - definition.window_us
+        return self._read(user_id, definition.rank_column, names, first, num, num_since, oldest)
+
+    def window(
+        self, user_id: int, sequence: str, columns: Sequence[str] | None, first: int, last: int | None = None
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """The sequence's events number `first` to before `last` (None: all), from 0 on, and how many there are.
+
+        Raises ValueError if there are fewer than `last`, or no such sequence or column.
+        """
+        definition = self.definition(sequence)
+        names, rank = self._names(definition, columns), definition.rank_column
+        num, num_since = self._arrived(user_id, None)
+        end = self._rank(user_id, rank, num, num_since)
+        if last is not None and last > end:
+            raise WindowError("at", f"0 to {end}, the end of the timeline,", str(last))
+        if last is not None:
+            of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
+            num = int(np.searchsorted(self.view.columns[rank][of_view.start : of_view.end], last, "right"))
+            num_since = int(np.searchsorted(since[rank], last, "right")) if since is not None else 0
+        return self._read(user_id, rank, names, first + 1, num, num_since, None), end
+
+    def _names(self, definition: SequenceDefinition, columns: Sequence[str] | None) -> Sequence[str]:
         names = definition.columns if columns is None else columns
         unknown = [name for name in names if name not in definition.columns]
         if unknown:
-            raise ValueError(f"{sequence}: columns of {', '.join(definition.columns)} required, found {unknown[0]!r}")
-        view, rank = self.view, definition.rank_column
-        of_view = view.of_user(user_id)
-        since = self.speed.of_user(user_id)
-        start, end = of_view.start, of_view.end
-        num_since = len(since[rank]) if since is not None else 0
+            said = ", ".join(definition.columns)
+            raise ValueError(f"{definition.name}: columns of {said} required, found {unknown[0]!r}")
+        return names
+
+    def _arrived(self, user_id: int, at_us: int | None) -> tuple[int, int]:
+        """How many of the user's events in the view, and of those since, had arrived before this time."""
+        of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
+        num, num_since = of_view.end - of_view.start, len(since[ARRIVAL_TS]) if since is not None else 0
         if at_us is not None:
-            if num_since and since is not None:
-                num_since = int(np.searchsorted(since[ARRIVAL_TS][:num_since], at_us))
+            if since is not None:
+                num_since = int(np.searchsorted(since[ARRIVAL_TS], at_us))
             if not num_since:
-                end = start + int(np.searchsorted(view.columns[ARRIVAL_TS][start:end], at_us))
-        ranks = view.columns[rank]
+                num = int(np.searchsorted(self.view.columns[ARRIVAL_TS][of_view.start : of_view.end], at_us))
+        return num, num_since
+
+    def _rank(self, user_id: int, rank: str, num: int, num_since: int) -> int:
+        """How many of the sequence's events are among the first of the view and of those since."""
+        since = self.speed.of_user(user_id)
         if num_since and since is not None:
-            last = int(since[rank][num_since - 1])
-        else:
-            last = int(ranks[end - 1]) if end > start else 0
-        first = max(1, last - definition.last_n + 1)
-        start += int(np.searchsorted(ranks[start:end], first))
+            return int(since[rank][num_since - 1])
+        return int(self.view.columns[rank][self.view.of_user(user_id).start + num - 1]) if num else 0
+
+    def _read(
+        self, user_id: int, rank: str, names: Sequence[str], first: int, num: int, num_since: int, oldest_us: int | None
+    ) -> dict[str, np.ndarray]:
+        """The sequence's events from rank `first` on that had arrived and are not older than `oldest_us`."""
+        of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
+        ranks, end = self.view.columns[rank], of_view.start + num
+        start = of_view.start + int(np.searchsorted(ranks[of_view.start : end], first))
         first_since = int(np.searchsorted(since[rank][:num_since], first)) if num_since and since is not None else 0
-        if definition.window_us is not None:
-            latest = at_us if at_us is not None else max(self.speed.arrival_us, view.state.arrival_us) + 1
-            oldest = latest - definition.window_us
-            start += int(np.searchsorted(view.columns[ARRIVAL_TS][start:end], oldest))
+        if oldest_us is not None:
+            start += int(np.searchsorted(self.view.columns[ARRIVAL_TS][start:end], oldest_us))
             if num_since and since is not None:
-                first_since += int(np.searchsorted(since[ARRIVAL_TS][first_since:num_since], oldest))
+                first_since += int(np.searchsorted(since[ARRIVAL_TS][first_since:num_since], oldest_us))
         chosen = _members(ranks[start:end], int(ranks[start - 1]) if start > of_view.start else 0)
         chosen_since = None
         if num_since > first_since and since is not None:
-            before = int(since[rank][first_since - 1]) if first_since else _last(ranks, of_view.start, of_view.end)
+            whole = int(ranks[of_view.end - 1]) if of_view.end > of_view.start else 0
+            before = int(since[rank][first_since - 1]) if first_since else whole
             chosen_since = _members(since[rank][first_since:num_since], before)
         found = {}
         for name in names:
-            values = view.read(name, start, end)
+            values = self.view.read(name, start, end)
             if chosen is not None:
                 values = values[chosen]
             if num_since > first_since and since is not None:
@@ -161,10 +202,6 @@ def _built(catalog: Catalog, namespace: str, folder: Path, number: int, horizon_
     unfinished.write_text(place.name)
     unfinished.replace(folder / CURRENT)
     return view
-
-
-def _last(ranks: np.ndarray, start: int, end: int) -> int:
-    return int(ranks[end - 1]) if end > start else 0
 
 
 def _members(ranks: np.ndarray, before: int) -> np.ndarray | None:

@@ -20,6 +20,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
+from reqdedup.arrays.keys import first_disorder
 from reqdedup.sequences.columns import conform
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
 from reqdedup.sequences.tables import (
@@ -69,11 +70,16 @@ class Timeline:
     def read(self, bucket: int, columns: Sequence[str]) -> pa.Table:
         """The bucket's events in the order of (user_id, timeline_index); these columns and the two."""
         names = list(dict.fromkeys([USER, INDEX, *columns]))
-        tables = [self.read_file(file, names) for file in self.bucket_files(bucket)]
+        files = sorted(self.bucket_files(bucket), key=self._first_arrival)
+        tables = [self.read_file(file, names) for file in files]
         if not tables:
             return pa.schema([self.schema.field(name) for name in names]).empty_table()
-        whole = pa.concat_tables(tables)
+        whole = pa.concat_tables(tables).combine_chunks()
         return whole if len(tables) == 1 else whole.take(pa.array(order_of(whole)))
+
+    def _first_arrival(self, file: DataFile) -> bytes:
+        field = self.table.schema().find_field(ARRIVAL_TS).field_id
+        return (file.lower_bounds or {}).get(field, b"")[::-1]
 
     def read_file(self, file: DataFile, columns: Sequence[str]) -> pa.Table:
         """These columns of one file; null where it has none."""
@@ -166,8 +172,12 @@ def branch_of(version: int, current: int) -> str:
 
 
 def order_of(table: pa.Table) -> np.ndarray:
-    """Rows in the order of (user_id, timeline_index)."""
-    return np.lexsort((table.column(INDEX).to_numpy(), table.column(USER).to_numpy()))
+    """Rows in the order of (user_id, timeline_index). Those of files that follow one another are so but for the user."""
+    user_T, index_T = table.column(USER).to_numpy(), table.column(INDEX).to_numpy()
+    order = np.argsort(user_T, kind="stable")
+    if first_disorder([user_T[order], index_T[order]]) < 0:
+        return order
+    return np.lexsort((index_T, user_T))
 
 
 def each_bucket(timeline: Timeline, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -22,6 +22,8 @@ from reqdedup.sequences.ends import add_histories, history_ends, windows
 from reqdedup.sequences.intake import append_events, number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.predicate import col
+from reqdedup.sequences.sequence_store import SequenceStore
+from reqdedup.sequences.store import TimelineEnd, WindowError
 from reqdedup.sequences.tables import delivered_of, load_raw
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage.iceberg.errors import ConflictError
@@ -135,6 +137,15 @@ def check_a_stream(folder: Path, events: list, wanted: list, data: st.DataObject
                 sequence = naive.sequence_at(one, timeline, naive.history_end(timeline, at_us), at_us)
                 schema = pa.schema([stored.field(name) for name in one.columns])
                 assert same(online.fetch(user, one.name, at_us=at_us), columns_of(sequence, schema))
+        for one in wanted:
+            whole = naive.sequence_at(replace(one, last_n=10**6, window=None), timeline, len(timeline))
+            store = SequenceStore(online, one.name)
+            assert (store.end(user) or TimelineEnd(1, 0)) == TimelineEnd(1, len(whole))
+            schema = pa.schema([stored.field(name) for name in store.columns])
+            for first, last in ((0, len(whole)), (len(whole) // 3, len(whole) * 2 // 3)) if whole else ():
+                window = store.window(user, list(store.columns), start_of=lambda _, first=first: first, at=last)
+                assert same(window.columns, columns_of(whole[first:last], schema))
+                assert (window.start, window.end, window.version) == (first, last, 1)
     online.close()
     deliver(catalog, events[second:], "c")
     advance(catalog, "lake", wanted, **options)
@@ -274,3 +285,29 @@ def test_rejected_events_are_kept_with_reason_source_and_position(catalog: Catal
         ("event_type is unknown", "a.jsonl", 1, 1, 7),
         ("user_id is null", "a.jsonl", 2, 2, None),
     ]
+
+
+def test_a_sequence_is_a_store_for_servers(catalog: Catalog, tmp_path: Path):
+    deliver(catalog, [event(one, START_US + one, item_id=one % 4 + 1) for one in range(6)])
+    advance(catalog, "lake", [ENGAGED])
+    online = open_online(tmp_path / "online", catalog, "lake")
+    store = SequenceStore(online, "engaged")
+    assert dict(store.columns) == {
+        "item_id": "int64",
+        "event_type": "int32",
+        "event_ts": "int64",
+        "category": "int32",
+        "price": "float64",
+    }
+    window = store.window(7, ["item_id"], start_of=lambda end: end - 2)
+    assert (window.columns["item_id"].tolist(), window.start, window.end) == ([1, 2], 4, 6)
+    assert store.window(8, ["item_id"], start_of=lambda end: 0) is None
+    with pytest.raises(WindowError, match="0 to 6, the end of the timeline, required, found 7"):
+        store.window(7, ["item_id"], start_of=lambda end: 0, at=7)
+    with pytest.raises(WindowError, match="no version 2"):
+        store.window(7, ["item_id"], start_of=lambda end: 0, version=2)
+    with pytest.raises(ValueError, match=r"events by `OnlineStore.put` required"):
+        store.append(7, {}, key="k")
+    ends = pa.Table.from_batches(list(add_histories(catalog, "lake", "engaged", requests_at([(7, START_US + 4)]))))
+    assert ends.column("history_end").to_pylist() == [4]
+    store.close()
