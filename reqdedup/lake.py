@@ -36,6 +36,7 @@ from reqdedup.storage.write.rejects import rejects_identifier
 if TYPE_CHECKING:
     from reqdedup.audit.report import AuditReport
     from reqdedup.convert import ColumnMapping, ConvertReport
+    from reqdedup.sequences.namespace import NamespaceSequences
     from reqdedup.training import RequestLoader
 
 LayoutName = Literal["arrival", "shuffled", "sorted", "sorted_large_pages", "by_request"]
@@ -98,6 +99,12 @@ class Lake:
             return words.table().scan(selected_fields=("item_id", "item_key")).to_arrow().sort_by("item_id")
         ids = np.fromiter(item_id, np.int64)
         return pa.table({"item_id": ids, "item_key": pa.array(words.keys(ids), pa.string())})
+
+    def sequences(self, namespace: str) -> NamespaceSequences:
+        """The user sequences of a namespace: definitions, the timeline, histories of requests, the online store."""
+        from reqdedup.sequences.namespace import NamespaceSequences
+
+        return NamespaceSequences(namespace, self.make)
 
     def ingest(
         self,

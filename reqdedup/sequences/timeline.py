@@ -172,7 +172,7 @@ def branch_of(version: int, current: int) -> str:
 
 
 def order_of(table: pa.Table) -> np.ndarray:
-    """Rows in the order of (user_id, timeline_index). Those of files that follow one another are so but for the user."""
+    """Rows in the order of (user_id, timeline_index), cheap where files follow one another in time."""
     user_T, index_T = table.column(USER).to_numpy(), table.column(INDEX).to_numpy()
     order = np.argsort(user_T, kind="stable")
     if first_disorder([user_T[order], index_T[order]]) < 0:
