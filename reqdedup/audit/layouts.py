@@ -39,8 +39,9 @@ from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.iceberg.settings import (
     DEFAULT_FILE_BYTES,
     LARGE_PAGES_ROW_GROUP_BYTES,
-    ROW_GROUP_ROWS,
+    ROW_GROUP_BYTES,
     ZSTD_LEVEL,
+    default_settings,
 )
 from reqdedup.storage.measure.store_once import Codec, store_once_bytes
 from reqdedup.storage.read.reader import FileSource
@@ -108,7 +109,8 @@ class SampleLayouts:
         large = groups = self._written(layout, rows, num_buckets=num_buckets, once=once)
         if not self._plan.is_whole and num_buckets < ENOUGH_GROUPS:
             groups = self._written(layout, rows, num_buckets=GROUPS)
-        limit = ROW_GROUP_ROWS if layout is Layout.BY_REQUEST else self._rows_of(LARGE_PAGES_ROW_GROUP_BYTES)
+        by_request = layout is Layout.BY_REQUEST
+        limit = self._blob_rows() if by_request else self._rows_of(LARGE_PAGES_ROW_GROUP_BYTES)
         bucket_rows = self._index.num_rows / self._num_buckets
         group_rows = bucket_rows / max(1, int(np.ceil(bucket_rows / limit)))
         found = {layout.name: estimate_columns(large, groups, self._sizes, table_group_rows=group_rows)}
@@ -134,6 +136,14 @@ class SampleLayouts:
         group_rows = min(self._index.num_rows, self._rows_of(DEFAULT_FILE_BYTES))
         one, two = (estimate_columns(written, groups, sizes, table_group_rows=group_rows) for written in (large, other))
         return {name: between(one[name], two[name]) for name in one}
+
+    def _blob_rows(self) -> float:
+        """Rows of a row group of BY_REQUEST: what its scalars allow, and the distinct values of its longest column."""
+        lists = [self._sample.columns[leaf] for leaf in self._table.leaves if self._sample.columns[leaf].is_list]
+        longest = max((float(column.slots.mean()) for column in lists), default=0.0) * 8
+        rows_per_request = self._index.num_rows / max(self._index.num_requests, 1)
+        by_scalars = max(default_settings(Layout.BY_REQUEST, one).row_group_rows for one in self._table.schemas)
+        return min(by_scalars, ROW_GROUP_BYTES * rows_per_request / longest if longest else by_scalars)
 
     def _rows_of(self, num_bytes: int) -> float:
         """Fat rows that so many Arrow bytes hold."""

@@ -58,7 +58,7 @@ class FileSettings:
 
     def __init__(self, layout: Layout, schema: EngagementSchema, properties: Mapping[str, str]) -> None:
         self._layout, self._schema, self._properties = layout, schema, dict(properties)
-        self.settings = WriteSettings.of(properties, layout, has_blobs=bool(schema.blobs))
+        self.settings = WriteSettings.of(properties, layout, schema)
         self.choices = {} if layout.has_writer_defaults else stored_choices(properties)
 
     def decide(self, rows: pa.Table, *, renew: bool = False) -> None:

@@ -13,11 +13,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reqdedup.schema import ITEM_ID, KEYS, Column, EngagementSchema, Level
+from reqdedup.dedup.parts import blob_bytes
+from reqdedup.schema import ITEM_ID, Column, EngagementSchema, Level
 from reqdedup.storage.iceberg.settings import COMPACT, WriteSettings
 
 CHOICES_PROPERTY = "reqdedup.columns"
@@ -33,6 +35,16 @@ SAMPLE_BYTES = 32 * 2**20
 SAMPLE_ROWS = 16_384
 """Rows of a scalar column that are tried, at most."""
 
+ITEM_SAMPLE_ROWS = 262_144
+"""Of `item_id`, whose dictionary pays only after many rows."""
+
+BLOB_SAMPLE_BYTES = 2 * 2**20
+"""Of the distinct values of a sequence column that are tried."""
+
+FAST_LEVELS = (1, 3)
+"""zstd's levels that are tried beside the table's. At level 1 it looks for long matches alone. Ids of popular items
+repeat often and shortly: what a higher level finds of them costs more than their bytes do (docs/decisions/0050)."""
+
 ENOUGH_ROWS = 1_024
 """Of a row group by which to choose for the whole table."""
 
@@ -40,7 +52,7 @@ WORTH_COMPRESSING = 1 / 8
 """Of a scalar column's bytes that the codec must save; below it they are stored as they are, and
 read three times faster."""
 
-DELTA = "DELTA_BINARY_PACKED"
+DELTA, SPLIT = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"
 
 FEW_VALUES = 4096
 """Distinct elements of a list column, at most, that are few."""
@@ -72,11 +84,10 @@ def stored_choices(properties: Mapping[str, str]) -> Choices:
 
 def choose(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, *, blobs: bool) -> Choices:
     """The smallest form of each column of these first rows. blobs: sequences are blobs, else plain lists."""
-    own = _portable(schema)
+    own = _portable(schema) | _scalar_forms(rows, schema, settings)
     if not blobs:
-        return own | _list_choices(rows, schema, settings, own)
-    own |= dict.fromkeys((column.name for column in schema.blobs), DICTIONARY)
-    own |= _row_encodings(rows, schema, settings)
+        return own | _list_choices(rows, schema, settings)
+    own |= {column.name: _blob_form(rows.column(column.name), settings) for column in schema.blobs}
     return _with_codecs(rows, schema, settings, own) if ITEM_ID in schema.names else own
 
 
@@ -93,7 +104,7 @@ def writer_options(
         leaf = f"{column.name}.list.element" if column.is_blob and not blobs else column.name
         if encoding == DICTIONARY:
             dictionary.append(leaf)
-        elif blobs and default.get(column.name) == DICTIONARY:
+        elif default.get(column.name) == DICTIONARY or encoding == SPLIT:
             encodings[leaf] = encoding
         codecs[leaf] = "none" if other == "none" else settings.parquet_codec
         if codecs[leaf] != "none" and settings.level_of() is not None:
@@ -124,21 +135,40 @@ def _portable(schema: EngagementSchema) -> Choices:
     }
 
 
-def _row_encodings(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings) -> Choices:
-    """Encodings of the scalars of a row that come out smaller without a dictionary.
+def _blob_form(values: pa.ChunkedArray, settings: WriteSettings) -> str:
+    """A dictionary at the table's level, or at zstd's lowest if these values come out smaller with it."""
+    level = settings.level_of()
+    first = next((chunk.dictionary for chunk in values.chunks if len(chunk)), None)
+    if first is None or settings.codec != "zstd" or level is None or level <= FAST_LEVELS[0]:
+        return DICTIONARY
+    num_values = int(np.searchsorted(np.cumsum(blob_bytes(first)), BLOB_SAMPLE_BYTES)) + 1
+    sample = pa.table({"values": first.slice(0, num_values)})
+    sizes = [
+        _written(sample, use_dictionary=False, compression="zstd", compression_level=one, data_page_size=2**31 - 1).size
+        for one in (level, FAST_LEVELS[0])
+    ]
+    return f"{DICTIONARY}/{FAST_LEVELS[0]}" if sizes[1] < sizes[0] else DICTIONARY
 
-    Ids that hardly repeat lose a third of their bytes, and three quarters of the CPU of reading them: their dictionary
-    is as long as the column. Inside a request items rise, so that deltas are also shorter than the ids. If a row is a
-    request (features), its keys and scalars are tried too; floats that do not repeat take 1.4 times their bytes in a
-    dictionary.
+
+def _scalar_forms(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings) -> Choices:
+    """Forms of the scalars that come out smaller than in a dictionary at the table's level.
+
+    Copies of a plain value cost zstd about as much as one run of dictionary indices, and no dictionary besides: keys
+    and times of requests take half the bytes. Ids that hardly repeat lose a third of theirs, and three quarters of the
+    CPU of reading them, with their dictionary. Inside a request items rise, so that deltas are shorter than the ids.
+    Floats of the item are plain and not tried.
     """
+    row_is_request = ITEM_ID not in schema.names
     tried = [
-        column for column in schema.columns if not column.is_blob and _is_of_row(column, ITEM_ID not in schema.names)
+        column
+        for column in schema.columns
+        if not column.is_blob
+        and (row_is_request or column.level in (Level.KEY, Level.REQUEST) or not column.dtype.startswith("float"))
     ]
     best = _sizes(rows, tried, settings, dict.fromkeys((column.name for column in tried), DICTIONARY))
+    others = {column.name: _others(column, settings) for column in tried}
     chosen = {}
-    for number in range(2):
-        others = {column.name: _others(column, settings) for column in tried}
+    for number in range(max(map(len, others.values()), default=0)):
         forms = {name: found[number] for name, found in others.items() if len(found) > number}
         for name, size in _sizes(rows, [column for column in tried if column.name in forms], settings, forms).items():
             if size < best[name]:
@@ -146,21 +176,16 @@ def _row_encodings(rows: pa.Table, schema: EngagementSchema, settings: WriteSett
     return chosen
 
 
-def _is_of_row(column: Column, row_is_request: bool) -> bool:
-    if row_is_request:
-        return column.level is Level.REQUEST or column.name in KEYS
-    return not column.dtype.startswith("float") and (
-        column.name == ITEM_ID or column.level in (Level.ITEM, Level.LABEL)
-    )
-
-
 def _others(column: Column, settings: WriteSettings) -> tuple[str, ...]:
     """What a scalar may be written in beside a dictionary."""
-    if settings.encodings != COMPACT:
-        return ("PLAIN",)
-    if column.dtype in ("int32", "int64", "timestamp"):
-        return (DELTA,)
-    return ("PLAIN", "BYTE_STREAM_SPLIT") if column.dtype.startswith("float") else ("PLAIN",)
+    level = settings.level_of()
+    levels = [one for one in FAST_LEVELS if settings.codec == "zstd" and level is not None and one < level]
+    found = [f"PLAIN/{one}" for one in levels] or ["PLAIN"]
+    if settings.encodings == COMPACT and column.dtype in ("int32", "int64", "timestamp"):
+        found += [DELTA, SPLIT]
+    elif settings.encodings == COMPACT and column.dtype.startswith("float"):
+        found.append(SPLIT)
+    return tuple(found)
 
 
 def _with_codecs(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, choices: Choices) -> Choices:
@@ -174,11 +199,11 @@ def _with_codecs(rows: pa.Table, schema: EngagementSchema, settings: WriteSettin
     for name, chunk in _chunks(rows, scalars, settings, choices).items():
         saved = chunk.total_uncompressed_size - chunk.total_compressed_size
         if saved < WORTH_COMPRESSING * chunk.total_uncompressed_size:
-            chosen[name] += "/none"
+            chosen[name] = f"{chosen[name].partition('/')[0]}/none"
     return chosen
 
 
-def _list_choices(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, own: Choices) -> Choices:
+def _list_choices(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings) -> Choices:
     """Dictionaries and levels for plain lists in large pages.
 
     Many distinct elements (items, times) want neither: their dictionary is long, and bit-packed indices hide the
@@ -192,8 +217,13 @@ def _list_choices(rows: pa.Table, schema: EngagementSchema, settings: WriteSetti
         row_bytes = max(rows.column(column.name).nbytes // max(len(rows), 1), 1)
         sample = rows.select([column.name]).slice(0, max(SAMPLE_BYTES // row_bytes, 1))
         thorough = f"PLAIN/{max(settings.level, FEW_VALUES_LEVEL)}"
-        plain, with_dictionary = (_list_bytes(sample, column, settings, form) for form in ("PLAIN", DICTIONARY))
-        chosen[column.name] = DICTIONARY if with_dictionary < plain else "PLAIN"
+        fast = [f"PLAIN/{FAST_LEVELS[0]}"] if settings.codec == "zstd" and settings.level > FAST_LEVELS[0] else []
+        others = [*fast, DICTIONARY, *([SPLIT] if settings.encodings == COMPACT else [])]
+        sizes = {form: _list_bytes(sample, column, settings, form) for form in ("PLAIN", *others)}
+        chosen[column.name] = min(sizes, key=lambda form: sizes[form])
+        plain, with_dictionary = min(sizes[form] for form in ("PLAIN", *fast)), sizes[DICTIONARY]
+        if chosen[column.name] == SPLIT:
+            continue
         if with_dictionary >= plain and len(pc.unique(sample[column.name].combine_chunks().flatten())) > FEW_VALUES:
             continue
         if _list_bytes(sample, column, settings, thorough) < min(with_dictionary, plain):
@@ -207,6 +237,7 @@ def _list_bytes(sample: pa.Table, column: Column, settings: WriteSettings, form:
         _written(
             sample,
             use_dictionary=encoding == DICTIONARY,
+            column_encoding={f"{column.name}.list.element": SPLIT} if encoding == SPLIT else None,
             compression=settings.parquet_codec,
             compression_level=settings.level_of(int(level or 0)),
             data_page_size=settings.page_bytes,
@@ -225,18 +256,28 @@ def _chunks(
     """By column what Parquet makes of its first rows in this form: all columns in one file."""
     if not columns or not len(rows):
         return {}
-    names = [column.name for column in columns]
-    encodings = {name: forms[name] for name in names if forms[name] != DICTIONARY}
-    written = _written(
-        rows.select(names).slice(0, SAMPLE_ROWS),
-        use_dictionary=[name for name in names if name not in encodings],
-        column_encoding=encodings or None,
-        compression=settings.parquet_codec,
-        compression_level=settings.level_of(),
-        dictionary_pagesize_limit=2**31 - 1,
-    )
-    group = pq.read_metadata(pa.BufferReader(written)).row_group(0)
-    return {name: group.column(index) for index, name in enumerate(names)}
+    found: dict[str, pq.ColumnChunkMetaData] = {}
+    items = [column.name for column in columns if column.name == ITEM_ID]
+    for names, num_rows in (
+        (items, ITEM_SAMPLE_ROWS),
+        ([column.name for column in columns if column.name != ITEM_ID], SAMPLE_ROWS),
+    ):
+        if not names:
+            continue
+        split = {name: forms[name].partition("/") for name in names}
+        encodings = {name: encoding for name, (encoding, _, _) in split.items() if encoding != DICTIONARY}
+        levels = {name: int(level or settings.level) for name, (_, _, level) in split.items()}
+        written = _written(
+            rows.select(names).slice(0, num_rows),
+            use_dictionary=[name for name in names if name not in encodings],
+            column_encoding=encodings or None,
+            compression=settings.parquet_codec,
+            compression_level=levels if settings.level_of() is not None else None,
+            dictionary_pagesize_limit=2**31 - 1,
+        )
+        group = pq.read_metadata(pa.BufferReader(written)).row_group(0)
+        found |= {name: group.column(index) for index, name in enumerate(names)}
+    return found
 
 
 def _written(sample: pa.Table, **options: Any) -> pa.Buffer:

@@ -30,6 +30,7 @@ from pyiceberg.table.update import (
 from pyiceberg.types import ListType, NestedField
 
 from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY
+from reqdedup.storage.iceberg.settings import ROWS_BEFORE
 
 # `type: ignore[call-arg]` below: mypy does not see that pyiceberg's updates have a default for their `action`.
 
@@ -91,7 +92,11 @@ def updates_to(table: Table, form: TableForm, own_properties: Mapping[str, str])
     if schema_id != table.metadata.current_schema_id or form.properties != dict(own_properties):
         changed[FORM_SINCE_PROPERTY] = str(table.last_sequence_number + 1)
     now = table.properties
-    chosen = {name for name in own_properties if name in now and now[name] != own_properties[name]}
+    chosen = {
+        name
+        for name in own_properties
+        if name in now and now[name] not in (own_properties[name], ROWS_BEFORE.get(name))
+    }
     changed = {name: value for name, value in changed.items() if name not in chosen and now.get(name) != value}
     removed = [name for name in own_properties if name not in form.properties and name in now and name not in chosen]
     if CHOICES_PROPERTY in now:  # the new rows are tried

@@ -208,7 +208,7 @@ def engagement_form(
     """The form of an engagement table of these columns in this layout."""
     settings: dict[str, str] = {}
     if write_settings is not None or not layout.has_writer_defaults:
-        settings = (write_settings or default_settings(layout, has_blobs=bool(schema.blobs))).properties()
+        settings = (write_settings or default_settings(layout, schema)).properties()
     iceberg_schema = engagement_iceberg_schema(schema, layout)
     return TableForm(
         schema=iceberg_schema,

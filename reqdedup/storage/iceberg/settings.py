@@ -6,11 +6,12 @@ by trying rows, column by column, is kept beside it (`reqdedup.storage.iceberg.e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from reqdedup.schema import Column
     from reqdedup.storage.iceberg.layout import Layout
 
 PORTABLE, COMPACT = "portable", "compact"
@@ -21,11 +22,17 @@ ZSTD_LEVEL = 6
 
 LARGE_PAGE_BYTES = 128 * 2**20
 
-ROW_GROUP_ROWS, ROW_GROUP_BYTES = 16_384, 128 * 2**20
-"""Of blobs; far below 2^31 bytes, where Arrow's binary offsets end."""
+ROW_GROUP_BYTES = 16 * 2**20
+"""Of the distinct values of one blob column, and of all scalars, in a row group: what a reader holds of each."""
 
-SCALAR_ROW_GROUPS = 4
-"""A row group without blobs is so many times longer."""
+ROW_GROUP_ROWS, MIN_ROW_GROUP_ROWS = 2**20, 16_384
+"""At most, and of a wide table of blobs at least: its row groups would be of a few requests."""
+
+SCALAR_ROW_GROUP_ROWS = 65_536
+"""Of a table without blobs, whose row groups have nothing to share."""
+
+ROWS_BEFORE = {"write.parquet.row-group-limit": "16384", "write.parquet.row-group-size-bytes": str(128 * 2**20)}
+"""Properties of a table of blobs of which nobody chose the row groups, before they went by bytes."""
 
 LARGE_PAGES_ROW_GROUP_BYTES = 512 * 2**20
 
@@ -42,7 +49,19 @@ _PROPERTIES = {
     "encodings": ENCODINGS_PROPERTY,
 }
 
+_WIDTH_BYTES = {"bool": 1, "int32": 4, "float32": 4, "string": 32}
+
 CODECS = ("zstd", "gzip", "brotli", "lz4", "snappy", "uncompressed")
+
+
+class Columns(Protocol):
+    """What the settings need of a schema, of engagements or of features."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]: ...
+
+    @property
+    def blobs(self) -> tuple[Column, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +112,10 @@ class WriteSettings:
         return {name: str(getattr(self, field)) for field, name in _PROPERTIES.items()}
 
     @classmethod
-    def of(cls, properties: Mapping[str, str], layout: Layout, *, has_blobs: bool = True) -> WriteSettings:
+    def of(cls, properties: Mapping[str, str], layout: Layout, schema: Columns) -> WriteSettings:
         """The settings of a table with these properties; defaults of its layout for those that it does not have."""
-        values = {
-            field.name: getattr(default_settings(layout, has_blobs=has_blobs), field.name) for field in fields(cls)
-        }
+        default = default_settings(layout, schema)
+        values = {field.name: getattr(default, field.name) for field in fields(cls)}
         for field, name in _PROPERTIES.items():
             if name in properties:
                 text, kind = properties[name], type(values[field])
@@ -108,16 +126,32 @@ class WriteSettings:
         return cls(**values)
 
 
-def default_settings(layout: Layout, *, has_blobs: bool = True) -> WriteSettings:
-    """What a table of this layout is written with unless somebody chooses otherwise.
+def default_settings(layout: Layout, schema: Columns) -> WriteSettings:
+    """What a table of this layout and these columns is written with unless somebody chooses otherwise.
 
-    A row group without blobs is longer: a page of scalars is short, and opening it costs as much as it holds. Row
-    groups of plain lists end by their bytes. Level 6 takes a tenth fewer bytes than 3 at 16K tokens for some tenths of
-    a CPU second (docs/decisions/0008).
+    A row group of blobs ends by bytes: of the distinct values of a column, and of the scalars of its rows. So short
+    histories, whose popular items repeat across users, share long dictionaries, and long ones come in few requests at
+    a time (docs/decisions/0050). Without blobs a row group is 65,536 rows: a page of scalars is short, and opening it
+    costs as much as it holds. Row groups of plain lists end by their bytes. Level 6 takes a tenth fewer bytes than 3
+    at 16K tokens for some tenths of a CPU second (docs/decisions/0008).
     """
     if layout.has_writer_defaults:  # pyiceberg's own; a file is one row group
         return WriteSettings(row_group_rows=2**20, row_group_bytes=512 * 2**20, level=1)
     if layout.has_blobs:
-        rows = ROW_GROUP_ROWS if has_blobs else ROW_GROUP_ROWS * SCALAR_ROW_GROUPS
+        rows = max(ROW_GROUP_BYTES // _scalar_bytes(schema.columns), MIN_ROW_GROUP_ROWS)
+        rows = min(rows if schema.blobs else SCALAR_ROW_GROUP_ROWS, ROW_GROUP_ROWS)
         return WriteSettings(row_group_rows=rows, row_group_bytes=ROW_GROUP_BYTES)
     return WriteSettings(row_group_rows=2**20, row_group_bytes=LARGE_PAGES_ROW_GROUP_BYTES, page_bytes=LARGE_PAGE_BYTES)
+
+
+def renewed(properties: Mapping[str, str], layout: Layout, schema: Columns) -> dict[str, str]:
+    """What a rewrite sets of a table whose row groups are the defaults of before; nothing if somebody chose them."""
+    if not (layout.has_blobs and schema.blobs) or any(properties.get(name) != old for name, old in ROWS_BEFORE.items()):
+        return {}
+    now = default_settings(layout, schema).properties()
+    return {name: now[name] for name in ROWS_BEFORE}
+
+
+def _scalar_bytes(columns: Sequence[Column]) -> int:
+    """Of a row in memory; a text is taken as 32 bytes, a blob is an index."""
+    return sum(4 if column.is_blob else _WIDTH_BYTES.get(column.dtype, 8) for column in columns)

@@ -28,12 +28,13 @@ from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError
 from reqdedup.storage.iceberg.layout import Layout, table_layout
 from reqdedup.storage.iceberg.retries import CommitRetries
 from reqdedup.storage.iceberg.same_requests import OPERATION
+from reqdedup.storage.iceberg.settings import renewed
 from reqdedup.storage.maintenance.fit import misfit
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.write.writer import write_in_order, write_rows
+from reqdedup.storage.write.writer import set_properties, write_in_order, write_rows
 
 ATTEMPTS = 5
 """Of one bucket whose files another writer replaced while they were rewritten."""
@@ -73,7 +74,8 @@ def compact(
     buckets: only these (of an ARRIVAL table: days since 1970); None means all.  force: those too that need it not.
     one_commit: for all of them; else one each, which a killed run need not repeat.
     progress: called with buckets done and buckets in total.  spill_dir: for temporary files of one bucket.
-    If the forms that were chosen for the columns fit no more, they are chosen anew (see `misfit`).
+    If the forms that were chosen for the columns fit no more, they are chosen anew (see `misfit`); row groups of the
+    defaults of before take those of now.
     Rows are verified by checksum before each commit. Raises ValueError for tables that have no such form and for two
     parts of a request that disagree; ConflictError if other writers replaced the same files again and again.
     """
@@ -187,7 +189,8 @@ def _rewrite_once(
     is_bucketed = table_layout(table).is_bucketed
     old = [file for files in groups.values() for file in files]
     before, num_requests = RunningChecksum(), 0
-    with StagedFiles(table, schema) as files:
+    row_groups = renewed(table.properties, table_layout(table), schema)
+    with StagedFiles(table, schema, set_properties(row_groups)) as files:
         for bucket, group in groups.items():
             streams = [before.through(table_files(table, [file.path], schema).batches()) for file in group]
             if bucket is not None and is_bucketed and all(file.is_sorted for file in group):

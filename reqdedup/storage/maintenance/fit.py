@@ -38,7 +38,7 @@ def misfit(table: Table, files: Iterable[LiveFile]) -> Misfit | None:
     if newest is None or not kept or layout.has_writer_defaults:
         return None
     schema = rewrite_schema(table)
-    settings = WriteSettings.of(table.properties, layout, has_blobs=bool(schema.blobs))
+    settings = WriteSettings.of(table.properties, layout, schema)
     source = table_files(table, [newest.path], schema)
     group = max(source.row_groups(), key=lambda group: group.num_rows)
     if group.num_rows < ENOUGH_ROWS:

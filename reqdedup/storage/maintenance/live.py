@@ -104,8 +104,8 @@ class _Describe:
     def __init__(self, table: Table, snapshot_id: int) -> None:
         self.layout = table_layout(table)
         self._table, self._order = table, KeyOrder(table, snapshot_id)
-        self._target = WriteSettings.of(table.properties, self.layout).file_bytes
         schema = feature_schema(table) if is_feature_table(table) else table_schema(table)
+        self._target = WriteSettings.of(table.properties, self.layout, schema).file_bytes
         self._widths = {}
         for field in table.schema().fields:
             if field.name not in schema.names:

@@ -17,6 +17,7 @@ from pyiceberg.table import Table
 from reqdedup.arrays.hashing import mix, stable_hash
 from reqdedup.arrays.keys import run_starts
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID
+from reqdedup.storage.iceberg.encodings import FAST_LEVELS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of
 from reqdedup.storage.measure.store_once import Codec, store_once_bytes
 from reqdedup.storage.read.table_source import TableSource
@@ -45,7 +46,8 @@ def compression_report(tables: Mapping[str, Table]) -> pa.Table:
 
     rows, requests, fan_out: of the table.  uncompressed_bytes: encoded, before the codec.  compressed_bytes: as stored.
     ratio_to_control: the SHUFFLED table's compressed bytes of the column over these; null where there is no such table.
-    store_once_bytes: the limit at the table's own codec and level (reqdedup.storage.measure.store_once).
+    store_once_bytes: the limit at the table's own codec and level, or at zstd's lowest if that is less
+    (reqdedup.storage.measure.store_once).
     fraction_of_limit: store_once_bytes / compressed_bytes; 1 means that nothing is stored twice.
     Raises ValueError for tables without an engagement schema, and where two tables are SHUFFLED.
     """
@@ -178,11 +180,23 @@ def _limits(
             other for other in sources if contents[other] == contents[name] and sources[other].schema == source.schema
         ]
         reference = sources[min(same, key=lambda other: cost[sources[other].layout])]
+        tried = {codecs[other]: {codecs[other], _fastest(codecs[other])} for other in same}
         measured = store_once_bytes(
-            _ordered(reference), reference.schema, sorted({codecs[other] for other in same}, key=str)
+            _ordered(reference), reference.schema, sorted(set().union(*tried.values()), key=str)
         )
-        limits |= {other: measured[codecs[other]] for other in same}
+        limits |= {
+            other: {
+                column: min(measured[codec][column] for codec in tried[codecs[other]])
+                for column in reference.schema.names
+            }
+            for other in same
+        }
     return limits
+
+
+def _fastest(codec: Codec) -> Codec:
+    """zstd's lowest level, which beats the table's on short histories; another codec as it is."""
+    return Codec(codec.name, FAST_LEVELS[0]) if codec.name == "zstd" and (codec.level or 0) > FAST_LEVELS[0] else codec
 
 
 def _ordered(source: TableSource) -> Iterator[pa.RecordBatch]:

@@ -265,7 +265,7 @@ def feature_form(main_table: Table, features: Sequence[Column], *, by_position: 
         LAYOUT_PROPERTY: Layout.BY_REQUEST.value,
         MAIN_TABLE_PROPERTY: ".".join(main_table.name()),
         MAIN_UUID_PROPERTY: str(main_table.metadata.table_uuid),
-        **default_settings(Layout.BY_REQUEST, has_blobs=bool(schema.blobs)).properties(),
+        **default_settings(Layout.BY_REQUEST, schema).properties(),
         **feature_properties(schema),
     }
     if by_position:

@@ -30,7 +30,7 @@ from reqdedup.storage.iceberg.encodings import (
     stored_choices,
     to_json,
 )
-from reqdedup.storage.iceberg.settings import COMPACT, ENCODINGS_PROPERTY, default_settings
+from reqdedup.storage.iceberg.settings import COMPACT, ENCODINGS_PROPERTY, LARGE_PAGE_BYTES
 from tests.storage.feature_tables import RATE, main_table
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tables import files_of, rows_of
@@ -80,7 +80,7 @@ def test_compact_encodings_are_a_choice_and_hold_the_same_rows(catalog):
         transaction.set_properties({ENCODINGS_PROPERTY: COMPACT})
     for table in (portable, compact):
         write(table, batches)
-    assert DELTA in encodings(compact)["item_id"]
+    assert encodings(compact)["item_id"] & {DELTA, "BYTE_STREAM_SPLIT"}
     assert rows_of(TableSource(compact).batches()) == rows_of(TableSource(portable).batches()) == rows_of(batches)
 
 
@@ -110,8 +110,9 @@ def test_lists_of_few_values_take_the_smallest_form(share_of_first, wanted):
     }
     keys = [log_schema()[name] for name in ("user_id", "request_id", "item_id", "request_ts")]
     settings = {"compression": "zstd", "compression_level": 6, "use_dictionary": [], "data_page_size": 2**27}
-    schema, ours = EngagementSchema((*keys, few, many)), default_settings(Layout.SORTED_LARGE_PAGES)
-    chosen = choose(pa.table(columns), schema, ours, blobs=False)
+    schema, ours = EngagementSchema((*keys, few, many)), WriteSettings(page_bytes=LARGE_PAGE_BYTES)
+    scalars = {column.name: pa.array(np.repeat(np.arange(6), 120)) for column in keys}
+    chosen = choose(pa.table(scalars | columns), schema, ours, blobs=False)
     assert chosen["few"] == ("dictionary" if wanted == "dictionary" else f"PLAIN/{FEW_VALUES_LEVEL}")
     assert chosen["many"] == "PLAIN"
     forms = {
@@ -186,7 +187,7 @@ def test_choices_of_a_newer_format_are_refused_by_name_and_the_present_one_is_li
 def test_settings_are_what_the_files_have(catalog):
     settings = WriteSettings(row_group_rows=100, page_bytes=4096, codec="gzip", level=3)
     table = create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=1, settings=settings)
-    assert WriteSettings.of(table.properties, Layout.BY_REQUEST) == settings
+    assert WriteSettings.of(table.properties, Layout.BY_REQUEST, log_schema()) == settings
     write(table, to_batches(make_log(num_users=40, mean_fan_out=30)))
     footer = pq.read_metadata(files_of(table)[0])
     groups = [footer.row_group(index) for index in range(footer.num_row_groups)]

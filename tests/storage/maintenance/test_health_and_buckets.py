@@ -16,6 +16,7 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.maintenance import (
@@ -109,7 +110,10 @@ def test_bucket_counts_follow_size_rows_users_and_workers():
 def test_another_bucket_count_keeps_every_row(catalog, layout, num_buckets):
     table, fresh = new_table(catalog, layout), new_table(catalog, layout, name="fresh", num_buckets=num_buckets)
     batches = append_days(table, days(2))
-    write(fresh, batches)
+    with fresh.transaction() as transaction:  # the same forms of the columns, which the first rows decide
+        kept = table.refresh().properties
+        transaction.set_properties({name: kept[name] for name in [CHOICES_PROPERTY] if name in kept})
+    write(fresh, batches, mode="append")
     old = table.current_snapshot().snapshot_id
     report = rebucket(table, num_buckets)
     assert (report.old_buckets, report.num_buckets, table_buckets(table)) == (4, num_buckets, num_buckets)

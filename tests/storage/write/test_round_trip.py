@@ -88,7 +88,6 @@ def test_any_log_in_batches_of_any_size_and_order_comes_back(
     catalog, layout, monkeypatch, log, seed, pieces, appended, group_rows
 ):
     monkeypatch.setattr(write_settings, "ROW_GROUP_ROWS", group_rows)
-    monkeypatch.setattr(write_settings, "SCALAR_ROW_GROUPS", 1)
     everything = rows_of(log)
     later = {key for number, key in enumerate(log) if appended and number % 2}
     table = create_table(catalog, f"lake.t{next(numbers)}", LOG, layout, num_buckets=2)
