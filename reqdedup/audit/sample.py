@@ -123,9 +123,13 @@ def gather(
     plan: SamplePlan,
     directory: Path,
     *,
+    first_rows: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sample:
-    """Read the rows of the plan; row groups without any of its users are skipped after their keys."""
+    """Read the rows of the plan; row groups without any of its users are skipped after their keys.
+
+    first_rows: of each row group; all if None.
+    """
     leaves = [column.leaf for column in facts.columns.values() if column.leaf.shape is not Shape.NESTED]
     columns = {leaf.name: SampleColumn(leaf, directory, number) for number, leaf in enumerate(leaves)}
     parts: list[tuple[np.ndarray, ...]] = []
@@ -133,6 +137,7 @@ def gather(
     for number, group in enumerate(facts.row_groups):
         file = table.files[group.file]
         wanted, part = _choose(file, group, keys, plan)
+        wanted[first_rows:] &= first_rows is None
         if wanted.any():
             touched += group.num_rows
             part[-1][:] += first_run
@@ -177,16 +182,21 @@ def _read_rows(
 ) -> None:
     names = file.columns(columns)
     batch_rows = int(np.clip(READ_BYTES / row_bytes, 16, BATCH_ROWS))
-    at = 0
+    at, end = 0, int(np.flatnonzero(wanted)[-1]) + 1
+    batch_rows = min(batch_rows, end)
     with file.parquet(columns) as parquet:
         for batch in file.batches(parquet, batch_rows, row_groups=[group.index], columns=names):
             take = pa.array(np.flatnonzero(wanted[at : at + batch.num_rows]))
             at += batch.num_rows
             if not len(take):
+                if at >= end:
+                    break
                 continue
             arrays = {name: array.take(take) for name, array in file.arrays(batch, columns).items()}
             for name, column in columns.items():
                 column.add(arrays.get(name), len(take))
+            if at >= end:
+                break
 
 
 def _row_bytes(table: TableFiles, facts: TableFacts) -> float:

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from reqdedup.audit.audit import DEFAULT_READ_BYTES
-from reqdedup.audit.footers import read_facts
+from reqdedup.audit.footers import TableFacts, read_facts
 from reqdedup.audit.repeats import NEARLY_REQUEST, REQUEST, UNKNOWN, RequestRows, measure_repeats
-from reqdedup.audit.sample import gather, plan_sample
-from reqdedup.audit.scan import KeyColumns, check_keys, scan_keys
+from reqdedup.audit.sample import SamplePlan, gather, plan_sample
+from reqdedup.audit.scan import KeyColumns, RequestIndex, check_keys, scan_keys
 from reqdedup.convert.mapping import ColumnMapping
 from reqdedup.schema import Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
 
 SAMPLE_BYTES = 256 * 2**20
+
+SAMPLE_ROWS, MAX_GROUPS = 65_536, 16
+"""Of a source whose requests are together, and row groups that they are read from: a level shows in a few requests, and
+a column that has another one later is refused by name."""
+
+MAX_RUNS = 1.5
+"""Of rows of a request, in the mean, if requests are together."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,6 +64,7 @@ def find_levels(
     facts = read_facts(source.files)
     index = scan_keys(source.files, facts, keys, lambda done, total: progress("keys", done, total))
     plan = plan_sample(source.files, facts, index, sample_bytes=SAMPLE_BYTES, read_bytes=DEFAULT_READ_BYTES)
+    facts, plan, first_rows = _fewer_rows(facts, plan, index)
     notes = []
     with tempfile.TemporaryDirectory(prefix="reqdedup-convert-", dir=temp_dir) as directory:
         sample = gather(
@@ -65,6 +73,7 @@ def find_levels(
             keys,
             plan,
             Path(directory),
+            first_rows=first_rows,
             progress=lambda done, total: progress("sample", done, total),
         )
         rows = RequestRows(sample, is_whole=plan.is_whole)
@@ -74,7 +83,7 @@ def find_levels(
                 is_list = source.leaves[name].shape is Shape.LIST
                 levels.setdefault(name, Level.REQUEST if is_list else Level.ITEM)
                 continue
-            found = measure_repeats(values, rows, is_key=False, has_users=True, request_name=mapping.request_names[0])
+            found = measure_repeats(values, rows, is_key=False, has_users=False, request_name=mapping.request_names[0])
             is_fraction = values.is_list and pa.types.is_floating(values.leaf.type)
             if mapping.vectors is None and is_fraction and name not in widths:
                 lengths = np.unique(values.slots[values.ids >= 0])
@@ -95,6 +104,24 @@ def find_levels(
             is_request = found.level in (REQUEST, UNKNOWN) and not (found.is_constant and not values.is_list)
             levels[name] = Level.REQUEST if is_request else Level.ITEM
     return Found(levels, widths, tuple(notes), index.num_requests)
+
+
+def _fewer_rows(facts: TableFacts, plan: SamplePlan, index: RequestIndex) -> tuple[TableFacts, SamplePlan, int | None]:
+    """Row groups evenly over the source, and of how many rows their first, if requests lie in one run of rows each.
+
+    Else all: a row group of a shuffled source may hold no two rows of one request.
+    """
+    plan = replace(plan, row_rate=0.0)  # rows of whole users alone
+    groups = facts.row_groups
+    if not groups or int(index.runs.sum()) > MAX_RUNS * len(index.runs):
+        return facts, plan, None
+    share = plan.num_users / max(len(np.unique(index.user)), 1)
+    at = np.unique(np.linspace(0, len(groups) - 1, MAX_GROUPS).astype(int))
+    return (
+        replace(facts, row_groups=tuple(groups[number] for number in at)),
+        replace(plan, is_whole=plan.is_whole and len(at) == len(groups)),
+        max(int(SAMPLE_ROWS / len(at) / share), 1),
+    )
 
 
 def _fixed_widths(source: RowSource) -> dict[str, int]:

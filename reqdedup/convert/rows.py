@@ -18,7 +18,7 @@ from reqdedup.arrays.hashing import mix
 from reqdedup.arrays.ranges import offsets_of
 from reqdedup.convert.mapping import Conversion, TargetColumn, engagement_schema
 from reqdedup.dedup.checksum import RunningChecksum, bytes_hash, row_hashes, value_hashes
-from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_numpy, deduplicated_schema, element_type
+from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type
 from reqdedup.dedup.history_time import UNIT_DIGITS, check_history_times, newest_events
 from reqdedup.logs.ids import ItemKeys, hash_strings
 from reqdedup.schema import HISTORY_TS, REQUEST_TS, Column, EngagementSchema
@@ -152,15 +152,16 @@ def _check_values(array: pa.Array, column: Column) -> None:
 
 def check_text(array: pa.Array, rows: np.ndarray) -> None:
     """Raise ValueError, naming the row, for a string that is not UTF-8: other engines could not read it back."""
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        rows = np.repeat(rows, pc.fill_null(array.value_lengths(), 0).to_numpy(zero_copy_only=False))
-        array = array.flatten()
+    lists = array if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) else None
+    array = array if lists is None else array.flatten()
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return
     try:
         (array.dictionary if pa.types.is_dictionary(array.type) else array).validate(full=True)
     except pa.ArrowInvalid:
+        if lists is not None:
+            rows = np.repeat(rows, pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False))
         plain = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
         for row, value in zip(rows.tolist(), plain.cast(pa.large_binary()).to_pylist()):
             try:
@@ -249,22 +250,27 @@ def milliseconds(times: pa.Array, unit: str) -> pa.Array:
 def blobs_of(lists: pa.LargeListArray) -> pa.DictionaryArray:
     """Lists as dictionary-encoded blobs; a null list as an empty one."""
     values, offsets = _packed(lists)
-    return blobs_from_numpy(values, offsets).dictionary_encode().cast(BLOB_TYPE)
+    blobs = blobs_from_numpy(values, offsets)
+    starts, run_of_row = _runs(blobs)
+    distinct = blobs.take(pa.array(starts)).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(distinct.indices.take(pa.array(run_of_row)), distinct.dictionary)
 
 
 def list_hashes(lists: pa.LargeListArray) -> np.ndarray:
     """A hash of each list's bytes, [N] uint64; equal neighbours are compared and hashed once."""
     values, offsets = _packed(lists)
     data = pa.py_buffer(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
-    ends = (offsets * values.itemsize).tolist()
-    hashes = np.zeros(len(lists), np.uint64)
-    last, last_hash = None, np.uint64(0)
-    for row in range(len(lists)):
-        blob = data.slice(ends[row], ends[row + 1] - ends[row])
-        if last is None or not blob.equals(last):
-            last, last_hash = blob, bytes_hash(blob)
-        hashes[row] = last_hash
-    return hashes
+    ends = pa.py_buffer(offsets * values.itemsize)
+    rows = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lists), [None, ends, data])
+    starts, run_of_row = _runs(rows)
+    return np.array([bytes_hash(rows[row].as_buffer()) for row in starts.tolist()], np.uint64)[run_of_row]
+
+
+def _runs(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where a value differs from the one before it, [K], and in which of these runs each row lies, [N]."""
+    is_new = np.ones(len(values), bool)
+    is_new[1:] = pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(is_new), np.cumsum(is_new) - 1
 
 
 def _packed(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reqdedup.storage import Layout, create_table, write
+from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY
 from tests.storage.small_log import log_schema, make_log, to_batches
 
 
@@ -20,3 +21,11 @@ def append_days(table, logs) -> list:
     for log in logs:
         write(table, to_batches(log), mode="append")
     return [batch for log in logs for batch in to_batches(log)]
+
+
+def same_forms(table, other) -> None:
+    """Give `table` the forms of columns that the first rows of `other` decided."""
+    chosen = other.refresh().properties.get(CHOICES_PROPERTY)
+    if chosen is not None:
+        with table.transaction() as transaction:
+            transaction.set_properties({CHOICES_PROPERTY: chosen})

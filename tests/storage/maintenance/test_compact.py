@@ -14,7 +14,7 @@ from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.maintenance import compact
 from reqdedup.storage.measure import checks
-from tests.storage.maintenance.appended_days import append_days, days, new_table
+from tests.storage.maintenance.appended_days import append_days, days, new_table, same_forms
 from tests.storage.small_log import make_log, to_batch, to_batches
 from tests.storage.tables import files_of, rows_of
 
@@ -26,7 +26,8 @@ BUCKETED = [layout for layout in Layout if layout.is_bucketed]
 def test_a_compacted_table_is_what_one_write_would_have_made(catalog, layout):
     table, once = new_table(catalog, layout), new_table(catalog, layout, name="once")
     batches = append_days(table, days())
-    write(once, batches)
+    same_forms(once, table)
+    write(once, batches, mode="append")
     before = len(files_of(table))
     report = compact(table)
     assert report.old_files == before == 12

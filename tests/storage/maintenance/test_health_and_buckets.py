@@ -16,7 +16,6 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.iceberg.commit import StagedFiles
-from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.maintenance import (
@@ -30,7 +29,7 @@ from reqdedup.storage.maintenance import (
 from reqdedup.storage.measure import checks
 from reqdedup.storage.write import writer
 from tests.storage.feature_tables import COUNT, SEQUENCE, constant, of_request
-from tests.storage.maintenance.appended_days import append_days, days, new_table
+from tests.storage.maintenance.appended_days import append_days, days, new_table, same_forms
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
 from tests.storage.tables import files_of, rows_of
 
@@ -110,9 +109,7 @@ def test_bucket_counts_follow_size_rows_users_and_workers():
 def test_another_bucket_count_keeps_every_row(catalog, layout, num_buckets):
     table, fresh = new_table(catalog, layout), new_table(catalog, layout, name="fresh", num_buckets=num_buckets)
     batches = append_days(table, days(2))
-    with fresh.transaction() as transaction:  # the same forms of the columns, which the first rows decide
-        kept = table.refresh().properties
-        transaction.set_properties({name: kept[name] for name in [CHOICES_PROPERTY] if name in kept})
+    same_forms(fresh, table)
     write(fresh, batches, mode="append")
     old = table.current_snapshot().snapshot_id
     report = rebucket(table, num_buckets)
