@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reqdedup.dedup.parts import blob_bytes
-from reqdedup.schema import ITEM_ID, Column, EngagementSchema, Level
+from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Level
 from reqdedup.storage.iceberg.settings import COMPACT, WriteSettings
 
 CHOICES_PROPERTY = "reqdedup.columns"
@@ -84,11 +84,14 @@ def stored_choices(properties: Mapping[str, str]) -> Choices:
 
 def choose(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, *, blobs: bool) -> Choices:
     """The smallest form of each column of these first rows. blobs: sequences are blobs, else plain lists."""
-    own = _portable(schema) | _scalar_forms(rows, schema, settings)
+    forms, chunks = _scalar_forms(rows, schema, settings)
+    own = _portable(schema) | forms
     if not blobs:
         return own | _list_choices(rows, schema, settings)
-    own |= {column.name: _blob_form(rows.column(column.name), settings) for column in schema.blobs}
-    return _with_codecs(rows, schema, settings, own) if ITEM_ID in schema.names else own
+    if ITEM_ID in schema.names:
+        others = [column for column in schema.columns if not column.is_blob and column.name not in chunks]
+        own = _with_codecs(own, chunks | _chunks(rows, others, settings, own))
+    return own | {column.name: _blob_form(rows.column(column.name), settings) for column in schema.blobs}
 
 
 def writer_options(
@@ -150,8 +153,11 @@ def _blob_form(values: pa.ChunkedArray, settings: WriteSettings) -> str:
     return f"{DICTIONARY}/{FAST_LEVELS[0]}" if sizes[1] < sizes[0] else DICTIONARY
 
 
-def _scalar_forms(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings) -> Choices:
-    """Forms of the scalars that come out smaller than in a dictionary at the table's level.
+def _scalar_forms(
+    rows: pa.Table, schema: EngagementSchema, settings: WriteSettings
+) -> tuple[Choices, dict[str, pq.ColumnChunkMetaData]]:
+    """Forms of the scalars that come out smaller than in a dictionary at the table's level; what Parquet made of each
+    that was tried in the smallest.
 
     Copies of a plain value cost zstd about as much as one run of dictionary indices, and no dictionary besides: keys
     and times of requests take half the bytes. Ids that hardly repeat lose a third of theirs, and three quarters of the
@@ -165,22 +171,23 @@ def _scalar_forms(rows: pa.Table, schema: EngagementSchema, settings: WriteSetti
         if not column.is_blob
         and (row_is_request or column.level in (Level.KEY, Level.REQUEST) or not column.dtype.startswith("float"))
     ]
-    best = _sizes(rows, tried, settings, dict.fromkeys((column.name for column in tried), DICTIONARY))
-    others = {column.name: _others(column, settings) for column in tried}
+    best = _chunks(rows, tried, settings, dict.fromkeys((column.name for column in tried), DICTIONARY))
+    others = {column.name: _others(column, settings, row_is_request=row_is_request) for column in tried}
     chosen = {}
     for number in range(max(map(len, others.values()), default=0)):
         forms = {name: found[number] for name, found in others.items() if len(found) > number}
-        for name, size in _sizes(rows, [column for column in tried if column.name in forms], settings, forms).items():
-            if size < best[name]:
-                best[name], chosen[name] = size, forms[name]
-    return chosen
+        for name, chunk in _chunks(rows, [column for column in tried if column.name in forms], settings, forms).items():
+            if chunk.total_compressed_size < best[name].total_compressed_size:
+                best[name], chosen[name] = chunk, forms[name]
+    return chosen, best
 
 
-def _others(column: Column, settings: WriteSettings) -> tuple[str, ...]:
-    """What a scalar may be written in beside a dictionary."""
-    level = settings.level_of()
-    levels = [one for one in FAST_LEVELS if settings.codec == "zstd" and level is not None and one < level]
-    found = [f"PLAIN/{one}" for one in levels] or ["PLAIN"]
+def _others(column: Column, settings: WriteSettings, *, row_is_request: bool) -> tuple[str, ...]:
+    """What a scalar may be written in beside a dictionary: plain, at a level that finds the copies of a request's
+    value, or at one that looks for no short matches among values of rows."""
+    is_repeated = not row_is_request and (column.name in (USER_ID, REQUEST_ID) or column.level is Level.REQUEST)
+    level, wanted = settings.level_of(), FAST_LEVELS[is_repeated]
+    found = [f"PLAIN/{wanted}" if settings.codec == "zstd" and level is not None and wanted < level else "PLAIN"]
     if settings.encodings == COMPACT and column.dtype in ("int32", "int64", "timestamp"):
         found += [DELTA, SPLIT]
     elif settings.encodings == COMPACT and column.dtype.startswith("float"):
@@ -188,15 +195,14 @@ def _others(column: Column, settings: WriteSettings) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _with_codecs(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, choices: Choices) -> Choices:
+def _with_codecs(choices: Choices, chunks: Mapping[str, pq.ColumnChunkMetaData]) -> Choices:
     """The choices, with no codec for scalars in which it finds next to nothing.
 
     Dictionary indices are bit-packed and their runs are runs already. Such columns are small beside sequences, and
     opening a compressed page of them costs more than reading it.
     """
     chosen = dict(choices)
-    scalars = [column for column in schema.columns if not column.is_blob]
-    for name, chunk in _chunks(rows, scalars, settings, choices).items():
+    for name, chunk in chunks.items():
         saved = chunk.total_uncompressed_size - chunk.total_compressed_size
         if saved < WORTH_COMPRESSING * chunk.total_uncompressed_size:
             chosen[name] = f"{chosen[name].partition('/')[0]}/none"
@@ -244,10 +250,6 @@ def _list_bytes(sample: pa.Table, column: Column, settings: WriteSettings, form:
             dictionary_pagesize_limit=settings.page_bytes,
         )
     )
-
-
-def _sizes(rows: pa.Table, columns: list[Column], settings: WriteSettings, forms: Choices) -> dict[str, int]:
-    return {name: chunk.total_compressed_size for name, chunk in _chunks(rows, columns, settings, forms).items()}
 
 
 def _chunks(
