@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -134,3 +135,60 @@ def test_a_bundle_that_is_published_while_the_first_is_loaded_is_seen(tmp_path):
 def test_the_client_sends_slices_of_arrays():
     values = np.arange(6).reshape(3, 2)
     assert _dumps({"item_id": values[:, 1]}) == b'{"item_id":[1,3,5]}'
+
+
+def test_a_rollback_does_not_wait_for_a_load_which_then_changes_nothing():
+    first, second = put("ranking-1", Served(parts={})), put("ranking-2", Served(parts={}))
+    is_loading, goes_on = threading.Event(), threading.Event()
+
+    def load(bundle: str, served: Served) -> Served:
+        is_loading.set()
+        assert goes_on.wait(10)
+        return put(bundle, served)
+
+    with Scheduler() as scheduler:
+        changes = []
+        models = Models(load, second, scheduler, previous=first, changed=lambda one: changes.append(one.folders))
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(models.load, "ranking-3")
+            assert is_loading.wait(10)
+            assert models.rollback() is first
+            goes_on.set()
+            with pytest.raises(ValueError, match="be the same while one is loaded required, found a change"):
+                loading.result(10)
+        assert models.current is first
+        assert changes == [(["ranking-1"], ["ranking-2"], [])]
+        assert models.load("ranking-3") is models.current
+        assert models.previous is first
+
+
+def loader_of(place, folder, **more):
+    return Loader(ServeSettings(bundles=(str(place),), serving=str(folder / "serving.json"), **more))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_started_again_serves_what_its_siblings_do(tmp_path):
+    fingerprints = {name: written(tmp_path / name, seed) for seed, name in enumerate(("first", "second", "third"))}
+
+    def serves(loader):
+        current, previous = loader.start()
+        return [one and one.parts["ranking"].fingerprint for one in (current, previous)]
+
+    with Scheduler() as scheduler:
+        loader = loader_of(tmp_path / "first", tmp_path)
+        models = Models(loader.put, loader.start()[0], scheduler, changed=loader.changed)
+        loader.changed(models, is_start=True)
+        written(tmp_path / "first", 7)  # published since, and nobody was told to load it
+        assert loader_of(tmp_path / "first", tmp_path).first().parts["ranking"].fingerprint != fingerprints["first"]
+        written(tmp_path / "first", 0)
+        assert serves(loader_of(tmp_path / "first", tmp_path)) == [fingerprints["first"], None]
+        models.load(str(tmp_path / "second"))
+        models.load(str(tmp_path / "third"))
+        assert serves(loader_of(tmp_path / "first", tmp_path)) == [fingerprints["third"], fingerprints["second"]]
+        models.rollback()
+        again = loader_of(tmp_path / "first", tmp_path)
+        assert serves(again) == [fingerprints["second"], fingerprints["third"]]
+        again.changed(Models(again.put, again.first(), scheduler), is_start=True)  # says nothing: there is something
+        assert serves(loader_of(tmp_path / "first", tmp_path)) == [fingerprints["second"], fingerprints["third"]]
+        shutil.rmtree(tmp_path / "second")
+        assert serves(loader_of(tmp_path / "first", tmp_path)) == [fingerprints["first"], None]

@@ -26,7 +26,7 @@ from reqdedup.cli.output import print_json, say
     ],
 )
 @click.argument("bundle", nargs=-1, required=True)
-@option("--copies", metavar="DIR", help="folder for bundles of an object store")
+@option("--copies", metavar="DIR", help="folder for copies of bundles of an object store; unused ones are removed")
 @option("--store", metavar="FILE", help="the store (`reqdedup store fill`), or valkey://HOST")
 @option("--user-states", metavar="FILE", help="states computed ahead, by the asset user_states; read at the start")
 @option("--impressions", metavar="DIR", help="log what /v1/recommend shows there (`reqdedup impressions`)")

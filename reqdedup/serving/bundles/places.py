@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,16 @@ from typing import Any
 from pyiceberg.io import FileIO
 
 from reqdedup.models.bundle import MANIFEST, Bundle, add_artifacts, check_manifest, put_in_place
+from reqdedup.serving.bundles.copies import lock
 from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, build_index
 from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.iceberg.reference import open_store
 
 CURRENT = "current.json"
 PLACE_FORMAT = 1
+ABANDONED_S = 3600.0
+"""Age of an unfinished version whose publisher must have died [seconds]."""
+_UNFINISHED = r"\.[0-9a-f]{12}\.[0-9a-f]{8}\.unfinished(\.old)?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ def publish(place: Path, bundles: Sequence[Path]) -> str:
     for old in place.iterdir():
         if old.is_dir() and re.fullmatch("[0-9a-f]{12}", old.name) and old.name not in (now.current, now.previous):
             shutil.rmtree(old)
+        elif re.fullmatch(_UNFINISHED, old.name) and time.time() - old.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(old, ignore_errors=True)
     return version
 
 
@@ -174,9 +181,11 @@ def _fetched(store: _Store, location: str, manifest_bytes: bytes, cache: Path) -
     folder = cache / hashlib.sha256(manifest_bytes).hexdigest()[:32]
     entries = {**manifest["files"], **manifest["artifacts"]}
     if folder.exists() and all(_has(folder / name, entry) for name, entry in entries.items()):
+        os.utime(folder)  # whoever removes unused copies leaves it alone until we hold it
         return folder
     unfinished = cache / f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished"
     unfinished.mkdir(parents=True)
+    held = lock(unfinished)
     try:
         for name, entry in entries.items():
             content = store.read(f"{location}/{name}")
@@ -190,6 +199,7 @@ def _fetched(store: _Store, location: str, manifest_bytes: bytes, cache: Path) -
         (unfinished / MANIFEST).write_bytes(manifest_bytes)
         put_in_place(unfinished, folder)
     finally:
+        os.close(held)
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 

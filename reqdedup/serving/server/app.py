@@ -204,11 +204,11 @@ class Application:
                 "idempotency_key", "a key that no other user's events had", shown(key), status=409
             ) from None
         if of is not None and self.service.impressions is not None:
-            now_us = time.time_ns() // 1000
+            event_ts = of.event_ts(time.time_ns() // 1000)
             for item_id in events["item_id"].tolist():
                 for label in of.labels:
                     self.service.impressions.click(
-                        Click(request_id=of.request_id, item_id=item_id, event_ts=now_us, label=label)
+                        Click(request_id=of.request_id, item_id=item_id, event_ts=event_ts, label=label)
                     )
         return json_response({"user_id": user_id, "history_end": end.end, "timeline_version": end.version})
 
@@ -239,6 +239,8 @@ class Application:
         values = bodies.parse_object(await self._body(request))
         bodies.check_keys(values, frozenset({"action", "bundle"}))
         models, action = self.service.models, values.get("action")
+        pool: ThreadPoolExecutor | None
+        work: Callable[[], Any]
         plain: dict[Any, Callable[[], Any]] = {
             "rollback": models.rollback,
             "promote": models.promote_shadow,
@@ -249,11 +251,11 @@ class Application:
             raise BadRequestError("action", f"one of {', '.join([*of_bundle, *plain])}", shown(action))
         if action in of_bundle:
             bundle, change = self._bundle(values.get("bundle")), of_bundle[action]
-            work: Callable[[], Any] = partial(change, bundle)
+            pool, work = self._loading, partial(change, bundle)
         else:
-            work = plain[action]
+            pool, work = None, plain[action]  # at once, whatever is being loaded
         try:
-            await asyncio.get_running_loop().run_in_executor(self._loading, work)
+            await asyncio.get_running_loop().run_in_executor(pool, work)
         except (ValueError, OSError) as error:
             if action in plain:
                 raise BadRequestError("action", f"what {action} needs", str(error), status=409) from None

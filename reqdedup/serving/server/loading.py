@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +18,7 @@ import torch
 from reqdedup.models.bundle import Bundle, fingerprint_of, read_manifest
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.places import open_store
+from reqdedup.serving.bundles.copies import Copies
 from reqdedup.serving.bundles.places import find_bundles
 from reqdedup.serving.funnel.config import FunnelConfig, load_funnel_config
 from reqdedup.serving.funnel.logged import LoggedRecommender
@@ -53,7 +56,10 @@ def _check_device(name: str) -> None:
 
 
 class Loader:
-    """Loads bundles for one process. worker: its number, None if it is alone and asked about all users."""
+    """Loads bundles for one process. worker: its number, None if it is alone and asked about all users.
+
+    seen: what the watch found in each place, fingerprints; None before it looked.
+    """
 
     def __init__(self, settings: ServeSettings, *, worker: int | None = None) -> None:
         if settings.user_states is not None:
@@ -64,12 +70,45 @@ class Loader:
             raise ValueError(f"{settings.may_load_from}: a folder of bundles to load from required, found none")
         self.store = open_store(settings.store) if settings.store else None
         self.impressions = ImpressionLog(settings.impressions) if settings.impressions else None
+        self._cleaning = threading.Lock()
+        self._copies = Copies(Path(settings.copies)) if settings.copies else None
+        self.seen: dict[str, list[str] | None] | None = None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
 
-    def first(self) -> Served:
-        """What the settings name. Raises ValueError for two bundles of one task."""
+    def start(self) -> tuple[Served, Served | None]:
+        """What serves and what served before: as the siblings of a worker that is started again have written, else what
+        the settings name."""
+        serving = Path(self._settings.serving) if self._settings.serving else None
+        if serving is not None and serving.exists():
+            said = json.loads(serving.read_text())
+            self.seen = said["seen"]
+            try:
+                return self.first(said["current"]), self.first(said["previous"]) if said["previous"] else None
+            except (ValueError, OSError) as error:
+                logger.warning("what serves could not be loaded, what the server was started with is: %s", error)
+        return self.first(), None
+
+    def changed(self, models: Models, *, is_start: bool = False) -> None:
+        """Say what serves now to workers that will be started, and let go of copies that nothing needs any more.
+
+        is_start: nothing changed; another worker may have said something newer.
+        """
+        current, previous, shadow = models.folders
+        if self._settings.serving is not None:
+            path = Path(self._settings.serving)
+            made = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+            with suppress(OSError):  # it is there at the start, or the server has ended, and the folder with it
+                made.write_text(json.dumps({"current": current, "previous": previous, "seen": self.seen}))
+                (os.link if is_start else os.replace)(made, path)
+            made.unlink(missing_ok=True)
+        if self._copies is not None:
+            with self._cleaning:
+                self._copies.keep_only(map(Path, (*current, *previous, *shadow)))
+
+    def first(self, places: Sequence[str] | None = None) -> Served:
+        """What these places hold, by default those of the settings. Raises ValueError for two bundles of one task."""
         parts: dict[str, Part] = {}
-        for place in self._settings.bundles:
+        for place in self._settings.bundles if places is None else places:
             for part in self._parts(place):
                 if (other := parts.get(part.task)) is not None:
                     raise ValueError(f"one bundle of each task required, found {other.bundle} and {part.bundle}")
@@ -108,7 +147,11 @@ class Loader:
 
     def _parts(self, place: str) -> list[LoadedPart]:
         found = []
-        for folder in self.folders(place):
+        folders = self.folders(place)
+        if self._copies is not None:
+            with self._cleaning:
+                self._copies.hold(folders)
+        for folder in folders:
             bundle = Bundle.load(folder)
             make = self._ranking if bundle.task == "ranking" else self._retrieval
             found.append(make(str(folder), bundle))
@@ -211,10 +254,12 @@ def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[A
 
 def watch(models: Models, loader: Loader, places: Sequence[str], interval_s: float, is_ending: threading.Event) -> None:
     """Load a place again whenever it holds other bundles: to be run in a thread."""
-    serving = {part.fingerprint for part in models.current.parts.values()}
-    seen = {place: _fingerprints(loader, place) for place in places}
-    # One that was published while the first were being loaded is a change, too.
-    seen = {place: now if now is not None and serving.issuperset(now) else None for place, now in seen.items()}
+    if loader.seen is None:
+        serving = {part.fingerprint for part in models.current.parts.values()}
+        seen = {place: _fingerprints(loader, place) for place in places}
+        # One that was published while the first were being loaded is a change, too.
+        loader.seen = {place: now if now and serving.issuperset(now) else None for place, now in seen.items()}
+    seen = loader.seen
     while not is_ending.wait(interval_s):
         for place in places:
             now = _fingerprints(loader, place)

@@ -59,6 +59,7 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         of_impression = {
             "request_id": {"type": "string", "pattern": "^[0-9]{1,19}$"},
             "labels": {"type": "array", "items": name, "minItems": 1, "maxItems": 16},
+            "event_ts": _COUNT | {"description": "microseconds, UTC"},
         }
         paths["/v1/events"] = {
             "post": _operation(

@@ -28,9 +28,10 @@ def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, work
     """
     torch.set_num_threads(1)
     loader = Loader(settings, worker=worker)
-    first = loader.first()
+    first, previous = loader.start()
     scheduler = Scheduler(settings.queue)
-    models = Models(loader.put, first, scheduler)
+    models = Models(loader.put, first, scheduler, previous=previous, changed=loader.changed)
+    loader.changed(models, is_start=True)
     metrics = Metrics({} if worker is None else {"worker": str(worker)})
     service = Service(
         models=models,

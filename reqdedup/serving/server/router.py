@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import httptools
@@ -25,7 +26,7 @@ from reqdedup.serving.limits import Limits, shown
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
 from reqdedup.serving.server.door import Receive, Scope, Send, read_body
-from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics, merged
+from reqdedup.serving.server.metrics import CONTENT_TYPE, Labels, Metrics, merged
 from reqdedup.serving.wire.answers import error_response, json_response
 
 Headers = list[tuple[bytes, bytes]]
@@ -36,10 +37,15 @@ _NOT_PASSED_BACK = (b"connection", b"keep-alive", b"transfer-encoding", b"date")
 
 
 class Router:
-    """An ASGI application. addresses: of the workers, by number.  restarts: of each so far."""
+    """An ASGI application. addresses: of the workers, by number.  restarts, failed_starts: of each so far."""
 
     def __init__(
-        self, addresses: Sequence[tuple[str, int]], limits: Limits, *, restarts: Callable[[], Sequence[int]] = list
+        self,
+        addresses: Sequence[tuple[str, int]],
+        limits: Limits,
+        *,
+        restarts: Callable[[], Sequence[int]] = list,
+        failed_starts: Callable[[], Sequence[int]] = list,
     ) -> None:
         self.limits = limits
         self._workers = [_Upstream(*address, timeout_s=limits.max_deadline_ms / 1000 + 20) for address in addresses]
@@ -47,12 +53,11 @@ class Router:
         self.metrics = Metrics()
         self.metrics.describe("reqdedup_router_requests_total", "counter", "Requests passed on, by worker.")
         self.metrics.describe("reqdedup_router_broken_total", "counter", "Requests whose worker broke off.")
-        self.metrics.read(
-            "reqdedup_worker_restarts_total",
-            "counter",
-            "Starts of a worker beside its first.",
-            lambda: {(("of_worker", str(number)),): float(count) for number, count in enumerate(restarts())},
-        )
+        for name, counts, help in (
+            ("restarts", restarts, "Starts of a worker beside its first."),
+            ("failed_starts", failed_starts, "Starts of a worker that failed, each tried again."),
+        ):
+            self.metrics.read(f"reqdedup_worker_{name}_total", "counter", help, partial(_by_worker, counts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,13 +81,17 @@ class Router:
         if path in ("/readyz", "/v2/health/ready", "/metrics") and method == "GET":
             return await self._of_all(scope, path)
         if path == "/v1/models" and method == "POST":
-            for worker in self._workers:
-                answer = await worker.ask(scope, body)
+            for number in range(len(self._workers)):
+                answer = await self._ask(number, scope, body)
                 if answer[0] >= 400:
                     break
             return answer
         number = self._worker_of(scope, body)
         self.metrics.add("reqdedup_router_requests_total", of_worker=str(number))
+        return await self._ask(number, scope, body)
+
+    async def _ask(self, number: int, scope: Scope, body: bytes) -> tuple[int, Headers, bytes]:
+        """Raises OverloadedError, 503, if the worker breaks off."""
         try:
             return await self._workers[number].ask(scope, body)
         except (OSError, EOFError, httptools.HttpParserError) as error:
@@ -112,6 +121,10 @@ class Router:
             if -(2**63) <= user_id < 2**63:
                 return worker_of(user_id, len(self._workers))
         return 0  # it will say what is wrong with the request
+
+
+def _by_worker(counts: Callable[[], Sequence[int]]) -> dict[Labels, float]:
+    return {(("of_worker", str(number)),): float(count) for number, count in enumerate(counts())}
 
 
 def _plain(response: Any) -> tuple[int, Headers, bytes]:

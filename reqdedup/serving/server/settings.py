@@ -22,6 +22,7 @@ class ServeSettings:
     funnel: TOML file of /v1/recommend.  may_load_from: folder whose bundles may be loaded by request; None: none.
     watch_s: how often the bundles are looked at for a change, 0: never.
     max_feature_age_s: of stored request features, beyond which answers are marked.
+    serving: file in which the workers of one server say what serves, for one that is started again; None: no workers.
     cache_bytes: kept contexts of a process.  kv_type: how their keys and values are kept.
     workers: processes.  drain_s: for what was admitted when the server is told to end [seconds].
     """
@@ -34,6 +35,7 @@ class ServeSettings:
     funnel: str | None = None
     may_load_from: str | None = None
     watch_s: float = 0.0
+    serving: str | None = None
     on_missing_history: Literal["refuse", "empty"] = "refuse"
     max_feature_age_s: float = 2 * 86_400.0
     deterministic: bool = True

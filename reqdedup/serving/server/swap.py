@@ -4,6 +4,9 @@
     rollback  the previous becomes current, and the other way round
     shadow    bundle -> scores what the current one answered, when nothing else waits; differences are counted
 
+A change that comes while a bundle is being loaded does not wait for it: the load then fails, and says that others serve
+by now than those that it was to stand beside.
+
 `current` is one reference. A request takes it when it is admitted and keeps it to its answer, so no answer mixes two
 models; a step computes requests of one model only. After a change, the caches of the model that left are dropped by the
 compute thread, behind the requests that still carry it.
@@ -77,40 +80,62 @@ class Models:
     """What serves now, what served before it, and what runs in the shadow.
 
     load: a bundle's part put in the place of its task's in what serves now (None at the start: nothing).
+    previous: what can be rolled back to from the start.  changed: called after every change, with no lock held.
     """
 
-    def __init__(self, load: Callable[[str, Served], Served], first: Served, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        load: Callable[[str, Served], Served],
+        first: Served,
+        scheduler: Scheduler,
+        *,
+        previous: Served | None = None,
+        changed: Callable[[Models], None] = lambda models: None,
+    ) -> None:
         self.current = first
-        self.previous: Served | None = None
+        self.previous = previous
         self.shadow: Served | None = None
         self._shadow_of: Served | None = None
         self.report = ShadowReport()
         self.loading: str | None = None
         self.last_error: str | None = None
         self.swaps = 0
-        self._load, self._scheduler = load, scheduler
-        self._changing = threading.Lock()
+        self._load, self._scheduler, self._changed = load, scheduler, changed
+        self._loading, self._changing = threading.Lock(), threading.Lock()
 
     def load(self, bundle: str) -> Served:
         """Load beside, then swap; takes as long as loading does. Raises what loading raises, with nothing changed."""
-        with self._changing:
-            return self._swap(self._loaded(bundle))
+        with self._loading:
+            base, loaded = self.current, self._loaded(bundle)
+            with self._changing:
+                if self.current is not base:
+                    raise ValueError(
+                        "the models that serve to be the same while one is loaded required, found a change"
+                    )
+                self._swap(loaded)
+        self._changed(self)
+        return loaded
 
     def rollback(self) -> Served:
         """Raises ValueError if there was no model before."""
         with self._changing:
             if self.previous is None:
                 raise ValueError("a model before this one required, found none: nothing was swapped")
-            return self._swap(self.previous)
+            found = self._swap(self.previous)
+        self._changed(self)
+        return found
 
     def start_shadow(self, bundle: str) -> Served:
-        with self._changing:
-            shadow, self.report = self._loaded(bundle), ShadowReport()
-            self.shadow, self._shadow_of = shadow, self.current
-            return shadow
+        with self._loading:
+            base, shadow = self.current, self._loaded(bundle)
+            with self._changing:
+                self.shadow, self._shadow_of, self.report = shadow, base, ShadowReport()
+        self._changed(self)
+        return shadow
 
     def stop_shadow(self) -> None:
         self.shadow = None
+        self._changed(self)
 
     def promote_shadow(self) -> Served:
         """Raises ValueError if there is no shadow, or if what serves has changed since it began: its other models would
@@ -121,7 +146,16 @@ class Models:
             if self._shadow_of is not self.current:
                 raise ValueError("the models that the shadow began beside required, found others; start it again")
             promoted, self.shadow = self.shadow, None
-            return self._swap(promoted)
+            self._swap(promoted)
+        self._changed(self)
+        return promoted
+
+    @property
+    def folders(self) -> tuple[list[str], list[str], list[str]]:
+        """Where what serves, what served before and what runs in the shadow was loaded from."""
+        three = (self.current, self.previous, self.shadow)
+        current, previous, shadow = ([one.bundle for one in all_.parts.values()] if all_ else [] for all_ in three)
+        return current, previous, shadow
 
     def compare(self, request: RankRequest, answered: Ranked) -> None:
         """Let the shadow score what was just answered, over the same events, if nothing else waits."""

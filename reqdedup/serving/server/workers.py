@@ -6,19 +6,22 @@
 The kernel cannot choose the worker: with a shared port it would deal connections, not users. So a small router reads
 the user of a request (a header of our client, else the body) and passes bytes on; our client may also ask for the
 workers' addresses and leave it out. Every worker listens on a socket that this process keeps, so connections to a
-worker that died wait for the next one; what it was computing is answered 503, and a client asks again.
+worker that died wait for the next one; what it was computing is answered 503, and a client asks again. The next one
+loads what its siblings serve: every change is written down in a file that the workers share.
 
 A worker whose parent is gone ends: its standard input is a pipe that this process holds.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -41,7 +44,7 @@ class Worker:
     """One process and the socket that it serves, which outlives it."""
 
     def __init__(self, number: int, settings: ServeSettings) -> None:
-        self.number, self.restarts, self.cannot_serve = number, -1, False
+        self.number, self.restarts, self.failed_starts, self.cannot_serve = number, -1, 0, False
         access = replace(settings.access, certificate=None, key=None)  # TLS ends at the router
         self._settings = replace(settings, access=access)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -53,18 +56,22 @@ class Worker:
         return f"http://127.0.0.1:{self.address[1]}"
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self.restarts += 1
         words = [sys.executable, "-m", "reqdedup.serving", str(self.socket.fileno()), str(self.number)]
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE, pass_fds=[self.socket.fileno()], env={**variables(), **ONE_THREAD}
         )
+        self.restarts += 1
         assert process.stdin is not None
-        process.stdin.write(self._settings.to_json().encode() + b"\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died already: whoever waits for it sees that
+            process.stdin.write(self._settings.to_json().encode() + b"\n")
+            process.stdin.flush()
         return process
 
     def keep_alive(self, is_ending: threading.Event) -> None:
-        """Start it again whenever it dies, until the server ends. One that cannot even begin ends the server."""
+        """Start it again whenever it dies, until the server ends. One that cannot even begin ends the server.
+
+        A start that fails, for want of memory or processes, is tried again too.
+        """
         short_lives = 0
         while not is_ending.is_set():
             started = time.monotonic()
@@ -81,7 +88,24 @@ class Worker:
             logger.error("worker %d ended with code %d; it is started again", self.number, code)
             if is_ending.wait(wait):
                 return
-            self.process = self._start()
+            if not self._start_again(is_ending):
+                return
+
+    def _start_again(self, is_ending: threading.Event) -> bool:
+        """False if the server ends before there is a process."""
+        if self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+        for wait in itertools.chain(RESTART_AFTER_S[1:], itertools.repeat(RESTART_AFTER_S[-1])):
+            try:
+                self.process = self._start()
+                return True
+            except OSError as error:
+                self.failed_starts += 1
+                logger.error("worker %d could not be started, again in %g s: %s", self.number, wait, error)
+            if is_ending.wait(wait):
+                break
+        return False
 
     def end(self, drain_s: float) -> None:
         with suppress(OSError):
@@ -92,7 +116,8 @@ class Worker:
             self.process.kill()
             self.process.wait()
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with suppress(OSError):
+                self.process.stdin.close()
         self.socket.close()
 
 
@@ -101,13 +126,21 @@ def serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> None
 
     Raises ValueError if a worker cannot begin, for a bundle or a store that it cannot serve; it has said which.
     """
+    with tempfile.TemporaryDirectory(prefix="reqdedup-serve-") as folder:
+        _serve_workers(replace(settings, serving=f"{folder}/serving.json"), sockets)
+
+
+def _serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> None:
     is_ending = threading.Event()
     workers = [Worker(number, settings) for number in range(settings.workers)]
     keepers = [threading.Thread(target=worker.keep_alive, args=[is_ending], daemon=True) for worker in workers]
     for keeper in keepers:
         keeper.start()
     router = Router(
-        [worker.address for worker in workers], settings.limits, restarts=lambda: [one.restarts for one in workers]
+        [worker.address for worker in workers],
+        settings.limits,
+        restarts=lambda: [one.restarts for one in workers],
+        failed_starts=lambda: [one.failed_starts for one in workers],
     )
     access: Access = settings.access
     try:

@@ -33,6 +33,8 @@ from reqdedup.serving.wire.values import INT64, array, integer, value, words
 
 MAX_KEY = 1000
 """Characters of a user's key."""
+MAX_AHEAD_US, MAX_LATE_US = 60_000_000, 3_600_000_000
+"""How far a sender's clock may be ahead, and how late an event may come, for its time to be believed."""
 ITEM = Column(name=ITEM_ID, dtype="int64", level=Level.KEY)
 TIMES = Column(name=HISTORY_TS, dtype="int64", level=Level.REQUEST, kind=Kind.SEQUENCE)
 MOMENT = Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST)
@@ -343,24 +345,34 @@ def _check_length(values: Any, path: str, most: int) -> None:
 
 @dataclass(frozen=True)
 class Shown:
-    """The impression that events belong to, and the labels that they give to their items."""
+    """The impression that events belong to, and the labels that they give to their items. said_us: when they happened,
+    as their sender says; None: now."""
 
     request_id: int
     labels: tuple[str, ...]
+    said_us: int | None = None
+
+    def event_ts(self, now_us: int) -> int:
+        """When it happened [microseconds since 1970]: as its sender says, if that is believable, else now."""
+        if self.said_us is None or not -MAX_AHEAD_US <= now_us - self.said_us <= MAX_LATE_US:
+            return now_us
+        return min(self.said_us, now_us)
 
 
 def shown_request(values: dict[str, Any]) -> Shown | None:
-    """Takes `request_id` and `labels` out of a body of events; None if they belong to no impression."""
-    given, labels = values.pop("request_id", None), values.pop("labels", None)
-    if given is None and labels is None:
+    """Takes `request_id`, `labels` and `event_ts` out of a body of events; None if they belong to no impression."""
+    given, labels, said_us = values.pop("request_id", None), values.pop("labels", None), values.pop("event_ts", None)
+    if given is None and labels is None and said_us is None:
         return None
+    if said_us is not None:
+        said_us = integer(said_us, "event_ts", 0, INT64[1])
     if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= 19:
         given = int(given)
     request_id = integer(given, "request_id", 0, INT64[1])
     is_list = isinstance(labels, list) and 0 < len(labels) <= 16
     if not is_list or not all(isinstance(label, str) and 0 < len(label) <= 200 for label in labels):
         raise BadRequestError("labels", "a list of 1 to 16 names", "none" if labels is None else shown(labels))
-    return Shown(request_id, tuple(dict.fromkeys(labels)))
+    return Shown(request_id, tuple(dict.fromkeys(labels)), said_us)
 
 
 def events_request(

@@ -44,9 +44,16 @@ def test_a_click_through_http_becomes_a_label_and_what_was_not_clicked_is_negati
         events = {name: [liked if name == "item_id" else 1] for name in store.columns}
         click = {"user_id": user, "events": events, "idempotency_key": "a", "labels": ["click"]}
         click["request_id"] = answer["request_id"]
+        click["event_ts"] = time.time_ns() // 1000
         for _ in range(2):  # sent twice
             assert post(server, "/v1/events", click)[0] == 200
-        for wrong in ({"request_id": "7x"}, {"labels": []}, {"labels": "click"}, {"request_id": None}):
+        for wrong in (
+            {"request_id": "7x"},
+            {"labels": []},
+            {"labels": "click"},
+            {"request_id": None},
+            {"event_ts": 1.5},
+        ):
             status, said = post(server, "/v1/events", {**click, **wrong})
             assert status == 422, said
         metrics = urllib.request.urlopen(f"{server.url}/metrics", timeout=30).read().decode()

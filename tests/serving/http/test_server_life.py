@@ -253,6 +253,22 @@ def test_a_killed_worker_is_started_again_and_no_answer_is_wrong(workers, last):
     assert sorted(float(line.rpartition(" ")[2]) for line in restarts) == [0, 1]
 
 
+def test_a_worker_that_is_started_again_loads_what_serves_now(workers, last, bundles):
+    admin, second = workers.client(token=TOKEN, retries=20), Bundle.load(bundles / "second")
+    admin.change_models("load", "second")
+    try:
+        victims = children(workers)
+        for victim in victims:
+            os.kill(victim.pid, signal.SIGKILL)
+        for one in last[1:9]:
+            ranked = admin.rank(stored(one))
+            assert ranked.model == second.fingerprint
+            assert stacked(ranked).tobytes() == exact(second, one)
+    finally:
+        admin.change_models("rollback")  # a new worker knows what served before
+    assert stacked(admin.rank(stored(last[1]))).tobytes() == last[1].logits.tobytes()
+
+
 def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
     processes = children(workers)
     client = workers.client(token=TOKEN, retries=0)

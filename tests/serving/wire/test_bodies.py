@@ -280,6 +280,25 @@ def test_open_inference_tensors_are_the_same_request(binary):
     assert (request.history.start, request.history.end) == (8, 10)
 
 
+def test_a_click_has_its_senders_time_as_long_as_that_is_believable():
+    now, hour, second = 1_764_000_000_000_000, 3_600_000_000, 1_000_000
+    for said, taken in (
+        (None, now),
+        (now - 5 * second, now - 5 * second),
+        (now - hour, now - hour),
+        (now - hour - 1, now),  # no clock, or one that is wrong
+        (now + 5 * second, now),  # a clock that is a little ahead
+        (now + hour, now),
+        (0, now),
+    ):
+        body = {"request_id": "5", "labels": ["click"], "event_ts": said, "user_id": 7}
+        assert bodies.shown_request(body).event_ts(now) == taken
+        assert body == {"user_id": 7}
+    for wrong in (1.5, "now", -1, True):
+        with pytest.raises(BadRequestError, match="event_ts"):
+            bodies.shown_request({"request_id": "5", "labels": ["click"], "event_ts": wrong})
+
+
 def test_open_inference_tensors_that_do_not_fit_are_refused():
     body, length = oip_inputs(True)
     for wrong_body, wrong_length in ((body[:-1], length), (body + b"x", length), (body, length - 1), (body, 10**9)):

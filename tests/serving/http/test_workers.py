@@ -1,0 +1,49 @@
+"""The keeper of a worker: it is started again, also if starting fails."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+
+from reqdedup.serving.server import workers
+from reqdedup.serving.server.settings import ServeSettings
+from reqdedup.serving.server.workers import Worker
+
+
+class Sleeper(Worker):
+    """Its process sleeps; the starts of `fails` fail as they do if there is no memory."""
+
+    fails: tuple[int, ...] = ()
+    starts = 0
+
+    def _start(self):
+        self.starts += 1
+        if self.starts in self.fails:
+            raise OSError(12, "Cannot allocate memory")
+        self.restarts += 1
+        return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+
+def test_a_start_that_fails_is_said_counted_and_tried_again(monkeypatch, caplog):
+    monkeypatch.setattr(workers, "RESTART_AFTER_S", (0.0, 0.001))
+    monkeypatch.setattr(Sleeper, "fails", (2, 3))
+    worker, is_ending = Sleeper(0, ServeSettings(bundles=("none",))), threading.Event()
+    keeper = threading.Thread(target=worker.keep_alive, args=[is_ending])
+    first = worker.process
+    with caplog.at_level(logging.ERROR):
+        keeper.start()
+        try:
+            first.kill()
+            while worker.process is first:
+                keeper.join(0.001)
+            assert (worker.restarts, worker.failed_starts) == (1, 2)
+            assert worker.process.poll() is None
+        finally:
+            is_ending.set()
+            worker.end(0)
+            keeper.join(10)
+    assert not keeper.is_alive()
+    assert caplog.text.count("worker 0 could not be started") == 2
+    assert "Cannot allocate memory" in caplog.text
