@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +36,49 @@ def test_every_service_is_watched_and_bound_to_loopback(compose):
         assert set(service.get("depends_on", {})) <= set(compose["services"])
         named = {volume.partition(":")[0] for volume in service.get("volumes", [])}
         assert {one for one in named if not one.startswith("./")} <= set(compose["volumes"])
+
+
+@pytest.mark.slow
+def test_the_file_is_a_compose_file_by_the_specifications_own_schema(tmp_path):
+    """check-jsonschema carries the schema of compose-spec; a name that it does not know is refused, too."""
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text((ROOT / "docker-compose.yml").read_text().replace("healthcheck:", "healtcheck:", 1))
+    for path, code in ((ROOT / "docker-compose.yml", 0), (wrong, 1)):
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stdout + done.stderr
+    assert "healtcheck" in done.stdout
+
+
+def test_prometheus_reads_its_configuration(tmp_path):
+    if not (promtool := shutil.which("promtool")):
+        pytest.skip("needs promtool, of Prometheus")
+    config = tmp_path / "prometheus.yml"
+    (tmp_path / "token").touch()
+    config.write_text((ROOT / "deploy/prometheus.yml").read_text().replace("/tmp/serve-token", f"{tmp_path}/token"))
+    done = subprocess.run([promtool, "check", "config", str(config)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_panel_asks_the_source_that_is_provisioned_and_has_a_place_of_its_own():
+    provisioned = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
+    source = {name: provisioned["datasources"][0][name] for name in ("type", "uid")}
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/serving.json").read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]), panel["title"]
+        assert all(asked["datasource"] == source for asked in (panel, *panel["targets"])), panel["title"]
 
 
 def test_nothing_runs_as_root_that_is_built_here(compose):

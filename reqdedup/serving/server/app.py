@@ -98,7 +98,8 @@ class Application:
         self._posts = {path: self._answering(path, handler) for path, handler in posts.items()}
         routes = [Route(path, handler, methods=["POST"]) for path, handler in self._posts.items()]
         routes += [Route(path, self._answering(path, handler), methods=["GET"]) for path, handler in gets.items()]
-        self._others = Starlette(routes=routes, exception_handlers={404: _no_path, 405: _no_path})
+        self._others = Starlette(routes=routes, exception_handlers={404: self._no_path, 405: self._no_path})
+        self._routes = routes
         self._others.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -307,6 +308,16 @@ class Application:
         part = self._part("ranking")
         return json_response(oip.metadata(part.task, [part.fingerprint], part.inputs, list(part.labels)))
 
+    async def _no_path(self, request: Request, error: Exception) -> Response:
+        """A path, or a method of one, that is not served."""
+        path, status = request.url.path, getattr(error, "status_code", 404)
+        found = f"{request.method} {shown(path)}"
+        response = error_response(BadRequestError("path", "a call that /docs shows", found, status=status))
+        if status == 405:
+            served = [route.methods or set() for route in self._routes if route.path_regex.match(path)]
+            response.headers["allow"] = ", ".join(sorted(set().union(*served)))
+        return response
+
     def _check_name(self, request: Request) -> None:
         name = request.path_params["model"]
         if name not in self.service.models.current.parts or name != "ranking":
@@ -373,9 +384,3 @@ def content_type(request: Request, *allowed: str) -> str:
     if found not in allowed:
         raise BadRequestError("content-type", " or ".join(allowed), shown(found) if found else "none", status=415)
     return found
-
-
-async def _no_path(request: Request, error: Exception) -> Response:
-    """A path, or a method of one, that is not served."""
-    found, status = f"{request.method} {shown(request.url.path)}", getattr(error, "status_code", 404)
-    return error_response(BadRequestError("path", "a call that /docs shows", found, status=status))

@@ -10,6 +10,7 @@ from typing import Any
 
 from reqdedup.schema import Column
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.server import openapi_answers as answers
 from reqdedup.serving.server.swap import Served
 from reqdedup.serving.wire.answers import JSON
 from reqdedup.serving.wire.arrow import ARROW
@@ -34,18 +35,18 @@ _TYPES: dict[str, Schema] = {
 def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] | None) -> Schema:
     """OpenAPI 3.1 of this server."""
     paths: Schema = {}
-    for task, path, more, summary in (
-        ("ranking", "/v1/rank", _candidates, "Score candidates for a user."),
-        ("retrieval", "/v1/retrieve", _retrieve, "The items nearest to a user."),
+    for task, path, more, answer, summary in (
+        ("ranking", "/v1/rank", _candidates, answers.ranked, "Score candidates for a user."),
+        ("retrieval", "/v1/retrieve", _retrieve, answers.retrieved, "The items nearest to a user."),
     ):
         if (part := served.parts.get(task)) is not None:
             body = _body(part.inputs, limits, more(part.inputs, limits))
-            paths[path] = {"post": _operation(summary, body, arrow=task == "ranking")}
+            paths[path] = {"post": _operation(summary, body, answer(part), arrow=task == "ranking")}
     if served.recommend is not None:
         retrieval, ranking = served.parts["retrieval"].inputs, served.parts["ranking"].inputs
         both = retrieval | ranking
         body = _body(both, limits, _recommend(both, limits, served.rows))
-        paths["/v1/recommend"] = {"post": _operation("Retrieve, rank and re-rank.", body)}
+        paths["/v1/recommend"] = {"post": _operation("Retrieve, rank and re-rank.", body, answers.recommended())}
     if event_columns is not None:
         columns = {name: _list(column, limits.max_events) for name, column in event_columns.items()}
         user_keys = any(part.inputs.user_keys for part in served.parts.values())
@@ -57,14 +58,15 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         required = [one for one in events if one != "user_id" or not user_keys]
         name = {"type": "string", "minLength": 1, "maxLength": 200}
         of_impression = {
-            "request_id": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+            "request_id": {"anyOf": [{"type": "string", "pattern": "^[0-9]{1,19}$"}, _COUNT, {"type": "null"}]},
             "labels": {"type": "array", "items": name, "minItems": 1, "maxItems": 16},
-            "event_ts": _COUNT | {"description": "microseconds, UTC"},
+            "event_ts": _or_null(_COUNT | {"description": "microseconds, UTC"}),
         }
         paths["/v1/events"] = {
             "post": _operation(
                 "Append events to a user's timeline; a key sent twice is one.",
                 _object(events | of_impression | ({"user_key": _KEY} if user_keys else {}), required),
+                answers.APPENDED,
             )
         }
     actions = {
@@ -72,15 +74,15 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         "bundle": {"type": "string"},
     }
     paths["/v1/models"] = {
-        "get": _get("The models that serve, served before, or run in the shadow."),
-        "post": _operation("Change what serves.", _object(actions, ["action"])),
+        "get": _get("The models that serve, served before, or run in the shadow.", answers.MODELS),
+        "post": _operation("Change what serves.", _object(actions, ["action"]), answers.MODELS),
     }
-    for path, summary in (
-        ("/healthz", "Whether the process lives."),
-        ("/readyz", "Whether it answers."),
-        ("/metrics", "Metrics for Prometheus."),
+    for path, summary, said in (
+        ("/healthz", "Whether the process lives.", answers.LIVE),
+        ("/readyz", "Whether it answers.", answers.READY),
+        ("/metrics", "Metrics for Prometheus.", None),
     ):
-        paths[path] = {"get": _get(summary)}
+        paths[path] = {"get": _get(summary, said)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "reqdedup", "version": "1"},
@@ -90,8 +92,9 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
     }
 
 
-def _operation(summary: str, body: Schema, *, arrow: bool = False) -> Schema:
-    kinds = {JSON: {"schema": body}} | ({ARROW: {"schema": {"type": "string", "format": "binary"}}} if arrow else {})
+def _operation(summary: str, body: Schema, answer: Schema, *, arrow: bool = False) -> Schema:
+    stream = {ARROW: {"schema": {"type": "string", "format": "binary"}}} if arrow else {}
+    kinds = {JSON: {"schema": body}} | stream
     statuses = {
         "400": "no such body",
         "401": "token",
@@ -107,14 +110,22 @@ def _operation(summary: str, body: Schema, *, arrow: bool = False) -> Schema:
         "503": "full; come back after Retry-After seconds",
         "504": "the deadline passed",
     }
-    answers = {
-        code: {"description": text} for code, text in {"200": "answered", "403": "not allowed", **statuses}.items()
-    }
-    return {"summary": summary, "requestBody": {"required": True, "content": kinds}, "responses": answers}
+    responses: Schema = {"200": {"description": "answered", "content": {JSON: {"schema": answer}} | stream}}
+    for code, text in {"403": "not allowed", **statuses}.items():
+        responses[code] = {"description": text, "content": {JSON: {"schema": answers.ERROR}}}
+    wait = {"schema": {"type": "integer", "minimum": 1}, "required": True}
+    responses["503"]["headers"] = {"Retry-After": wait}
+    return {"summary": summary, "requestBody": {"required": True, "content": kinds}, "responses": responses}
 
 
-def _get(summary: str) -> Schema:
-    return {"summary": summary, "responses": {"200": {"description": "answered"}, "503": {"description": "not ready"}}}
+def _get(summary: str, answer: Schema | None) -> Schema:
+    """answer: of JSON; None: of text."""
+    content = {"text/plain": {"schema": {"type": "string"}}} if answer is None else {JSON: {"schema": answer}}
+    responses: Schema = {"200": {"description": "answered", "content": content}}
+    responses["401"] = {"description": "token", "content": {JSON: {"schema": answers.ERROR}}}
+    if answer is answers.READY:
+        responses["503"] = {"description": "not ready", "content": content}
+    return {"summary": summary, "responses": responses}
 
 
 def _body(inputs: Inputs, limits: Limits, more: Schema) -> Schema:
@@ -124,10 +135,10 @@ def _body(inputs: Inputs, limits: Limits, more: Schema) -> Schema:
     properties = {
         "user_id": _ID,
         "request": {"type": "object", "properties": request},
-        "history": _object(window, ["columns"]),
-        "at": _COUNT,
-        "version": _COUNT,
-        "deadline_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": limits.max_deadline_ms},
+        "history": _or_null(_object(window, ["columns"])),
+        "at": _or_null(_COUNT),
+        "version": _or_null(_COUNT),
+        "deadline_ms": _or_null({"type": "number", "exclusiveMinimum": 0, "maximum": limits.max_deadline_ms}),
     }
     required = [name for name in more if name in ("candidates", "k")]
     if not inputs.user_keys:
@@ -137,7 +148,7 @@ def _body(inputs: Inputs, limits: Limits, more: Schema) -> Schema:
 
 
 def _candidates(inputs: Inputs, limits: Limits) -> Schema:
-    columns = {name: _list(column, limits.max_candidates) for name, column in inputs.item.items()}
+    columns = {name: _or_null(_list(column, limits.max_candidates)) for name, column in inputs.item.items()}
     ids = {"type": "array", "items": _ID, "maxItems": limits.max_candidates}
     candidates: Schema = {"type": "object", "properties": {"item_id": ids, **columns}, "required": ["item_id"]}
     if inputs.item_keys:
@@ -154,13 +165,14 @@ def _retrieve(inputs: Inputs, limits: Limits) -> Schema:
     ids = {"type": "array", "items": _ID, "maxItems": limits.max_filter_ids}
     categories = {"type": "object", "additionalProperties": ids}
     named = ids | {"items": {"type": ["integer", "string"]}} if inputs.item_keys else ids
-    filters = _object({"allow": named, "deny": named, "unseen": {"type": "boolean"}, "categories": categories}, [])
-    return {"k": {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}, "filter": filters}
+    lists = {"allow": _or_null(named), "deny": _or_null(named)}
+    filters = _object({**lists, "unseen": {"type": "boolean"}, "categories": categories}, [])
+    return {"k": {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}, "filter": _or_null(filters)}
 
 
 def _recommend(inputs: Inputs, limits: Limits, most: int) -> Schema:
     filters = _retrieve(inputs, limits)["filter"]
-    length = {"type": "integer", "minimum": 1, "maximum": most}
+    length = _or_null({"type": "integer", "minimum": 1, "maximum": most})
     return {"length": length, "filter": filters, "explain": {"type": "boolean"}}
 
 
@@ -169,17 +181,22 @@ def _object(properties: Schema, required: list[str]) -> Schema:
     return found | ({"required": required} if required else {})
 
 
+def _or_null(schema: Schema) -> Schema:
+    """Of a property that may be left out: null is the same."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
 def _value(column: Column) -> Schema:
     if column.width:
         numbers = {"type": "array", "items": _TYPES[column.dtype], "minItems": column.width, "maxItems": column.width}
         return _described(numbers, column)
     found = _TYPES[column.dtype]
-    return _described({"anyOf": [found, {"type": "null"}]} if column.nullable else found, column)
+    return _described(_or_null(found) if column.nullable else found, column)
 
 
 def _list(column: Column, most: int) -> Schema:
     found = _TYPES[column.dtype]
-    items = {"anyOf": [found, {"type": "null"}]} if column.nullable else found
+    items = _or_null(found) if column.nullable else found
     return _described({"type": "array", "items": items, "maxItems": most}, column)
 
 
