@@ -2,42 +2,79 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
-import shutil
 import signal
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
+import torch
 import valkey
 
+from benchmarks.serving_http_load import ARROW, JSON, http_request
+from reqdedup.models import DCATConfig
 from reqdedup.models.bundle import Bundle, write_bundle
+from reqdedup.models.dcat.model import DCAT
+from reqdedup.models.signature import Signature
 from reqdedup.sequences.valkey_store import ValkeyStore
 from reqdedup.serving.client import ServerError
 from reqdedup.serving.requests import RankRequest
+from reqdedup.serving.routing import worker_of
 from tests.servers.process import ServerMissingError
 from tests.servers.valkey import restart, start_valkey
-from tests.serving.http.servers import Server, event_columns, records, stacked
+from tests.serving.conftest import SIZES
+from tests.serving.http.servers import Server, event_columns, records, requests_of_table
+from tests.serving.http.soak_client import Prepared, run
 
-REQUESTS, CLIENTS, SECONDS, EVERY_S = 100_000, 8, 240, 8.0
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "100000"))
+CLIENTS, CONNECTIONS, WORKERS, CANDIDATES = 2, 6, 2, 10
+PER_USER = 6
+"""Distinct requests of a user: each is computed in process once, and asked hundreds of times."""
+SECONDS, EVERY_S = 900, 8.0
+LARGER = SIZES | {"width": 32, "ffn_width": 64, "max_history": 128}
+
+
+@pytest.fixture(scope="module")
+def bundles(trained_bundles, tmp_path_factory):
+    """A folder with a model of width 32 and 128 events, and one of other weights."""
+    folder, schema = tmp_path_factory.mktemp("bundles"), trained_bundles.source.schema
+    config, items = DCATConfig.from_schema(schema, **LARGER), Bundle.load(trained_bundles.ranking).items
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        weights = DCAT(config).state_dict()
+        write_bundle(folder / name, config=config, weights=weights, signature=Signature.of(config, schema), items=items)
+    return folder
+
+
+def distinct_requests(bundles, last) -> tuple[list[RankRequest], list[dict[str, bytes]]]:
+    """Ten candidates each, and of each model the logits that are right, computed in process."""
+    rng, asked, right = np.random.default_rng(0), [], []
+    names = list(last[0].sent.candidates)
+    rows = {name: np.concatenate([one.sent.candidates[name] for one in last]) for name in names}
+    models = [Bundle.load(folder) for folder in sorted(bundles.iterdir())]
+    for one in last:
+        for _ in range(PER_USER):
+            chosen = rng.choice(len(rows["item_id"]), CANDIDATES, replace=False)
+            candidates = {name: values[chosen] for name, values in rows.items()}
+            asked.append(RankRequest(user_id=one.sent.user_id, candidates=candidates))
+            window = one.sent.history
+            whole = {"request": one.sent.request, "history": window.columns, "history_end": window.end}
+            right.append({})
+            for bundle in models:
+                logits = bundle.model.predict_exact(bundle.transforms.batch(candidates=candidates, **whole)).numpy()
+                right[-1][bundle.fingerprint] = np.ascontiguousarray(logits.T).tobytes()
+    return asked, right
 
 
 @pytest.mark.soak
-def test_no_wrong_score_and_none_lost_without_an_error(trained_bundles, table_requests, tmp_path):
-    folder = tmp_path / "bundles"
-    shutil.copytree(trained_bundles.ranking, folder / "first")
-    first = Bundle.load(folder / "first")
-    weights = {name: x * 1.01 if x.is_floating_point() else x for name, x in first.model.state_dict().items()}
-    write_bundle(folder / "second", config=first.config, weights=weights, signature=first.signature, items=first.items)
-    last = [one for one in table_requests if one.is_last]
-    asked = [RankRequest(user_id=one.sent.user_id, candidates=one.sent.candidates) for one in last]
-    expected = {}
-    for name in ("first", "second"):
-        bundle = Bundle.load(folder / name)
-        expected[bundle.fingerprint] = [bundle.model.predict_exact(one.batch).numpy().tobytes() for one in last]
+def test_no_wrong_score_and_none_lost_without_an_error(trained_bundles, bundles, tmp_path):
+    table_requests = requests_of_table(trained_bundles.source, Bundle.load(bundles / "first"))
+    asked, right = distinct_requests(bundles, [one for one in table_requests if one.is_last])
     try:
         store = start_valkey(tmp_path)
     except ServerMissingError as missing:
@@ -45,27 +82,17 @@ def test_no_wrong_score_and_none_lost_without_an_error(trained_bundles, table_re
     filled = ValkeyStore(store.url, event_columns(table_requests), timeout_s=20)
     filled.fill(records(table_requests), source={"test": 1})
     filled.close()
-    counts, disturbed, busy = Counter(), Counter(), set()
-    lock, started = threading.Lock(), time.monotonic()
+    disturbed, admin_said = Counter(), 0
 
-    def ask(server, number):
-        # A restarted worker takes seconds to load; a client that asks again as long as that loses nothing.
-        client = server.client(retries=20, body=("json", "arrow")[number % 2], direct=number % 4 < 2)
-        rng = np.random.default_rng(number)
-        for _ in range(REQUESTS // CLIENTS):
-            if time.monotonic() > started + SECONDS:
-                return
-            place = int(rng.integers(len(last)))
-            with lock:
-                counts["sent"] += 1
-            try:
-                ranked = client.rank(asked[place])
-                outcome = "right" if stacked(ranked).tobytes() == expected[ranked.model][place] else "wrong"
-            except ServerError:
-                outcome = "said"
-            with lock:
-                counts[outcome] += 1
-                busy.add(int(time.monotonic() - started))
+    def prepared(server, number):
+        """One client speaks to the router, the other to the workers; half of the bodies are JSON, half Arrow."""
+        urls = json.loads(server.client().get("/v1/workers"))["workers"]
+        of_worker = [[] for _ in range(WORKERS)]
+        for place, (one, logits) in enumerate(zip(asked, right, strict=True)):
+            worker = worker_of(one.user_id, WORKERS)
+            url, body = urls[worker] if number % 2 else server.url, http_request(one, (JSON, ARROW)[place % 2])
+            of_worker[worker].append(Prepared(url, body, logits))
+        return of_worker
 
     def disturb(what, server, admin):
         nonlocal store
@@ -89,29 +116,33 @@ def test_no_wrong_score_and_none_lost_without_an_error(trained_bundles, table_re
         admin.append(-1 - turn, events, key=f"soak {what} {turn}")
 
     try:
-        with Server(folder / "first", "--store", store.url, "--workers", 2, "--load-from", folder) as server:
+        words = ["--store", store.url, "--workers", WORKERS, "--load-from", bundles]
+        spawned = multiprocessing.get_context("spawn")
+        with Server(bundles / "first", *words) as server, ProcessPoolExecutor(CLIENTS, mp_context=spawned) as pool:
             started = time.monotonic()
-            threads = [threading.Thread(target=ask, args=[server, number]) for number in range(CLIENTS)]
-            for thread in threads:
-                thread.start()
+            shares = [
+                pool.submit(run, prepared(server, number), REQUESTS // CLIENTS, CONNECTIONS, SECONDS, number)
+                for number in range(CLIENTS)
+            ]
             admin, turn = server.client(retries=20), 0
-            while any(thread.is_alive() for thread in threads):
+            while not all(share.done() for share in shares):
                 what = ("swap", "cut off", "silent", "kill", "swap", "restart")[turn % 6]
                 try:
                     disturb(what, server, admin)
                 except ServerError:
-                    counts["admin said"] += 1
+                    admin_said += 1
                 turn += 1
                 time.sleep(EVERY_S)
-            for thread in threads:
-                thread.join()
-            took = time.monotonic() - started
+            outcomes, took = [share.result() for share in shares], time.monotonic() - started
             code, log = server.end()
     finally:
         store.server.stop()
-    print(f"{counts['sent']} requests in {took:.0f} s: {dict(counts)}; disturbed {dict(disturbed)}; {len(busy)} s busy")
+    counts = sum((one.counts for one in outcomes), Counter())
+    busy = set.union(*(one.busy for one in outcomes))
+    print(f"{counts['sent']} requests in {took:.0f} s: {dict(counts)}, {admin_said} of the administrator's refused;")
+    print(f"disturbed {dict(disturbed)}; {len(busy)} s busy")
     assert code == 0, log
     assert counts["wrong"] == 0, counts
-    assert counts["sent"] == counts["right"] + counts["said"], counts
-    assert counts["said"] <= CLIENTS * disturbed.total(), counts  # a client may give up once a disturbance
-    assert len(busy) >= 0.7 * took, (len(busy), took)
+    assert counts["sent"] == counts["right"] + counts["said"] == REQUESTS, counts
+    assert counts["said"] <= CLIENTS * CONNECTIONS * disturbed.total(), (counts, [one.last_error for one in outcomes])
+    assert len(busy) >= 0.5 * took, (len(busy), took)
