@@ -72,9 +72,10 @@ class Router:
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
         path, method = scope["path"], scope["method"]
-        if path == "/healthz":
+        is_get = method in ("GET", "HEAD")
+        if path == "/healthz" and is_get:
             return _plain(json_response({"live": True}))
-        if path == "/v1/workers":
+        if path == "/v1/workers" and is_get:
             return _plain(json_response({"workers": self._urls}))
         self.limits.check_said(dict(scope["headers"]).get(b"content-length", b"").decode("latin-1"))
         body = await read_body(receive, self.limits)

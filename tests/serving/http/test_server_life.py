@@ -139,6 +139,7 @@ def test_what_the_router_cannot_read_is_refused_at_once_and_nothing_hangs(worker
     broken = b"\xff\xff\xff\xff\x10\0\0\0" + b"\x01" * 16 + b"\xff\xff\xff\xff\0\0\0\0"
     for data, status in (
         (b"HEAD /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n", b"200"),
+        (b"TRACE /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", b"405"),
         (b"HEAD /v1/models HTTP/1.1\r\nhost: localhost\r\n" + token + b"\r\n", b"200"),
         (post + arrow + b"content-length: %d\r\n\r\n" % len(broken) + broken, b"400"),
         (post + b"content-type: application/json\r\ncontent-length: 100000000\r\n\r\n{", b"413"),
