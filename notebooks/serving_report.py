@@ -47,10 +47,10 @@ from reqdedup.display import format_bytes
 from reqdedup.models import Bundle
 from reqdedup.schema import Level
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.serving.bundles.checks import one_thread
 from reqdedup.serving.bundles.places import find_bundles
 from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import RankRequest
+from reqdedup.serving.threads import one_thread
 from warehouse import load_table
 
 # %%

@@ -13,6 +13,7 @@ Embedding tables are those of the model; all other weights are copies, which do 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -206,6 +207,15 @@ class FoldedDCAT:
             return x_ND, self._positions.rotation(position_N, x_ND.dtype)
         last = len(self._event_position) - 1
         return x_ND.add_(torch.embedding(self._event_position, position_N.clamp_(max=last))), None
+
+    @torch.inference_mode()
+    def predict_exact(self, batch: RequestBatch, contexts: Sequence[BlockContext] | None = None) -> torch.Tensor:
+        """Logits [B, num_labels]; see `DCAT.predict_exact`."""
+        if contexts is None:
+            bounds = itertools.pairwise(batch.history_offsets_R1.tolist())
+            histories = [{name: x_T[begin:end] for name, x_T in batch.history.items()} for begin, end in bounds]
+            contexts = [self.encode_together([(history, None, 0)])[0] for history in histories]
+        return self.score(contexts, batch, is_exact=True)
 
     @torch.inference_mode()
     def score(self, contexts: Sequence[BlockContext], batch: RequestBatch, *, is_exact: bool) -> torch.Tensor:

@@ -15,7 +15,6 @@ Source: PinFM (arXiv 2507.12704).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -156,7 +155,7 @@ class DCAT(nn.Module):
 
     def folded(self) -> FoldedDCAT:
         """The model as it is now, for inference: `encode_blocks` and `predict_exact` in the same bits, and faster for
-        whoever keeps it. Raises ValueError for a model in training mode."""
+        whoever keeps it: these fold at every call. Raises ValueError for a model in training mode."""
         return FoldedDCAT(self)
 
     def score(self, context: RequestContexts, batch: RequestBatch, *, is_exact: bool = False) -> torch.Tensor:
@@ -229,12 +228,7 @@ class DCAT(nn.Module):
         An empirical property of torch's CPU kernels, which the tests check; values equal those of
         `predict` up to rounding.
         """
-        folded = self.folded()
-        if contexts is None:
-            bounds = itertools.pairwise(batch.history_offsets_R1.tolist())
-            histories = [{name: x_T[begin:end] for name, x_T in batch.history.items()} for begin, end in bounds]
-            contexts = [folded.encode_together([(history, None, 0)])[0] for history in histories]
-        return folded.score(contexts, batch, is_exact=True)
+        return self.folded().predict_exact(batch, contexts)
 
     def check_evaluates(self) -> None:
         """Raises ValueError for a model in training mode."""

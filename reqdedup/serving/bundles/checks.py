@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from torch import nn
 
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
+from reqdedup.models import DCAT
 from reqdedup.models.bundle import Bundle
 from reqdedup.models.checkpoint import load_checkpoint, load_model
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.transforms import OF_WINDOW, history_name
 from reqdedup.schema import HISTORY_END, REQUEST_ID, TIMELINE_VERSION, USER_ID
+from reqdedup.serving.threads import one_thread
 from reqdedup.storage import TableSource
 from reqdedup.training import RequestLoader, TrainingConfig
 
@@ -46,8 +47,8 @@ def parity(bundle: Bundle, checkpoint: Path, source: TableSource, *, num_request
     cut = HistoryCut(max_events=training.model.max_history, stride=training.history_stride)
     wanted = _stored(training.model, source, cut, num_requests)
     found = RequestBatch.concatenate(_from_plain_values(bundle, source, wanted))
-    with one_thread():
-        answers = _answer(load_model(checkpoint), wanted), _answer(bundle.model, found)
+    with one_thread(), torch.no_grad():
+        answers = _answering(load_model(checkpoint))(wanted), _answering(bundle.model)(found)
     per_request = [x.split(wanted.row_offsets_R1.diff().tolist()) if len(x) == wanted.num_rows else x for x in answers]
     differing = sum(not torch.equal(a, b) for a, b in zip(*per_request, strict=True))
     return Parity(requests=wanted.num_requests, rows=wanted.num_rows, differing=differing)
@@ -57,32 +58,21 @@ def latency_ms(bundle: Bundle, source: TableSource, *, num_requests: int = 16) -
     """Median time of a request without a kept context, from plain values to the answer, one thread [ms]."""
     batch = _stored(bundle.config, source, bundle.transforms.cut, num_requests)
     requests = _from_plain_values(bundle, source, batch)
-    with one_thread():
-        _answer(bundle.model, requests[0])
+    answer = _answering(bundle.model)  # once, as a server does
+    with one_thread(), torch.no_grad():
+        answer(requests[0])
         times = []
         for request in requests:
             started = time.perf_counter()
-            _answer(bundle.model, request)
+            answer(request)
             times.append(time.perf_counter() - started)
     return 1e3 * float(np.median(times))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch with one thread, as a server's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@torch.no_grad()
-def _answer(model: nn.Module, batch: RequestBatch) -> torch.Tensor:
-    """Logits [B, labels], or user vectors [R, D]."""
-    answer: Any = model.predict_exact if hasattr(model, "predict_exact") else model.user_tower
-    return answer(batch)
+def _answering(model: nn.Module) -> Callable[[RequestBatch], torch.Tensor]:
+    """What gives logits [B, labels], or user vectors [R, D]."""
+    answer: Any = model.folded().predict_exact if isinstance(model, DCAT) else model.user_tower
+    return answer
 
 
 def _stored(config: ModelConfig, source: TableSource, cut: HistoryCut, num_requests: int) -> RequestBatch:

@@ -31,7 +31,9 @@ from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, R
 
 CACHE_BYTES = 256 << 20
 ROWS_TOGETHER = 800
-"""Candidates that are scored in one call, if they are of several requests: more of them gain nothing."""
+"""Candidates that are scored in one call, if they are of several requests. More of them gain nothing; a server's steps
+have fewer (`SchedulerLimits.max_step_rows`), since who comes next waits for a step: of requests with 100 candidates
+each and kept contexts of 500 events, a quarter less CPU than one by one at 800, an eighth less at 256."""
 
 _Ready = tuple[int, RankInputs, BlockContext, ContextOrigin]
 Answer = Ranked | RequestError | StoreUnavailableError | torch.OutOfMemoryError

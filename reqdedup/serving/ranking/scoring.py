@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
 
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, TIMELINE_VERSION, USER_ID
 from reqdedup.serving.ranking.ranker import Ranker
@@ -44,7 +46,6 @@ def scores(ranker: Ranker, source: Source) -> Iterator[pa.RecordBatch]:
         columns=tuple(columns),
         cut=ranker.transforms.cut,
     )
-    labels = ranker.model.config.labels
     for batch in loader:
         logits_BN = ranker.logits(batch).numpy()
         keys = {
@@ -52,23 +53,48 @@ def scores(ranker: Ranker, source: Source) -> Iterator[pa.RecordBatch]:
             REQUEST_ID: batch.request[REQUEST_ID][batch.request_of_row_B].numpy(),
             ITEM_ID: batch.item_id_B.numpy(),
         }
-        logits = {label: logits_BN[:, number] for number, label in enumerate(labels)}
+        logits = {label: logits_BN[:, number] for number, label in enumerate(ranker.labels)}
         yield pa.RecordBatch.from_pydict({**keys, **logits})
 
 
 def score(ranker: Ranker, source: Source, path: Path) -> Scored:
     """Write `scores` into a Parquet file, which stands there whole or not at all."""
-    names = (USER_ID, REQUEST_ID, ITEM_ID)
-    fields = [*((name, pa.int64()) for name in names), *((x, pa.float32()) for x in ranker.model.config.labels)]
     unfinished = path.with_name(f".{path.name}.unfinished")
     num_rows = 0
     try:
-        with pq.ParquetWriter(unfinished, pa.schema(fields), compression="zstd") as writer:
+        with pq.ParquetWriter(unfinished, _schema(ranker), compression="zstd") as writer:
             for batch in scores(ranker, source):
                 writer.write_batch(batch)
                 num_rows += batch.num_rows
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+    return _scored(ranker, num_rows)
+
+
+def score_into(ranker: Ranker, source: Source, catalog: Catalog, identifier: str) -> Scored:
+    """Write `scores` into a new table of the catalog, in the commit that creates it; they wait for it in memory.
+
+    Raises ValueError for a table that is there: what it holds is nobody's to replace unseen.
+    """
+    taken = f"{identifier}: the name of a new table required, found one that is there; take another name or drop it"
+    if catalog.table_exists(identifier):
+        raise ValueError(taken)
+    rows = pa.Table.from_batches(scores(ranker, source), schema=_schema(ranker))
+    catalog.create_namespace_if_not_exists(identifier.rpartition(".")[0])
+    try:
+        with catalog.create_table_transaction(identifier, rows.schema) as transaction:
+            transaction.append(rows)
+    except (TableAlreadyExistsError, CommitFailedException):  # another writer was faster
+        raise ValueError(taken) from None
+    return _scored(ranker, len(rows))
+
+
+def _schema(ranker: Ranker) -> pa.Schema:
+    names = (USER_ID, REQUEST_ID, ITEM_ID)
+    return pa.schema([*((name, pa.int64()) for name in names), *((label, pa.float32()) for label in ranker.labels)])
+
+
+def _scored(ranker: Ranker, num_rows: int) -> Scored:
     counts = ranker.cache.counts
     return Scored(requests=counts.kept + counts.extended + counts.computed, rows=num_rows, reuse=counts.reuse)

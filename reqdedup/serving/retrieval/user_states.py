@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.expressions import AlwaysTrue
@@ -32,6 +30,7 @@ from reqdedup.sequences.store import UserRecord, Window
 from reqdedup.serving.retrieval.retriever import Retriever
 from reqdedup.serving.retrieval.state_cache import StateKey
 from reqdedup.serving.retrieval.states_file import STATES_SCHEMA, model_of, read_states, write_states
+from reqdedup.serving.threads import one_thread
 from reqdedup.storage.iceberg.layout import bucket_spec
 
 MODEL_PROPERTY, SNAPSHOTS_PROPERTY = "reqdedup.model", "reqdedup.snapshots"
@@ -76,17 +75,6 @@ def user_states(retriever: Retriever, users: Iterable[UserRecord]) -> Iterator[p
             rows = []
     if rows:
         yield pa.RecordBatch.from_pylist(rows, schema=STATES_SCHEMA)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread, as in a server: short products wait longer for a second one than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def replace_user_states(

@@ -120,3 +120,15 @@ def test_score_writes_the_same_bits_of_every_row(trained_bundles, table_logits, 
     assert np.array_equal(np.stack([table[label].to_numpy() for label in labels], axis=1), wanted)
     assert cli.main([*asked[:3], str(trained_bundles.retrieval), *asked[4:]]) == 2
     assert "bundle of a ranking model required" in capsys.readouterr().err
+    assert cli.main([*asked[:4], "--json"]) == 2
+    assert "either --out FILE or --to NAMESPACE.NAME required" in capsys.readouterr().err
+    assert cli.main([*asked[:4], "--to", "scored.by_ranking", "--json"]) == 0
+    scored = catalog.load_table("scored.by_ranking")
+    try:
+        assert len(scored.snapshots()) == 1
+        assert scored.scan().to_arrow().cast(table.schema).equals(table)
+        assert cli.main([*asked[:4], "--to", "scored.by_ranking"]) == 2
+        assert "name of a new table required" in capsys.readouterr().err
+        assert len(scored.refresh().snapshots()) == 1
+    finally:
+        catalog.drop_table("scored.by_ranking")
