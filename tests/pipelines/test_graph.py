@@ -160,6 +160,7 @@ def test_strict_run_fails_and_keeps_the_old_table(smoke_run, tmp_path, capfd):
     log = tmp_path / "u.data"
     log.write_text("1\t1\t5\t881250949\n1\t2\t9\t881250950\n2\tx\t5\tnever\n")
     arguments = ["--recipe", "smoke", "--logs", str(log), "--preset", "movielens", "--namespace", "strictly"]
+    arguments += ["--max-rejects", "1"]
     assert run_here(*arguments, "--select", "raw_engagements", folder=folder, capfd=capfd).returncode == 0
     before = content(folder, "strictly", "raw_engagements")
     done = run_here(*arguments, "--select", "raw_engagements", "--strict", folder=folder, capfd=capfd)

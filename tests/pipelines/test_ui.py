@@ -25,7 +25,7 @@ from warehouse import embedded_catalog, load_table, open_catalog
 
 pytestmark = pytest.mark.slow
 
-START_TIMEOUT_S, RUN_TIMEOUT_S, PAGE_TIMEOUT_S = 90, 240, 60
+START_TIMEOUT_S, RUN_TIMEOUT_S, PAGE_TIMEOUT_S = 240, 400, 90
 SCREENSHOTS = ROOT / ".screenshots"
 LAYOUTS = ("shuffled", "sorted", "by_request")
 
