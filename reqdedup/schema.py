@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
 
 SCALAR_TYPES = ("bool", "int32", "int64", "float32", "float64", "string", "timestamp")
 """Type names of scalars; `timestamp` is microseconds, UTC."""
+
+STORED_TYPES = ("date", "time", "binary", "decimal(P,S)", "fixed(N)", "list<T>", "map<K,V>", 'struct<"name":T,...>')
+"""Type names of what tables keep as it is, in its own Iceberg type, and no model reads; T, K, V are any type name."""
+
+TypeTree = tuple[Any, ...]
+"""A type name taken apart: ("int32",), ("decimal", 10, 2), ("list", T), ("map", K, V), ("struct", (name, T), ...)."""
 
 NUMBER_WIDTH_BYTES = {"int32": 4, "int64": 8, "float32": 4, "float64": 8}
 """Bytes of one element of a sequence or vector column."""
@@ -45,7 +54,7 @@ class Kind(enum.Enum):
 class Column:
     """One column of an engagement log.
 
-    dtype: a name of SCALAR_TYPES; for sequences and vectors the element type, a number.
+    dtype: a name of SCALAR_TYPES or STORED_TYPES; for sequences and vectors the element type, a number.
     width: elements per value of a VECTOR, else 0.
     doc: what the column means, with its unit; it becomes the column doc of the Iceberg tables.
     vocabulary: name of the table that says which key each id is of; empty if ids are the log's own, or hashes.
@@ -65,7 +74,12 @@ class Column:
 
     def __post_init__(self) -> None:
         if self.dtype not in SCALAR_TYPES:
-            raise ValueError(f"column {self.name}: dtype must be one of {SCALAR_TYPES}, found {self.dtype!r}")
+            try:
+                type_tree(self.dtype)
+            except ValueError:
+                raise ValueError(
+                    f"column {self.name}: dtype must be one of {(*SCALAR_TYPES, *STORED_TYPES)}, found {self.dtype!r}"
+                ) from None
         if self.kind is not Kind.SCALAR:
             if self.level is not Level.REQUEST:
                 raise ValueError(
@@ -82,6 +96,16 @@ class Column:
     def is_blob(self) -> bool:
         """True if one value is many numbers, stored as one binary value in the deduplicated form."""
         return self.kind is not Kind.SCALAR
+
+    @property
+    def is_number(self) -> bool:
+        """True if a tensor can hold it: all but text and what is only stored; times count as numbers."""
+        return self.dtype in SCALAR_TYPES and self.dtype != "string"
+
+    @property
+    def is_stored(self) -> bool:
+        """True if its type is one of STORED_TYPES."""
+        return self.dtype not in SCALAR_TYPES
 
 
 @dataclass(frozen=True)
@@ -180,6 +204,47 @@ def json_of_columns(columns: Iterable[Column]) -> str:
             if not row[name]:  # a table without one is read by earlier versions too
                 del row[name]
     return json.dumps(rows, separators=(",", ":"))
+
+
+@cache
+def type_tree(name: str) -> TypeTree:
+    """A type name taken apart. Raises ValueError for what is none."""
+    tree, rest = _type_tree(name)
+    if rest:
+        raise ValueError(f"a type name required, found {rest!r} behind one in {name!r}")
+    return tree
+
+
+def _type_tree(text: str) -> tuple[TypeTree, str]:
+    """The tree of the type name that the text begins with, and the rest of the text."""
+    found = re.match(r"(\w+)(?:\((\d+(?:,\d+)?)\)|(<))?", text)
+    if found is None:
+        raise ValueError(f"a type name required, found {text!r}")
+    name, numbers, opens = found.groups()
+    rest = text[found.end() :]
+    if opens is None:
+        widths = tuple(map(int, numbers.split(","))) if numbers else ()
+        if len(widths) != {"decimal": 2, "fixed": 1}.get(name, 0):
+            raise ValueError(f"decimal(P,S) or fixed(N) required, found {text!r}")
+        if not widths and name not in (*SCALAR_TYPES, "date", "time", "binary"):
+            raise ValueError(f"a type name required, found {name!r}")
+        return (name, *widths), rest
+    parts: list[Any] = []
+    while not parts or rest.startswith(","):
+        rest = rest[1:] if parts else rest
+        if name == "struct":
+            field, end = json.JSONDecoder().raw_decode(rest)
+            tree, rest = _type_tree(rest[end + 1 :])
+            parts.append((field, tree))
+        else:
+            tree, rest = _type_tree(rest)
+            parts.append(tree)
+    if not rest.startswith(">") or {"list": 1, "map": 2}.get(name, len(parts)) != len(parts) or name not in _NESTED:
+        raise ValueError(f"list<T>, map<K,V> or struct required, found {text!r}")
+    return (name, *parts), rest[1:]
+
+
+_NESTED = ("list", "map", "struct")
 
 
 def columns_of_json(text: str, *, where: str) -> tuple[Column, ...]:

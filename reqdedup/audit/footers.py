@@ -101,7 +101,7 @@ class TableFacts:
 
 def read_facts(table: TableFiles, progress: Callable[[int, int], None] = lambda done, total: None) -> TableFacts:
     """Read every footer, and the page headers of some column chunks. Raises ValueError naming an unreadable file."""
-    found = {name for file in table.files for name in file.leaf_in_file}
+    found = {name for file in table.files for name in (*file.leaf_in_file, *file.constants)}
     columns = {leaf.name: ColumnFacts(leaf) for leaf in table.leaves if leaf.name in found}
     groups: list[RowGroupRef] = []
     writers: Counter[str] = Counter()

@@ -100,13 +100,8 @@ def check_keys(table: TableFiles, keys: KeyColumns) -> None:
     leaves = {leaf.name: leaf for leaf in table.leaves}
     for name in (*keys.all, *keys.item):
         if name not in leaves:
-            hint = (
-                "; it is only in the folder names: audit one partition at a time, or through the table's catalog"
-                if name in table.partition_columns
-                else ""
-            )
-            raise ValueError(f"{table.name}: key column {name} required, found columns {', '.join(leaves)}{hint}")
-        absent = [file.path for file in table.files if name not in file.leaf_in_file]
+            raise ValueError(f"{table.name}: key column {name} required, found columns {', '.join(leaves)}")
+        absent = [file.path for file in table.files if name not in file.leaf_in_file and name not in file.constants]
         if absent:
             raise ValueError(
                 f"{table.name}: key column {name} required in every file, not found in {absent[0]} ({len(absent)} such "

@@ -173,7 +173,8 @@ class SampleColumn:
         data = pa.py_buffer(b"") if data is None else data.slice(int(offsets[0]))
         if self._words is not None:
             numbers = pa.Array.from_buffers(pa.int32(), count, [None, data])
-            elements = self._word_values.take(numbers).cast(_writable(self.leaf.type))
+            words = pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.int32()), numbers)  # an element may be null
+            elements = self._word_values.take(words).cast(_writable(self.leaf.type))
         elif pa.types.is_boolean(self.leaf.type):
             elements = pa.Array.from_buffers(pa.uint8(), count, [None, data]).cast(pa.bool_())
         else:

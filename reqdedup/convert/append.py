@@ -14,13 +14,13 @@ from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
 from reqdedup.convert.mapping import ORIGINALS, ColumnMapping, TargetColumn
-from reqdedup.schema import Column, EngagementSchema, Level
+from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
 from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, PROMOTIONS, Layout, table_buckets, table_layout
 
-WIDER = {*PROMOTIONS, ("bool", "int32")}
+WIDER = {*PROMOTIONS, ("bool", "int32"), ("date", "timestamp")}
 
 
 def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, num_buckets: int | None) -> Table:
@@ -52,19 +52,20 @@ def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, nu
 
 def known_columns(
     source: RowSource, mapping: ColumnMapping, schema: EngagementSchema
-) -> tuple[dict[str, Level], dict[str, int]]:
-    """Levels of all columns of the source, and widths of vectors, as the table has them; what is given goes over it."""
-    levels, widths = {}, {}
+) -> tuple[dict[str, Level], dict[str, int], list[str]]:
+    """Levels of all columns of the source, widths of vectors, and the sequences, as the table has them; what is given
+    goes over it."""
+    levels, widths, sequences = {}, {}, []
     by_name = {column.name: column for column in schema.columns}
     for leaf in source.leaves.values():
         column = by_name.get(mapping.target_name(leaf.name))
-        if leaf.shape is Shape.LIST:
-            levels[leaf.name] = Level.REQUEST
-        else:
-            levels[leaf.name] = column.level if column is not None and column.level is not Level.KEY else Level.ITEM
+        default = Level.REQUEST if leaf.shape is Shape.LIST else Level.ITEM
+        levels[leaf.name] = column.level if column is not None and column.level is not Level.KEY else default
+        if column is None or column.kind is Kind.SEQUENCE:
+            sequences.append(leaf.name)
         if column is not None and column.width:
             widths[leaf.name] = column.width
-    return levels | dict(mapping.levels), widths | dict(mapping.vectors or {})
+    return levels | dict(mapping.levels), widths | dict(mapping.vectors or {}), sequences
 
 
 def in_table_order(

@@ -23,15 +23,19 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from reqdedup.convert.append import in_table_order, known_columns, open_for_append
+from reqdedup.convert.candidates import CandidateSource
+from reqdedup.convert.changes import changes_of
 from reqdedup.convert.levels import find_levels
 from reqdedup.convert.mapping import ColumnMapping, TargetColumn, check_mapping, engagement_schema, plan_columns
 from reqdedup.convert.place import in_source
 from reqdedup.convert.repeats import repeated_rows
 from reqdedup.convert.rows import Converter, item_ids
+from reqdedup.convert.sessions import find_sessions
 from reqdedup.dedup.checksum import ContentChecksum, content_checksum
 from reqdedup.dedup.parts import RequestValuesError
 from reqdedup.masking import mask
 from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, EngagementSchema, Kind, Level
+from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import IntegrityError
@@ -78,7 +82,8 @@ class ConvertReport:
     columns: target name -> (source names, level).  rows, requests, files, bytes: of the new files;
         source_bytes: of the old.
     checksum: of both sides.  compared_with: what the new rows were compared with, in words.
-    null_lists: that became empty ones, on both sides.
+    changes: what is not as it was in the source, on both sides alike: types, zones, new ids.
+    left_out: columns of the source that were excluded.  null_lists: that became empty ones, on both sides.
     is_append: the files were added to a table that was there.  location: of the table.
     repeated_rows: of an append, that were there already with equal values, and now are there once more.
     notes: what a reader of the table should know.
@@ -97,6 +102,8 @@ class ConvertReport:
     source_bytes: int
     checksum: ContentChecksum
     compared_with: str
+    changes: tuple[str, ...]
+    left_out: tuple[str, ...]
     null_lists: int
     notes: tuple[str, ...]
     repeated_rows: int
@@ -132,7 +139,7 @@ def convert_table(
     """
     started = time.monotonic()
     check_location(identifier, location)
-    rows = RowSource(source)
+    rows = _opened(source, mapping)
     check_mapping(rows, mapping)
 
     def report(phase: str, done: int, total: int) -> None:
@@ -152,15 +159,18 @@ def convert_table(
             plan_columns(rows, mapping, *known_columns(rows, mapping, schema), schema[ITEM_ID].vocabulary),
             *(table, schema, rows),
         )
+        converter = _converter(rows, columns, mapping, report)
     else:
         _check_new(catalog, identifier)
         found = find_levels(rows, mapping, progress=report, temp_dir=spill_dir)
         vocabulary = "" if mapping.hash_items else items_identifier(identifier)
-        columns = plan_columns(rows, mapping, found.levels, found.widths, vocabulary)
+        columns = plan_columns(rows, mapping, found.levels, found.widths, found.sequences, vocabulary)
         notes += [*found.notes, *_notes_on_models(columns)]
+        converter = _converter(rows, columns, mapping, report)
         layout = layout or Layout.BY_REQUEST
         if num_buckets is None:
-            repeats = max(rows.num_rows / max(found.num_requests, 1), 1.0) if layout is not Layout.SHUFFLED else 1.0
+            requests = converter.sessions.count if converter.sessions is not None else found.num_requests
+            repeats = max(rows.num_rows / max(requests, 1), 1.0) if layout is not Layout.SHUFFLED else 1.0
             num_buckets = choose_num_buckets(
                 stored_bytes=round(rows.num_bytes / repeats), rows=rows.num_rows
             ).num_buckets
@@ -168,26 +178,18 @@ def convert_table(
         table, made = _empty_table(catalog, identifier, schema, layout, num_buckets, location)
     with gone_if_failed(catalog, made):
         name = schema[ITEM_ID].vocabulary
-        converter = Converter(
-            rows,
-            columns,
-            items=item_ids(rows, columns, Vocabulary(catalog, name)) if name else None,
-            time_unit=mapping.time_unit,
-            history_time_unit=mapping.history_time_unit,
-        )
+        converter.items = item_ids(rows, columns, Vocabulary(catalog, name)) if name else None
         try:
             written = _write(
                 table, converter, rows.num_rows, report, replace=not append, seed=seed, spill_dir=spill_dir
             )
         except RequestValuesError as error:
             raise in_source(error, converter) from error
-    if rows.skipped:
-        notes.append(f"left out, nested too deep: {', '.join(rows.skipped)}")
+    changes = changes_of(rows, columns, mapping)
     if converter.null_lists:
-        notes.append(
-            f"{converter.null_lists:,} null lists became empty ones, since a sequence cannot be null; all else is as "
-            "it was"
-        )
+        changes.append(f"{converter.null_lists:,} null lists: empty ones, since a sequence cannot be null")
+    if isinstance(rows, CandidateSource) and rows.num_empty:
+        notes.append(f"{rows.num_empty:,} rows without a candidate have no row in the table")
     return ConvertReport(
         table=identifier,
         location=mask(table.location()),
@@ -195,13 +197,15 @@ def convert_table(
         layout=table_layout(table),
         num_buckets=table_buckets(table) or 0,
         columns={target.column.name: (", ".join(target.sources), target.column.level) for target in columns},
-        rows=rows.num_rows,
+        rows=converter.num_rows,
         requests=written.num_requests,
         files=len(written.data_files),
         bytes=sum(file.file_size_in_bytes for file in written.data_files),
         source_bytes=rows.num_bytes,
         checksum=converter.checksum.so_far,
         compared_with=converter.compared_with,
+        changes=tuple(changes),
+        left_out=tuple(dict.fromkeys(mapping.exclude)),
         null_lists=converter.null_lists,
         notes=tuple(notes),
         repeated_rows=written.num_repeated,
@@ -236,6 +240,8 @@ def _write(
         written, num_requests = write_rows(
             files, batches, converter.schema, seed=seed, spill_dir=spill_dir, remember=REMEMBERED_REQUESTS
         )
+        if isinstance(converter.source, CandidateSource):  # how many there are, nothing says before
+            num_rows = converter.num_rows
         files.verify(num_rows=num_rows, num_requests=num_requests if layout.is_bucketed else None)
         report("verify", 0, written)
         for done in converter.read_independently():
@@ -251,6 +257,30 @@ def _write(
         repeated = 0 if replace else repeated_rows(table, files.data_files, converter.schema)
         files.commit(replace=replace, properties={OPERATION: "convert"})
         return _Written(files.data_files, num_requests, repeated)
+
+
+def _opened(source: Table | str | Path | Sequence[str | Path], mapping: ColumnMapping) -> RowSource:
+    """The source's rows: its own, or if the item is in a list, one for each of its elements."""
+    rows = RowSource(source)
+    item = rows.leaves.get(mapping.item)
+    if item is None or item.shape is not Shape.LIST:
+        if mapping.candidates:
+            raise ValueError(
+                f"{rows.name}: candidates are lists beside an item in a list, found no list {mapping.item}; leave them "
+                "out, or name the list of items (--item)"
+            )
+        return rows
+    beside = [name for name in mapping.labels if name in rows.leaves and rows.leaves[name].shape is Shape.LIST]
+    return CandidateSource(source, mapping.item, [*beside, *mapping.candidates])
+
+
+def _converter(
+    rows: RowSource, columns: Sequence[TargetColumn], mapping: ColumnMapping, report: Callable[[str, int, int], None]
+) -> Converter:
+    converter = Converter(rows, columns, time_unit=mapping.time_unit, history_time_unit=mapping.history_time_unit)
+    if mapping.session_gap_s is not None:
+        converter.sessions = find_sessions(rows, mapping, converter.times_us, report)
+    return converter
 
 
 def _notes_on_models(columns: Sequence[TargetColumn]) -> list[str]:

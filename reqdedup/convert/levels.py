@@ -7,7 +7,7 @@ sample; the conversion itself looks at every row, so a wrong guess ends in an er
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from reqdedup.audit.footers import TableFacts, read_facts
 from reqdedup.audit.repeats import NEARLY_REQUEST, REQUEST, UNKNOWN, RequestRows, measure_repeats
 from reqdedup.audit.sample import SamplePlan, gather, plan_sample
 from reqdedup.audit.scan import KeyColumns, RequestIndex, check_keys, scan_keys
-from reqdedup.convert.mapping import ColumnMapping
+from reqdedup.audit.values import SampleColumn
+from reqdedup.convert.candidates import CandidateSource
+from reqdedup.convert.mapping import ALWAYS_SEQUENCES, ColumnMapping
+from reqdedup.dedup.stored import is_text
 from reqdedup.schema import Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
@@ -40,6 +43,7 @@ Progress = Callable[[str, int, int], None]
 class Found:
     """levels: of every leaf that was asked for.  widths: of lists that are vectors.  notes: what was close to the line.
 
+    sequences: lists of the request that have as many elements each as the history has, or else as most elements have.
     num_requests: about how many requests the table has.
     """
 
@@ -47,6 +51,7 @@ class Found:
     widths: dict[str, int]
     notes: tuple[str, ...]
     num_requests: int
+    sequences: frozenset[str]
 
 
 def find_levels(
@@ -58,7 +63,10 @@ def find_levels(
     """
     levels: dict[str, Level] = {name: column.level for name, column in source.known.items()} | dict(mapping.levels)
     widths = _fixed_widths(source) if mapping.vectors is None else dict(mapping.vectors)
-    keys = KeyColumns(request=mapping.request_names, user=(mapping.user,))
+    # Without request ids, what a user's rows all share is of the request whatever the sessions are.
+    keys = KeyColumns(request=mapping.request_names or (mapping.user,), user=(mapping.user,))
+    if isinstance(source, CandidateSource):
+        levels = dict.fromkeys(source.exploded, Level.ITEM) | levels
     wanted = [name for name in source.leaves if name not in mapping.exclude and name not in mapping.labels]
     check_keys(source.files, keys)
     facts = read_facts(source.files)
@@ -66,6 +74,7 @@ def find_levels(
     plan = plan_sample(source.files, facts, index, sample_bytes=SAMPLE_BYTES, read_bytes=DEFAULT_READ_BYTES)
     facts, plan, first_rows = _fewer_rows(facts, plan, index)
     notes = []
+    lists: dict[bytes, list[SampleColumn]] = {}
     with tempfile.TemporaryDirectory(prefix="reqdedup-convert-", dir=temp_dir) as directory:
         sample = gather(
             source.files,
@@ -83,7 +92,10 @@ def find_levels(
                 is_list = source.leaves[name].shape is Shape.LIST
                 levels.setdefault(name, Level.REQUEST if is_list else Level.ITEM)
                 continue
-            found = measure_repeats(values, rows, is_key=False, has_users=False, request_name=mapping.request_names[0])
+            if values.is_list and not values.null_elements and name not in widths:
+                lengths = values.lengths(np.arange(len(values.ids)))
+                lists.setdefault(lengths.tobytes(), []).append(values)
+            found = measure_repeats(values, rows, is_key=False, has_users=False, request_name=keys.request[0])
             is_fraction = values.is_list and pa.types.is_floating(values.leaf.type)
             if mapping.vectors is None and is_fraction and name not in widths:
                 lengths = np.unique(values.slots[values.ids >= 0])
@@ -96,14 +108,32 @@ def find_levels(
                     raise ValueError(
                         f"{source.name}: column {name}: lists that are the same on all rows of a request required, "
                         f"found ones that differ in {found.broken_requests} of {found.checked_requests} requests "
-                        f"({found.example}); are {mapping.user} the user (--user), {', '.join(mapping.request_names)} "
+                        f"({found.example}); are {mapping.user} the user (--user), {', '.join(keys.request)} "
                         f"the request (--request) and {mapping.item} the item (--item)? Otherwise put it right in the "
-                        "source, or exclude it (--exclude)"
+                        f"source, exclude it (--exclude {name}), or keep it per row (--level {name}=item)"
                     )
                 notes.append(f"{name} is kept per row: it differs in {found.broken_requests} requests of the sample")
             is_request = found.level in (REQUEST, UNKNOWN) and not (found.is_constant and not values.is_list)
             levels[name] = Level.REQUEST if is_request else Level.ITEM
-    return Found(levels, widths, tuple(notes), index.num_requests)
+        sequences = _sequences(lists, levels, mapping)
+    return Found(levels, widths, tuple(notes), index.num_requests, sequences)
+
+
+def _sequences(
+    lists: Mapping[bytes, list[SampleColumn]], levels: Mapping[str, Level], mapping: ColumnMapping
+) -> frozenset[str]:
+    """Of lists by their lengths on all rows: those with the lengths of the history, if one is named, else the longest.
+
+    All sequences of a request have one length: other lists are no columns of the same events.
+    """
+    groups = [[one for one in group if levels.get(one.leaf.name) is Level.REQUEST] for group in lists.values()]
+    groups = [[one for one in group if not is_text(one.leaf.type) or one.leaf.name in mapping.ids] for group in groups]
+    names = [[one.leaf.name for one in group] for group in groups]
+    for group in names:
+        if any(mapping.target_name(name) in ALWAYS_SEQUENCES for name in group):
+            return frozenset(group)
+    longest = max(zip(groups, names), key=lambda one: int(one[0][0].slots.sum()) if one[0] else 0, default=([], []))
+    return frozenset(longest[1])
 
 
 def _fewer_rows(facts: TableFacts, plan: SamplePlan, index: RequestIndex) -> tuple[TableFacts, SamplePlan, int | None]:

@@ -5,24 +5,26 @@ item = "sku"                string: dense id, of which the table `items` has the
 history.item_id  list<int>  sequence `history_item_id`
 embedding  fixed list       vector
 country  string             scalar, at the level that the audit's sample found, or that was given
+price  decimal(9,2)         kept in its own Iceberg type, as dates, times, binary values, maps and all other lists are
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from reqdedup.dedup.history_time import UNIT_DIGITS
+from reqdedup.dedup.stored import is_binary, is_text, type_name
 from reqdedup.schema import (
     HISTORY_ITEM_ID,
     HISTORY_TS,
     ITEM_ID,
+    NUMBER_WIDTH_BYTES,
     REQUEST_ID,
     REQUEST_TS,
-    SCALAR_TYPES,
     USER_ID,
     Column,
     EngagementSchema,
@@ -41,7 +43,10 @@ ORIGINALS = {USER_ID: "user_key", REQUEST_ID: "request_key", ITEM_ID: "item_key"
 class ColumnMapping:
     """Columns of the source by what they mean; names are those of leaves, with dots inside structs.
 
-    user, item: one column each.  request: one, or several that together tell requests apart.  time: of the request.
+    user, item: one column each; an item in a list makes a row of each of its elements, with the other fields of a list
+    of structs beside it.  request: one, or several that together tell requests apart.  time: of the request.
+    session_gap_s: instead of a request: a longer pause of a user starts a new one.  candidates: lists beside the
+    item's, of as many elements, that belong to its elements.
     time_unit: of a time that is a whole number (s, ms, us, ns since 1970).  labels: what is to be predicted.
     history_time_unit: of the numbers in the sequence that becomes history_ts, by default ms; lists of timestamps carry
     their own. In the new table they are whole milliseconds.
@@ -55,9 +60,11 @@ class ColumnMapping:
     """
 
     user: str
-    request: str | Sequence[str]
+    request: str | Sequence[str] = ()
     item: str
     time: str
+    session_gap_s: float | None = None
+    candidates: Sequence[str] = ()
     time_unit: str | None = None
     history_time_unit: str | None = None
     labels: Sequence[str] = ()
@@ -75,8 +82,13 @@ class ColumnMapping:
                 raise ValueError(f"{name}: one of {', '.join(TIME_UNITS)} required, found {unit!r}")
         if not isinstance(self.hash_items, bool):
             raise ValueError(f"hash_items: true or false required, found {self.hash_items!r}")
-        if not self.request_names:
-            raise ValueError("request: at least one column required, found none")
+        if bool(self.request_names) == (self.session_gap_s is not None):
+            raise ValueError(
+                "request: the columns that tell requests apart required, or session_gap_s (--session-gap) if there are "
+                f"none, found {'both' if self.request_names else 'neither'}"
+            )
+        if self.session_gap_s is not None and not self.session_gap_s >= 1:
+            raise ValueError(f"session_gap_s: at least 1 s required, found {self.session_gap_s}")
 
     @property
     def request_names(self) -> tuple[str, ...]:
@@ -92,6 +104,7 @@ class ColumnMapping:
         return (
             *(self.user, *self.request_names, self.item, self.time),
             *(*self.labels, *self.levels, *self.rename, *self.ids, *self.exclude, *(self.vectors or ())),
+            *self.candidates,
         )
 
 
@@ -99,7 +112,7 @@ class Conversion(enum.Enum):
     """How a target column is made of its source.
 
     `PLAIN`, values as they are; `HASH`, the int64 hash of ids; `ITEM`, the ids of a vocabulary; `TIME`; `HISTORY_TIME`,
-    lists of times in milliseconds.
+    lists of times in milliseconds; `SESSION`, the request that a gap makes: its id, or its time.
     """
 
     PLAIN = "plain"
@@ -107,6 +120,7 @@ class Conversion(enum.Enum):
     ITEM = "item"
     TIME = "time"
     HISTORY_TIME = "history_time"
+    SESSION = "session"
 
 
 @dataclass(frozen=True)
@@ -121,13 +135,10 @@ class TargetColumn:
 def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
     """Raise ValueError for a column that is not there, and for key columns that cannot be keys."""
     for name in mapping.named:
-        if name in source.leaves or (name in mapping.exclude and name in source.skipped):
-            continue
-        hint = ", nested too deep or without a type" if name in source.skipped else ""
-        raise ValueError(
-            f"{source.name}: column {name} required{hint}, found {', '.join(source.leaves)}; name a column that is "
-            "there"
-        )
+        if name not in source.leaves:
+            raise ValueError(
+                f"{source.name}: column {name} required, found {', '.join(source.leaves)}; name a column that is there"
+            )
     fixed = {mapping.user: USER_ID, mapping.item: ITEM_ID, mapping.time: REQUEST_TS}
     if len(mapping.request_names) == 1:
         fixed[mapping.request_names[0]] = REQUEST_ID
@@ -135,16 +146,14 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
         raise ValueError(
             f"{source.name}: column {name} becomes {fixed[name]} and cannot be renamed; leave it out of rename"
         )
-    keys = [source.leaves[name] for name in dict.fromkeys((mapping.user, *mapping.request_names, mapping.item))]
-    wrong = [
-        f"{leaf.name} ({leaf.shape.value} {leaf.type})"
-        for leaf in keys
-        if leaf.shape is not Shape.SCALAR or not (_is_text(leaf.type) or pa.types.is_integer(leaf.type))
-    ]
+    ids = [source.leaves[name] for name in dict.fromkeys((mapping.user, mapping.item))]
+    wrong = [_shown(leaf) for leaf in ids if leaf.shape is not Shape.SCALAR or not _is_id(leaf.type)]
+    requests = [source.leaves[name] for name in mapping.request_names]
+    wrong += [_shown(leaf) for leaf in requests if leaf.shape is not Shape.SCALAR or not _is_key(leaf.type)]
     if wrong:
         raise ValueError(
-            f"{source.name}: key columns of whole numbers, strings or UUIDs required, found {', '.join(wrong)}; cast "
-            "them in the source"
+            f"{source.name}: key columns of whole numbers, text, UUIDs or binary ids required, of a request also "
+            f"times, decimals and truth values, found {', '.join(dict.fromkeys(wrong))}; cast them in the source"
         )
     leaf = source.leaves[mapping.time]
     is_time = pa.types.is_timestamp(leaf.type) or pa.types.is_date(leaf.type)
@@ -161,27 +170,43 @@ def plan_columns(
     mapping: ColumnMapping,
     levels: Mapping[str, Level],
     widths: Mapping[str, int],
+    sequences: Collection[str],
     vocabulary: str = "",
 ) -> tuple[TargetColumn, ...]:
     """Target columns in table order: keys, request time, request-level, item-level, labels.
 
     levels: of every leaf that is neither key nor label.  widths: elements of the lists that are vectors.
+    sequences: lists that have as many elements as the history has; others of the request are kept as they are.
     vocabulary: name of the table that gives ids to items that are texts; if there is none, they are hashed.
-    Raises ValueError for types that have no place, lists that differ per row, and names that meet.
+    Raises ValueError for all columns together whose types have no place, and for names that meet.
     """
-    if not _is_text(source.leaves[mapping.item].type):
+    if not is_text(source.leaves[mapping.item].type):
         vocabulary = ""
     columns = [*_keys(source, mapping, vocabulary)]
-    used = {mapping.user, mapping.item, mapping.time, *mapping.exclude}
-    if len(mapping.request_names) == 1:
-        used |= set(mapping.request_names)
+    used = {name for target in columns if target.conversion is not Conversion.SESSION for name in target.sources[:1]}
+    used -= set(mapping.request_names) if len(mapping.request_names) > 1 else set()
+    used |= {mapping.user, mapping.item, *mapping.exclude}
+    if mapping.session_gap_s is None:
+        used.add(mapping.time)
+    if len(mapping.request_names) == 1 and is_kept_beside(source.leaves[mapping.request_names[0]].type):
+        used -= set(mapping.request_names) - {mapping.time}
     rest = [leaf for leaf in source.leaves.values() if leaf.name not in used and leaf.name not in mapping.labels]
     wanted = [(leaf, levels[leaf.name], widths.get(leaf.name, 0)) for leaf in rest]
     wanted += [(source.leaves[name], Level.LABEL, 0) for name in mapping.labels]
+    lost = [leaf for leaf, _, _ in wanted if type_name(leaf.type) is None]
+    if lost:
+        raise ValueError(
+            f"{source.name}: columns that an Iceberg table can hold required, found without a type there: "
+            f"{', '.join(map(_shown, lost))}; cast them in the source, or leave them out with --exclude "
+            f"{' '.join(leaf.name for leaf in lost)}"
+        )
     planned, errors = [], []
     for leaf, level, width in wanted:
         try:
-            planned.append(_column(source, mapping, leaf, level, width, vocabulary))
+            of_items = vocabulary if leaf.name in mapping.ids and is_text(leaf.type) else ""
+            planned.append(
+                _column(source, mapping, leaf, level, width, is_sequence=leaf.name in sequences, vocabulary=of_items)
+            )
         except ValueError as error:
             errors.append(str(error))
     if errors:
@@ -211,93 +236,86 @@ def engagement_schema(columns: Sequence[TargetColumn]) -> EngagementSchema:
 def _keys(source: RowSource, mapping: ColumnMapping, vocabulary: str) -> list[TargetColumn]:
     columns = []
     for target, names in ((USER_ID, (mapping.user,)), (REQUEST_ID, mapping.request_names), (ITEM_ID, (mapping.item,))):
+        if not names:
+            column = Column(name=target, dtype="int64", level=Level.KEY, doc=f"session of {mapping.user}")
+            columns.append(TargetColumn(column, (mapping.user, mapping.time), Conversion.SESSION))
+            continue
         if target == ITEM_ID and vocabulary:
             column = Column(name=target, dtype="int64", level=Level.KEY, doc=mapping.item, vocabulary=vocabulary)
             columns.append(TargetColumn(column, tuple(names), Conversion.ITEM))
             continue
-        is_hashed = len(names) > 1 or _is_text(source.leaves[names[0]].type)
+        kind = source.leaves[names[0]].type
+        is_number = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and target != REQUEST_ID)
+        is_hashed = len(names) > 1 or not is_number
         doc = f"{'hash of ' if is_hashed else ''}{', '.join(names)}"
         column = Column(name=target, dtype="int64", level=Level.KEY, doc=doc)
         columns.append(TargetColumn(column, tuple(names), Conversion.HASH if is_hashed else Conversion.PLAIN))
-        if is_hashed and len(names) == 1:
+        if is_hashed and len(names) == 1 and not is_kept_beside(kind):
             level = Level.ITEM if target == ITEM_ID else Level.REQUEST
             original = Column(name=ORIGINALS[target], dtype="string", level=level, doc=names[0])
             columns.append(TargetColumn(original, tuple(names), Conversion.PLAIN))
-    time = Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST, doc=mapping.time)
-    return [*columns, TargetColumn(time, (mapping.time,), Conversion.TIME)]
+    if mapping.session_gap_s is None:
+        time = Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST, doc=mapping.time)
+        return [*columns, TargetColumn(time, (mapping.time,), Conversion.TIME)]
+    time = Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST, doc=f"first {mapping.time} of the session")
+    return [*columns, TargetColumn(time, (mapping.user, mapping.time), Conversion.SESSION)]
 
 
 def _column(
-    source: RowSource, mapping: ColumnMapping, leaf: Leaf, level: Level, width: int, vocabulary: str
+    source: RowSource,
+    mapping: ColumnMapping,
+    leaf: Leaf,
+    level: Level,
+    width: int,
+    *,
+    is_sequence: bool,
+    vocabulary: str,
 ) -> TargetColumn:
     name = mapping.target_name(leaf.name)
-    is_id = leaf.name in mapping.ids and _is_text(leaf.type)
-    if not is_id:
-        vocabulary = ""
-    dtype = "int32" if vocabulary else "int64" if is_id else scalar_type(leaf.type)
-    is_list = leaf.shape is Shape.LIST
-    is_history_time = is_list and name == HISTORY_TS and dtype not in (None, "string", "bool")
-    if is_history_time:
-        dtype = "int64"
-    if dtype is None or (is_list and dtype not in ("int32", "int64", "float32", "float64", "bool")):
-        kinds = "numbers, or of ids that are named in ids" if is_list else ", ".join(SCALAR_TYPES)
-        times = (
-            f", or rename it to {HISTORY_TS} where these are the times of history events"
-            if dtype == "timestamp"
-            else ""
-        )
-        raise ValueError(
-            f"column {leaf.name} of {kinds} required, found {'a list of ' if is_list else ''}{leaf.type}; exclude "
-            f"it, or cast it in the source{times}"
-        )
     if level is Level.KEY:
         raise ValueError(f"column {leaf.name}: a level of request, item or label required, found key")
-    if is_list and level is not Level.REQUEST:
-        raise ValueError(
-            f"column {leaf.name}: lists that are the same on all rows of a request required, found one that "
-            "differs; are --request and --item right? Otherwise exclude it (--exclude), or give its level as request "
-            f"(--level {leaf.name}=request) if the sample misled"
-        )
-    conversion = (
-        Conversion.ITEM
-        if vocabulary
-        else Conversion.HASH
-        if is_id
-        else Conversion.TIME
-        if dtype == "timestamp"
-        else Conversion.PLAIN
-    )
-    if is_history_time:
-        column = Column(name=name, dtype=dtype, level=level, doc=f"{leaf.name}, ms since 1970", kind=Kind.SEQUENCE)
+    dtype = type_name(leaf.type)
+    assert dtype is not None
+    is_id = leaf.name in mapping.ids and is_text(leaf.type)
+    as_id = Conversion.ITEM if vocabulary else Conversion.HASH
+    id_type = "int32" if vocabulary else "int64"
+    if leaf.shape is not Shape.LIST:
+        dtype = id_type if is_id else "int32" if level is Level.LABEL and dtype == "bool" else dtype
+        column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, nullable=not source.files.is_required(leaf))
+        if is_id:
+            return TargetColumn(replace(column, vocabulary=vocabulary), (leaf.name,), as_id)
+        return TargetColumn(column, (leaf.name,), Conversion.TIME if dtype == "timestamp" else Conversion.PLAIN)
+    may_be_times = name == HISTORY_TS and dtype in ("int32", "int64", "float32", "float64", "timestamp", "date")
+    if level is Level.REQUEST and may_be_times:
+        column = Column(name=name, dtype="int64", level=level, doc=f"{leaf.name}, ms since 1970", kind=Kind.SEQUENCE)
         return TargetColumn(column, (leaf.name,), Conversion.HISTORY_TIME)
-    if is_list:
+    is_numbers = is_id or dtype in ("bool", *NUMBER_WIDTH_BYTES)
+    if level is Level.REQUEST and is_numbers and (width or is_sequence or name in ALWAYS_SEQUENCES):
         width = 0 if name in ALWAYS_SEQUENCES else width
         kind = Kind.VECTOR if width else Kind.SEQUENCE
-        dtype = "int32" if dtype == "bool" else dtype
-        column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, kind=kind, width=width)
-    else:
-        dtype = "int32" if level is Level.LABEL and dtype == "bool" else dtype
-        column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, nullable=not source.files.is_required(leaf))
-    return TargetColumn(replace(column, vocabulary=vocabulary), (leaf.name,), conversion)
+        dtype = id_type if is_id else "int32" if dtype == "bool" else dtype
+        column = Column(
+            name=name, dtype=dtype, level=level, doc=leaf.name, kind=kind, width=width, vocabulary=vocabulary
+        )
+        return TargetColumn(column, (leaf.name,), as_id if is_id else Conversion.PLAIN)
+    column = Column(name=name, dtype=f"list<{dtype}>", level=level, doc=leaf.name, nullable=True)
+    return TargetColumn(column, (leaf.name,), Conversion.PLAIN)
 
 
-def scalar_type(kind: pa.DataType) -> str | None:
-    """The smallest type of SCALAR_TYPES that holds every value of an Arrow type; None if none does."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_boolean(kind):
-        return "bool"
-    if pa.types.is_integer(kind):
-        small = kind.bit_width < 32 or kind == pa.int32()
-        return "int32" if small else "int64"
-    if pa.types.is_floating(kind):
-        return "float64" if kind.bit_width == 64 else "float32"
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return "timestamp"
-    return "string" if _is_text(kind) else None
+def is_kept_beside(kind: pa.DataType) -> bool:
+    """Whether a request key of this type stays as a column of its own: what is neither number, text nor binary."""
+    return pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+def _is_id(kind: pa.DataType) -> bool:
+    is_whole = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0)
+    return is_whole or is_text(kind) or is_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _is_key(kind: pa.DataType) -> bool:
+    return _is_id(kind) or (is_kept_beside(kind) and not pa.types.is_duration(kind))
+
+
+def _shown(leaf: Leaf) -> str:
+    kind = f"list<{leaf.type}>" if leaf.shape is Shape.LIST else str(leaf.type)
+    return f"{leaf.name} ({kind})"

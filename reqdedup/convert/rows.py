@@ -16,12 +16,15 @@ import pyarrow.compute as pc
 
 from reqdedup.arrays.hashing import mix
 from reqdedup.arrays.ranges import offsets_of
+from reqdedup.audit.keys import hash_keys
 from reqdedup.convert.mapping import Conversion, TargetColumn, engagement_schema
+from reqdedup.convert.sessions import Sessions, session_ids
 from reqdedup.dedup.checksum import RunningChecksum, bytes_hash, row_hashes, value_hashes
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type
 from reqdedup.dedup.history_time import UNIT_DIGITS, check_history_times, newest_events
+from reqdedup.dedup.stored import arrow_type, is_binary, is_list, is_text
 from reqdedup.logs.ids import ItemKeys, hash_strings
-from reqdedup.schema import HISTORY_TS, REQUEST_TS, Column, EngagementSchema
+from reqdedup.schema import HISTORY_TS, KEYS, REQUEST_TS, Column, EngagementSchema
 from reqdedup.storage.foreign.source import Piece, RowSource
 from reqdedup.storage.iceberg.vocabulary import Vocabulary
 
@@ -33,8 +36,9 @@ class Converter:
 
     checksum: of the source's values so far, as `content_checksum` of the target must be.
     null_lists: lists that were null and become empty, since a sequence cannot be null.
-    items: ids of the keys of its items, from `item_ids`, if columns need it.
-    time_unit, history_time_unit: see `ColumnMapping`.
+    items, sessions: ids of the keys of its items, from `item_ids`, and its sessions; set before the rows are asked for,
+    if columns need them.
+    num_rows: given so far.  time_unit, history_time_unit: see `ColumnMapping`.
     """
 
     def __init__(
@@ -42,14 +46,14 @@ class Converter:
         source: RowSource,
         columns: Sequence[TargetColumn],
         *,
-        items: ItemKeys | None = None,
         time_unit: str | None,
         history_time_unit: str | None = None,
     ) -> None:
         self.source, self.columns = source, tuple(columns)
+        self.items: ItemKeys | None = None
+        self.sessions: Sessions | None = None
         self.schema: EngagementSchema = engagement_schema(columns)
-        self.checksum, self.null_lists = RunningChecksum(), 0
-        self._items = items
+        self.checksum, self.null_lists, self.num_rows = RunningChecksum(), 0, 0
         self._time_unit, self._history_time_unit = time_unit, history_time_unit or "ms"
         self._history_times = next((one for one in columns if one.conversion is Conversion.HISTORY_TIME), None)
         self._names = list(dict.fromkeys(name for target in self.columns for name in target.sources))
@@ -63,6 +67,7 @@ class Converter:
         """Deduplicated batches of all rows. Raises ValueError for values that the target cannot hold, naming where."""
         for piece in self.source.pieces(self._names):
             plain = self._plain(piece)
+            self.num_rows += piece.num_rows
             self.null_lists += sum(plain[column.name].null_count for column in self.schema.blobs)
             if self.source.independent_reader is None:
                 self._count(plain, piece)
@@ -91,14 +96,17 @@ class Converter:
         """Values of every target column, not deduplicated. Raises ValueError that names all columns
         with one that has no place."""
         plain, errors = {}, []
+        lost: list[str] = []
         for target in self.columns:
             try:
                 array = plain[target.column.name] = self.values(piece, target)
                 _check_values(array, target.column)
             except (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 errors.append(f"column {', '.join(target.sources)} as {target.column.dtype} required: {error}")
+                lost += target.sources if target.column.name not in (*KEYS, REQUEST_TS) else ()
         if errors:
-            raise ValueError(f"{piece.where}: {'; '.join(errors)}")
+            without = f". To leave them out: --exclude {' '.join(dict.fromkeys(lost))}" if lost else ""
+            raise ValueError(f"{piece.where}: {'; '.join(errors)}{without}")
         return plain
 
     def _is_plausible(self, plain: dict[str, pa.Array], target: TargetColumn) -> bool:
@@ -120,21 +128,45 @@ class Converter:
         for array in found:
             check_text(array, piece.rows)
         kind = element_type(target.column)
+        if target.conversion is Conversion.SESSION:
+            return self._session(found, target.column)
         if target.conversion is Conversion.HASH:
             if target.column.is_blob:
                 return _relist(found[0], hash_ids([_flat(found[0])]))
             return hash_ids(found)
-        if target.conversion is Conversion.ITEM and self._items is not None:
+        if target.conversion is Conversion.ITEM and self.items is not None:
             flat = _flat(found[0]) if target.column.is_blob else found[0]
-            ids = _by_value(flat, self._items.ids).cast(kind)
+            ids = _by_value(flat, self.items.ids).cast(kind)
             return _relist(found[0], ids) if target.column.is_blob else ids
         if target.conversion is Conversion.HISTORY_TIME:
             return _relist(found[0], milliseconds(_flat(found[0]), self._history_time_unit))
         if target.column.is_blob:
             return _relist(found[0], _cast(_flat(found[0]), kind))
         if target.conversion is Conversion.TIME and pa.types.is_integer(found[0].type):
-            return found[0].cast(pa.int64()).cast(pa.timestamp(self._time_unit or "us", tz="UTC")).cast(kind)
+            return self.time(found[0])
+        if is_list(kind) and is_list(found[0].type):
+            return _relist(found[0], _cast(_flat(found[0]), kind.value_type)).cast(kind)
         return _cast(found[0], kind)
+
+    def time(self, array: pa.Array) -> pa.Array:
+        """Request times in UTC: timestamps, dates, or whole numbers of the unit that was said."""
+        if pa.types.is_integer(array.type):
+            array = array.cast(pa.int64()).cast(pa.timestamp(self._time_unit or "us", tz="UTC"))
+        return _cast(array, arrow_type("timestamp"))
+
+    def times_us(self, array: pa.Array) -> np.ndarray:
+        """The same as microseconds since 1970, [N] int64; no null among them."""
+        return self.time(array).cast(pa.int64()).to_numpy()
+
+    def _session(self, found: Sequence[pa.Array], column: Column) -> pa.Array:
+        assert self.sessions is not None
+        if any(array.null_count for array in found):
+            raise ValueError("no nulls allowed in user and time; filter such rows, or give them values")
+        user = hash_keys(found[:1])
+        starts = self.sessions.starts(user, self.times_us(found[1]))
+        if column.name == REQUEST_TS:
+            return pa.array(starts).cast(arrow_type("timestamp"))
+        return pa.array(session_ids(user, starts))
 
 
 def _check_values(array: pa.Array, column: Column) -> None:
@@ -174,20 +206,34 @@ def check_text(array: pa.Array, rows: np.ndarray) -> None:
 
 
 def hash_ids(columns: Sequence[pa.Array]) -> pa.Array:
-    """int64 ids of strings, as `ingest` gives them; of several columns together, or of numbers, another stable hash.
+    """int64 ids of strings, as `ingest` gives them; of several columns together, or of others, another stable hash.
 
-    A string becomes the first 8 bytes of its BLAKE2b digest without the top bit; null stays null.
+    A string becomes the first 8 bytes of its BLAKE2b digest without the top bit, a binary id those of its hexadecimal
+    text; null stays null.
     """
-    if len(columns) == 1 and not pa.types.is_integer(columns[0].type):
+    if len(columns) == 1 and (is_text(columns[0].type) or _is_bytes(columns[0].type)):
         return _string_ids(columns[0])
     combined = np.zeros(len(columns[0]), np.uint64)
     missing = np.zeros(len(columns[0]), bool)
     for column in columns:
-        ids = column if pa.types.is_integer(column.type) else _string_ids(column)
-        missing |= ids.is_null().to_numpy(zero_copy_only=False)
-        values = pc.fill_null(ids, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        combined = mix(combined ^ mix(values.view(np.uint64)))
+        missing |= column.is_null().to_numpy(zero_copy_only=False)
+        combined = mix(combined ^ mix(_word(column)))
     return pa.array((combined & _ID_MASK).view(np.int64), mask=missing)
+
+
+def _word(column: pa.Array) -> np.ndarray:
+    """Numbers that tell the values of a key apart, [N] uint64: the same for a time in whatever unit."""
+    kind = column.type
+    if is_text(kind) or _is_bytes(kind):
+        column = _string_ids(column)
+    elif pa.types.is_timestamp(kind):
+        whole = column.cast(pa.timestamp("us", kind.tz), safe=False)
+        finer = pc.subtract(column.cast(pa.int64()), whole.cast(column.type).cast(pa.int64()))
+        us, rest = (pc.fill_null(one.cast(pa.int64()), 0).to_numpy().view(np.uint64) for one in (whole, finer))
+        return us ^ np.where(rest == 0, np.uint64(0), mix(rest))
+    elif pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return value_hashes(column)
+    return pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False).view(np.uint64)
 
 
 def _string_ids(array: pa.Array) -> pa.Array:
@@ -201,7 +247,9 @@ def _by_value(array: pa.Array, ids: Callable[[pl.Series], np.ndarray]) -> pa.Arr
 
 
 def _encoded(array: pa.Array) -> pa.DictionaryArray:
-    """The distinct texts without null, and which of them each value is."""
+    """The distinct texts without null, and which of them each value is; binary ids as hexadecimal text."""
+    if _is_bytes(array.type):
+        array = _hex_text(array)
     if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
         array = array.dictionary_decode()
     return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
@@ -211,7 +259,8 @@ def item_ids(source: RowSource, columns: Sequence[TargetColumn], vocabulary: Voc
     """The ids of all items of a source, those that are new to the vocabulary committed. Reads their columns alone."""
     names, keys = [target.sources[0] for target in columns if target.conversion is Conversion.ITEM], ItemKeys()
     for piece in source.pieces(names):
-        for name, array in piece.arrays.items():
+        for name in names:
+            array = piece.arrays[name]
             try:
                 check_text(array, piece.rows)
             except ValueError as error:
@@ -226,6 +275,14 @@ def item_ids(source: RowSource, columns: Sequence[TargetColumn], vocabulary: Voc
 def _counts(encoded: pa.DictionaryArray) -> np.ndarray:
     indices = encoded.indices.drop_null().to_numpy(zero_copy_only=False)
     return np.bincount(indices, minlength=len(encoded.dictionary))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return is_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _hex_text(array: pa.Array) -> pa.Array:
+    return pa.array([None if value is None else value.hex() for value in array.to_pylist()], pa.string())
 
 
 def milliseconds(times: pa.Array, unit: str) -> pa.Array:
@@ -277,7 +334,10 @@ def _packed(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
     """Elements [T] and offsets [N + 1]. Raises ValueError if an element is null."""
     values = lists.flatten()
     if values.null_count:
-        raise ValueError(f"no null elements allowed, found {values.null_count}; give them a value in the source")
+        raise ValueError(
+            f"no null elements allowed in a sequence, found {values.null_count}; give them a value in the source, or "
+            "keep the list as it is (--level COLUMN=item)"
+        )
     lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
     return values.to_numpy(zero_copy_only=False), offsets_of(lengths)
 
@@ -297,6 +357,8 @@ def _relist(lists: pa.Array, values: pa.Array) -> pa.LargeListArray:
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if pa.types.is_date(array.type):
+    if pa.types.is_date(array.type) and pa.types.is_timestamp(kind):
         array = array.cast(pa.timestamp("us"))
+    if _is_bytes(array.type) and pa.types.is_string(kind):
+        return _hex_text(array)
     return array if array.type == kind else array.cast(kind)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from reqdedup.arrays.hashing import mix
 from reqdedup.dedup.source import BatchSource
+from reqdedup.dedup.stored import is_binary, is_nested, is_text, packed
 
 _NULL = np.uint64(0x9AE16A3B2F90404F)
 _NAN = np.uint64(0xC3A5C85C97CB3127)
@@ -81,21 +82,49 @@ def value_hashes(array: pa.Array) -> np.ndarray:
     """A 64-bit hash of each value, [N] uint64; the same for a value however it is encoded."""
     if pa.types.is_dictionary(array.type):
         return _blob_hashes(array.dictionary)[array.indices.to_numpy()]
-    if pa.types.is_string(array.type):
+    if is_nested(array.type):
+        return _nested_hashes(array)
+    if pa.types.is_fixed_size_binary(array.type):
+        array = array.cast(pa.binary())
+    if is_text(array.type) or is_binary(array.type):
         encoded = array.dictionary_encode()
-        hashes = np.append(_blob_hashes(encoded.dictionary.cast(pa.binary())), _NULL)
+        hashes = np.append(_blob_hashes(encoded.dictionary.cast(pa.large_binary())), _NULL)
         return hashes[encoded.indices.fill_null(len(hashes) - 1).to_numpy()]
     if pa.types.is_floating(array.type):
         numbers = array.cast(pa.float64()).fill_null(0).to_numpy()
         bits = np.where(np.isnan(numbers), _NAN, numbers.view(np.uint64))
     elif pa.types.is_boolean(array.type):
         bits = array.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint64)
+    elif pa.types.is_decimal(array.type):
+        words = np.frombuffer(_compact(array).buffers()[1], np.uint64)[: 2 * len(array)].reshape(-1, 2)
+        bits = words[:, 0] ^ mix(words[:, 1])
     else:
-        bits = array.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
+        whole = array.cast(pa.int32()) if pa.types.is_date(array.type) else array
+        bits = whole.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64)
     hashes = mix(bits)
     if array.null_count:
         hashes = np.where(array.is_null().to_numpy(zero_copy_only=False), _NULL, hashes)
     return hashes
+
+
+def _nested_hashes(array: pa.Array) -> np.ndarray:
+    """Of lists and maps by their elements in order, of structs by their fields in order; no null is an empty one."""
+    if pa.types.is_struct(array.type):
+        hashes = np.zeros(len(array), np.uint64)
+        for number, field in enumerate(array.flatten(), start=1):
+            hashes += mix(value_hashes(field) + np.uint64(number))
+    else:
+        elements, offsets = packed(array)
+        lengths = np.diff(offsets)
+        places = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + 1).astype(np.uint64)
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mix(value_hashes(elements) + mix(places)))])
+        hashes = sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64)
+    return np.where(array.is_null().to_numpy(zero_copy_only=False), _NULL, mix(hashes))
+
+
+def _compact(array: pa.Array) -> pa.Array:
+    """The same decimals from the start of a buffer, zero for null."""
+    return pa.concat_arrays([array.fill_null(0)])
 
 
 def _blob_hashes(blobs: pa.BinaryArray) -> np.ndarray:

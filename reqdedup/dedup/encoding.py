@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reqdedup.arrays.ranges import offsets_of
+from reqdedup.dedup.stored import arrow_type
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column, EngagementSchema, Kind, Level
 
 BLOB_TYPE = pa.dictionary(pa.int32(), pa.binary())
@@ -29,20 +30,10 @@ MAX_BINARY_BYTES = 2**31 - 2
 """Of all values of one binary or string array, which has 32-bit offsets; whatever would be longer
 is cut into several."""
 
-_ARROW_TYPES = {
-    "bool": pa.bool_(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "string": pa.string(),
-    "timestamp": pa.timestamp("us", tz="UTC"),
-}
-
 
 def element_type(column: Column) -> pa.DataType:
     """Arrow type of a scalar, or of one element of a sequence or vector."""
-    return _ARROW_TYPES[column.dtype]
+    return arrow_type(column.dtype)
 
 
 def exact_cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reqdedup.arrays.keys import run_starts
+from reqdedup.dedup.stored import is_nested, same_values
 from reqdedup.schema import NUMBER_WIDTH_BYTES, REQUEST_ID, USER_ID, Column
 
 
@@ -89,6 +90,8 @@ def equal_values(left: pa.Array, right: pa.Array) -> np.ndarray:
 
     What counts as the same here is stored once, so it must be the same to `content_checksum` too.
     """
+    if is_nested(left.type):
+        return same_values(left, right, equal_values)
     if not (left.null_count or right.null_count or pa.types.is_floating(left.type)):
         return pc.equal(left, right).to_numpy(zero_copy_only=False)
     same = pc.fill_null(pc.equal(left, right), False)

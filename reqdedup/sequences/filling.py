@@ -51,7 +51,8 @@ def event_columns(schema: EngagementSchema) -> dict[str, str]:
 
 def feature_columns(schema: EngagementSchema) -> list[Column]:
     """The columns of a store's request features."""
-    return [c for c in schema.request_columns if c.kind is not Kind.SEQUENCE and c.name not in _NOT_FEATURES]
+    kept = [c for c in schema.request_columns if c.name not in _NOT_FEATURES and not c.is_stored]
+    return [c for c in kept if c.kind is not Kind.SEQUENCE]
 
 
 def fill_store(store: FilledStore, main: Table, sides: Sequence[Table] = ()) -> FillReport:

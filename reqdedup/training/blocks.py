@@ -181,7 +181,7 @@ def empty_batch(schema: EngagementSchema) -> RequestBatch:
 
 def _readable(schema: EngagementSchema, *levels: Level) -> list[Column]:
     """The columns that become tensors: strings do not."""
-    return [column for column in schema.at(*levels) if column.dtype != "string"]
+    return [column for column in schema.at(*levels) if column.is_number]
 
 
 def _numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:

@@ -299,7 +299,7 @@ def _read_schema(
     unknown = sorted(names - set(schema.names))
     if unknown:
         raise ValueError(f"no such columns: {', '.join(unknown)}; the log has {', '.join(schema.names)}")
-    return schema.select(column.name for column in schema.columns if column.name in names and column.dtype != "string")
+    return schema.select(column.name for column in schema.columns if column.name in names and column.is_number)
 
 
 def _fingerprint(source: Source) -> dict[str, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import re
 import uuid
+from dataclasses import replace
 
 import polars as pl
 import pyarrow as pa
@@ -67,29 +68,29 @@ def test_uuids_of_an_iceberg_table_are_text(catalog):
     assert set(batch["user_key"].to_pylist()) == {str(one) for one in IDS}
 
 
-def test_columns_without_a_place_are_named_together(catalog, tmp_path):
+def test_columns_without_a_place_are_named_together_with_the_exclude_that_takes_the_rest(catalog, tmp_path):
     rows = plain(
-        raw=pa.array([b"x"] * 4),
-        fixed=pa.array([b"1234"] * 4, pa.binary(4)),
-        money=pa.array([decimal.Decimal("1.25")] * 4),
-        clock=pa.array([1] * 4, pa.time32("s")),
-        words=pa.array([["a"]] * 4),
+        nothing=pa.nulls(4),
+        how_long=pa.array([1] * 4, pa.duration("s")),
+        wide=pa.array([decimal.Decimal("1.25")] * 4, pa.decimal256(60, 2)),
         ok=pa.array([1.5] * 4, pa.float16()),
     )
     pq.write_table(rows, tmp_path / "f.parquet")
     with pytest.raises(
-        ValueError, match=r"column raw .*column fixed .*column money .*column clock .*column words"
-    ) as error:
+        ValueError,
+        match=r"found without a type there: how_long \(duration\[s\]\), wide \(decimal256\(60, 2\)\), nothing "
+        r"\(null\).*--exclude how_long wide nothing$",
+    ):
         convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
-    assert "column ok" not in str(error.value)
-    with pytest.raises(ValueError, match=r"key columns of .*found raw \(scalar binary\), money \(scalar decimal"):
-        convert_table(
-            str(tmp_path / "f.parquet"),
-            catalog,
-            "lake.t",
-            ColumnMapping(user="raw", request="request", item="money", time="at"),
-        )
+    wrong = ColumnMapping(user="how_long", request="request", item="wide", time="at")
+    with pytest.raises(ValueError, match=r"key columns of .*found how_long \(duration\[s\]\), wide \(decimal256"):
+        convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", wrong)
     assert not catalog.table_exists("lake.t")
+    report = convert_table(
+        str(tmp_path / "f.parquet"), catalog, "lake.t", replace(MAPPING, exclude=["how_long", "wide", "nothing"])
+    )
+    assert report.left_out == ("how_long", "wide", "nothing")
+    assert "ok" in report.columns
 
 
 def test_categories_as_polars_writes_them_are_text(catalog, tmp_path):

@@ -89,7 +89,7 @@ def expected(rows: pa.Table) -> list[dict]:
                 "user_key": row["member"],
                 "request_key": row["session"],
                 "request_ts": row["at"].replace(tzinfo=dt.UTC),
-                "day": dt.datetime.combine(row["day"], dt.time(), dt.UTC),
+                "day": row["day"],
                 "country": row["country"],
                 "history_item_id": np.array([one["item"] for one in history], "<i8").tobytes(),
                 "history_watched": np.array([one["watched"] for one in history], "<f4").tobytes(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import fields
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from reqdedup.cli.catalog import (
     snapshot_of,
 )
 from reqdedup.cli.options import (
+    AGE,
     BUCKETS,
     PAIR,
     OneOf,
@@ -60,6 +62,7 @@ column_option = partial(option, heading="columns (a file says the same, options 
         "      --item item_id --time ts --time-unit ms --label clicked",
         "reqdedup convert --source-table ads.impressions --catalog prod --table ads.by_request --mapping ads.toml",
         "reqdedup convert data/2026-02-02 --table lake.engagements --mapping lake.toml --append",
+        "reqdedup convert data/views --table lake.views --user member --session-gap 30m --item video --time at",
     ],
 )
 @click.argument("files", nargs=-1, metavar="[PATH]...")
@@ -75,7 +78,11 @@ column_option = partial(option, heading="columns (a file says the same, options 
 )
 @column_option("--user", metavar="COLUMN")
 @column_option("--request", variadic=True, metavar="COLUMN...", help="one, or several that tell requests apart")
-@column_option("--item", metavar="COLUMN")
+@column_option(
+    "--session-gap", "session_gap_s", type=AGE, metavar="AGE", help="without --request: a longer pause starts one (30m)"
+)
+@column_option("--item", metavar="COLUMN", help="a list of them makes a row of each")
+@column_option("--candidates", variadic=True, metavar="COLUMN...", help="lists beside such an item's that go with it")
 @column_option("--time", metavar="COLUMN", help="of the request")
 @column_option("--time-unit", type=OneOf(TIME_UNITS), help="of a time that is a whole number")
 @column_option("--history-time-unit", type=OneOf(TIME_UNITS), help="of numbers that become history_ts (default: ms)")
@@ -160,13 +167,17 @@ def read_mapping(arguments: Options) -> ColumnMapping:
         value = getattr(arguments, name)
         if value:
             said[name] = dict(value) if name in ("levels", "rename", "vectors") else value
+    if isinstance(said.get("session_gap_s"), timedelta):
+        said["session_gap_s"] = said["session_gap_s"].total_seconds()
     missing = [name for name in ("user", "request", "item", "time") if name not in said]
+    if "session_gap_s" in said and "request" in missing:
+        missing.remove("request")
     if missing:
         raise ValueError(
             f"columns for user, request, item and time required, not found: {', '.join(missing)}; name them with "
             f"{', '.join('--' + name for name in missing)} or in --mapping"
         )
-    for name in ("labels", "ids", "exclude"):
+    for name in ("labels", "ids", "exclude", "candidates"):
         if isinstance(said.get(name), str):
             said[name] = [said[name]]
     try:
@@ -206,11 +217,14 @@ def format_conversion(report: ConvertReport) -> str:
     buckets = f" in {counted(report.num_buckets, 'bucket')}" if report.num_buckets else ""
     rows = [[name, level.value, sources] for name, (sources, level) in report.columns.items()]
     done = " appended" if report.is_append else ""
-    but = " but for null lists, now empty" if report.null_lists else ""
+    but = ", but for what is named as changed" if report.changes else ""
     lines = [
         f"{report.table} ({report.layout.value}){buckets}: {report.rows:,} rows, {report.requests:,} requests{done}, "
         f"{format_bytes(report.source_bytes)} became {format_bytes(report.bytes)}{ratio}; {report.seconds:.1f} s",
-        f"  row for row the same as the source{but}: {report.checksum}; compared with {report.compared_with}",
+        f"  row for row the same as the source in {counted(len(report.columns), 'column')}{but}: {report.checksum}; "
+        f"compared with {report.compared_with}",
         format_table(["column", "level", "from"], rows),
+        *(f"  changed: {change}" for change in report.changes),
+        *([f"  left out, as you said: {', '.join(report.left_out)}"] if report.left_out else []),
     ]
     return "\n".join([*lines, *(f"  note: {note}" for note in report.notes)])

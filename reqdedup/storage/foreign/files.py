@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, leaves_of, relist, same_values
+from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, leaves_of, relist, same_values, wholes_of
 
 TAIL_BYTES, SIGNATURE_BYTES = 8, 28
 """The end of a Parquet file: the length of the footer, and `PAR1`; before it, where columns are
@@ -25,6 +25,7 @@ class DataFile:
 
     schema: of the file.  leaf_in_file: the file's leaf for each leaf name of the table that it has.
     list_in_file: of list leaves that it lacks, a leaf of the same list, for their lengths.
+    whole_in_file: maps and lists of lists, as `wholes_of` has them, by their names in the table.
     constants: values that all rows of the file have in columns that it lacks.
     """
 
@@ -34,6 +35,7 @@ class DataFile:
     leaf_in_file: dict[str, Leaf] = field(repr=False)
     list_in_file: dict[str, Leaf] = field(repr=False)
     size_bytes: int
+    whole_in_file: dict[str, Leaf] = field(default_factory=dict, repr=False)
     constants: dict[str, pa.Scalar] = field(default_factory=dict, repr=False, compare=False)
 
     @contextlib.contextmanager
@@ -48,7 +50,14 @@ class DataFile:
         with contextlib.closing(stream):
             with reading(self.path):
                 # Buffered reads, one page at a time: pre_buffer would hold whole column chunks.
-                opened = pq.ParquetFile(stream, read_dictionary=encoded, pre_buffer=False, buffer_size=1 << 20)
+                # Spark's old times are nanoseconds of a day that 64 bits of nanoseconds do not reach: 9999-12-31.
+                opened = pq.ParquetFile(
+                    stream,
+                    read_dictionary=encoded,
+                    pre_buffer=False,
+                    buffer_size=1 << 20,
+                    coerce_int96_timestamp_unit="us",
+                )
             yield opened
 
     def batches(
@@ -69,22 +78,23 @@ class DataFile:
         return list(dict.fromkeys(leaf.column for leaf in self._leaves(names).values()))
 
     def arrays(self, batch: pa.RecordBatch, names: Collection[str]) -> dict[str, pa.Array]:
-        """Those leaves that the file has, by the table's names; an added field of a list of structs
-        is null in each element."""
+        """Those leaves that the file has or is partitioned by, by the table's names; an added field of a list of
+        structs is null in each element."""
         wanted = self._leaves(names)
         found: dict[str, pa.Array] = {}
         for column in self.columns(names):
             found |= leaf_arrays(column, batch.column(column))
         arrays = {}
         for name, leaf in wanted.items():
-            if name in self.leaf_in_file:
+            if name in self.leaf_in_file or name in self.whole_in_file:
                 arrays[name] = found[leaf.name]
             else:
                 arrays[name] = relist(found[leaf.name], pa.nulls(len(found[leaf.name].flatten())))
-        return arrays
+        alike = {name: pa.repeat(self.constants[name], batch.num_rows) for name in names if name in self.constants}
+        return arrays | alike
 
     def _leaves(self, names: Collection[str]) -> dict[str, Leaf]:
-        either = self.list_in_file | self.leaf_in_file
+        either = self.list_in_file | self.whole_in_file | self.leaf_in_file
         return {name: either[name] for name in names if name in either}
 
 
@@ -102,12 +112,15 @@ class TableFiles:
     files: tuple[DataFile, ...]
     schema: pa.Schema
     notes: tuple[str, ...] = ()
-    partition_columns: tuple[str, ...] = ()
     table_format: str | None = None
 
     @property
     def leaves(self) -> list[Leaf]:
         return leaves_of(self.schema)
+
+    @property
+    def wholes(self) -> list[Leaf]:
+        return wholes_of(self.schema)
 
     def is_required(self, leaf: Leaf) -> bool:
         """Whether no file can hold a null in it."""
@@ -163,31 +176,38 @@ def open_file(
     *,
     ids: Callable[[pa.Schema], pa.Schema] | None = None,
     leaves: Sequence[Leaf] | None = None,
+    wholes: Sequence[Leaf] = (),
 ) -> DataFile:
     """The file, its footer read.
 
-    ids: gives a file's schema the ids that it has in the table.  leaves: of the table, found in the file by their ids;
-    the file's own, by name, if None.
+    ids: gives a file's schema the ids that it has in the table.  leaves, wholes: of the table, found in the file by
+    their ids; the file's own, by name, if None.
     """
     with reading(path), contextlib.closing(open_bytes()) as stream:
         schema = read_footer(path, stream).schema_arrow
-    own = leaves_of(ids(schema) if ids else schema)
+    with_ids = ids(schema) if ids else schema
+    own, own_wholes = leaves_of(with_ids), wholes_of(with_ids)
     if leaves is None:
         _check_names(path, own)
-        return DataFile(path, open_bytes, schema, {leaf.name: leaf for leaf in own}, {}, size_bytes)
+        return DataFile(
+            path, open_bytes, schema, {leaf.name: leaf for leaf in own}, {}, size_bytes, {w.name: w for w in own_wholes}
+        )
     by_id = {leaf.field_id: leaf for leaf in own}
     by_list = {leaf.list_id: leaf for leaf in own if leaf.shape is Shape.LIST}
     found = {leaf.name: by_id[leaf.field_id] for leaf in leaves if leaf.field_id in by_id}
     beside = {
         leaf.name: by_list[leaf.list_id] for leaf in leaves if leaf.shape is Shape.LIST and leaf.list_id in by_list
     }
-    return DataFile(path, open_bytes, schema, found, beside, size_bytes)
+    whole_by_id = {whole.field_id: whole for whole in own_wholes}
+    whole = {one.name: whole_by_id[one.field_id] for one in wholes if one.field_id in whole_by_id}
+    return DataFile(path, open_bytes, schema, found, beside, size_bytes, whole)
 
 
-def united(
-    name: str, kind: str, files: Sequence[DataFile], notes: tuple[str, ...] = (), partitions: tuple[str, ...] = ()
-) -> TableFiles:
-    """Files without a table around them: one schema over all; the columns in the order in which they are first met."""
+def united(name: str, kind: str, files: Sequence[DataFile]) -> TableFiles:
+    """Files without a table around them: one schema over all; the columns in the order in which they are first met.
+
+    Those of folders' names come last.
+    """
     types: dict[str, pa.DataType] = {}
     first_file: dict[str, str] = {}
     for file in files:
@@ -202,14 +222,26 @@ def united(
                     "time"
                 )
             types[column.name] = both
+    for column, kind in _partition_types(files).items():
+        types.setdefault(column, kind)
     schema = pa.schema([pa.field(column, kind) for column, kind in types.items()])
     leaves = leaves_of(schema)
     matched = []
     for file in files:
+        alike = {name: value.cast(types[name]) for name, value in file.constants.items() if name not in first_file}
         by_list = {leaf.list_id: leaf for leaf in file.leaf_in_file.values() if leaf.shape is Shape.LIST}
         beside = {leaf.name: by_list[leaf.list_id] for leaf in leaves if leaf.list_id in by_list}
-        matched.append(replace(file, list_in_file=beside))
-    return with_notes(TableFiles(name, kind, tuple(matched), schema, notes, partitions))
+        matched.append(replace(file, list_in_file=beside, constants=alike))
+    return with_notes(TableFiles(name, kind, tuple(matched), schema))
+
+
+def _partition_types(files: Sequence[DataFile]) -> dict[str, pa.DataType]:
+    """Types of the columns that stand in folder names; text if folders that were given apart differ in it."""
+    found: dict[str, set[pa.DataType]] = {}
+    for file in files:
+        for name, value in file.constants.items():
+            found.setdefault(name, set()).add(value.type)
+    return {name: next(iter(kinds)) if len(kinds) == 1 else pa.string() for name, kinds in found.items()}
 
 
 def with_notes(table: TableFiles) -> TableFiles:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,6 +18,9 @@ from reqdedup.masking import mask
 from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, united
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""Of a folder's name, the value null."""
 
 
 def folder_files(uri: str) -> TableFiles:
@@ -52,16 +55,38 @@ def folder_files(uri: str) -> TableFiles:
         )
     kept.sort(key=lambda entry: entry.path)
     files = [_file(filesystem, entry.path, entry.size) for entry in kept]
-    partitions = sorted(
-        {part.partition("=")[0] for name in inside.values() for part in name.split("/")[:-1] if "=" in part}
-    )
-    notes = (
-        (f"partition columns that are only in folder names were left out: {', '.join(partitions)}",)
-        if partitions
-        else ()
-    )
+    values = _partition_values({entry.path: inside[entry.path] for entry in kept})
+    files = [replace(file, constants=values.get(file.path, {})) for file in files]
     within = next((table for name in inside.values() if (table := _format_of(root, name))), None)
-    return _marked(united(location, "folder", files, notes, tuple(partitions)), around or within)
+    return _marked(united(location, "folder", files), around or within)
+
+
+def _partition_values(names: dict[str, str]) -> dict[str, dict[str, pa.Scalar]]:
+    """Path -> values of the columns that stand in its folders' names (`day=2026-11-27/`), by paths below the root.
+
+    A column is of whole numbers or of dates if every one of its names is written as one, else text as it stands there:
+    `01` is text. `__HIVE_DEFAULT_PARTITION__` is null.
+    """
+    texts: dict[str, dict[str, str | None]] = {}
+    for path, name in names.items():
+        for part in name.split("/")[:-1]:
+            column, is_pair, value = part.partition("=")
+            if is_pair and column:
+                texts.setdefault(unquote(column), {})[path] = None if value == HIVE_NULL else unquote(value)
+    found: dict[str, dict[str, pa.Scalar]] = {}
+    for column, of_file in texts.items():
+        values = pa.array(of_file.values(), pa.string())
+        for kind in (pa.int64(), pa.date32()):
+            try:
+                typed = values.cast(kind)
+            except pa.ArrowInvalid:
+                continue
+            if typed.cast(pa.string()).equals(values) and typed.null_count < len(typed):
+                values = typed
+                break
+        for path, scalar in zip(of_file, values):
+            found.setdefault(path, {})[column] = scalar
+    return found
 
 
 def table_around(filesystem: pafs.FileSystem, path: str) -> str | None:

@@ -64,6 +64,17 @@ def leaves_of(schema: pa.Schema) -> list[Leaf]:
     return found
 
 
+def wholes_of(schema: pa.Schema) -> list[Leaf]:
+    """What leaves of a deeper nesting belong to: maps, lists of lists, and what has no type; each with its whole type.
+
+    Their names and arrays are those of `leaf_arrays`. Structs outside of maps are taken apart, as for leaves.
+    """
+    found: list[Leaf] = []
+    for column in schema:
+        _add_wholes(found, column.name, column.name, column, lists=(), wrap=lambda kind: kind)
+    return found
+
+
 def with_ids(schema: pa.Schema, id_of: Callable[[str], int | None]) -> pa.Schema:
     """The schema with Iceberg's ids by path, as a name mapping has them, in place of those of the file."""
     return pa.schema([_with_id(column, column.name, id_of) for column in schema])
@@ -75,8 +86,8 @@ def has_ids(schema: pa.Schema) -> bool:
 
 
 def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
-    """The scalar and list leaves of one top-level array; lists come as `list_` or `large_list`,
-    nested ones are left out."""
+    """The scalar, list and deeper nested leaves of one top-level array; lists come as `list_` or `large_list`, maps
+    whole."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     array = without_views(array)
@@ -89,10 +100,10 @@ def leaf_arrays(name: str, array: pa.Array) -> dict[str, pa.Array]:
             found |= leaf_arrays(f"{name}.{field.name}", child)
         return found
     if not _is_list(kind):
-        return {} if pa.types.is_map(kind) or pa.types.is_union(kind) else {name: array}
+        return {} if pa.types.is_union(kind) else {name: array}
     lists = _plain_list(array)
     values = lists.flatten()
-    return {leaf: relist(lists, child) for leaf, child in leaf_arrays(name, values).items() if not _is_list(child.type)}
+    return {leaf: relist(lists, child) for leaf, child in leaf_arrays(name, values).items()}
 
 
 def uuid_text(array: pa.Array) -> pa.Array:
@@ -193,6 +204,26 @@ def _add_leaves(
         nested = deep or len(lists) > 1 or pa.types.is_union(kind) or pa.types.is_null(kind)
         shape = Shape.NESTED if nested else Shape.LIST if lists else Shape.SCALAR
         found.append(Leaf(name, column, shape, kind, _id_of(of), lists[0] if lists else None, is_uuid))
+
+
+def _add_wholes(
+    found: list[Leaf],
+    name: str,
+    column: str,
+    of: pa.Field,
+    *,
+    lists: tuple[int | str, ...],
+    wrap: Callable[[pa.DataType], pa.DataType],
+) -> None:
+    kind = of.type.storage_type if isinstance(of.type, pa.BaseExtensionType) else of.type
+    if pa.types.is_struct(kind):
+        for child in kind:
+            _add_wholes(found, f"{name}.{child.name}", column, child, lists=lists, wrap=wrap)
+    elif _is_list(kind):
+        around = (*lists, _id_of(of) or name)
+        _add_wholes(found, name, column, kind.value_field, lists=around, wrap=lambda inner: wrap(pa.list_(inner)))
+    elif len(lists) > 1 or pa.types.is_map(kind) or pa.types.is_union(kind) or pa.types.is_null(kind):
+        found.append(Leaf(name, column, Shape.NESTED, wrap(kind), _id_of(of), lists[0] if lists else None))
 
 
 def _id_of(of: pa.Field) -> int | None:

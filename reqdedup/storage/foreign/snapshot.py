@@ -21,7 +21,7 @@ from pyiceberg.table.name_mapping import MappedField
 from pyiceberg.transforms import IdentityTransform
 
 from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, with_notes
-from reqdedup.storage.foreign.leaves import Leaf, has_ids, leaves_of, small_types, with_ids
+from reqdedup.storage.foreign.leaves import Leaf, has_ids, leaves_of, small_types, wholes_of, with_ids
 from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.paths import local_path
 
@@ -42,8 +42,8 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
             f"{name}: Parquet data files required, found {', '.join(other)}; this audit reads only Parquet"
         )
     schema = small_types(schema_to_pyarrow(scan.projection()))
-    leaves = leaves_of(schema)
-    files = [_file(table, task, scan.projection(), leaves) for task in tasks]
+    leaves, wholes = leaves_of(schema), wholes_of(schema)
+    files = [_file(table, task, scan.projection(), leaves, wholes) for task in tasks]
     deletes = {delete.file_path for task in tasks for delete in task.delete_files}
     notes = (
         (
@@ -56,7 +56,7 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
     return with_notes(TableFiles(name, "iceberg", tuple(files), schema, notes))
 
 
-def _file(table: Table, task: FileScanTask, schema: Schema, leaves: list[Leaf]) -> DataFile:
+def _file(table: Table, task: FileScanTask, schema: Schema, leaves: list[Leaf], wholes: list[Leaf]) -> DataFile:
     path = task.file.file_path
     file = open_file(
         path,
@@ -64,6 +64,7 @@ def _file(table: Table, task: FileScanTask, schema: Schema, leaves: list[Leaf]) 
         task.file.file_size_in_bytes,
         ids=lambda found: _schema_with_ids(table, path, found),
         leaves=leaves,
+        wholes=wholes,
     )
     return replace(file, constants=_constants(table, task, schema, file, leaves))
 

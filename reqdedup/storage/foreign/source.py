@@ -59,9 +59,8 @@ class Piece:
 class RowSource:
     """A table's rows as pieces.
 
-    leaves: what can be read, by name; UUIDs as text.  skipped: leaves of a deeper nesting, or without a type, which
-    have no place in a flat table.  known: columns of a table of ours, by name, the keys left out; nothing for other
-    tables.
+    leaves: what can be read, by name; UUIDs as text, and maps and lists of lists whole.  known: columns of a table of
+    ours, by name, the keys left out; nothing for other tables.
     Raises ValueError for what holds no Parquet files, for rows that only deletes by value tell apart, and for a folder
     that belongs to a table of another format.
     """
@@ -85,7 +84,7 @@ class RowSource:
         self._blobs = stored_blobs(source)
         for name, column in self._blobs.items():
             self.leaves[name] = Leaf(name, name, Shape.LIST, element_type(column))
-        self.skipped = tuple(leaf.name for leaf in found if leaf.shape is Shape.NESTED)
+        self.leaves |= {whole.name: whole for whole in self.files.wholes}
         self._footers: dict[str, pq.FileMetaData] = {}
 
     @property
@@ -179,6 +178,8 @@ class RowSource:
         are cut, as pyiceberg does."""
         if self._table is None or is_text(leaf.type):
             return array
+        if leaf.shape is Shape.NESTED:
+            return array.cast(leaf.type)
         if leaf.shape is Shape.LIST:
             values = array.flatten()
             return array if values.type == leaf.type else relist(array, values.cast(leaf.type, safe=False))

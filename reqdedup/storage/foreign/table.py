@@ -39,7 +39,5 @@ def open_table(source: Table | str | Path | Sequence[str | Path], *, snapshot_id
     parts = [folder_files(path) for path in paths]
     name = mask(paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
     files = [file for part in parts for file in part.files]
-    partitions = sorted({column for part in parts for column in part.partition_columns})
-    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes if "only in folder names" in note))
     inside = next((part.table_format for part in parts if part.table_format), None)
-    return replace(united(name, "folder", files, notes, tuple(partitions)), table_format=inside)
+    return replace(united(name, "folder", files), table_format=inside)

@@ -34,7 +34,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import TimestampType, TimestamptzType
 
 from reqdedup.arrays.keys import first_disorder
-from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema
+from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema, type_tree
 from reqdedup.storage.iceberg.encodings import choose, stored_choices, writer_options
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
@@ -45,6 +45,7 @@ from reqdedup.storage.iceberg.layout import (
     table_buckets,
 )
 from reqdedup.storage.iceberg.settings import WriteSettings
+from reqdedup.storage.iceberg.stored_types import leaves
 
 DAY_MICROSECONDS = 86_400_000_000
 
@@ -80,7 +81,13 @@ class FileSettings:
         lists = self._layout is Layout.SORTED_LARGE_PAGES
         return {
             **writer_options(self.choices, self._schema, self.settings, blobs=self._layout.has_blobs),
-            "write_statistics": [column.name for column in self._schema.columns if not column.is_blob],
+            "write_statistics": [
+                path
+                for column in self._schema.columns
+                if not column.is_blob
+                for path, _ in leaves(column.name, type_tree(column.dtype))
+            ],
+            "store_decimal_as_integer": True,
             "store_schema": False,
             "write_page_checksum": True,  # so that a flipped bit is an error, not another value
             "data_page_size": self.settings.page_bytes,

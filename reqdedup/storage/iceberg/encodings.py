@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reqdedup.dedup.parts import blob_bytes
-from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Level
+from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Level, type_tree
 from reqdedup.storage.iceberg.settings import COMPACT, WriteSettings
+from reqdedup.storage.iceberg.stored_types import leaves
 
 CHOICES_PROPERTY = "reqdedup.columns"
 """JSON: `format`, and by column its encoding, with "/none" or "/level" if it is compressed otherwise than the table."""
@@ -104,6 +105,13 @@ def writer_options(
     for column in schema.columns:
         fallback = DICTIONARY if column.is_blob and blobs else default.get(column.name, "PLAIN")
         encoding, _, other = choices.get(column.name, fallback).partition("/")
+        if column.is_stored:
+            for path, kind in leaves(column.name, type_tree(column.dtype)):
+                dictionary += [path] if not kind.startswith("float") else []
+                codecs[path] = settings.parquet_codec
+                if settings.level_of() is not None:
+                    levels[path] = settings.level
+            continue
         leaf = f"{column.name}.list.element" if column.is_blob and not blobs else column.name
         if encoding == DICTIONARY:
             dictionary.append(leaf)
@@ -130,11 +138,14 @@ def bytes_in(
 
 
 def _portable(schema: EngagementSchema) -> Choices:
-    """Scalars in dictionaries, but for floats of the item: in a dictionary they take 1.4 times their bytes."""
+    """Scalars in dictionaries, but for floats of the item: in a dictionary they take 1.4 times their bytes.
+
+    What is only stored is not tried: its leaves have dictionaries, but for floats.
+    """
     return {
         column.name: "PLAIN" if column.level is Level.ITEM and column.dtype.startswith("float") else DICTIONARY
         for column in schema.columns
-        if not column.is_blob
+        if not column.is_blob and not column.is_stored
     }
 
 
@@ -169,6 +180,7 @@ def _scalar_forms(
         column
         for column in schema.columns
         if not column.is_blob
+        and not column.is_stored
         and (row_is_request or column.level in (Level.KEY, Level.REQUEST) or not column.dtype.startswith("float"))
     ]
     best = _chunks(rows, tried, settings, dict.fromkeys((column.name for column in tried), DICTIONARY))

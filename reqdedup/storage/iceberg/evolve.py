@@ -8,6 +8,7 @@ transactions keep only the first of several requirements of one type, hence `com
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from pyiceberg.exceptions import CommitFailedException
@@ -123,10 +124,9 @@ def _with_columns(table: Table, columns: Sequence[Column], layout: Layout) -> Sc
     fields, field_id = list(table.schema().fields), table.metadata.last_column_id
     for column in columns:
         field_id += 1
-        field_type = iceberg_type(column, layout, element_id=field_id + 1)
+        field_type = iceberg_type(column, layout, next_id=itertools.count(field_id + 1).__next__)
         doc = blob_doc(column) if column.is_blob and layout.has_blobs else column.doc
         fields.append(NestedField(field_id, column.name, field_type, required=False, doc=doc or None))
-        field_id += column.is_blob and not layout.has_blobs
     return Schema(*fields, schema_id=max(schema.schema_id for schema in table.metadata.schemas) + 1)
 
 

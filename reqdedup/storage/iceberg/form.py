@@ -7,6 +7,7 @@ stay.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,10 +28,11 @@ from pyiceberg.table.update import (
     TableUpdate,
     update_table_metadata,
 )
-from pyiceberg.types import ListType, NestedField
+from pyiceberg.types import NestedField
 
 from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY
 from reqdedup.storage.iceberg.settings import ROWS_BEFORE
+from reqdedup.storage.iceberg.stored_types import with_new_ids, without_ids
 
 # `type: ignore[call-arg]` below: mypy does not see that pyiceberg's updates have a default for their `action`.
 
@@ -116,24 +118,16 @@ def spec_updates(table: Table, spec: PartitionSpec) -> tuple[TableUpdate, ...]:
 def _with_field_ids(table: Table, wanted: Schema) -> Schema:
     """The wanted columns with the table's field ids where name and type are the same, with unused ones elsewhere."""
     now = {field.name: field for field in table.schema().fields}
-    last, fields = table.metadata.last_column_id, []
+    ids, fields = itertools.count(table.metadata.last_column_id + 1), []
     for field in wanted.fields:
         kind, own = field.field_type, now.get(field.name)
-        if own is not None and _same_type(kind, own.field_type):
+        if own is not None and without_ids(kind) == without_ids(own.field_type):
             field_id, kind = own.field_id, own.field_type
         else:
-            field_id = last = last + 1
-            if isinstance(kind, ListType):
-                last += 1
-                kind = ListType(last, kind.element_type, element_required=kind.element_required)
+            field_id = next(ids)
+            kind = with_new_ids(kind, ids.__next__)
         fields.append(NestedField(field_id, field.name, kind, required=field.required, doc=field.doc))
     return Schema(*fields)
-
-
-def _same_type(one: object, other: object) -> bool:
-    if isinstance(one, ListType) and isinstance(other, ListType):
-        return (one.element_type, one.element_required) == (other.element_type, other.element_required)
-    return one == other
 
 
 def _spec_updates(table: Table, wanted: PartitionSpec, ids: Mapping[int, int]) -> list[TableUpdate]:

@@ -14,8 +14,9 @@ partition spec and sort order are all that a reader needs.
 from __future__ import annotations
 
 import enum
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -29,25 +30,20 @@ from pyiceberg.table.sorting import UNSORTED_SORT_ORDER, NullOrder, SortDirectio
 from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransform
 from pyiceberg.types import (
     BinaryType,
-    BooleanType,
-    DoubleType,
-    FloatType,
     IcebergType,
-    IntegerType,
     ListType,
     LongType,
     NestedField,
-    StringType,
-    TimestamptzType,
 )
 
 from reqdedup.dedup.encoding import BLOB_TYPE, element_type
-from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, Column, EngagementSchema
+from reqdedup.schema import KEYS, REQUEST_TS, SCALAR_TYPES, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.form import FORM_SINCE_PROPERTY, TableForm
 from reqdedup.storage.iceberg.names import check_free_name, check_location
 from reqdedup.storage.iceberg.settings import WriteSettings, default_settings
+from reqdedup.storage.iceberg.stored_types import ICEBERG_TYPES, arrow_of, field_id, iceberg_type_of
 
 SCHEMA_PROPERTY, LAYOUT_PROPERTY, DECODE_PROPERTY = "reqdedup.schema", "reqdedup.layout", "reqdedup.decode"
 
@@ -57,18 +53,7 @@ FORMAT_PROPERTY, FORMAT = "reqdedup.format", 1
 MAX_NAMED = 8
 """Columns or differences that an error names."""
 
-_ICEBERG_TYPES: dict[str, IcebergType] = {
-    "bool": BooleanType(),
-    "int32": IntegerType(),
-    "int64": LongType(),
-    "float32": FloatType(),
-    "float64": DoubleType(),
-    "string": StringType(),
-    "timestamp": TimestamptzType(),
-}
-
-
-DTYPES = {kind: dtype for dtype, kind in _ICEBERG_TYPES.items()}
+DTYPES = {ICEBERG_TYPES[dtype]: dtype for dtype in SCALAR_TYPES}
 
 PROMOTIONS = {("int32", "int64"), ("float32", "float64")}  # that other engines may make
 
@@ -275,24 +260,24 @@ def buckets_of(user_id: np.ndarray, num_buckets: int) -> np.ndarray:
 
 def engagement_iceberg_schema(schema: EngagementSchema, layout: Layout) -> Schema:
     """Iceberg schema of these columns in this layout, with a doc per column."""
-    iceberg_fields = []
-    for field_id, column in enumerate(schema.columns, start=1):
-        field_type, doc = iceberg_type(column, layout, element_id=len(schema.columns) + field_id), column.doc
+    iceberg_fields, ids = [], itertools.count(len(schema.columns) + 1)
+    for number, column in enumerate(schema.columns, start=1):
+        field_type, doc = iceberg_type(column, layout, next_id=ids.__next__), column.doc
         if column.is_blob and layout.has_blobs:
             doc = blob_doc(column)
         iceberg_fields.append(
-            NestedField(field_id, column.name, field_type, required=not column.nullable, doc=doc or None)
+            NestedField(number, column.name, field_type, required=not column.nullable, doc=doc or None)
         )
     return Schema(*iceberg_fields)
 
 
-def iceberg_type(column: Column, layout: Layout, *, element_id: int) -> IcebergType:
-    """Iceberg type of one column; `element_id` is used where it is a plain list."""
+def iceberg_type(column: Column, layout: Layout, *, next_id: Callable[[], int]) -> IcebergType:
+    """Iceberg type of one column; next_id: gives the ids of what is inside."""
     if not column.is_blob:
-        return _ICEBERG_TYPES[column.dtype]
+        return iceberg_type_of(column.dtype, next_id)
     if layout.has_blobs:
         return BinaryType()
-    return ListType(element_id=element_id, element_type=_ICEBERG_TYPES[column.dtype], element_required=True)
+    return ListType(element_id=next_id(), element_type=ICEBERG_TYPES[column.dtype], element_required=True)
 
 
 def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Schema:
@@ -311,16 +296,16 @@ def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Sc
     for column in schema.columns:
         field = table.schema().find_field(column.name)
         if not column.is_blob:
-            arrow_type = element_type(column)
+            arrow_type = arrow_of(field.field_type) if column.is_stored else element_type(column)
         elif layout.has_blobs:
             arrow_type = BLOB_TYPE
         else:
             element = pa.field("element", element_type(column), nullable=False)
             if not isinstance(field.field_type, ListType):
                 raise ValueError(f"{table.name()}: column {column.name} must be a list, found {field.field_type}")
-            arrow_type = pa.list_(element.with_metadata(_field_id(field.field_type.element_id)))
+            arrow_type = pa.list_(element.with_metadata(field_id(field.field_type.element_id)))
         arrow_fields.append(
-            pa.field(column.name, arrow_type, nullable=column.nullable, metadata=_field_id(field.field_id))
+            pa.field(column.name, arrow_type, nullable=column.nullable, metadata=field_id(field.field_id))
         )
     return pa.schema(arrow_fields)
 
@@ -394,7 +379,3 @@ def _property(table: Table, name: str) -> str:
             "reqdedup.storage.create_table carry it (`reqdedup convert` rewrites others)"
         )
     return table.properties[name]
-
-
-def _field_id(field_id: int) -> dict[bytes, bytes]:
-    return {b"PARQUET:field_id": str(field_id).encode()}

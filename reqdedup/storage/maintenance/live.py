@@ -15,6 +15,7 @@ from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
 from reqdedup.dedup.encoding import element_type
+from reqdedup.dedup.stored import has_offsets
 from reqdedup.schema import ITEM_ID
 from reqdedup.storage.iceberg.changes import refuse_deletes
 from reqdedup.storage.iceberg.claims import KeyOrder, user_bounds
@@ -112,7 +113,7 @@ class _Describe:
                 continue
             kind = element_type(schema[field.name])
             leaf = getattr(field.field_type, "element_id", field.field_id)
-            self._widths[leaf] = 16 if kind.num_buffers > 2 else (kind.bit_width + 7) // 8
+            self._widths[leaf] = 16 if has_offsets(kind) else (kind.bit_width + 7) // 8
         names = table.schema().column_names
         self._counts_bytes = self.layout is not Layout.SORTED or ITEM_ID not in names
 

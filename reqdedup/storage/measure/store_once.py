@@ -111,7 +111,8 @@ class _OnceColumn:
         writer = self.writers[codec]
         writer.close()
         footer = writer.writer.metadata
-        return sum(footer.row_group(i).column(0).total_compressed_size for i in range(footer.num_row_groups))
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        return sum(group.column(leaf).total_compressed_size for group in groups for leaf in range(group.num_columns))
 
     def _unseen(self, array: pa.DictionaryArray) -> pa.BinaryArray:
         codes = array.indices.to_numpy()

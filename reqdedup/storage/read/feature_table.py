@@ -292,7 +292,7 @@ def _iceberg_schema(schema: FeatureSchema, by_position: bool) -> Schema:
         NestedField(
             field_id,
             column.name,
-            iceberg_type(column, Layout.BY_REQUEST, element_id=0),
+            iceberg_type(column, Layout.BY_REQUEST, next_id=lambda: 0),
             required=not column.nullable,
             doc=(blob_doc(column) if column.is_blob else column.doc) or None,
         )

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from reqdedup.dedup import encoding
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, exact_cast
 from reqdedup.dedup.rows import compact_blobs, concat_by_value
+from reqdedup.dedup.stored import has_offsets, is_list
 from reqdedup.schema import NUMBER_WIDTH_BYTES, Column
 
 _FIELD_ID = b"PARQUET:field_id"
@@ -136,12 +137,6 @@ def dictionary_leaves(footer: pq.FileMetaData, names: list[str]) -> list[str]:
     return chosen
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Any of Arrow's lists of variable or fixed length."""
-    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(check(kind) for check in (*checks, pa.types.is_list_view, pa.types.is_large_list_view))
-
-
 def fitting(table: pa.Table, columns: list[Column], num_rows: int) -> Iterator[pa.Table]:
     """The rows in parts of which no column passes MAX_BINARY_BYTES; nearly always one."""
     if len(table.column_names) == 0:  # of columns that the file does not have yet
@@ -157,12 +152,12 @@ def fitting(table: pa.Table, columns: list[Column], num_rows: int) -> Iterator[p
 
 
 def _is_binary(column: Column) -> bool:
-    return column.is_blob or column.dtype == "string"
+    return column.is_blob or has_offsets(element_type(column))
 
 
 def _binary_bytes(chunked: pa.ChunkedArray, column: Column) -> int:
     """Bytes of the one binary or string array that the chunks are to become."""
-    if is_list(chunked.type):
+    if column.is_blob and is_list(chunked.type):
         return sum(len(chunk.flatten()) for chunk in chunked.chunks) * NUMBER_WIDTH_BYTES[column.dtype]
     if not pa.types.is_dictionary(chunked.type):
         return int(chunked.nbytes)
@@ -195,4 +190,4 @@ def _held_bytes(batch: pa.RecordBatch) -> np.ndarray:
 def _array_bytes(array: pa.Array) -> int:
     if pa.types.is_dictionary(array.type):
         return int(array.dictionary.nbytes)
-    return int(array.nbytes) if pa.types.is_string(array.type) else 0
+    return int(array.nbytes) if has_offsets(array.type) else 0

@@ -18,6 +18,7 @@ from reqdedup.arrays.keys import order_in_groups, run_starts
 from reqdedup.dedup import encoding
 from reqdedup.dedup.encoding import BLOB_TYPE, deduplicated_schema, element_type
 from reqdedup.dedup.parts import blob_bytes, equal_values, two_values_error
+from reqdedup.dedup.stored import has_offsets, value_bytes
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema
 from reqdedup.storage.write.spill import PART, Spill, gather, greedy_ranges
 
@@ -123,8 +124,8 @@ class DealRows:
 
 def scalar_bytes(schema: EngagementSchema) -> int:
     """Arrow bytes of the scalars of one row, strings taken as 16 without their text."""
-    widths = (element_type(column) for column in schema.columns if not column.is_blob)
-    return sum(16 if pa.types.is_string(kind) else (kind.bit_width + 7) // 8 for kind in widths)
+    kinds = (element_type(column) for column in schema.columns if not column.is_blob)
+    return sum(16 if has_offsets(kind) else (kind.bit_width + 7) // 8 for kind in kinds)
 
 
 def _batch(
@@ -156,29 +157,32 @@ def _batch(
 
 
 def _narrow(array: pa.Array, column: Column, requests: Sequence[pa.RecordBatch], positions: np.ndarray) -> pa.Array:
-    """Strings with 32-bit offsets again. Raises ValueError if one request has too many for that."""
-    if column.dtype != "string":
+    """Text and the like with 32-bit offsets again. Raises ValueError if one request has too many for that."""
+    kind = element_type(column)
+    if not has_offsets(kind):
         return array
-    num_bytes = int(blob_bytes(array).sum())
+    num_bytes = int(value_bytes(array).sum())
     if num_bytes > encoding.MAX_BINARY_BYTES:  # greedy ranges leave no other reason
         user, request = (gather(requests, positions[:1], key)[0].as_py() for key in (USER_ID, REQUEST_ID))
         raise ValueError(
             f"column {column.name}: at most {encoding.MAX_BINARY_BYTES:,} bytes on the rows of one request required, "
             f"found {num_bytes:,} in request {request} of user {user}; shorten the text, or store an id in its place"
         )
-    return array.cast(pa.string())
+    return array.cast(kind)
 
 
 def _text_bytes(
     spill: Spill, requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, position_of_row: np.ndarray
 ) -> list[np.ndarray]:
-    """Per string column the bytes that it takes on each row, [N] int64."""
+    """Per column of text, or of other values of any length, the bytes that it takes on each row, [N] int64."""
     sizes = []
     for column in spill.schema.columns:
-        if column.dtype == "string" and column in spill.row_columns:
-            sizes.append(blob_bytes(rows.column(column.name)))
-        elif column.dtype == "string":
-            sizes.append(np.concatenate([blob_bytes(b.column(column.name)) for b in requests])[position_of_row])
+        if column.is_blob or not has_offsets(element_type(column)):
+            continue
+        if column in spill.row_columns:
+            sizes.append(value_bytes(rows.column(column.name)))
+        else:
+            sizes.append(np.concatenate([value_bytes(b.column(column.name)) for b in requests])[position_of_row])
     return sizes
 
 

@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.arrays.keys import first_disorder, run_starts
+from reqdedup.dedup.encoding import element_type
 from reqdedup.dedup.parts import blob_bytes, check_one_value_per_request
 from reqdedup.dedup.rows import compact_batch, concat
+from reqdedup.dedup.stored import has_offsets, value_bytes
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, key_columns
 from reqdedup.schema import USER_ID, EngagementSchema, Level
 from reqdedup.storage.iceberg.layout import buckets_of
@@ -116,8 +118,8 @@ def _ranges(
     rows_of = ends - starts
     blobs = [_value_bytes(rows.column(column.name))[starts] for column in schema.blobs]
     limits = [(max_rows, rows_of), *((max_column_bytes, sizes) for sizes in blobs)]
-    texts = [column.name for column in schema.columns if column.dtype == "string" and not column.is_blob]
-    limits += [(max_column_bytes, np.add.reduceat(blob_bytes(rows.column(name)), starts)) for name in texts]
+    texts = [c.name for c in schema.columns if not c.is_blob and has_offsets(element_type(c))]
+    limits += [(max_column_bytes, np.add.reduceat(value_bytes(rows.column(name)), starts)) for name in texts]
     if max_fat_bytes is not None:
         row_bytes = sum(blobs, np.zeros(len(starts), np.int64)) + scalar_bytes(schema)
         limits.append((max_fat_bytes, rows_of * row_bytes))

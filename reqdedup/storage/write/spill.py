@@ -33,10 +33,11 @@ from reqdedup.dedup.parts import (
     split_parts,
 )
 from reqdedup.dedup.rows import concat
+from reqdedup.dedup.stored import large_type
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.write.seen import SeenRequests
 
-PART = "part"
+PART = "reqdedup.part"  # the name of nobody's column
 FLUSH_BYTES = 16 * 2**20
 """Of arrived data that is collected before it is written by partition."""
 
@@ -342,8 +343,9 @@ def _spilled_type(column: Column) -> pa.DataType:
     """With 64-bit offsets, since a partition may hold any number of bytes."""
     if column.is_blob:
         return pa.large_binary()
-    return pa.large_string() if column.dtype == "string" else element_type(column)
+    return large_type(element_type(column))
 
 
 def _spilled(array: pa.Array, column: Column) -> pa.Array:
-    return array.cast(pa.large_string()) if column.dtype == "string" else array
+    kind = _spilled_type(column)
+    return array if array.type == kind else array.cast(kind)
