@@ -45,7 +45,7 @@ from reqdedup.storage.iceberg.layout import (
     check_new_form,
     engagement_form,
     form_differences,
-    make_table,
+    stage_table,
     table_buckets,
     table_layout,
     table_schema,
@@ -55,7 +55,6 @@ from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.read.reader import FileSource
-from reqdedup.storage.write.replace import gone_if_failed
 from reqdedup.storage.write.writer import write_rows
 
 REMEMBERED_REQUESTS = 20_000_000
@@ -147,7 +146,6 @@ def convert_table(
             progress(ConvertProgress(phase, done, total))
 
     notes = [*rows.notes]
-    made = None
     if append:
         if location is not None:
             raise ValueError(
@@ -175,16 +173,13 @@ def convert_table(
                 stored_bytes=round(rows.num_bytes / repeats), rows=rows.num_rows
             ).num_buckets
         schema = engagement_schema(columns)
-        table, made = _empty_table(catalog, identifier, schema, layout, num_buckets, location)
-    with gone_if_failed(catalog, made):
-        name = schema[ITEM_ID].vocabulary
-        converter.items = item_ids(rows, columns, Vocabulary(catalog, name)) if name else None
-        try:
-            written = _write(
-                table, converter, rows.num_rows, report, replace=not append, seed=seed, spill_dir=spill_dir
-            )
-        except RequestValuesError as error:
-            raise in_source(error, converter) from error
+        table = _new_table(catalog, identifier, schema, layout, num_buckets, location)
+    name = schema[ITEM_ID].vocabulary
+    converter.items = item_ids(rows, columns, Vocabulary(catalog, name)) if name else None
+    try:
+        written = _write(table, converter, rows.num_rows, report, replace=not append, seed=seed, spill_dir=spill_dir)
+    except RequestValuesError as error:
+        raise in_source(error, converter) from error
     changes = changes_of(rows, columns, mapping)
     if converter.null_lists:
         changes.append(f"{converter.null_lists:,} null lists: empty ones, since a sequence cannot be null")
@@ -312,19 +307,18 @@ def _check_new(catalog: Catalog, identifier: str) -> Table | None:
     return table
 
 
-def _empty_table(
+def _new_table(
     catalog: Catalog, identifier: str, schema: EngagementSchema, layout: Layout, num_buckets: int, location: str | None
-) -> tuple[Table, Table | None]:
-    """The table for the rows, and once more if it was made here.
+) -> Table:
+    """The table for the rows, which the commit of its rows makes.
 
-    An empty one of the same form is used as it is: a killed conversion left it, or a user made it. It is never dropped,
-    since another process may be writing into it.
+    An empty one of the same form is used as it is: a user made it. It is never dropped, since another process may be
+    writing into it.
     """
     table = _check_new(catalog, identifier)
     if table is None:
         check_new_form(identifier, num_buckets)
-        made = make_table(catalog, identifier, engagement_form(schema, layout, num_buckets), location=location)
-        return made, made
+        return stage_table(catalog, identifier, engagement_form(schema, layout, num_buckets), location=location)
     differences = form_differences(table, schema, layout, num_buckets)
     if location is not None and location.rstrip("/") != table.location().rstrip("/"):
         differences.append(f"location {location} required, found {mask(table.location())}")
@@ -333,7 +327,7 @@ def _empty_table(
             f"{identifier}: an empty table in the form of the rows required, found one in another "
             f"({'; '.join(differences)}). Nothing was changed: choose another name, or drop it first"
         )
-    return table, None
+    return table
 
 
 def _reporting(

@@ -15,7 +15,7 @@ from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.dedup.history_time import UNIT_DIGITS
 from reqdedup.logs.ids import hash_string
 from reqdedup.schema import Kind, Level
-from reqdedup.storage import ConflictError, Layout, TableSource, create_table, table_layout, table_schema, write
+from reqdedup.storage import ConflictError, Layout, TableSource, create_table, table_layout, table_schema
 from reqdedup.storage.foreign import source
 from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.storage.measure import checks
@@ -264,16 +264,17 @@ def test_an_empty_table_of_the_name_is_used_or_refused_and_never_dropped(catalog
 
 
 @pytest.mark.slow
-def test_rows_that_another_writes_into_the_new_table_meanwhile_stay_alone(catalog, tmp_path):
+def test_a_table_that_another_makes_meanwhile_stays_as_it_is(catalog, tmp_path):
     folder = folder_of(tmp_path, their_rows())
-    convert_table(folder, catalog, "test.like", MAPPING, num_buckets=2)
 
     def meanwhile(progress):
-        if progress.phase == "verify" and not catalog.load_table("test.ours").metadata.snapshots:
-            write(catalog.load_table("test.ours"), TableSource(catalog.load_table("test.like")).batches())
+        if progress.phase == "verify" and not catalog.table_exists("test.ours"):
+            convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=4)
 
-    with pytest.raises(ConflictError):
+    with pytest.raises(ConflictError, match="another writer made the table in the meantime"):
         convert_table(folder, catalog, "test.ours", MAPPING, num_buckets=2, progress=meanwhile)
+    table = catalog.load_table("test.ours")
+    assert (table_buckets(table), len(table.metadata.snapshots)) == (4, 1)
     assert rows_in(catalog.load_table("test.ours")) == expected(their_rows())
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from types import TracebackType
 
 import pyarrow as pa
+from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.manifest import (
     DataFile,
 )
-from pyiceberg.table import Table
+from pyiceberg.table import StagedTable, Table
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import (
     AssertCurrentSchemaId,
@@ -228,6 +229,8 @@ class StagedFiles:
                 self._commit_once(old, replace=replace, is_all=is_all, summary=summary, branch=branch)
                 break
             except ConflictError:
+                if isinstance(self.table, StagedTable):  # its name is taken for good
+                    raise
                 retries.wait(attempt)
                 try:
                     self.table.refresh()
@@ -314,18 +317,23 @@ class StagedFiles:
             raise self._conflict()
 
     def _conflict(self, how: str = "another writer changed the table in the meantime") -> ConflictError:
+        if isinstance(self.table, StagedTable):
+            how = "another writer made the table in the meantime"
         return ConflictError(
             f"{'.'.join(self.table.name())}: {how}; nothing was written. Load the table again and repeat the write"
         )
 
     def _landed_as(self, write_id: str) -> int | None:
         """The snapshot of this write in the newest metadata, if there is one and the catalog can be asked."""
+        is_new = isinstance(self.table, StagedTable)
         try:
-            self.table.refresh()
-        except Exception:
+            now = self.table.catalog.load_table(self.table.name()) if is_new else self.table.refresh()
+        except Exception as error:
+            if is_new and isinstance(error, NoSuchTableError):
+                return None
             self._reachable = False
             return None
-        for snapshot in self.table.metadata.snapshots:
+        for snapshot in now.metadata.snapshots:
             if snapshot.summary is not None and snapshot.summary.get(WRITE_ID) == write_id:
                 return snapshot.snapshot_id
         return None

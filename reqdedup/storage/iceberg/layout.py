@@ -42,6 +42,7 @@ from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.form import FORM_SINCE_PROPERTY, TableForm
 from reqdedup.storage.iceberg.names import check_free_name, check_location
+from reqdedup.storage.iceberg.private import staged_table
 from reqdedup.storage.iceberg.settings import WriteSettings, default_settings
 from reqdedup.storage.iceberg.stored_types import ICEBERG_TYPES, arrow_of, field_id, iceberg_type_of
 
@@ -185,6 +186,22 @@ def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: 
             f"{identifier}: another process made this table in the meantime; nothing was changed. Repeat the call, "
             "which then meets that table"
         ) from error
+
+
+def stage_table(catalog: Catalog, identifier: str, form: TableForm, *, location: str | None = None) -> Table:
+    """A table of this form that its first commit makes: a killed process leaves none. Its namespace is made here."""
+    check_location(identifier, location or catalog.properties.get("warehouse"))
+    catalog.create_namespace_if_not_exists(check_free_name(identifier))
+    return staged_table(
+        catalog.create_table_transaction(
+            identifier,
+            form.schema,
+            location=location,
+            partition_spec=form.spec,
+            sort_order=form.sort_order,
+            properties=form.properties,
+        )
+    )
 
 
 def engagement_form(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from typing import cast
 
 import pyarrow as pa
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
@@ -20,7 +21,7 @@ from pyiceberg.manifest import (
     ManifestFile,
 )
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table, TableProperties, Transaction
+from pyiceberg.table import CreateTableTransaction, StagedTable, Table, TableProperties, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.table.update.snapshot import _OverwriteFiles
@@ -39,8 +40,12 @@ _BOUNDS = [
 def one_attempt(table: Table) -> Iterator[Transaction]:
     """A transaction that is committed at the end of the block, once: `CommitRetries` repeats it, and not pyiceberg.
 
-    Its own waits are nearly the same in every writer, who so meet again each time.
+    Its own waits are nearly the same in every writer, who so meet again each time. Of a staged table, it makes it.
     """
+    if isinstance(table, StagedTable):
+        with CreateTableTransaction(table) as transaction:
+            yield transaction
+        return
     view = copy(table)
     once = {**table.metadata.properties, TableProperties.COMMIT_NUM_RETRIES: "0"}
     view.metadata = table.metadata.model_copy(update={"properties": once})
@@ -55,6 +60,11 @@ def stage(
 ) -> None:
     """Add updates and requirements to a transaction, which commits them with what else it has."""
     transaction._stage(updates, requirements)
+
+
+def staged_table(transaction: CreateTableTransaction) -> StagedTable:
+    """The table that the transaction makes when it commits."""
+    return cast(StagedTable, transaction._table)
 
 
 def replace_files(
