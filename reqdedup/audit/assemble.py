@@ -167,7 +167,9 @@ def audit_notes(
         notes.append(f"without a place in our layouts, taken to stay as they are: {', '.join(without)}")
     words = [name for name in sample.columns if name in placed and sample.columns[name].has_words]
     if words:
-        notes.append(f"lists of text, in our layouts lists of int64 ids (convert --ids): {', '.join(words)}")
+        notes.append(
+            f"lists of text, in our layouts lists of int32 ids of the table items (convert --ids): {', '.join(words)}"
+        )
     if index.null_rows:
         notes.append(
             f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to "

@@ -50,6 +50,7 @@ from reqdedup.storage.foreign.files import TableFiles
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import stored_blobs
 from reqdedup.storage.foreign.table import open_table
+from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 
 DEFAULT_SAMPLE_BYTES = 2 * 2**30
 DEFAULT_READ_BYTES = 256 * 10**9
@@ -77,7 +78,7 @@ def audit_table(
     snapshot_id: int | None = None,
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
     read_bytes: int = DEFAULT_READ_BYTES,
-    num_buckets: int = 16,
+    num_buckets: int | None = None,
     threads: int | None = None,
     progress: Callable[[AuditProgress], None] | None = None,
     temp_dir: str | Path | None = None,
@@ -90,7 +91,7 @@ def audit_table(
     ordered by in the estimated layouts; without it they stay in the table's order.
     sample_bytes: of the sampled rows with every value laid down; a larger sample narrows the
         intervals and takes longer.
-    read_bytes: compressed, the most that the sample may read.  num_buckets: of the layouts that are estimated.
+    read_bytes: compressed, the most that the sample may read.  num_buckets: of the layouts that are estimated; by default as many as `convert` makes.
     threads: columns written at once, up to four where None; each holds one column of one row group in memory.
     temp_dir: for the sample; the system's where None.
     Raises ValueError for missing or unusable key columns, no Parquet file, mixed schemas, an empty table, and damaged
@@ -101,7 +102,7 @@ def audit_table(
     def report(phase: str, unit: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(AuditProgress(phase, done, total, unit)) if progress else None
 
-    if sample_bytes < 1 or num_buckets < 1:
+    if sample_bytes < 1 or (num_buckets is not None and num_buckets < 1):
         raise ValueError(f"sample_bytes and num_buckets must be positive, found {sample_bytes} and {num_buckets}")
     threads = threads or min(4, os.cpu_count() or 1)
     keys = KeyColumns(_names(request_key), _names(user_key), _names(item_key))
@@ -111,6 +112,10 @@ def audit_table(
     if facts.num_rows == 0:
         raise ValueError(f"{table.name}: a table with rows required, found {facts.num_files:,} files without any")
     index = scan_keys(table, facts, keys, report("keys", "rows"))
+    if num_buckets is None:
+        fan_out = max(index.num_rows / max(index.num_requests, 1), 1.0)
+        size = choose_num_buckets(stored_bytes=round(facts.file_bytes / fan_out), rows=facts.num_rows)
+        num_buckets = size.num_buckets
     plan = plan_sample(table, facts, index, sample_bytes=sample_bytes, read_bytes=read_bytes)
     requests = request_audit(index, keys)
     with tempfile.TemporaryDirectory(prefix="reqdedup-audit-", dir=temp_dir) as directory:

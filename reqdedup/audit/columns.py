@@ -1,9 +1,10 @@
 """The sample as a table of ours: the columns that its leaves become, as `convert` makes them, in deduplicated batches.
 
     member   string      user_id, its hash, and the text itself
+    sku      string      item_id, its number in the vocabulary, if it is the item's key
     history  list<int8>  list of int32, once per request
-    tags     list<text>  list of the texts' int64 ids
-    price    decimal     no place in our layouts: taken to stay as it is
+    tags     list<text>  list of the texts' int32 ids
+    price    decimal     in its own type; lists that differ inside a request are taken to stay as they are
 
 Names do not matter to the bytes of a column, so columns are numbered. `request_ts`, which every table of ours has, and
 a user or item that the audited one lacks are written and not counted.
@@ -16,12 +17,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.audit.keys import hash_values
 from reqdedup.audit.repeats import KEY, REQUEST, UNKNOWN, Repeats
 from reqdedup.audit.sample import Sample
 from reqdedup.audit.scan import KeyColumns
 from reqdedup.audit.values import SampleColumn
-from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type
+from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type, numpy_from_blobs
+from reqdedup.dedup.stored import type_name
 from reqdedup.schema import (
     ITEM_ID,
     NUMBER_WIDTH_BYTES,
@@ -43,8 +44,8 @@ _ID_MASK = np.uint64(2**63 - 1)
 class SampleTable:
     """Rows of the sample in the form that `storage.write` takes.
 
-    schemas: of the tables that the columns are written in: one, and a further one for the lists of every other length,
-    since sequences of one table have one length in a request.
+    schemas: of the tables that the columns are written in: one, and a further one for vectors of every other length than
+    the history's. Other lists of other lengths are no sequences.
     leaf_of: the leaf that each counted column is made of; several columns may be of one leaf.
     """
 
@@ -60,20 +61,24 @@ class SampleTable:
         self._sample, self._repeats, self._blobs = sample, repeats, blobs
         self.leaf_of: dict[str, str] = {}
         self._keys: dict[str, np.ndarray] = {}
+        self._whole: set[str] = set()
+        texts = [one for name, one in sample.columns.items() if one.has_words or (name,) == keys.item]
+        self._numbers = _vocabulary([one for one in texts if is_text(one.leaf.type)])
         head = [
             self._key(USER_ID, keys.user, sample.user),
             self._key(REQUEST_ID, keys.request, sample.request),
             self._key(ITEM_ID, keys.item, sample.key_rank.astype(np.uint64)),
             Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST, doc="not counted"),
         ]
-        whole = set(self.leaf_of.values())
         _, first, inverse = np.unique(sample.request, return_index=True, return_inverse=True)
         self._first_of_request = first[inverse]
         scalars: list[Column] = []
         lists: dict[bytes, list[Column]] = {}
         for number, leaf in enumerate(leaf for leaf in table.leaves if leaf.name in sample.columns):
             column = (
-                None if leaf.name in whole else self._column(f"c{number}", leaf, is_required=table.is_required(leaf))
+                None
+                if leaf.name in self._whole
+                else self._column(f"c{number}", leaf, is_required=table.is_required(leaf))
             )
             if column is None:
                 continue
@@ -84,9 +89,15 @@ class SampleTable:
                 lists.setdefault(lengths.tobytes(), []).append(column)
             else:
                 scalars.append(column)
-        groups = list(lists.values()) or [[]]
-        self.schemas = [EngagementSchema((*head, *scalars, *groups[0]))]
-        self.schemas += [EngagementSchema((*head, *group)) for group in groups[1:]]
+        groups = sorted(lists.values(), key=lambda group: -self._elements(group[0]))
+        leaves = {leaf.name: leaf for leaf in table.leaves}
+        for group in groups[1:]:
+            if not any(self._stays_blob(column, first) for column in group):
+                kept = [_kept_list(column.name, leaves[self.leaf_of[column.name]], Level.REQUEST) for column in group]
+                scalars += [column for column in kept if column is not None]
+        blobs_apart = [group for group in groups[1:] if any(self._stays_blob(column, first) for column in group)]
+        self.schemas = [EngagementSchema((*head, *scalars, *(groups[0] if groups else ())))]
+        self.schemas += [EngagementSchema((*head, *group)) for group in blobs_apart]
 
     @property
     def leaves(self) -> list[str]:
@@ -113,14 +124,30 @@ class SampleTable:
                 arrays = [self._array(column, some) for column in schema.columns]
                 yield pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(schema))
 
+    def _stays_blob(self, column: Column, first: np.ndarray) -> bool:
+        """Whether it is a vector, or a sequence in a table of ours, although it has not the length of the history."""
+        name = self.leaf_of[column.name]
+        values = self._sample.columns[name]
+        is_fraction = pa.types.is_floating(values.leaf.type)
+        return name in self._blobs or (is_fraction and len(np.unique(values.lengths(first))) == 1)
+
+    def _elements(self, column: Column) -> int:
+        return int(self._sample.columns[self.leaf_of[column.name]].slots.sum())
+
     def _key(self, name: str, leaves: tuple[str, ...], identity: np.ndarray) -> Column:
-        """The int64 key of one integer column as it is, else of a hash; counted with the first of its columns."""
+        """The int64 key of one integer column as it is, of an item of text its number by frequency, else a hash;
+        counted with the first of its columns."""
         ids = (identity & _ID_MASK).view(np.int64)
+        if leaves:
+            self.leaf_of[name] = leaves[0]
         if len(leaves) == 1:
             column = self._sample.columns[leaves[0]]
             if pa.types.is_integer(column.leaf.type):
                 ids = column.plain_values().cast(pa.int64(), safe=False).to_numpy(zero_copy_only=False)
-                self.leaf_of[name] = leaves[0]
+                self._whole.add(leaves[0])
+            elif name == ITEM_ID and is_text(column.leaf.type):
+                ids = self._numbers[leaves[0]][column.ids]
+                self._whole.add(leaves[0])
         self._keys[name] = ids
         return Column(name=name, dtype="int64", level=Level.KEY, doc=", ".join(leaves) or "not counted")
 
@@ -128,8 +155,8 @@ class SampleTable:
         column, found = self._sample.columns[leaf.name], self._repeats[leaf.name]
         if leaf.name in self._blobs or leaf.shape is Shape.LIST:
             dtype = self._blobs[leaf.name].dtype if leaf.name in self._blobs else _list_dtype(column)
-            if dtype is None or not found.may_be_request_level:
-                return None
+            if dtype is None or not found.may_be_request_level or column.null_elements:
+                return _kept_list(name, leaf, Level.REQUEST if found.may_be_request_level else Level.ITEM)
             return Column(name=name, dtype=dtype, level=Level.REQUEST, doc=leaf.name, kind=Kind.SEQUENCE)
         dtype = _scalar_dtype(leaf)
         if dtype is None:
@@ -146,46 +173,62 @@ class SampleTable:
         values = self._sample.columns[self.leaf_of[column.name]]
         if column.is_blob:
             used, codes = np.unique(values.ids[self._first_of_request[rows]], return_inverse=True)
-            return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), _blobs(values, used, column))
+            return pa.DictionaryArray.from_arrays(
+                pa.array(codes.astype(np.int32)), _blobs(values, used, column, self._numbers)
+            )
         plain = values.rows(rows)
         if values.leaf.is_uuid:
             plain = uuid_text(plain)
-        if pa.types.is_date(plain.type):
-            plain = plain.cast(pa.timestamp("us"))
         return plain.cast(element_type(column), safe=False)
 
 
-def _blobs(values: SampleColumn, ids: np.ndarray, column: Column) -> pa.Array:
+def _blobs(values: SampleColumn, ids: np.ndarray, column: Column, numbers_of: Mapping[str, np.ndarray]) -> pa.Array:
     """These values of a list column as little-endian numbers; a null list is an empty one, a null element zero."""
+    if values.has_words:
+        numbers, offsets = numpy_from_blobs(values.raw(ids), "int32")
+        return blobs_from_numpy(numbers_of[values.leaf.name].astype(np.int32)[numbers], offsets)
     if not values.is_list or values.element_type == element_type(column):
         return values.raw(ids)
     lists = values.of_ids(ids)
     elements, lengths = lists.flatten(), lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    if is_text(elements.type):
-        numbers = (hash_values(elements) & _ID_MASK).view(np.int64)
-    else:
-        if pa.types.is_date(elements.type):
-            elements = elements.cast(pa.timestamp("us"))
-        numbers = elements.cast(element_type(column), safe=False).fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_date(elements.type):
+        elements = elements.cast(pa.timestamp("us"))
+    numbers = elements.cast(element_type(column), safe=False).fill_null(0).to_numpy(zero_copy_only=False)
     return blobs_from_numpy(numbers, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+def _kept_list(name: str, leaf: Leaf, level: Level) -> Column | None:
+    """The column of lists that are no sequence; None if Iceberg has no type for its elements."""
+    dtype = type_name(leaf.type)
+    return Column(name=name, dtype=f"list<{dtype}>", level=level, doc=leaf.name, nullable=True) if dtype else None
+
+
+def _vocabulary(columns: list[SampleColumn]) -> dict[str, np.ndarray]:
+    """Of each column the number of each of its words, [W + 1] int64, the last of a null: those of one vocabulary, whose
+    most frequent word has the first."""
+    if not columns:
+        return {}
+    found = [column.words() for column in columns]
+    words = pa.chunked_array([one.cast(pa.large_binary()) for one, _ in found]).combine_chunks().dictionary_encode()
+    codes = words.indices.to_numpy()
+    counts = np.bincount(codes, np.concatenate([times for _, times in found]))
+    rank = np.empty(len(counts), np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    ends = np.cumsum([len(one) for one, _ in found])
+    return {column.leaf.name: np.append(rank[part], 0) for column, part in zip(columns, np.split(codes, ends[:-1]))}
 
 
 def _list_dtype(column: SampleColumn) -> str | None:
     kind = column.leaf.type
     if is_text(kind) and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
-        return "int64"
+        return "int32"
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return "int64"
     return "int32" if pa.types.is_boolean(kind) else _number_dtype(kind)
 
 
 def _scalar_dtype(leaf: Leaf) -> str | None:
-    kind = leaf.type
-    if leaf.is_uuid or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "string"
-    if pa.types.is_boolean(kind):
-        return "bool"
-    return "timestamp" if pa.types.is_timestamp(kind) or pa.types.is_date(kind) else _number_dtype(kind)
+    return "string" if leaf.is_uuid else type_name(leaf.type)
 
 
 def _number_dtype(kind: pa.DataType) -> str | None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reqdedup.arrays.ranges import offsets_of
+from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.storage.foreign.leaves import Leaf, Shape
 
 CHUNK_BYTES = 2**20
@@ -137,6 +138,16 @@ class SampleColumn:
     def has_words(self) -> bool:
         """Whether it is of lists of text."""
         return self._words is not None
+
+    def words(self) -> tuple[pa.Array, np.ndarray]:
+        """The distinct texts of a column of text, or of lists of text, and how many rows or elements have each."""
+        times = np.bincount(self.ids[self.ids >= 0], minlength=len(self.values))
+        if self._words is None:
+            return self.values, times
+        numbers, offsets = numpy_from_blobs(self.raw(np.arange(len(self.values))), "int32")
+        of_number, is_word = np.repeat(times, np.diff(offsets)), numbers >= 0
+        counts = np.bincount(numbers[is_word], of_number[is_word], minlength=len(self._word_values))
+        return self._word_values, counts.astype(np.int64)
 
     def raw(self, ids: np.ndarray) -> pa.BinaryArray:
         """These values of a stored column as their bytes; null as none."""

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reqdedup.audit import scan
-from reqdedup.audit.estimate import RESOLUTION, Population, Written, estimate_columns, interval
+from reqdedup.audit.estimate import MODEL_ERROR, Population, Written, estimate_columns, interval
 from reqdedup.audit.footers import read_facts
 from reqdedup.audit.keys import hash_keys, hash_values, null_keys
 from reqdedup.audit.repeats import shared_share
@@ -239,8 +239,8 @@ def test_a_proportional_column_is_estimated_exactly():
     found = estimate_columns(one, one, {"rows": 1e6, "users": 9.0}, table_group_rows=100)["x"]
     assert found.total == pytest.approx(2.5e6)
     assert np.allclose(found.without, 2.5e6)
-    only_resolution = interval([found], Population(1000, 6, False))
-    assert only_resolution.high - only_resolution.low == pytest.approx(2 * RESOLUTION * 2.5e6)
+    only_model = interval([found], Population(1000, 6, False))
+    assert only_model.high - only_model.low == pytest.approx(2 * MODEL_ERROR * 2.5e6)
 
 
 def test_the_jackknife_is_the_spread_of_the_estimates_without_each_group():
@@ -252,7 +252,7 @@ def test_the_jackknife_is_the_spread_of_the_estimates_without_each_group():
     assert found.without.tolist() == pytest.approx(without)
     error = (3 / 4 * sum((w - np.mean(without)) ** 2 for w in without)) ** 0.5
     estimate = interval([found], Population(10**9, 4, False))
-    assert estimate.high - estimate.bytes == pytest.approx(3.182 * error + RESOLUTION * found.total)
+    assert estimate.high - estimate.bytes == pytest.approx(3.182 * error + MODEL_ERROR * found.total)
 
 
 def test_what_a_row_group_costs_is_taken_along_the_line_and_counts_as_error():

@@ -69,7 +69,7 @@ def report(arguments: Options) -> int:
     metavar="GB",
     help="compressed bytes read for the sample (256)",
 )
-@option("--buckets", type=BUCKETS, default=16, metavar="N", help="of the estimated layouts (default: 16)")
+@option("--buckets", type=BUCKETS, metavar="N", help="of the estimated layouts (default: as convert makes)")
 @option("--html", metavar="FILE", help="also write a page with charts, one file that needs no network")
 def audit(arguments: Options) -> int:
     """Print the audit of a table or of Parquet files."""
