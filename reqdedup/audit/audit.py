@@ -91,7 +91,8 @@ def audit_table(
     ordered by in the estimated layouts; without it they stay in the table's order.
     sample_bytes: of the sampled rows with every value laid down; a larger sample narrows the
         intervals and takes longer.
-    read_bytes: compressed, the most that the sample may read.  num_buckets: of the layouts that are estimated; by default as many as `convert` makes.
+    read_bytes: compressed, the most that the sample may read.  num_buckets: of the layouts that are estimated; by
+    default as many as `convert` makes.
     threads: columns written at once, up to four where None; each holds one column of one row group in memory.
     temp_dir: for the sample; the system's where None.
     Raises ValueError for missing or unusable key columns, no Parquet file, mixed schemas, an empty table, and damaged

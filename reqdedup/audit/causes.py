@@ -185,7 +185,7 @@ def _as_today(
 
 def _levels(facts: TableFacts) -> tuple[int, ...]:
     """zstd's levels in the order in which a table's writer is likely to have taken them: pyarrow's default is 1."""
-    return (1, 3, 9) if any("parquet-cpp-arrow" in writer for writer in facts.created_by) else (3, 1, 9)
+    return (1, 3, 6, 9) if any("parquet-cpp-arrow" in writer for writer in facts.created_by) else (3, 1, 6, 9)
 
 
 def _put_back(

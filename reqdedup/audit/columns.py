@@ -44,8 +44,8 @@ _ID_MASK = np.uint64(2**63 - 1)
 class SampleTable:
     """Rows of the sample in the form that `storage.write` takes.
 
-    schemas: of the tables that the columns are written in: one, and a further one for vectors of every other length than
-    the history's. Other lists of other lengths are no sequences.
+    schemas: of the tables that the columns are written in: one, and a further one for vectors of every other length
+    than the history's. Other lists of other lengths are no sequences.
     leaf_of: the leaf that each counted column is made of; several columns may be of one leaf.
     """
 
