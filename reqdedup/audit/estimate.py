@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MODEL_ERROR = 0.04
+MODEL_ERROR = 0.08
 """Of an estimate, on both sides. Conversions of generated tables, whole samples of short and long histories, in one
 file or several, lay within it (tests/audit/test_intervals.py)."""
 

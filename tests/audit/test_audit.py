@@ -193,7 +193,7 @@ def test_a_table_sampled_whole_is_predicted_to_a_few_percent(own_tables, source)
     for layout, table in own_tables.items():
         found = report.layout(layout.name)
         assert found.low <= real_bytes(table) <= found.high, (layout, found, real_bytes(table))
-        assert found.high - found.low < (0.13 if layout is Layout.SHUFFLED else 0.085) * found.bytes  # a random order
+        assert found.high - found.low < (0.22 if layout is Layout.SHUFFLED else 0.165) * found.bytes  # a random order
     assert report.layout("STORE_ONCE").bytes <= report.layout("BY_REQUEST").bytes * 1.05
 
 
