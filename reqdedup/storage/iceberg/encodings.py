@@ -90,7 +90,7 @@ def choose(rows: pa.Table, schema: EngagementSchema, settings: WriteSettings, *,
     if not blobs:
         return own | _list_choices(rows, schema, settings)
     if ITEM_ID in schema.names:
-        others = [column for column in schema.columns if not column.is_blob and column.name not in chunks]
+        others = [column for column in schema.columns if column.name in own and column.name not in chunks]
         own = _with_codecs(own, chunks | _chunks(rows, others, settings, own))
     return own | {column.name: _blob_form(rows.column(column.name), settings) for column in schema.blobs}
 
