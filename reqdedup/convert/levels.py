@@ -23,7 +23,7 @@ from reqdedup.audit.values import SampleColumn
 from reqdedup.convert.candidates import CandidateSource
 from reqdedup.convert.mapping import ALWAYS_SEQUENCES, ColumnMapping
 from reqdedup.dedup.stored import is_text
-from reqdedup.schema import Level
+from reqdedup.schema import Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
 
@@ -115,7 +115,8 @@ def find_levels(
                 notes.append(f"{name} is kept per row: it differs in {found.broken_requests} requests of the sample")
             is_request = found.level in (REQUEST, UNKNOWN) and not (found.is_constant and not values.is_list)
             levels[name] = Level.REQUEST if is_request else Level.ITEM
-        sequences = _sequences(lists, levels, mapping)
+        ours = frozenset(name for name, column in source.known.items() if column.kind is Kind.SEQUENCE)
+        sequences = ours or _sequences(lists, levels, mapping)
     return Found(levels, widths, tuple(notes), index.num_requests, sequences)
 
 
