@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0
 
+FILE_IO = "reqdedup.storage.iceberg.private.StoreFileIO"
+
 MAY_HAVE_LANDED = "a commit may have landed, so refresh the table before trying again"
 
 
@@ -49,6 +51,7 @@ def open_catalog(
     name no catalog. No error text holds a credential, and none chains to an error that might.
     """
     configured: dict[str, Any] = {**(Config().get_catalog_config(name) or {}), **(properties or {})}
+    configured.setdefault("py-io-impl", FILE_IO)
     limits = (connect_timeout_s, answer_timeout_s)
     try:
         kind = _kind(configured)

@@ -123,9 +123,10 @@ class DataFileWriter:
         name = f"{write_id}-{'all' if partition is None else partition}-{uuid.uuid4().hex[:12]}.parquet"
         self.path = table.location_provider().new_data_location(name, key if table.spec().fields else None)
         self.schema = file_schema(table, schema, layout)
-        self._output = table.io.new_output(self.path)
         with _naming(self.path):
-            self._stream = self._output.create()
+            self._stream = table.io.new_output(self.path).create(
+                overwrite=True
+            )  # nobody has this name: do not ask the store
         self._parquet: pq.ParquetWriter | None = None
         self.metadata: dict[str, str] = {}
         self.num_rows = 0
@@ -159,6 +160,7 @@ class DataFileWriter:
                 self._parquet.add_key_value_metadata(self.metadata)
             self._parquet.close()
             footer = self._parquet.writer.metadata
+            num_bytes = self.num_bytes
             self._stream.close()
         self._parquet = None
         ids = parquet_path_to_id_mapping(self._table.schema())
@@ -171,7 +173,7 @@ class DataFileWriter:
             file_path=self.path,
             file_format=FileFormat.PARQUET,
             partition=self._record,
-            file_size_in_bytes=len(self._output),
+            file_size_in_bytes=num_bytes,
             sort_order_id=key_order_id(self._table) if self._layout.is_bucketed else None,
             equality_ids=None,
             key_metadata=None,
@@ -232,7 +234,7 @@ def verify_file(table: Table, path: str, layout: Layout, partition: int | None, 
         names = []
     num_requests, found, last = 0, 0, None
     num_buckets = table_buckets(table)
-    with table.io.new_input(path).open() as stream, pq.ParquetFile(stream) as file:
+    with table.io.new_input(path).open() as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
         found = file.metadata.num_rows
         for index in range(file.num_row_groups if names else 0):
             group = file.read_row_group(index, columns=names).combine_chunks()

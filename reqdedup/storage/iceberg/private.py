@@ -11,7 +11,9 @@ from copy import copy
 from typing import cast
 
 import pyarrow as pa
-from pyiceberg.io.pyarrow import _dataframe_to_data_files
+from pyarrow.fs import FileSystem
+from pyiceberg.io import AWS_ACCESS_KEY_ID, S3_ACCESS_KEY_ID, S3_RETRY_STRATEGY_IMPL, S3_SIGNER
+from pyiceberg.io.pyarrow import PyArrowFileIO, _dataframe_to_data_files
 from pyiceberg.manifest import (
     DATA_FILE_TYPE,
     DEFAULT_READ_VERSION,
@@ -34,6 +36,25 @@ _BOUNDS = [
     for position, field in enumerate(DATA_FILE_TYPE[DEFAULT_READ_VERSION].fields)
     if field.name in ("lower_bounds", "upper_bounds")
 ]
+
+
+class StoreFileIO(PyArrowFileIO):
+    """pyiceberg's files by Arrow; on S3 a file below the size of a part is one request, and not the three of an upload
+    in parts."""
+
+    def _initialize_s3_fs(self, netloc: str | None) -> FileSystem:
+        signed = self.properties.get("s3.remote-signing-enabled", "").lower() == "true" or S3_SIGNER in self.properties
+        if signed and not (S3_ACCESS_KEY_ID in self.properties or AWS_ACCESS_KEY_ID in self.properties):
+            raise ValueError(
+                f"s3://{netloc}: keys of the store required, found a catalog that signs each request itself (remote "
+                "signing), which is not supported; let it vend credentials, or set s3.access-key-id and "
+                "s3.secret-access-key"
+            )
+        store = super()._initialize_s3_fs(netloc)
+        if S3_RETRY_STRATEGY_IMPL in self.properties:  # an object of Python, which would be lost
+            return store
+        made, (options,) = store.__reduce__()
+        return made({**options, "allow_delayed_open": True})
 
 
 @contextmanager
