@@ -24,7 +24,7 @@ from reqdedup.sequences.sources import IteratorSource
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage import Layout, replace_table
 
-CONFIG = SyntheticEventsConfig(num_users=60, num_items=200, num_days=5)
+CONFIG = SyntheticEventsConfig(num_users=40, num_items=200, num_days=3)
 LOG = EventLog(types=EVENT_TYPES, columns=EVENT_COLUMNS)
 ENGAGED = SequenceDefinition(
     name="engaged",
@@ -47,10 +47,10 @@ def test_from_a_stream_to_a_training_table_and_a_fetch(tmp_path: Path):
     assert [change.ok for change in sequences.check([ENGAGED])] == [True]
     sequences.publish(LOG, [ENGAGED])
     days = list(synthetic_events(CONFIG))
-    for number, day in enumerate(days):
-        sequences.deliver(LOG, IteratorSource(f"day {number}", [day]))
+    for name, some in (("first days", days[:2]), ("last days", days[2:])):
+        sequences.deliver(LOG, IteratorSource(name, some))
         report = sequences.advance(num_buckets=2)
-        assert report.counts.num_delivered == len(day)
+        assert report.counts.num_delivered == sum(map(len, some))
     assert sequences.compact().num_files <= 4
     rows = synthetic_requests(CONFIG, num_requests=40, fan_out=3)
     timeline = open_timeline(catalog, "lake")
