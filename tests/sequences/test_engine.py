@@ -44,7 +44,7 @@ def test_plain_loops_and_micro_batches_of_any_size_agree(events: list[dict], wan
     engine = Engine(LOG, wanted, TABLES, horizon_us=HORIZON_US)
     delivered, num_backwards, rejected = Delivered(), 0, []
     nothing = number_events(LOG, frame_of([]), delivered, NOW_US).events
-    view = SpeedView(engine, lambda users, names: engine.no_ends(), nothing, position=0, version=1)
+    view = SpeedView(engine, lambda users, names, engine=engine: engine.no_ends(), nothing, position=0, version=1)
     for start, end in pairwise(cuts):
         found = number_events(LOG, frame_of(events[start:end]), delivered, NOW_US)
         last_us = int(found.events["arrival_ts"].dt.epoch("us").max() or 0)
@@ -104,3 +104,25 @@ def test_an_id_that_cannot_be_read_is_rejected_with_its_place_and_text_is_hashed
         (13, 3, "user_id cannot be read"),
     ]
     assert '"surface": "one"' in found.rejected["raw"][0]
+
+
+def test_an_event_delivered_again_after_the_horizon_is_another_one():
+    def delivered(*days: int) -> list[dict]:
+        view = {"event_id": 1, "user_id": 7, "item_id": 1, "event_type": "view", "surface": 1, "duration_s": 1.0}
+        times = [START_US + day * (HORIZON_US // 2) + (day % 2) for day in days]
+        return [{**view, "query": None, "event_ts": START_US, "arrival_ts": time} for time in times]
+
+    everything = SequenceDefinition(
+        name="all", events=[EventType("view")], columns=["event_id"], last_n=5, owner="tests"
+    )
+    for days, kept in (((0, 2), 1), ((0, 3), 2), ((0, 2, 4), 1), ((1, 3), 1), ((0, 0), 1)):
+        engine = Engine(LOG, [everything], {}, horizon_us=HORIZON_US)
+        events = number_events(LOG, frame_of(delivered(*days)), Delivered(), NOW_US).events
+        for size in (1, 10):
+            nothing = events.clear()
+            view = SpeedView(
+                engine, lambda users, names, engine=engine: engine.no_ends(), nothing, position=0, version=1
+            )
+            for part in events.iter_slices(size):
+                view.put(part)
+            assert view.counts.num_kept == kept, (days, size)

@@ -71,7 +71,7 @@ def test_from_a_stream_to_a_training_table_and_a_fetch(tmp_path: Path):
     made = lake.table("lake.engagements_by_request").to_polars()
     assert made.height == len(rows)
     ends = sequences.history_ends(rows)
-    assert min(ends.column("history_end").to_pylist()) > 0
+    assert max(ends.column("history_end").to_pylist()) > 20
     store = sequences.online(tmp_path / "online")
     for row in made.iter_rows(named=True):
         at_us = round(row["request_ts"].timestamp() * 1e6)
