@@ -46,6 +46,8 @@ from tests.sequences.event_streams import (
     streams,
 )
 
+pytestmark = pytest.mark.slow
+
 ENGAGED = SequenceDefinition(
     name="engaged",
     events=[EventType("click"), EventType("view", where=col("duration_s") >= 10)],

@@ -78,6 +78,7 @@ def test_definitions_of_one_timeline_mean_the_same_by_one_name():
         check_together(LOG, [ENGAGED, ENGAGED])
 
 
+@pytest.mark.slow
 def test_a_change_of_what_a_sequence_holds_is_refused_without_a_new_version(catalog: Catalog):
     assert [c.differences for c in publish_definitions(catalog, "lake", LOG, [ENGAGED])] == [
         ("engaged: new, version 1",)

@@ -35,6 +35,7 @@ from tests.sequences.event_streams import (
 TABLES = {name: prepared(pl.from_arrow(table)) for name, table in lookups().items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(events=streams(), wanted=definitions(), data=st.data())
 def test_plain_loops_and_micro_batches_of_any_size_agree(events: list[dict], wanted: list, data: st.DataObject):

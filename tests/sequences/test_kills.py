@@ -94,6 +94,7 @@ def test_a_torn_frame_is_cut_off_and_what_was_confirmed_stays(tmp_path: Path):
     assert [len(one) for one in WriteAheadFile(tmp_path / "wal").batches()] == [2]
 
 
+@pytest.mark.slow
 def test_putting_a_batch_again_changes_nothing(tmp_path: Path):
     catalog = catalog_at(tmp_path)
     killed_run.run(catalog, tmp_path)
@@ -110,6 +111,7 @@ def test_putting_a_batch_again_changes_nothing(tmp_path: Path):
     again.close()
 
 
+@pytest.mark.slow
 def test_a_deleted_user_is_in_no_table_view_or_file(tmp_path: Path):
     catalog = catalog_at(tmp_path)
     killed_run.run(catalog, tmp_path)

@@ -64,6 +64,7 @@ PREDICATES = st.recursive(
 ROWS = st.lists(st.fixed_dictionaries({name: st.none() | values for name, values in VALUES.items()}), max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(predicate=PREDICATES, rows=ROWS)
 def test_polars_duckdb_and_python_agree(predicate: Predicate, rows: list[dict]):
