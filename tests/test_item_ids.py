@@ -159,3 +159,16 @@ def test_a_log_read_without_a_table_has_hashes(tmp_path):
     log = read_log(write_log(tmp_path / "log.jsonl"), mapping=MAPPING)
     assert "item_key" in log.schema
     assert {row for batch in log for row in batch.column("item_id").to_pylist()} == {hash_string(one) for one in ODD}
+
+
+def test_lengths_of_histories_are_counted_whatever_the_width_of_ids(lake, tmp_path):
+    log, counts = write_log(tmp_path / "log.jsonl"), []
+    feature = rd.storage.recent_event_counts(60)
+    for name, mapping in (("a.dense", MAPPING), ("b.hashed", HASHED)):
+        lake.ingest(log, name, mapping=mapping, num_buckets=2)
+        table = lake.table(name)
+        table.feature(f"{name}_features", feature.column, feature)
+        rows = table.join(f"{name}_features").to_arrow(["history_item_id", feature.name]).to_pylist()
+        assert [row[feature.name] for row in rows] == [len(row["history_item_id"]) for row in rows]
+        counts.append(len(rows))
+    assert counts[0] == counts[1] > 0

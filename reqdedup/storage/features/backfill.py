@@ -104,6 +104,7 @@ def add_request_feature(
 
     compute: called once per batch of some thousand requests with one row each: user_id, request_id and the `inputs`,
         blobs as dictionaries (`numpy_from_blobs` opens them). Blob features may be returned as lists or as blobs.
+        If it has a method `of`, what `compute.of(schema)` gives is called.
     inputs: columns of the main table that `compute` needs; by default what `compute.inputs(schema)` says if it has
         that method (as `recent_event_counts` does), else all request-level columns.
     users: compute for these only, and write only their buckets. The other requests there keep what they have; those
@@ -177,6 +178,8 @@ class Backfill:
         self._columns = own.features if columns is None else tuple(columns)
         self._added = _added_columns(main_table, side_table, own, self._columns)
         self.schema = FeatureSchema((*own.columns, *self._added))
+        if compute is not None and callable(of := getattr(compute, "of", None)):
+            self._compute = of(self._source.schema)
         self._inputs = [*REQUEST_KEY] if compute is None else input_columns(self._source.schema, compute, inputs)
         self._users = None if users is None else np.unique(np.asarray(users, dtype=np.int64))
         num_buckets = self._main.num_buckets

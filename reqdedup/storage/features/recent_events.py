@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,14 @@ from reqdedup.schema import HISTORY_ITEM_ID, HISTORY_TS, REQUEST_TS, Column, Eng
 class RecentEventCounts:
     """Number of history events in the `window_s` seconds before each request, as a feature to compute.
 
-    name: of the feature column.
+    name: of the feature column.  item_dtype: of the history's items; `of` takes it from a table's schema.
     Events count when request_ts - window_s <= history_ts < request_ts. Where a log's histories carry no times, the
     history's length is counted instead. Histories follow ingestion, not time, so every event is looked at.
     """
 
     window_s: float
     name: str = "recent_event_count"
+    item_dtype: str = "int64"
 
     def __post_init__(self) -> None:
         if not self.window_s > 0:
@@ -34,6 +35,10 @@ class RecentEventCounts:
         """The feature column, described."""
         doc = f"history events in the {self.window_s:g} s before the request; all of them where the log has no times"
         return Column(name=self.name, dtype="int32", level=Level.REQUEST, doc=doc, computed=spec_of(self.window_s))
+
+    def of(self, schema: EngagementSchema) -> RecentEventCounts:
+        """The same feature of a log with this schema."""
+        return replace(self, item_dtype=schema[HISTORY_ITEM_ID].dtype) if HISTORY_ITEM_ID in schema else self
 
     def inputs(self, schema: EngagementSchema) -> tuple[str, ...]:
         """Columns of the main table to read. Raises ValueError for a log without a history."""
@@ -54,7 +59,7 @@ class RecentEventCounts:
         """
         if HISTORY_TS not in requests.schema.names:
             history = requests.column(HISTORY_ITEM_ID)
-            _, offsets = numpy_from_blobs(history.dictionary, "int64")
+            _, offsets = numpy_from_blobs(history.dictionary, self.item_dtype)
             return pa.array(np.diff(offsets)[history.indices.to_numpy()].astype(np.int32))
         history = requests.column(HISTORY_TS)
         time_ms, offsets = numpy_from_blobs(history.dictionary, "int64")

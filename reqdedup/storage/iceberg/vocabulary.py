@@ -44,6 +44,7 @@ ATTEMPTS = 100
 """Of a commit: each that fails is one that another writer made."""
 MAX_WAIT_S = 1.0
 MAX_ID = 2**31 - 1
+PIECE_ROWS = 2_000_000
 
 _SCHEMA = Schema(
     NestedField(1, ITEM_ID, LongType(), required=True, doc="dense id, given once"),
@@ -155,14 +156,18 @@ class KeysOf:
 
 
 def _pieces(table: Table) -> Iterator[pl.DataFrame]:
-    """All keys and their ids, piece by piece."""
+    """All keys and their ids, in pieces that are long enough for a join with each to pay."""
     if table.current_snapshot() is None:
         return
     scan_tasks(table)  # names a manifest that is damaged
+    batches: list[pa.RecordBatch] = []
     for batch in table.scan(selected_fields=(ITEM_ID, ITEM_KEY)).to_arrow_batch_reader():
-        frame = pl.from_arrow(batch)
-        assert isinstance(frame, pl.DataFrame)
-        yield frame.select(ITEM_ID, ITEM_KEY)
+        batches.append(batch.select([ITEM_ID, ITEM_KEY]))
+        if sum(len(one) for one in batches) >= PIECE_ROWS:
+            yield pl.DataFrame(pa.Table.from_batches(batches))
+            batches = []
+    if batches:
+        yield pl.DataFrame(pa.Table.from_batches(batches))
 
 
 def _known(table: Table, keys: pa.Array) -> tuple[np.ndarray, int]:
