@@ -209,7 +209,7 @@ def test_a_part_of_the_users_predicts_every_layout_within_its_interval(own_table
 
 
 def test_a_table_by_request_has_nothing_left_to_gain(own_tables):
-    report = audit_table(own_tables[Layout.BY_REQUEST], **OWN_KEYS)
+    report = audit_table(own_tables[Layout.BY_REQUEST], **OWN_KEYS, num_buckets=16)
     assert not report.step.is_worth_it
     assert report.layout("BY_REQUEST").ratio == pytest.approx(1, abs=0.03)
     assert "no layout makes it much smaller" in report.verdict[0]

@@ -224,8 +224,8 @@ class StagedFiles:
         retries = CommitRetries.of(self.table.properties)
         begun = self.table.metadata.snapshot_by_name(branch)
         for attempt in range(retries.count + 1):
+            self._check_still_fits()  # what does not fit now never will
             try:
-                self._check_still_fits()
                 self._commit_once(old, replace=replace, is_all=is_all, summary=summary, branch=branch)
                 break
             except ConflictError:
