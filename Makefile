@@ -5,7 +5,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-EXTRAS := train,serve,ann,dagster,notebooks,dev,fuzz
+EXTRAS := train,serve,ann,dagster,notebooks,dev,fuzz,docs
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PORT ?= 3000
@@ -29,7 +29,7 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run serve ui test test-fast soak check check-next format notebooks study bench-storage bench-training bench-serving bench-gpu clean distclean
+.PHONY: help setup run serve ui docs test test-fast soak check check-next format notebooks study bench-storage bench-training bench-serving bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -63,6 +63,10 @@ serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph, and a log by days beside it
 	@echo "ui: what was made is on http://127.0.0.1:$(PORT)/assets, in some ten seconds; Ctrl-C ends it"
 	@$(ACTIVATED) PYTHONWARNINGS=ignore dagster dev -w pipelines/workspace.yaml --host 127.0.0.1 --port $(PORT)
+
+docs: setup ## the documentation as a site, into build/site/index.html; a broken link is an error
+	@$(ACTIVATED) NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "docs: build/site/index.html"
 
 test: check ## check, then run the tests
 	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile --durations 10

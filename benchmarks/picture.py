@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.claim import results_of
 from benchmarks.record import RESULTS
-from benchmarks.report import results_of
 from reqdedup import plots
 from reqdedup.display import format_bytes
 

@@ -1,7 +1,7 @@
-"""The README's table of claims, written from `benchmarks/results`, so that no figure is typed by hand.
+"""The tables of claims, written from `benchmarks/results`, so that no figure is typed by hand.
 
-    python -m benchmarks.report           prints the table
-    python -m benchmarks.report --write   puts it into README.md
+    python -m benchmarks.report           prints all claims
+    python -m benchmarks.report --write   puts them into docs/claims.md, those of HEADLINES into README.md
 
 A claim names its rows by file, claim and variant; its texts are format strings over them. A claim whose rows were not
 measured yet is left out and named on stderr.
@@ -10,69 +10,22 @@ measured yet is left out and named on stderr.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claim import Claim
 from benchmarks.record import RESULTS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = README.parent / "docs" / "claims.md"
 BEGIN, END = "<!-- claims: .venv/bin/python -m benchmarks.report --write -->", "<!-- end of claims -->"
 HEAD = (
     "| claim | ours | hand-written, once per request | the article | measure again | result |\n"
     "| --- | --- | --- | --- | --- | --- |"
 )
-BY_HAND = "training_by_hand"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One row of the table.
-
-    file: in `benchmarks/results`, without its ending.  rows: name, then (claim, variant) of a result row.
-    text, ours: format strings over these names.  article: what Pinterest published.  command: that measures it again.
-    by_hand: the same against code written by hand, a format string over `hand`: shapes of one task in
-        `benchmarks.training_by_hand`, by name.
-    """
-
-    file: str
-    rows: Mapping[str, tuple[str, str]]
-    text: str
-    ours: str
-    article: str = ""
-    by_hand: str = ""
-    hand: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    command: str
-
-    def line(self, folder: Path) -> str | None:
-        """The row as Markdown; None if a result is missing. folder: of the result files."""
-        found, by_hand = _found(self.rows, self.file, folder), _found(self.hand, BY_HAND, folder)
-        if found is None:
-            return None
-        path = f"benchmarks/results/{self.file}.jsonl"
-        cells = (
-            self.text.format(**found),
-            self.ours.format(**found),
-            "" if by_hand is None else self.by_hand.format(**by_hand),
-            self.article,
-            f"`{self.command}`",
-            f"[{path}]({path})",
-        )
-        return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
-
-
-def _found(rows: Mapping[str, tuple[str, str]], file: str, folder: Path) -> dict[str, dict[str, Any]] | None:
-    """The result row of each name; None, with a word on stderr, if one was not measured."""
-    results = results_of(file, folder)
-    missing = [claim for claim, variant in rows.values() if (claim, variant) not in results]
-    if missing:
-        print(f"{file}: not measured: {', '.join(missing)}", file=sys.stderr)
-        return None
-    return {name: results[key] for name, key in rows.items()}
 
 
 def storage(part: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
@@ -358,36 +311,49 @@ CLAIMS = (
     ),
 )
 
+HEADLINES = (
+    "sequence columns, ",
+    "bucket join of {t[sizes][rows]:,} rows with as many, histories",
+    "ranking end to end, ",
+    "ranking, AUC against IID at equal rows, {a[sizes][ranks]} ranks",
+    "ranking, L 512, 100 candidates, users that come back",
+)
+"""Beginnings of the texts of the claims that stand in README.md too; the first claim that begins so."""
 
-def results_of(file: str, folder: Path = RESULTS) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows of one result file by (claim, variant); none if it was not measured."""
-    path = folder / f"{file}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(row["claim"], row["variant"]): row for row in map(json.loads, lines)}
+
+def headlines() -> list[Claim]:
+    """The claims of HEADLINES, in that order."""
+    return [next(claim for claim in CLAIMS if claim.text.startswith(start)) for start in HEADLINES]
 
 
-def table(folder: Path = RESULTS) -> str:
-    """The table of all claims that were measured, as Markdown."""
+def table(folder: Path = RESULTS, claims: Sequence[Claim] = CLAIMS) -> str:
+    """The table of these claims, of those that were measured, as Markdown."""
     lines = [HEAD]
-    lines += [line for claim in CLAIMS if (line := claim.line(folder)) is not None]
+    lines += [line for claim in claims if (line := claim.line(folder)) is not None]
     return "\n".join(lines)
 
 
-def with_table(document: str, folder: Path = RESULTS) -> str:
-    """The document with the table between its two marks. Raises ValueError where they are not there."""
+def with_table(document: Path, folder: Path = RESULTS) -> str:
+    """The document, README or PAGE, with its table between its two marks. Raises ValueError if they are not there."""
+    found = document.read_text()
     pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(document):
+    if not pattern.search(found):
         raise ValueError(
-            f"document: the marks {BEGIN} and {END} required, found none; put them where the table belongs"
+            f"{document.name}: the marks {BEGIN} and {END} required, found none; put them where the table belongs"
         )
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{table(folder)}\n\n{END}", document)
+    if document == README:
+        text = table(folder, headlines())
+    else:  # its links begin in docs/
+        text = table(folder).replace("](benchmarks/", "](../benchmarks/").replace("](docs/", "](")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", found)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="into README.md, between its marks")
+    parser.add_argument("--write", action="store_true", help="into README.md and docs/claims.md, between their marks")
     if parser.parse_args(argv).write:
-        README.write_text(with_table(README.read_text()))
+        for document in (README, PAGE):
+            document.write_text(with_table(document))
     else:
         print(table())
     return 0

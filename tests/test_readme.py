@@ -1,4 +1,4 @@
-"""The commands that README.md and CONTRIBUTING.md print exist, and every claimed figure names the file it came from."""
+"""The commands that the documents print exist, and every claimed figure names the file it came from."""
 
 from __future__ import annotations
 
@@ -142,19 +142,23 @@ def test_dagster_commands_know_their_options(command):
     assert not missing, f"{command}: {missing} unknown, there are {sorted(known)}"
 
 
-def test_every_claim_names_the_result_it_came_from():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", [report.README, report.PAGE], ids=lambda path: path.name)
+def test_every_claim_names_the_result_it_came_from(document):
+    text = document.read_text()
     rows = [line for line in text.splitlines() if line.startswith("|") and "benchmarks/" in line]
     for row in rows:
         for path in re.findall(r"benchmarks/[\w./-]+", row):
-            assert (ROOT / path).exists(), f"{path} is named in the README's table and does not exist:\n{row}"
+            assert (ROOT / path).exists(), f"{path} is named in the table and does not exist:\n{row}"
     claims = claims_table(text)
+    assert len(claims) == len(report.HEADLINES if document == report.README else report.CLAIMS)
     assert not [row for row in claims if "benchmarks/results/" not in row], "a claim without its result file"
 
 
-def test_every_figure_is_the_one_in_its_result_file():
-    text = (ROOT / "README.md").read_text()
-    assert text == report.with_table(text), "python -m benchmarks.report --write puts the measured figures there"
+@pytest.mark.parametrize("document", [report.README, report.PAGE], ids=lambda path: path.name)
+def test_every_figure_is_the_one_in_its_result_file(document):
+    assert document.read_text() == report.with_table(document), (
+        "python -m benchmarks.report --write puts the measured figures there"
+    )
 
 
 def test_a_measured_figure_that_changed_shows_in_the_table(tmp_path):
@@ -164,8 +168,7 @@ def test_a_measured_figure_that_changed_shows_in_the_table(tmp_path):
     for row in rows:
         row["value"] *= 2
     (tmp_path / "storage_layouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = (ROOT / "README.md").read_text()
-    before, after = (claims_table(report.with_table(text, folder)) for folder in (report.RESULTS, tmp_path))
+    before, after = (claims_table(report.with_table(report.PAGE, folder)) for folder in (report.RESULTS, tmp_path))
     changed = [old for old, new in zip(before, after, strict=True) if old != new]
     assert changed
     assert all("storage_layouts.jsonl" in line for line in changed)
