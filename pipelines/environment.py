@@ -4,7 +4,7 @@
 |---|---|---|
 | REQDEDUP_RECIPE | smoke, laptop or full | laptop |
 | REQDEDUP_LOGS | path of the user's own log; empty makes a synthetic one | |
-| REQDEDUP_PRESET / REQDEDUP_MAPPING | how to read it: movielens, mind, kuairand, or a TOML mapping | |
+| REQDEDUP_PRESET / REQDEDUP_MAPPING | how to read it: a preset of docs/mapping.md, or a TOML mapping | |
 | REQDEDUP_STRICT | 1: rejected rows fail the run | 0 |
 | REQDEDUP_MAX_REJECTS | share of rejected rows above which the run fails | 0.1 |
 | REQDEDUP_NAMESPACE | namespace of the tables | preset and log's name, else the recipe's |

@@ -67,7 +67,7 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, run
         f"  next       {f'make serve NAMESPACE={namespace}':<27} both models behind HTTP",
         "             make ui                     the graph, its checks and reports",
         "             make notebooks              the compression report, drawn",
-        "             make run LOGS=<path> PRESET=movielens|mind|kuairand      your own log",
+        "             make run LOGS=<path> PRESET=movielens|mind|kuairand|...  your own log",
         "",
     ]
 

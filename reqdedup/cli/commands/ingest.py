@@ -34,7 +34,7 @@ PRESETS = (
     examples=["reqdedup ingest ratings.csv --preset movielens --table movies.engagements_by_request"],
 )
 @click.argument("log", type=click.Path(path_type=Path))
-@option("--preset", type=OneOf(PRESETS), help="a known log format")
+@option("--preset", type=OneOf(PRESETS), metavar="NAME", help=f"a known log format: {', '.join(PRESETS)}")
 @option("--mapping", type=click.Path(path_type=Path), metavar="FILE", help="TOML file that names the log's columns")
 @table_option("table to replace")
 @layout_option()

@@ -79,7 +79,8 @@ def write_rejects(
     """
     rows = _conform(rejects, of)
     check_rejects_table(catalog, identifier)
-    retries = CommitRetries()
+    exists = catalog.table_exists(identifier)
+    retries = CommitRetries.of(catalog.load_table(identifier).properties if exists else {})
     for attempt in range(retries.count + 1):  # another ingest into the namespace writes its own rejects here
         try:
             return _write_once(catalog, identifier, rows, of)
