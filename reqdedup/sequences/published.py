@@ -60,8 +60,10 @@ class DefinitionFile:
 def read_definitions(path: str | Path) -> DefinitionFile:
     """Run a Python file and take the `EventLog` and every `SequenceDefinition` among its names.
 
-    Raises ValueError unless it has one log, and definitions that fit it and each other.
+    Raises ValueError unless it is there and has one log, and definitions that fit it and each other.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: a Python file with definitions required, found no file")
     found = runpy.run_path(str(path))
     logs = [value for value in found.values() if isinstance(value, EventLog)]
     definitions = [value for value in found.values() if isinstance(value, SequenceDefinition)]

@@ -66,7 +66,7 @@ def check(arguments: Options) -> int:
     ],
 )
 @option("--namespace", **NAMESPACE)
-@option("--events", type=click.Path(exists=True), metavar="PATH", help="a file, or a folder of them, to deliver first")
+@option("--events", type=click.Path(), metavar="PATH", help="a file, or a folder of them, to deliver first")
 @option("--definitions", metavar="FILE", help="Python with the EventLog of these files (see check)")
 @option("--buckets", type=VERSION, default="16", help="of a timeline that is made now (default: 16)")
 def advance(arguments: Options) -> int:
@@ -78,11 +78,12 @@ def advance(arguments: Options) -> int:
 
     if bool(arguments.events) != bool(arguments.definitions):
         raise ValueError("--events and --definitions belong together; give both or neither")
-    catalog = open_catalog(arguments, make=bool(arguments.events))
+    log = read_definitions(arguments.definitions).log if arguments.events else None
+    sources = event_files(Path(arguments.events)) if arguments.events else []
+    catalog = open_catalog(arguments, make=bool(sources))
     taken: list[dict[str, Any]] = []
-    if arguments.events:
-        log = read_definitions(arguments.definitions).log
-        for source in event_files(Path(arguments.events)):
+    if log is not None:
+        for source in sources:
             found = append_events(catalog, arguments.namespace, log, source.batches(log), source=source.name)
             taken.append({"source": source.name, **vars(found)})
     report = batch.advance(catalog, arguments.namespace, num_buckets=arguments.buckets)
