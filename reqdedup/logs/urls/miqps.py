@@ -1,0 +1,258 @@
+"""Learns which parameters change the page: MIQPS, the minimal important set of query parameters.
+
+URLs of one host with one set of parameter names are a pattern. A parameter of it matters if pages change when it is
+left out: in at least `threshold` of the tests, each a URL with it and without it, compared by a fingerprint of the
+page that the caller brings. What was tested too little matters, too: a false merge is worse than a copy.
+
+Where this differs from the published procedure, as far as its text goes (docs/decisions/0064-*):
+
+- a parameter with few values (utm_source) is tested on further URLs, so that it gets its `samples`;
+- a test series ends early only when the rest cannot change its answer, not once the running rate is above;
+- parameters found neutral before are left out together with the one in question, and compared with the whole URL: of
+  `id` and `slug` that both name the page, one is kept, while tests of one at a time would drop both;
+- the noise is measured: a page that changes by itself, twice the same URL, would keep everything.
+
+Source: Pinterest Engineering, Smarter URL Normalization at Scale, 2026-04.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from reqdedup.logs.urls.parsing import SplitUrl, canonical, pattern_of, split_url, without
+from reqdedup.logs.urls.rules import PLATFORMS, Pattern, Rules
+
+Fingerprint = Callable[[str], Hashable | None]
+"""What a URL's page is known by, equal for pages that are the same; None if it is unknown."""
+
+MAX_KEPT_BY_NOISE = 0.01
+"""Share of the parameters that do not matter, at most, that noise alone may keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """max_patterns: number of patterns that are learned per host, the most frequent first; of others all is kept.
+    samples: number of tests per parameter.
+    min_samples: number of tests without which a parameter matters.
+    threshold: share of the tests from which on a parameter matters; well above the noise of the fingerprint.
+    noise_samples: number of URLs per host that are fetched twice; four times as many if the first look noisy.
+    max_parameters: number of names above which a pattern is not learned.
+    early_exit: whether tests end when the answer is decided; it is the same without.
+    seed: of the choice of the URLs.
+    """
+
+    max_patterns: int = 200
+    samples: int = 20
+    min_samples: int = 5
+    threshold: float = 0.2
+    noise_samples: int = 50
+    max_parameters: int = 64
+    early_exit: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"urls: a threshold above 0 and up to 1 required, found {self.threshold:g}")
+        if not 1 <= self.min_samples <= self.samples:
+            raise ValueError(
+                f"urls: 1 <= min_samples <= samples required, found {self.min_samples} and {self.samples} samples"
+            )
+        if min(self.max_patterns, self.max_parameters, self.noise_samples) < 1:
+            raise ValueError("urls: max_patterns, max_parameters and noise_samples of at least 1 required")
+
+
+@dataclass
+class Learned:
+    """rules: what was found.
+    renders: number of calls of the fingerprint.
+    urls: number of distinct ones.  not_urls: texts that are none.
+    noise: share of the URLs of a host whose page differed from itself, by host.
+    unstable: hosts whose noise the threshold does not stand above; they have no rules, so that everything is kept.
+    untested: number of parameters that are kept because they were tested too little.
+    """
+
+    rules: Rules
+    renders: int = 0
+    urls: int = 0
+    not_urls: int = 0
+    noise: dict[str, float] = field(default_factory=dict)
+    unstable: list[str] = field(default_factory=list)
+    untested: int = 0
+
+
+def learn(
+    urls: Iterable[str],
+    fingerprint: Fingerprint,
+    config: LearnConfig | None = None,
+    *,
+    allowlists: Mapping[str, tuple[str, ...]] | None = None,
+    keep: tuple[str, ...] = (),
+) -> Learned:
+    """Rules of the hosts of these URLs, and what finding them took.
+
+    The same for the same URLs in any order, if the fingerprint is. allowlists, keep: layers of the rules beside the
+    learned ones. Raises ValueError if the fingerprint changes by itself on so many pages of all hosts together that
+    the threshold does not stand above it.
+    """
+    config = config or LearnConfig()
+    return _Learner(fingerprint, config).run(urls, PLATFORMS if allowlists is None else allowlists, keep)
+
+
+def kept_by_noise(noise: float, samples: int, threshold: float) -> float:
+    """Probability that a parameter that changes nothing is kept, if equal pages differ at the rate `noise`."""
+    needed = _needed(threshold, samples)
+    return sum(
+        math.comb(samples, count) * noise**count * (1 - noise) ** (samples - count)
+        for count in range(needed, samples + 1)
+    )
+
+
+class Series:
+    """The tests of one parameter, of which `planned` are wanted: whether the answer is known, and what it is."""
+
+    def __init__(self, planned: int, config: LearnConfig) -> None:
+        self.left, self.done, self.changed = planned, 0, 0
+        self._config = config
+
+    def add(self, changed: bool | None) -> None:
+        """Note a test; None: it could not be made."""
+        self.left -= 1
+        if changed is not None:
+            self.done += 1
+            self.changed += changed
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether no outcome of the tests that are left can change the answer."""
+        most = self.done + self.left
+        if most < self._config.min_samples or self.changed >= _needed(self._config.threshold, most):
+            return True
+        return self.done >= self._config.min_samples and self.changed + self.left < _needed(
+            self._config.threshold, most
+        )
+
+    @property
+    def is_too_short(self) -> bool:
+        return self.done + self.left < self._config.min_samples
+
+    @property
+    def matters(self) -> bool:
+        """The answer, if the tests that are left change nothing of it."""
+        return self.is_too_short or self.changed >= _needed(self._config.threshold, self.done + self.left)
+
+
+def _needed(threshold: float, tests: int) -> int:
+    """Number of changed pages from which on a parameter matters; 0.3 of 10 are 3, whatever floats make of it."""
+    return max(1, math.ceil(threshold * tests - 1e-9))
+
+
+class _Learner:
+    def __init__(self, fingerprint: Fingerprint, config: LearnConfig) -> None:
+        self._fingerprint, self._config = fingerprint, config
+        self._result = Learned(Rules())
+
+    def run(self, urls: Iterable[str], allowlists: Mapping[str, tuple[str, ...]], keep: tuple[str, ...]) -> Learned:
+        hosts = self._group(urls)
+        result = self._result
+        pairs = {host: self._noise(host, patterns) for host, patterns in hosts.items()}
+        differed, tested = (sum(counts) for counts in zip(*pairs.values())) if pairs else (0, 0)
+        if tested and self._is_noisy(differed / tested):
+            raise ValueError(
+                f"urls: a fingerprint that stays the same for the same URL required, found that {differed:,} of "
+                f"{tested:,} pages differed from themselves; with threshold {self._config.threshold:g} that would keep "
+                "parameters which do not matter: choose a fingerprint of less, or a threshold well above the noise"
+            )
+        learned = {}
+        for host, patterns in hosts.items():
+            differed, tested = pairs[host]
+            result.noise[host] = differed / max(1, tested)
+            if self._is_noisy(result.noise[host]):
+                result.unstable.append(host)
+                continue
+            frequent = sorted(patterns, key=lambda pattern: (-len(patterns[pattern]), pattern))
+            chosen = [pattern for pattern in frequent if pattern and len(pattern) <= self._config.max_parameters]
+            learned[host] = {
+                pattern: self._kept(pattern, patterns[pattern]) for pattern in chosen[: self._config.max_patterns]
+            }
+        result.rules = Rules(hosts=learned, allowlists=allowlists, keep=keep)
+        return result
+
+    def _group(self, urls: Iterable[str]) -> dict[str, dict[Pattern, list[SplitUrl]]]:
+        """Distinct URLs by host and pattern, in an order that the seed alone decides."""
+        distinct = set()
+        for url in urls:
+            split = split_url(url)
+            if split is None:
+                self._result.not_urls += 1
+            else:
+                distinct.add(split)
+        self._result.urls = len(distinct)
+        ordered = sorted(distinct)
+        random.Random(self._config.seed).shuffle(ordered)
+        hosts: dict[str, dict[Pattern, list[SplitUrl]]] = defaultdict(lambda: defaultdict(list))
+        for split in ordered:
+            hosts[split.host][pattern_of(split)].append(split)
+        return {host: dict(hosts[host]) for host in sorted(hosts)}
+
+    def _noise(self, host: str, patterns: dict[Pattern, list[SplitUrl]]) -> tuple[int, int]:
+        """How many pages of a host differed from themselves, and how many were tested."""
+        urls = [split for pattern in sorted(patterns) if pattern for split in patterns[pattern]]
+        random.Random(f"{self._config.seed} {host}").shuffle(urls)
+        differed = tested = 0
+        for number, split in enumerate(urls[: 4 * self._config.noise_samples]):
+            if number == self._config.noise_samples and not self._is_noisy(differed / max(1, tested)):
+                break
+            url = without(split, set())
+            changed = self._changed(url, url)
+            if changed is not None:
+                differed, tested = differed + changed, tested + 1
+        return differed, tested
+
+    def _is_noisy(self, noise: float) -> bool:
+        return kept_by_noise(noise, self._config.samples, self._config.threshold) > MAX_KEPT_BY_NOISE
+
+    def _kept(self, pattern: Pattern, urls: list[SplitUrl]) -> frozenset[str]:
+        neutral: set[str] = set()
+        for name in pattern:
+            series = self._test(name, urls, neutral)
+            self._result.untested += series.is_too_short
+            if not series.matters:
+                neutral.add(name)
+        return frozenset(set(pattern) - neutral)
+
+    def _test(self, name: str, urls: list[SplitUrl], neutral: set[str]) -> Series:
+        chosen = _choose(name, urls, self._config.samples)
+        series = Series(len(chosen), self._config)
+        for split in chosen:
+            if self._config.early_exit and series.is_decided:
+                break
+            series.add(self._changed(without(split, set()), without(split, neutral | {name})))
+        return series
+
+    def _changed(self, one: str, other: str) -> bool | None:
+        """Whether two URLs have different pages; None if that is unknown."""
+        self._result.renders += 1
+        page = self._fingerprint(one)
+        if page is None:
+            return None
+        self._result.renders += 1
+        changed = self._fingerprint(other)
+        return None if changed is None else page != changed
+
+
+def _choose(name: str, urls: list[SplitUrl], samples: int) -> list[SplitUrl]:
+    """Up to `samples` URLs, those with different values of this parameter first, then others."""
+    first: dict[tuple[str, ...], int] = {}
+    for number, split in enumerate(urls):
+        value = tuple(canonical(text) for own, text in zip(split.names, split.values) if canonical(own) == name)
+        first.setdefault(value, number)
+        if len(first) == samples:
+            break
+    taken = set(first.values())
+    others = (number for number in range(len(urls)) if number not in taken)
+    numbers = [*first.values(), *(number for number, _ in zip(others, range(samples - len(first))))]
+    return [urls[number] for number in numbers]

@@ -1,0 +1,86 @@
+"""URLs that lead to one page as one text.
+
+The parameters that no layer keeps are left out, the others are ordered by name. A pattern without rules keeps
+everything; what is no URL stays as it is and is counted. Normalising twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reqdedup.logs.urls.parsing import canonical, join_url, split_url
+from reqdedup.logs.urls.rules import Rules, load_rules
+
+_MAX_REMEMBERED = 100_000
+_MAX_REMEMBERED_NAMES = 64
+
+
+@dataclass
+class UrlCounts:
+    """urls: number of texts seen.  not_urls: those that are none of http or https, kept as they are."""
+
+    urls: int = 0
+    not_urls: int = 0
+
+
+class Normaliser:
+    """Applies rules to URLs. rules: them, their parsed JSON, or the path of their file."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.counts = UrlCounts()
+        self._keep = [re.compile(pattern) for pattern in rules.keep]
+        self._choices: dict[tuple[str, tuple[str, ...]], list[tuple[int, str]]] = {}
+
+    @classmethod
+    def load(cls, source: Rules | Mapping[str, Any] | str | Path) -> Normaliser:
+        """That of a rules file. Raises ValueError for what is none."""
+        return cls(load_rules(source))
+
+    def __call__(self, text: str) -> str:
+        """The normal form of a URL; what is no URL as it is."""
+        self.counts.urls += 1
+        split = split_url(text)
+        if split is None:
+            self.counts.not_urls += 1
+            return text
+        if not split.names:
+            return split.page + split.fragment
+        chosen = self._choices.get((split.host, split.names))
+        if chosen is None:
+            chosen = self._choose(split.host, split.names)
+        values = split.values
+        return join_url(split, [(name, canonical(values[at])) for at, name in chosen])
+
+    def all(self, texts: Iterable[str]) -> list[str]:
+        """The normal forms of N texts, in their order."""
+        return [self(text) for text in texts]
+
+    def kept(self, host: str, pattern: tuple[str, ...]) -> frozenset[str]:
+        """Names of a pattern, sorted and canonical, that are kept on this host."""
+        learned = self.rules.hosts.get(host, {}).get(pattern)
+        if learned is None:
+            return frozenset(pattern)
+        kept = set(learned)
+        hostname = re.sub(r":[0-9]+$", "", host)
+        for known, names in self.rules.allowlists.items():
+            if known in ("*", host, hostname) or hostname.endswith("." + known):
+                kept.update(names)
+        kept.update(name for name in pattern if any(rule.search(name) for rule in self._keep))
+        return frozenset(kept.intersection(pattern))
+
+    def _choose(self, host: str, names: tuple[str, ...]) -> list[tuple[int, str]]:
+        """Places of the parameters that are kept, and their names, in the order of the names."""
+        own = [canonical(name) for name in names]
+        kept = self.kept(host, tuple(sorted(set(own))))
+        chosen = [(at, name) for at, name in enumerate(own) if name in kept]
+        chosen.sort(key=lambda pair: pair[1])
+        if len(names) <= _MAX_REMEMBERED_NAMES:
+            if len(self._choices) >= _MAX_REMEMBERED:
+                self._choices.clear()
+            self._choices[host, names] = chosen
+        return chosen

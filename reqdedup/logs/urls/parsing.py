@@ -1,0 +1,80 @@
+"""A URL in parts: page, parameters, fragment, as the URL standard (WHATWG) writes them.
+
+    HTTP://Shop.Example:80/a/../b?utm=x&b=%7e&a=1#top
+    page http://shop.example/b   host shop.example   names (utm, b, a)   values (x, ~, 1)   fragment ""
+
+The library `ada_url` parses: scheme, host (IDNA, upper case, IP addresses), default ports, dot segments, what must be
+percent-encoded. Names and values of parameters are compared as forms are: decoded to bytes, + as a space, and encoded
+again, so that bytes which are no UTF-8 stay apart. A fragment is dropped, unless it is the route of a page that runs in
+the browser (it starts with ! or /). Paths stay as the standard has them: %7E and ~ are two there.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import quote_plus, unquote_to_bytes
+
+from ada_url import normalize_url
+
+_plain = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch
+_ROUTES = ("!", "/")
+
+
+class SplitUrl(NamedTuple):
+    """page: scheme to path.  host: with its port, if it is not the default.  names, values: of the parameters, as the
+    URL has them, encoded anyhow.  fragment: "" or "#" and the route."""
+
+    page: str
+    host: str
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+    fragment: str
+
+
+def split_url(text: str) -> SplitUrl | None:
+    """The parts of a URL of http or https; None for what is none."""
+    try:
+        href = normalize_url(text)
+    except (ValueError, TypeError, AttributeError):  # UnicodeEncodeError of half a surrogate pair is a ValueError
+        return None
+    scheme, mark, rest = href.partition("://")
+    if not mark or scheme not in ("http", "https"):
+        return None
+    head, _, fragment = href.partition("#")
+    page, _, query = head.partition("?")
+    host = rest.partition("/")[0].rpartition("@")[2]
+    pairs = [piece.partition("=") for piece in query.split("&") if piece]
+    return SplitUrl(
+        page,
+        host,
+        tuple([pair[0] for pair in pairs]),
+        tuple([pair[2] for pair in pairs]),
+        "#" + fragment if fragment.startswith(_ROUTES) else "",
+    )
+
+
+def canonical(text: str) -> str:
+    """A name or value as all its spellings are written here: `%7e` and `~`, `%20` and `+` are one."""
+    if _plain(text):
+        return text
+    return quote_plus(unquote_to_bytes(text.replace("+", " ")))
+
+
+def join_url(split: SplitUrl, kept: list[tuple[str, str]]) -> str:
+    """The URL with these parameters, canonical names and values, in this order."""
+    query = "&".join([f"{name}={value}" for name, value in kept])
+    return f"{split.page}?{query}{split.fragment}" if query else split.page + split.fragment
+
+
+def pattern_of(split: SplitUrl) -> tuple[str, ...]:
+    """The sorted set of the names of its parameters."""
+    return tuple(sorted({canonical(name) for name in split.names}))
+
+
+def without(split: SplitUrl, dropped: set[str]) -> str:
+    """The URL without these parameters, the others by name; several of one name stay in their order."""
+    pairs = [(canonical(name), canonical(value)) for name, value in zip(split.names, split.values)]
+    kept = [pair for pair in pairs if pair[0] not in dropped]
+    kept.sort(key=lambda pair: pair[0])
+    return join_url(split, kept)

@@ -1,0 +1,180 @@
+"""What is learned: the parameters that change the page, with few tests, also if pages change by themselves."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.urls import STABLE_CONFIG, UNSTABLE_CONFIG, Sites
+from reqdedup.logs.urls import LearnConfig, Normaliser, Rules, RulesRefused, compare_rules, diff_urls, learn, publish
+from reqdedup.logs.urls.miqps import Series, kept_by_noise
+from reqdedup.logs.urls.rules import load_rules
+
+
+def query(url):
+    return dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+
+
+@pytest.fixture(scope="module")
+def sites():
+    return Sites(4, 1_500)
+
+
+@pytest.fixture(scope="module")
+def stable(sites):
+    return learn(sites.urls, sites.page, STABLE_CONFIG)
+
+
+@pytest.mark.slow
+def test_no_two_pages_become_one_item_and_few_pages_have_two(sites, stable):
+    ratio, merges = sites.figures(Normaliser(stable.rules))
+    assert merges == 0
+    assert ratio <= 1.05  # of 1,500 URLs; benchmarks.urls has 3,000 and 1.02
+    unstable = learn(sites.urls, sites.unstable(), UNSTABLE_CONFIG)
+    ratio, merges = sites.figures(Normaliser(unstable.rules))
+    assert merges == 0
+    assert ratio <= 1.05
+    assert 0.03 < sum(unstable.noise.values()) / 4 < 0.2
+    assert not unstable.unstable
+
+
+@pytest.mark.slow
+def test_the_answer_is_the_one_without_early_exit_in_any_order_of_the_urls(sites, stable):
+    whole = learn(sites.urls[::-1], sites.page, replace(STABLE_CONFIG, early_exit=False))
+    assert whole.rules == stable.rules
+    assert stable.renders <= 0.7 * whole.renders
+
+
+@given(st.lists(st.sampled_from([True, False, None]), max_size=30), st.floats(0.01, 1), st.integers(1, 8))
+def test_a_series_is_decided_only_if_the_rest_cannot_change_it(outcomes, threshold, min_samples):
+    config = LearnConfig(samples=30, min_samples=min_samples, threshold=threshold)
+    whole = Series(len(outcomes), config)
+    for outcome in outcomes:
+        whole.add(outcome)
+    done = [outcome for outcome in outcomes if outcome is not None]
+    assert whole.matters == (len(done) < min_samples or sum(done) >= max(1, threshold * len(done) - 1e-6))
+    short = Series(len(outcomes), config)
+    for outcome in outcomes:
+        if short.is_decided:
+            break
+        short.add(outcome)
+    assert short.matters == whole.matters
+
+
+def test_the_same_name_may_matter_in_one_pattern_and_not_in_another():
+    urls = [f"http://s.example/c?ref={number}" for number in range(30)]
+    urls += [f"http://s.example/p?id={number}&ref={number}" for number in range(30)]
+    learned = learn(urls, lambda url: query(url).get("ref" if "/c" in url else "id", "none"))
+    assert learned.rules.hosts == {"s.example": {("ref",): {"ref"}, ("id", "ref"): {"id"}}}
+    assert (learned.urls, learned.untested) == (60, 0)
+
+
+def test_a_parameter_with_few_values_is_tested_on_further_urls():
+    urls = [f"http://s.example/p?id={number}&utm_source={'abc'[number % 3]}" for number in range(30)]
+    learned = learn(urls, lambda url: query(url).get("id", "none"))
+    assert learned.rules.hosts["s.example"] == {("id", "utm_source"): {"id"}}
+
+
+def test_of_two_parameters_that_both_name_the_page_one_is_kept():
+    urls = [f"http://s.example/p?id={number}&slug=s{number}&ref={number}" for number in range(30)]
+    learned = learn(urls, lambda url: query(url).get("id", query(url).get("slug", "s-")).removeprefix("s"))
+    kept = learned.rules.hosts["s.example"][("id", "ref", "slug")]
+    assert len(kept) == 1
+    assert kept < {"id", "slug"}
+
+
+def test_what_was_tested_too_little_is_kept():
+    urls = [f"http://s.example/p?id={number}&ref={number}" for number in range(4)]
+    learned = learn(urls, lambda url: query(url).get("id", "none"))
+    assert learned.rules.hosts["s.example"] == {("id", "ref"): {"id", "ref"}}
+    assert learned.untested == 2
+    unknown = learn([url + str(number) for url in urls for number in range(9)], lambda url: None)
+    assert unknown.rules.hosts["s.example"] == {("id", "ref"): {"id", "ref"}}
+
+
+def test_patterns_beyond_the_most_frequent_and_those_of_many_names_have_no_rules():
+    urls = [f"http://s.example/?a={number}" for number in range(30)] + ["http://s.example/?b=1", "http://s.example/"]
+    urls.append("http://s.example/?" + "&".join(f"p{number}" for number in range(65)))
+    assert set(learn(urls, str, LearnConfig(max_patterns=1)).rules.hosts["s.example"]) == {("a",)}
+    assert set(learn(urls, str).rules.hosts["s.example"]) == {("a",), ("b",)}
+    assert learn(["no url", "\ud800", *urls], str).not_urls == 2
+    assert learn([], str).rules.hosts == {}
+
+
+def test_a_fingerprint_that_changes_by_itself_is_refused_and_one_such_host_has_no_rules():
+    rng = random.Random(1)
+    urls = [f"http://{host}.example/?id={number}&ref={number}" for host in "abc" for number in range(60)]
+    with pytest.raises(ValueError, match=r"stays the same for the same URL required, found that .* of .* pages"):
+        learn(urls, lambda url: rng.random())
+
+    def one_is_unstable(url):
+        return rng.random() if "//a." in url and rng.random() < 0.2 else query(url).get("id")
+
+    learned = learn(urls, one_is_unstable, UNSTABLE_CONFIG)
+    assert learned.unstable == ["a.example"]
+    assert set(learned.rules.hosts) == {"b.example", "c.example"}
+
+
+def test_noise_keeps_what_the_binomial_law_says():
+    rng = random.Random(2)
+    found = sum(sum(rng.random() < 0.1 for _ in range(20)) >= 4 for _ in range(20_000)) / 20_000
+    assert kept_by_noise(0.1, 20, 0.2) == pytest.approx(found, abs=0.01)
+    assert kept_by_noise(0, 20, 0.2) == 0
+    assert kept_by_noise(0.0975, 20, 0.4) < 0.001
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"threshold": 0}, {"threshold": 1.1}, {"min_samples": 21}, {"min_samples": 0}, {"max_patterns": 0}],
+)
+def test_a_wrong_configuration_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"required, found|at least 1 required"):
+        LearnConfig(**wrong)
+
+
+def rules_of(*patterns, keep=("id",)):
+    return Rules(hosts={"s.example": {pattern: frozenset(keep) & set(pattern) for pattern in patterns}})
+
+
+PATTERNS = [("id", f"p{number:02}") for number in range(20)]
+
+
+def test_rules_that_drop_parameters_of_many_patterns_are_not_published(tmp_path):
+    path = tmp_path / "miqps.json"
+    old = rules_of(*PATTERNS)
+    assert publish(old, path) is None
+    before = path.read_bytes()
+    broken = Rules(hosts={"s.example": {**old.hosts["s.example"], **dict.fromkeys(PATTERNS[:2], frozenset())}})
+    with pytest.raises(RulesRefused, match=r"at most 5.0% .* found 2 of 20 \(10.0%\).*p00\): id.*the old rules stay"):
+        publish(broken, path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["miqps.json"]
+    one = Rules(hosts={"s.example": {**old.hosts["s.example"], PATTERNS[0]: frozenset()}})
+    assert publish(one, path).flagged == (("s.example", PATTERNS[0], ("id",)),)
+    assert load_rules(path) == replace(one, allowlists=load_rules(path).allowlists)
+    assert publish(broken, path, max_flagged=0.1).flagged_ratio == 0.05
+
+
+def test_added_parameters_and_vanished_patterns_do_not_flag(tmp_path):
+    old = rules_of(*PATTERNS)
+    more = Rules(hosts={"s.example": {pattern: frozenset(pattern) for pattern in PATTERNS[:3]}, "t.example": {}})
+    change = compare_rules(old, more)
+    assert (change.compared, change.flagged, change.vanished) == (3, (), 17)
+    assert compare_rules(rules_of(), old).added == 20
+    kept_otherwise = replace(rules_of(*PATTERNS, keep=()), keep=("^id$",))
+    assert compare_rules(old, kept_otherwise).flagged == ()
+
+
+def test_a_diff_counts_what_is_merged_and_what_is_split():
+    old, new = rules_of(("id", "ref"), ("a", "b"), keep=("id", "a", "b")), rules_of(("id", "ref"), keep=("ref",))
+    urls = [f"http://s.example/?id={number}&ref={number // 3}" for number in range(9)]
+    urls += ["http://s.example/?id=0&ref=2", "http://s.example/"]
+    found = diff_urls(old, new, [*urls, *urls])
+    assert (found.urls, found.changed, found.old_items, found.new_items) == (11, 10, 10, 4)
+    assert (found.merged, found.split) == (3, 1)
+    assert found.examples[0] == (urls[0], "http://s.example/?id=0", "http://s.example/?ref=0")
