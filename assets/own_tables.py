@@ -150,6 +150,7 @@ class DeleteUserConfig(dg.Config):
     store: str = Field(default="", description="A server's store, as `reqdedup serve` is told it.")
     impressions: str = Field(default="", description="A server's impression log.")
     user_states: str = Field(default="", description="User states that a server starts with.")
+    online: str = Field(default="", description="Folder of an online store of sequences.")
     drop_refs: bool = Field(default=False, description="Remove branches and tags that hold the users.")
     erase: bool = Field(default=False, description="Expire all old snapshots at once; their readers fail.")
     apply: bool = APPLY
@@ -282,6 +283,7 @@ def delete_user_op(config: DeleteUserConfig, own_lake: OwnLake) -> dg.Output:
         store=config.store or None,
         impressions=config.impressions or None,
         user_states=config.user_states or None,
+        online=config.online or None,
         apply=config.apply,
         drop_refs=config.drop_refs,
         erase=config.erase,

@@ -163,13 +163,15 @@ class Lake:
         store: str | Path | None = None,
         impressions: str | Path | None = None,
         user_states: str | Path | None = None,
+        online: str | Path | None = None,
         apply: bool = False,
         **options: Any,
     ) -> UserDeletion:
         """Delete users from all tables of some namespaces, or from some tables and what belongs to them.
 
         keys: original ids of a log with ids of text.  store, impressions, user_states: what servers keep outside the
-        catalog, as `reqdedup serve` was told it; what is not given is named as not searched.
+        catalog, as `reqdedup serve` was told it.  online: folder of an online store of sequences. What is not given is
+        named as not searched.
         apply: do it; without it what would go is said.
         options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no user or place is named.
         """
@@ -187,14 +189,16 @@ class Lake:
             store=None if store is None else str(store),
             impressions=None if impressions is None else Path(impressions),
             user_states=None if user_states is None else Path(user_states),
+            online=None if online is None else Path(online),
         )
+        served.check_searched(namespaces)
         users = user_array(ids)
         check_deletion(searched, users, keys, erase=bool(options.get("erase")))
         theirs = frozenset(users.tolist())
         requests = served.requests(theirs) | frozenset(requests_shown(searched, users).tolist())
         places = served.delete_clicks(requests, dry_run=not apply)
         reports = storage.delete_user(searched, ids, keys=keys, requests=requests, dry_run=not apply, **options)
-        places += served.delete_rest(theirs, dry_run=not apply)
+        places += served.delete_rest(theirs, self.catalog, dry_run=not apply)
         return UserDeletion(reports, [*not_searched, *served.not_searched], dry_run=not apply, places=places)
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 definition, predicate   what a sequence is; published: the table of definitions
 naive                   the same as plain loops: what everything else must equal
 intake -> batch         `raw_events` -> engine -> `user_events`, the timeline; delivered, lookups: what it reads
-ends                    history_end of requests, and their histories as blobs
+ends, training_table    history_end of requests, their histories as blobs, and a table of them to train on
 view, speed, online     a batch view and what was put since: `fetch`
 store                   timelines and request features as a server reads them, filled from request tables
 """

@@ -18,6 +18,8 @@ from reqdedup.sequences.online import OnlineStore, open_online
 from reqdedup.sequences.published import Change, check_definitions, publish_definitions, published_definitions
 from reqdedup.sequences.sources import EventSource
 from reqdedup.sequences.status import timeline_status
+from reqdedup.sequences.training_table import write_training_table
+from reqdedup.storage import WriteReport
 
 
 class NamespaceSequences:
@@ -74,6 +76,10 @@ class NamespaceSequences:
     def add_histories(self, sequence: str, rows: pa.Table, **options: Any) -> Iterator[pa.RecordBatch]:
         """The rows with the histories of a sequence as blobs; see `ends.add_histories`."""
         return add_histories(self._catalog(), self.namespace, sequence, rows, **options)
+
+    def write_training_table(self, table: str, sequence: str, rows: pa.Table, **options: Any) -> WriteReport:
+        """Make `table` hold rows of requests with their histories; see `training_table.write_training_table`."""
+        return write_training_table(self._catalog(), table, self.namespace, sequence, rows, **options)
 
     def online(self, folder: Path | str) -> OnlineStore:
         """The store of a process that serves; see `open_online`."""

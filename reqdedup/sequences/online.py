@@ -5,15 +5,18 @@
     folder/CURRENT         name of the view that is served
     folder/view-<n>/       views, see `view`
     folder/delivered.wal   what was put since, see `speed`
+    folder/open.lock       shared by processes that have it open; who deletes users from outside needs it alone
 
 One process writes. `naive.sequence_at` is the definition of what `fetch` answers.
 """
 
 from __future__ import annotations
 
+import fcntl
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -23,19 +26,22 @@ from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition, 
 from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.lookups import load_lookups
 from reqdedup.sequences.naive import HORIZON_US
-from reqdedup.sequences.speed import SpeedView, WriteAheadFile
+from reqdedup.sequences.speed import SpeedView, WriteAheadFile, batches_of
 from reqdedup.sequences.store import WindowError
 from reqdedup.sequences.tables import POSITION
 from reqdedup.sequences.view import BatchView, build_view
 
-CURRENT, WAL = "CURRENT", "delivered.wal"
+CURRENT, WAL, LOCK = "CURRENT", "delivered.wal", "open.lock"
 
 
 class OnlineStore:
     """The sequences of a namespace in one folder. Made by `open_online`."""
 
-    def __init__(self, folder: Path, catalog: Catalog, namespace: str) -> None:
+    def __init__(self, folder: Path, catalog: Catalog, namespace: str, lock: IO[str] | None = None) -> None:
         self._folder, self._catalog, self._namespace = folder, catalog, namespace
+        self._lock = lock or (folder / LOCK).open("w")
+        if lock is None:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
         self._wal = WriteAheadFile(folder / WAL)
         self._use(BatchView(folder / (folder / CURRENT).read_text()))
 
@@ -182,6 +188,7 @@ class OnlineStore:
 
     def close(self) -> None:
         self._wal.close()
+        self._lock.close()
 
 
 def open_online(folder: Path | str, catalog: Catalog, namespace: str, *, horizon_us: int = HORIZON_US) -> OnlineStore:
@@ -191,6 +198,45 @@ def open_online(folder: Path | str, catalog: Catalog, namespace: str, *, horizon
     if not (folder / CURRENT).exists():
         _built(catalog, namespace, folder, 1, horizon_us)
     return OnlineStore(folder, catalog, namespace)
+
+
+def online_namespace(folder: Path) -> str:
+    """Whose sequences the store in a folder has. Raises ValueError if there is none."""
+    return _current(folder).namespace
+
+
+def delete_from_online(
+    folder: Path, catalog: Catalog, user_ids: Collection[int], *, dry_run: bool = False
+) -> tuple[int, int]:
+    """Forget users, who were deleted from the tables, in a folder that no process has open.
+
+    How many records of theirs there were, and how many stay since a process has the folder open: that one can call
+    `OnlineStore.delete_users`, or be ended first.
+    """
+    view = _current(folder)
+    of_view = [view.of_user(user) for user in user_ids]
+    gone = pl.Series(list(user_ids), dtype=pl.Int64).implode()
+    num_put = sum(events.filter(pl.col(USER).is_in(gone)).height for events in batches_of(folder / WAL))
+    num_records = sum(one.end - one.start for one in of_view) + num_put
+    lock = (folder / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return num_records, num_records
+    if dry_run:
+        lock.close()
+    else:
+        store = OnlineStore(folder, catalog, view.namespace, lock)
+        store.delete_users(user_ids)
+        store.close()
+    return num_records, 0
+
+
+def _current(folder: Path) -> BatchView:
+    if not (folder / CURRENT).exists():
+        raise ValueError(f"{folder}: the folder of an online store required, found none")
+    return BatchView(folder / (folder / CURRENT).read_text())
 
 
 def _built(catalog: Catalog, namespace: str, folder: Path, number: int, horizon_us: int) -> BatchView:

@@ -107,7 +107,7 @@ class WriteAheadFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.touch()
-        whole = sum(length for _, length in self._frames())
+        whole = sum(length for _, length in _frames(path))
         self._file = path.open("r+b")
         self._file.truncate(whole)
         self._file.seek(0, os.SEEK_END)
@@ -120,8 +120,7 @@ class WriteAheadFile:
 
     def batches(self) -> Iterator[pl.DataFrame]:
         """All micro-batches, oldest first."""
-        for data, _ in self._frames():
-            yield pl.read_ipc(io.BytesIO(data))
+        yield from batches_of(self.path)
 
     def keep(self, batches: Iterator[pl.DataFrame]) -> None:
         """Replace the file by these micro-batches, in one step."""
@@ -140,15 +139,22 @@ class WriteAheadFile:
     def close(self) -> None:
         self._file.close()
 
-    def _frames(self) -> Iterator[tuple[bytes, int]]:
-        """Contents of the whole frames, and the bytes that each takes; what follows a torn one was never confirmed."""
-        with self.path.open("rb") as file:
-            while len(head := file.read(_HEAD.size)) == _HEAD.size:
-                length, checksum = _HEAD.unpack(head)
-                data = file.read(length)
-                if len(data) < length or zlib.crc32(data) != checksum:
-                    return
-                yield data, _HEAD.size + length
+
+def batches_of(path: Path) -> Iterator[pl.DataFrame]:
+    """The micro-batches of a write-ahead file, oldest first; another process may be writing it."""
+    for data, _ in _frames(path):
+        yield pl.read_ipc(io.BytesIO(data))
+
+
+def _frames(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Contents of the whole frames, and the bytes that each takes; what follows a torn one was never confirmed."""
+    with path.open("rb") as file:
+        while len(head := file.read(_HEAD.size)) == _HEAD.size:
+            length, checksum = _HEAD.unpack(head)
+            data = file.read(length)
+            if len(data) < length or zlib.crc32(data) != checksum:
+                return
+            yield data, _HEAD.size + length
 
 
 def _frame(events: pl.DataFrame) -> bytes:

@@ -29,7 +29,7 @@ from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.tables import INDEX, VERSION, TimelineState, load_raw
 from reqdedup.sequences.timeline import open_timeline
 
-FORMAT = 1
+FORMAT = 2
 _NOT_SERVED = (USER, INDEX, VERSION)
 
 
@@ -42,7 +42,7 @@ class Slice:
 
 
 class BatchView:
-    """An open view. state: of the timeline that it was made from.  columns: served, their arrays memory-mapped."""
+    """An open view. namespace, state: of the timeline that it was made from.  columns: served, their arrays memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
         said = json.loads((folder / "view.json").read_text())
@@ -51,6 +51,7 @@ class BatchView:
         self.folder = folder
         self.state = TimelineState(**{**said["state"], "definitions": tuple(said["state"]["definitions"])})
         self.log = EventLog.from_json(said["log"])
+        self.namespace: str = said["namespace"]
         self.horizon_us: int = said["horizon_us"]
         self._user_U, self._start_U, self._length_U = (
             np.load(folder / f"{name}.npy") for name in (USER, "start", "length")
@@ -137,6 +138,7 @@ def build_view(catalog: Catalog, namespace: str, folder: Path, *, horizon_us: in
     said = {
         "format": FORMAT,
         "state": state.plain(),
+        "namespace": namespace,
         "log": timeline.log.to_json(),
         "horizon_us": horizon_us,
         "columns": names,

@@ -1,4 +1,5 @@
-"""Deleting users from what serving keeps outside the catalog: a store, files of an impression log, a file of states.
+"""Deleting users from what serving keeps outside the catalog: a store, files of an impression log, a file of states, a
+folder of sequences.
 
 What a process holds in memory stays there: a running server keeps contexts and states of its users until it ends.
 """
@@ -10,6 +11,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyiceberg.catalog import Catalog
+
+from reqdedup.sequences.online import delete_from_online, online_namespace
 from reqdedup.sequences.places import open_store
 from reqdedup.serving.retrieval.states_file import delete_states, model_of
 from reqdedup.storage.maintenance.everywhere import PlaceReport
@@ -18,6 +22,7 @@ _NOT_NAMED = {
     "store": "the store of a server, if there is one: name it (--store)",
     "impressions": "files of a server's impression log, if there are some: name their folder (--impressions)",
     "user_states": "the file of user states that a server starts with, if there is one: name it (--user-states)",
+    "online": "the folder of an online store of sequences, if there is one: name it (--online)",
 }
 _RUNNING = "the memory of running servers, which keep contexts and states until they end"
 
@@ -25,6 +30,7 @@ _RUNNING = "the memory of running servers, which keep contexts and states until 
 @dataclass(frozen=True, kw_only=True)
 class ServedPlaces:
     """Places, as `reqdedup serve` is told them. store: file or URL.  impressions: folder.  user_states: file.
+    online: folder of an online store of sequences.
 
     Raises ValueError for one that is not there: what was not searched must not be taken for clean.
     """
@@ -32,6 +38,7 @@ class ServedPlaces:
     store: str | None = None
     impressions: Path | None = None
     user_states: Path | None = None
+    online: Path | None = None
 
     def __post_init__(self) -> None:
         if self.impressions is not None and not self.impressions.is_dir():
@@ -40,6 +47,16 @@ class ServedPlaces:
             model_of(self.user_states)
         if self.store is not None:
             open_store(self.store).close()
+        if self.online is not None:
+            online_namespace(self.online)
+
+    def check_searched(self, namespaces: Collection[str]) -> None:
+        """Raise ValueError unless the tables that the online store is made from are among those searched."""
+        if self.online is not None and (name := online_namespace(self.online)) not in namespaces:
+            raise ValueError(
+                f"{self.online}: an online store of a namespace that is searched ({', '.join(namespaces) or 'none'}) "
+                f"required, found one of {name}; name it too, since the store is made anew from its tables"
+            )
 
     @property
     def not_searched(self) -> list[str]:
@@ -59,8 +76,8 @@ class ServedPlaces:
         requests: all of the users', those of tables included."""
         return self._from_log(frozenset(), requests, "clicks", dry_run=dry_run)
 
-    def delete_rest(self, users: Collection[int], *, dry_run: bool) -> list[PlaceReport]:
-        """The last step: impressions of the log, the store, the states."""
+    def delete_rest(self, users: Collection[int], catalog: Catalog, *, dry_run: bool) -> list[PlaceReport]:
+        """The last step: impressions of the log, the store, the states, the sequences, made anew from the tables."""
         reports = self._from_log(users, frozenset(), "impressions", dry_run=dry_run)
         if self.store is not None:
             with closing(open_store(self.store)) as store:
@@ -69,6 +86,9 @@ class ServedPlaces:
         if self.user_states is not None:
             num_states = delete_states(self.user_states, users, dry_run=dry_run)
             reports.append(PlaceReport(place=f"user states {self.user_states}", num_records=num_states))
+        if self.online is not None:
+            done = delete_from_online(self.online, catalog, users, dry_run=dry_run)
+            reports.append(PlaceReport(place=f"sequences {self.online}", num_records=done[0], num_held=done[1]))
         return reports
 
     def _from_log(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 import reqdedup as rd
@@ -16,13 +15,9 @@ from reqdedup.logs.synthetic_events import (
     synthetic_items,
     synthetic_requests,
 )
-from reqdedup.schema import Column, EngagementSchema, Level
 from reqdedup.sequences.definition import Enrichment, EventLog, EventType, SequenceDefinition
-from reqdedup.sequences.ends import history_columns
 from reqdedup.sequences.predicate import col
 from reqdedup.sequences.sources import IteratorSource
-from reqdedup.sequences.timeline import open_timeline
-from reqdedup.storage import Layout, replace_table
 
 CONFIG = SyntheticEventsConfig(num_users=40, num_items=200, num_days=3)
 LOG = EventLog(types=EVENT_TYPES, columns=EVENT_COLUMNS)
@@ -53,21 +48,7 @@ def test_from_a_stream_to_a_training_table_and_a_fetch(tmp_path: Path):
         assert report.counts.num_delivered == sum(map(len, some))
     assert sequences.compact().num_files <= 4
     rows = synthetic_requests(CONFIG, num_requests=40, fan_out=3)
-    timeline = open_timeline(catalog, "lake")
-    keys = [Column(name=name, dtype="int64", level=Level.KEY) for name in ("user_id", "request_id", "item_id")]
-    request = [
-        Column(name="request_ts", dtype="timestamp", level=Level.REQUEST),
-        Column(name="history_end", dtype="int64", level=Level.REQUEST),
-        Column(name="timeline_version", dtype="int32", level=Level.REQUEST),
-    ]
-    schema = EngagementSchema(
-        (*keys, *request, *history_columns(timeline, ENGAGED), Column(name="click", dtype="int32", level=Level.LABEL))
-    )
-    batches = (
-        pa.RecordBatch.from_arrays([batch.column(name) for name in schema.names], names=schema.names)
-        for batch in sequences.add_histories("engaged", rows)
-    )
-    replace_table(catalog, "lake.engagements_by_request", schema, Layout.BY_REQUEST, batches, num_buckets=2)
+    sequences.write_training_table("lake.engagements_by_request", "engaged", rows, labels=["click"], num_buckets=2)
     made = lake.table("lake.engagements_by_request").to_polars()
     assert made.height == len(rows)
     ends = sequences.history_ends(rows)

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 @option("--store", metavar="PLACE", help="a server's store, as `reqdedup serve` is told it")
 @option("--impressions", metavar="DIR", help="a server's impression log")
 @option("--user-states", metavar="FILE", help="user states that a server starts with")
+@option("--online", metavar="DIR", help="folder of an online store of sequences")
 @option("--erase", is_flag=True, help="expire all old snapshots at once; their readers fail")
 @option("--drop-refs", is_flag=True, help="remove branches and tags that hold the users")
 @apply_option()
@@ -81,6 +82,7 @@ def delete_user(arguments: Options) -> int:
             store=arguments.store,
             impressions=arguments.impressions,
             user_states=arguments.user_states,
+            online=arguments.online,
             apply=arguments.apply,
             drop_refs=arguments.drop_refs,
             erase=arguments.erase,
@@ -107,7 +109,9 @@ def delete_user(arguments: Options) -> int:
     for place in done.places:
         say(f"{place.place}: {counted(place.num_records, 'record')} {'gone' if arguments.apply else 'would go'}")
         if place.num_held:
-            say(f"  {place.num_held:,} of them stay in a file that a server is writing: again in a minute")
+            say(
+                f"  {place.num_held:,} of them stay with a server that has them open: again in a minute, or when it has ended"
+            )
     snapshots = sum(report.snapshots for report in reports)
     if not is_found:
         users = [*map(str, arguments.users), *(f"--key {key}" for key in arguments.key)]

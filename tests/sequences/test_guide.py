@@ -1,0 +1,54 @@
+"""docs/sequences.md is executed from top to bottom, in an empty folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from reqdedup import cli
+
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "sequences.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    space: dict = {}
+    printed = ""
+    blocks = re.findall(r"^```(python|sh)(?: file=(\S+))?\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    assert [kind for kind, _, _ in blocks] == ["python", "python", "python", "sh", "sh", "python", "python"]
+    for kind, file, text in blocks:
+        if file:
+            Path(file).write_text(text)
+        elif kind == "python":
+            exec(compile(text, "docs/sequences.md", "exec"), space)
+        else:
+            for line in text.splitlines():
+                program, *arguments = shlex.split(line)
+                assert (program, cli.main(arguments)) == ("reqdedup", 0)
+            printed += capsys.readouterr().out
+    assert "6,480 delivered kept" in printed
+    assert "0 events waiting" in printed
+    assert re.search(r"user 7, engaged: \d+ events", printed)
+    fetched = space["found"]
+    assert 0 < len(fetched["item_id"]) <= 100
+    assert (fetched["item_id"] % 9 == fetched["category"]).all()
+    made = space["lake"].table("shop.engagements_by_request").to_polars()
+    assert made.height == 4_000
+    assert made["history_item_id"].list.len().max() > 20
+    users = [7, "--namespace", "shop", "--online", "online"]
+    assert cli.main(["delete-user", *map(str, users)]) == 0
+    would = re.search(r"sequences online: (\d+) records would go", capsys.readouterr().out)
+    assert would is not None
+    assert int(would[1]) > 0
+    assert cli.main(["delete-user", *map(str, users), "--apply", "--erase", "--drop-refs"]) == 0
+    assert f"sequences online: {would[1]} records gone" in capsys.readouterr().out
+    store = space["lake"].sequences("shop").online("online")
+    assert len(store.fetch(7, "engaged")["item_id"]) == 0
+    assert len(store.fetch(8, "engaged")["item_id"]) > 0
+    assert cli.main(["delete-user", "8", "--namespace", "shop", "--online", "online", "--apply"]) == 0
+    assert "stay with a server that has them open" in capsys.readouterr().out
+    store.close()
