@@ -18,6 +18,7 @@ from pyiceberg.table import Table
 from assets import pictures
 from reqdedup import plots
 from reqdedup.display import format_bytes
+from reqdedup.sequences.quality import shares
 from reqdedup.storage import BucketJoin, FeatureReport, UserOverlap, UserSample, WriteReport
 from reqdedup.storage.measure.compression import layout_totals
 from reqdedup.training import TrainingConfig, TrainingResult, read_metrics
@@ -228,6 +229,33 @@ def curve_metadata(report: pa.Table) -> dict[str, Any]:
         CHART: pictures.chart(plots.relevance_and_variety(report)),
         **report_metadata(report),
     }
+
+
+def quality_metadata(report: pa.Table) -> dict[str, Any]:
+    """How good sequences are on the last day. report: of `sequences.quality.sequence_quality`."""
+    last = max(report.column("day").to_pylist())
+    rows = [row for row in report.to_pylist() if row["day"] == last]
+    count = {
+        name: int(sum(row["value"] for row in rows if row["figure"] == name))
+        for name in ("delivered", "kept", "duplicate", "late", "rejected")
+    }
+    lags = {(row["event_type"], row["figure"]): row["value"] for row in rows if row["figure"].startswith("lag_")}
+    covered = shares(report, "covered")
+    return {
+        **({PICTURE: pictures.bars(covered, {of: f"{share:.1%} covered" for of, share in covered.items()})}
+           if covered else {}),
+        GLANCE: pictures.table(
+            [
+                {"event type": kind, "lag, median": f"{lags[kind, 'lag_p50_s']:.1f} s",
+                 "lag, 99%": f"{lags[kind, 'lag_p99_s']:,.1f} s"}
+                for kind in dict.fromkeys(kind for kind, _ in lags)
+            ]
+        ),
+        CHART: pictures.chart(plots.sequence_figures(report)),
+        "last_day": str(last),
+        **{f"last_day_{name}": number for name, number in count.items()},
+        **report_metadata(report),
+    }  # fmt: skip
 
 
 def report_metadata(report: pa.Table) -> dict[str, Any]:

@@ -142,6 +142,13 @@ class SweepConfig(dg.Config):
     apply: bool = APPLY
 
 
+class BackfillConfig(dg.Config):
+    """Which namespace's timeline, and whether readers are to see the new version."""
+
+    namespace: str = Field(description="Of the tables raw_events and user_events.")
+    apply: bool = Field(default=False, description="Check the new version and make it what readers see.")
+
+
 class DeleteUserConfig(dg.Config):
     user_ids: list[int] = Field(default=[], description="Ids as the tables have them.")
     keys: list[str] = Field(default=[], description="Original ids of a log with ids of text.")
@@ -304,6 +311,19 @@ def delete_user_op(config: DeleteUserConfig, own_lake: OwnLake) -> dg.Output:
     return _output({GLANCE: table([*rows, *others]), "rows": sum(one.rows for one in done.reports)}, str(done))
 
 
+@dg.op(name="backfill_sequences", pool=TABLE_POOL)
+def backfill_sequences_op(config: BackfillConfig, own_lake: OwnLake) -> dg.Output:
+    """Makes the timeline anew from all delivered events, as a version beside the one that readers see."""
+    report = own_lake.open().sequences(config.namespace).backfill(publish=config.apply)
+    glance = facts(
+        version=f"{report.version} {'published' if config.apply else 'staged'}",
+        kept=f"{report.counts.num_kept:,} of {report.counts.num_delivered:,}",
+        files=f"{report.num_files:,}",
+        written=format_bytes(report.num_bytes),
+    )
+    return _output({GLANCE: glance, "bytes": report.num_bytes, "events": report.counts.num_kept})
+
+
 def _output(metadata: dict[str, Any], report: str = "") -> dg.Output:
     text = {"report": dg.MetadataValue.md(f"```\n{report}\n```")} if report else {}
     return dg.Output(None, metadata={**metadata, **text})
@@ -324,5 +344,6 @@ JOBS = [
     _job("compact", compact_op, "The files of many appends become those of one write. Dry by default."),
     _job("expire", expire_op, "Old snapshots go, with the files that only they need. Dry by default."),
     _job("sweep", sweep_op, "Files that nothing points at go, as killed writers leave them. Dry by default."),
+    _job("backfill_sequences", backfill_sequences_op, "The timeline of events anew, staged; published if `apply`."),
     _job("delete_user", delete_user_op, "Users leave tables and what serving keeps of them. Dry by default."),
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from reqdedup.logs import SyntheticLogConfig
+from reqdedup.logs.synthetic_events import SyntheticEventsConfig
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Activity
@@ -91,6 +92,17 @@ class Recipe:
     sample: SampleRecipe = field(default_factory=SampleRecipe)
     retrieval: TrainRecipe
     ranking: TrainRecipe
+
+    @property
+    def events(self) -> SyntheticEventsConfig:
+        """Of the synthetic stream: as many users as the log, 2,000 at most, over a fortnight before its end."""
+        return SyntheticEventsConfig(
+            seed=self.log.seed,
+            num_users=min(self.log.num_users, 2_000),
+            num_items=min(self.log.num_items, 10_000),
+            num_days=min(self.log.num_days, 14),
+            start_us=round((self.log.end_ts - timedelta(days=min(self.log.num_days, 14))).timestamp() * 1e6),
+        )
 
     def changed(
         self,

@@ -1,6 +1,7 @@
 """What a run is told in the launchpad: which log, and what differs from its recipe; every field typed."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -58,6 +59,14 @@ class RunRecipe(dg.ConfigurableResource):
     mapping: str = Field(
         default="", description="How to read any other log: path of a TOML file that names its columns."
     )
+    events: str = Field(
+        default="",
+        description="Path of your own events, a file or a folder of JSON Lines or Parquet; empty makes a synthetic "
+        "stream. Needs `sequences`.",
+    )
+    sequences: str = Field(
+        default="", description="Python file with the EventLog and SequenceDefinitions of your events."
+    )
     strict: bool = Field(default=False, description="Rows of the log that cannot be read fail the run.")
     max_rejects: float = Field(
         default=0.1, ge=0, le=1, description="Share of the log's rows, 0 to 1, above which rejected ones fail the run."
@@ -96,8 +105,15 @@ class RunRecipe(dg.ConfigurableResource):
             training_steps=self.training_steps,
         )
 
+    @property
+    def events_path(self) -> Path:
+        return Path(self.events)
+
     def check_log(self) -> None:
-        """Raise ValueError unless a log of the user's own says in exactly one way how to read it."""
+        """Raise ValueError unless a log of the user's own says in exactly one way how to read it, and events of the
+        user's own what they look like."""
+        if bool(self.events) != bool(self.sequences):
+            raise ValueError("events and sequences belong together; give both or neither")
         ways = [name for name in ("preset", "mapping") if getattr(self, name)]
         if self.logs and len(ways) != 1:
             raise ValueError(f"logs: a preset or a mapping beside it required, found {' and '.join(ways) or 'neither'}")

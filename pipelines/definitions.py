@@ -13,12 +13,14 @@ import assets.layouts
 import assets.own_tables
 import assets.rerank
 import assets.sampling
+import assets.sequences
 import assets.serving
 import assets.serving_store
 import assets.training
 import assets.user_states
 from pipelines.dead_runs import dead_runs
 from pipelines.environment import Environment
+from pipelines.new_events import new_event_files
 from pipelines.progress import log_readably, progress_logger
 from pipelines.resources import deployed
 
@@ -34,6 +36,7 @@ STAGES = (
     assets.rerank,
     assets.serving_store,
     assets.user_states,
+    assets.sequences,
 )
 
 everything = dg.define_asset_job(
@@ -45,6 +48,11 @@ storage_only = dg.define_asset_job(
     "storage_only",
     selection=dg.AssetSelection.assets("compression_report").upstream(),
     description="The log, its layouts and the compression report; needs no torch.",
+)
+sequences = dg.define_asset_job(
+    "sequences",
+    selection=dg.AssetSelection.assets("raw_events", "user_events", "sequence_report"),
+    description="Events that are new, into the timeline, and how good it is.",
 )
 daily = dg.ScheduleDefinition(
     name="daily",
@@ -60,11 +68,18 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     return dg.Definitions(
         assets=dg.load_assets_from_modules(STAGES),
         asset_checks=dg.load_asset_checks_from_modules(
-            [assets.checks, assets.rerank, assets.serving_store, assets.training, assets.user_states]
+            [
+                assets.checks,
+                assets.rerank,
+                assets.sequences,
+                assets.serving_store,
+                assets.training,
+                assets.user_states,
+            ]
         ),
-        jobs=[everything, storage_only, *assets.own_tables.JOBS],
+        jobs=[everything, storage_only, sequences, *assets.own_tables.JOBS],
         schedules=[daily],
-        sensors=[dead_runs],
+        sensors=[dead_runs, new_event_files(sequences, environment.events)],
         executor=dg.in_process_executor,
         loggers={"console": progress_logger},
         resources=deployed(environment),

@@ -42,6 +42,8 @@ def deployed(environment: Environment) -> dict[str, Any]:
         logs=environment.logs,
         preset=environment.preset or None,
         mapping=environment.mapping,
+        events=environment.events,
+        sequences=environment.sequences,
         strict=environment.strict,
         max_rejects=environment.max_rejects,
     )

@@ -229,6 +229,45 @@ def relevance_and_variety(report: pa.Table) -> Chart:
     )
 
 
+def sequence_figures(report: pa.Table) -> Chart:
+    """Sequences by day of arrival: events, lag, what has no value. report: of `sequences.quality.sequence_quality`."""
+    counts: dict[tuple[str, str], dict[Any, list[tuple[float, float]]]] = {}
+    rows = report.to_pylist()
+    kept = {(row["day"], row["event_type"]): row["value"] for row in rows if row["figure"] == "kept"}
+    for row in rows:
+        weight = kept.get((row["day"], row["event_type"]), 0.0)
+        counts.setdefault((row["figure"], row["of"]), {}).setdefault(row["day"], []).append((row["value"], weight))
+    figure, (events, lag, nulls) = _axes(1, 3, width=11, height=3.0)
+    for (name, of), by_day in counts.items():
+        days = sorted(by_day)
+        if name in ("delivered", "kept", "duplicate", "late", "rejected"):
+            label = name if name != "rejected" else f"rejected: {of}"
+            events.plot(days, [sum(value for value, _ in by_day[day]) for day in days], marker=".", label=label)
+        elif name.startswith("lag_"):
+            lag.plot(days, [max(value for value, _ in by_day[day]) for day in days], marker=".", label=name[4:-2])
+        elif name == "null_share":
+            means = [100 * _weighted(by_day[day]) for day in days]
+            nulls.plot(days, means, marker=".", label=of)
+    for axes, title in (
+        (events, "events a day of arrival"),
+        (lag, "lag, the slowest event type [s]"),
+        (nulls, "events of the timeline without a value [%]"),
+    ):
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.tick_params(axis="x", labelsize=7, rotation=45)
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(frameon=False, fontsize=7)
+    events.set_yscale("symlog", linthresh=1)
+    lag.set_yscale("symlog", linthresh=1)
+    return Chart(figure)
+
+
+def _weighted(values: Sequence[tuple[float, float]]) -> float:
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else 0.0
+
+
 def before_and_after(report: pa.Table) -> Chart:
     """A sample of users: rows of each stratum before and after it. report: of `UserSample.report`."""
     values = {}

@@ -42,7 +42,10 @@ class Slice:
 
 
 class BatchView:
-    """An open view. namespace, state: of the timeline that it was made from.  columns: served, their arrays memory-mapped."""
+    """An open view. namespace, state: of the timeline that it was made from.
+
+    columns: served, their arrays memory-mapped.
+    """
 
     def __init__(self, folder: Path) -> None:
         said = json.loads((folder / "view.json").read_text())

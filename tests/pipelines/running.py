@@ -34,6 +34,9 @@ GRAPH = {
     "rerank_report": {"scored_candidates"},
     "user_states": {"retrieval_model", "engagements_by_request"},
     "serving_store": {"engagements_by_request", "request_features"},
+    "raw_events": set(),
+    "user_events": {"raw_events"},
+    "sequence_report": {"user_events"},
 }
 
 

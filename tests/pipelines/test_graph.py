@@ -29,6 +29,8 @@ CHECKS = {
     "rerank_report": {"variety_rises"},
     "user_states": {"states_of_this_model"},
     "serving_store": {"store_equals_tables"},
+    "user_events": {"numbered_by_arrival", "fresh"},
+    "sequence_report": {"lag", "coverage", "null_drift"},
 }
 
 

@@ -50,5 +50,5 @@ def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, c
     assert len(store.fetch(7, "engaged")["item_id"]) == 0
     assert len(store.fetch(8, "engaged")["item_id"]) > 0
     assert cli.main(["delete-user", "8", "--namespace", "shop", "--online", "online", "--apply"]) == 0
-    assert "stay with a server that has them open" in capsys.readouterr().out
+    assert "stay, a server has them open" in capsys.readouterr().out
     store.close()

@@ -109,9 +109,7 @@ def delete_user(arguments: Options) -> int:
     for place in done.places:
         say(f"{place.place}: {counted(place.num_records, 'record')} {'gone' if arguments.apply else 'would go'}")
         if place.num_held:
-            say(
-                f"  {place.num_held:,} of them stay with a server that has them open: again in a minute, or when it has ended"
-            )
+            say(f"  {place.num_held:,} of them stay, a server has them open: again in a minute, or when it has ended")
     snapshots = sum(report.snapshots for report in reports)
     if not is_found:
         users = [*map(str, arguments.users), *(f"--key {key}" for key in arguments.key)]
