@@ -361,4 +361,11 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
         array = array.cast(pa.timestamp("us"))
     if _is_bytes(array.type) and pa.types.is_string(kind):
         return _hex_text(array)
-    return array if array.type == kind else array.cast(kind)
+    if array.type == kind:
+        return array
+    try:
+        return array.cast(kind)
+    except pa.ArrowInvalid as error:
+        if pa.types.is_timestamp(array.type) and pa.types.is_timestamp(kind):
+            raise ValueError(f"{error}; cut finer times in the source, as CAST(... AS TIMESTAMP) does") from error
+        raise

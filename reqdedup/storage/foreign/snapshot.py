@@ -22,7 +22,7 @@ from pyiceberg.transforms import IdentityTransform
 
 from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, with_notes
 from reqdedup.storage.foreign.leaves import Leaf, has_ids, leaves_of, small_types, wholes_of, with_ids
-from reqdedup.storage.iceberg.manifests import scan_tasks
+from reqdedup.storage.iceberg.manifests import COPY_THERE, scan_tasks
 from reqdedup.storage.iceberg.paths import local_path
 
 
@@ -38,9 +38,7 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
         raise ValueError(f"{name}: a table with rows required, found a snapshot without data files")
     other = sorted({str(task.file.file_format).rpartition(".")[2] for task in tasks} - {"PARQUET"})
     if other:
-        raise ValueError(
-            f"{name}: Parquet data files required, found {', '.join(other)}; this audit reads only Parquet"
-        )
+        raise ValueError(f"{name}: Parquet data files required, found {', '.join(other)}; {COPY_THERE}")
     schema = small_types(schema_to_pyarrow(scan.projection()))
     leaves, wholes = leaves_of(schema), wholes_of(schema)
     files = [_file(table, task, scan.projection(), leaves, wholes) for task in tasks]

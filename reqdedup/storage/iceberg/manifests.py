@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from pyiceberg.manifest import DataFile, ManifestEntry, ManifestFile
+from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent, ManifestEntry, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot
 
 from reqdedup.storage.iceberg.errors import IntegrityError
 
 _T = TypeVar("_T")
+
+COPY_THERE = "have an engine that reads them copy the table (CREATE TABLE ... AS SELECT ...), and name the copy"
 
 
 def manifests_of(table: Table, snapshot: Snapshot | None) -> list[ManifestFile]:
@@ -31,7 +33,7 @@ def entries_of(table: Table, manifest: ManifestFile) -> list[ManifestEntry]:
 def scan_tasks(table: Table, snapshot_id: int | None = None) -> list[FileScanTask]:
     """The data files of a snapshot, of the current one by default, with the delete files that apply to them.
 
-    Raises IntegrityError that names a manifest which is damaged or gone.
+    Raises IntegrityError that names a manifest which is damaged or gone, ValueError for deletes by value.
     """
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
     if snapshot is None:
@@ -39,7 +41,8 @@ def scan_tasks(table: Table, snapshot_id: int | None = None) -> list[FileScanTas
     try:
         return list(table.scan(snapshot_id=snapshot.snapshot_id).plan_files())
     except Exception:
-        check_manifests(table, snapshot)  # pyiceberg does not say which file it was
+        check_manifests(table, snapshot)  # pyiceberg says neither which file it was, nor of which table
+        _refuse_deletes_by_value(table, snapshot)
         raise
 
 
@@ -53,6 +56,17 @@ def check_manifests(table: Table, snapshot: Snapshot | None) -> None:
     which cannot be read."""
     for manifest in manifests_of(table, snapshot):
         entries_of(table, manifest)
+
+
+def _refuse_deletes_by_value(table: Table, snapshot: Snapshot) -> None:
+    deletes = [one for one in manifests_of(table, snapshot) if one.content is ManifestContent.DELETES]
+    entries = [entry for manifest in deletes for entry in entries_of(table, manifest)]
+    num_files = sum(entry.data_file.content is DataFileContent.EQUALITY_DELETES for entry in entries)
+    if num_files:
+        raise ValueError(
+            f"{'.'.join(table.name())}: position deletes or deletion vectors at most required, found "
+            f"equality deletes, as Flink writes them, in {num_files:,} of its files; {COPY_THERE}"
+        )
 
 
 def _read(table: Table, path: str, kind: str, read: Callable[[], _T]) -> _T:

@@ -14,35 +14,58 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.io.pyarrow import (
     _get_column_projection_values,
-    _read_all_delete_files,
+    _read_deletes,
     _to_requested_schema,
     pyarrow_to_schema,
 )
-from pyiceberg.manifest import DataFileContent
+from pyiceberg.manifest import DataFile, FileFormat
 from pyiceberg.schema import Schema, prune_columns
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.types import ListType, MapType
 
+from reqdedup.storage.iceberg.errors import IntegrityError
+from reqdedup.storage.iceberg.manifests import COPY_THERE
+
+READ_DELETES = {FileFormat.PARQUET, FileFormat.ORC, FileFormat.PUFFIN}
+
 
 def deleted_positions(table: Table, tasks: Sequence[FileScanTask]) -> dict[str, np.ndarray]:
-    """Path -> numbers of the rows that position deletes name, rising. Raises ValueError for deletes by value."""
-    by_value = {
-        file.file_path
-        for task in tasks
-        for file in task.delete_files
-        if file.content is DataFileContent.EQUALITY_DELETES
-    }
-    if by_value:
+    """Path -> numbers of the rows that position deletes and deletion vectors name, rising.
+
+    Raises ValueError for delete files in a format that is not read, IntegrityError for one that is damaged or gone.
+    """
+    deletes = {file.file_path: file for task in tasks for file in task.delete_files}
+    other = [file for file in deletes.values() if file.file_format not in READ_DELETES]
+    if other:
+        formats = ", ".join(sorted({file.file_format.value for file in other}))
         raise ValueError(
-            f"{'.'.join(table.name())}: position deletes at most required, found {len(by_value)} files of equality "
-            "deletes; have the engine that wrote them rewrite the data files first"
+            f"{'.'.join(table.name())}: delete files in Parquet, ORC or Puffin required, found {len(other):,} in "
+            f"{formats}; {COPY_THERE}"
         )
-    paths = {task.file.file_path for task in tasks}
-    return {
-        path: np.unique(np.concatenate([chunk.to_numpy() for chunk in positions]))
-        for path, positions in _read_all_delete_files(table.io, tasks).items()
-        if path in paths
-    }
+    found: dict[str, list[np.ndarray]] = {task.file.file_path: [] for task in tasks}
+    for file in deletes.values():
+        for path, positions in _positions(table, file).items():
+            if path in found:
+                found[path].append(positions)
+    return {path: np.unique(np.concatenate(parts)) for path, parts in found.items() if parts}
+
+
+def _positions(table: Table, file: DataFile) -> dict[str, np.ndarray]:
+    try:
+        return {path: rows.to_numpy() for path, rows in _read_deletes(table.io, file).items()}
+    except FileNotFoundError as error:
+        raise _damaged(table, file, "is not there") from error
+    except OSError as error:  # the storage is away or refuses: nothing is known about the file
+        raise OSError(error.errno, f"{'.'.join(table.name())}: delete file {file.file_path} ({error})") from error
+    except Exception as error:
+        raise _damaged(table, file, f"is damaged ({type(error).__name__}: {error})") from error
+
+
+def _damaged(table: Table, file: DataFile, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{'.'.join(table.name())}: delete file {file.file_path} {what}, so nobody knows which rows are deleted; bring "
+        "it back from a backup, or go back to a snapshot that does without it (storage.rollback_to)"
+    )
 
 
 def projected_batches(

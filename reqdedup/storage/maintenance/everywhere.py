@@ -38,7 +38,7 @@ def users_scope(catalog: Catalog, namespaces: Iterable[str], names: Iterable[str
     for namespace in namespaces:
         found = tables_of(catalog, namespace)
         tables |= {".".join(table.name()): table for table in found.with_users}
-        beside |= {".".join(other.name()) for other in found.others}
+        beside |= {".".join(other.name()) for other in found.others} | set(found.unreadable)
     for name in dict.fromkeys(names):
         together = [load_listed(catalog, name)]
         if is_feature_table(together[0]):  # its rows follow its main table
@@ -47,7 +47,7 @@ def users_scope(catalog: Catalog, namespaces: Iterable[str], names: Iterable[str
         for namespace in dict.fromkeys(".".join(one.name()[:-1]) for one in tuple(together)):
             around = tables_of(catalog, namespace)
             together += around.rejects
-            beside |= {".".join(one.name()) for one in (*around.with_users, *around.others)}
+            beside |= {".".join(one.name()) for one in (*around.with_users, *around.others)} | set(around.unreadable)
         tables |= {".".join(one.name()): one for one in together}
     not_searched = [f"table {name}" for name in sorted(beside - set(tables))]
     searched = {name.rpartition(".")[0] for name in tables} | set(namespaces)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, ValidationError
 from pyiceberg.table import Table
 
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY, table_buckets
@@ -23,7 +24,8 @@ from reqdedup.storage.write.rejects import is_rejects_table
 @dataclass(frozen=True, kw_only=True)
 class NamespaceTables:
     """engagement, features, rejects: tables that reqdedup made.  served: those that serving keeps (`served_rows`).
-    vocabularies: keys of items.  others: what else there is."""
+    vocabularies: keys of items.  others: what else there is.  unreadable: names of those that pyiceberg cannot load.
+    """
 
     engagement: tuple[Table, ...]
     features: tuple[Table, ...]
@@ -31,6 +33,7 @@ class NamespaceTables:
     served: tuple[Table, ...]
     vocabularies: tuple[Table, ...]
     others: tuple[Table, ...]
+    unreadable: tuple[str, ...]
 
     @property
     def with_users(self) -> tuple[Table, ...]:
@@ -48,10 +51,14 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
         there = sorted(".".join(name) for name in catalog.list_namespaces())
         raise ValueError(f"namespace {namespace} is not in the catalog; there are: {', '.join(there) or 'none'}")
     engagement, features, rejects, served, vocabularies, others = [], [], [], [], [], []
+    unreadable = []
     for name in names:
         try:
-            table = catalog.load_table(name)
+            table = _load(catalog, name)
         except NoSuchTableError:  # dropped since it was listed
+            continue
+        except ValueError:
+            unreadable.append(name)
             continue
         if is_feature_table(table):
             features.append(table)
@@ -72,6 +79,7 @@ def tables_of(catalog: Catalog, namespace: str) -> NamespaceTables:
         served=tuple(served),
         vocabularies=tuple(vocabularies),
         others=tuple(others),
+        unreadable=tuple(unreadable),
     )
 
 
@@ -87,8 +95,8 @@ LISTING_SCHEMA = pa.schema(
         ("snapshot_id", pa.int64()),
     ]
 )
-"""kind: engagements, features, rejects, items or other.  layout: null if it has none.  rows, files, bytes: of the
-snapshot."""
+"""kind: engagements, features, rejects, items, other, or unreadable, of which only the name is known.  layout: null if
+it has none.  rows, files, bytes: of the snapshot."""
 
 
 def list_tables(catalog: Catalog, namespace: str | None = None) -> pa.Table:
@@ -104,6 +112,7 @@ def list_tables(catalog: Catalog, namespace: str | None = None) -> pa.Table:
         kinds["items"] = found.vocabularies
         kinds["other"] = (*found.served, *found.others)
         rows += [_listed(kind, table) for kind, of_kind in kinds.items() for table in of_kind]
+        rows += [{"table": name, "kind": "unreadable"} for name in found.unreadable]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["table"]), LISTING_SCHEMA)
 
 
@@ -129,9 +138,24 @@ def load_listed(catalog: Catalog, name: str) -> Table:
     if "." not in name.strip("."):
         raise ValueError(f"a table is named as namespace.table, found {name!r}; {_tables_there(catalog)}")
     try:
-        return catalog.load_table(name)
+        return _load(catalog, name)
     except (NoSuchTableError, NoSuchNamespaceError):
         raise ValueError(f"table {name} is not in the catalog; {_tables_there(catalog)}") from None
+
+
+def _load(catalog: Catalog, name: str) -> Table:
+    """The table. Raises ValueError for metadata that pyiceberg does not read, as with the type variant."""
+    try:
+        return catalog.load_table(name)
+    except (ValueError, ValidationError) as error:
+        details: list[dict[str, Any]] = getattr(
+            error.__cause__ or error, "errors", list
+        )()  # pydantic's, each with its text
+        found = "; ".join(dict.fromkeys(str(one["msg"]) for one in details)) or str(error)
+        raise ValueError(
+            f"table {name}: column types that pyiceberg {version('pyiceberg')} knows required, found others ({found}); "
+            "have the engine that wrote it copy the other columns (CREATE TABLE ... AS SELECT ...), and name the copy"
+        ) from None
 
 
 def _tables_there(catalog: Catalog) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from pyiceberg.manifest import FileFormat
 
 from reqdedup.audit import audit_table
 from reqdedup.convert import ColumnMapping, convert_table
@@ -17,6 +21,7 @@ from reqdedup.storage import (
     sample_users,
     write,
 )
+from reqdedup.storage.iceberg.errors import IntegrityError
 from tests.storage.foreign.delete_files import delete_positions, delete_where_equal
 from tests.storage.small_log import log_schema, make_log, to_batch
 
@@ -71,7 +76,28 @@ def test_deletes_by_value_are_refused_by_all(catalog, table):
     user = BATCH["user_id"][0].as_py()
     (partition,) = {task.file.partition for task in table.scan(row_filter=f"user_id = {user}").plan_files()}
     delete_where_equal(table, "user_id", user, partition)
-    for read in (lambda: TableSource(table), lambda: convert_table(table, catalog, "lake.new", MAPPING)):
-        with pytest.raises((ValueError, NotImplementedError), match="delete"):
+    for read in (
+        lambda: TableSource(table),
+        lambda: convert_table(table, catalog, "lake.new", MAPPING),
+        lambda: audit_table(table, request_key="request_id", user_key="user_id"),
+    ):
+        with pytest.raises(ValueError, match=r"lake\.t: .* found equality deletes, .* in 1 of .*CREATE TABLE"):
             read()
     assert not catalog.table_exists("lake.new")
+
+
+def test_delete_files_of_a_format_that_is_not_read_are_refused_by_name(catalog, table):
+    delete_positions(table, {TableSource(table).paths[0]: [0]}, FileFormat.AVRO)
+    with pytest.raises(ValueError, match=r"lake\.t: delete files in Parquet, ORC or Puffin .* 1 in AVRO; .*CREATE"):
+        convert_table(table, catalog, "lake.new", MAPPING)
+
+
+@pytest.mark.parametrize("left", [None, b"", b"PAR1 cut PAR1"])
+def test_a_delete_file_that_is_damaged_or_gone_is_named(catalog, table, left):
+    (path,) = delete_positions(table, {TableSource(table).paths[0]: [0]})
+    local = Path(path.removeprefix("file://"))
+    local.unlink() if left is None else local.write_bytes(left)
+    with pytest.raises(
+        IntegrityError, match=rf"lake\.t: delete file {re.escape(path)} is (not there|damaged).*rollback_to"
+    ):
+        convert_table(table, catalog, "lake.new", MAPPING)
