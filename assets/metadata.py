@@ -212,6 +212,11 @@ def curve_metadata(report: pa.Table) -> dict[str, Any]:
     found: dict[str, dict[str, float]] = {}
     for row in report.to_pylist():
         found.setdefault(row["point"], {})[row["figure"]] = row["value"]
+    if not all({"dcg_ratio", "mean_distance"} <= figures.keys() for figures in found.values()):
+        return {
+            GLANCE: pictures.facts(slates_of_two_or_more="none: there is no order to tell"),
+            **report_metadata(report),
+        }
     kept = [100 * figures["dcg_ratio"] for figures in found.values()]
     names = list(found)
     return {

@@ -315,12 +315,15 @@ class LogReader:
         found = f"{count:,} of {counts.rows + count:,}, {count / (counts.rows + count):.2%}"
         if counts.unread_ratio:
             found += f", and {counts.unread_ratio:.0%} of the log's bytes in files that cannot be read to their end"
-        wanted = f"at most {100 * self._max_rejects:.4g}% rejected rows required"
+        wanted, allow = (
+            f"at most {100 * self._max_rejects:.4g}% rejected rows required",
+            "more with a larger max_rejects",
+        )
         if not self._max_rejects:
-            wanted = "strict reading requires that no row is rejected"
+            wanted, allow = "strict reading requires that no row is rejected", "some without strict, by max_rejects"
         return LogError(
-            f"{self.path}: {wanted}, found {found}; mend the log or the mapping, or allow more with a larger "
-            f"max_rejects (--max-rejects):\n{self._rejects.summary()}"
+            f"{self.path}: {wanted}, found {found}; mend the log or the mapping, or allow {allow} (--max-rejects):\n"
+            f"{self._rejects.summary()}"
         )
 
     def _nothing_left(self) -> LogError:

@@ -102,8 +102,9 @@ def test_many_bad_lines_are_each_counted_once_and_strict_reading_lists_them(tmp_
     assert len(found.rejects) == len(wanted)
     assert len(found.rows) == 1_500 - len(wanted)
     with pytest.raises(LogError, match=r"(?s)strict reading requires.*label \(\d+\)") as failure:
-        list(read_log(path, mapping=MAPPING, strict=True))
+        list(read_log(path, mapping=MAPPING, strict=True, max_rejects=0.5))
     assert "log.csv:" in str(failure.value)
+    assert "without strict" in str(failure.value)
 
 
 def test_strict_reading_of_a_clean_log_passes(tmp_path, read):

@@ -15,11 +15,14 @@ import pytest
 
 from assets import pictures
 from assets.metadata import CHART, GLANCE, PICTURE, column_lineage, compression_metadata, curve_metadata, table_metadata
+from assets.rerank import SLATE, WEIGHTS
 from assets.resources import RunRecipe, Warehouse
 from assets.stages import stage
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
+from reqdedup.rerank.scored import curve_table
+from reqdedup.rerank.sweep import sweep, weight_grid
 from reqdedup.storage import UserOverlap
 from reqdedup.storage.measure.compression import REPORT_SCHEMA
 from warehouse import embedded_catalog, open_catalog, replace_engagement_table, write_report_table
@@ -102,6 +105,15 @@ def test_the_curve_shows_relevance_beside_variety():
     assert len(metadata[PICTURE].value) < pictures.SHOWN_AS_IT_IS
     assert metadata[GLANCE].records[1].data["relevance kept"] == "97.0%"
     assert CHART in metadata
+
+
+def test_the_curve_of_requests_with_one_candidate_each_says_that_there_is_none():
+    candidates = {"item_id": np.arange(3), "row_offsets": np.arange(4)}
+    points = sweep(weight_grid(SLATE, "volume", WEIGHTS), np.array([0.5, -1.0, 2.0]), **candidates, vectors=np.eye(3))
+    metadata = curve_metadata(curve_table(points))
+    assert "none" in str(metadata[GLANCE])
+    assert metadata["dagster/row_count"] > 0
+    assert CHART not in metadata
 
 
 @pytest.mark.slow
