@@ -11,9 +11,9 @@ import click
 from reqdedup.cli.catalog import open_catalog
 from reqdedup.cli.options import Checked, Group, Options, option, subcommand
 from reqdedup.cli.output import counted, format_bytes, format_table, print_json, say
-from reqdedup.cli.values import user_id, whole
+from reqdedup.cli.values import share, user_id, whole
 
-VERSION = Checked(whole)
+VERSION, SHARE = Checked(whole), Checked(share)
 NAMESPACE = {"required": True, "metavar": "NAME", "help": "of the tables"}
 
 
@@ -161,6 +161,54 @@ def fetch(arguments: Options) -> int:
 
 
 @subcommand(
+    help="compare a sequence with how it was made before",
+    description="Field by field on matched events, then whole sequences, of every user; figures go to the table "
+    "sequence_shadow. The exit code is 1 if one is beyond its limit.",
+    examples=[
+        "reqdedup sequences shadow engaged --namespace lake --old legacy.sequences --tolerance price=0.01",
+        "reqdedup sequences shadow engaged --namespace lake --old 1 --exact 0.999",
+    ],
+)
+@click.argument("sequence", metavar="SEQUENCE")
+@option("--namespace", **NAMESPACE)
+@option("--old", required=True, metavar="TABLE|N", help="a table of events or of users, or a version of the timeline")
+@option("--columns", metavar="A,B", help="to compare (default: those that both have)")
+@option("--tolerance", multiple=True, metavar="COLUMN=X", help="numbers this far apart are alike; repeat it")
+@option("--unmatched", type=SHARE, metavar="X", help="most events that one side lacks, a share (default: 0.001)")
+@option("--differing", type=SHARE, metavar="X", help="most events with another value in a column (default: 0.001)")
+@option("--exact", type=SHARE, metavar="X", help="least users with the same sequence (default: 0.99)")
+@option("--overlap", type=SHARE, metavar="X", help="least mean overlap of sequences (default: 0.999)")
+def shadow(arguments: Options) -> int:
+    """Compare, print the figures, and say the verdict."""
+    from reqdedup.sequences.shadow import ShadowLimits
+    from reqdedup.sequences.shadow import shadow as compare
+
+    names = ("unmatched", "differing", "exact", "overlap")
+    found = compare(
+        open_catalog(arguments),
+        arguments.namespace,
+        arguments.sequence,
+        int(arguments.old) if arguments.old.isdecimal() else arguments.old,
+        columns=arguments.columns.split(",") if arguments.columns else None,
+        tolerance=dict(_tolerance(text) for text in arguments.tolerance),
+        limits=ShadowLimits(**{n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}),
+    )
+    if arguments.json:
+        print_json(found.plain())
+        return int(not found.passed)
+    rows = [
+        [one.figure, one.of, f"{one.compared:,}", f"{one.share:.4%}", _limit(one.limit), "" if one.ok else "BEYOND"]
+        for one in found.rows
+    ]
+    say(format_table(["figure", "of", "compared", "share", "limit", ""], rows))
+    for one in found.rows:
+        if one.examples:
+            say(f"{one.figure} {one.of}: {one.examples}")
+    say(f"{found.sequence} against {found.old}: {'passed' if found.passed else 'not passed'}")
+    return int(not found.passed)
+
+
+@subcommand(
     help="where the timeline stands",
     description="Delivered events, the watermark, what waits, versions, definitions, files.",
     examples=["reqdedup sequences status --namespace lake"],
@@ -197,6 +245,18 @@ def _say_report(namespace: str, report: Any) -> None:
             say(f"  {counted(count, 'event')} without a row of the enrichment {name}")
 
 
+def _limit(limit: float | None) -> str:
+    return "" if limit is None else f"{limit:.4%}"
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise ValueError(f"--tolerance: COLUMN=X with a number X required, found {text!r}") from None
+
+
 def _time(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
@@ -212,6 +272,6 @@ COMMANDS = (
         "sequences",
         help="User sequences: definitions, the timeline of events, and windows of it.",
         short_help="define user sequences, bring their timeline up to date, fetch one",
-        commands={str(one.name): one for one in (check, advance, backfill, fetch, status)},
+        commands={str(one.name): one for one in (check, advance, backfill, fetch, shadow, status)},
     ),
 )
