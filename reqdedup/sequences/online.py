@@ -7,13 +7,14 @@
     folder/delivered.wal   what was put since, see `speed`
     folder/open.lock       shared by processes that have it open; who deletes users from outside needs it alone
 
-One process writes. `naive.sequence_at` is the definition of what `fetch` answers.
+One process writes, from any of its threads; a read is of one moment. `naive.sequence_at` is the definition of what `fetch` answers.
 """
 
 from __future__ import annotations
 
 import fcntl
 import shutil
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import IO
@@ -42,6 +43,7 @@ class OnlineStore:
         self._lock = lock or (folder / LOCK).open("w")
         if lock is None:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._guard = threading.RLock()
         self._wal = WriteAheadFile(folder / WAL)
         self._use(BatchView(folder / (folder / CURRENT).read_text()))
 
@@ -65,11 +67,12 @@ class OnlineStore:
 
         On disk before they are taken: after a kill, what was confirmed is there, and putting the batch again is safe.
         """
-        events = events.filter(pl.col(POSITION) >= self.speed.position)
-        if not events.height:
-            return 0
-        self._wal.append(events)
-        return self.speed.put(events)
+        with self._guard:
+            events = events.filter(pl.col(POSITION) >= self.speed.position)
+            if not events.height:
+                return 0
+            self._wal.append(events)
+            return self.speed.put(events)
 
     def fetch(
         self, user_id: int, sequence: str, columns: Sequence[str] | None = None, *, at_us: int | None = None
@@ -82,14 +85,15 @@ class OnlineStore:
         """
         definition = self.definition(sequence)
         names = self._names(definition, columns)
-        num, num_since = self._arrived(user_id, at_us)
-        last = self._rank(user_id, definition.rank_column, num, num_since)
-        first = max(1, last - definition.last_n + 1)
-        oldest = None
-        if definition.window_us is not None:
-            latest = at_us if at_us is not None else max(self.speed.arrival_us, self.view.state.arrival_us) + 1
-            oldest = latest - definition.window_us
-        return self._read(user_id, definition.rank_column, names, first, num, num_since, oldest)
+        with self._guard:
+            num, num_since = self._arrived(user_id, at_us)
+            last = self._rank(user_id, definition.rank_column, num, num_since)
+            first = max(1, last - definition.last_n + 1)
+            oldest = None
+            if definition.window_us is not None:
+                latest = at_us if at_us is not None else max(self.speed.arrival_us, self.view.state.arrival_us) + 1
+                oldest = latest - definition.window_us
+            return self._read(user_id, definition.rank_column, names, first, num, num_since, oldest)
 
     def window(
         self, user_id: int, sequence: str, columns: Sequence[str] | None, first: int, last: int | None = None
@@ -100,15 +104,16 @@ class OnlineStore:
         """
         definition = self.definition(sequence)
         names, rank = self._names(definition, columns), definition.rank_column
-        num, num_since = self._arrived(user_id, None)
-        end = self._rank(user_id, rank, num, num_since)
-        if last is not None and last > end:
-            raise WindowError("at", f"0 to {end}, the end of the timeline,", str(last))
-        if last is not None:
-            of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
-            num = int(np.searchsorted(self.view.columns[rank][of_view.start : of_view.end], last, "right"))
-            num_since = int(np.searchsorted(since[rank], last, "right")) if since is not None else 0
-        return self._read(user_id, rank, names, first + 1, num, num_since, None), end
+        with self._guard:
+            num, num_since = self._arrived(user_id, None)
+            end = self._rank(user_id, rank, num, num_since)
+            if last is not None and not 0 <= last <= end:
+                raise WindowError("at", f"0 to {end}, the end of the timeline,", str(last))
+            if last is not None:
+                of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
+                num = int(np.searchsorted(self.view.columns[rank][of_view.start : of_view.end], last, "right"))
+                num_since = int(np.searchsorted(since[rank], last, "right")) if since is not None else 0
+            return self._read(user_id, rank, names, first + 1, num, num_since, None), end
 
     def _names(self, definition: SequenceDefinition, columns: Sequence[str] | None) -> Sequence[str]:
         names = definition.columns if columns is None else columns
@@ -175,16 +180,18 @@ class OnlineStore:
         number = int((self._folder / CURRENT).read_text().removeprefix("view-")) + 1
         old = self.view.folder
         view = _built(self._catalog, self._namespace, self._folder, number, self.view.horizon_us)
-        self._use(view)
-        rest = (one.filter(pl.col(POSITION) >= view.state.position) for one in list(self._wal.batches()))
-        self._wal.keep(rest)
+        with self._guard:
+            self._use(view)
+            rest = (one.filter(pl.col(POSITION) >= view.state.position) for one in list(self._wal.batches()))
+            self._wal.keep(rest)
         shutil.rmtree(old, ignore_errors=True)
 
     def delete_users(self, user_ids: Iterable[int]) -> None:
         """Forget users who were deleted from the tables: their events in the view and in what was put."""
         gone = pl.Series(list(user_ids), dtype=pl.Int64).implode()
-        self._wal.keep(events.filter(~pl.col(USER).is_in(gone)) for events in list(self._wal.batches()))
-        self.refresh()
+        with self._guard:
+            self._wal.keep(events.filter(~pl.col(USER).is_in(gone)) for events in list(self._wal.batches()))
+            self.refresh()
 
     def close(self) -> None:
         self._wal.close()

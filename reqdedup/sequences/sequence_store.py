@@ -15,7 +15,7 @@ import numpy as np
 from reqdedup.schema import NUMBER_WIDTH_BYTES
 from reqdedup.sequences.online import OnlineStore
 from reqdedup.sequences.packing import no_such_version
-from reqdedup.sequences.store import TimelineEnd, Window
+from reqdedup.sequences.store import TimelineEnd, UserRead, Window, WindowError
 
 
 class SequenceStore:
@@ -51,6 +51,11 @@ class SequenceStore:
         at: int | None = None,
         version: int | None = None,
     ) -> Window | None:
+        unknown = sorted(set(columns) - set(self._columns))
+        if unknown:
+            raise ValueError(
+                f"window: columns of the store ({', '.join(self._columns)}) required, found also {unknown}"
+            )
         stands = self.end(user_id)
         if stands is None:
             return None
@@ -58,10 +63,23 @@ class SequenceStore:
             raise no_such_version(user_id, version)
         last = stands.end if at is None else at
         first = int(start_of(last))
-        if last >= 0 and not 0 <= first <= last:
-            raise ValueError(f"window: start_of({last}) of 0 to {last} required, found {first}")
+        if 0 <= last <= stands.end and not 0 <= first <= last:
+            raise WindowError(f"start_of({last})", f"0 to {last}", str(first))
         found, _ = self._online.window(user_id, self._sequence, columns, first, last)
         return Window({name: np.array(values) for name, values in found.items()}, first, last, self._version)
+
+    def fetch(
+        self,
+        user_id: int,
+        columns: Sequence[str],
+        names: Sequence[str],
+        *,
+        start_of: Callable[[int], int],
+        at: int | None = None,
+        version: int | None = None,
+    ) -> UserRead:
+        """See `Store`; the features of a request are another store's, and there are none here."""
+        return UserRead(window=self.window(user_id, columns, start_of=start_of, at=at, version=version))
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:
         return {}
