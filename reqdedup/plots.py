@@ -263,6 +263,29 @@ def sequence_figures(report: pa.Table) -> Chart:
     return Chart(figure)
 
 
+def user_timeline(events: Mapping[str, Sequence[Any]], *, request_at: Any, end: int, start: int, title: str) -> Chart:
+    """One user's events at the time of their arrival, a line of each back to when it happened; what a request sees.
+
+    events: event_ts, arrival_ts (times) and event_type (texts), in the order of the timeline.  request_at: when it was.
+    end, start: the request's history_end, and the first event of its window.
+    """
+    figure, (axes,) = _axes(1, width=9.5, height=2.6)
+    kinds = sorted(set(events["event_type"]))
+    rows = [kinds.index(kind) for kind in events["event_type"]]
+    seen = [start <= number < end for number in range(len(rows))]
+    axes.hlines(rows, events["event_ts"], events["arrival_ts"], color=LIMIT, linewidth=1.5, zorder=1)
+    for is_seen, color, label in ((False, GREY, "not in the window"), (True, BLUES[2], "what the request sees")):
+        chosen = [place for place, found in enumerate(seen) if found == is_seen]
+        at = [events["arrival_ts"][place] for place in chosen]
+        axes.scatter(at, [rows[place] for place in chosen], s=22, color=color, label=label, zorder=2)
+    axes.axvline(request_at, color="black", linewidth=1, linestyle="--")
+    axes.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(-0.6, len(kinds) - 0.4))
+    axes.tick_params(axis="x", labelsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return Chart(figure)
+
+
 def _weighted(values: Sequence[tuple[float, float]]) -> float:
     total = sum(weight for _, weight in values)
     return sum(value * weight for value, weight in values) / total if total else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from datetime import UTC, date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -118,3 +119,37 @@ def test_charts_need_no_pyplot_and_importing_them_no_matplotlib():
         "plots.bars({'a': 1.0}, title='').png(); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_sequences_are_drawn_by_day_and_a_user_with_what_a_request_sees():
+    days = [date(2026, 1, 1), date(2026, 1, 2)]
+    rows = [
+        {"day": day, "event_type": kind, "figure": figure, "of": of, "value": value}
+        for day, kind, figure, of, value in [
+            (days[0], "view", "delivered", "", 10.0),
+            (days[0], "click", "delivered", "", 4.0),
+            (days[1], "view", "delivered", "", 9.0),
+            (days[1], "view", "lag_p50_s", "", 2.0),
+            (days[1], "click", "lag_p50_s", "", 3.0),
+            (days[1], "view", "kept", "", 6.0),
+            (days[1], "click", "kept", "", 2.0),
+            (days[1], "view", "null_share", "price", 0.5),
+            (days[1], "click", "null_share", "price", 0.1),
+            (days[1], "", "rejected", "event_type is unknown", 3.0),
+        ]
+    ]
+    chart = plots.sequence_figures(pa.Table.from_pylist(rows))
+    events, lag, nulls = chart.figure.axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for axes in (events, lag, nulls) for line in axes.get_lines()}
+    assert drawn["delivered"] == [14.0, 9.0]
+    assert drawn["p50"] == [3.0]
+    assert drawn["price"] == pytest.approx([40.0])
+    assert drawn["rejected: event_type is unknown"] == [3.0]
+
+    at = [datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in range(5)]
+    columns = {"event_ts": at, "arrival_ts": at, "event_type": ["view", "click", "view", "view", "click"]}
+    drawn_user = plots.user_timeline(columns, request_at=at[3], end=3, start=1, title="user 7")
+    others, seen = drawn_user.figure.axes[0].collections[1:]
+    assert [len(points.get_offsets()) for points in (others, seen)] == [3, 2]
+    assert seen.get_offsets()[:, 1].tolist() == [0.0, 1.0]
