@@ -7,7 +7,8 @@
     folder/delivered.wal   what was put since, see `speed`
     folder/open.lock       shared by processes that have it open; who deletes users from outside needs it alone
 
-One process writes, from any of its threads; a read is of one moment. `naive.sequence_at` is the definition of what `fetch` answers.
+One process writes, from any of its threads; a read is of one moment. `naive.sequence_at` is the definition of what
+`fetch` answers.
 """
 
 from __future__ import annotations

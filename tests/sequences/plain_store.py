@@ -1,4 +1,4 @@
-"""The definition of a store: lists in a dict."""
+"""The definition of a store: lists in a dict; and how a test asks a store and this one the same."""
 
 from __future__ import annotations
 
@@ -15,6 +15,29 @@ def make_events(numbers, columns=COLUMNS):
     """Events whose values all follow from their numbers."""
     numbers = np.asarray(numbers, np.int64)
     return {name: (numbers * (place + 1) + place).astype(dtype) for place, (name, dtype) in enumerate(columns.items())}
+
+
+WHOLE = {"start_of": lambda end: 0}
+NAMES = tuple(COLUMNS)
+
+
+def same_window(found, wanted):
+    assert (found is None) == (wanted is None)
+    if found is not None:
+        assert (found.start, found.end, found.version) == (wanted.start, wanted.end, wanted.version)
+        assert list(found.columns) == list(wanted.columns)
+        for name, array in wanted.columns.items():
+            assert found.columns[name].dtype == array.dtype
+            assert found.columns[name].strides == array.strides
+            assert found.columns[name].flags.writeable
+            assert found.columns[name].tobytes() == array.tobytes()
+
+
+def outcome(call, *args, **options):
+    try:
+        return call(*args, **options)
+    except ValueError:
+        return "refused"
 
 
 class PlainStore:

@@ -18,8 +18,7 @@ from reqdedup.sequences.online import open_online
 from reqdedup.sequences.sequence_store import SequenceStore
 from reqdedup.sequences.store import TimelineEnd, Window, WindowError
 from reqdedup.storage import open_catalog
-from tests.sequences.plain_store import COLUMNS, PlainStore, make_events
-from tests.sequences.test_store import NAMES, WHOLE, outcome, same_window
+from tests.sequences.plain_store import COLUMNS, NAMES, WHOLE, PlainStore, make_events, outcome, same_window
 
 LOG = EventLog(types=["kept", "left"], columns={n: dtype for n, dtype in COLUMNS.items() if n != "item_id"})
 KEPT = SequenceDefinition(name="kept", owner="tests", events=[EventType("kept")], columns=NAMES, last_n=10_000)

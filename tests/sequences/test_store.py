@@ -13,30 +13,7 @@ from hypothesis import strategies as st
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.sequences.packing import CHUNK
 from reqdedup.sequences.store import TimelineEnd, UserRecord, now_us
-from tests.sequences.plain_store import COLUMNS, PlainStore, make_events
-
-WHOLE = {"start_of": lambda end: 0}
-NAMES = tuple(COLUMNS)
-
-
-def same_window(found, wanted):
-    assert (found is None) == (wanted is None)
-    if found is not None:
-        assert (found.start, found.end, found.version) == (wanted.start, wanted.end, wanted.version)
-        assert list(found.columns) == list(wanted.columns)
-        for name, array in wanted.columns.items():
-            assert found.columns[name].dtype == array.dtype
-            assert found.columns[name].strides == array.strides
-            assert found.columns[name].flags.writeable
-            assert found.columns[name].tobytes() == array.tobytes()
-
-
-def outcome(call, *args, **options):
-    try:
-        return call(*args, **options)
-    except ValueError:
-        return "refused"
-
+from tests.sequences.plain_store import COLUMNS, NAMES, WHOLE, PlainStore, make_events, outcome, same_window
 
 users = st.integers(0, 2)
 sizes = st.sampled_from([0, 1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK - 5])
