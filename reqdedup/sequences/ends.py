@@ -90,10 +90,12 @@ def windows(
     at_us_R: np.ndarray,
     *,
     end_R: np.ndarray | None = None,
+    rank_R: np.ndarray | None = None,
 ) -> Iterator[BucketWindows]:
     """What requests see of a sequence, bucket by bucket.
 
-    end_R: their history_end, if it is known; else it is searched.
+    end_R: their history_end, if it is known; else it is searched.  rank_R: of the sequence's own events, how many were
+    before them, if that is known.
     """
     rank = definition.rank_column
     for bucket, row_R in by_bucket(user_R, timeline.num_buckets):
@@ -117,22 +119,24 @@ def windows(
         before_T = np.cumsum(is_member_T) - is_member_T
         first_member_R = before_T[np.minimum(first_R, len(before_T) - 1)] if len(before_T) else first_R
         has_R = found_R > 0
-        rank_R = np.where(has_R, rank_T[np.where(has_R, first_R + found_R - 1, 0)], 0) if len(rank_T) else found_R * 0
-        start_R = np.maximum(0, rank_R - definition.last_n)
+        seen_R = np.where(has_R, rank_T[np.where(has_R, first_R + found_R - 1, 0)], 0) if len(rank_T) else found_R * 0
+        if rank_R is not None:
+            seen_R = rank_R[row_R]
+        start_R = np.maximum(0, seen_R - definition.last_n)
         if definition.window_us is not None:
             member_arrival = arrival_T[is_member_T]
             oldest = count_below(
-                member_arrival, first_member_R, first_member_R + rank_R, at_us_R[row_R] - definition.window_us
+                member_arrival, first_member_R, first_member_R + seen_R, at_us_R[row_R] - definition.window_us
             )
             start_R = np.maximum(start_R, oldest)
         members = events.filter(pa.array(is_member_T)) if not is_member_T.all() else events
         yield BucketWindows(
             row_R=row_R,
             end_R=found_R,
-            rank_R=rank_R,
+            rank_R=seen_R,
             columns={name: numbers_of(members.column(name)) for name in definition.columns},
             start_R=first_member_R + start_R,
-            length_R=rank_R - start_R,
+            length_R=seen_R - start_R,
         )
 
 

@@ -35,13 +35,15 @@ def write_training_table(
     request_columns: Collection[str] = (),
     columns: Sequence[str] | None = None,
     version: int | None = None,
+    pointers: bool = False,
     num_buckets: int = 16,
 ) -> WriteReport:
     """Make `table` hold these rows with `history_<column>` for every column of a sequence, in one commit.
 
     rows: user_id, request_id, item_id (int64), request_ts and labels, the rows of a request next to one another.
     labels: columns of `rows` to learn.  request_columns: those with one value per request; all others are the item's.
-    columns, version: as of `add_histories`. Errors are those of `add_histories` and `storage.replace_table`.
+    columns, version: as of `add_histories`.  pointers: write no history, which `PointerSource` joins as it reads; the
+    buckets are then the timeline's. Errors are those of `add_histories` and `storage.replace_table`.
     """
     timeline = open_timeline(catalog, namespace, version)
     definition = timeline.definition(sequence)
@@ -55,7 +57,7 @@ def write_training_table(
                 name=HISTORY_END, dtype="int64", level=Level.REQUEST, doc="events of the sequence before the request"
             ),
             Column(name=TIMELINE_VERSION, dtype="int32", level=Level.REQUEST, doc="version of the timeline"),
-            *history_columns(timeline, definition),
+            *(() if pointers else history_columns(timeline, definition)),
         )
     )
     batches = (
@@ -64,7 +66,14 @@ def write_training_table(
             catalog, namespace, sequence, rows, columns=definition.columns, version=timeline.state.version
         )
     )
-    return replace_table(catalog, table, schema, Layout.BY_REQUEST, batches, num_buckets=num_buckets)
+    return replace_table(
+        catalog,
+        table,
+        schema,
+        Layout.BY_REQUEST,
+        batches,
+        num_buckets=timeline.num_buckets if pointers else num_buckets,
+    )
 
 
 def _column(field: pa.Field, labels: Sequence[str], request_columns: Collection[str]) -> Column:

@@ -19,7 +19,7 @@ def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, c
     space: dict = {}
     printed = ""
     blocks = re.findall(r"^```(python|sh)(?: file=(\S+))?\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-    assert [kind for kind, _, _ in blocks] == ["python", "python", "python", "sh", "sh", "python", "python"]
+    assert [kind for kind, _, _ in blocks] == ["python", "python", "python", "sh", "sh", "python", "python", "python"]
     for kind, file, text in blocks:
         if file:
             Path(file).write_text(text)

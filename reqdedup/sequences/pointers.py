@@ -1,0 +1,116 @@
+"""A training table without sequence columns: each request is a pointer into the timeline, joined as it is read.
+
+    main       user_id, request_id, ..., history_end, timeline_version      `write_training_table(pointers=True)`
+    timeline   the events of the users of one bucket at a time
+
+Batches are those of the same table with blobs. The first such table saves nothing, since the timeline is as large as
+the blobs; each further one is the size of its own columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.catalog import Catalog
+
+from reqdedup.arrays.ranges import offsets_of
+from reqdedup.arrays.windows import gather_windows
+from reqdedup.dedup.encoding import blobs_from_numpy
+from reqdedup.schema import HISTORY_END, REQUEST_TS, TIMELINE_VERSION
+from reqdedup.sequences.definition import USER
+from reqdedup.sequences.ends import history_columns, requests_of, windows
+from reqdedup.sequences.timeline import Timeline, open_timeline
+from reqdedup.storage import TableSource
+from reqdedup.storage.iceberg.layout import table_buckets
+
+_POINTER = (USER, REQUEST_TS, HISTORY_END, TIMELINE_VERSION)
+
+
+class PointerSource:
+    """A table of pointers as a source of deduplicated batches; see `BatchSource`.
+
+    schema: the table's columns, then `history_<column>` of the sequence.
+    Raises ValueError if the table has no pointers, or other buckets than the timeline.
+    """
+
+    def __init__(
+        self, main: TableSource, catalog: Catalog, namespace: str, sequence: str, *, version: int | None = None
+    ) -> None:
+        found, name = open_timeline(catalog, namespace, version), ".".join(main.table.name())
+        self._timeline = _OneBucket(found.table, found.snapshot_id, found.state)
+        self._main, self._definition = main, found.definition(sequence)
+        missing = [one for one in _POINTER if one not in main.schema.names]
+        if missing:
+            raise ValueError(f"{name}: pointers ({', '.join(_POINTER)}) required, found no {', '.join(missing)}")
+        if table_buckets(main.table) != found.num_buckets:
+            raise ValueError(
+                f"{name}: {found.num_buckets} buckets, as many as the timeline's, required, found "
+                f"{table_buckets(main.table)}; write it with pointers=True"
+            )
+        self._made = {column.name: column for column in history_columns(found, self._definition)}
+        self.schema = main.schema.with_columns(*self._made.values())
+        self.name = f"{name} with {sequence}"
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `BatchSource`."""
+        sequence = f"{self._definition.fingerprint} at {self._timeline.snapshot_id}"
+        return {**self._main.fingerprint(), "sequence": sequence}
+
+    def batches(
+        self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The batches of the table with the histories; see `BatchSource`."""
+        names = [name for name in self.schema.names if columns is None or name in columns]
+        wanted = [name for name in self._made if name in names]
+        read = [name for name in self._main.schema.names if name in names or (wanted and name in _POINTER)]
+        for batch in self._main.batches(read, users):
+            if wanted and batch.num_rows:
+                batch = self._joined(batch, wanted)
+            elif wanted:
+                continue
+            yield batch.select(names)
+
+    def _joined(self, batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
+        version, found = self._timeline.state.version, pc.unique(batch.column(TIMELINE_VERSION)).to_pylist()
+        if found != [version]:
+            raise ValueError(
+                f"{self.name}: rows of version {version} of the timeline required, found {found}; open it with "
+                "the version that they are of"
+            )
+        rows = pa.Table.from_batches([batch])
+        user_B, at_us_B = requests_of(rows)
+        (of_bucket,) = windows(
+            self._timeline,
+            self._definition,
+            user_B,
+            at_us_B,
+            rank_R=rows.column(HISTORY_END).to_numpy(),
+        )
+        start_B, length_B = (np.empty_like(of_bucket.start_R) for _ in range(2))
+        start_B[of_bucket.row_R], length_B[of_bucket.row_R] = of_bucket.start_R, of_bucket.length_R
+        is_new = np.ones(len(start_B), bool)
+        is_new[1:] = (np.diff(start_B) != 0) | (np.diff(length_B) != 0)
+        indices = pa.array((np.cumsum(is_new) - 1).astype(np.int32))
+        start_W, length_W = start_B[is_new], length_B[is_new]
+        for name in wanted:
+            packed = gather_windows(of_bucket.columns[name.removeprefix("history_")], start_W, length_W)
+            blobs = blobs_from_numpy(packed.astype(self._made[name].dtype, copy=False), offsets_of(length_W))
+            rows = rows.append_column(name, pa.DictionaryArray.from_arrays(indices, blobs))
+        (joined,) = rows.combine_chunks().to_batches()
+        return joined
+
+
+class _OneBucket(Timeline):
+    """Keeps the bucket that was read last: a table's batches come bucket by bucket."""
+
+    _kept: tuple[Any, pa.Table] | None = None
+
+    def read(self, bucket: int, columns: Sequence[str]) -> pa.Table:
+        asked = bucket, tuple(columns)
+        if self._kept is None or self._kept[0] != asked:
+            self._kept = asked, super().read(bucket, columns)
+        return self._kept[1]

@@ -1,0 +1,92 @@
+"""A table of pointers gives the batches of the same table with blobs."""
+
+from __future__ import annotations
+
+import pytest
+
+from reqdedup.logs.synthetic_events import (
+    EVENT_COLUMNS,
+    EVENT_TYPES,
+    SyntheticEventsConfig,
+    synthetic_events,
+    synthetic_requests,
+)
+from reqdedup.sequences.batch import advance
+from reqdedup.sequences.definition import EventLog, EventType, SequenceDefinition
+from reqdedup.sequences.intake import append_events
+from reqdedup.sequences.pointers import PointerSource
+from reqdedup.sequences.training_table import write_training_table
+from reqdedup.storage import TableSource, open_catalog
+
+CONFIG = SyntheticEventsConfig(num_users=40, num_items=80, num_days=6)
+LOG = EventLog(types=EVENT_TYPES, columns=EVENT_COLUMNS)
+CLICKED = SequenceDefinition(
+    name="clicked",
+    owner="tests",
+    events=[EventType("click"), EventType("view")],
+    columns=["item_id", "event_ts"],
+    last_n=15,
+    window="2d",
+)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    """Tables in both forms, written at the fourth day; two days of events have come since."""
+    folder = tmp_path_factory.mktemp("pointers")
+    catalog = open_catalog(properties={"uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/tables"})
+    days = list(synthetic_events(CONFIG))
+    rows = synthetic_requests(CONFIG, num_requests=120, fan_out=3)
+    append_events(catalog, "lake", LOG, days[:5], source="first")
+    advance(catalog, "lake", [CLICKED], num_buckets=3)
+    for table, pointers in (("lake.blobs", False), ("lake.pointers", True)):
+        write_training_table(
+            catalog, table, "lake", "clicked", rows, labels=["click"], pointers=pointers, num_buckets=3
+        )  # fmt: skip
+    append_events(catalog, "lake", LOG, days[5:], source="since")
+    advance(catalog, "lake", [CLICKED])
+    return catalog
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [None, ["user_id", "request_id", "item_id", "request_ts", "history_item_id"]])
+def test_pointers_and_blobs_give_the_same_rows(lake, columns):
+    blobs = TableSource(lake.load_table("lake.blobs"))
+    pointers = PointerSource(TableSource(lake.load_table("lake.pointers")), lake, "lake", "clicked")
+    assert "history_item_id" not in TableSource(lake.load_table("lake.pointers")).schema.names
+    assert set(pointers.schema.names) == set(blobs.schema.names)
+    found, wanted = (
+        [row for batch in source.batches(columns) for row in batch.to_pylist()] for source in (pointers, blobs)
+    )
+    assert found == wanted
+    assert len({row["history_item_id"] for row in found}) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffle", ["none", "requests", "users"])
+def test_the_loader_gives_the_same_batches(lake, shuffle):
+    torch = pytest.importorskip("torch")
+    from reqdedup.training import RequestLoader
+
+    blobs = TableSource(lake.load_table("lake.blobs"))
+    pointers = PointerSource(TableSource(lake.load_table("lake.pointers")), lake, "lake", "clicked")
+
+    class Plain:
+        """Read as any source is, and not by its row groups, which a loader shuffles."""
+
+        schema, batches = blobs.schema, blobs.batches
+
+    num = 0
+    options = {"requests_per_batch": 16, "shuffle": shuffle, "seed": 3}
+    for found, wanted in zip(RequestLoader(pointers, **options), RequestLoader(Plain(), **options), strict=True):
+        assert found.history.keys() == wanted.history.keys() != set()
+        for name, values in wanted.history.items():
+            assert torch.equal(found.history[name], values)
+        assert torch.equal(found.history_offsets_R1, wanted.history_offsets_R1)
+        num += 1
+    assert num > 5
+
+
+def test_a_version_that_is_gone_is_refused(lake):
+    with pytest.raises(ValueError, match="a version of the timeline required"):
+        PointerSource(TableSource(lake.load_table("lake.pointers")), lake, "lake", "clicked", version=7)
