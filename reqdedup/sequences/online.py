@@ -191,8 +191,10 @@ class OnlineStore:
         """Forget users who were deleted from the tables: their events in the view and in what was put."""
         gone = pl.Series(list(user_ids), dtype=pl.Int64).implode()
         with self._guard:
+            position = self.speed.position
             self._wal.keep(events.filter(~pl.col(USER).is_in(gone)) for events in list(self._wal.batches()))
             self.refresh()
+            self.speed.position = max(position, self.speed.position)  # what was put is known, that of the users too
 
     def close(self) -> None:
         self._wal.close()

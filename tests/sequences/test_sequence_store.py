@@ -148,3 +148,13 @@ def test_what_it_cannot_answer_is_said(catalog, tmp_path):
         with pytest.raises(ValueError, match="required, found a"):
             write(0, make_events([1]), key="a")
     store.close()
+
+
+def test_what_was_put_of_a_deleted_user_is_not_taken_again(catalog, tmp_path):
+    mine = Putting(tmp_path, catalog)
+    events = numbered(5, make_events(range(9)), mine.position)
+    assert mine.online.put(events) == events.height
+    assert mine.store.delete_user(5)
+    assert mine.online.put(events) == 0
+    assert mine.store.end(5) is None
+    mine.store.close()
