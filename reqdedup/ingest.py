@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +12,16 @@ from pyiceberg.catalog import Catalog
 from reqdedup import storage
 from reqdedup.display import format_bytes
 from reqdedup.logs import LogReader
+from reqdedup.logs.urls.items import UrlMerges
+from reqdedup.logs.urls.rules import FORMAT
 from reqdedup.schema import ITEM_ID
 from reqdedup.storage import Layout
 from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg.layout import check_same_form
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
+
+URL_RULES_PROPERTY = "reqdedup.url-rules"
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class IngestReport:
     rejects_table: name of the table that holds them.
     leaking: requests whose history would hold a row that had not arrived, were it in the order of time; None if the
         mapping has no arrival_column.
+    urls: which ids were merged; None if items are not named by URLs.
     """
 
     table: str
@@ -34,6 +41,7 @@ class IngestReport:
     rejected: dict[str, int]
     rejects_table: str
     leaking: int | None = None
+    urls: UrlMerges | None = None
 
     def __str__(self) -> str:
         written = self.written
@@ -69,6 +77,8 @@ def ingest(
     if table is not None and not replace:
         check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
     before = table and table.current_snapshot()
+    said = rules_property(log.url_merges, table.properties if table is not None else {})
+    options["properties"] = {**(options.get("properties") or {}), **said}
     try:
         written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
         storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
@@ -77,4 +87,11 @@ def ingest(
             storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
         raise
     rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
-    return IngestReport(identifier, layout, written, rejected, rejects_name, log.counts.leaking)
+    return IngestReport(identifier, layout, written, rejected, rejects_name, log.counts.leaking, log.url_merges)
+
+
+def rules_property(merges: UrlMerges | None, before: Mapping[str, str]) -> dict[str, str]:
+    """By which rules a table's items are told apart: format and fingerprint of the URL rules, "" if not any more."""
+    if merges is None:
+        return {URL_RULES_PROPERTY: ""} if before.get(URL_RULES_PROPERTY) else {}
+    return {URL_RULES_PROPERTY: json.dumps({"format": FORMAT, "fingerprint": merges.rules})}

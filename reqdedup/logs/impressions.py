@@ -17,6 +17,7 @@ import polars as pl
 from reqdedup.logs.checks import Check, Rejects
 from reqdedup.logs.ids import ItemKeys, hash_strings
 from reqdedup.logs.mapping import ARRIVAL, ARRIVED_US, MAX_ORDER, FeatureRule, IdRule, LogMapping
+from reqdedup.logs.urls.items import UrlItems
 from reqdedup.logs.values import (
     FAR_FUTURE_US,
     INTEGER_ID,
@@ -96,7 +97,17 @@ def _are_strings(frame: pl.DataFrame, name: str, mapping: LogMapping) -> bool | 
 class ImpressionParser:
     """Turns blocks of one log into impressions. Times later than a day after its making are absurd by default."""
 
-    def __init__(self, mapping: LogMapping, ids: IdTypes, rejects: Rejects, *, request_scope: str, keys: ItemKeys):
+    def __init__(
+        self,
+        mapping: LogMapping,
+        ids: IdTypes,
+        rejects: Rejects,
+        *,
+        request_scope: str,
+        keys: ItemKeys,
+        urls: UrlItems | None = None,
+    ):
+        self._urls = urls
         self._mapping, self._ids, self._rejects, self._scope = mapping, ids, rejects, request_scope
         self._keys = keys
         self._texts = {f"request {rule.name}" for rule in mapping.request_columns if rule.dtype == "string"}
@@ -133,6 +144,8 @@ class ImpressionParser:
         if mapping.candidates:
             frame = self._explode_candidates(frame)
         frame = self._scoped(self._parse_row(frame))
+        if self._urls is not None:
+            frame = self._urls.normalised(frame)
         if self._ids.item:
             self._keys.add(frame["item_key"])
             if "history" in frame.columns:

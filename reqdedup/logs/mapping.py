@@ -22,6 +22,9 @@ MAX_LABELS = 31
 ARRIVAL, ARRIVED_US = "arrival time", "arrival time [us]"
 """Internal names of the column that says when a row arrived, as it is read and in microseconds since 1970."""
 
+ITEM_URL = "item_url"
+"""The column with the URL as the log has it, if items are named by URLs."""
+
 _RESERVED = {
     *("user", "item", "request", "time", "candidates", "history", "history_times", "file", "line", "raw"),
     *("user_id", "item_id", "request_id", "user_key", "item_key", "request_key", "ts_us", "request_ts_us"),
@@ -40,9 +43,11 @@ _RESERVED = {
 _RESERVED_PREFIXES = ("_", "label ", "row ", "request ", "number ", "unfit ")
 
 
-def check_id_type(found: str) -> None:
-    if found not in ("auto", "int", "string", "hash"):
-        raise ValueError(f"mapping: id type auto, int, string or hash required, found {found!r}")
+def check_id_type(found: str, *more: str) -> None:
+    if found not in ("auto", "int", "string", "hash", *more):
+        raise ValueError(
+            f"mapping: id type {', '.join(('auto', 'int', 'string', *more))} or hash required, found {found!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +56,22 @@ class IdRule:
 
     columns: names, of which a file has one.
     type: int, string, hash, or auto (int if most of the first rows have integers). Texts of items get dense ids of a
-        vocabulary, but with hash their hash; those of users and requests are always hashed.
+        vocabulary, but with hash their hash; those of users and requests are always hashed. url, of items: URLs that
+        lead to one page are one item.
+    rules: path of the rules file of type url; without one, all parameters of a URL are kept.
     all_of: whether the id is made of all these columns; it is a string then, their values joined by |.
     """
 
     columns: tuple[str, ...]
     type: str = "auto"
     all_of: bool = False
+    rules: str = ""
 
     def __post_init__(self) -> None:
-        check_id_type(self.type)
-        if self.all_of and (self.type == "int" or len(self.columns) < 2):
+        check_id_type(self.type, "url")
+        if self.rules and self.type != "url":
+            raise ValueError(f"mapping: rules only with type url, found type {self.type!r}")
+        if self.all_of and (self.type in ("int", "url") or len(self.columns) < 2):
             raise ValueError(
                 f"mapping: an id of all_of needs two columns or more and is a string, found {self.columns!r}, type "
                 f"{self.type!r}"
@@ -278,6 +288,9 @@ class LogMapping:
             raise ValueError("mapping: listed_in needs [candidates]: it says which of them have the label")
         names = [*self.label_names, *(rule.name for rule in self.request_columns + self.item_columns)]
         names += ["position"] if self.candidates and self.candidates.position else []
+        names += [ITEM_URL] if self.are_urls else []
+        if "url" in (self.user_id.type, self.request_id.type if self.request_id else ""):
+            raise ValueError("mapping: type url only of item_id, found it of user_id or request_id")
         for name in names:
             lower = name.lower()  # engines that do not tell cases apart read these tables too
             if lower in _RESERVED or names.count(name) > 1 or not name or lower.startswith(_RESERVED_PREFIXES):
@@ -286,6 +299,11 @@ class LogMapping:
                 )
         if not 1 <= len(self.labels) <= MAX_LABELS:
             raise ValueError(f"mapping: from 1 to {MAX_LABELS} labels required, found {len(self.labels)}")
+
+    @property
+    def are_urls(self) -> bool:
+        """Whether items are named by URLs."""
+        return self.item_id is not None and self.item_id.type == "url"
 
     @property
     def hashes_items(self) -> bool:

@@ -11,6 +11,7 @@
     user_id = "userId"                  # a name, or several of which the file has one
     item_id = { column = "sku", type = "string" }   # int, string or auto
     request_id = "impression"           # left out: sessions
+    # item_id = { column = "url", type = "url", rules = "miqps.json" }   # URLs of one page are one item
     # request_id = { all_of = ["user", "ts"] }      # an id of several columns
 
     # order = "position"                # instead of [time]: whole numbers that only say what came before what
@@ -55,6 +56,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -86,11 +88,15 @@ def load_mapping(source: LogMapping | Mapping[str, Any] | str | Path) -> LogMapp
         return parse_mapping(source)
     try:
         with Path(source).open("rb") as file:
-            return parse_mapping(tomllib.load(file))
+            mapping = parse_mapping(tomllib.load(file))
     except OSError as error:
         raise ValueError(f"mapping {source}: a readable TOML file required, found: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"mapping {source}: TOML required, found: {error}") from None
+    if mapping.item_id is None or not mapping.item_id.rules:
+        return mapping
+    rules = Path(source).parent / mapping.item_id.rules  # beside the mapping, wherever it is read from
+    return replace(mapping, item_id=replace(mapping.item_id, rules=str(rules)))
 
 
 def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
@@ -198,7 +204,8 @@ class _Table:
             inner = _Table(key, value)
             several = "all_of" in value
             columns = inner.names("all_of" if several else "column")
-            rule = IdRule(columns=columns, type=inner.take("type", "auto", _TEXT), all_of=several)
+            kind, rules = inner.take("type", "auto", _TEXT), inner.take("rules", "", _TEXT)
+            rule = IdRule(columns=columns, type=kind, all_of=several, rules=rules)
             inner.finish()
             return rule
         return IdRule(columns=self.names(key))

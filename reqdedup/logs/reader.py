@@ -31,6 +31,7 @@ from reqdedup.logs.presets import Preset, load_preset
 from reqdedup.logs.requests import count_owners, find_disputed, form_requests
 from reqdedup.logs.sequences import emit_batches, log_schema
 from reqdedup.logs.text import BLOCK_BYTES
+from reqdedup.logs.urls.items import UrlItems, UrlMerges
 from reqdedup.logs.values import check_time_rule
 from reqdedup.schema import EngagementSchema
 
@@ -169,6 +170,8 @@ class LogReader:
         # request ids that restart in every file clash only if there are several files
         one_file = mapping.request_scope == "file" and len(self._files) == 1
         self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
+        rule = mapping.item_id
+        self._urls = UrlItems(rule) if rule is not None and mapping.are_urls else None
         self._ids = self._probe()
         self._vocabulary: Vocabulary | None = None
         self.schema: EngagementSchema = log_schema(mapping, self._ids)
@@ -184,6 +187,11 @@ class LogReader:
         self.schema = log_schema(self.mapping, self._ids, vocabulary.name if vocabulary is not None else "")
 
     @property
+    def url_merges(self) -> UrlMerges | None:
+        """What the latest reading merged, if items are named by URLs."""
+        return None if self._urls is None else self._urls.merges
+
+    @property
     def parquet_files(self) -> list[Path]:
         """Those of its files that are Parquet, which may be a table's."""
         return [file for file in self._files if format_of(file, self.mapping) == "parquet"]
@@ -196,6 +204,8 @@ class LogReader:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         self._rejects = Rejects(self._names)
         self.counts = LogCounts(files=len(self._files))
+        if self._urls is not None:
+            self._urls.forget()
         with tempfile.TemporaryDirectory(prefix="reqdedup-", dir=self._spill_folder) as folder:
             self._keys = ItemKeys()
             impressions, disputed = self._set_aside(Path(folder))
@@ -240,7 +250,10 @@ class LogReader:
         owners = Partitions(count, "request_id", folder, "owners")
         missing = {name for name in self.schema.names if name in self.mapping.read_names}
         parser = ImpressionParser(
-            self.mapping, self._ids, self._rejects, request_scope=self._request_scope, keys=self._keys
+            *(self.mapping, self._ids, self._rejects),
+            request_scope=self._request_scope,
+            keys=self._keys,
+            urls=self._urls,
         )
         unread = 0
         for number, file in enumerate(self._files):

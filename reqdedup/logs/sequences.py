@@ -21,7 +21,7 @@ from reqdedup.arrays.windows import anchored_start, gather_windows
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema
 from reqdedup.logs.ids import ItemKeys
 from reqdedup.logs.impressions import IdTypes
-from reqdedup.logs.mapping import ARRIVED_US, FeatureRule, LogMapping
+from reqdedup.logs.mapping import ARRIVED_US, ITEM_URL, FeatureRule, LogMapping
 from reqdedup.logs.values import LIST_MARK
 from reqdedup.schema import HISTORY_TS, Column, EngagementSchema, Kind, Level
 
@@ -74,6 +74,8 @@ def log_schema(mapping: LogMapping, ids: IdTypes, vocabulary: str = "") -> Engag
     columns += [feature(rule, Level.REQUEST) for rule in mapping.request_columns]
     if ids.item and not vocabulary:
         columns.append(Column(name="item_key", dtype="string", level=Level.ITEM, doc="the log's item id"))
+    if mapping.are_urls:
+        columns.append(Column(name=ITEM_URL, dtype="string", level=Level.ITEM, doc="the item's URL, as the log has it"))
     columns += [feature(rule, Level.ITEM) for rule in mapping.item_columns]
     if mapping.candidates and mapping.candidates.position:
         columns.append(Column(name="position", dtype="int32", level=Level.ITEM, doc="place in the list, from 0"))

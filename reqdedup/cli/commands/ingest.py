@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -89,6 +90,7 @@ def ingest(arguments: Options) -> int:
     if arguments.json:
         counts = {name: getattr(report.written, name) for name in ("rows", "requests", "users", "bytes")}
         said = {"table": report.table, "layout": report.layout, **counts}
+        said |= {} if report.urls is None else {"urls": {**asdict(report.urls), "merged": report.urls.merged}}
         said |= {} if report.leaking is None else {"leaking_requests": report.leaking}
         print_json({**said, "skipped": log.skipped, "rejected": report.rejected, "rejects_table": report.rejects_table})
         return 0
@@ -96,6 +98,11 @@ def ingest(arguments: Options) -> int:
     if report.leaking is not None:
         share = report.leaking / max(1, report.written.requests)
         say(f"histories in the order of time would show {share:.1%} of the requests a row that had not arrived")
+    if (urls := report.urls) is not None:
+        say(
+            f"{urls.urls:,} distinct URLs are {urls.items:,} items: {urls.merged:,} ids merged by rules {urls.rules}; "
+            f"{urls.not_urls:,} texts are no URLs, kept as they are"
+        )
     if log.skipped:
         shown = ", ".join(log.skipped[:10]) + (f" and {len(log.skipped) - 10:,} more" if len(log.skipped) > 10 else "")
         say(f"no log, not read: {shown}")

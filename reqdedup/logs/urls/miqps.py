@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 
 from reqdedup.logs.urls.parsing import SplitUrl, canonical, pattern_of, split_url, without
-from reqdedup.logs.urls.rules import PLATFORMS, Pattern, Rules
+from reqdedup.logs.urls.rules import Pattern, Rules
 
 Fingerprint = Callable[[str], Hashable | None]
 """What a URL's page is known by, equal for pages that are the same; None if it is unknown."""
@@ -89,17 +89,16 @@ def learn(
     fingerprint: Fingerprint,
     config: LearnConfig | None = None,
     *,
-    allowlists: Mapping[str, tuple[str, ...]] | None = None,
-    keep: tuple[str, ...] = (),
+    layers: Rules | None = None,
 ) -> Learned:
     """Rules of the hosts of these URLs, and what finding them took.
 
-    The same for the same URLs in any order, if the fingerprint is. allowlists, keep: layers of the rules beside the
-    learned ones. Raises ValueError if the fingerprint changes by itself on so many pages of all hosts together that
-    the threshold does not stand above it.
+    The same for the same URLs in any order, if the fingerprint is. layers: rules whose allowlists and regular
+    expressions the new ones have, too. Raises ValueError if the fingerprint changes by itself on so many pages of all
+    hosts together that the threshold does not stand above it.
     """
     config = config or LearnConfig()
-    return _Learner(fingerprint, config).run(urls, PLATFORMS if allowlists is None else allowlists, keep)
+    return _Learner(fingerprint, config).run(urls, layers or Rules())
 
 
 def kept_by_noise(noise: float, samples: int, threshold: float) -> float:
@@ -155,7 +154,7 @@ class _Learner:
         self._fingerprint, self._config = fingerprint, config
         self._result = Learned(Rules())
 
-    def run(self, urls: Iterable[str], allowlists: Mapping[str, tuple[str, ...]], keep: tuple[str, ...]) -> Learned:
+    def run(self, urls: Iterable[str], layers: Rules) -> Learned:
         hosts = self._group(urls)
         result = self._result
         pairs = {host: self._noise(host, patterns) for host, patterns in hosts.items()}
@@ -178,7 +177,7 @@ class _Learner:
             learned[host] = {
                 pattern: self._kept(pattern, patterns[pattern]) for pattern in chosen[: self._config.max_patterns]
             }
-        result.rules = Rules(hosts=learned, allowlists=allowlists, keep=keep)
+        result.rules = replace(layers, hosts=learned)
         return result
 
     def _group(self, urls: Iterable[str]) -> dict[str, dict[Pattern, list[SplitUrl]]]:

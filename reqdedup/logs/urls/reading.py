@@ -1,0 +1,61 @@
+"""URLs and hashes of pages from files: Parquet, CSV/TSV and JSON Lines by a column, else a text with one URL a line."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import polars as pl
+
+from reqdedup.logs.urls.fingerprints import ContentTable
+from reqdedup.logs.urls.miqps import Fingerprint
+
+
+def read_urls(path: str | Path, column: str = "url") -> list[str]:
+    """The URLs of a file in their order, nulls left out. Raises ValueError for a file or a column that is not there."""
+    if Path(path).suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
+        return _columns(path, column)[column].cast(pl.String).drop_nulls().to_list()
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path}: a readable file required, found: {error.strerror}") from None
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def read_contents(path: str | Path, url: str = "url", content: str = "content_hash") -> ContentTable:
+    """Fingerprints from a file with a URL and a hash of its page in every row. Raises ValueError as `read_urls`."""
+    frame = _columns(path, url, content)
+    return ContentTable(zip(frame[url].cast(pl.String).fill_null("").to_list(), frame[content].to_list()))
+
+
+def named_fingerprint(name: str) -> Fingerprint:
+    """The function `module:function` of the caller's own. Raises ValueError if there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"urls: a function as module:function required, found {name!r}: {error}") from None
+    if not callable(found):
+        raise ValueError(f"urls: a function as module:function required, found {name!r}: {type(found).__name__}")
+    return found
+
+
+def _columns(path: str | Path, *names: str) -> pl.DataFrame:
+    readers = {
+        ".parquet": pl.scan_parquet,
+        ".csv": lambda file: pl.scan_csv(file, infer_schema=False),
+        ".tsv": lambda file: pl.scan_csv(file, separator="\t", infer_schema=False),
+        ".jsonl": pl.scan_ndjson,
+    }
+    reader = readers.get(Path(path).suffix)
+    if reader is None:
+        raise ValueError(f"{path}: a file .parquet, .csv, .tsv or .jsonl required")
+    try:
+        frame = reader(Path(path))
+        found = frame.collect_schema().names()
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ValueError(f"{path}: a column {missing[0]} required, found {', '.join(found)}")
+        return frame.select(names).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{path}: a readable file required, found: {error}") from None

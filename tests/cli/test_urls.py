@@ -1,0 +1,88 @@
+"""`reqdedup urls`: rules are learned, guarded, applied and compared from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+import pytest
+
+from reqdedup import cli
+from reqdedup.logs.urls import Rules, load_rules
+
+URLS = [f"http://s.example/p?id={number % 10}&ref={number}" for number in range(30)]
+
+
+def ref_matters(url):
+    """A fingerprint of one's own."""
+    return "ref=" in url and url.rpartition("ref=")[2]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pages = [*URLS, *(f"http://s.example/p?id={number}" for number in range(10))]
+    pages += [f"http://s.example/p?ref={number}" for number in range(30)]
+    hashes = ["none" if "id=" not in url else url.split("id=")[1].partition("&")[0] for url in pages]
+    frame = pl.DataFrame({"url": pages, "content_hash": hashes})
+    frame.write_parquet("pages.parquet")
+    frame.write_csv("pages.csv")
+    (tmp_path / "urls.txt").write_text("\n".join([*URLS, "no url", ""]))
+
+    def call(*words, code=0):
+        capsys.readouterr()
+        try:
+            found = cli.main(["urls", *map(str, words)])
+        except SystemExit as usage:
+            found = usage.code
+        assert found == code
+        printed = capsys.readouterr()
+        return printed.out if code == 0 else printed.err
+
+    return call
+
+
+@pytest.mark.parametrize("contents", ["pages.parquet", "pages.csv"])
+def test_rules_are_learned_and_applied(run, contents):
+    told = json.loads(run("learn", "urls.txt", "--contents", contents, "--rules", "miqps.json", "--json"))
+    assert (told["patterns"], told["urls"], told["not_urls"]) == (1, 30, 1)
+    assert told["fingerprint"] == load_rules("miqps.json").fingerprint
+    forms = run("normalise", "urls.txt", "--rules", "miqps.json").splitlines()
+    assert forms == [*(f"http://s.example/p?id={number % 10}" for number in range(30)), "no url"]
+    told = json.loads(run("normalise", contents, "--json"))
+    assert (told["urls"], told["items"]) == (70, 70)
+    assert "1 pattern of 1 host" in run("learn", "urls.txt", "--contents", contents, "--rules", "miqps.json")
+
+
+def test_rules_that_lose_parameters_are_refused_and_the_layers_of_the_old_ones_stay(run):
+    run("learn", "urls.txt", "--contents", "pages.csv", "--rules", "miqps.json")
+    old = load_rules("miqps.json")
+    Rules(hosts=old.hosts, keep=("^sku$",)).save("miqps.json")
+    own = ("--fingerprint", f"{__name__}:ref_matters")
+    error = run("learn", "urls.txt", *own, "--rules", "miqps.json", code=2)
+    assert "the old rules stay" in error
+    assert load_rules("miqps.json").hosts == old.hosts
+    told = run("learn", "urls.txt", *own, "--rules", "miqps.json", "--max-flagged", "1")
+    assert "1 of 1 patterns lost a parameter" in " ".join(told.split())
+    assert load_rules("miqps.json").keep == ("^sku$",)
+    old.save("old.json")
+    said = " ".join(run("diff", "old.json", "miqps.json", "urls.txt").split())
+    assert "30 of 31 URLs have another normal form: 11 items become 31" in said
+    told = json.loads(run("diff", "old.json", "miqps.json", "pages.parquet", "--json"))
+    assert (told["urls"]["changed"], told["urls"]["split"]) == (30, 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("learn", "urls.txt", "--rules", "r"), "one of --contents, --server and --fingerprint required"),
+        (("learn", "none.txt", "--rules", "r", "--contents", "pages.csv"), "a readable file required"),
+        (("learn", "pages.csv", "--column", "u", "--rules", "r", "--contents", "pages.csv"), "a column u required"),
+        (("learn", "urls.txt", "--rules", "r", "--contents", "urls.txt"), "a file .parquet"),
+        (("learn", "urls.txt", "--rules", "r", "--server", "http://192.0.2.1"), "a loopback address"),
+        (("learn", "urls.txt", "--rules", "r", "--fingerprint", "none"), "module:function required"),
+        (("normalise", "urls.txt", "--rules", "none.json"), "a readable file required"),
+    ],
+)
+def test_what_cannot_be_done_is_said(run, words, message):
+    assert message in " ".join(run(*words, code=2).split())
