@@ -102,8 +102,9 @@ notebooks: setup ## run the notebooks against the embedded warehouse, into noteb
 study: setup ## quality beside IID, every fix alone and together (20 minutes on 2 cores), into docs/study.md
 	@$(ACTIVATED) python -m benchmarks.study $(if $(MOVIELENS),--movielens '$(MOVIELENS)')
 
-bench-storage: setup ## measure every claim about storage (45 minutes on 2 free cores), into benchmarks/results/storage_*.jsonl
+bench-storage: setup ## measure every claim about storage (45 minutes on 2 free cores), into benchmarks/results/storage_*.jsonl and urls.jsonl
 	@$(ACTIVATED) python -m benchmarks.storage
+	@$(ACTIVATED) python -m benchmarks.urls
 	@$(ACTIVATED) python -m benchmarks.report --write
 	@$(ACTIVATED) python -m benchmarks.picture --write
 

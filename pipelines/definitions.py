@@ -17,6 +17,7 @@ import assets.sequences
 import assets.serving
 import assets.serving_store
 import assets.training
+import assets.urls
 import assets.user_states
 from pipelines.dead_runs import dead_runs
 from pipelines.environment import Environment
@@ -27,6 +28,7 @@ from pipelines.resources import deployed
 STAGES = (
     assets.impressions,
     assets.ingest,
+    assets.urls,
     assets.layouts,
     assets.compression,
     assets.features,
@@ -74,6 +76,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
                 assets.sequences,
                 assets.serving_store,
                 assets.training,
+                assets.urls,
                 assets.user_states,
             ]
         ),

@@ -48,6 +48,10 @@ class TrainingResult:
     metrics: held-out figures, each with `<name>_chance`.  losses: mean loss of every step [nats per term].
     epochs: whole passes over the training users.  rows: trained on, over all ranks and steps.
     training_s, evaluation_s, total_s: the last with the start of the ranks.
+    mean_wait_s, longest_wait_s: in steps for ranks that were not through with theirs, over the ranks, and of the one
+        that waited longest: what the slowest rank costs.
+    mean_core_busy, busiest_core_busy: share of the training that the machine's cores were busy, over all cores, and of
+        the busiest; 0 if the system does not say.
     peak_memory_bytes: of the largest rank.  peak_device_memory_bytes: the same on its GPU, 0 without one.
     """
 
@@ -61,6 +65,10 @@ class TrainingResult:
     training_s: float
     evaluation_s: float
     total_s: float
+    mean_wait_s: float
+    longest_wait_s: float
+    mean_core_busy: float
+    busiest_core_busy: float
     peak_memory_bytes: int
     peak_device_memory_bytes: int
 
@@ -135,6 +143,10 @@ def train(
         training_s=first.training_s,
         evaluation_s=first.evaluation_s,
         total_s=time.monotonic() - started,
+        mean_wait_s=sum(rank.wait_s for rank in results) / len(results),
+        longest_wait_s=max(rank.wait_s for rank in results),
+        mean_core_busy=sum(first.core_busy) / max(1, len(first.core_busy)),
+        busiest_core_busy=max(first.core_busy, default=0.0),
         peak_memory_bytes=max(rank.peak_memory_bytes for rank in results),
         peak_device_memory_bytes=max(rank.peak_device_memory_bytes for rank in results),
     )
@@ -155,6 +167,10 @@ def _figures(result: TrainingResult, snapshot_id: int | None) -> dict[str, Any]:
         "last_loss": result.last_loss,
         "rows_per_s": result.rows_per_s,
         "training_s": result.training_s,
+        "mean_wait_s": result.mean_wait_s,
+        "longest_wait_s": result.longest_wait_s,
+        "mean_core_busy": result.mean_core_busy,
+        "busiest_core_busy": result.busiest_core_busy,
         "peak_memory_bytes": result.peak_memory_bytes,
         "peak_device_memory_bytes": result.peak_device_memory_bytes,
         **result.metrics,

@@ -1,9 +1,10 @@
-"""What a batch holds and what deduplication saves on it."""
+"""What a batch holds and what deduplication saves on it; how busy the cores were."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 
@@ -67,6 +68,36 @@ class BatchMeters:
     def effective_users(self) -> float:
         """1 / sum of squared shares of the rows: as many users with equal shares would be as diverse."""
         return self.rows**2 / self.sum_squared_user_rows if self.sum_squared_user_rows else 0.0
+
+
+@dataclass(frozen=True)
+class CoreTimes:
+    """Busy and idle time of each core since the system started, in its ticks; none if /proc/stat is not there."""
+
+    cores: dict[str, tuple[int, int]]
+
+    @classmethod
+    def now(cls, stat: Path = Path("/proc/stat")) -> CoreTimes:
+        try:
+            lines = stat.read_text().splitlines()
+        except OSError:
+            return cls({})
+        cores = {}
+        for line in lines:
+            name, *ticks = line.split() or [""]
+            if name.startswith("cpu") and name != "cpu" and len(ticks) >= 5:
+                idle = int(ticks[3]) + int(ticks[4])  # idle and waiting for a disk
+                cores[name] = (sum(map(int, ticks[:8])) - idle, idle)  # guests are in user time already
+        return cls(cores)
+
+    def busy_until(self, later: CoreTimes) -> list[float]:
+        """Share of the time between the two that each core was busy, by whomever; of those that both know."""
+        shares = []
+        for name in self.cores.keys() & later.cores.keys():
+            busy, idle = (late - early for early, late in zip(self.cores[name], later.cores[name]))
+            if busy + idle > 0:
+                shares.append(min(1.0, max(0.0, busy / (busy + idle))))
+        return sorted(shares)
 
 
 def duplicated_bytes(batch: RequestBatch) -> int:

@@ -31,7 +31,7 @@ from reqdedup.training.devices import (
 )
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loss import scale_for_mean_over_ranks
-from reqdedup.training.meters import BatchMeters
+from reqdedup.training.meters import BatchMeters, CoreTimes
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.plan import Source, UserSplit, with_credentials
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
@@ -103,6 +103,8 @@ class RankResult:
     epochs: int = 0
     rows: int = 0
     training_s: float = 0.0
+    wait_s: float = 0.0
+    core_busy: list[float] = field(default_factory=list)
     evaluation_s: float = 0.0
     peak_memory_bytes: int = 0
     peak_device_memory_bytes: int = 0
@@ -196,7 +198,7 @@ class RankRun:
     def run(self, resume: bool) -> RankResult:
         if resume:
             self.restore()
-        started = time.monotonic()
+        started, cores = time.monotonic(), CoreTimes.now()
         with _MetricsFile(self.out_dir / METRICS_NAME, self.result.steps, write=self.rank == 0) as metrics:
             told_at, rows_then = started, 0
             for batch in self.batches():
@@ -213,6 +215,7 @@ class RankRun:
                 if self.result.steps % self.config.checkpoint_every == 0:
                     self.checkpoint()
         self.result.training_s = time.monotonic() - started
+        self.result.core_busy = cores.busy_until(CoreTimes.now())
         if self.num_barren_steps and self.rank == 0:
             warnings.warn(
                 f"training: {self.num_barren_steps} of {self.result.steps} steps had no loss term (no known label, or "
@@ -266,9 +269,10 @@ class RankRun:
         loss_sum, num_terms = self.task.loss(in_float32(outputs), batch)
         meters = BatchMeters.of(batch)
         names = list(vars(meters))
-        total, num_global_terms, *counts = sum_over_ranks(
-            [float(loss_sum.detach()), num_terms, *(getattr(meters, name) for name in names)]
-        )
+        sums = [float(loss_sum.detach()), num_terms, *(getattr(meters, name) for name in names)]
+        before = time.monotonic()
+        total, num_global_terms, *counts = sum_over_ranks(sums)
+        self.result.wait_s += time.monotonic() - before  # for the slowest rank: all others are here
         loss = total / max(num_global_terms, 1)
         self.num_barren_steps += not num_global_terms
         if not math.isfinite(loss):

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GRAPH = {
     "impressions": set(),
     "raw_engagements": {"impressions"},
+    "url_rules": {"raw_engagements"},
     "engagements_shuffled": {"raw_engagements"},
     "engagements_sorted": {"raw_engagements"},
     "engagements_by_request": {"raw_engagements"},

@@ -12,6 +12,7 @@ from warehouse import embedded_catalog, load_table, open_catalog
 
 CHECKS = {
     "raw_engagements": {"no_future_events"},
+    "url_rules": {"urls_are_items"},
     "engagements_shuffled": {"rows_equal_raw"},
     "engagements_sorted": {"rows_equal_raw", "requests_whole", "sort_order_true", "buckets_right"},
     "engagements_by_request": {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.meters import BatchMeters
+from reqdedup.training.meters import BatchMeters, CoreTimes
 from tests.training.logs import random_log
 
 
@@ -44,3 +44,16 @@ def test_meters_of_an_empty_batch_are_neutral_in_a_sum(batch):
     assert (empty.rows, empty.users, empty.false_negative_rate, empty.effective_users) == (0, 0, 0.0, 0.0)
     total = empty + BatchMeters.of(batch)
     assert (total.rows, total.same_user_pairs) == (batch.num_rows, BatchMeters.of(batch).same_user_pairs)
+
+
+def test_the_busiest_core_is_seen_beside_the_mean(tmp_path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 100 800 0 0 0 0 0 0\ncpu1 0 0 0 1000 0 0 0 0 0 0\nintr 1\n")
+    before = CoreTimes.now(stat)
+    stat.write_text(
+        "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 150 0 150 800 0 0 0 0 0 0\ncpu1 5 0 5 1060 30 0 0 0 0 0\ncpu2 1 1 1 1 1\n"
+    )
+    busy = before.busy_until(CoreTimes.now(stat))
+    assert busy == [0.1, 1.0]
+    assert before.busy_until(before) == []
+    assert CoreTimes.now(tmp_path / "none").busy_until(before) == []

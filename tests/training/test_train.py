@@ -61,6 +61,9 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
     assert result.metrics["eval_rows"] > 50
     assert result.epochs > 1
     assert result.peak_memory_bytes > 50e6
+    assert 0 < result.mean_wait_s <= result.longest_wait_s < result.training_s
+    assert 0 <= result.mean_core_busy <= result.busiest_core_busy <= 1
+    assert json.loads((out_dir / "result.json").read_text())["longest_wait_s"] == result.longest_wait_s
     assert progress[0].stage == "reading"
     assert progress[-1].stage == "evaluating"
     assert "step 40/40" in str([p for p in progress if p.stage == "training"][-1])
