@@ -7,6 +7,14 @@ from typing import Any
 
 from reqdedup.serving.requests import RequestError
 
+MAX_AHEAD_US, MAX_LATE_US = 60_000_000, 3_600_000_000
+"""How far a sender's clock may be ahead, and how late an event may come, for its time to be believed."""
+
+
+def is_believable(said_us: int, now_us: int) -> bool:
+    """Whether a moment that a sender says [microseconds since 1970] may be the one of what is sent now."""
+    return -MAX_AHEAD_US <= now_us - said_us <= MAX_LATE_US
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

@@ -51,6 +51,7 @@ BROKEN = {
     "a version twice": json.dumps(TWICE),
     "no names": '{"format": 1, "models": {"m": [{"version": "v", "inputs": [1], "state": "current"}]}}',
     "no state": '{"format": 1, "models": {"m": [{"version": "v", "inputs": []}]}}',
+    "brackets in thousands": "[" * 100_000,
     "no list": '{"format": 1, "models": {"m": {}}}',
 }
 

@@ -117,7 +117,7 @@ class Trimmer:
                 return False
             self._seen[path.name] = seen
             self._files[path.name] = parse(json.loads(path.read_bytes()), str(path))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # brackets in thousands
             self.counts.broken_files += 1
             self.errors[path.name] = str(error)
             return False

@@ -1,5 +1,8 @@
 """A recommender that logs what it shows: each answer gets a request id, by which clicks find it later.
 
+An answer as of another moment (`request_ts`) is a replay, shown to nobody: it is not logged and has no request id. Else
+it would be mature at once, unclicked, and every click on it late.
+
 The user is read before the funnel runs and handed to it, so that what is logged is what was used. The history is logged
 as its place in the timeline, with a digest of its events (taken after the answer is made).
 """
@@ -16,6 +19,7 @@ from reqdedup.schema import REQUEST_TS
 from reqdedup.sequences.store import UserRead
 from reqdedup.serving.funnel.recommender import Recommender
 from reqdedup.serving.impressions.log import Impression, ImpressionLog, history_digest, new_request_id
+from reqdedup.serving.limits import is_believable
 from reqdedup.serving.requests import Recommended, RecommendRequest
 
 UNKNOWN = "unknown"
@@ -30,8 +34,12 @@ class LoggedRecommender:
         self._users = recommender.users.with_all_columns
 
     def recommend(self, request: RecommendRequest) -> Recommended:
-        """The answer with its request id. Errors: as of `Recommender`, whose answers alone are logged."""
+        """The answer with its request id, a replay without one. Errors: as of `Recommender`, whose answers alone are
+        logged."""
         moment_us = int(self._now_s() * 1e6)
+        request_ts = int(request.request.get(REQUEST_TS, moment_us))
+        if not is_believable(request_ts, moment_us):
+            return self.recommender.recommend(request)
         request = self._users.at(request, moment_us)
         read = self._users.read(request)
         answer = replace(self.recommender.recommend(replace(request, read=read)), request_id=new_request_id())
@@ -41,7 +49,7 @@ class LoggedRecommender:
         self.log.show(
             Impression(
                 request_id=answer.request_id,
-                request_ts=int(request.request.get(REQUEST_TS, moment_us)),
+                request_ts=request_ts,
                 user_id=request.user_id,
                 start=answer.start,
                 history_end=answer.end,

@@ -22,7 +22,7 @@ from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_TS, ITEM_ID, REQUEST_TS, USER_ID, Column, Kind, Level
 from reqdedup.sequences.store import Window
-from reqdedup.serving.limits import BadRequestError, Limits, shown
+from reqdedup.serving.limits import BadRequestError, Limits, is_believable, shown
 from reqdedup.serving.requests import (
     ItemFilter,
     RankRequest,
@@ -33,8 +33,6 @@ from reqdedup.serving.wire.values import INT64, array, integer, value, words
 
 MAX_KEY = 1000
 """Characters of a user's key."""
-MAX_AHEAD_US, MAX_LATE_US = 60_000_000, 3_600_000_000
-"""How far a sender's clock may be ahead, and how late an event may come, for its time to be believed."""
 ITEM = Column(name=ITEM_ID, dtype="int64", level=Level.KEY)
 TIMES = Column(name=HISTORY_TS, dtype="int64", level=Level.REQUEST, kind=Kind.SEQUENCE)
 MOMENT = Column(name=REQUEST_TS, dtype="timestamp", level=Level.REQUEST)
@@ -354,7 +352,7 @@ class Shown:
 
     def event_ts(self, now_us: int) -> int:
         """When it happened [microseconds since 1970]: as its sender says, if that is believable, else now."""
-        if self.said_us is None or not -MAX_AHEAD_US <= now_us - self.said_us <= MAX_LATE_US:
+        if self.said_us is None or not is_believable(self.said_us, now_us):
             return now_us
         return min(self.said_us, now_us)
 

@@ -62,6 +62,8 @@ def array(given: Any, column: Column, path: str) -> np.ndarray:
         else:
             try:
                 values = np.array(_without_nulls(given, column))
+                if values.dtype.kind in "iuf" and bool in map(type, given):  # numpy takes true among numbers as 1
+                    values = np.array(given, object)
             except (ValueError, OverflowError):  # lists of different lengths
                 raise BadRequestError(path, f"a list of {words(column)}", shown(given)) from None
     else:

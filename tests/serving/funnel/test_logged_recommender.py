@@ -123,6 +123,18 @@ def test_what_was_recommended_becomes_rows_with_the_scores_that_were_served(cata
     assert counted != stored
 
 
+@pytest.mark.parametrize(("seconds_late", "is_logged"), [(3599, True), (3601, False), (-59, True), (-61, False)])
+def test_an_answer_as_of_another_moment_is_no_impression(served, tmp_path, seconds_late, is_logged):
+    recommender, _, _, source = served
+    user_id = int(source.to_arrow(["user_id"]).column("user_id")[0].as_py())
+    request_ts = int((soon_after(source) - seconds_late) * 1e6)
+    answer = recommender.recommend(RecommendRequest(user_id=user_id, length=5, request={"request_ts": request_ts}))
+    assert len(answer.item_id) == 5
+    assert (answer.request_id is not None) == is_logged
+    recommender.log.close()
+    assert sum(path.stat().st_size > 0 for path in (tmp_path / "log").iterdir()) == is_logged
+
+
 @pytest.mark.slow
 def test_a_history_of_the_request_s_own_gives_rows_if_the_store_has_the_same_events(catalog, served, tmp_path):
     """Compared by the columns that the request brought; one that the store does not have is counted."""
