@@ -97,13 +97,16 @@ class Converter:
         with one that has no place."""
         plain, errors = {}, []
         lost: list[str] = []
+        of_keys = {
+            name for target in self.columns if target.column.name in (*KEYS, REQUEST_TS) for name in target.sources
+        }
         for target in self.columns:
             try:
                 array = plain[target.column.name] = self.values(piece, target)
                 _check_values(array, target.column)
             except (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 errors.append(f"column {', '.join(target.sources)} as {target.column.dtype} required: {error}")
-                lost += target.sources if target.column.name not in (*KEYS, REQUEST_TS) else ()
+                lost += [name for name in target.sources if name not in of_keys]
         if errors:
             without = f". To leave them out: --exclude {' '.join(dict.fromkeys(lost))}" if lost else ""
             raise ValueError(f"{piece.where}: {'; '.join(errors)}{without}")

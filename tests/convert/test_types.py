@@ -93,6 +93,20 @@ def test_columns_without_a_place_are_named_together_with_the_exclude_that_takes_
     assert "ok" in report.columns
 
 
+def test_a_null_in_a_key_of_text_is_told_without_an_exclude_of_that_key(catalog, tmp_path):
+    rows = plain(user=["a", None, "b", "b"], fine=pa.array([1, 2, 3, 4], pa.time64("ns")))
+    pq.write_table(rows, tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=r"column user as string required: no nulls.*--exclude fine$"):
+        convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
+
+
+def test_times_that_differ_within_a_request_are_told_as_times(catalog, tmp_path):
+    rows = plain(at=pa.array([1, 2, 3, 4], pa.timestamp("us", "UTC")), request=[1, 1, 1, 1], user=[1, 1, 1, 1])
+    pq.write_table(rows, tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=r"found 1970-01-01 00:00:00.000001\+00:00 .* and 1970-01-01 00:00:00.000002"):
+        convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
+
+
 def test_categories_as_polars_writes_them_are_text(catalog, tmp_path):
     """Their dictionaries are numbered by unsigned integers."""
     theirs = ["x", None, "y", "x"]
