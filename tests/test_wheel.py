@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"pyiceberg", "pyarrow", "duckdb", "polars", "numpy", "click", "rich", "ada-url"}
+PRESETS = sorted((ROOT / "reqdedup/logs/preset_files").glob("*.toml"))
 EXTRAS = {"train", "dagster", "serve", "plots", "postgres", "notebooks", "dev"}
 
 
@@ -23,7 +24,7 @@ EXTRAS = {"train", "dagster", "serve", "plots", "postgres", "notebooks", "dev"}
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel, built without network from a copy of the sources, so that no old build folder leaks into it."""
     source = tmp_path_factory.mktemp("source")
-    for path in [ROOT / "pyproject.toml", *ROOT.glob("README.md"), *ROOT.glob("*/**/*.py"), ROOT / "reqdedup/py.typed"]:
+    for path in [ROOT / "pyproject.toml", *ROOT.glob("README.md"), *ROOT.glob("*/**/*.py"), ROOT / "reqdedup/py.typed", *PRESETS]:
         relative = path.relative_to(ROOT)
         if not relative.parts[0].startswith(".") and "data" not in relative.parts:
             (source / relative).parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +49,9 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     roots = {name.split("/")[0] for name in names}
     assert {root for root in roots if not root.endswith(".dist-info")} == {"reqdedup"}
     assert len(roots) == 2
+    presets = {str(path.relative_to(ROOT)) for path in PRESETS}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "reqdedup").rglob("*.py")}
-    assert {name for name in names if name.startswith("reqdedup/")} == {*modules, "reqdedup/py.typed"}
+    assert {name for name in names if name.startswith("reqdedup/")} == {*modules, *presets, "reqdedup/py.typed"}
 
 
 def test_the_core_needs_neither_torch_nor_dagster(metadata):

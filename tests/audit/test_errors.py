@@ -45,10 +45,9 @@ def test_a_key_must_be_of_a_type_that_identifies(folder, key):
         audit_table(folder, request_key=key)
 
 
-def test_a_key_in_folder_names_only_is_explained(rows, tmp_path):
+def test_a_key_may_be_in_the_names_of_folders(rows, tmp_path):
     write_folder(tmp_path / "t" / "day=1", rows)
-    with pytest.raises(ValueError, match=r"key column day required, .*it is only in the folder names"):
-        audit_table(tmp_path / "t", request_key="day")
+    assert audit_table(tmp_path / "t", request_key="day").requests.requests == 1
 
 
 def test_a_folder_without_parquet_files_is_refused(tmp_path):

@@ -79,7 +79,7 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
     bundle = Bundle.load(out_dir / BUNDLE_NAME)
     assert all(torch.equal(x, state["model"][name]) for name, x in bundle.model.state_dict().items())
     run = json.loads((out_dir / RUN_NAME).read_text())
-    reading = ["merge_pieces", "known_columns", "field_ids", "known_fields"]
+    reading = ["merge_pieces", "known_columns", "field_ids", "known_fields", "item_files"]
     assert list(run) == ["format", "training", "paths", "schema", *reading, "store", "snapshot_id", "out_dir"]
     assert (run["format"], run["training"]["model"]["kind"]) == (1, "dcat")
     assert json.loads((out_dir / "result.json").read_text())["format"] == 1

@@ -14,7 +14,6 @@ from torch import nn
 
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
-from reqdedup.models import DCAT
 from reqdedup.models.bundle import Bundle
 from reqdedup.models.checkpoint import load_checkpoint, load_model
 from reqdedup.models.config import ModelConfig
@@ -71,7 +70,7 @@ def latency_ms(bundle: Bundle, source: TableSource, *, num_requests: int = 16) -
 
 def _answering(model: nn.Module) -> Callable[[RequestBatch], torch.Tensor]:
     """What gives logits [B, labels], or user vectors [R, D]."""
-    answer: Any = model.folded().predict_exact if isinstance(model, DCAT) else model.user_tower
+    answer: Any = model.folded().predict_exact if hasattr(model, "folded") else model.user_tower
     return answer
 
 

@@ -121,10 +121,10 @@ def ref_snapshot(table: Table, ref: str) -> int | None:
 
 
 def _with_columns(table: Table, columns: Sequence[Column], layout: Layout) -> Schema:
-    fields, field_id = list(table.schema().fields), table.metadata.last_column_id
+    fields, ids = list(table.schema().fields), itertools.count(table.metadata.last_column_id + 1)
     for column in columns:
-        field_id += 1
-        field_type = iceberg_type(column, layout, next_id=itertools.count(field_id + 1).__next__)
+        field_id = next(ids)
+        field_type = iceberg_type(column, layout, next_id=ids.__next__)
         doc = blob_doc(column) if column.is_blob and layout.has_blobs else column.doc
         fields.append(NestedField(field_id, column.name, field_type, required=False, doc=doc or None))
     return Schema(*fields, schema_id=max(schema.schema_id for schema in table.metadata.schemas) + 1)
