@@ -24,7 +24,13 @@ EXTRAS = {"train", "dagster", "serve", "plots", "postgres", "notebooks", "dev"}
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel, built without network from a copy of the sources, so that no old build folder leaks into it."""
     source = tmp_path_factory.mktemp("source")
-    for path in [ROOT / "pyproject.toml", *ROOT.glob("README.md"), *ROOT.glob("*/**/*.py"), ROOT / "reqdedup/py.typed", *PRESETS]:
+    for path in [
+        ROOT / "pyproject.toml",
+        *ROOT.glob("README.md"),
+        *ROOT.glob("*/**/*.py"),
+        ROOT / "reqdedup/py.typed",
+        *PRESETS,
+    ]:
         relative = path.relative_to(ROOT)
         if not relative.parts[0].startswith(".") and "data" not in relative.parts:
             (source / relative).parent.mkdir(parents=True, exist_ok=True)

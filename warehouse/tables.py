@@ -16,6 +16,7 @@ from pyiceberg.table import Table
 
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, WriteProgress, WriteReport, replace_table
+from reqdedup.storage.iceberg.names import make_namespace
 
 ENGAGEMENT_TABLES = {
     "raw_engagements": Layout.ARRIVAL,
@@ -33,7 +34,7 @@ MADE_FROM = "reqdedup.made-from"
 def open_namespace(catalog: Catalog, namespace: str) -> None:
     """Make sure that the namespace exists."""
     try:
-        catalog.create_namespace_if_not_exists(namespace)
+        make_namespace(catalog, namespace)
     except Exception:  # pyiceberg 0.12 lets a database's own error through if another process is faster
         if not catalog.namespace_exists(namespace):
             raise

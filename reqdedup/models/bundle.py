@@ -94,6 +94,7 @@ class Bundle:
         model = build_model(config)
         weights = _parsed(folder, WEIGHTS, lambda: safetensors.torch.load(data[WEIGHTS]))
         _parsed(folder, WEIGHTS, lambda: model.load_state_dict(weights))
+        _check_finite(folder, weights)
         vectors = None
         if ITEM_VECTORS in data:
             vectors = _parsed(folder, ITEM_VECTORS, lambda: safetensors.numpy.load(data[ITEM_VECTORS])["item_vectors"])
@@ -137,9 +138,7 @@ def write_bundle(
     Raises ValueError for weights that are not finite and for a folder that is no bundle; then it is as it was.
     """
     folder = Path(folder)
-    bad = [name for name, x in weights.items() if x.is_floating_point() and not bool(x.isfinite().all())]
-    if bad:
-        raise ValueError(f"{folder}: finite weights required, found others in {bad[0]}; train again")
+    _check_finite(folder, weights)
     if folder.exists() and not (folder / MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: a new folder, or a bundle to replace, required, found other files")
     data: dict[str, bytes] = {
@@ -307,3 +306,9 @@ def _copy(source: Path, path: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_finite(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    bad = [name for name, x in weights.items() if x.is_floating_point() and not bool(x.isfinite().all())]
+    if bad:
+        raise ValueError(f"{folder}: finite weights required, found others in {bad[0]}; train again")

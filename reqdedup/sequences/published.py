@@ -20,6 +20,7 @@ from pyiceberg.types import IntegerType, NestedField, StringType, TimestamptzTyp
 
 from reqdedup.sequences.definition import FREE_FIELDS, EventLog, SequenceDefinition, check_together
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
+from reqdedup.storage.iceberg.names import make_namespace
 
 DEFINITIONS_TABLE = "sequence_definitions"
 _SCHEMA = Schema(
@@ -120,7 +121,7 @@ def publish_definitions(
         if change.differences
     ]
     if rows:
-        catalog.create_namespace_if_not_exists(namespace)
+        make_namespace(catalog, namespace)
         table = catalog.create_table_if_not_exists(
             f"{namespace}.{DEFINITIONS_TABLE}", _SCHEMA, properties={"commit.retry.num-retries": "0"}
         )

@@ -39,6 +39,7 @@ from reqdedup.sequences.definition import (
     enrichments_of,
 )
 from reqdedup.storage.iceberg.layout import DTYPES
+from reqdedup.storage.iceberg.names import make_namespace
 from reqdedup.storage.iceberg.row_files import NO_RETRIES
 
 RAW_TABLE, REJECTED_TABLE, TIMELINE_TABLE = "raw_events", "rejected_events", "user_events"
@@ -118,7 +119,7 @@ def raw_table(catalog: Catalog, namespace: str, log: EventLog) -> Table:
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
-        catalog.create_namespace_if_not_exists(namespace)
+        make_namespace(catalog, namespace)
         day = PartitionField(
             schema.find_field(ARRIVAL_TS).field_id, PARTITION_FIELD_ID_START, DayTransform(), "arrival_day"
         )

@@ -129,7 +129,15 @@ def test_what_became_larger_is_not_called_smaller(stored, said):
     from reqdedup.convert import ConvertReport
 
     given = {field.name: 0 for field in fields(ConvertReport)}
-    given |= {"table": "a.b", "layout": Layout.SORTED, "columns": {}, "notes": (), "changes": (), "seconds": 1.0, "checksum": "c"}
+    given |= {
+        "table": "a.b",
+        "layout": Layout.SORTED,
+        "columns": {},
+        "notes": (),
+        "changes": (),
+        "seconds": 1.0,
+        "checksum": "c",
+    }
     assert said in format_conversion(ConvertReport(**given | {"source_bytes": 100, "bytes": stored}))
 
 

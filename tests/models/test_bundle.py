@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import reqdedup.models.bundle as bundle_module
 from reqdedup.models import Bundle, DCATConfig, TwoTowerConfig
 from reqdedup.models.bundle import MANIFEST, add_artifacts, write_bundle
 from reqdedup.models.items import Items
@@ -290,6 +291,16 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"finite weights required, found others in final_norm\.bias"):
         write_bundle(tmp_path / "b", config=TINY, weights=weights, signature=Signature.of(TINY, SCHEMA), items=ITEMS)
     assert not (tmp_path / "b").exists()
+
+
+def test_weights_that_are_not_finite_are_not_loaded_whoever_wrote_them(tmp_path, monkeypatch):
+    weights = _weights(TINY)
+    weights["final_norm.bias"][1] = float("nan")
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle_module, "_check_finite", lambda *_: None)
+        write_bundle(tmp_path / "b", config=TINY, weights=weights, signature=Signature.of(TINY, SCHEMA), items=ITEMS)
+    with pytest.raises(ValueError, match=r"finite weights required, found others in final_norm\.bias"):
+        Bundle.load(tmp_path / "b")
 
 
 def test_a_signature_survives_its_plain_values():

@@ -53,6 +53,7 @@ from reqdedup.serving.impressions.labelled import LabelledImpression, rows_of
 from reqdedup.serving.impressions.log import Click, Impression, LogRecords, is_history, is_own, read_log, sealed_files
 from reqdedup.storage import Layout, TableSource, write
 from reqdedup.storage.iceberg.layout import table_layout, table_schema
+from reqdedup.storage.iceberg.names import make_namespace
 from reqdedup.storage.maintenance.served_rows import CLICKS, IMPRESSIONS
 
 FILES_PROPERTY = "reqdedup.log-files"
@@ -234,7 +235,7 @@ def impressions_of(rows: pa.Table | pa.RecordBatch) -> Iterator[Impression]:
 def _table(catalog: Catalog, identifier: str, schema: Schema, time_column: str) -> Table:
     source = schema.find_field(time_column).field_id
     spec = PartitionSpec(PartitionField(source, 1000, DayTransform(), f"{time_column.removesuffix('_ts')}_day"))
-    catalog.create_namespace_if_not_exists(identifier.rpartition(".")[0])
+    make_namespace(catalog, identifier.rpartition(".")[0])
     return catalog.create_table_if_not_exists(identifier, schema, partition_spec=spec)
 
 

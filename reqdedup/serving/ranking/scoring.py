@@ -17,6 +17,7 @@ from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
 
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, TIMELINE_VERSION, USER_ID
 from reqdedup.serving.ranking.ranker import Ranker
+from reqdedup.storage.iceberg.names import make_namespace
 from reqdedup.training import RequestLoader
 from reqdedup.training.plan import Source
 
@@ -81,7 +82,7 @@ def score_into(ranker: Ranker, source: Source, catalog: Catalog, identifier: str
     if catalog.table_exists(identifier):
         raise ValueError(taken)
     rows = pa.Table.from_batches(scores(ranker, source), schema=_schema(ranker))
-    catalog.create_namespace_if_not_exists(identifier.rpartition(".")[0])
+    make_namespace(catalog, identifier.rpartition(".")[0])
     try:
         with catalog.create_table_transaction(identifier, rows.schema) as transaction:
             transaction.append(rows)

@@ -41,7 +41,7 @@ from reqdedup.schema import KEYS, REQUEST_TS, SCALAR_TYPES, USER_ID, Column, Eng
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.form import FORM_SINCE_PROPERTY, TableForm
-from reqdedup.storage.iceberg.names import check_free_name, check_location
+from reqdedup.storage.iceberg.names import check_free_name, check_location, make_namespace
 from reqdedup.storage.iceberg.private import staged_table
 from reqdedup.storage.iceberg.settings import WriteSettings, default_settings
 from reqdedup.storage.iceberg.stored_types import ICEBERG_TYPES, arrow_of, field_id, iceberg_type_of
@@ -171,7 +171,7 @@ def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: 
     Raises ConflictError if another process has made it meanwhile, ValueError for a location with credentials.
     """
     check_location(identifier, location or catalog.properties.get("warehouse"))
-    catalog.create_namespace_if_not_exists(check_free_name(identifier))
+    make_namespace(catalog, check_free_name(identifier))
     try:
         return catalog.create_table(
             identifier,
@@ -191,7 +191,7 @@ def make_table(catalog: Catalog, identifier: str, form: TableForm, *, location: 
 def stage_table(catalog: Catalog, identifier: str, form: TableForm, *, location: str | None = None) -> Table:
     """A table of this form that its first commit makes: a killed process leaves none. Its namespace is made here."""
     check_location(identifier, location or catalog.properties.get("warehouse"))
-    catalog.create_namespace_if_not_exists(check_free_name(identifier))
+    make_namespace(catalog, check_free_name(identifier))
     return staged_table(
         catalog.create_table_transaction(
             identifier,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pyiceberg.catalog import Catalog
+
 from reqdedup.masking import refuse_credentials
 
 REJECTS_TABLE = "rejected_engagements"
@@ -41,3 +43,15 @@ def check_location(identifier: str, location: str | None) -> None:
     """Raise ValueError for a new table's location that carries a credential: the table would show it to all readers."""
     keys = "give the catalog s3.access-key-id and s3.secret-access-key"
     refuse_credentials(identifier, location or "", instead=keys)
+
+
+def make_namespace(catalog: Catalog, namespace: str | tuple[str, ...]) -> None:
+    """Make the namespace unless it is there.
+
+    pyiceberg looks and then inserts, so of two that do it at once one fails; what counts is that it is there then.
+    """
+    try:
+        catalog.create_namespace_if_not_exists(namespace)
+    except Exception:
+        if not catalog.namespace_exists(namespace):
+            raise

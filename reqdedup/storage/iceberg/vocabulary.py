@@ -34,7 +34,7 @@ from reqdedup.storage.iceberg.errors import ConflictError, is_conflict, is_outco
 from reqdedup.storage.iceberg.form import preview
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
 from reqdedup.storage.iceberg.manifests import scan_tasks
-from reqdedup.storage.iceberg.names import ITEMS_TABLE, split_identifier
+from reqdedup.storage.iceberg.names import ITEMS_TABLE, make_namespace, split_identifier
 
 ITEM_KEY, FIRST_SEEN = "item_key", "first_seen"
 NEXT_ID_PROPERTY = "reqdedup.next-id"
@@ -135,7 +135,7 @@ class Vocabulary:
             return self._load()
         except NoSuchTableError:
             properties = {"comment": "the keys of the dense item ids of this namespace's tables"}
-            self.catalog.create_namespace_if_not_exists(split_identifier(self.name)[0])
+            make_namespace(self.catalog, split_identifier(self.name)[0])
             try:
                 return self.catalog.create_table(self.name, _SCHEMA, properties=properties)
             except TableAlreadyExistsError:
