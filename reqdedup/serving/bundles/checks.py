@@ -70,8 +70,8 @@ def latency_ms(bundle: Bundle, source: TableSource, *, num_requests: int = 16) -
 
 def _answering(model: nn.Module) -> Callable[[RequestBatch], torch.Tensor]:
     """What gives logits [B, labels], or user vectors [R, D]."""
-    answer: Any = model.folded().predict_exact if hasattr(model, "folded") else model.user_tower
-    return answer
+    given: Any = model
+    return given.folded().predict_exact if hasattr(model, "folded") else given.user_tower
 
 
 def _stored(config: ModelConfig, source: TableSource, cut: HistoryCut, num_requests: int) -> RequestBatch:
