@@ -54,7 +54,7 @@ def test_a_mapping_is_read_from_a_file(tmp_path):
         ({"time": {"column": "t", "unit": "h"}}, "unit s, ms, us or ns required, found 'h'"),
         ({"time": None}, r"\[time\] with `column`, or `order`.*, required, found neither"),
         ({"user_id": 5}, "user_id: a name or a list of names required, found 5"),
-        ({"item_id": {"column": "i", "type": "uuid"}}, "auto, int, string or hash required, found 'uuid'"),
+        ({"item_id": {"column": "i", "type": "uuid"}}, "auto, int, string, url or hash required, found 'uuid'"),
         ({"labels": {}}, "from 1 to 31 labels required, found 0"),
         ({"labels": {"raw": "c"}}, "'raw' is taken; rename it"),
         ({"labels": {"c": "c"}, "item_columns": {"User_ID": "int32"}}, "'User_ID' is taken; rename it"),

@@ -7,7 +7,8 @@
     everything else          the user's worker; the first one if there is no user in it
 
 Connections to workers are kept. One that breaks before the answer's head came is answered 503: the worker may have
-computed, but nothing was said, and every call may be repeated.
+computed, but nothing was said, and every call may be repeated. A worker that is being started again is waited for as
+long as the request says that it may wait, its `deadline_ms`, then answered 503 too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _NOT_PASSED_BACK = (b"connection", b"keep-alive", b"transfer-encoding", b"date")
 
 
 class Router:
-    """An ASGI application. addresses: of the workers, by number.  restarts, failed_starts: of each so far."""
+    """An ASGI application. addresses: of the workers, by number.  restarts, failed_starts, deaths: of each so far."""
 
     def __init__(
         self,
@@ -46,10 +47,14 @@ class Router:
         *,
         restarts: Callable[[], Sequence[int]] = list,
         failed_starts: Callable[[], Sequence[int]] = list,
+        deaths: Callable[[], Sequence[int]] = list,
     ) -> None:
         self.limits = limits
         self._workers = [_Upstream(*address, timeout_s=limits.max_deadline_ms / 1000 + 20) for address in addresses]
         self._urls = [f"http://{host}:{port}" for host, port in addresses]
+        self._deaths = deaths
+        self._answered = [-1] * len(addresses)
+        """Deaths of each worker when it answered last: with another number it is not there, or starting."""
         self.metrics = Metrics()
         self.metrics.describe("reqdedup_router_requests_total", "counter", "Requests passed on, by worker.")
         self.metrics.describe("reqdedup_router_broken_total", "counter", "Requests whose worker broke off.")
@@ -92,12 +97,18 @@ class Router:
         return await self._ask(number, scope, body)
 
     async def _ask(self, number: int, scope: Scope, body: bytes) -> tuple[int, Headers, bytes]:
-        """Raises OverloadedError, 503, if the worker breaks off."""
+        """Raises OverloadedError, 503, if the worker breaks off, or is not there again in the request's time."""
+        deaths = dict(enumerate(self._deaths())).get(number, 0)
+        is_starting = self._answered[number] != deaths
         try:
-            return await self._workers[number].ask(scope, body)
+            async with asyncio.timeout(_deadline_s(scope, body, self.limits) if is_starting else None):
+                answer = await self._workers[number].ask(scope, body)
+            self._answered[number] = deaths
+            return answer
         except (OSError, EOFError, httptools.HttpParserError) as error:
             self.metrics.add("reqdedup_router_broken_total")
-            raise OverloadedError(f"an answer of worker {number} required, found {type(error).__name__}", 1) from None
+            found = "that it is being started" if is_starting else type(error).__name__
+            raise OverloadedError(f"an answer of worker {number} required, found {found}", 1) from None
 
     async def _of_all(self, scope: Scope, path: str) -> tuple[int, Headers, bytes]:
         async def ask(worker: _Upstream) -> tuple[int, Headers, bytes] | None:
@@ -124,6 +135,15 @@ class Router:
         return 0  # it will say what is wrong with the request
 
 
+def _deadline_s(scope: Scope, body: bytes, limits: Limits) -> float:
+    """How long a request may wait [seconds]: as it says, else the longest time that one may."""
+    with suppress(ValueError, KeyError, TypeError):
+        said = float(_envelope(dict(scope["headers"]), body)["deadline_ms"])
+        if 0 < said <= limits.max_deadline_ms:
+            return said / 1000
+    return limits.max_deadline_ms / 1000
+
+
 def _by_worker(counts: Callable[[], Sequence[int]]) -> dict[Labels, float]:
     return {(("of_worker", str(number)),): float(count) for number, count in enumerate(counts())}
 
@@ -134,14 +154,6 @@ def _plain(response: Any) -> tuple[int, Headers, bytes]:
 
 def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
     """The user that a body names. Raises one of several errors if it names none."""
-    if headers.get(b"content-type", b"").startswith(b"application/vnd.apache.arrow"):
-        import pyarrow as pa  # only for bodies of machines that are not our client
-
-        try:
-            with pa.ipc.open_stream(body) as reader:
-                return _named(orjson.loads((reader.schema.metadata or {})[b"reqdedup.request"]))
-        except (pa.ArrowException, OSError):  # pyarrow calls a broken message an OSError
-            raise ValueError("no Arrow") from None
     if path.startswith("/v2/"):
         length = int(headers.get(b"inference-header-content-length", len(body)))
         place = length
@@ -154,7 +166,20 @@ def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
                 return int(whole[0])
             place += size or 0
         raise KeyError("user_id")
-    return _named(orjson.loads(body))
+    return _named(_envelope(headers, body))
+
+
+def _envelope(headers: dict[bytes, bytes], body: bytes) -> dict[str, Any]:
+    """What a body says beside its columns. Raises one of several errors if it is neither JSON nor Arrow."""
+    if headers.get(b"content-type", b"").startswith(b"application/vnd.apache.arrow"):
+        import pyarrow as pa  # only for bodies of machines that are not our client
+
+        try:
+            with pa.ipc.open_stream(body) as reader:
+                return cast(dict[str, Any], orjson.loads((reader.schema.metadata or {})[b"reqdedup.request"]))
+        except (pa.ArrowException, OSError):  # pyarrow calls a broken message an OSError
+            raise ValueError("no Arrow") from None
+    return cast(dict[str, Any], orjson.loads(body))
 
 
 def _named(values: dict[str, Any]) -> int:

@@ -44,7 +44,8 @@ class Worker:
     """One process and the socket that it serves, which outlives it."""
 
     def __init__(self, number: int, settings: ServeSettings) -> None:
-        self.number, self.restarts, self.failed_starts, self.cannot_serve = number, -1, 0, False
+        self.number, self.cannot_serve = number, False
+        self.restarts, self.failed_starts, self.deaths = -1, 0, 0
         access = replace(settings.access, certificate=None, key=None)  # TLS ends at the router
         self._settings = replace(settings, access=access)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -76,6 +77,7 @@ class Worker:
         while not is_ending.is_set():
             started = time.monotonic()
             code = self.process.wait()
+            self.deaths += 1
             if is_ending.is_set():
                 return
             if code == CANNOT_SERVE and not self.restarts:
@@ -141,6 +143,7 @@ def _serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> Non
         settings.limits,
         restarts=lambda: [one.restarts for one in workers],
         failed_starts=lambda: [one.failed_starts for one in workers],
+        deaths=lambda: [one.deaths for one in workers],
     )
     access: Access = settings.access
     try:

@@ -261,6 +261,13 @@ def test_a_worker_that_is_started_again_loads_what_serves_now(workers, last, bun
         victims = children(workers)
         for victim in victims:
             os.kill(victim.pid, signal.SIGKILL)
+        psutil.wait_procs(victims, timeout=10)
+        time.sleep(0.1)  # the server sees it too
+        begun, asking = time.monotonic(), workers.client(token=TOKEN, retries=0, trims=False)
+        with pytest.raises(ServerError, match="being started") as refused:
+            asking.rank(stored(last[1]), deadline_ms=50)
+        assert refused.value.status == 503
+        assert time.monotonic() - begun < 2.0  # its deadline, not a start of seconds
         for one in last[1:9]:
             ranked = admin.rank(stored(one))
             assert ranked.model == second.fingerprint
