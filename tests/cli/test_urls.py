@@ -18,6 +18,10 @@ def ref_matters(url):
     return "ref=" in url and url.rpartition("ref=")[2]
 
 
+def fails(url):
+    raise KeyError("gone")
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -81,6 +85,8 @@ def test_rules_that_lose_parameters_are_refused_and_the_layers_of_the_old_ones_s
         (("learn", "urls.txt", "--rules", "r", "--contents", "urls.txt"), "a file .parquet"),
         (("learn", "urls.txt", "--rules", "r", "--server", "http://192.0.2.1"), "a loopback address"),
         (("learn", "urls.txt", "--rules", "r", "--fingerprint", "none"), "module:function required"),
+        (("learn", "urls.txt", "--rules", "r", "--fingerprint", f"{__name__}:fails"), "raised KeyError: 'gone'"),
+        (("learn", "urls.txt", "--rules", "no/r", "--contents", "pages.csv"), "no/r: a folder that is there required"),
         (("normalise", "urls.txt", "--rules", "none.json"), "a readable file required"),
     ],
 )

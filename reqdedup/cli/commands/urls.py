@@ -31,7 +31,7 @@ _file = click.argument("file", type=click.Path(path_type=Path))
 @option("--server", metavar="URL", help="pages: a server on this machine, whose answers are compared")
 @option("--fingerprint", metavar="MODULE:FUNCTION", help="pages: a function of your own, from a URL to its page's hash")
 @option("--threshold", type=NUMBER, metavar="SHARE", help="of changed pages, from which a parameter matters (0.2)")
-@option("--samples", type=POSITIVE, metavar="N", help="tests per parameter (default: 20)")
+@option("--samples", type=POSITIVE, metavar="N", help="tests per parameter, 5 at least (default: 20)")
 @option("--max-flagged", type=SHARE, metavar="SHARE", help="patterns that may lose a parameter (default: 0.05)")
 @_json
 def learn(arguments: Options) -> int:
@@ -47,6 +47,8 @@ def learn(arguments: Options) -> int:
         raise click.UsageError("one of --contents, --server and --fingerprint required", click.get_current_context())
     options = {name: getattr(arguments, name) for name in ("threshold", "samples")}
     config = LearnConfig(**{name: value for name, value in options.items() if value is not None})
+    if not Path(arguments.rules).absolute().parent.is_dir():  # said before hours of looking at pages
+        raise ValueError(f"{arguments.rules}: a folder that is there required, to write the rules to")
     old = load_rules(arguments.rules) if Path(arguments.rules).exists() else None
     fingerprint: Fingerprint
     if arguments.contents:

@@ -47,10 +47,11 @@ class ContentTable:
 
 
 class BodyChecksum:
-    """SHA-256 of status and body that a server on this machine answers for a URL, with its host as the Host header.
+    """SHA-256 of status, Location and body that a server on this machine answers for a URL, with its host as the Host
+    header. Redirects are not followed: where one leads is part of what the page is.
 
     server: "http://127.0.0.1:8080"; a copy of the sites behind it. Raises ValueError for an address of elsewhere.
-    None for a request that fails.
+    None for a request that fails, also with a status that says nothing of the page: 429 and those from 500 on.
     """
 
     def __init__(self, server: str) -> None:
@@ -72,7 +73,11 @@ class BodyChecksum:
         try:
             connection.request("GET", "/" + path, headers={"Host": split.host})
             answer = connection.getresponse()
-            return hashlib.sha256(b"%d " % answer.status + answer.read()).hexdigest()
+            body = answer.read()
+            if answer.status == http.HTTPStatus.TOO_MANY_REQUESTS or answer.status >= 500:
+                return None
+            head = f"{answer.status} {answer.headers.get('Location', '')}\n"
+            return hashlib.sha256(head.encode("utf-8", "surrogateescape") + body).hexdigest()
         except (OSError, http.client.HTTPException):
             return None
         finally:

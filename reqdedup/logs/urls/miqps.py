@@ -22,6 +22,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice, zip_longest
 
 from reqdedup.logs.urls.parsing import SplitUrl, canonical, pattern_of, split_url, without
 from reqdedup.logs.urls.rules import Pattern, Rules
@@ -94,8 +95,8 @@ def learn(
     """Rules of the hosts of these URLs, and what finding them took.
 
     The same for the same URLs in any order, if the fingerprint is. layers: rules whose allowlists and regular
-    expressions the new ones have, too. Raises ValueError if the fingerprint changes by itself on so many pages of all
-    hosts together that the threshold does not stand above it.
+    expressions the new ones have, too. Raises ValueError if the fingerprint knows no page at all, or changes by itself
+    on so many pages of all hosts together that the threshold does not stand above it.
     """
     config = config or LearnConfig()
     return _Learner(fingerprint, config).run(urls, layers or Rules())
@@ -153,6 +154,7 @@ class _Learner:
     def __init__(self, fingerprint: Fingerprint, config: LearnConfig) -> None:
         self._fingerprint, self._config = fingerprint, config
         self._result = Learned(Rules())
+        self._knows_pages = False
 
     def run(self, urls: Iterable[str], layers: Rules) -> Learned:
         hosts = self._group(urls)
@@ -177,6 +179,11 @@ class _Learner:
             learned[host] = {
                 pattern: self._kept(pattern, patterns[pattern]) for pattern in chosen[: self._config.max_patterns]
             }
+        if result.renders and not self._knows_pages:
+            raise ValueError(
+                f"urls: a fingerprint that knows pages of these URLs required, found none of {result.renders:,} known; "
+                "is it the right table, does the server answer?"
+            )
         result.rules = replace(layers, hosts=learned)
         return result
 
@@ -238,20 +245,25 @@ class _Learner:
         page = self._fingerprint(one)
         if page is None:
             return None
+        self._knows_pages = True
         self._result.renders += 1
         changed = self._fingerprint(other)
         return None if changed is None else page != changed
 
 
 def _choose(name: str, urls: list[SplitUrl], samples: int) -> list[SplitUrl]:
-    """Up to `samples` URLs, those with different values of this parameter first, then others."""
-    first: dict[tuple[str, ...], int] = {}
-    for number, split in enumerate(urls):
+    """Up to `samples` URLs with different values of this parameter; if there are fewer values, further ones in turn.
+
+    In turn, as a value that nearly all URLs have is often the default (page=1), which changes nothing, and would hide
+    what the others change.
+    """
+    by_value: dict[tuple[str, ...], list[SplitUrl]] = {}
+    for split in urls:
         value = tuple(canonical(text) for own, text in zip(split.names, split.values) if canonical(own) == name)
-        first.setdefault(value, number)
-        if len(first) == samples:
+        same = by_value.setdefault(value, [])
+        if len(same) < samples:
+            same.append(split)
+        if len(by_value) == samples:
             break
-    taken = set(first.values())
-    others = (number for number in range(len(urls)) if number not in taken)
-    numbers = [*first.values(), *(number for number, _ in zip(others, range(samples - len(first))))]
-    return [urls[number] for number in numbers]
+    turns = zip_longest(*by_value.values())
+    return list(islice((split for turn in turns for split in turn if split is not None), samples))

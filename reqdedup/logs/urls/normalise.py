@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reqdedup.logs.urls.parsing import canonical, join_url, split_url
+from reqdedup.logs.urls.parsing import canonical, decoded, host_of, join_url, split_url
 from reqdedup.logs.urls.rules import Rules, load_rules
 
 _MAX_REMEMBERED = 100_000
@@ -34,6 +34,10 @@ class Normaliser:
         self.rules = rules
         self.counts = UrlCounts()
         self._keep = [re.compile(pattern) for pattern in rules.keep]
+        self._allowed = [
+            (host if host == "*" else host_of(host), frozenset(map(canonical, names)))
+            for host, names in rules.allowlists.items()
+        ]
         self._choices: dict[tuple[str, tuple[str, ...]], list[tuple[int, str]]] = {}
 
     @classmethod
@@ -67,10 +71,12 @@ class Normaliser:
             return frozenset(pattern)
         kept = set(learned)
         hostname = re.sub(r":[0-9]+$", "", host)
-        for known, names in self.rules.allowlists.items():
+        for known, names in self._allowed:
             if known in ("*", host, hostname) or hostname.endswith("." + known):
                 kept.update(names)
-        kept.update(name for name in pattern if any(rule.search(name) for rule in self._keep))
+        kept.update(
+            name for name in pattern if any(rule.search(decoded(name)) or rule.search(name) for rule in self._keep)
+        )
         return frozenset(kept.intersection(pattern))
 
     def _choose(self, host: str, names: tuple[str, ...]) -> list[tuple[int, str]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import quote_plus, unquote_to_bytes
+from urllib.parse import quote_plus, unquote_plus, unquote_to_bytes
 
 from ada_url import normalize_url
 
@@ -59,6 +59,17 @@ def canonical(text: str) -> str:
     if _plain(text):
         return text
     return quote_plus(unquote_to_bytes(text.replace("+", " ")))
+
+
+def decoded(text: str) -> str:
+    """A canonical name or value as one writes it: `filter%5Bsize%5D` is `filter[size]`."""
+    return unquote_plus(text)
+
+
+def host_of(text: str) -> str:
+    """A host as URLs have it, lower case and punycode; what is none as it is."""
+    split = split_url(f"http://{text}/")
+    return text if split is None else split.host
 
 
 def join_url(split: SplitUrl, kept: list[tuple[str, str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Hashable
 from pathlib import Path
 
 import polars as pl
@@ -29,7 +30,7 @@ def read_contents(path: str | Path, url: str = "url", content: str = "content_ha
 
 
 def named_fingerprint(name: str) -> Fingerprint:
-    """The function `module:function` of the caller's own. Raises ValueError if there is none."""
+    """The function `module:function` of the caller's own. Raises ValueError if there is none, and for what it raises."""
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
@@ -37,7 +38,17 @@ def named_fingerprint(name: str) -> Fingerprint:
         raise ValueError(f"urls: a function as module:function required, found {name!r}: {error}") from None
     if not callable(found):
         raise ValueError(f"urls: a function as module:function required, found {name!r}: {type(found).__name__}")
-    return found
+
+    def fingerprint(url: str) -> Hashable | None:
+        try:
+            return found(url)
+        except Exception as error:  # its own, whatever it is
+            raise ValueError(
+                f"urls: {name} must answer for every URL, None if the page is unknown; of {url!r:.200} it raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    return fingerprint
 
 
 def _columns(path: str | Path, *names: str) -> pl.DataFrame:

@@ -16,6 +16,12 @@ def server():
     class Pages(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             query = parse_qs(urlsplit(self.path).query)
+            if self.path.startswith(("/go", "/busy")):
+                self.send_response(302 if self.path.startswith("/go") else 503)
+                self.send_header("Location", f"/p/{query.get('id', ['none'])[0]}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             body = f"{self.headers['Host']} {query.get('id', ['none'])[0]}".encode()
             self.send_response(200 if "id" in query else 404)
             self.send_header("Content-Length", str(len(body)))
@@ -42,6 +48,14 @@ def test_rules_are_learned_from_the_bodies_that_a_server_answers(server):
     assert checksum("https://a.example/?id=1") == checksum("http://a.example/q?id=1#top")
     assert checksum("https://a.example/?id=1") != checksum("https://b.example/?id=1")
     assert checksum("no url") is None
+
+
+def test_where_a_redirect_leads_tells_pages_apart_and_a_server_that_fails_tells_nothing(server):
+    for path, knows in (("go", ""), ("busy", "p?id=1")):  # all would be one item otherwise
+        urls = [f"https://{path}.example/{path}?id={number}" for number in range(20)]
+        learned = learn([*urls, f"https://one.example/{knows}"], BodyChecksum(server))
+        assert learned.rules.hosts[f"{path}.example"] == {("id",): {"id"}}
+    assert BodyChecksum(server)("https://a.example/busy") is None
 
 
 def test_a_server_that_is_gone_is_an_unknown_page_and_one_elsewhere_is_refused():

@@ -80,6 +80,13 @@ def test_a_parameter_with_few_values_is_tested_on_further_urls():
     assert learned.rules.hosts["s.example"] == {("id", "utm_source"): {"id"}}
 
 
+def test_a_default_value_does_not_hide_what_the_others_change():
+    urls = [f"http://s.example/l{number}?page=1" for number in range(200)]
+    urls += [f"http://s.example/l{number}?page={page}" for number in range(3) for page in (2, 3)]
+    learned = learn(urls, lambda url: (urlsplit(url).path, query(url).get("page", "1")))
+    assert learned.rules.hosts["s.example"] == {("page",): {"page"}}
+
+
 def test_of_two_parameters_that_both_name_the_page_one_is_kept():
     urls = [f"http://s.example/p?id={number}&slug=s{number}&ref={number}" for number in range(30)]
     learned = learn(urls, lambda url: query(url).get("id", query(url).get("slug", "s-")).removeprefix("s"))
@@ -93,8 +100,11 @@ def test_what_was_tested_too_little_is_kept():
     learned = learn(urls, lambda url: query(url).get("id", "none"))
     assert learned.rules.hosts["s.example"] == {("id", "ref"): {"id", "ref"}}
     assert learned.untested == 2
-    unknown = learn([url + str(number) for url in urls for number in range(9)], lambda url: None)
+    many = [url + str(number) for url in urls for number in range(9)]
+    unknown = learn(many, lambda url: 1 if url == many[0] else None)
     assert unknown.rules.hosts["s.example"] == {("id", "ref"): {"id", "ref"}}
+    with pytest.raises(ValueError, match="knows pages of these URLs required"):  # a server that is gone, mostly
+        learn(many, lambda url: None)
 
 
 def test_patterns_beyond_the_most_frequent_and_those_of_many_names_have_no_rules():

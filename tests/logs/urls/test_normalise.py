@@ -120,6 +120,16 @@ def test_without_rules_everything_is_kept_and_what_is_no_url_is_counted():
     assert (normaliser.counts.urls, normaliser.counts.not_urls) == (3, 2)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://bücher.example/?size[]=1&utm=2", "http://a.BÜCHER.example/?size%5b%5d=1&utm=2"]
+)
+@pytest.mark.parametrize("own", [{"allowlists": {"Bücher.example": ("size[]",)}}, {"keep": (r"^size\[",)}])
+def test_layers_name_hosts_and_parameters_as_one_writes_them(url, own):
+    hosts = {f"{host}xn--bcher-kva.example": {("size%5B%5D", "utm"): frozenset()} for host in ("", "a.")}
+    rules = Rules(hosts=hosts, **own)
+    assert Normaliser(rules)(url).endswith("xn--bcher-kva.example/?size%5B%5D=1")
+
+
 def test_rules_come_back_from_their_file_and_their_fingerprint_is_of_what_they_say(tmp_path):
     RULES.save(tmp_path / "miqps.json")
     again = load_rules(tmp_path / "miqps.json")
