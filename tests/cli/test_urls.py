@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -74,6 +75,11 @@ def test_rules_that_lose_parameters_are_refused_and_the_layers_of_the_old_ones_s
     assert "30 of 31 URLs have another normal form: 11 items become 31" in said
     told = json.loads(run("diff", "old.json", "miqps.json", "pages.parquet", "--json"))
     assert (told["urls"]["changed"], told["urls"]["split"]) == (30, 10)
+
+
+def test_a_text_may_begin_with_a_byte_order_mark(run):
+    Path("bom.txt").write_text("http://s.example/?b=1&a=2\r\n", encoding="utf-8-sig", newline="")
+    assert run("normalise", "bom.txt") == "http://s.example/?a=2&b=1\n"
 
 
 @pytest.mark.parametrize(

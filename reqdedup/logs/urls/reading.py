@@ -17,7 +17,7 @@ def read_urls(path: str | Path, column: str = "url") -> list[str]:
     if Path(path).suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
         return _columns(path, column)[column].cast(pl.String).drop_nulls().to_list()
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{path}: a readable file required, found: {error.strerror}") from None
     return [line for line in text.split("\n") if line.strip()]
