@@ -75,7 +75,7 @@ def publish(new: Rules, path: str | Path, *, max_flagged: float = MAX_FLAGGED) -
     """Make the file at `path` hold the new rules; the change from those it had, None if there were none.
 
     Raises RulesRefused, with the file as it was, if more than `max_flagged` of the patterns that both have lost a
-    parameter; ValueError if the file that is there holds no rules.
+    parameter, or the new rules have no pattern and the old ones do; ValueError if the file there holds no rules.
     """
     if not 0 <= max_flagged <= 1:
         raise ValueError(f"urls: a max_flagged from 0 to 1 required, found {max_flagged:g}")
@@ -88,6 +88,11 @@ def publish(new: Rules, path: str | Path, *, max_flagged: float = MAX_FLAGGED) -
             f"{path}: at most {max_flagged:.1%} of the patterns may lose a parameter, found {len(change.flagged):,} of "
             f"{change.compared:,} ({change.flagged_ratio:.1%}), the first: {shown}; the old rules stay. Look at the "
             "fingerprints of those pages, or allow more with a larger max_flagged (--max-flagged)"
+        )
+    if change is not None and change.vanished and not new.num_patterns:
+        raise RulesRefused(
+            f"{path}: rules with patterns required to replace {change.vanished:,}, found none; the old rules stay. "
+            "Look whether the list has whole URLs, with https:// and parameters"
         )
     new.save(path)
     return change

@@ -180,6 +180,15 @@ def test_added_parameters_and_vanished_patterns_do_not_flag(tmp_path):
     assert compare_rules(old, kept_otherwise).flagged == ()
 
 
+def test_rules_without_a_pattern_never_replace_rules_that_have_some(tmp_path):
+    path = tmp_path / "rules.json"
+    publish(rules_of(PATTERNS[0]), path)
+    before = path.read_bytes()
+    with pytest.raises(RulesRefused, match="rules with patterns required to replace 1, found none"):
+        publish(rules_of(), path)
+    assert path.read_bytes() == before
+
+
 def test_a_diff_counts_what_is_merged_and_what_is_split():
     old, new = rules_of(("id", "ref"), ("a", "b"), keep=("id", "a", "b")), rules_of(("id", "ref"), keep=("ref",))
     urls = [f"http://s.example/?id={number}&ref={number // 3}" for number in range(9)]
