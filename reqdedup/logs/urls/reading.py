@@ -30,7 +30,7 @@ def read_contents(path: str | Path, url: str = "url", content: str = "content_ha
 
 
 def named_fingerprint(name: str) -> Fingerprint:
-    """The function `module:function` of the caller's own. Raises ValueError if there is none, and for what it raises."""
+    """The function `module:function` of the caller's own. Raises ValueError if there is none, or for what it raises."""
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
