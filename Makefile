@@ -74,7 +74,7 @@ test: check ## check, then run the tests
 test-fast: setup ## the inner loop: no servers, no browser, nothing slow; under a minute
 	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile -m 'not (slow or soak or servers)'
 
-soak: setup ## long kill and fuzz runs, at most 20 minutes on a quiet machine (SOAK_REQUESTS=100000: all of serving, longer)
+soak: setup ## long kill and fuzz runs, at most 20 minutes on a quiet machine (SOAK_REQUESTS=10000: fewer of serving)
 	@$(ACTIVATED) pytest -n $(TEST_WORKERS) -m soak || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
 
 check: setup ## lint, format, types and import contracts

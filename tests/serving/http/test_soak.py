@@ -31,7 +31,7 @@ from tests.serving.conftest import SIZES
 from tests.serving.http.servers import Server, event_columns, records, requests_of_table
 from tests.serving.http.soak_client import Prepared, run
 
-REQUESTS = int(os.environ.get("SOAK_REQUESTS", "20000"))
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "100000"))
 CLIENTS, CONNECTIONS, WORKERS, CANDIDATES = 2, 6, 2, 10
 PER_USER = 6
 """Distinct requests of a user: each is computed in process once, and asked hundreds of times."""
