@@ -68,7 +68,7 @@ class DeliveredRange:
                 delivered = self._frame(_ipc_batches(new[part]))
                 earlier = self._frame(_ipc_batches(old[part])) if part in old else delivered.clear()
                 yield Part(
-                    delivered,
+                    delivered,  # a default binds the part's own rows; mypy cannot infer such a lambda
                     lambda ids, rows=earlier: rows.filter(pl.col(EVENT_ID).is_in(ids.implode())),  # type: ignore[misc]
                     frozenset([part % num_buckets]),
                 )
@@ -86,8 +86,8 @@ class DeliveredRange:
     def _horizon(self, arrival_us: int) -> BooleanExpression:
         since = arrival_us - self._horizon_us
         return And(
-            GreaterThanOrEqual(ARRIVAL_TS, since),  # type: ignore
-            LessThan(POSITION, self._start),  # type: ignore
+            GreaterThanOrEqual(ARRIVAL_TS, since),  # type: ignore  # pyiceberg takes plain values, its types ask for literals
+            LessThan(POSITION, self._start),  # type: ignore  # as above
         )
 
     def _before(self, delivered: pl.DataFrame) -> list[tuple[str, int]]:
@@ -140,7 +140,7 @@ class DeliveredRange:
 
 
 def _between(start: int, end: int) -> BooleanExpression:
-    return And(GreaterThanOrEqual(POSITION, start), LessThan(POSITION, end))  # type: ignore
+    return And(GreaterThanOrEqual(POSITION, start), LessThan(POSITION, end))  # type: ignore  # plain values
 
 
 def _spread(batches: Iterator[pa.RecordBatch], folder: Path, num_buckets: int, splits: int) -> dict[int, Path]:

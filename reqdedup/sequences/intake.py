@@ -124,6 +124,7 @@ def append_events(
         except ConflictError:
             if report.num_rejected:
                 catalog.load_table(f"{namespace}.{REJECTED_TABLE}").delete(
+                    # plain values, where pyiceberg's types ask for literals
                     And(EqualTo("source", source), GreaterThanOrEqual(POSITION, before.next_position))  # type: ignore
                 )
             raise

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -38,7 +39,7 @@ _INTEGERS, _FLOATS = ("int32", "int64"), ("float32", "float64")
 
 
 @dataclass(frozen=True)
-class Predicate:
+class Predicate(ABC):
     """A condition on one event; made by `col`, joined by `&`, `|` and `~`."""
 
     def __and__(self, other: Predicate) -> Predicate:
@@ -53,29 +54,29 @@ class Predicate:
     def __bool__(self) -> bool:
         raise ValueError("predicate: joining by &, | and ~ required, found `and`, `or`, `not` or a chained comparison")
 
+    @abstractmethod
     def columns(self) -> set[str]:
         """Names of the columns that it looks at."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, dtypes: Mapping[str, str]) -> None:
         """Raise ValueError if a column is not among `dtypes`, or cannot be compared with what it is compared with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_polars(self, dtypes: Mapping[str, str]) -> pl.Expr:
         """An expression that is true or false in every row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_duckdb(self, dtypes: Mapping[str, str]) -> str:
         """SQL that is true or false in every row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_row(self) -> Callable[[Row], bool]:
         """A function of one event."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_json(self) -> list[Any]:
         """What `predicate_from_json` reads."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
