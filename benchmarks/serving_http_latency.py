@@ -7,7 +7,7 @@ its bound, in milliseconds, decides and not the load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from benchmarks.serving_http_process import Process, cpu_of, filled_store, row, 
 from reqdedup.serving.scheduler import SchedulerLimits
 
 REFUSED_AT_SATURATION = 0.001
-STEP = 1.1
+STEP, FINEST = 1.2, 1.02
 
 
 def latency(
@@ -61,19 +61,22 @@ def latency(
             )
 
 
-def _saturation(offered: Any, rate: float, seconds: float) -> tuple[float, Answers]:
-    """The highest rate with under 0.1% refused, in steps of a tenth, and its answers."""
+def _saturation(offered: Callable[[float, float], Answers], rate: float, seconds: float) -> tuple[float, Answers]:
+    """The highest rate with under 0.1% refused, to 2%, and its answers. A rate is too high if it is so twice."""
 
-    def holds(answers: Answers) -> bool:
-        return answers.refused <= REFUSED_AT_SATURATION * len(answers.status)
+    def answers_of(rate: float) -> Answers | None:
+        for _ in range(2):
+            answers = offered(rate, seconds)
+            if answers.refused <= REFUSED_AT_SATURATION * len(answers.status):
+                return answers
+        return None
 
-    answers = offered(rate, seconds)
-    while not holds(answers):
-        rate /= STEP**2
-        answers = offered(rate, seconds)
-    for _ in range(12):
-        higher = offered(rate * STEP, seconds)
-        if not holds(higher):
-            break
-        rate, answers = rate * STEP, higher
+    while (answers := answers_of(rate)) is None:
+        rate /= STEP
+    step = STEP
+    while step > FINEST:
+        if (higher := answers_of(rate * step)) is None:
+            step **= 0.5
+        else:
+            rate, answers = rate * step, higher
     return rate, answers
