@@ -27,7 +27,8 @@ from assets.resources import Warehouse, progress_log
 from assets.run_recipe import RunRecipe
 from assets.stages import LOG, STORAGE, stage
 from reqdedup import storage
-from reqdedup.logs import read_log, synthesize, synthetic_schema
+from reqdedup.ingest import append_log
+from reqdedup.logs import LogReader, read_log, synthesize, synthetic_schema
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout
 from reqdedup.storage.write.rejects import rejects_identifier
@@ -129,13 +130,10 @@ def _append(
     table = storage.create_table(
         catalog, store.identifier(NAME), schema, Layout.BY_REQUEST, num_buckets=run_recipe.get().num_buckets
     )
-    return storage.write(
-        table,
-        batches,
-        mode="append",
-        progress=progress_log(context),
-        properties={FILES_OF + day: json.dumps(files, sort_keys=True)},
-    )
+    properties = {FILES_OF + day: json.dumps(files, sort_keys=True)}
+    if isinstance(batches, LogReader):
+        return append_log(table, batches, progress=progress_log(context), properties=properties)
+    return storage.write(table, batches, mode="append", progress=progress_log(context), properties=properties)
 
 
 def _synthetic_day(

@@ -315,6 +315,7 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         "rows_per_s": round(result.rows_per_s),
         "total_s": round(result.total_s, 1),
         "longest_wait_s": round(result.longest_wait_s, 2),
+        "mean_wait_s": round(result.mean_wait_s, 2),
         "busiest_core_busy": round(result.busiest_core_busy, 3),
         "mean_core_busy": round(result.mean_core_busy, 3),
         "peak_memory_bytes": result.peak_memory_bytes,

@@ -24,7 +24,8 @@ def url_rules(store: Warehouse) -> dg.MaterializeResult:
     """Which parameters of the log's URLs lead to another page; nothing for a log whose items are no URLs.
 
     Learned if the namespace has a table `page_contents` (url, content_hash). Rules that lose parameters of too many
-    patterns fail the run, and the old ones stay. Look at: items per URL, and hosts whose pages are never the same.
+    patterns fail the run, and the old ones stay. Look at: items per URL, and hosts whose pages are never the same, or
+    all alike.
     """
     items = _items(store)
     if items is None:
@@ -45,6 +46,7 @@ def url_rules(store: Warehouse) -> dg.MaterializeResult:
         num_patterns=learned.rules.num_patterns,
         untested_parameters=learned.untested,
         unstable_hosts=", ".join(learned.unstable),
+        hosts_of_alike_pages=", ".join(learned.alike),
         flagged_patterns=len(change.flagged) if change is not None else 0,
     )
 

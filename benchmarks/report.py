@@ -54,6 +54,11 @@ def against_by_hand(task: str, *equal: str) -> dict[str, Any]:
     }
 
 
+def urls(text: str, ours: str, **rows: tuple[str, str]) -> Claim:
+    """A claim about items that are named by URLs."""
+    return Claim(file="urls", rows=rows, text=text, ours=ours, command=".venv/bin/python -m benchmarks.urls")
+
+
 def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
     """A claim about quality beside IID; see docs/study.md."""
     return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
@@ -308,6 +313,22 @@ CLAIMS = (
         TWO_RATIOS,
         *((f"windowed SSD, beside {rival}", "reqdedup") for rival in ("pyversity", "its definition")),
         module="rerank",
+    ),
+    urls(
+        "items by URL per true page, {a[sizes][urls]:,} URLs of {a[sizes][domains]} sites: rules learned with stable "
+        "fingerprints; with 5% unstable ones; w3lib; w3lib without utm_",
+        "{a[value]:.3f}, {a[false_merges]} false merges; {b[value]:.3f}, {b[false_merges]}; {c[value]:.2f}, "
+        "{c[false_merges]}; {d[value]:.2f}, {d[false_merges]}",
+        a=("items per page, stable fingerprints", "reqdedup"),
+        b=("items per page, 5% unstable fingerprints", "reqdedup"),
+        c=("items per page, others", "w3lib"),
+        d=("items per page, others", "w3lib without utm_"),
+    ),
+    urls(
+        "pages looked at to learn them, against tests without an early end, which give the same rules; look-ups",
+        "{a[value]:.2f}x; {b[value]:,.0f} URLs/s a core",
+        a=("renders, stable fingerprints", "reqdedup"),
+        b=("look-ups", "reqdedup"),
     ),
 )
 

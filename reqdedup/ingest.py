@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
 
 from reqdedup import storage
 from reqdedup.display import format_bytes
@@ -18,10 +18,9 @@ from reqdedup.schema import ITEM_ID
 from reqdedup.storage import Layout
 from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg.layout import check_same_form
+from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY, check_same_url_rules, url_rules_of
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
-
-URL_RULES_PROPERTY = "reqdedup.url-rules"
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,9 @@ def ingest(
     if table is not None and not replace:
         check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
     before = table and table.current_snapshot()
-    said = rules_property(log.url_merges, table.properties if table is not None else {})
-    options["properties"] = {**(options.get("properties") or {}), **said}
+    rules = _url_rules(log)
+    if rules or (table is not None and url_rules_of(table)):
+        options["properties"] = {**(options.get("properties") or {}), URL_RULES_PROPERTY: rules}
     try:
         written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
         storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
@@ -90,8 +90,19 @@ def ingest(
     return IngestReport(identifier, layout, written, rejected, rejects_name, log.counts.leaking, log.url_merges)
 
 
-def rules_property(merges: UrlMerges | None, before: Mapping[str, str]) -> dict[str, str]:
-    """By which rules a table's items are told apart: format and fingerprint of the URL rules, "" if not any more."""
-    if merges is None:
-        return {URL_RULES_PROPERTY: ""} if before.get(URL_RULES_PROPERTY) else {}
-    return {URL_RULES_PROPERTY: json.dumps({"format": FORMAT, "fingerprint": merges.rules})}
+def append_log(table: Table, log: LogReader, **options: Any) -> storage.WriteReport:
+    """Add the rows of a log to a table in one commit; what was written. options: of `storage.write`.
+
+    Raises ValueError if the log has items that are told apart by other URL rules than those of the table.
+    """
+    rules = _url_rules(log)
+    check_same_url_rules(table.refresh(), rules)
+    if rules:
+        options["properties"] = {**(options.get("properties") or {}), URL_RULES_PROPERTY: rules}
+    return storage.write(table, log, mode="append", **options)
+
+
+def _url_rules(log: LogReader) -> str:
+    """What the property says of a log: format and fingerprint of its rules, "" if its items are no URLs."""
+    merges = log.url_merges
+    return "" if merges is None else json.dumps({"format": FORMAT, "fingerprint": merges.rules})

@@ -19,7 +19,7 @@ from pyiceberg.table import Table
 from reqdedup import storage
 from reqdedup.display import ReportTable, counted
 from reqdedup.environment import LakePlace, find_lake
-from reqdedup.ingest import IngestReport, ingest
+from reqdedup.ingest import IngestReport, append_log, ingest
 from reqdedup.logs import LogReader, read_log
 from reqdedup.logs.presets import Preset
 from reqdedup.schema import Column, EngagementSchema
@@ -229,9 +229,14 @@ class EngagementTable:
         return storage.table_schema(self.iceberg)
 
     def append(self, rows: Any, columns: ColumnMapping | Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Add rows in one commit: deduplicated batches (`storage.write`), or foreign ones described by `columns`."""
+        """Add rows in one commit: deduplicated batches (`storage.write`), or foreign ones described by `columns`.
+
+        Raises ValueError for a log or a table whose items are told apart by other URL rules than those of this one.
+        """
         if columns is not None:
             return self.lake.convert(rows, self.name, columns, append=True, **options)
+        if isinstance(rows, LogReader):
+            return append_log(self.iceberg, rows, **options)
         return storage.write(self.iceberg, rows, mode="append", **options)
 
     def report(self, *others: EngagementTable | str) -> ReportTable:

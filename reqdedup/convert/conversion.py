@@ -52,10 +52,11 @@ from reqdedup.storage.iceberg.layout import (
 )
 from reqdedup.storage.iceberg.names import check_free_name, check_location
 from reqdedup.storage.iceberg.same_requests import OPERATION
+from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY, check_same_url_rules, url_rules_of
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.read.reader import FileSource
-from reqdedup.storage.write.writer import write_rows
+from reqdedup.storage.write.writer import set_properties, write_rows
 
 REMEMBERED_REQUESTS = 20_000_000
 """Of a shuffled source; 0.8 GB where it has as many. Further ones take their place on disk once per
@@ -132,9 +133,9 @@ def convert_table(
     spill_dir: for temporary files, which take the deduplicated rows.
     Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with
     the request that shows it), for nulls in keys, for times of history events in another unit than said, and where the
-    new table is there already; with append if columns differ from the table's. ConflictError if another writer
-    changed the table in a way that the rows cannot be put on top of. Then no table is new or changed, but for the
-    vocabulary, which may have new keys.
+    new table is there already; with append if columns differ from the table's, or the URL rules of a table of ours.
+    ConflictError if another writer changed the table in a way that the rows cannot be put on top of. Then no table is
+    new or changed, but for the vocabulary, which may have new keys.
     """
     started = time.monotonic()
     check_location(identifier, location)
@@ -146,12 +147,17 @@ def convert_table(
             progress(ConvertProgress(phase, done, total))
 
     notes = [*rows.notes]
+    url_rules = url_rules_of(source) if isinstance(source, Table) else ""
     if append:
         if location is not None:
             raise ValueError(
                 f"{identifier}: an append goes where the table is, found location={location!r}; leave it out"
             )
         table = open_for_append(catalog, identifier, layout, num_buckets)
+        if isinstance(source, Table) and LAYOUT_PROPERTY in source.properties:
+            check_same_url_rules(table, url_rules)
+        elif url_rules_of(table):
+            notes.append(f"its items are told apart by URL rules {url_rules_of(table)}; nothing says so of these rows")
         schema = table_schema(table)
         columns = in_table_order(
             plan_columns(rows, mapping, *known_columns(rows, mapping, schema), schema[ITEM_ID].vocabulary),
@@ -177,7 +183,13 @@ def convert_table(
     name = schema[ITEM_ID].vocabulary
     converter.items = item_ids(rows, columns, Vocabulary(catalog, name)) if name else None
     try:
-        written = _write(table, converter, rows.num_rows, report, replace=not append, seed=seed, spill_dir=spill_dir)
+        written = _write(
+            *(table, converter, rows.num_rows, report),
+            replace=not append,
+            seed=seed,
+            spill_dir=spill_dir,
+            properties={URL_RULES_PROPERTY: url_rules} if url_rules else None,
+        )
     except RequestValuesError as error:
         raise in_source(error, converter) from error
     changes = changes_of(rows, columns, mapping)
@@ -224,13 +236,14 @@ def _write(
     replace: bool,
     seed: int,
     spill_dir: str | Path | None,
+    properties: Mapping[str, str] | None,
 ) -> _Written:
     """All rows of the source as new files of the table, compared with the source and committed.
 
-    replace: the table must hold them alone; else another's rows may have come meanwhile.
+    replace: the table must hold them alone; else another's rows may have come meanwhile.  properties: of the table.
     """
     layout, name = table_layout(table), ".".join(table.name())
-    with StagedFiles(table) as files:
+    with StagedFiles(table, updates=set_properties(properties)) as files:
         batches = _reporting(converter.batches(), num_rows, report)
         written, num_requests = write_rows(
             files, batches, converter.schema, seed=seed, spill_dir=spill_dir, remember=REMEMBERED_REQUESTS

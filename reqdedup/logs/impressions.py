@@ -267,9 +267,15 @@ class ImpressionParser:
         if rule.position:
             frame = frame.with_columns(pl.int_ranges(0, length, dtype=pl.Int32).alias("position"))
             lists.append("position")
-        frame = frame.explode(lists)
+        shown = "candidates"
+        if self._urls is not None and listed:  # what was clicked may be another URL of the page
+            shown = "compared"
+            frame = frame.with_columns(self._urls.forms(frame[name]) for name in listed).explode(lists)
+            frame = frame.with_columns(self._urls.forms(frame["candidates"]).alias(shown))
+        else:
+            frame = frame.explode(lists)
         frame = frame.with_columns(
-            pl.col(name).list.contains(pl.col("candidates")).cast(pl.Int32).cast(pl.String) for name in listed
+            pl.col(name).list.contains(pl.col(shown)).cast(pl.Int32).cast(pl.String) for name in listed
         )
         columns = [self._without_nulls(name, frame.schema[name]) for name in along]
         columns.append(candidate_item("candidates", rule).alias("item"))

@@ -169,6 +169,7 @@ class CandidateRule:
     separator: text between the candidates, and between the elements of the columns that go along with them.
     label: name of the label that each candidate carries after `label_separator`; None if labels are columns.
     position: whether the place in the list is kept.
+    rules: path of the rules file of candidates of type url; without one, all parameters of a URL are kept.
     """
 
     columns: tuple[str, ...]
@@ -176,6 +177,7 @@ class CandidateRule:
     label: str | None = None
     label_separator: str = "-"
     position: bool = False
+    rules: str = ""
 
     def __post_init__(self) -> None:
         if not self.separator or not self.label_separator:
@@ -261,7 +263,9 @@ class LogMapping:
     def __post_init__(self) -> None:
         if (self.item_id is None) == (self.candidates is None):
             raise ValueError("mapping: item_id (one row per impression) or [candidates] (one row per request) required")
-        check_id_type(self.candidate_id_type)
+        check_id_type(self.candidate_id_type, "url")
+        if self.candidates and self.candidates.rules and self.candidate_id_type != "url":
+            raise ValueError(f"mapping: rules only with type url, found type {self.candidate_id_type!r}")
         if self.format not in (None, "csv", "tsv", "jsonl", "parquet"):
             raise ValueError(f"mapping: format csv, tsv, jsonl or parquet required, found {self.format!r}")
         if self.separator is not None and (not self.separator or set(self.separator) & set('"\r\n')):
@@ -290,7 +294,7 @@ class LogMapping:
         names += ["position"] if self.candidates and self.candidates.position else []
         names += [ITEM_URL] if self.are_urls else []
         if "url" in (self.user_id.type, self.request_id.type if self.request_id else ""):
-            raise ValueError("mapping: type url only of item_id, found it of user_id or request_id")
+            raise ValueError("mapping: type url only of items, found it of user_id or request_id")
         for name in names:
             lower = name.lower()  # engines that do not tell cases apart read these tables too
             if lower in _RESERVED or names.count(name) > 1 or not name or lower.startswith(_RESERVED_PREFIXES):
@@ -303,7 +307,12 @@ class LogMapping:
     @property
     def are_urls(self) -> bool:
         """Whether items are named by URLs."""
-        return self.item_id is not None and self.item_id.type == "url"
+        return (self.item_id.type if self.item_id is not None else self.candidate_id_type) == "url"
+
+    @property
+    def url_rules(self) -> str:
+        """Path of the rules file of items that are named by URLs, "" without one."""
+        return next((rule.rules for rule in (self.item_id, self.candidates) if rule is not None), "")
 
     @property
     def hashes_items(self) -> bool:

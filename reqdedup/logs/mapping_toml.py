@@ -40,6 +40,7 @@
     separator = " "
     label = "click"                     # candidates look like N35729-0; left out: labels are lists of the same length
     label_separator = "-"
+    # type = "url"                      # and rules = "miqps.json", as of item_id
 
     [history]                           # without a column, histories are made of earlier rows
     column = "history"
@@ -93,10 +94,12 @@ def load_mapping(source: LogMapping | Mapping[str, Any] | str | Path) -> LogMapp
         raise ValueError(f"mapping {source}: a readable TOML file required, found: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"mapping {source}: TOML required, found: {error}") from None
-    if mapping.item_id is None or not mapping.item_id.rules:
+    if not mapping.url_rules:
         return mapping
-    rules = Path(source).parent / mapping.item_id.rules  # beside the mapping, wherever it is read from
-    return replace(mapping, item_id=replace(mapping.item_id, rules=str(rules)))
+    rules = str(Path(source).parent / mapping.url_rules)  # beside the mapping, wherever it is read from
+    if mapping.item_id is not None:
+        return replace(mapping, item_id=replace(mapping.item_id, rules=rules))
+    return replace(mapping, candidates=mapping.candidates and replace(mapping.candidates, rules=rules))
 
 
 def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
@@ -129,6 +132,7 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
             label=candidates.take("label", None, _TEXT),
             label_separator=candidates.take("label_separator", "-", _TEXT),
             position=candidates.take("position", False, _TRUTH),
+            rules=candidates.take("rules", "", _TEXT),
         )
         inline = mapping["candidates"].label
         if inline and inline not in [label.name for label in mapping["labels"]]:

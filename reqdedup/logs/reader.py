@@ -170,8 +170,7 @@ class LogReader:
         # request ids that restart in every file clash only if there are several files
         one_file = mapping.request_scope == "file" and len(self._files) == 1
         self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
-        rule = mapping.item_id
-        self._urls = UrlItems(rule) if rule is not None and mapping.are_urls else None
+        self._urls = UrlItems(mapping.url_rules) if mapping.are_urls else None
         self._ids = self._probe()
         self._vocabulary: Vocabulary | None = None
         self.schema: EngagementSchema = log_schema(mapping, self._ids)

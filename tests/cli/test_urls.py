@@ -19,6 +19,10 @@ def ref_matters(url):
     return "ref=" in url and url.rpartition("ref=")[2]
 
 
+def log_in(url):
+    return "log in"
+
+
 def fails(url):
     raise KeyError("gone")
 
@@ -56,6 +60,8 @@ def test_rules_are_learned_and_applied(run, contents):
     assert forms == [*(f"http://s.example/p?id={number % 10}" for number in range(30)), "no url"]
     told = json.loads(run("normalise", contents, "--json"))
     assert (told["urls"], told["items"]) == (70, 70)
+    own = ("--fingerprint", f"{__name__}:log_in", "--max-same", "1", "--json")
+    assert json.loads(run("learn", "urls.txt", *own, "--rules", "all.json"))["alike"] == []
     assert "1 pattern of 1 host" in run("learn", "urls.txt", "--contents", contents, "--rules", "miqps.json")
 
 
@@ -90,6 +96,8 @@ def test_a_text_may_begin_with_a_byte_order_mark(run):
         (("learn", "pages.csv", "--column", "u", "--rules", "r", "--contents", "pages.csv"), "a column u required"),
         (("learn", "urls.txt", "--rules", "r", "--contents", "urls.txt"), "a file .parquet"),
         (("learn", "urls.txt", "--rules", "r", "--server", "http://192.0.2.1"), "a loopback address"),
+        (("learn", "urls.txt", "--rules", "r", "--server", "http://[::1"), "a loopback address"),
+        (("learn", "urls.txt", "--rules", "r", "--fingerprint", f"{__name__}:log_in"), "30 URLs would become 1 items"),
         (("learn", "urls.txt", "--rules", "r", "--fingerprint", "none"), "module:function required"),
         (("learn", "urls.txt", "--rules", "r", "--fingerprint", f"{__name__}:fails"), "raised KeyError: 'gone'"),
         (("learn", "urls.txt", "--rules", "no/r", "--contents", "pages.csv"), "no/r: a folder that is there required"),

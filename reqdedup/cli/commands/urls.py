@@ -33,6 +33,7 @@ _file = click.argument("file", type=click.Path(path_type=Path))
 @option("--threshold", type=NUMBER, metavar="SHARE", help="of changed pages, from which a parameter matters (0.2)")
 @option("--samples", type=POSITIVE, metavar="N", help="tests per parameter, 5 at least (default: 20)")
 @option("--max-flagged", type=SHARE, metavar="SHARE", help="patterns that may lose a parameter (default: 0.05)")
+@option("--max-same", type=SHARE, metavar="SHARE", help="of a host's pages, that may look like one (default: 0.5)")
 @_json
 def learn(arguments: Options) -> int:
     """Learn, guard, write."""
@@ -45,7 +46,7 @@ def learn(arguments: Options) -> int:
     given = [name for name in ("contents", "server", "fingerprint") if getattr(arguments, name)]
     if len(given) != 1:
         raise click.UsageError("one of --contents, --server and --fingerprint required", click.get_current_context())
-    options = {name: getattr(arguments, name) for name in ("threshold", "samples")}
+    options = {name: getattr(arguments, name) for name in ("threshold", "samples", "max_same")}
     config = LearnConfig(**{name: value for name, value in options.items() if value is not None})
     if not Path(arguments.rules).absolute().parent.is_dir():  # said before hours of looking at pages
         raise ValueError(f"{arguments.rules}: a folder that is there required, to write the rules to")
@@ -62,7 +63,9 @@ def learn(arguments: Options) -> int:
     change = publish(learned.rules, arguments.rules, max_flagged=max_flagged)
     rules = learned.rules
     if arguments.json:
-        counts = {name: getattr(learned, name) for name in ("urls", "not_urls", "renders", "untested", "unstable")}
+        counts = {
+            name: getattr(learned, name) for name in ("urls", "not_urls", "renders", "untested", "unstable", "alike")
+        }
         told = {"rules": arguments.rules, "fingerprint": rules.fingerprint, "patterns": rules.num_patterns, **counts}
         print_json({**told, "noise": learned.noise, "change": change and asdict(change)})
         return 0
@@ -76,6 +79,8 @@ def learn(arguments: Options) -> int:
         say(f"{learned.not_urls:,} texts are no URLs")
     for host in learned.unstable:
         say(f"{host}: {learned.noise[host]:.0%} of its pages differ from themselves; everything is kept there")
+    for host in learned.alike:
+        say(f"{host}: most of its pages look like one; everything is kept there, unless with a larger --max-same")
     if change is not None:
         say(
             f"{len(change.flagged):,} of {change.compared:,} patterns lost a parameter; {change.added:,} are new, "

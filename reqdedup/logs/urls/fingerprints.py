@@ -10,9 +10,9 @@ import http.client
 import ipaddress
 import socket
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from reqdedup.logs.urls.parsing import split_url, without
+from reqdedup.logs.urls.parsing import split_url, write_url
 
 _TIMEOUT_S = 10.0
 
@@ -29,14 +29,14 @@ class ContentTable:
         self._calls: dict[str, int] = {}
         for url, content in rows:
             if (split := split_url(url)) is not None and content is not None:
-                self._hashes.setdefault(without(split, set()), []).append(content)
+                self._hashes.setdefault(write_url(split), []).append(content)
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def __call__(self, url: str) -> str | int | None:
         split = split_url(url)
-        key = url if split is None else without(split, set())
+        key = url if split is None else write_url(split)
         hashes = self._hashes.get(key)
         if hashes is None:
             return None
@@ -47,47 +47,47 @@ class ContentTable:
 
 
 class BodyChecksum:
-    """SHA-256 of status, Location and body that a server on this machine answers for a URL, with its host as the Host
-    header. Redirects are not followed: where one leads is part of what the page is.
+    """SHA-256 of the body that a server on this machine answers for a URL, with its host as the Host header.
 
     server: "http://127.0.0.1:8080"; a copy of the sites behind it. Raises ValueError for an address of elsewhere.
-    None for a request that fails, also with a status that says nothing of the page: 429 and those from 500 on.
+    None for a request that fails, and for every status but 2xx: pages that are gone, and those that a redirect leads
+    away from, look alike and are not one page.
     """
 
     def __init__(self, server: str) -> None:
-        parts = urlsplit(server)
-        if parts.scheme != "http" or not _is_loopback(parts.hostname):
+        parts = _loopback(server)
+        if parts is None:
             raise ValueError(
                 f"urls: a server on a loopback address (http://127.0.0.1:PORT) required, found {server!r}; bring a "
                 "fingerprint of your own for pages of the web"
             )
-        self._address = (str(parts.hostname), parts.port or 80)
+        self._address = (str(parts.hostname), 80 if parts.port is None else parts.port)
 
     def __call__(self, url: str) -> str | None:
         split = split_url(url)
         if split is None:
             return None
-        href = without(split, set()).partition("#")[0]
+        href = write_url(split).partition("#")[0]
         path = href.partition("://")[2].partition("/")[2]
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
         try:
             connection.request("GET", "/" + path, headers={"Host": split.host})
             answer = connection.getresponse()
             body = answer.read()
-            if answer.status == http.HTTPStatus.TOO_MANY_REQUESTS or answer.status >= 500:
-                return None
-            head = f"{answer.status} {answer.headers.get('Location', '')}\n"
-            return hashlib.sha256(head.encode("utf-8", "surrogateescape") + body).hexdigest()
+            return hashlib.sha256(body).hexdigest() if 200 <= answer.status < 300 else None
         except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
 
 
-def _is_loopback(host: str | None) -> bool:
-    """Whether a host, with all its addresses, is this machine."""
+def _loopback(server: str) -> SplitResult | None:
+    """The parts of a server's address; None for what is no address, or not one of this machine."""
     try:
-        found = socket.getaddrinfo(host or "", None)
-    except OSError:
-        return False
-    return bool(found) and all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)
+        parts = urlsplit(server)
+        if parts.scheme != "http" or parts.port == 0 or parts.path not in ("", "/") or parts.query or parts.fragment:
+            return None
+        found = socket.getaddrinfo(parts.hostname or "", None)
+    except (OSError, ValueError):  # brackets without an address, a port beyond 65535, labels that are none
+        return None
+    return parts if found and all(ipaddress.ip_address(one[4][0]).is_loopback for one in found) else None

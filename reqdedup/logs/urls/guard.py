@@ -1,7 +1,8 @@
 """The guard of publishing: rules that suddenly drop parameters are more often a broken crawl than a changed web.
 
 A pattern is flagged if a parameter that mattered does not any more. Parameters that matter now and did not, and
-patterns that have gone, do not flag: they merge nothing. Above a share of flagged patterns the old rules stay.
+patterns that have gone, do not flag: they merge nothing. But one that has gone is compared with those that came in its
+place: a new tracker on every URL gives all patterns another name. Above a share of flagged patterns the old rules stay.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class RulesRefused(ValueError):  # noqa: N818 - what happened to them
 
 @dataclass(frozen=True)
 class RulesChange:
-    """compared: number of patterns that both rules have.
+    """compared: number of patterns of the old rules that the new have, too, or have others in place of.
     flagged: of those, the ones that lost a parameter: host, pattern, names lost.
     added, vanished: number of patterns that only the new, or only the old rules have.
     """
@@ -63,12 +64,25 @@ def compare_rules(old: Rules, new: Rules) -> RulesChange:
     before, after = Normaliser(old), Normaliser(new)
     own = {(host, pattern) for host, patterns in old.hosts.items() for pattern in patterns}
     others = {(host, pattern) for host, patterns in new.hosts.items() for pattern in patterns}
-    flagged = []
-    for host, pattern in sorted(own & others):
-        lost = before.kept(host, pattern) - after.kept(host, pattern)
+    added: dict[str, list[Pattern]] = defaultdict(list)
+    for host, pattern in sorted(others - own):
+        added[host].append(pattern)
+    flagged, compared = [], 0
+    for host, pattern in sorted(own):
+        successors = [pattern] if (host, pattern) in others else _successors(pattern, added[host])
+        compared += bool(successors)
+        kept = before.kept(host, pattern)
+        lost = {name for other in successors for name in kept.intersection(other) - after.kept(host, other)}
         if lost:
             flagged.append((host, pattern, tuple(sorted(lost))))
-    return RulesChange(len(own & others), tuple(flagged), len(others - own), len(own - others))
+    return RulesChange(compared, tuple(flagged), len(others - own), len(own - others))
+
+
+def _successors(pattern: Pattern, added: list[Pattern]) -> list[Pattern]:
+    """Those that came in place of a pattern that has gone: of the ones that share a parameter, the most similar."""
+    names = set(pattern)
+    differences = {other: len(names.symmetric_difference(other)) for other in added if names.intersection(other)}
+    return [other for other, count in differences.items() if count == min(differences.values())]
 
 
 def publish(new: Rules, path: str | Path, *, max_flagged: float = MAX_FLAGGED) -> RulesChange | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from reqdedup.logs.mapping import ITEM_URL, IdRule
+from reqdedup.logs.mapping import ITEM_URL
 from reqdedup.logs.urls.normalise import Normaliser
 from reqdedup.logs.urls.rules import Rules, load_rules
 from reqdedup.logs.values import LIST_MARK
@@ -36,15 +36,18 @@ class UrlMerges:
 
 
 class UrlItems:
-    """Normalises the items of blocks and counts what that merges; 24 bytes per distinct URL."""
+    """Normalises the items of blocks and counts what that merges; 24 bytes per distinct URL.
 
-    def __init__(self, rule: IdRule) -> None:
-        self.rules = load_rules(rule.rules) if rule.rules else Rules()
+    rules: path of the rules file; "" keeps all parameters.
+    """
+
+    def __init__(self, rules: str) -> None:
+        self.rules = load_rules(rules) if rules else Rules()
+        self._normaliser = Normaliser(self.rules)
         self.forget()
 
     def forget(self) -> None:
         """Count anew."""
-        self._normaliser = Normaliser(self.rules)
         self._urls, self._items, self._not_urls = _Distinct(), _Distinct(), _Distinct()
 
     @property
@@ -54,27 +57,36 @@ class UrlItems:
     def normalised(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with normal forms as item_key and in its packed histories; the URLs as item_url."""
         urls = frame["item_key"]
-        frame = frame.with_columns(urls.alias(ITEM_URL), self._of(urls.unique(), urls))
+        frame = frame.with_columns(urls.alias(ITEM_URL), self._counted(urls))
         if "history" not in frame.columns:
             return frame
         packed = frame["history"].unique()
-        self._of(packed.filter(packed != "").str.split(LIST_MARK).explode().unique(), None)
+        inside = packed.filter(packed != "").str.split(LIST_MARK).explode().unique()
+        form_of = dict(zip(inside.to_list(), self._counted(inside).to_list()))
         texts = packed.to_list()
-        forms = [text and LIST_MARK.join(map(self._normaliser, text.split(LIST_MARK))) for text in texts]
+        forms = [text and LIST_MARK.join([form_of[url] for url in text.split(LIST_MARK)]) for text in texts]
         return frame.with_columns(_replaced(frame["history"], packed, pl.Series(forms, dtype=pl.String)))
 
-    def _of(self, distinct: pl.Series, urls: pl.Series | None) -> pl.Series | None:
-        distinct = distinct.drop_nulls()
-        forms, are_none = [], []
-        for text in distinct.to_list():
-            before = self._normaliser.counts.not_urls
-            forms.append(self._normaliser(text))
-            are_none.append(self._normaliser.counts.not_urls > before)
-        normal = pl.Series(forms, dtype=pl.String)
+    def forms(self, texts: pl.Series) -> pl.Series:
+        """The normal forms of a column, or of the elements of its lists; counted are those of items alone."""
+        if texts.dtype == pl.List:
+            distinct = texts.explode().drop_nulls().unique()
+            return texts.list.eval(pl.element().replace(distinct, self._forms(distinct)[1]))
+        distinct = texts.drop_nulls().unique()
+        return _replaced(texts, distinct, self._forms(distinct)[1])
+
+    def _counted(self, urls: pl.Series) -> pl.Series:
+        distinct = urls.drop_nulls().unique()
+        is_none, forms = self._forms(distinct)
         self._urls.add(distinct)
-        self._items.add(normal)
-        self._not_urls.add(distinct.filter(pl.Series(are_none, dtype=pl.Boolean)))
-        return None if urls is None else _replaced(urls, distinct, normal)
+        self._items.add(forms)
+        self._not_urls.add(distinct.filter(is_none))
+        return _replaced(urls, distinct, forms)
+
+    def _forms(self, distinct: pl.Series) -> tuple[pl.Series, pl.Series]:
+        """Which texts are no URLs, and the normal forms of all, in their order."""
+        forms = pl.Series([self._normaliser.form(text) for text in distinct.to_list()], dtype=pl.String)
+        return forms.is_null(), distinct.zip_with(forms.is_null(), forms)
 
 
 class _Distinct:

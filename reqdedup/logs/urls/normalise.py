@@ -28,7 +28,7 @@ class UrlCounts:
 
 
 class Normaliser:
-    """Applies rules to URLs. rules: them, their parsed JSON, or the path of their file."""
+    """Applies rules to URLs; `load` takes them from their file."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -42,16 +42,23 @@ class Normaliser:
 
     @classmethod
     def load(cls, source: Rules | Mapping[str, Any] | str | Path) -> Normaliser:
-        """That of a rules file. Raises ValueError for what is none."""
+        """That of a rules file, or of its parsed JSON. Raises ValueError for what is none."""
         return cls(load_rules(source))
 
     def __call__(self, text: str) -> str:
         """The normal form of a URL; what is no URL as it is."""
         self.counts.urls += 1
-        split = split_url(text)
-        if split is None:
+        form = self.form(text)
+        if form is None:
             self.counts.not_urls += 1
             return text
+        return form
+
+    def form(self, text: str) -> str | None:
+        """The normal form of a URL, None of what is none; counts nothing."""
+        split = split_url(text)
+        if split is None:
+            return None
         if not split.names:
             return split.page + split.fragment
         chosen = self._choices.get((split.host, split.names))

@@ -12,12 +12,22 @@ the browser (it starts with ! or /). Paths stay as the standard has them: %7E an
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote_plus, unquote_plus, unquote_to_bytes
 
 from ada_url import normalize_url
 
-_plain = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch
+_ESCAPED = [f"{byte:02X}" for byte in range(256) if quote_plus(bytes([byte])) == f"%{byte:02X}"]
+_ESCAPES = "|".join(
+    f"{first}[{''.join(escape[1] for escape in _ESCAPED if escape[0] == first)}]"
+    for first in sorted({escape[0] for escape in _ESCAPED})
+)
+_is_canonical = re.compile(rf"[A-Za-z0-9_.~+-]*(?:%(?:{_ESCAPES})[A-Za-z0-9_.~+-]*)*").fullmatch
+_PIECES = re.compile(r"%(?:[0-9A-Fa-f]{2})?|[^A-Za-z0-9_.~+%-]+")
+"""What must be written anew: percent signs, and runs of characters that must have them."""
+
 _ROUTES = ("!", "/")
 
 
@@ -56,9 +66,16 @@ def split_url(text: str) -> SplitUrl | None:
 
 def canonical(text: str) -> str:
     """A name or value as all its spellings are written here: `%7e` and `~`, `%20` and `+` are one."""
-    if _plain(text):
-        return text
-    return quote_plus(unquote_to_bytes(text.replace("+", " ")))
+    return text if _is_canonical(text) else _PIECES.sub(_encoded, text)
+
+
+def _encoded(piece: re.Match[str]) -> str:
+    return _quoted(piece[0])
+
+
+@lru_cache(maxsize=4096)
+def _quoted(piece: str) -> str:
+    return quote_plus(unquote_to_bytes(piece))
 
 
 def decoded(text: str) -> str:
@@ -83,9 +100,9 @@ def pattern_of(split: SplitUrl) -> tuple[str, ...]:
     return tuple(sorted({canonical(name) for name in split.names}))
 
 
-def without(split: SplitUrl, dropped: set[str]) -> str:
-    """The URL without these parameters, the others by name; several of one name stay in their order."""
+def write_url(split: SplitUrl, *, without: Collection[str] = ()) -> str:
+    """The URL with its parameters by name, several of one name in their order. without: names that are left out."""
     pairs = [(canonical(name), canonical(value)) for name, value in zip(split.names, split.values)]
-    kept = [pair for pair in pairs if pair[0] not in dropped]
+    kept = [pair for pair in pairs if pair[0] not in without]
     kept.sort(key=lambda pair: pair[0])
     return join_url(split, kept)

@@ -46,11 +46,7 @@ class Rules:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern in self.keep:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"URL rules: a regular expression required, found {pattern!r}: {error}") from None
+        _check_expressions("URL rules", self.keep)
 
     @property
     def num_patterns(self) -> int:
@@ -116,7 +112,7 @@ def _parse(where: str, content: Any) -> Rules:
                 for host, entries in content["hosts"].items()
             },
             allowlists={host: _texts(names) for host, names in content["allowlists"].items()},
-            keep=_texts(content["keep"]),
+            keep=_check_expressions(where, _texts(content["keep"])),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -129,6 +125,15 @@ def _parse(where: str, content: Any) -> Rules:
             'were changed after they were written; if that was meant, remove the key "fingerprint"'
         )
     return rules
+
+
+def _check_expressions(where: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{where}: keep: a regular expression required, found {pattern!r:.200}: {error}") from None
+    return patterns
 
 
 def _texts(values: Any) -> tuple[str, ...]:

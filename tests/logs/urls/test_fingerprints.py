@@ -10,20 +10,20 @@ import pytest
 
 from reqdedup.logs.urls import BodyChecksum, ContentTable, learn
 
+STATUSES = {"/moved": 302, "/gone": 410, "/missing": 404, "/busy": 503}
+
 
 @pytest.fixture
 def server():
     class Pages(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            query = parse_qs(urlsplit(self.path).query)
-            if self.path.startswith(("/go", "/busy")):
-                self.send_response(302 if self.path.startswith("/go") else 503)
-                self.send_header("Location", f"/p/{query.get('id', ['none'])[0]}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
+            parts = urlsplit(self.path)
+            query = parse_qs(parts.query)
             body = f"{self.headers['Host']} {query.get('id', ['none'])[0]}".encode()
-            self.send_response(200 if "id" in query else 404)
+            if parts.path in STATUSES:
+                body = b"not here"
+            self.send_response(STATUSES.get(parts.path, 200 if "id" in query else 404))
+            self.send_header("Location", f"/p/{query.get('id', ['none'])[0]}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -50,17 +50,27 @@ def test_rules_are_learned_from_the_bodies_that_a_server_answers(server):
     assert checksum("no url") is None
 
 
-def test_where_a_redirect_leads_tells_pages_apart_and_a_server_that_fails_tells_nothing(server):
-    for path, knows in (("go", ""), ("busy", "p?id=1")):  # all would be one item otherwise
-        urls = [f"https://{path}.example/{path}?id={number}" for number in range(20)]
-        learned = learn([*urls, f"https://one.example/{knows}"], BodyChecksum(server))
-        assert learned.rules.hosts[f"{path}.example"] == {("id",): {"id"}}
-    assert BodyChecksum(server)("https://a.example/busy") is None
+@pytest.mark.parametrize("path", STATUSES)
+def test_an_answer_without_a_page_tells_nothing_so_that_pages_that_are_gone_stay_apart(server, path):
+    urls = [f"https://gone.example{path}?id={number}" for number in range(20)]
+    learned = learn([*urls, "https://one.example/p?id=1"], BodyChecksum(server))
+    assert learned.rules.hosts["gone.example"] == {("id",): {"id"}}
+    assert BodyChecksum(server)(urls[0]) is None
 
 
 def test_a_server_that_is_gone_is_an_unknown_page_and_one_elsewhere_is_refused():
     assert BodyChecksum("http://127.0.0.1:1")("https://a.example/?id=1") is None
-    for server in ("http://192.0.2.1:80", "https://127.0.0.1", "file:///etc/passwd", "127.0.0.1:80", "http://"):
+    odd = [
+        "http://[::1",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:x",
+        "http://127.0.0.1:0",
+        "http://a..b",
+        "http://127.0.0.1/a",
+        "",
+    ]
+    elsewhere = ["http://192.0.2.1:80", "https://127.0.0.1", "file:///etc/passwd", "127.0.0.1:80", "http://"]
+    for server in [*elsewhere, *odd]:
         with pytest.raises(ValueError, match="a server on a loopback address"):
             BodyChecksum(server)
 
@@ -72,6 +82,15 @@ def test_a_table_knows_urls_in_any_order_of_parameters_and_tells_its_own_noise()
     assert table("http://s.example/?a=2") is None
     twice = ContentTable([("http://s.example/?a=1", "x"), ("http://s.example/?a=1", "y")])
     assert [twice("http://s.example/?a=1") for _ in range(3)] == ["x", "y", "x"]
+
+
+def test_two_rows_of_a_url_are_enough_to_see_noise():
+    urls = [f"http://s.example/?id={number}&ref={number}" for number in range(60)]
+    changing = [(url, f"{number} {look if number < 15 else 0}") for number, url in enumerate(urls) for look in range(2)]
+    with pytest.raises(ValueError, match="of 60 pages differed from themselves"):
+        learn(urls, ContentTable(changing))
+    still = [(url, hashed.partition(" ")[0]) for url, hashed in changing]
+    assert learn(urls, ContentTable(still)).noise == {"s.example": 0}
 
 
 def test_rules_are_learned_from_a_table():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 import reqdedup as rd
-from reqdedup.ingest import URL_RULES_PROPERTY
-from reqdedup.logs import load_mapping
+from reqdedup.ingest import append_log
+from reqdedup.logs import load_mapping, read_log
 from reqdedup.logs.urls import Rules
+from reqdedup.storage import Layout, create_table
+from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY
 
 RULES = Rules(hosts={"s.example": {("id", "ref"): frozenset({"id"})}})
 MAPPING = """
@@ -20,6 +23,20 @@ session_gap_s = 0
 column = "ts"
 [labels]
 click = "click"
+"""
+CANDIDATES = """
+user_id = "user"
+[time]
+column = "ts"
+[candidates]
+column = "shown"
+type = "url"
+rules = "miqps.json"
+position = true
+[labels]
+click = { listed_in = "clicked" }
+[history]
+column = "seen"
 """
 TABLE = "a.engagements_by_request"
 
@@ -95,8 +112,79 @@ def test_histories_of_the_log_are_normalised_and_without_rules_every_parameter_i
     assert (report.urls.urls, report.urls.items, report.urls.rules) == (4, 4, Rules().fingerprint)
 
 
+@pytest.mark.slow
+def test_candidates_may_be_urls_and_a_click_is_on_the_page_whatever_url_it_has(folder):
+    shown = [url(0), url(1), "no url"]
+    row = {"user": 1, "ts": 1_700_000_000, "shown": shown, "clicked": ["http://s.example/p?id=1&ref=77"]}
+    rows = [{**row, "seen": [url(4), url(3)]}, {**row, "user": 2, "clicked": None, "seen": None}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (folder / "mapping.toml").write_text(CANDIDATES)
+    lake = rd.open(folder / "lake")
+    report = lake.ingest(folder / "log.jsonl", TABLE, mapping=folder / "mapping.toml")
+    urls = report.urls
+    assert (urls.urls, urls.items, urls.not_urls, urls.rules) == (5, 3, 1, RULES.fingerprint)
+    items = {one["item_id"]: one["item_key"] for one in lake.items(TABLE).to_pylist()}
+    pages = ["http://s.example/p?id=0", "http://s.example/p?id=1", "no url"]
+    found = lake.table(TABLE).to_arrow().to_pylist()
+    for history, clicks in (([pages[1], pages[0]], [0, 1, 0]), ([], [None] * 3)):
+        own = [one for one in found if (one["click"] is None) == (not history)]
+        own.sort(key=lambda one: one["position"])
+        assert [one["item_url"] for one in own] == shown
+        assert [items[one["item_id"]] for one in own] == pages
+        assert [one["click"] for one in own] == clicks
+        assert [[items[item] for item in one["history_item_id"]] for one in own] == [history] * 3
+
+
+@pytest.mark.slow
+def test_further_rows_need_the_rules_of_the_table_and_say_so(folder):
+    catalog = rd.open(folder / "lake").make()
+
+    def log(**changed):
+        return read_log(folder / "log.jsonl", mapping=changed or folder / "mapping.toml")
+
+    catalog.create_namespace("a")
+    table = create_table(catalog, TABLE, log().schema, Layout.BY_REQUEST, num_buckets=2)
+    for _ in range(2):
+        append_log(table, log(), properties={"own": "kept"})
+    said = catalog.load_table(TABLE).properties
+    assert json.loads(said[URL_RULES_PROPERTY]) == {"format": 1, "fingerprint": RULES.fingerprint}
+    assert said["own"] == "kept"
+    plain = {"user_id": "user", "item_id": "url", "time": {"column": "ts"}, "labels": {"click": "click"}}
+    with pytest.raises(
+        ValueError, match=rf"required by an append .*{RULES.fingerprint}.*, found rows of URL rules none"
+    ):
+        append_log(table, log(**plain))
+    Rules().save(folder / "miqps.json")
+    with pytest.raises(ValueError, match=rf"required by an append .* found rows .*{Rules().fingerprint}"):
+        rd.open(folder / "lake").table(TABLE).append(log())
+    assert len(catalog.load_table(TABLE).metadata.snapshots) == 2
+
+
+@pytest.mark.slow
+def test_a_converted_table_names_the_rules_of_its_source_and_takes_no_others(folder):
+    lake = rd.open(folder / "lake")
+    columns = {"user": "user_id", "request": "request_id", "item": "item_id", "time": "request_ts", "labels": ["click"]}
+    columns["exclude"] = ["hour_of_day"]
+    sources = {}
+    for name in ("one", "other"):
+        lake.ingest(folder / "log.jsonl", f"{name}.log", mapping=folder / "mapping.toml", num_buckets=2)
+        sources[name] = lake.table(f"{name}.log").iceberg
+        Rules().save(folder / "miqps.json")
+    lake.convert(sources["one"], "a.copy", columns, num_buckets=2)
+    said = lake.table("a.copy").iceberg.properties[URL_RULES_PROPERTY]
+    assert said == sources["one"].properties[URL_RULES_PROPERTY] != sources["other"].properties[URL_RULES_PROPERTY]
+    lake.table("a.copy").append(sources["one"], columns)
+    with pytest.raises(ValueError, match=r"a\.copy: items told apart as in its rows required by an append"):
+        lake.table("a.copy").append(sources["other"], columns)
+    pq.write_table(lake.table("other.log").to_arrow(), folder / "rows.parquet")
+    report = lake.table("a.copy").append(folder / "rows.parquet", columns)
+    assert any("nothing says so of these rows" in note for note in report.notes)
+
+
 def test_rules_are_looked_for_beside_the_mapping(folder):
-    assert load_mapping(folder / "mapping.toml").item_id.rules == str(folder / "miqps.json")
+    for mapping in (CANDIDATES, MAPPING):
+        (folder / "mapping.toml").write_text(mapping)
+        assert load_mapping(folder / "mapping.toml").url_rules == str(folder / "miqps.json")
     (folder / "miqps.json").unlink()
     lake = rd.open(folder / "lake")
     with pytest.raises(ValueError, match=r"miqps.json: a readable file required.*reqdedup urls learn"):
@@ -107,9 +195,10 @@ def test_rules_are_looked_for_beside_the_mapping(folder):
     ("changed", "message"),
     [
         ({"item_id": {"column": "url", "rules": "miqps.json"}}, "rules only with type url"),
-        ({"user_id": {"column": "user", "type": "url"}}, "type url only of item_id"),
+        ({"user_id": {"column": "user", "type": "url"}}, "type url only of items"),
         ({"item_id": {"all_of": ["a", "b"], "type": "url"}}, "all_of needs two columns or more and is a string"),
         ({"item_columns": {"item_url": "string"}}, "'item_url' is taken"),
+        ({"item_id": None, "candidates": {"column": "a", "rules": "miqps.json"}}, "rules only with type url"),
     ],
 )
 def test_a_mapping_that_makes_no_sense_of_urls_is_refused(changed, message):
@@ -120,4 +209,4 @@ def test_a_mapping_that_makes_no_sense_of_urls_is_refused(changed, message):
         "labels": {"click": "click"},
     }
     with pytest.raises(ValueError, match=message):
-        load_mapping({**mapping, **changed})
+        load_mapping({key: value for key, value in {**mapping, **changed}.items() if value})

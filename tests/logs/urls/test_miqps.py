@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from dataclasses import replace
-from urllib.parse import parse_qsl, urlsplit
+from itertools import combinations
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.urls import STABLE_CONFIG, UNSTABLE_CONFIG, Sites
-from reqdedup.logs.urls import LearnConfig, Normaliser, Rules, RulesRefused, compare_rules, diff_urls, learn, publish
+from reqdedup.logs.urls import (
+    ContentTable,
+    LearnConfig,
+    Normaliser,
+    Rules,
+    RulesRefused,
+    compare_rules,
+    diff_urls,
+    learn,
+    publish,
+)
 from reqdedup.logs.urls.miqps import Series, kept_by_noise
 from reqdedup.logs.urls.rules import load_rules
 
@@ -63,7 +75,7 @@ def test_a_series_is_decided_only_if_the_rest_cannot_change_it(outcomes, thresho
         if short.is_decided:
             break
         short.add(outcome)
-    assert short.matters == whole.matters
+    assert (short.matters, short.is_open) == (whole.matters, whole.is_open)
 
 
 def test_the_same_name_may_matter_in_one_pattern_and_not_in_another():
@@ -107,6 +119,62 @@ def test_what_was_tested_too_little_is_kept():
         learn(many, lambda url: None)
 
 
+def test_trackers_that_always_come_together_are_left_out_as_a_group():
+    pages = [f"http://s.example/p?id={number}" for number in range(30)]
+    urls = [f"{page}&gclid=g{number}&gclsrc=s{number % 3}" for number, page in enumerate(pages)]
+    known = ContentTable([(url, number) for same in (urls, pages) for number, url in enumerate(same)])
+    learned = learn(urls, known)
+    assert learned.rules.hosts["s.example"] == {("gclid", "gclsrc", "id"): {"id"}}
+    assert learned.untested == 1  # id
+    coloured = [f"{url}&color={number % 4}" for number, url in enumerate(urls)]
+    short = [f"{page}&color={number % 4}" for number, page in enumerate(pages)]
+    known = ContentTable([(url, number) for same in (coloured, short) for number, url in enumerate(same)])
+    learned = learn([*coloured, *short], known)
+    assert learned.rules.hosts["s.example"][("color", "gclid", "gclsrc", "id")] == {"color", "id"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_two_pages_become_one_item_whatever_a_table_knows(seed):
+    rng = random.Random(seed)
+    names = ["a", "b", "c", "d", "e"]
+    matters = rng.sample(names, 2)
+    patterns = [rng.sample(names, rng.randrange(1, 6)) for _ in range(5)]
+    queries = [[(name, rng.randrange(6)) for name in pattern] for pattern in patterns for _ in range(30)]
+
+    def url(query):
+        return f"http://s.example/p?{urlencode(query)}"
+
+    def page(query):
+        return tuple(dict(query).get(name) for name in matters)
+
+    fewer = {kept for query in queries for count in range(6) for kept in combinations(sorted(query), count)}
+    known = ContentTable([(url(query), page(query)) for query in sorted(fewer) if rng.random() < 0.6])
+    learned = learn(map(url, queries), known, LearnConfig(max_same=1))
+    normalise, pages_of = Normaliser(learned.rules), defaultdict(set)
+    for query in queries:
+        pages_of[normalise(url(query))].add(page(query))
+    assert max(map(len, pages_of.values())) == 1
+    assert len(pages_of) < len(set(map(url, queries)))
+
+
+def test_one_page_for_all_is_refused_unless_it_is_allowed_and_one_such_host_has_no_rules():
+    urls = [f"http://s.example/p{number % 9}?id={number}" for number in range(90)]
+    with pytest.raises(ValueError, match=r"more at s.example: 90 URLs would become 9 items\. .*\(--max-same 1\)"):
+        learn(urls, lambda url: "log in")
+    assert learn(urls, lambda url: "log in", LearnConfig(max_same=1)).rules.hosts == {"s.example": {("id",): set()}}
+    others = [f"http://{host}.example/?id={number}&ref={number}" for host in "ab" for number in range(60)]
+    learned = learn([*urls, *others], lambda url: "log in" if "//s." in url else query(url).get("id", "none"))
+    assert learned.alike == ["s.example"]
+    assert learned.rules.hosts == {f"{host}.example": {("id", "ref"): {"id"}} for host in "ab"}
+
+
+def test_pages_that_paths_name_are_not_taken_for_one():
+    urls = [f"http://s.example/?ref={number}" for number in range(200)]  # most URLs are of one page
+    urls += [f"http://s.example/p{number % 9}?ref={number}" for number in range(30)]
+    learned = learn(urls, lambda url: urlsplit(url).path)
+    assert learned.rules.hosts == {"s.example": {("ref",): set()}}
+
+
 def test_patterns_beyond_the_most_frequent_and_those_of_many_names_have_no_rules():
     urls = [f"http://s.example/?a={number}" for number in range(30)] + ["http://s.example/?b=1", "http://s.example/"]
     urls.append("http://s.example/?" + "&".join(f"p{number}" for number in range(65)))
@@ -140,7 +208,14 @@ def test_noise_keeps_what_the_binomial_law_says():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"threshold": 0}, {"threshold": 1.1}, {"min_samples": 21}, {"min_samples": 0}, {"max_patterns": 0}],
+    [
+        {"threshold": 0},
+        {"threshold": 1.1},
+        {"max_same": 1.5},
+        {"min_samples": 21},
+        {"min_samples": 0},
+        {"max_patterns": 0},
+    ],
 )
 def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(ValueError, match=r"required, found|at least 1 required"):
@@ -178,6 +253,21 @@ def test_added_parameters_and_vanished_patterns_do_not_flag(tmp_path):
     assert compare_rules(rules_of(), old).added == 20
     kept_otherwise = replace(rules_of(*PATTERNS, keep=()), keep=("^id$",))
     assert compare_rules(old, kept_otherwise).flagged == ()
+
+
+def test_patterns_that_a_new_tracker_gives_another_name_are_compared(tmp_path):
+    path, old = tmp_path / "rules.json", rules_of(*PATTERNS)
+    renamed = [tuple(sorted((*pattern, "gclid"))) for pattern in PATTERNS]
+    change = compare_rules(old, rules_of(*renamed))
+    assert (change.compared, change.flagged, change.added, change.vanished) == (20, (), 20, 20)
+    publish(old, path)
+    with pytest.raises(RulesRefused, match=r"found 20 of 20 .*\(id, p00\): id"):
+        publish(rules_of(*renamed, keep=()), path)
+    assert load_rules(path).hosts == old.hosts
+    assert len(compare_rules(old, rules_of(("id",), keep=())).flagged) == 20  # parameters less
+    swapped = rules_of(("id", "gclid"), keep=())
+    assert compare_rules(rules_of(("fbclid", "id")), swapped).flagged == (("s.example", ("fbclid", "id"), ("id",)),)
+    assert compare_rules(old, rules_of(("a", "b"), keep=())).compared == 0
 
 
 def test_rules_without_a_pattern_never_replace_rules_that_have_some(tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import quote_plus, unquote_to_bytes
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reqdedup.logs.urls import Normaliser, Rules, load_rules
-from reqdedup.logs.urls.parsing import split_url
+from reqdedup.logs.urls.parsing import canonical, split_url
 
 RULES = Rules(
     hosts={
@@ -52,6 +53,13 @@ def test_normalising_twice_changes_nothing_and_nothing_raises(text):
     assert (normaliser.counts.not_urls == 0) == (split_url(text) is not None)
     if split_url(text) is None:
         assert once == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("%+ 0127aefAEF~-/=&é")))
+@example("%2%41+%zz%7e%7E% ")
+def test_names_and_values_are_decoded_to_bytes_and_encoded_again(text):
+    once = canonical(text)
+    assert once == quote_plus(unquote_to_bytes(text.replace("+", " "))) == canonical(once)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +159,11 @@ def test_rules_come_back_from_their_file_and_their_fingerprint_is_of_what_they_s
         ("[]", "format 1 required"),
         ('{"format": 2}', "format 1 required, found 2"),
         ('{"format": 1}', '"hosts"'),
-        ('{"format": 1, "allowlists": {}, "keep": ["("], "hosts": {}}', "a regular expression required"),
+        (
+            '{"format": 1, "allowlists": {}, "keep": ["("], "hosts": {}}',
+            r"miqps.json: keep: a regular expression required",
+        ),
+        ('{"format": 1, "allowlists": {}, "keep": ["a{9999999999}"], "hosts": {}}', r"miqps.json: keep: a regular exp"),
         ('{"format": 1, "allowlists": {}, "keep": "id", "hosts": {}}', "a list of texts"),
         ('{"format": 1, "allowlists": {}, "keep": [], "hosts": {"a": [1]}}', "TypeError"),
         ('{"format": 1, "allowlists": {}, "keep": [], "hosts": {}, "host": {}}', "unknown key 'host'"),
