@@ -16,6 +16,7 @@ from assets.recipes import RECIPES
 from pipelines.dead_runs import fail_dead_runs
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from pipelines.launched import execute
 from pipelines.summary import print_summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     with dg.DagsterInstance.get() as instance:
         for dead in fail_dead_runs(instance):
             print(dead, file=sys.stderr)
-        result = job.execute_in_process(instance=instance, asset_selection=selection, raise_on_error=False)
+        result = execute(definitions, "everything", instance, assets=selection)
         if result.success:
             print_summary(instance, environment, run_id=result.run_id, seconds=time.monotonic() - started)
     refusals = result.filter_events(lambda event: event.event_type is dg.DagsterEventType.RESOURCE_INIT_FAILURE)

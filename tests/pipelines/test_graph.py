@@ -84,6 +84,16 @@ def test_whole_graph_runs_shows_progress_and_sums_up(smoke_run):
 
 
 @pytest.mark.slow
+def test_a_run_is_one_of_the_code_location_of_the_ui(smoke_run):
+    """Else its first page leaves it out."""
+    folder, _ = smoke_run
+    with dg.DagsterInstance.from_config(str(folder / "dagster")) as instance:
+        (run,) = instance.get_runs(dg.RunsFilter(job_name="everything"))
+    assert run.status is dg.DagsterRunStatus.SUCCESS
+    assert run.remote_job_origin.repository_origin.get_label() == "__repository__@reqdedup"
+
+
+@pytest.mark.slow
 def test_models_learn(smoke_run):
     """Falling loss, and held-out users ranked better than by chance."""
     folder, _ = smoke_run

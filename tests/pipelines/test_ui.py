@@ -20,7 +20,7 @@ from playwright.sync_api import Page, sync_playwright
 from assets import pictures
 from tests.pipelines import asking
 from tests.pipelines.asking import AGAIN, LAUNCH, LOCATION, NODES, STATUS, TERMINATE
-from tests.pipelines.running import GRAPH, ROOT, content, surroundings
+from tests.pipelines.running import GRAPH, ROOT, content, run_here, surroundings
 from warehouse import embedded_catalog, load_table, open_catalog
 
 pytestmark = pytest.mark.slow
@@ -118,6 +118,15 @@ def keep(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / name)
 
 
+def test_the_first_page_shows_what_make_run_has_run(ui, page, capfd):
+    words = ("--recipe", "smoke", "--namespace", "made", "--select", "impressions")
+    assert run_here(*words, folder=ui.folder, capfd=capfd).returncode == 0
+    page.goto("/")
+    page.get_by_role("link", name="everything").first.wait_for()
+    keep(page, "ui-first-page.png")
+    assert not page.get_by_text("No runs").count()
+
+
 @pytest.mark.parametrize("job", ["storage_only", pytest.param("everything", marks=pytest.mark.soak)])
 def test_a_person_configures_a_run_in_the_launchpad_materializes_it_and_reads_the_report(ui, page, job):
     seed = len(job)
@@ -155,7 +164,7 @@ def test_a_person_configures_a_run_in_the_launchpad_materializes_it_and_reads_th
     assert 1.5 < ratios["sorted"] < ratios["by_request"]
     assert re.search(r"^by_request\t[\d.]+ [kM]B\t[\d.]+x\t\d+%$", shown, re.MULTILINE)
     chart = page.get_by_role("img", name="chart").first
-    assert chart.is_visible()
+    chart.wait_for()
     assert chart.evaluate("image => image.complete && image.naturalWidth") == pictures.WIDTH
     keep(page, f"ui-{job}-report.png")
 
