@@ -25,7 +25,7 @@ from pyiceberg.table import Table
 from assets.metadata import write_metadata
 from assets.resources import Warehouse, progress_log
 from assets.run_recipe import RunRecipe
-from assets.stages import LOG, STORAGE, stage
+from assets.stages import LOG, STORAGE, TABLE_POOL, stage
 from reqdedup import storage
 from reqdedup.ingest import append_log
 from reqdedup.logs import LogReader, read_log, synthesize, synthetic_schema
@@ -57,7 +57,8 @@ def files_of_day(folder: Path) -> list[Path]:
 
 
 def daily_asset(days: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    """The table as an asset of these days. Its pool lets one run at a time append, whatever the instance allows."""
+    """The table as an asset of these days. It shares the pool of the jobs that keep it in shape, so that an append and
+    a compaction never run at once, whatever the instance allows."""
 
     @stage(
         **STORAGE,
@@ -65,7 +66,7 @@ def daily_asset(days: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         partitions_def=days,
         tags=LOG,
         kinds={"iceberg"},
-        pool=NAME,
+        pool=TABLE_POOL,
         freshness_policy=dg.FreshnessPolicy.cron(deadline_cron=FRESH_BY, lower_bound_delta=timedelta(hours=9)),
     )
     def daily_engagements(

@@ -14,6 +14,8 @@ from pydantic import Field
 
 from assets.metadata import GLANCE
 from assets.pictures import facts, table
+from assets.resources import tag_process
+from assets.stages import TABLE_POOL
 from reqdedup import storage
 from reqdedup.audit import render
 from reqdedup.cli.commands.conversion import format_conversion
@@ -28,8 +30,6 @@ from reqdedup.storage import Layout
 
 APPLY = Field(default=False, description="Do it. Without it the report says what would be done, and nothing changes.")
 TABLE = Field(description="An Iceberg table of the lake, as namespace.name.")
-TABLE_POOL = "tables"
-"""Of all that changes tables of one's own: one step of it at a time (`dagster.yaml`)."""
 
 
 class TargetLayout(StrEnum):
@@ -62,6 +62,9 @@ class OwnLake(dg.ConfigurableResource):
     catalog: str = Field(
         default="", description="Name of a catalog in pyiceberg's configuration. Empty: the deployment's own lake."
     )
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        tag_process(context)
 
     def default_place(self) -> LakePlace:
         return find_lake()

@@ -52,7 +52,7 @@ class Warehouse(dg.ConfigurableResource):
         warehouse.check_name(self.resolved_namespace)
         instance, catalog, record = context.instance, self.catalog(), self.run_recipe.log_record()
         mine = warehouse.GraphRun.begin(run.run_id, record[warehouse.LOG])
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: mine.process.to_json()})
+        tag_process(context)
 
         def is_finished(run_id: str) -> bool:
             other = instance.get_run_by_id(run_id)
@@ -164,6 +164,12 @@ class Warehouse(dg.ConfigurableResource):
         path = Path(self.data_dir) / "serving" / self.resolved_namespace
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def tag_process(context: dg.InitResourceContext) -> None:
+    """Say of a run which process works on it; one that does not say it is failed as dead (`pipelines.dead_runs`)."""
+    if context.run is not None and context.instance is not None:
+        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: warehouse.Process.own().to_json()})
 
 
 def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:

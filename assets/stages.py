@@ -24,6 +24,10 @@ MODEL, REPORT = {"role": "model"}, {"role": "report"}
 WHEN_INPUTS_CHANGE = dg.AutomationCondition.eager()
 """Of reports: made again when what they are of has changed, once somebody switches the automation sensor on."""
 
+TABLE_POOL = "tables"
+"""Of steps that change tables outside the graph: one of them at a time (`dagster.yaml`). The graph has its namespace to
+itself."""
+
 WALL, CPU, PEAK = "wall_s", "cpu_s", "peak_memory_bytes"
 
 

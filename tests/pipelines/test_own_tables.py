@@ -9,8 +9,10 @@ import pytest
 
 import assets.own_tables
 import reqdedup as rd
+from assets.resources import PROCESS_TAG
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from warehouse import Process
 
 COLUMNS = {"user": "user", "request": ["request"], "item": "item", "time": "ts", "time_unit": "ms", "labels": ["click"]}
 TABLE = "lake.engagements"
@@ -40,6 +42,7 @@ def run(place):
         done = found.graph.to_job(name=job, resource_defs=own_lake).execute_in_process(
             {"ops": {job: {"config": config}}}, instance=dg.DagsterInstance.ephemeral()
         )
+        assert Process.from_json(done.dagster_run.tags[PROCESS_TAG]).is_alive()  # else it is failed as dead
         (event,) = [event for event in done.all_events if event.event_type_value == "STEP_OUTPUT"]
         return {name: value.value for name, value in event.step_output_data.metadata.items()}
 

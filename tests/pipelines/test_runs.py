@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from assets.training import check_one_sample
 from pipelines.dead_runs import START_S, fail_dead_runs
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from reqdedup.storage.iceberg.commit import StagedFiles
 from warehouse import GraphRun, Process, claim, embedded_catalog, load_table, open_catalog
 
 RATINGS = "".join(f"{user}\t{item}\t5\t{881_250_000 + 60 * item}\n" for user in range(1, 4) for item in range(1, 6))
@@ -94,6 +97,34 @@ def test_a_run_is_refused_while_another_has_the_namespace(run, catalog):
     assert not refused.success
     assert "found run the-other of /logs/other.csv" in refusal(refused)
     assert not catalog.table_exists("smoke.raw_engagements")
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_on_one_namespace_the_second_is_refused_and_the_first_is_whole(
+    run, catalog, logs, monkeypatch
+):
+    """The first is held before its commit, all its files written, for as long as the second takes."""
+    is_written, go_on, commit = threading.Event(), threading.Event(), StagedFiles.commit
+
+    def held(*arguments, **options):
+        is_written.set()
+        assert go_on.wait(60)
+        return commit(*arguments, **options)
+
+    monkeypatch.setattr(StagedFiles, "commit", held)
+    mine = {"namespace": "mine"}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, logs["one"] | mine)
+        assert is_written.wait(60)
+        second = run(logs["two"] | mine)
+        go_on.set()
+        assert first.result().success
+    assert not second.success
+    assert f"of {logs['one']['logs']}" in refusal(second)
+    table = load_table(catalog, "mine", "raw_engagements")
+    assert len(table.snapshots()) == 1
+    assert set(table.scan().to_arrow()["user_id"].to_pylist()) == {1, 2, 3, 7}
+    assert run(logs["one"] | mine).success
 
 
 @pytest.mark.slow
