@@ -170,6 +170,31 @@ def steps(
     return Chart(figure)
 
 
+def calibration(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str = "") -> Chart:
+    """Predicted against observed share of positive rows, a point for each tenth of the rows by prediction.
+
+    groups: name -> mean prediction of each tenth, share of positives in it. On the dashed line a prediction is what
+    happens; above it the model promises too little, below it too much. Both axes are the same, logarithmic if the
+    shares span a factor of ten and none is zero. A tenth without rows (NaN) is left out.
+    """
+    figure, (axes,) = _axes(1, width=4.6, height=4.4)
+    every = np.concatenate([np.asarray(values, float) for pair in groups.values() for values in pair] or [np.zeros(0)])
+    every = every[np.isfinite(every)]
+    is_wide = len(every) > 0 and 0 < 10 * every.min() < every.max()
+    low, high = (every.min() / 1.5, every.max() * 1.5) if is_wide else (0.0, 1.1 * max(every, default=1.0))
+    axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle="--", label="what happens")
+    for (name, (predicted, observed)), color in zip(groups.items(), _colors(len(groups), False)):
+        axes.plot(predicted, observed, marker="o", markersize=4, linewidth=1, color=color, label=name)
+    scale = {"xscale": "log", "yscale": "log"} if is_wide else {}
+    axes.set(**scale, xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="predicted", ylabel="observed")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_ticks(lambda share: f"{share:.3g}"))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    figure.suptitle(title or "predicted against observed, tenths of the rows", x=0.01, ha="left", fontsize=10)
+    return Chart(figure)
+
+
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of each value and the window - 1 before it, of fewer at the start; [len(values)]."""
     total = np.concatenate([[0.0], np.cumsum(values)])

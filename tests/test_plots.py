@@ -106,6 +106,19 @@ def test_a_sample_is_shown_before_and_after():
     assert all(part in shown for part in ("few, before", "few, after", "700", "1,200"))
 
 
+def test_calibration_is_drawn_against_the_line_of_what_happens():
+    shares = [0.02, 0.1, float("nan"), 0.5]
+    (axes,) = plots.calibration({"click": (shares, [0.01, 0.1, float("nan"), 0.6])}).figure.axes
+    line, click = axes.get_lines()
+    assert np.array_equal(line.get_xdata(), line.get_ydata())
+    assert np.array_equal(click.get_xdata(), shares, equal_nan=True)
+    assert click.get_ydata()[-1] == 0.6
+    assert axes.get_xlim() == axes.get_ylim()
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    (axes,) = plots.calibration({"all": ([0.0, 0.4], [0.1, 0.3]), "none": ([], [])}).figure.axes
+    assert axes.get_xscale() == "linear"
+
+
 @pytest.mark.slow
 def test_an_svg_is_the_same_every_time():
     assert plots.layouts(report()).svg() == plots.layouts(report()).svg()
