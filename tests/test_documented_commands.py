@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -145,14 +146,15 @@ def ask_the_server(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_three_examples_run_one_after_the_other(here):
-    """Each of about 30 lines, in a process of its own, as a person would start it."""
+def test_the_three_examples_run_one_after_the_other(here, monkeypatch, capsys):
+    """Each of about 30 lines, as a program of its own; in this process, which has loaded torch already."""
     for name, *words in (("audit_and_convert", "impressions"), ("train_on_it", "4"), ("ask_it", "7", "3", "5", "9")):
         script = ROOT / "examples" / f"{name}.py"
         assert len(script.read_text().splitlines()) <= 32
-        run = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stderr
-    assert sorted(line.split()[0] for line in run.stdout.splitlines()) == ["3", "5", "9"]
+        monkeypatch.setattr(sys, "argv", [str(script), *words])
+        capsys.readouterr()
+        runpy.run_path(str(script), run_name="__main__")
+    assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines()) == ["3", "5", "9"]
 
 
 def test_the_hooks_before_a_commit_are_the_tools_of_make_check():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow.fs import AwsStandardS3RetryStrategy
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
@@ -19,6 +20,13 @@ from tests.catalogs.rows import plain, same, stored_files
 from tests.servers.dropping_proxy import DroppingProxy
 from tests.servers.postgres import Postgres
 from tests.servers.seaweedfs import SeaweedFS
+
+
+class Hasty(AwsStandardS3RetryStrategy):
+    """One try of each request: by default there are ten, which take 25 s with a server that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(max_attempts=1)
 
 
 @pytest.fixture
@@ -104,7 +112,8 @@ def test_storage_that_stops_during_a_write_leaves_the_table_as_it_was(
     schema: EngagementSchema,
     batches: list[pa.RecordBatch],
 ) -> None:
-    properties = {**postgres_config(postgres, seaweedfs).properties, "s3.request-timeout": "1"}
+    hasty = {"s3.request-timeout": "1", "s3.retry-strategy-impl": f"{__name__}.Hasty"}
+    properties = postgres_config(postgres, seaweedfs).properties | hasty
     table = create_table(open_catalog("f", properties), f"{namespace}.t", schema, Layout.BY_REQUEST, num_buckets=2)
     write(table, batches[:1])
     before, wanted = snapshot_of(table), plain(batches)
