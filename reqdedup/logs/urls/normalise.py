@@ -65,7 +65,7 @@ class Normaliser:
         if chosen is None:
             chosen = self._choose(split.host, split.names)
         values = split.values
-        return join_url(split, [(name, canonical(values[at])) for at, name in chosen])
+        return join_url(split, [f"{name}={canonical(values[at])}" for at, name in chosen])
 
     def all(self, texts: Iterable[str]) -> list[str]:
         """The normal forms of N texts, in their order."""

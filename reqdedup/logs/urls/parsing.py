@@ -25,7 +25,7 @@ _ESCAPES = "|".join(
     for first in sorted({escape[0] for escape in _ESCAPED})
 )
 _is_canonical = re.compile(rf"[A-Za-z0-9_.~+-]*(?:%(?:{_ESCAPES})[A-Za-z0-9_.~+-]*)*").fullmatch
-_PIECES = re.compile(r"%(?:[0-9A-Fa-f]{2})?|[^A-Za-z0-9_.~+%-]+")
+_PIECES = re.compile(rf"%(?!{_ESCAPES})(?:[0-9A-Fa-f]{{2}})?|[^A-Za-z0-9_.~+%-]+")
 """What must be written anew: percent signs, and runs of characters that must have them."""
 
 _ROUTES = ("!", "/")
@@ -66,6 +66,9 @@ def split_url(text: str) -> SplitUrl | None:
 
 def canonical(text: str) -> str:
     """A name or value as all its spellings are written here: `%7e` and `~`, `%20` and `+` are one."""
+    if _is_canonical(text):
+        return text
+    text = text.replace("%20", "+")  # most often that is all
     return text if _is_canonical(text) else _PIECES.sub(_encoded, text)
 
 
@@ -89,9 +92,9 @@ def host_of(text: str) -> str:
     return text if split is None else split.host
 
 
-def join_url(split: SplitUrl, kept: list[tuple[str, str]]) -> str:
-    """The URL with these parameters, canonical names and values, in this order."""
-    query = "&".join([f"{name}={value}" for name, value in kept])
+def join_url(split: SplitUrl, parameters: list[str]) -> str:
+    """The URL with these parameters, canonical `name=value`, in this order."""
+    query = "&".join(parameters)
     return f"{split.page}?{query}{split.fragment}" if query else split.page + split.fragment
 
 
@@ -102,7 +105,6 @@ def pattern_of(split: SplitUrl) -> tuple[str, ...]:
 
 def write_url(split: SplitUrl, *, without: Collection[str] = ()) -> str:
     """The URL with its parameters by name, several of one name in their order. without: names that are left out."""
-    pairs = [(canonical(name), canonical(value)) for name, value in zip(split.names, split.values)]
-    kept = [pair for pair in pairs if pair[0] not in without]
-    kept.sort(key=lambda pair: pair[0])
-    return join_url(split, kept)
+    pairs = [(canonical(name), value) for name, value in zip(split.names, split.values)]
+    kept = sorted((pair for pair in pairs if pair[0] not in without), key=lambda pair: pair[0])
+    return join_url(split, [f"{name}={canonical(value)}" for name, value in kept])
