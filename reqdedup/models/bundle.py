@@ -89,6 +89,7 @@ class Bundle:
         data = {name: _checked(folder, name, entry) for name, entry in manifest["files"].items()}
         config = _parsed(folder, CONFIG, lambda: config_from_dict(json.loads(data[CONFIG])))
         signature = _parsed(folder, SIGNATURE, lambda: Signature.from_dict(json.loads(data[SIGNATURE])))
+        _parsed(folder, SIGNATURE, lambda: signature.check(config))
         keys = _parsed(folder, ITEM_KEYS, lambda: json.loads(data[ITEM_KEYS])) if ITEM_KEYS in data else None
         items = _parsed(folder, ITEMS, lambda: _items(safetensors.numpy.load(data[ITEMS]), keys))
         model = build_model(config)
@@ -258,7 +259,9 @@ def _parsed(folder: Path, name: str, parse: Callable[[], T]) -> T:
         return parse()
     except Exception as error:  # of JSON, of safetensors, of torch: each has its own
         what = " ".join(str(error).split())
-        raise ValueError(f"{folder / name}: a file of this bundle required, found another: {what}") from None
+        is_sentence = isinstance(error, ValueError) and " required, found " in what
+        what = what if is_sentence else f"a file of this bundle required, found another: {what}"
+        raise ValueError(f"{folder / name}: {what}") from None
 
 
 def _checked(folder: Path, name: str, entry: Mapping[str, Any]) -> bytes:

@@ -26,8 +26,9 @@ from reqdedup.arrays.recent_events import RecentEvents
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import kind_of
-from reqdedup.models.transforms import NULL_INTEGER, OF_WINDOW, Transforms, null_of
+from reqdedup.models.transforms import OF_WINDOW, Transforms
 from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, USER_ID, Column, EngagementSchema, Kind, Level
+from reqdedup.values import NULL_INTEGER, check_readable, null_of
 
 USER_KEY = "user_key"
 """The column with the log's own user ids, if they are texts."""
@@ -72,7 +73,7 @@ class Signature:
 
         Raises ValueError if the table lacks a column that the model reads.
         """
-        logits: tuple[str, ...] = getattr(config, "labels", ())
+        logits = _logits(config)
         return cls(
             transforms=Transforms.of(config, schema, stride=stride, longest_history=longest_history),
             outputs=logits or (COSINE,),
@@ -82,6 +83,20 @@ class Signature:
             snapshot_id=snapshot_id,
             user_keys=USER_KEY in schema,
         )
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ValueError if it is not the signature of a model of this configuration: every input that the model
+        reads, and every output that it gives."""
+        inputs = tuple(column.name for column in self.transforms.columns)
+        for what, wanted, found in (
+            ("inputs", (ITEM_ID, *config.columns), inputs),
+            ("outputs", _logits(config) or (COSINE,), self.outputs),
+        ):
+            if found != wanted:
+                raise ValueError(
+                    f"{what} of the model, {', '.join(wanted)}, required, found {', '.join(found) or 'none'}; export "
+                    "the bundle again"
+                )
 
     def to_dict(self, config: ModelConfig) -> dict[str, Any]:
         """Plain values, ready for strict JSON; `from_dict` is the inverse."""
@@ -117,6 +132,8 @@ class Signature:
         """Raises ValueError for rules that this version does not compute, KeyError or TypeError for another form."""
         if values["transforms"]["nulls"] != _NULLS:
             raise ValueError(f"null rules {_NULLS} required, found {values['transforms']['nulls']}; train again")
+        for one in values["inputs"]:
+            check_readable(one["name"], one["dtype"])
         columns = tuple(
             Column(
                 name=one["name"],
@@ -146,6 +163,12 @@ class Signature:
             snapshot_id=values["snapshot_id"],
             user_keys=USER_ID in values["vocabulary"],
         )
+
+
+def _logits(config: ModelConfig) -> tuple[str, ...]:
+    """Labels that a ranking model scores, in their order; a retrieval model has none."""
+    logits: tuple[str, ...] = getattr(config, "labels", ())
+    return logits
 
 
 def schema_fingerprint(schema: EngagementSchema) -> str:

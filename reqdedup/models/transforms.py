@@ -1,15 +1,14 @@
 """From plain values to what a model reads: one code in the loader and in the server, so that the two cannot differ.
 
     what a log or a caller has           what a model reads
-    null integer or timestamp            -1, an id like any other of a category
-    null float; null label               NaN, which the model takes for 0; NaN, left out of the loss
-    null bool                            False
-    vector                               [R, width] of the column's type
+    one value, or many, of a column      `reqdedup.values`: a number of the column's type, a null as that says
+    null label                           NaN, left out of the loss
     history of any length                its window by anchored windows, see HistoryCut
 
-`numbers` and `cut_histories` work on whole columns, and the loader calls them on Arrow's memory. `Transforms` is what a
-model declares: which columns, and the cut; it takes plain values, once per request. Ids are assigned when a log is
-ingested and are never hashed again here: the text ids of a log become numbers through the bundle's items.
+`cut_histories` works on whole columns, and the loader calls it on Arrow's memory, as it calls `values.numbers`.
+`Transforms` is what a model declares: which columns, and the cut; it takes plain values, once per request. Ids are
+assigned when a log is ingested and are never hashed again here: the text ids of a log become numbers through the
+bundle's items.
 """
 
 from __future__ import annotations
@@ -28,10 +27,9 @@ from reqdedup.arrays.windows import HistoryCut, gather_windows
 from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
 from reqdedup.schema import HISTORY_END, HISTORY_TS, ITEM_ID, TIMELINE_VERSION, Column, EngagementSchema, Kind, Level
+from reqdedup.values import UnfitError, check_readable, many, null_of, one
 
 HISTORY_PREFIX = "history_"
-NULL_INTEGER = -1
-"""What a null integer or timestamp becomes; null floats and labels become NaN, null booleans False."""
 
 DEFAULTS = {"position": 0}
 """What a column without nulls is taken to be if a caller leaves it out: nothing has been shown yet."""
@@ -39,43 +37,10 @@ DEFAULTS = {"position": 0}
 OF_WINDOW = (HISTORY_END, TIMELINE_VERSION)
 """Request-level columns that say which events a history is; a server knows them from the window that it read."""
 
-_TYPES = {
-    "bool": np.dtype(np.bool_),
-    "int32": np.dtype(np.int32),
-    "int64": np.dtype(np.int64),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "timestamp": np.dtype(np.int64),
-}
-_PLAIN_KINDS = {"b": "b", "i": "iu", "f": "iuf"}
-"""Kinds of numpy types that may become a type of this kind without a change of value (float64 to float32 rounds)."""
-
 
 def history_name(column_name: str) -> str:
     """Key of a sequence column in `RequestBatch.history`."""
     return column_name.removeprefix(HISTORY_PREFIX)
-
-
-def type_of(column: Column) -> np.dtype:
-    """Type of a column's values as a model reads them."""
-    return np.dtype(np.float32) if column.level is Level.LABEL else _TYPES[column.dtype]
-
-
-def null_of(column: Column) -> bool | int | float:
-    """What a null of the column becomes."""
-    kind = type_of(column).kind
-    return False if kind == "b" else NULL_INTEGER if kind == "i" else float("nan")
-
-
-def numbers(column: Column, values: np.ndarray, is_null: np.ndarray | None = None) -> np.ndarray:
-    """The values of a column as a model reads them, any shape; no copy if nothing changes.
-
-    is_null: [N] bool, which of the values are null (what stands there means nothing); None means none.
-    """
-    values = values.astype(type_of(column), copy=False)
-    if is_null is not None:
-        values = np.where(is_null, values.dtype.type(null_of(column)), values)
-    return values
 
 
 def cut_histories(
@@ -112,6 +77,11 @@ class Transforms:
     cut: HistoryCut
     defaults: Mapping[str, bool | int | float] = field(default_factory=dict)
     computed: Mapping[str, RecentEvents] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an input that no model can read, text for example."""
+        for column in self.columns:
+            check_readable(column.name, column.dtype)
 
     @classmethod
     def of(
@@ -168,10 +138,10 @@ class Transforms:
         """`RequestBatch.request` of R requests: [R] for each scalar, [R, width] for each vector.
 
         values: of each request by column name; what has a default may be None or left out, other names are not
-        looked at. Raises ValueError for a missing or unfit value.
+        looked at. Raises UnfitError for a missing or unfit value.
         """
         return {
-            column.name: self._tensor(column, [one.get(column.name) for one in values])
+            column.name: self._of_requests(column, [of_request.get(column.name) for of_request in values])
             for column in self.request_columns
         }
 
@@ -180,37 +150,33 @@ class Transforms:
 
         events: columns by their names in a batch (`item_id`, ...), oldest first, of one length.
         end: number of events in the timeline before the request; -1 if the history is all of it.
-        Raises ValueError for a missing or unfit column and for unequal lengths.
+        Raises UnfitError for a missing or unfit column and for unequal lengths.
         """
         plain: dict[str, np.ndarray] = {}
         for column in self.history_columns:
             name = history_name(column.name)
             if name not in events:
-                raise ValueError(f"history: column {name} required, found {', '.join(events) or 'none'}")
-            plain[name] = _plain(column, events[name], None)
+                raise UnfitError("history", f"column {name}", ", ".join(events) or "none")
+            plain[name] = many(events[name], column, f"history.columns.{name}", takes_nan=True)
         lengths = {name: len(values) for name, values in plain.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(
-                f"history: columns of one length required, found {lengths}; one event is an element of each"
-            )
+            raise UnfitError("history", "columns of one length", str(lengths), hint="; an event is an element of each")
         length = next(iter(lengths.values()))
         first = self.cut.skipped_of_one(length, length if end < 0 else end)
         return {name: torch.from_numpy(values[first:]) for name, values in plain.items()}
 
     def rows(self, candidates: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Candidates as (item_id [B], `RequestBatch.row`). Raises ValueError for a missing or unfit column."""
+        """Candidates as (item_id [B], `RequestBatch.row`). Raises UnfitError for a missing or unfit column."""
         if ITEM_ID not in candidates:
-            raise ValueError(f"candidates: column {ITEM_ID} required, found {', '.join(candidates) or 'none'}")
-        item_id_B = self._tensor(self.columns[0], candidates[ITEM_ID])
+            raise UnfitError("candidates", f"column {ITEM_ID}", ", ".join(candidates) or "none")
+        item_id_B = self._tensor(self.columns[0], candidates[ITEM_ID], "candidates")
         row = {}
         for column in self.item_columns:
             values = candidates.get(column.name)
-            values_B = self._tensor(column, [None] * len(item_id_B) if values is None else values)
+            values_B = self._tensor(column, [None] * len(item_id_B) if values is None else values, "candidates")
             if len(values_B) != len(item_id_B):
-                raise ValueError(
-                    f"candidates: {len(item_id_B)} values of {column.name} required, one for each item_id, found "
-                    f"{len(values_B)}"
-                )
+                wanted = f"{len(item_id_B)} values, one for each item_id,"
+                raise UnfitError(f"candidates.{column.name}", wanted, str(len(values_B)))
             row[column.name] = values_B
         return item_id_B, row
 
@@ -230,7 +196,9 @@ class Transforms:
         length = len(next(iter(events.values())))
         known = {HISTORY_END: history_end, TIMELINE_VERSION: timeline_version}
         of_window = {
-            column.name: self._tensor(column, [known[column.name]]) for column in self.columns if column.name in known
+            column.name: self._tensor(column, [known[column.name]], "request")
+            for column in self.columns
+            if column.name in known
         }
         return RequestBatch(
             user_id_R=torch.tensor([user_id]),
@@ -243,58 +211,17 @@ class Transforms:
             history=events,
         )
 
-    def _tensor(self, column: Column, values: Sequence[Any] | np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(_plain(column, values, self.default_of(column)))
+    def _tensor(self, column: Column, values: Any, path: str) -> torch.Tensor:
+        """Of a list of values; NaN is one, as in tables, but not in a vector."""
+        default, takes_nan = self.default_of(column), column.kind is not Kind.VECTOR
+        return torch.from_numpy(many(values, column, f"{path}.{column.name}", default=default, takes_nan=takes_nan))
 
-
-def _plain(column: Column, values: Sequence[Any] | np.ndarray, default: bool | int | float | None) -> np.ndarray:
-    """Plain values of a column as a model reads them: [N], of vectors [N, width].
-
-    default: in place of a None. Raises ValueError for a None without it, and for what the column's type does not hold.
-    """
-    wanted, is_vector = type_of(column), column.kind is Kind.VECTOR
-    is_whole_number = wanted.kind != "f" and not is_vector
-    if is_whole_number and isinstance(values, np.ndarray) and values.dtype == wanted and values.ndim == 1:
-        return values if values.flags.writeable else values.copy()  # nothing to look at
-    if not isinstance(values, (list, tuple, range)) and getattr(values, "ndim", 0) == 0:
-        raise ValueError(f"{column.name}: a list of values required, found {type(values).__name__}")
-    if not isinstance(values, np.ndarray) and any(value is None for value in values):
-        if default is None:
-            raise ValueError(f"{column.name}: a value required, found none")
-        values = [default if value is None else value for value in values]
-    found = _array(column, values)
-    if found.size and found.dtype.kind not in _PLAIN_KINDS[wanted.kind]:
-        raise ValueError(f"{column.name}: values of type {column.dtype} required, found {_shown(found)}")
-    if wanted.kind == "i" and found.size and found.dtype != wanted:
-        bounds = np.iinfo(wanted)
-        if found.min() < bounds.min or found.max() > bounds.max:
-            raise ValueError(f"{column.name}: numbers of {column.dtype} required, found {found.min()} to {found.max()}")
-    shape = (len(found), column.width) if is_vector else (len(found),)
-    if found.shape != shape and len(found):
-        what = f"a vector of {column.width} numbers" if is_vector else "one number for each"
-        raise ValueError(f"{column.name}: {what} required, found shape {found.shape[1:]}")
-    if found.dtype == wanted or wanted.kind != "f":
-        result = numbers(column, found.reshape(shape))
-    else:
-        with np.errstate(over="ignore"):
-            result = numbers(column, found.reshape(shape))
-    if wanted.kind == "f" and not np.isfinite(result).all():
-        if np.isinf(result).any():
-            raise ValueError(
-                f"{column.name}: finite numbers of {column.dtype} required, found {_shown(found[np.isinf(result)])}"
-            )
-        if is_vector:
-            raise ValueError(f"{column.name}: a vector without NaN required, found one")
-    return result if result.flags.writeable else result.copy()
-
-
-def _array(column: Column, values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    try:
-        return np.asarray(values)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{column.name}: values of type {column.dtype} required, found others: {error}") from None
-
-
-def _shown(values: np.ndarray) -> str:
-    first = str(values.reshape(-1)[0])
-    return f"{first if len(first) <= 40 else first[:37] + '...'!r} ({values.dtype})"
+    def _of_requests(self, column: Column, values: Sequence[Any]) -> torch.Tensor:
+        """Of one value from each request: what does not fit is said of that value, not of the list."""
+        try:
+            return self._tensor(column, values, "request")
+        except UnfitError:
+            for value in values:
+                if value is not None or self.default_of(column) is None:
+                    one(value, column, f"request.{column.name}")
+            raise

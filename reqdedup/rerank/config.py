@@ -195,8 +195,10 @@ def load_slate_config(path: str | Path) -> SlateConfig:
     """The configuration of a TOML file. Raises ValueError that names the file and what does not fit in it."""
     try:
         return SlateConfig.from_dict(tomllib.loads(Path(path).read_text()))
-    except (ValueError, OSError) as error:  # tomllib's error is a ValueError
-        raise ValueError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: a TOML file required, found {error.strerror}") from None
+    except ValueError as error:  # tomllib's too
+        raise ValueError(f"{path}: {str(error).removeprefix('slate: ')}") from None
 
 
 def kind_of(config: object) -> str:

@@ -117,7 +117,7 @@ class SqliteFile:
             connection.close()
 
     def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
-        return StoreUnavailableError(f"store {self.path}: an answer within {self.timeout_s} s required, {error}")
+        return StoreUnavailableError(f"an answer within {self.timeout_s} s required, {error}", place=str(self.path))
 
     def _check_place(self) -> tuple[int, int]:
         """Which file stands at the path: what is open must be that one, for an append to one that was removed would be
@@ -126,7 +126,7 @@ class SqliteFile:
             said = os.stat(self._name)
         except OSError as error:
             self.close()
-            raise StoreUnavailableError(f"store {self.path}: its file required, found {error.strerror}") from None
+            raise StoreUnavailableError(f"its file required, found {error.strerror}", place=str(self.path)) from None
         if self._place != (said.st_dev, said.st_ino):
             self.close()
             self._place = said.st_dev, said.st_ino

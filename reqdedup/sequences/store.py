@@ -124,7 +124,13 @@ class KeyTakenError(ValueError):
 
 
 class StoreUnavailableError(RuntimeError):
-    """The store could not be asked in time: nothing is known about the user."""
+    """The store could not be asked in time: nothing is known about the user. reason: what was required and found,
+    without the store's place, which is nothing for callers of a server.  place, detail: for the log, empty if unknown.
+    """
+
+    def __init__(self, reason: str, *, place: str = "", detail: str = "") -> None:
+        super().__init__((f"store {place}: " if place else "") + reason + (f": {detail}" if detail else ""))
+        self.reason = reason
 
 
 class Store(Protocol):

@@ -153,7 +153,7 @@ class ValkeyStore:
             if data is not None:
                 window = Window(self._packing.unpack(data, columns), first, last, found_version)
                 return UserRead(window=window, **known)
-        raise StoreUnavailableError(f"store {self.name}: user {user_id} was replaced {TRIES} times while being read")
+        raise StoreUnavailableError(f"user {user_id} was replaced {TRIES} times while being read", place=self.name)
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:
         with self._answering():
@@ -225,7 +225,7 @@ class ValkeyStore:
                         del staged[user_id]
                     else:  # appended to
                         staged[user_id] = self._stage_again(user_id)
-        raise StoreUnavailableError(f"store {self.name}: users were appended to faster than a fill could be published")
+        raise StoreUnavailableError("users were appended to faster than a fill could be published", place=self.name)
 
     def _publish(
         self, staged: Mapping[int, str], gone: Iterable[int], source: Mapping[str, Any], as_of_us: int
@@ -335,6 +335,5 @@ class ValkeyStore:
         try:
             yield
         except valkey.ValkeyError as error:
-            raise StoreUnavailableError(
-                f"store {self.name}: an answer within {self.timeout_s} s required, {error}"
-            ) from error
+            reason = f"an answer within {self.timeout_s} s required, found {type(error).__name__}"
+            raise StoreUnavailableError(reason, place=self.name, detail=str(error)) from error

@@ -22,7 +22,8 @@ from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_TS, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError, UserRead, Window, WindowError, now_us
-from reqdedup.serving.requests import OfUser, OnMissingHistory, RankRequest, RequestError
+from reqdedup.serving.requests import OfUser, OnMissingHistory, RankRequest, RequestError, check_window
+from reqdedup.values import UnfitError, integer
 
 MAX_FEATURE_AGE_S = 2 * 86_400.0
 """Age of stored features beyond which an answer is marked `stale_features`: twice what a daily fill makes them."""
@@ -145,8 +146,10 @@ class UserReader:
         Features that follow from the history are those at the request's `request_ts`, now if it has none; a history of
         the request's own that lacks the times for that leaves them out. Raises RequestError, or StoreUnavailableError.
         """
-        if not -(2**63) <= request.user_id < 2**63:
-            raise RequestError("user_id", "an int64", str(request.user_id))
+        try:
+            integer(request.user_id, "user_id")
+        except UnfitError as error:
+            raise RequestError.of(error) from None
         read = self._stored(request)
         lacking = [name for name in self.computed if name not in request.request]
         if not lacking:
@@ -181,8 +184,6 @@ class UserReader:
             return UserRead(failure=error)
         except WindowError as error:
             raise RequestError(error.argument, error.required, error.found) from None
-        except ValueError as error:
-            raise unfit(error) from None
         if found.window is None and request.at:
             raise RequestError("at", f"a timeline of {request.at} events", f"none of user {request.user_id}")
         return found
@@ -222,8 +223,8 @@ class InputReader:
             history = self.transforms.history(window.columns, end=window.end)
             item_id_B, row = self.transforms.rows(self._candidates(request.candidates, marks))
             values = self.transforms.requests([features])
-        except (ValueError, TypeError) as error:
-            raise error if isinstance(error, RequestError) else unfit(error) from None
+        except UnfitError as error:
+            raise error if isinstance(error, RequestError) else RequestError.of(error) from None
         for name, value in ((HISTORY_END, window.end), (TIMELINE_VERSION, window.version)):
             if name in self._names:
                 values[name] = torch.tensor([value])
@@ -308,20 +309,9 @@ class InputReader:
         return values
 
 
-def unfit(error: Exception) -> RequestError:
-    """An error of the transforms, which say in one sentence which column, what they require and what they found."""
-    said, _, found = str(error).partition(" required, found ")
-    column, _, required = said.rpartition(": ")
-    return RequestError(column or "request", required, found or "another")
-
-
 def _checked(window: Window, request: OfUser) -> Window:
-    """Raises RequestError for a history that is not what it says."""
-    if not 0 <= window.start <= window.end:
-        raise RequestError("history", "0 <= start <= end", f"{window.start} and {window.end}")
-    wanted = window.end - window.start
-    if wrong := {name: len(values) for name, values in window.columns.items() if len(values) != wanted}:
-        raise RequestError("history", f"{wanted} events in each column", str(wrong), hint="; start and end say so")
+    """Raises RequestError for a history that is not what it says, or not the one that is asked for."""
+    check_window(window)
     for name, asked, found in (("at", request.at, window.end), ("version", request.version, window.version)):
         if asked is not None and asked != found:
             raise RequestError(name, f"{found} of the request's own history", str(asked), hint="; leave it out")

@@ -1,9 +1,8 @@
-"""What a server takes, and the errors that say so: status, column, what was required and what was found."""
+"""What a server takes: sizes, times, and which of a sender's times it believes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from reqdedup.serving.requests import RequestError
 
@@ -34,20 +33,6 @@ class Limits:
     max_deadline_ms: float = 10_000.0
 
     def check_said(self, content_length: str) -> None:
-        """Raises BadRequestError (413) if a head announces a body that is too large."""
+        """Raises RequestError (413) if a head announces a body that is too large."""
         if content_length.isdigit() and int(content_length) > self.max_body_bytes:
-            raise BadRequestError("body", f"at most {self.max_body_bytes} bytes", content_length, status=413)
-
-
-class BadRequestError(RequestError):
-    """A request that its sender must change. status: 4xx."""
-
-    def __init__(self, column: str, required: str, found: str, *, status: int = 422) -> None:
-        super().__init__(column, required, found)
-        self.status = status
-
-
-def shown(value: Any, *, most: int = 60) -> str:
-    """A value of the sender's in an error: its kind and its beginning."""
-    text = repr(value.item() if hasattr(value, "item") and getattr(value, "size", 0) == 1 else value)
-    return text if len(text) <= most else text[:most] + f"... ({len(text)} characters)"
+            raise RequestError("body", f"at most {self.max_body_bytes} bytes", content_length, status=413)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reqdedup.sequences.store import UserRead, Window
+from reqdedup.values import UnfitError
 
 ContextOrigin = Literal["kept", "extended", "computed"]
 
@@ -16,13 +17,17 @@ OnMissingHistory = Literal["refuse", "empty"]
 """What a server does without a store that answers: refuse the request, or take an empty history and mark the answer."""
 
 
-class RequestError(ValueError):
+class RequestError(UnfitError):
     """A request that cannot be answered as it is, its sender's fault. column: path of what is wrong, `request.device`
-    for example; required, found: there."""
+    for example; required, found: there.  status: of HTTP, 4xx."""
 
-    def __init__(self, column: str, required: str, found: str, *, hint: str = "") -> None:
-        super().__init__(f"{column}: {required} required, found {found}{hint}")
-        self.column, self.required, self.found = column, required, found
+    def __init__(self, column: str, required: str, found: str, *, hint: str = "", status: int = 422) -> None:
+        super().__init__(column, required, found, hint=hint)
+        self.status = status
+
+    @classmethod
+    def of(cls, error: UnfitError) -> RequestError:
+        return cls(error.column, error.required, error.found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,18 @@ class OfUser:
     at: int | None = None
     version: int | None = None
     read: UserRead | None = None
+
+
+def check_window(window: Window) -> None:
+    """Raises RequestError for a history that is not what it says."""
+    if window.start < 0:
+        raise RequestError("history.start", "at least 0", str(window.start))
+    if window.end < window.start:
+        raise RequestError("history.end", f"at least the start, {window.start},", str(window.end))
+    wanted = window.end - window.start
+    if wrong := {name: len(values) for name, values in window.columns.items() if len(values) != wanted}:
+        events = f"{wanted} events in each column, from start {window.start} to end {window.end},"
+        raise RequestError("history", events, str(wrong))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,9 @@ from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
 from reqdedup.dedup.encoding import numpy_from_blobs, take_blobs
 from reqdedup.dedup.rows import compact_batch
-from reqdedup.models.transforms import cut_histories, history_name, numbers, type_of
+from reqdedup.models.transforms import cut_histories, history_name
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
+from reqdedup.values import numbers, type_of
 
 
 @dataclass(frozen=True)

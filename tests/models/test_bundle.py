@@ -254,12 +254,28 @@ DAMAGES = {
     "other sizes": (_json_file("config.json", lambda c: c.update(width=8)), r"weights\.safetensors: a file of this"),
     "other nulls": (
         _json_file("signature.json", lambda s: s["transforms"]["nulls"].update(integer=0)),
-        r"signature\.json: a file of this bundle required, found another: null rules",
+        r"signature\.json: null rules .* required, found .*; train again",
     ),
     "no inputs": (_json_file("signature.json", lambda s: s.pop("inputs")), r"signature\.json: a file of this bundle"),
     "other level": (
         _json_file("signature.json", lambda s: s["inputs"][1].update(level="x")),
         r"signature\.json: a file of this bundle required, found another: 'x' is not a valid Level",
+    ),
+    "an input of text": (
+        _json_file("signature.json", lambda s: s["inputs"][3].update(dtype="string")),
+        r"signature\.json: input device: a dtype of bool, int32, int64, .*, timestamp required, found string",
+    ),
+    "an input of no type": (
+        _json_file("signature.json", lambda s: s["inputs"][3].update(dtype="decimal(9,2)")),
+        r"signature\.json: input device: a dtype of bool, int32, .* required, found decimal",
+    ),
+    "an input less": (
+        _json_file("signature.json", lambda s: s["inputs"].pop()),
+        r"signature\.json: inputs of the model, item_id, .*, position, required, found .*; export",
+    ),
+    "another output": (
+        _json_file("signature.json", lambda s: s["outputs"][0].update(name="save")),
+        r"signature\.json: outputs of the model, click, required, found save; export",
     ),
     "one key less": (
         _json_file("item_keys.json", lambda keys: keys.pop()),

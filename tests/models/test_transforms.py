@@ -9,9 +9,10 @@ import torch
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig, TwoTowerConfig
-from reqdedup.models.transforms import NULL_INTEGER, Transforms
+from reqdedup.models.transforms import Transforms
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.training.loader import RequestLoader
+from reqdedup.values import NULL_INTEGER
 from tests.training.logs import SCHEMA, random_log
 
 CUT = HistoryCut(max_events=8, stride=3)
@@ -92,28 +93,38 @@ def _column(name, dtype, **options):
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        (_column("x", "int32"), None, "x: a value required, found none"),
-        (_column("x", "int32"), 1.5, "x: values of type int32 required, found '1.5'"),
-        (_column("x", "int32"), True, "x: values of type int32 required, found 'True'"),
-        (_column("x", "int32"), "7", "x: values of type int32 required, found '7'"),
-        (_column("x", "int32"), 2**31, "x: numbers of int32 required, found 2147483648"),
-        (_column("x", "int64"), 2**63, "x: numbers of int64 required"),
-        (_column("x", "int64"), 2**70, "x: values of type int64 required"),
-        (_column("x", "int64"), [1, 2], "x: one number for each required"),
-        (_column("x", "bool"), 1, "x: values of type bool required"),
-        (_column("x", "float32"), math.inf, "x: finite numbers of float32 required"),
-        (_column("x", "float32"), 1e300, r"x: finite numbers of float32 required, found '1e\+300'"),
-        (_column("x", "float32", kind=Kind.VECTOR, width=3), [1.0, 2.0], "x: a vector of 3 numbers required"),
-        (_column("x", "float32", kind=Kind.VECTOR, width=3), [], "x: a vector of 3 numbers required"),
-        (_column("x", "float32", kind=Kind.VECTOR, width=3), None, "x: a value required, found none"),
-        (_column("x", "float32", kind=Kind.VECTOR, width=2), [1.0, math.nan], "x: a vector without NaN required"),
-        (_column("x", "float32", kind=Kind.VECTOR, width=2), [[1.0], [2.0, 3.0]], "x: values of type float32 required"),
+        (_column("x", "int32"), None, "a whole number from -2147483648 to 2147483647 required, found none"),
+        (_column("x", "int32"), 1.5, "2147483647 required, found 1.5"),
+        (_column("x", "int32"), True, "2147483647 required, found True"),
+        (_column("x", "int32"), "7", "2147483647 required, found '7'"),
+        (_column("x", "int32"), 2**31, "2147483647 required, found 2147483648"),
+        (_column("x", "int64"), 2**63, "9223372036854775807 required, found 9223372036854775808"),
+        (_column("x", "int64"), 2**70, "required, found 1180591620717411303424"),
+        (_column("x", "int64"), [1, 2], r"required, found \[1, 2\]"),
+        (_column("x", "bool"), 1, "bool required, found 1"),
+        (_column("x", "float32"), True, "a finite float32 required, found True"),
+        (_column("x", "float32"), math.inf, "a finite float32 required, found inf"),
+        (_column("x", "float32"), 1e300, r"a finite float32 required, found 1e\+300"),
+        (_column("x", "float32", kind=Kind.VECTOR, width=3), [1.0, 2.0], r"3 numbers .* required, found \[1.0, 2.0\]"),
+        (_column("x", "float32", kind=Kind.VECTOR, width=3), [], r"3 numbers .* required, found \[\]"),
+        (_column("x", "float32", kind=Kind.VECTOR, width=3), None, "3 numbers .* required, found None"),
+        (
+            _column("x", "float32", kind=Kind.VECTOR, width=2),
+            [1.0, math.nan],
+            "2 numbers .* required, found nan at place 1",
+        ),
+        (
+            _column("x", "float32", kind=Kind.VECTOR, width=2),
+            [[1.0], [2.0, 3.0]],
+            r"required, found \[1.0\] at place 0",
+        ),
     ],
 )
 def test_unfit_values_are_refused_in_a_sentence(column, value, said):
     transforms = Transforms(columns=(SCHEMA["item_id"], column), cut=CUT)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as error:
         transforms.requests([{"x": value}])
+    assert str(error.value).startswith("request.x: ")
 
 
 def test_unfit_histories_and_candidates_are_refused():
@@ -122,19 +133,25 @@ def test_unfit_histories_and_candidates_are_refused():
     for events, said in (
         ({"item_id": [1]}, "history: column action required, found item_id"),
         ({**history, "action": [0]}, "columns of one length required"),
-        ({**history, "action": [0, None]}, "history_action: a value required, found none"),
+        ({**history, "action": [0, None]}, "history.columns.action: a list of int32 required, found None at place 1"),
     ):
         with pytest.raises(ValueError, match=said):
             transforms.history(events)
     for candidates, said in (
-        ({"item_id": 7}, "item_id: a list of values required, found int"),
-        ({"item_id": "789"}, "item_id: a list of values required, found str"),
+        ({"item_id": 7}, "candidates.item_id: a list of int64 required, found 7"),
+        ({"item_id": "789"}, "candidates.item_id: a list of int64 required, found '789'"),
         ({"is_new": [True]}, "candidates: column item_id required"),
-        ({"item_id": [1, 2], "is_new": [True]}, "2 values of is_new required, one for each item_id, found 1"),
+        ({"item_id": [1, 2], "is_new": [True]}, "candidates.is_new: 2 values, one for each item_id, required, found 1"),
     ):
         with pytest.raises(ValueError, match=said):
             transforms.rows(candidates)
     assert transforms.rows({"item_id": []})[0].dtype == torch.int64
+
+
+def test_an_input_of_text_is_refused_when_the_model_is_declared():
+    title = Column(name="title", dtype="string", level=Level.ITEM)
+    with pytest.raises(ValueError, match=r"input title: a dtype of bool, int32, .* required, found string"):
+        Transforms.of(DCATConfig(item_categories=("title",)), EngagementSchema((*SCHEMA.columns, title)))
 
 
 def test_a_log_without_a_column_of_the_model_is_refused():

@@ -36,7 +36,8 @@ def score(arguments: Options) -> int:
     from reqdedup.storage import TableSource
 
     if (arguments.out is None) == (arguments.to is None):
-        raise ValueError("score: either --out FILE or --to NAMESPACE.NAME required, found both or none")
+        found = "none" if arguments.out is None else "both"
+        raise ValueError(f"either --out FILE or --to NAMESPACE.NAME required, found {found}")
     catalog = open_catalog(arguments)
     source, ranker = TableSource(load_table(catalog, arguments.table)), Ranker.of(Bundle.load(arguments.bundle))
     if arguments.to is not None:

@@ -59,7 +59,13 @@ from reqdedup.cli.output import print_json, say
 )
 @option("--workers", type=POSITIVE, default=1, metavar="N", help="processes, each with its own users (default: 1)")
 @option("--host", default="127.0.0.1", help="another than a loopback one needs --token (default: 127.0.0.1)")
-@option("--port", type=int, default=8080, metavar="N", help="0: a free one, which is printed (default: 8080)")
+@option(
+    "--port",
+    type=int,
+    default=8080,
+    metavar="N",
+    help="0: a free one; the URL is printed once it answers (default: 8080)",
+)
 @option("--token", metavar="FILE", help="a file with the bearer token that requests must carry")
 @option("--tls-certificate", metavar="FILE", help="PEM")
 @option("--tls-key", metavar="FILE", help="PEM")
@@ -131,19 +137,22 @@ def serve(arguments: Options) -> int:
     door = listen(access)
     access = dataclasses.replace(access, port=door.getsockname()[1])
     settings = dataclasses.replace(settings, access=access)
-    if arguments.json:
-        print_json({"url": access.url, "bundles": settings.bundles, "workers": settings.workers})
-    else:
-        say(f"{access.url}/docs  ({', '.join(settings.bundles)})")
-    sys.stdout.flush()
+
+    def answers() -> None:
+        if arguments.json:
+            print_json({"url": access.url, "bundles": settings.bundles, "workers": settings.workers})
+        else:
+            say(f"{access.url}/docs  ({', '.join(settings.bundles)})")
+        sys.stdout.flush()
+
     if settings.workers > 1:
         from reqdedup.serving.server.workers import serve_workers
 
-        serve_workers(settings, [door])
+        serve_workers(settings, [door], answers=answers)
     else:
         from reqdedup.serving.server.process import serve_process
 
-        serve_process(settings, [door])
+        serve_process(settings, [door], answers=answers)
     return 0
 
 

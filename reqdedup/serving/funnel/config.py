@@ -144,6 +144,9 @@ class FunnelConfig:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"funnel: keys {', '.join(sorted(known))} allowed, found {', '.join(unknown)}")
+        for name in ("light", "labels", "slate"):
+            if not isinstance(values.get(name, {}), Mapping):
+                raise ValueError(f"funnel: a table [{name}] required, found {values[name]!r}")
         try:
             if "light" in values:
                 values["light"] = LightRanking(**values["light"])
@@ -160,5 +163,7 @@ def load_funnel_config(path: str | Path) -> FunnelConfig:
     """The configuration of a TOML file. Raises ValueError that names the file and what does not fit in it."""
     try:
         return FunnelConfig.from_dict(tomllib.loads(Path(path).read_text()))
-    except (ValueError, OSError) as error:  # tomllib's error is a ValueError
-        raise ValueError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: a TOML file required, found {error.strerror}") from None
+    except ValueError as error:  # tomllib's too
+        raise ValueError(f"{path}: {str(error).removeprefix('funnel: ')}") from None

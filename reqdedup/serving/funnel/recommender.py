@@ -65,6 +65,7 @@ class Recommender:
         self.config.check_labels(ranker.labels)
         self.users = retriever.users | ranker.users
         self.fingerprint, self._now_s = self.config.fingerprint, now_s
+        self.weights = self.config.labels or ((ranker.labels[0], 1.0),)
 
     def recommend(self, request: RecommendRequest) -> Recommended:
         """Raises RequestError for what its sender can mend."""
@@ -123,8 +124,7 @@ class Recommender:
 
     def _score(self, logits: Mapping[str, np.ndarray]) -> np.ndarray:
         """[M] float64: each label's probability, weighted."""
-        weights = self.config.labels or ((next(iter(logits)), 1.0),)
-        chances = [weight / (1 + np.exp(-logits[label].astype(np.float64))) for label, weight in weights]
+        chances = [weight / (1 + np.exp(-logits[label].astype(np.float64))) for label, weight in self.weights]
         return np.sum(chances, axis=0)
 
     def _slate(

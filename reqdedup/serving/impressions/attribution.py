@@ -315,6 +315,8 @@ def _rows(
             if impression.request_id in seen:
                 continue
             seen.add(impression.request_id)
+            if not len(impression.slate):  # nothing was shown: no row, and nothing to count
+                continue
             window = _window(store, impression, report)
             if window is None:
                 continue

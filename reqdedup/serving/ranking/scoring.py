@@ -17,7 +17,7 @@ from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
 
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, TIMELINE_VERSION, USER_ID
 from reqdedup.serving.ranking.ranker import Ranker
-from reqdedup.storage.iceberg.names import make_namespace
+from reqdedup.storage.iceberg.names import check_free_name, make_namespace
 from reqdedup.training import RequestLoader
 from reqdedup.training.plan import Source
 
@@ -76,13 +76,15 @@ def score(ranker: Ranker, source: Source, path: Path) -> Scored:
 def score_into(ranker: Ranker, source: Source, catalog: Catalog, identifier: str) -> Scored:
     """Write `scores` into a new table of the catalog, in the commit that creates it; they wait for it in memory.
 
-    Raises ValueError for a table that is there: what it holds is nobody's to replace unseen.
+    Raises ValueError for a name without a namespace, or one that is kept, and for a table that is there: what it holds
+    is nobody's to replace unseen.
     """
+    namespace = check_free_name(identifier)
     taken = f"{identifier}: the name of a new table required, found one that is there; take another name or drop it"
     if catalog.table_exists(identifier):
         raise ValueError(taken)
     rows = pa.Table.from_batches(scores(ranker, source), schema=_schema(ranker))
-    make_namespace(catalog, identifier.rpartition(".")[0])
+    make_namespace(catalog, namespace)
     try:
         with catalog.create_table_transaction(identifier, rows.schema) as transaction:
             transaction.append(rows)

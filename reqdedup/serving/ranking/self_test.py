@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from reqdedup.models.transforms import history_name, type_of
+from reqdedup.models.transforms import history_name
 from reqdedup.schema import ITEM_ID, Column, Kind
 from reqdedup.sequences.store import Window
 from reqdedup.serving.ranking.context_cache import ContextCache
 from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import Ranked, RankRequest
+from reqdedup.values import type_of
 
 LENGTHS = (600, 257, 130, 64, 17, 1, 0)
 ROWS = (33, 1, 10, 16, 50, 7, 3)

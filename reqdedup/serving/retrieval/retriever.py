@@ -16,7 +16,7 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import TwoTower, UserHead
 from reqdedup.sequences.store import Store, Window, events_digest
-from reqdedup.serving.inputs import MAX_FEATURE_AGE_S, InputReader, unfit
+from reqdedup.serving.inputs import MAX_FEATURE_AGE_S, InputReader
 from reqdedup.serving.requests import (
     ContextOrigin,
     ItemFilter,
@@ -24,11 +24,13 @@ from reqdedup.serving.requests import (
     RequestError,
     Retrieved,
     RetrieveRequest,
+    check_window,
 )
 from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, open_index
 from reqdedup.serving.retrieval.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 from reqdedup.serving.retrieval.state_cache import StateCache, StateKey
+from reqdedup.values import UnfitError
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Retriever:
         state_D, origin = self.state(request.user_id, read)
         try:
             features = self.transforms.requests([plain])
-        except (ValueError, TypeError) as error:
-            raise unfit(error) from None
+        except UnfitError as error:
+            raise RequestError.of(error) from None
         user_D = self.user_vector(state_D, features)
         row, score, kind = nearest(self.items, self.index, user_D, request.k, without_seen(request.filter, read))
         return Retrieved(
@@ -127,16 +129,11 @@ class Retriever:
 
         Raises RequestError for a window that lacks a column or is not as long as it says.
         """
-        if not 0 <= window.start <= window.end:
-            raise RequestError("history", "0 <= start <= end", f"{window.start} and {window.end}")
-        wanted = window.end - window.start
-        wrong = {name: len(values) for name, values in window.columns.items() if len(values) != wanted}
-        if wrong:
-            raise RequestError("history", f"{wanted} events in each column", str(wrong), hint="; start and end say so")
+        check_window(window)
         try:
             history = self.transforms.history(window.columns, end=window.end)
-        except ValueError as error:
-            raise unfit(error) from None
+        except UnfitError as error:
+            raise RequestError.of(error) from None
         digest = events_digest({name: values.numpy() for name, values in history.items()})
         return ReadWindow(history, window.end - len(history["item_id"]), window.end, window.version, digest)
 

@@ -43,8 +43,10 @@ def model_of(path: Path) -> str:
     """Fingerprint of the model whose states the file has. Raises ValueError if it is no such file."""
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: a file of user states required, found none: {error}") from None
+    except OSError:
+        raise ValueError(f"{path}: a file of user states required, found none") from None
+    except pa.ArrowInvalid:
+        raise ValueError(f"{path}: a file of user states required, found another file") from None
     if MODEL not in metadata:
         raise ValueError(f"{path}: a file of user states required, found another Parquet file")
     return str(metadata[MODEL].decode())

@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,15 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from reqdedup.schema import Column
-from reqdedup.sequences.store import KeyTakenError, Store
+from reqdedup.sequences.store import KeyTakenError, Store, StoreUnavailableError
 from reqdedup.serving.impressions.log import Click, ImpressionLog
-from reqdedup.serving.limits import BadRequestError, Limits, shown
-from reqdedup.serving.requests import Ranked, Recommended, Retrieved
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.requests import Ranked, Recommended, RequestError, Retrieved
 from reqdedup.serving.scheduler import LoopAnswer, OverloadedError, Scheduler, Work
+from reqdedup.serving.server.administration import Administration
 from reqdedup.serving.server.counted import describe_metrics
 from reqdedup.serving.server.door import Receive, Scope, Send, read_body
+from reqdedup.serving.server.health import StoreHealth
 from reqdedup.serving.server.metrics import CONTENT_TYPE, Metrics
 from reqdedup.serving.server.openapi import PAGE, openapi
 from reqdedup.serving.server.swap import Models, Part, Served
@@ -43,6 +44,7 @@ from reqdedup.serving.wire.answers import (
     recommended_answer,
     retrieved_answer,
 )
+from reqdedup.values import shown
 
 Handler = Callable[[Request], Awaitable[Response]]
 MAX_APPENDING = 256
@@ -52,7 +54,8 @@ MAX_APPENDING = 256
 @dataclass(kw_only=True)
 class Service:
     """What the application stands on. event_columns: of the store, by name. impressions: log of what is shown.
-    bundles: the folder that may be loaded from."""
+    bundles, folders: as of `Administration`.  needs_store: whether requests are refused while the store does not
+    answer, so that the server is not ready."""
 
     models: Models
     scheduler: Scheduler
@@ -62,6 +65,8 @@ class Service:
     event_columns: Mapping[str, Column] | None = None
     impressions: ImpressionLog | None = None
     bundles: Path | None = None
+    folders: tuple[str, ...] = ()
+    needs_store: bool = True
     is_ready: bool = False
 
 
@@ -72,7 +77,8 @@ class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._appending, self._num_appending = ThreadPoolExecutor(1, thread_name_prefix="append"), 0
-        self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._administration = Administration(service.models, bundles=service.bundles, folders=service.folders)
+        self._store_health = StoreHealth(service.store)
         describe_metrics(service.metrics, service.scheduler, service.models, service.impressions)
         posts = {
             "/v1/rank": self.rank,
@@ -114,8 +120,9 @@ class Application:
         """Finish what waits and take no more."""
         self.service.is_ready = False
         self.service.scheduler.close()
-        for pool in (self._appending, self._loading):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._appending.shutdown(wait=False, cancel_futures=True)
+        self._administration.close()
+        self._store_health.close()
 
     def _answering(self, path: str, handler: Handler) -> Handler:
         """The handler with its errors as answers, counted and timed."""
@@ -126,6 +133,8 @@ class Application:
             try:
                 response = await handler(request)
             except Exception as error:
+                if isinstance(error, StoreUnavailableError):
+                    self._store_health.say(error)
                 response = error_response(error)
             metrics.add("reqdedup_requests_total", path=path, status=str(response.status_code))
             metrics.observe("reqdedup_request_seconds", time.monotonic() - started, path=path)
@@ -167,7 +176,7 @@ class Application:
         served = self.service.models.current  # read once: a swap may come at any time
         retrieval, ranking = self._part("retrieval", served), self._part("ranking", served)
         if served.recommend is None:
-            raise BadRequestError("path", "a server with a funnel", "one without", status=404)
+            raise RequestError("path", "a server with a funnel", "one without", status=404)
         content_type(request, JSON)
         self._check_trimmed(request, retrieval, ranking)
         values = bodies.parse_object(await self._body(request))
@@ -178,7 +187,7 @@ class Application:
     async def events(self, request: Request) -> Response:
         store, columns = self.service.store, self.service.event_columns
         if store is None or columns is None:
-            raise BadRequestError("path", "a server with a store", "one without", status=404)
+            raise RequestError("path", "a server with a store", "one without", status=404)
         content_type(request, JSON)
         values = bodies.parse_object(await self._body(request))
         if (key_sent := header(request, b"idempotency-key")) is not None:
@@ -190,7 +199,7 @@ class Application:
         )
         user_id, events, key = bodies.events_request(values, columns, self.service.limits, keys)
         if of is not None and self.service.impressions is None:
-            raise BadRequestError("request_id", "a server that logs impressions", "one that does not")
+            raise RequestError("request_id", "a server that logs impressions", "one that does not")
         if self._num_appending >= MAX_APPENDING:
             raise OverloadedError(f"at most {MAX_APPENDING} appends that wait required, found as many", 1)
         append = asyncio.get_running_loop().run_in_executor(
@@ -201,7 +210,7 @@ class Application:
         try:
             end = await append
         except KeyTakenError:
-            raise BadRequestError(
+            raise RequestError(
                 "idempotency_key", "a key that no other user's events had", shown(key), status=409
             ) from None
         if of is not None and self.service.impressions is not None:
@@ -223,7 +232,7 @@ class Application:
         content_type(request, JSON, "application/octet-stream")
         length = header(request, oip.HEADER_LENGTH.encode())
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 12):
-            raise BadRequestError(oip.HEADER_LENGTH, "a number of bytes", shown(length), status=400)
+            raise RequestError(oip.HEADER_LENGTH, "a number of bytes", shown(length), status=400)
         body = await self._body(request)
         asked, request_id, binary = oip.rank_request_of(
             body, int(length) if length is not None else None, part.inputs, self.service.limits
@@ -235,52 +244,11 @@ class Application:
         return Response(answer, media_type="application/octet-stream", headers={oip.HEADER_LENGTH: str(head)})
 
     async def change_models(self, request: Request) -> Response:
-        """{"action": "load" | "shadow", "bundle": path} or {"action": "rollback" | "promote" | "stop_shadow"}."""
         content_type(request, JSON)
-        values = bodies.parse_object(await self._body(request))
-        bodies.check_keys(values, frozenset({"action", "bundle"}))
-        models, action = self.service.models, values.get("action")
-        pool: ThreadPoolExecutor | None
-        work: Callable[[], Any]
-        plain: dict[Any, Callable[[], Any]] = {
-            "rollback": models.rollback,
-            "promote": models.promote_shadow,
-            "stop_shadow": models.stop_shadow,
-        }
-        of_bundle: dict[Any, Callable[[str], Any]] = {"load": models.load, "shadow": models.start_shadow}
-        if not isinstance(action, str) or action not in plain.keys() | of_bundle.keys():
-            raise BadRequestError("action", f"one of {', '.join([*of_bundle, *plain])}", shown(action))
-        if action in of_bundle:
-            bundle, change = self._bundle(values.get("bundle")), of_bundle[action]
-            pool, work = self._loading, partial(change, bundle)
-        else:
-            pool, work = None, plain[action]  # at once, whatever is being loaded
-        try:
-            await asyncio.get_running_loop().run_in_executor(pool, work)
-        except (ValueError, OSError) as error:
-            if action in plain:
-                raise BadRequestError("action", f"what {action} needs", str(error), status=409) from None
-            raise BadRequestError(
-                "bundle", "a bundle that loads and passes its self-test", str(error), status=409
-            ) from None
-        return json_response(models.describe())
-
-    def _bundle(self, given: Any) -> str:
-        """A bundle below the folder that bundles may come from, so that a request cannot name any file."""
-        root = self.service.bundles
-        if root is None:
-            raise BadRequestError(
-                "bundle", "a server that was started with a folder of bundles", "one without", status=403
-            )
-        if not isinstance(given, str) or not given or "\0" in given:
-            raise BadRequestError("bundle", f"a folder in {root}", "none" if given is None else shown(given))
-        path = (root / given).resolve()
-        if not path.is_relative_to(root.resolve()):
-            raise BadRequestError("bundle", f"a folder in {root}", shown(given), status=403)
-        return str(path)
+        return json_response(await self._administration.change(bodies.parse_object(await self._body(request))))
 
     async def show_models(self, request: Request) -> Response:
-        return json_response(self.service.models.describe())
+        return json_response(self._administration.describe())
 
     async def health(self, request: Request) -> Response:
         return json_response({"live": True})
@@ -288,8 +256,10 @@ class Application:
     async def ready(self, request: Request) -> Response:
         if "model" in request.path_params:
             self._check_name(request)
-        is_ready = self.service.is_ready
-        return json_response({"ready": is_ready}, status=200 if is_ready else 503)
+        failure = await self._store_health.failure()
+        is_ready = self.service.is_ready and (failure is None or not self.service.needs_store)
+        reason = f"store: {failure}" if failure else "" if is_ready else "the server is shutting down"
+        return json_response({"ready": is_ready} | ({"reason": reason} if reason else {}), 200 if is_ready else 503)
 
     async def write_metrics(self, request: Request) -> Response:
         return Response(self.service.metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -312,7 +282,7 @@ class Application:
         """A path, or a method of one, that is not served."""
         path, status = request.url.path, getattr(error, "status_code", 404)
         found = f"{request.method} {shown(path)}"
-        response = error_response(BadRequestError("path", "a call that /docs shows", found, status=status))
+        response = error_response(RequestError("path", "a call that /docs shows", found, status=status))
         if status == 405:
             served = [route.methods or set() for route in self._routes if route.path_regex.match(path)]
             response.headers["allow"] = ", ".join(sorted(set().union(*served)))
@@ -321,13 +291,13 @@ class Application:
     def _check_name(self, request: Request) -> None:
         name = request.path_params["model"]
         if name not in self.service.models.current.parts or name != "ranking":
-            raise BadRequestError("model", "ranking", shown(name), status=404)
+            raise RequestError("model", "ranking", shown(name), status=404)
 
     def _check_trimmed(self, request: Request, *parts: Part) -> None:
         """A body that was trimmed for another version may lack what this one reads."""
         sent = header(request, b"x-trimmed-for")
         if sent is not None and sent != (serving := ",".join(part.fingerprint for part in parts)):
-            raise BadRequestError("x-trimmed-for", serving, shown(sent), status=412)
+            raise RequestError("x-trimmed-for", serving, shown(sent), status=412)
 
     def _part(self, task: str, served: Served | None = None) -> Part:
         """Of what serves now: the request keeps it to its answer."""
@@ -335,7 +305,7 @@ class Application:
         part = served.parts.get(task)
         if part is None:
             there = ", ".join(served.parts)
-            raise BadRequestError("path", f"a server with a bundle of {task}", f"one with {there}", status=404)
+            raise RequestError("path", f"a server with a bundle of {task}", f"one with {there}", status=404)
         return part
 
     async def _ranked(self, part: Part, asked: bodies.Asked) -> Ranked:
@@ -368,7 +338,7 @@ class Application:
         limits = self.service.limits
         limits.check_said(header(request, b"content-length") or "")
         if (encoding := header(request, b"content-encoding")) is not None:
-            raise BadRequestError("content-encoding", "a body as it is", shown(encoding), status=415)
+            raise RequestError("content-encoding", "a body as it is", shown(encoding), status=415)
         return await read_body(request.receive, limits)
 
 
@@ -379,8 +349,8 @@ def header(request: Request, name: bytes) -> str | None:
 
 
 def content_type(request: Request, *allowed: str) -> str:
-    """Which of these the body is. Raises BadRequestError (415) for another."""
+    """Which of these the body is. Raises RequestError (415) for another."""
     found = (header(request, b"content-type") or "").partition(";")[0].strip().lower()
     if found not in allowed:
-        raise BadRequestError("content-type", " or ".join(allowed), shown(found) if found else "none", status=415)
+        raise RequestError("content-type", " or ".join(allowed), shown(found) if found else "none", status=415)
     return found

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from reqdedup.models.bundle import Bundle, fingerprint_of, read_manifest
+from reqdedup.models.transforms import history_name
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.places import open_store
 from reqdedup.serving.bundles.copies import Copies
@@ -140,6 +141,9 @@ class Loader:
         assert isinstance(ranker, Ranker)
         assert isinstance(retriever, Retriever)
         funnel = Recommender(retriever, ranker, self._funnel)
+        if beside := [label for label in ranker.labels if label not in dict(funnel.weights)]:
+            by = ", ".join(label for label, _ in funnel.weights)
+            logger.info("slates are ranked by %s; %s: answered beside, without a weight", by, ", ".join(beside))
         recommend: Recommender | LoggedRecommender = funnel
         if self.impressions is not None:
             recommend = LoggedRecommender(funnel, self.impressions)
@@ -153,10 +157,20 @@ class Loader:
                 self._copies.hold(folders)
         for folder in folders:
             bundle = Bundle.load(folder)
+            self._check_store(bundle)
             make = self._ranking if bundle.task == "ranking" else self._retrieval
             found.append(make(str(folder), bundle))
             logger.info("%s: %s model %s loaded", folder, bundle.task, bundle.fingerprint)
         return found
+
+    def _check_store(self, bundle: Bundle) -> None:
+        """Raises ValueError if the store's events lack a column that the model reads: no history could be read."""
+        wanted = [history_name(column.name) for column in bundle.transforms.history_columns]
+        if self.store is not None and (lacking := [name for name in wanted if name not in self.store.columns]):
+            raise ValueError(
+                f"{bundle.folder}: events with {', '.join(lacking)} required in the store, found "
+                f"{', '.join(self.store.columns)}; fill another one from the model's table"
+            )
 
     def _ranking(self, name: str, bundle: Bundle) -> LoadedPart:
         settings = self._settings

@@ -15,7 +15,7 @@ from reqdedup.serving.server.swap import Served
 from reqdedup.serving.wire.answers import JSON
 from reqdedup.serving.wire.arrow import ARROW
 from reqdedup.serving.wire.bodies import MAX_KEY, Inputs
-from reqdedup.serving.wire.values import INT64
+from reqdedup.values import INT64
 
 Schema = dict[str, Any]
 _ID: Schema = {"type": "integer", "format": "int64", "minimum": INT64[0], "maximum": INT64[1]}
@@ -28,7 +28,6 @@ _TYPES: dict[str, Schema] = {
     "timestamp": _ID | {"description": "microseconds, UTC"},
     "float32": {"type": "number", "format": "float"},
     "float64": {"type": "number", "format": "double"},
-    "string": {"type": "string"},
 }
 
 

@@ -40,7 +40,7 @@ _WINDOW: Schema = {
 }
 ERROR = _object(error=_object({"column": _TEXT, "required": _TEXT, "found": _TEXT}, message=_TEXT))
 LIVE = _object(live=_FLAG)
-READY = _object({"workers": _COUNT}, ready=_FLAG)
+READY = _object({"workers": _COUNT, "reason": _TEXT}, ready=_FLAG)
 APPENDED = _object(user_id={"type": "integer"}, history_end=_COUNT, timeline_version=_COUNT)
 _MODEL = _object(
     {"items": _COUNT, "device": _TEXT, "deterministic": _FLAG, "index": _TEXT},

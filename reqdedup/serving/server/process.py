@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,8 +22,15 @@ from reqdedup.serving.server.swap import Models
 logger = logging.getLogger(__name__)
 
 
-def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, worker: int | None = None) -> None:
+def serve_process(
+    settings: ServeSettings,
+    sockets: list[socket.socket],
+    *,
+    worker: int | None = None,
+    answers: Callable[[], None] = lambda: None,
+) -> None:
     """Serve on these sockets until SIGTERM or SIGINT; then finish what was admitted. worker: its number, for metrics.
+    answers: called once it answers.
 
     Raises ValueError for a bundle or a store that cannot be served, before anything is answered.
     """
@@ -42,6 +50,8 @@ def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, work
         event_columns=loader.event_columns(),
         impressions=loader.impressions,
         bundles=Path(settings.may_load_from) if settings.may_load_from else None,
+        folders=settings.folders,
+        needs_store=settings.on_missing_history == "refuse",
         is_ready=True,
     )
     application = Application(service)
@@ -54,7 +64,9 @@ def serve_process(settings: ServeSettings, sockets: list[socket.socket], *, work
     gc.collect()
     gc.freeze()  # half a million objects of libraries, which every full collection would look at again
     try:
-        run_until_signal(application, settings.access, settings.limits, sockets, drain_s=settings.drain_s)
+        run_until_signal(
+            application, settings.access, settings.limits, sockets, drain_s=settings.drain_s, answers=answers
+        )
     finally:
         is_ending.set()
         application.close()

@@ -23,12 +23,13 @@ import httptools
 import orjson
 
 from reqdedup.arrays.hashing import hash_string
-from reqdedup.serving.limits import Limits, shown
+from reqdedup.serving.limits import Limits
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
 from reqdedup.serving.server.door import Receive, Scope, Send, read_body
 from reqdedup.serving.server.metrics import CONTENT_TYPE, Labels, Metrics, merged
 from reqdedup.serving.wire.answers import error_response, json_response
+from reqdedup.values import shown
 
 Headers = list[tuple[bytes, bytes]]
 MAX_IN_FLIGHT = 256
@@ -123,7 +124,10 @@ class Router:
             return 200, head, merged([*texts, self.metrics.text()]).encode()
         num_ready = sum(answer is not None and answer[0] == 200 for answer in answers)
         is_ready = num_ready == len(answers)
-        return _plain(json_response({"ready": is_ready, "workers": num_ready}, 200 if is_ready else 503))
+        reasons = dict.fromkeys(_reason(number, answer) for number, answer in enumerate(answers))
+        reason = "; ".join(one for one in reasons if one)
+        said = {"ready": is_ready, "workers": num_ready} | ({"reason": reason} if reason else {})
+        return _plain(json_response(said, 200 if is_ready else 503))
 
     def _worker_of(self, scope: Scope, body: bytes) -> int:
         headers = dict(scope["headers"])
@@ -142,6 +146,15 @@ def _deadline_s(scope: Scope, body: bytes, limits: Limits) -> float:
         if 0 < said <= limits.max_deadline_ms:
             return said / 1000
     return limits.max_deadline_ms / 1000
+
+
+def _reason(number: int, answer: tuple[int, Headers, bytes] | None) -> str:
+    """Why a worker is not ready, as it says; empty if nothing is wrong with it."""
+    if answer is None:
+        return f"worker {number}: no answer"
+    with suppress(ValueError, TypeError):
+        return str(orjson.loads(answer[2]).get("reason", ""))
+    return f"worker {number}: another answer"
 
 
 def _by_worker(counts: Callable[[], Sequence[int]]) -> dict[Labels, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -56,6 +57,13 @@ class ServeSettings:
                 f"at least one worker and a cache of at least 0 bytes required, found {self.workers} and "
                 f"{self.cache_bytes}"
             )
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Those in which bundles lie, longest first: no answer tells them."""
+        told = [self.may_load_from, self.copies, *(place.rstrip("/").rpartition("/")[0] for place in self.bundles)]
+        real = [os.path.realpath(folder) for folder in told if folder and "://" not in folder]
+        return tuple(sorted({f"{folder}/" for folder in (*told, *real) if folder}, key=len, reverse=True))
 
     def to_json(self) -> str:
         """For a worker's standard input; it holds the token."""

@@ -204,8 +204,8 @@ class Models:
         try:
             served = self._load(bundle, self.current)
         except Exception as error:
-            self.last_error = f"{bundle}: {error}"
-            logger.error("%s could not be loaded, the current model stays: %s", bundle, error)
+            self.last_error = str(error) if str(error).startswith(bundle) else f"{bundle}: {error}"
+            logger.error("the current model stays, another could not be loaded: %s", self.last_error)
             raise
         finally:
             self.loading = None

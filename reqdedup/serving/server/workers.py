@@ -14,6 +14,7 @@ A worker whose parent is gone ends: its standard input is a pipe that this proce
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import logging
 import os
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -123,16 +125,18 @@ class Worker:
         self.socket.close()
 
 
-def serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> None:
+def serve_workers(
+    settings: ServeSettings, sockets: list[socket.socket], *, answers: Callable[[], None] = lambda: None
+) -> None:
     """Serve with `settings.workers` processes until SIGTERM or SIGINT; then drain, and end them.
 
-    Raises ValueError if a worker cannot begin, for a bundle or a store that it cannot serve; it has said which.
+    answers: called once all of them answer. Raises ValueError if a worker cannot begin, for a bundle or a store that it cannot serve; it has said which.
     """
     with tempfile.TemporaryDirectory(prefix="reqdedup-serve-") as folder:
-        _serve_workers(replace(settings, serving=f"{folder}/serving.json"), sockets)
+        _serve_workers(replace(settings, serving=f"{folder}/serving.json"), sockets, answers)
 
 
-def _serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> None:
+def _serve_workers(settings: ServeSettings, sockets: list[socket.socket], answers: Callable[[], None]) -> None:
     is_ending = threading.Event()
     workers = [Worker(number, settings) for number in range(settings.workers)]
     keepers = [threading.Thread(target=worker.keep_alive, args=[is_ending], daemon=True) for worker in workers]
@@ -146,8 +150,9 @@ def _serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> Non
         deaths=lambda: [one.deaths for one in workers],
     )
     access: Access = settings.access
+    waiting = threading.Thread(target=_wait_for, args=[workers, answers], daemon=True)
     try:
-        run_until_signal(router, access, settings.limits, sockets, drain_s=settings.drain_s)
+        run_until_signal(router, access, settings.limits, sockets, drain_s=settings.drain_s, answers=waiting.start)
     finally:
         is_ending.set()
         ends = [threading.Thread(target=worker.end, args=[settings.drain_s]) for worker in workers]
@@ -157,6 +162,17 @@ def _serve_workers(settings: ServeSettings, sockets: list[socket.socket]) -> Non
             end.join()
     if any(worker.cannot_serve for worker in workers):
         raise ValueError("workers that can serve what they were told to required, found what they say above")
+
+
+def _wait_for(workers: Sequence[Worker], answers: Callable[[], None]) -> None:
+    """Calls `answers` once every worker has answered: a connection waits at its socket until it does."""
+    with suppress(OSError, http.client.HTTPException):  # the server ends before that
+        for worker in workers:
+            connection = http.client.HTTPConnection(*worker.address)
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            connection.close()
+        answers()
 
 
 def end_with_parent() -> None:

@@ -11,7 +11,6 @@ import orjson
 from starlette.responses import Response
 
 from reqdedup.sequences.store import StoreUnavailableError
-from reqdedup.serving.limits import BadRequestError
 from reqdedup.serving.requests import Ranked, Recommended, RequestError, Retrieved
 from reqdedup.serving.scheduler import DeadlineError, OverloadedError
 
@@ -78,12 +77,13 @@ def error_response(error: Exception) -> Response:
     """What became of a request, said so that its sender can do something about it."""
     if isinstance(error, RequestError):
         said = {"column": error.column, "required": error.required, "found": error.found}
-        status = error.status if isinstance(error, BadRequestError) else 422
+        status = error.status
         headers = {"connection": "close"} if status in (408, 413) else None
         return json_response({"error": {"message": str(error), **said}}, status, headers)
-    if isinstance(error, (OverloadedError, StoreUnavailableError)):
-        wait = error.retry_after_s if isinstance(error, OverloadedError) else 1
-        return json_response({"error": {"message": str(error)}}, 503, {"retry-after": str(wait)})
+    if isinstance(error, OverloadedError):
+        return json_response({"error": {"message": str(error)}}, 503, {"retry-after": str(error.retry_after_s)})
+    if isinstance(error, StoreUnavailableError):
+        return json_response({"error": {"message": f"store: {error.reason}"}}, 503, {"retry-after": "1"})
     if isinstance(error, DeadlineError):
         return json_response({"error": {"message": str(error)}}, 504)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.serving.limits import BadRequestError, Limits
-from reqdedup.serving.requests import Ranked
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire.answers import encode, ranked_head
 from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
 
@@ -27,25 +27,25 @@ _PLAIN = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.typ
 
 
 def rank_request_of(body: bytes, inputs: Inputs, limits: Limits) -> Asked:
-    """Raises BadRequestError for a body that is cut, compressed, or not what the signature says."""
+    """Raises RequestError for a body that is cut, compressed, or not what the signature says."""
     if not body.endswith(_END):  # allowed to be left out, but then a stream that was cut between batches looks whole
-        raise BadRequestError("body", "an Arrow IPC stream with its end-of-stream mark", "none", status=400)
+        raise RequestError("body", "an Arrow IPC stream with its end-of-stream mark", "none", status=400)
     try:
         schema, batches = _read(body)
         names, metadata = schema.names, schema.metadata or {}
         if len(set(names)) < len(names):
-            raise BadRequestError("candidates", "columns of different names", ", ".join(names))
+            raise RequestError("candidates", "columns of different names", ", ".join(names))
         for batch in batches:
             batch.validate(full=True)
         columns = batches[0] if len(batches) == 1 else pa.Table.from_batches(batches, schema).combine_chunks()
-    except BadRequestError:
+    except RequestError:
         raise
     except (pa.ArrowException, ValueError, OSError, struct.error) as error:
-        raise BadRequestError("body", "an Arrow IPC stream", f"another or a part of one: {error}", status=400) from None
+        raise RequestError("body", "an Arrow IPC stream", f"another or a part of one: {error}", status=400) from None
     if REQUEST_KEY not in metadata:
-        raise BadRequestError("body", f"schema metadata {REQUEST_KEY.decode()} with the request as JSON", "none")
+        raise RequestError("body", f"schema metadata {REQUEST_KEY.decode()} with the request as JSON", "none")
     if columns.num_rows > limits.max_candidates:
-        raise BadRequestError(
+        raise RequestError(
             "candidates.item_id", f"at most {limits.max_candidates} entries", str(columns.num_rows), status=413
         )
     wanted = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
@@ -71,10 +71,10 @@ def _values(columns: pa.RecordBatch | pa.Table, name: str) -> np.ndarray | list[
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if not any(is_plain(column.type) for is_plain in _PLAIN):
-        raise BadRequestError(f"candidates.{name}", "plain integers, floats, booleans or text", str(column.type))
+        raise RequestError(f"candidates.{name}", "plain integers, floats, booleans or text", str(column.type))
     if pa.types.is_timestamp(column.type):
         if column.type.unit != "us":
-            raise BadRequestError(f"candidates.{name}", "timestamps in microseconds", str(column.type))
+            raise RequestError(f"candidates.{name}", "timestamps in microseconds", str(column.type))
         column = column.cast(pa.int64())
     if column.null_count or pa.types.is_string(column.type):
         return column.to_pylist()
@@ -100,10 +100,10 @@ def _refuse_compressed(head: bytes) -> None:
     (root,) = struct.unpack_from("<I", head, 0)
     header = _field(head, root, 2)
     if header is None:
-        raise BadRequestError("body", "record batches", "one without a head", status=400)
+        raise RequestError("body", "record batches", "one without a head", status=400)
     batch = header + struct.unpack_from("<I", head, header)[0]
     if _field(head, batch, 3) is not None:
-        raise BadRequestError("body", "an uncompressed Arrow IPC stream", "a compressed one", status=415)
+        raise RequestError("body", "an uncompressed Arrow IPC stream", "a compressed one", status=415)
 
 
 def _field(head: bytes, table: int, number: int) -> int | None:

@@ -22,14 +22,17 @@ from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_TS, ITEM_ID, REQUEST_TS, USER_ID, Column, Kind, Level
 from reqdedup.sequences.store import Window
-from reqdedup.serving.limits import BadRequestError, Limits, is_believable, shown
+from reqdedup.serving.limits import Limits, is_believable
 from reqdedup.serving.requests import (
     ItemFilter,
     RankRequest,
     RecommendRequest,
+    RequestError,
     RetrieveRequest,
+    check_window,
 )
-from reqdedup.serving.wire.values import INT64, array, integer, value, words
+from reqdedup.serving.wire.values import array, integer, value
+from reqdedup.values import INT64, shown, words
 
 MAX_KEY = 1000
 """Characters of a user's key."""
@@ -107,13 +110,13 @@ class Asked:
 
 
 def parse_object(body: bytes | memoryview) -> dict[str, Any]:
-    """The JSON object of a body. Raises BadRequestError (400) for anything else."""
+    """The JSON object of a body. Raises RequestError (400) for anything else."""
     try:
         values = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BadRequestError("body", "JSON", f"none: {error}", status=400) from None
+        raise RequestError("body", "JSON", f"none: {error}", status=400) from None
     if not isinstance(values, dict):
-        raise BadRequestError("body", "a JSON object", shown(values), status=400)
+        raise RequestError("body", "a JSON object", shown(values), status=400)
     return values
 
 
@@ -144,7 +147,7 @@ def recommend_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits)
     envelope, deadline_ms, dropped = _read_envelope(values, inputs, limits)
     length, explains = values.get("length"), values.get("explain", False)
     if not isinstance(explains, bool):
-        raise BadRequestError("explain", "true or false", shown(explains))
+        raise RequestError("explain", "true or false", shown(explains))
     found, num_unknown = item_filter(values.get("filter"), inputs, limits)
     request = RecommendRequest(
         length=None if length is None else integer(length, "length", 1, limits.max_candidates),
@@ -158,7 +161,7 @@ def recommend_request(values: Mapping[str, Any], inputs: Inputs, limits: Limits)
 def check_keys(values: Mapping[str, Any], known: frozenset[str], path: str = "") -> None:
     """path: of the object, with a dot at its end."""
     if unknown := values.keys() - known:
-        raise BadRequestError(f"{path}{min(unknown)}", f"one of {', '.join(sorted(known))}", "another key")
+        raise RequestError(f"{path}{min(unknown)}", f"one of {', '.join(sorted(known))}", "another key")
 
 
 def item_filter(values: Any, inputs: Inputs, limits: Limits) -> tuple[ItemFilter, int]:
@@ -166,11 +169,11 @@ def item_filter(values: Any, inputs: Inputs, limits: Limits) -> tuple[ItemFilter
     if values is None:
         return ItemFilter(), 0
     if not isinstance(values, dict):
-        raise BadRequestError("filter", "an object", shown(values))
+        raise RequestError("filter", "an object", shown(values))
     check_keys(values, frozenset({"allow", "deny", "unseen", "categories"}), "filter.")
     unseen = values.get("unseen", False)
     if not isinstance(unseen, bool):
-        raise BadRequestError("filter.unseen", "true or false", shown(unseen))
+        raise RequestError("filter.unseen", "true or false", shown(unseen))
     ids, num_unknown = {}, 0
     for name in ("allow", "deny"):
         if (given := values.get(name)) is not None and inputs.item_keys and _are_texts(given):
@@ -206,7 +209,7 @@ def candidate_columns(
     given = named_by_ids(given, inputs, "candidates", limits.max_candidates)
     ids = given.get("item_id")
     if ids is None:
-        raise BadRequestError("candidates.item_id", "a list of int64", "none")
+        raise RequestError("candidates.item_id", "a list of int64", "none")
     _check_length(ids, "candidates.item_id", limits.max_candidates)
     columns = {"item_id": array(ids, ITEM, "candidates.item_id")}
     num_candidates = len(columns["item_id"])
@@ -216,7 +219,7 @@ def candidate_columns(
             continue
         columns[name] = array(values, column, f"candidates.{name}")
         if len(columns[name]) != num_candidates:
-            raise BadRequestError(
+            raise RequestError(
                 f"candidates.{name}", f"{num_candidates} values, one per item_id", f"{len(columns[name])}"
             )
     return columns, [name for name in given if name != "item_id" and name not in inputs.item]
@@ -231,17 +234,17 @@ def named_by_ids(given: Mapping[str, Any], inputs: Inputs, path: str, most: int)
         return given
     path = f"{path}.item_key"
     if not inputs.item_keys:
-        raise BadRequestError(path, "item_id, since the items here are numbers", "keys")
+        raise RequestError(path, "item_id, since the items here are numbers", "keys")
     if given.get("item_id") is not None:
-        raise BadRequestError(path, "either item_id or item_key", "both")
+        raise RequestError(path, "either item_id or item_key", "both")
     keys = given["item_key"]
     if not isinstance(keys, list) or (keys and not _are_texts(keys)):
-        raise BadRequestError(path, "a list of texts", shown(keys))
+        raise RequestError(path, "a list of texts", shown(keys))
     _check_length(keys, path, most)
     ids = _ids_of(keys, inputs)
     if None in ids:
         unknown = shown(keys[ids.index(None)])
-        raise BadRequestError(path, "keys of the model's items", f"{unknown}, which none has")
+        raise RequestError(path, "keys of the model's items", f"{unknown}, which none has")
     return {**{name: values for name, values in given.items() if name != "item_key"}, "item_id": ids}
 
 
@@ -269,11 +272,11 @@ def user_of(values: Mapping[str, Any], *, has_keys: bool) -> int:
     if key is None:
         return integer(values.get("user_id"), "user_id", *INT64)
     if not has_keys:
-        raise BadRequestError("user_key", "user_id, since the log's users are numbers", "a key")
+        raise RequestError("user_key", "user_id, since the log's users are numbers", "a key")
     if values.get("user_id") is not None:
-        raise BadRequestError("user_key", "either user_id or user_key", "both")
+        raise RequestError("user_key", "either user_id or user_key", "both")
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
-        raise BadRequestError("user_key", f"a text of 1 to {MAX_KEY} characters", shown(key))
+        raise RequestError("user_key", f"a text of 1 to {MAX_KEY} characters", shown(key))
     return hash_string(key)
 
 
@@ -282,14 +285,14 @@ def deadline(values: Mapping[str, Any], limits: Limits) -> float:
     if asked is None:
         return limits.max_deadline_ms
     if isinstance(asked, bool) or not isinstance(asked, (int, float)) or not 0 < asked <= limits.max_deadline_ms:
-        raise BadRequestError("deadline_ms", f"a number above 0, at most {limits.max_deadline_ms:g}", shown(asked))
+        raise RequestError("deadline_ms", f"a number above 0, at most {limits.max_deadline_ms:g}", shown(asked))
     return float(asked)
 
 
 def _window(values: Any, inputs: Inputs, limits: Limits) -> Window:
     """{"columns": {"item_id": [...], ...}, "end": 7, "start": 0, "version": 0}; without an end, the events are all."""
     if not isinstance(values, dict):
-        raise BadRequestError("history", "an object", shown(values))
+        raise RequestError("history", "an object", shown(values))
     check_keys(values, frozenset({"columns", "start", "end", "version"}), "history.")
     columns_given = _object(values, "columns", path="history.")
     given = named_by_ids(columns_given, inputs, "history.columns", limits.max_history)
@@ -298,13 +301,10 @@ def _window(values: Any, inputs: Inputs, limits: Limits) -> Window:
     length = len(next(iter(columns.values())))
     start = integer(values.get("start", 0), "history.start", 0, INT64[1])
     end = integer(values.get("end", start + length), "history.end", 0, INT64[1])
-    if end < start:
-        raise BadRequestError("history.end", f"at least the start, {start},", f"{end}")
-    if end - start != length:
-        raise BadRequestError("history", f"{end - start} events, from start {start} to end {end}", f"{length}")
-    return Window(
-        columns=columns, start=start, end=end, version=integer(values.get("version", 0), "history.version", 0, INT64[1])
-    )
+    version = integer(values.get("version", 0), "history.version", 0, INT64[1])
+    window = Window(columns, start, end, version)
+    check_window(window)
+    return window
 
 
 def event_columns(
@@ -316,14 +316,12 @@ def event_columns(
     for name, column in wanted.items():
         values = given.get(name)
         if values is None:
-            raise BadRequestError(f"{path}.{name}", f"a list of {words(column)}", "none")
+            raise RequestError(f"{path}.{name}", f"a list of {words(column)}", "none")
         _check_length(values, f"{path}.{name}", most)
         columns[name] = array(values, column, f"{path}.{name}")
         length = len(columns[name]) if length is None else length
         if len(columns[name]) != length:
-            raise BadRequestError(
-                f"{path}.{name}", f"{length} values, as in the other columns", f"{len(columns[name])}"
-            )
+            raise RequestError(f"{path}.{name}", f"{length} values, as in the other columns", f"{len(columns[name])}")
     return columns
 
 
@@ -332,13 +330,13 @@ def _object(
 ) -> dict[str, Any]:
     found = values.get(name, default)
     if not isinstance(found, dict):
-        raise BadRequestError(f"{path}{name}", "an object of columns", "none" if found is None else shown(found))
+        raise RequestError(f"{path}{name}", "an object of columns", "none" if found is None else shown(found))
     return found
 
 
 def _check_length(values: Any, path: str, most: int) -> None:
     if isinstance(values, (list, np.ndarray)) and len(values) > most:
-        raise BadRequestError(path, f"at most {most} entries", str(len(values)), status=413)
+        raise RequestError(path, f"at most {most} entries", str(len(values)), status=413)
 
 
 @dataclass(frozen=True)
@@ -369,7 +367,7 @@ def shown_request(values: dict[str, Any]) -> Shown | None:
     request_id = integer(given, "request_id", 0, INT64[1])
     is_list = isinstance(labels, list) and 0 < len(labels) <= 16
     if not is_list or not all(isinstance(label, str) and 0 < len(label) <= 200 for label in labels):
-        raise BadRequestError("labels", "a list of 1 to 16 names", "none" if labels is None else shown(labels))
+        raise RequestError("labels", "a list of 1 to 16 names", "none" if labels is None else shown(labels))
     return Shown(request_id, tuple(dict.fromkeys(labels)), said_us)
 
 
@@ -380,9 +378,9 @@ def events_request(
     check_keys(values, frozenset({USER_ID, "user_key", "events", "idempotency_key"}))
     key = values.get("idempotency_key")
     if not isinstance(key, str) or not 0 < len(key) <= 200:
-        raise BadRequestError("idempotency_key", "a text of 1 to 200 characters", "none" if key is None else shown(key))
+        raise RequestError("idempotency_key", "a text of 1 to 200 characters", "none" if key is None else shown(key))
     events = named_by_ids(_object(values, "events"), inputs, "events", limits.max_events)
     if unknown := events.keys() - wanted.keys():
-        raise BadRequestError(f"events.{min(unknown)}", f"columns {', '.join(sorted(wanted))}", "another one")
+        raise RequestError(f"events.{min(unknown)}", f"columns {', '.join(sorted(wanted))}", "another one")
     user_id = user_of(values, has_keys=inputs.user_keys)
     return user_id, event_columns(events, wanted, limits.max_events, "events"), key

@@ -19,22 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, USER_ID, Column
-from reqdedup.serving.limits import BadRequestError, Limits, shown
-from reqdedup.serving.requests import Ranked
+from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, USER_ID, Column, Level
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire.answers import encode, ranked_head
 from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
+from reqdedup.serving.wire.values import array
+from reqdedup.values import shown, type_of
 
 HEADER_LENGTH = "inference-header-content-length"
-_TYPES = {"BOOL": "?", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
-_NAMES = {
-    "bool": "BOOL",
-    "int32": "INT32",
-    "int64": "INT64",
-    "timestamp": "INT64",
-    "float32": "FP32",
-    "float64": "FP64",
-}
+_DTYPES = {"BOOL": "bool", "INT32": "int32", "INT64": "int64", "FP32": "float32", "FP64": "float64"}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {"timestamp": "INT64"}
 
 
 def rank_request_of(
@@ -42,7 +37,7 @@ def rank_request_of(
 ) -> tuple[Asked, str | None, bool]:
     """The request, its id, and whether the answer's tensors are to be binary."""
     if header_length is not None and not 0 < header_length <= len(body):
-        raise BadRequestError(
+        raise RequestError(
             HEADER_LENGTH, f"a length of at most the body's, {len(body)}", str(header_length), status=400
         )
     head = parse_object(body[:header_length])
@@ -53,7 +48,7 @@ def rank_request_of(
     values: dict[str, Any] = {name: _one(tensors, name) for name in (USER_ID, "user_key") if name in tensors}
     options = head.get("parameters") or {}
     if not isinstance(options, dict):
-        raise BadRequestError("parameters", "an object", shown(options))
+        raise RequestError("parameters", "an object", shown(options))
     if "deadline_ms" in options:
         values["deadline_ms"] = options["deadline_ms"]
     events = {of_history[name]: tensor for name, tensor in tensors.items() if name in of_history}
@@ -74,7 +69,7 @@ def rank_request_of(
     asked = rank_request(values, inputs, limits, candidates)
     outputs = head.get("outputs") or []
     if not isinstance(outputs, list):
-        raise BadRequestError("outputs", "a list of tensors", shown(outputs))
+        raise RequestError("outputs", "a list of tensors", shown(outputs))
     wants = [options.get("binary_data_output"), *(_parameters(one).get("binary_data") for one in outputs)]
     return asked, head.get("id") if isinstance(head.get("id"), str) else None, any(one is True for one in wants)
 
@@ -87,43 +82,43 @@ def _parameters(tensor: Any) -> dict[str, Any]:
 def _tensors(given: Any, binary: bytes) -> dict[str, Any]:
     """Arrays by name; of texts, lists."""
     if not isinstance(given, list):
-        raise BadRequestError("inputs", "a list of tensors", "none" if given is None else shown(given))
+        raise RequestError("inputs", "a list of tensors", "none" if given is None else shown(given))
     found: dict[str, Any] = {}
     place = 0
     for tensor in given:
         name = tensor.get("name") if isinstance(tensor, dict) else None
         if not isinstance(name, str) or name in found:
-            raise BadRequestError("inputs", "tensors of different names", shown(name))
+            raise RequestError("inputs", "tensors of different names", shown(name))
         shape, datatype = tensor.get("shape"), tensor.get("datatype")
-        if datatype not in _TYPES and datatype != "BYTES":
-            raise BadRequestError(name, f"a datatype of {', '.join(_TYPES)}, BYTES", shown(datatype))
+        if datatype != "BYTES" and (not isinstance(datatype, str) or datatype not in _DTYPES):
+            raise RequestError(name, f"a datatype of {', '.join(_DTYPES)}, BYTES", shown(datatype))
         is_shape = isinstance(shape, list) and 0 < len(shape) <= 2
         if not is_shape or not all(type(one) is int and 0 <= one < 2**31 for one in shape):
-            raise BadRequestError(name, "a shape of one or two whole numbers", shown(shape))
+            raise RequestError(name, "a shape of one or two whole numbers", shown(shape))
         count = int(np.prod(shape))
         if len(shape) == 2 and 1 not in shape:
-            raise BadRequestError(name, "a shape of one axis, beside one of length 1", shown(shape))
+            raise RequestError(name, "a shape of one axis, beside one of length 1", shown(shape))
         size = _parameters(tensor).get("binary_data_size")
         if datatype == "BYTES":
             data = tensor.get("data")
             if size is not None:
                 data, place = _texts(name, binary, place, size)
             if not isinstance(data, list) or len(data) != count or not all(isinstance(one, str) for one in data):
-                raise BadRequestError(name, f"{count} texts", shown(data))
+                raise RequestError(name, f"{count} texts", shown(data))
             found[name] = data
             continue
+        column = Column(name=name, dtype=_DTYPES[datatype], level=Level.ITEM)
         if size is None:
-            found[name] = _from_list(name, tensor.get("data"), datatype, count)
+            found[name] = _from_list(tensor.get("data"), column, count)
             continue
-        width = np.dtype(_TYPES[datatype]).itemsize
+        dtype = type_of(column).newbyteorder("<")
+        width = dtype.itemsize
         if size != count * width or place + size > len(binary):
-            raise BadRequestError(
-                name, f"{count * width} bytes of {datatype}", f"{shown(size)} of {len(binary) - place}"
-            )
-        found[name] = np.frombuffer(binary, _TYPES[datatype], count, place)
+            raise RequestError(name, f"{count * width} bytes of {datatype}", f"{shown(size)} of {len(binary) - place}")
+        found[name] = np.frombuffer(binary, dtype, count, place)
         place += size
     if place != len(binary):
-        raise BadRequestError("body", f"{place} bytes of binary tensors", str(len(binary)), status=400)
+        raise RequestError("body", f"{place} bytes of binary tensors", str(len(binary)), status=400)
     return found
 
 
@@ -139,28 +134,22 @@ def _texts(name: str, binary: bytes, place: int, size: Any) -> tuple[list[str], 
         try:
             texts.append(binary[begin:place].decode())
         except UnicodeDecodeError:
-            raise BadRequestError(name, "texts in UTF-8", "other bytes") from None
+            raise RequestError(name, "texts in UTF-8", "other bytes") from None
     if place != end:
-        raise BadRequestError(name, "binary_data_size bytes of texts, each behind its length", shown(size))
+        raise RequestError(name, "binary_data_size bytes of texts, each behind its length", shown(size))
     return texts, end
 
 
-def _from_list(name: str, data: Any, datatype: str, count: int) -> np.ndarray:
+def _from_list(data: Any, column: Column, count: int) -> np.ndarray:
+    """The values, flat, of a list or of lists of lists whose second axis has length 1, or whose first."""
     while isinstance(data, list) and len(data) == 1 and isinstance(data[0], list):
         data = data[0]
-    try:
-        values = np.array(data if isinstance(data, list) else None)
-    except (ValueError, OverflowError):
-        values = np.array(None)
-    wanted = np.dtype(_TYPES[datatype])
-    fits = values.dtype.kind in {"f": "fiu", "i": "i", "b": "b"}[wanted.kind] or not values.size
-    if values.ndim > 1:
-        values = values.reshape(-1)
-    if values.ndim != 1 or not fits or values.size != count:
-        raise BadRequestError(name, f"{count} values of {datatype}", shown(data))
-    if wanted.kind == "i" and values.size and (abs(values) > np.iinfo(wanted).max).any():
-        raise BadRequestError(name, f"{count} values of {datatype}", shown(data))
-    return values.astype(wanted)
+    if isinstance(data, list) and all(isinstance(row, list) and len(row) == 1 for row in data):
+        data = [row[0] for row in data]
+    if not isinstance(data, list) or len(data) != count:
+        found = f"{len(data)}" if isinstance(data, list) else shown(data)
+        raise RequestError(column.name, f"{count} values of {column.dtype}", found)
+    return array(data, column, column.name)
 
 
 def _one(tensors: Mapping[str, Any], name: str) -> Any:
@@ -168,7 +157,7 @@ def _one(tensors: Mapping[str, Any], name: str) -> Any:
     if values is None:
         return None
     if len(values) != 1:
-        raise BadRequestError(name, "one value", f"{len(values)}")
+        raise RequestError(name, "one value", f"{len(values)}")
     return values[0]
 
 

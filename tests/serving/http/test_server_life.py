@@ -155,8 +155,8 @@ def test_what_the_router_cannot_read_is_refused_at_once_and_nothing_hangs(worker
 
 def test_what_cannot_be_done_to_the_models_says_what_it_lacks(workers):
     client = workers.client(token=TOKEN)
-    for action in ("rollback", "promote"):
-        with pytest.raises(ServerError, match=f"action: what {action} needs required, found a model") as refused:
+    for action, needed in (("rollback", "before this one"), ("promote", "in the shadow")):
+        with pytest.raises(ServerError, match=f"409: action: a model {needed} required, found none") as refused:
             client.change_models(action)
         assert refused.value.status == 409
 
@@ -317,7 +317,7 @@ def test_tls_ends_at_the_router(bundles, store_file, last, tmp_path):
     if not made or made.returncode:
         pytest.skip("needs openssl")
     options = ["--workers", 2, "--tls-certificate", certificate, "--tls-key", key]
-    with Server(bundles / "first", "--store", store_file, *options, ready_s=0) as server:
-        client = server.client(certificates=str(certificate), retries=30)
+    with Server(bundles / "first", "--store", store_file, *options) as server:
+        client = server.client(certificates=str(certificate), retries=0)
         assert server.url.startswith("https://")
         assert stacked(client.rank(stored(last[1]))).tobytes() == last[1].logits.tobytes()

@@ -20,7 +20,8 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.sequences.filling import event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
-from reqdedup.serving.limits import BadRequestError, Limits
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.requests import RequestError
 from reqdedup.serving.server.router import _user_of
 from reqdedup.serving.wire import arrow, oip
 from reqdedup.serving.wire.bodies import Inputs
@@ -172,7 +173,7 @@ def test_items_of_histories_and_events_and_of_the_open_inference_protocol_go_by_
     asked, _, _ = oip.rank_request_of(text + binary, len(text), inputs_of(bundles["ranking"]), Limits())
     assert asked.request.candidates["item_id"].tolist() == [ids[key] for key in keys]
     assert asked.request.history.columns["item_id"].tolist() == [ids[key] for key in seen]
-    with pytest.raises(BadRequestError, match="user_key: binary_data_size bytes of texts"):
+    with pytest.raises(RequestError, match="user_key: binary_data_size bytes of texts"):
         oip.rank_request_of(text + b"\xff" + binary[1:], len(text), inputs_of(bundles["ranking"]), Limits())
 
     with closing(SqliteStore(bundles["ranking"].parents[1] / "store.db")) as store:

@@ -163,6 +163,17 @@ def test_late_clicks_unknown_labels_and_lost_histories_are_counted_and_give_no_r
     assert {row["user_id"] for row in rows(catalog)} == {0, 1}
 
 
+def test_an_impression_that_showed_nothing_gives_no_row_and_is_counted_by_no_run(catalog, feed):
+    _, store, folder = feed
+    one, empty = impression_of(store, 0, 1), impression_of(store, 1, 2, num_shown=0)
+    logged(folder, one, empty)
+    collect_impressions(folder, catalog, "feed")
+    assert (report := mature(catalog, store)).num_requests == 1
+    assert (report.num_rows, sum(report.counts().values())) == (3, 4)
+    again = mature(catalog, store).counts()
+    assert {name: count for name, count in again.items() if count} == {"num_known": 1}
+
+
 def test_an_impression_without_a_required_column_is_counted_and_named(catalog, feed):
     _, store, folder = feed
     shown = impression_of(store, 0, 1)

@@ -122,6 +122,9 @@ def test_score_writes_the_same_bits_of_every_row(trained_bundles, table_logits, 
     assert "bundle of a ranking model required" in capsys.readouterr().err
     assert cli.main([*asked[:4], "--json"]) == 2
     assert "either --out FILE or --to NAMESPACE.NAME required" in capsys.readouterr().err
+    for name, said in (("nope", "namespace.name required, found 'nope'"), ("lake.items", "a name other than items")):
+        assert cli.main([*asked[:4], "--to", name]) == 2
+        assert said in capsys.readouterr().err
     assert cli.main([*asked[:4], "--to", "scored.by_ranking", "--json"]) == 0
     scored = catalog.load_table("scored.by_ranking")
     try:

@@ -167,14 +167,17 @@ def test_a_missing_history_is_refused_or_counts_as_empty_and_is_marked(model, it
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"user_id": 2**63}, "user_id: an int64 required"),
+        ({"user_id": 2**63}, "user_id: a whole number"),
         ({"k": 0}, "k: at least 1 item required, found 0"),
         ({"history": Window({"item_id": np.arange(3)}, 0, 3, 0)}, "history: column action required"),
-        ({"history": Window(window(3).columns, 1, 3, 0)}, "2 events in each column required"),
-        ({"history": Window(window(3).columns, 3, 0, 0)}, "0 <= start <= end required"),
-        ({"request": REQUEST | {"device": "phone"}}, "device: values of type int32 required"),
-        ({"request": REQUEST | {"user_embedding": [1.0]}}, "user_embedding: a vector of 3 numbers required"),
-        ({"request": REQUEST | {"device": None}}, "device: a value required, found none"),
+        ({"history": Window(window(3).columns, 1, 3, 0)}, "2 events in each column, from start 1 to end 3, required"),
+        ({"history": Window(window(3).columns, 3, 0, 0)}, "history.end: at least the start, 3, required, found 0"),
+        ({"request": REQUEST | {"device": "phone"}}, "request.device: a whole number from .* required, found 'phone'"),
+        (
+            {"request": REQUEST | {"user_embedding": [1.0]}},
+            r"request.user_embedding: 3 numbers .float32. required, found \[1.0\]",
+        ),
+        ({"request": REQUEST | {"device": None}}, "request.device: a whole number from .* required, found none"),
     ],
 )
 def test_what_cannot_be_answered_says_why(model, items, changes, message):

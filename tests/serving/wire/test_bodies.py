@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import Column, Kind, Level
-from reqdedup.serving.limits import BadRequestError, Limits
-from reqdedup.serving.requests import Ranked
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire import arrow, bodies, oip
 from reqdedup.serving.wire.answers import encode
 
@@ -133,7 +133,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("path", "value", "column"), WRONG, ids=[f"{path}={value!r:.20}" for path, value, _ in WRONG])
 def test_what_does_not_fit_is_refused_with_its_column(path, value, column):
-    with pytest.raises(BadRequestError) as refused:
+    with pytest.raises(RequestError) as refused:
         asked(changed(path, value))
     assert refused.value.column == column
     assert refused.value.required
@@ -143,14 +143,14 @@ def test_what_does_not_fit_is_refused_with_its_column(path, value, column):
 
 @pytest.mark.parametrize("count", [51, 1_000_000])
 def test_too_many_candidates_are_refused_by_their_number(count):
-    with pytest.raises(BadRequestError, match=f"at most 50 entries required, found {count}") as refused:
+    with pytest.raises(RequestError, match=f"at most 50 entries required, found {count}") as refused:
         asked(changed("candidates.item_id", [1] * count))
     assert refused.value.status == 413
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"NaN", b'{"user_id": NaN}', b"\xff", b'"x"', b"[" * 100_000])
 def test_a_body_that_is_no_json_object_is_a_400(body):
-    with pytest.raises(BadRequestError) as refused:
+    with pytest.raises(RequestError) as refused:
         bodies.parse_object(body)
     assert refused.value.status == 400
 
@@ -182,7 +182,7 @@ def test_any_value_anywhere_is_read_or_refused(path, value):
     for folder in folders:
         place = place[folder]
     place[name] = value
-    with contextlib.suppress(BadRequestError):
+    with contextlib.suppress(RequestError):
         found = bodies.rank_request(values, INPUTS, LIMITS)
         TRANSFORMS.rows(
             {"category": np.zeros(len(found.request.candidates["item_id"]), np.int32), **found.request.candidates}
@@ -214,17 +214,17 @@ def test_arrow_and_json_are_the_same_request():
 def test_arrow_bodies_that_do_not_fit_are_refused():
     whole = arrow_body()
     for length in (0, 3, 8, 100, len(whole) // 2):
-        with pytest.raises(BadRequestError):
+        with pytest.raises(RequestError):
             arrow.rank_request_of(whole[:length], INPUTS, LIMITS)
     compressed = arrow_body(options=pa.ipc.IpcWriteOptions(compression="zstd"))
-    with pytest.raises(BadRequestError, match="uncompressed"):
+    with pytest.raises(RequestError, match="uncompressed"):
         arrow.rank_request_of(compressed, INPUTS, LIMITS)
     nested = {"item_id": pa.array([1]), "category": pa.array([[1]])}
-    with pytest.raises(BadRequestError, match=r"candidates\.category: plain"):
+    with pytest.raises(RequestError, match=r"candidates\.category: plain"):
         arrow.rank_request_of(arrow_body(nested), INPUTS, LIMITS)
-    with pytest.raises(BadRequestError, match=r"candidates\.item_id: a list of int64 required, found 1\.0"):
+    with pytest.raises(RequestError, match=r"candidates\.item_id: a list of int64 required, found 1\.0"):
         arrow.rank_request_of(arrow_body({"item_id": pa.array([1.0])}), INPUTS, LIMITS)
-    with pytest.raises(BadRequestError, match="at most 50"):
+    with pytest.raises(RequestError, match="at most 50"):
         arrow.rank_request_of(arrow_body({"item_id": pa.array([1] * 51)}), INPUTS, LIMITS)
 
 
@@ -233,7 +233,7 @@ def test_arrow_bodies_that_do_not_fit_are_refused():
 def test_a_damaged_arrow_body_is_read_or_refused(place, byte):
     body = bytearray(arrow_body())
     body[place % len(body)] = byte
-    with contextlib.suppress(BadRequestError):
+    with contextlib.suppress(RequestError):
         arrow.rank_request_of(bytes(body), INPUTS, LIMITS)
 
 
@@ -297,14 +297,14 @@ def test_a_click_has_its_senders_time_as_long_as_that_is_believable():
         assert bodies.shown_request(body).event_ts(now) == taken
         assert body == {"user_id": 7}
     for wrong in (1.5, "now", -1, True):
-        with pytest.raises(BadRequestError, match="event_ts"):
+        with pytest.raises(RequestError, match="event_ts"):
             bodies.shown_request({"request_id": "5", "labels": ["click"], "event_ts": wrong})
 
 
 def test_open_inference_tensors_that_do_not_fit_are_refused():
     body, length = oip_inputs(True)
     for wrong_body, wrong_length in ((body[:-1], length), (body + b"x", length), (body, length - 1), (body, 10**9)):
-        with pytest.raises(BadRequestError):
+        with pytest.raises(RequestError):
             oip.rank_request_of(wrong_body, wrong_length, INPUTS, LIMITS)
     for tensor in (
         {"name": "user_id", "datatype": "INT64", "shape": [2], "data": [1, 2]},
@@ -315,7 +315,7 @@ def test_open_inference_tensors_that_do_not_fit_are_refused():
         {"name": "user_id", "datatype": "INT64", "shape": "x"},
         "x",
     ):
-        with pytest.raises(BadRequestError):
+        with pytest.raises(RequestError):
             oip.rank_request_of(orjson.dumps({"inputs": [tensor]}), None, INPUTS, LIMITS)
 
 

@@ -1,0 +1,230 @@
+"""The application without a network: what loads, what is said when a store or a bundle fails, and to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import orjson
+import pytest
+
+from reqdedup.models.bundle import MANIFEST
+from reqdedup.sequences.sqlite_store import SqliteStore
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.scheduler import Scheduler
+from reqdedup.serving.server.app import Application, Service
+from reqdedup.serving.server.loading import Loader
+from reqdedup.serving.server.metrics import Metrics
+from reqdedup.serving.server.router import Router
+from reqdedup.serving.server.settings import ServeSettings
+from reqdedup.serving.server.swap import Models
+
+pytestmark = pytest.mark.slow
+
+
+class Asked:
+    """An application over these bundles, asked in this process."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.runner, self.scheduler, loader = asyncio.Runner(), Scheduler(), Loader(settings)
+        self.models = Models(loader.put, loader.start()[0], self.scheduler)
+        self.application = Application(
+            Service(
+                models=self.models,
+                scheduler=self.scheduler,
+                limits=settings.limits,
+                metrics=Metrics({}),
+                store=loader.store,
+                event_columns=loader.event_columns(),
+                bundles=Path(str(settings.may_load_from)),
+                folders=settings.folders,
+                needs_store=settings.on_missing_history == "refuse",
+                is_ready=True,
+            )
+        )
+
+    def __call__(self, path, body=None):
+        """Status and parsed answer of a POST, of a GET without a body."""
+        sent = []
+        scope = {
+            "type": "http",
+            "method": "GET" if body is None else "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+
+        async def receive():
+            return {"type": "http.request", "body": b"" if body is None else orjson.dumps(body)}
+
+        async def send(message):
+            sent.append(message)
+
+        self.runner.run(self.application(scope, receive, send))
+        return sent[0]["status"], orjson.loads(sent[1]["body"])
+
+    def close(self):
+        self.application.close()
+        self.runner.close()
+
+
+def changed_signature(folder, change):
+    """A bundle whose signature was changed, and its manifest with it, as somebody who means well does."""
+    signature, manifest = folder / "signature.json", folder / MANIFEST
+    values, said = json.loads(signature.read_text()), json.loads(manifest.read_text())
+    change(values)
+    content = json.dumps(values).encode()
+    signature.write_bytes(content)
+    said["files"]["signature.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest.write_text(json.dumps(said))
+
+
+@pytest.fixture(scope="module")
+def bundles(trained_bundles, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles of a server")
+    for name in ("first", "text", "one label", "broken"):
+        shutil.copytree(trained_bundles.ranking, folder / name)
+    changed_signature(folder / "text", lambda values: values["inputs"][3].update(dtype="string"))
+    changed_signature(folder / "one label", lambda values: values.update(outputs=values["outputs"][:1]))
+    weights = folder / "broken" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    shutil.copytree(trained_bundles.retrieval, folder / "retrieval")
+    return folder
+
+
+@pytest.fixture
+def ask(bundles, store_file, tmp_path, request):
+    """A server with both models and a store of its own."""
+    shutil.copy(store_file, tmp_path / "store.db")
+    made = Asked(
+        ServeSettings(
+            bundles=(str(bundles / "first"), str(bundles / "retrieval")),
+            store=str(tmp_path / "store.db"),
+            may_load_from=str(bundles),
+            on_missing_history=getattr(request, "param", "refuse"),
+        )
+    )
+    yield made
+    made.close()
+
+
+def stored(table_requests):
+    one = next(one for one in table_requests if one.is_last)
+    candidates = {name: values.tolist() for name, values in one.sent.candidates.items()}
+    return one, {"user_id": one.sent.user_id, "candidates": candidates}
+
+
+def test_a_bundle_that_cannot_be_served_is_a_409_that_says_what_and_no_path(ask, bundles):
+    serving = ask("/v1/models")[1]
+    for name, said in (
+        ("text", "bundle: text/signature.json: input {} a dtype of bool, int32, int64, float32, float64, timestamp"),
+        ("one label", "bundle: one label/signature.json: outputs of the model, click, save, long_dwell, required"),
+        ("broken", "bundle: broken/weights.safetensors: "),
+        ("nothing", "bundle: nothing/manifest.json: manifest of a bundle required, found no file"),
+    ):
+        text = json.loads((bundles / "text" / "signature.json").read_text())["inputs"][3]["name"]
+        for action in ("load", "shadow"):
+            status, answer = ask("/v1/models", {"action": action, "bundle": name})
+            assert status == 409
+            message = answer["error"]["message"]
+            assert message.startswith(said.replace("{}", f"{text}:")), message
+            assert message.count(" required, found ") == 1
+            assert str(bundles.parent) not in message
+        described = ask("/v1/models")[1]
+        assert described["last_error"] in message
+        assert described["models"] == serving["models"]
+    assert [one["bundle"] for one in serving["models"]] == ["first", "retrieval"]
+    assert ask("/v1/models", {"action": "load", "bundle": "text"})[1]["error"]["found"] == "string"
+    for wrong in ("..", "/etc"):
+        status, answer = ask("/v1/models", {"action": "load", "bundle": wrong})
+        assert (status, str(bundles) in str(answer)) == (403, False)
+
+
+def test_a_bundle_that_cannot_be_served_keeps_a_server_from_beginning(bundles):
+    with pytest.raises(
+        ValueError, match=r"text/signature\.json: input \w+: a dtype of bool, .* required, found string"
+    ):
+        Loader(ServeSettings(bundles=(str(bundles / "text"),))).start()
+
+
+def test_a_store_without_a_column_that_the_model_reads_keeps_a_server_from_beginning(bundles, tmp_path):
+    SqliteStore(tmp_path / "s.db", {"item_id": "int64"}).close()
+    loader = Loader(ServeSettings(bundles=(str(bundles / "first"),), store=str(tmp_path / "s.db")))
+    with pytest.raises(ValueError, match="events with action required in the store, found item_id"):
+        loader.start()
+
+
+def test_every_label_is_answered_and_those_without_a_weight_are_named_when_models_load(
+    ask, bundles, table_requests, caplog
+):
+    one, rank = stored(table_requests)
+    labels = ["click", "save", "long_dwell"]
+    assert list(ask("/v1/rank", rank)[1]["logits"]) == labels
+    status, answer = ask("/v1/recommend", {"user_id": one.sent.user_id, "length": 3})
+    assert status == 200
+    assert all(list(item["logits"]) == labels for item in answer["items"])
+    described = {model["name"]: model["labels"] for model in ask("/v1/models")[1]["models"]}
+    assert described["ranking"] == labels
+    caplog.set_level(logging.INFO)
+    assert ask("/v1/models", {"action": "load", "bundle": "first"})[0] == 200
+    assert "slates are ranked by click; save, long_dwell: answered beside, without a weight" in caplog.text
+
+
+def test_a_store_that_is_gone_is_a_503_without_its_path_not_ready_and_ready_again(
+    ask, table_requests, tmp_path, caplog
+):
+    one, rank = stored(table_requests)
+    events = {"user_id": 1, "events": {"item_id": [1], "action": [1]}, "idempotency_key": "k"}
+    assert ask("/readyz") == (200, {"ready": True})
+    answered = ask("/v1/rank", rank)
+    assert answered[0] == 200
+    reason = "store: its file required, found No such file or directory"
+    for _ in range(2):
+        shutil.move(tmp_path / "store.db", tmp_path / "away.db")
+        for path, body in (
+            ("/v1/rank", rank),
+            ("/v1/recommend", {"user_id": one.sent.user_id}),
+            ("/v1/events", events),
+        ):
+            assert ask(path, body) == (503, {"error": {"message": reason}}), path
+        for path in ("/readyz", "/v2/health/ready", "/v2/models/ranking/ready"):
+            assert ask(path) == (503, {"ready": False, "reason": reason}), path
+        assert ask("/healthz") == (200, {"live": True})
+        shutil.move(tmp_path / "away.db", tmp_path / "store.db")
+        assert ask("/readyz") == (200, {"ready": True})
+        assert ask("/v1/rank", rank)[1]["logits"] == answered[1]["logits"]
+    assert caplog.text.count(f"store {tmp_path / 'store.db'}: its file required") == 1  # not for every request
+    (tmp_path / "store.db").unlink()
+    (tmp_path / "store.db").write_text("no database")
+    status, answer = ask("/readyz")
+    assert (status, answer["ready"], str(tmp_path) in str(answer)) == (503, False, False)
+
+
+@pytest.mark.parametrize("ask", ["empty"], indirect=True)
+def test_a_server_that_does_without_histories_stays_ready_and_says_what_it_lacks(ask, table_requests, tmp_path):
+    (tmp_path / "store.db").unlink()
+    assert ask("/readyz") == (
+        200,
+        {"ready": True, "reason": "store: its file required, found No such file or directory"},
+    )
+
+
+def test_a_router_says_why_its_workers_are_not_ready():
+    async def asked():
+        router = Router([("127.0.0.1", 1), ("127.0.0.1", 1)], Limits())
+        answers = iter([(503, [], b'{"ready": false, "reason": "store: gone"}'), (503, [], b"{}")])
+
+        async def ask(scope, body):
+            return next(answers)
+
+        for worker in router._workers:
+            worker.ask = ask
+        return await router._of_all({}, "/readyz")
+
+    status, _, body = asyncio.run(asked())
+    assert (status, orjson.loads(body)) == (503, {"ready": False, "workers": 0, "reason": "store: gone"})
