@@ -1,5 +1,5 @@
 # The image of all of Dagster's services and of the server of the models. Validated as a file, not built: there was no container engine at hand.
-FROM python:3.12-slim
+FROM python:3.12.11-slim-bookworm
 
 # A bare index may serve a CUDA build of torch, gigabytes large; name the index of CPU wheels to keep the image small:
 #   docker compose build --build-arg PIP_EXTRA_INDEX_URL=<index of CPU wheels>
