@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class Administration:
-    """bundles: the folder that may be loaded from; None: nothing may be.  folders: that no answer names, longest first."""
+    """bundles: the folder that may be loaded from; None: nothing may be.  folders: those that no answer names, longest
+    first."""
 
     def __init__(self, models: Models, *, bundles: Path | None, folders: tuple[str, ...]) -> None:
         self._models, self._bundles, self._folders = models, bundles, folders

@@ -130,7 +130,8 @@ def serve_workers(
 ) -> None:
     """Serve with `settings.workers` processes until SIGTERM or SIGINT; then drain, and end them.
 
-    answers: called once all of them answer. Raises ValueError if a worker cannot begin, for a bundle or a store that it cannot serve; it has said which.
+    answers: called once all of them answer. Raises ValueError if a worker cannot begin, for a bundle or a store that it
+    cannot serve; it has said which.
     """
     with tempfile.TemporaryDirectory(prefix="reqdedup-serve-") as folder:
         _serve_workers(replace(settings, serving=f"{folder}/serving.json"), sockets, answers)
