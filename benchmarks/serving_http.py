@@ -117,7 +117,7 @@ def cost_rows(found: dict[str, list[float]], length: int, candidates: int) -> It
             continue
         ratios = [base / own for base, own in zip(found[theirs], found[ours], strict=False)]
         yield row(
-            f"http cost, L {length}, {candidates} candidates",
+            f"http cost, L {length}, {candidates} candidates, beside {theirs}",
             ours,
             statistics.median(ratios),
             f"x less CPU time than {theirs}",

@@ -1,0 +1,144 @@
+"""What is claimed of training, from the rows of `benchmarks.training`, of `training_by_hand` and of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.claim import Claim
+
+
+def training(
+    name: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "", **by_hand: Any
+) -> Claim:
+    """A claim about training. name: of `benchmarks.training`.  by_hand: that field and `hand`."""
+    command = f".venv/bin/python -m benchmarks.training --only {name}"
+    return Claim(file="training", rows=rows, text=text, ours=ours, article=article, command=command, **by_hand)
+
+
+def against_by_hand(task: str, *equal: str) -> dict[str, Any]:
+    """The fields `by_hand` and `hand` of one task. equal: shapes of equal lengths, in the order of the claim's text."""
+    shapes = [*equal, "ragged, news", "ragged, long"]
+    shapes += [f"{shape}, length-bucketed" for shape in shapes[-2:]]
+    ratios = [f"{{s{number}[value]:.3g}}x" for number in range(len(shapes))]
+    return {
+        "by_hand": f"{'; '.join(ratios[:-4])}. Ragged: {ratios[-4]} news, {ratios[-3]} long; in length buckets: "
+        f"{ratios[-2]}, {ratios[-1]}",
+        "hand": {f"s{number}": (f"{task}, {shape}", FASTEST) for number, shape in enumerate(shapes)},
+    }
+
+
+def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: str = "") -> Claim:
+    """A claim about quality beside IID; see docs/study.md."""
+    return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
+
+
+FASTEST = "against the fastest by hand"
+SPREAD = "{a[value]:.3g}x less CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g})"
+TWO_RATIOS = "{a[value]:.3g}x; {b[value]:.3g}x less CPU"
+BESIDE = "loader beside {} training, wall time"
+RETRIEVAL = "large catalogue: retrieval, 8 ranks"
+
+CLAIMS = (
+    training(
+        "retrieval_step",
+        {
+            "a": ("retrieval step, fan-out 8, 2048 rows", "reqdedup"),
+            "b": ("retrieval step, fan-out 256, 4096 rows", "reqdedup"),
+        },
+        "retrieval step (forward, backward, optimiser), history 64, against the duplicated model: fan-out 8; 256",
+        TWO_RATIOS,
+        **against_by_hand("retrieval step", "equal, fan-out 8", "equal, fan-out 256"),
+    ),
+    training(
+        "ranking_step",
+        {"a": ("ranking step, 10 candidates", "reqdedup"), "b": ("ranking step, 128 candidates", "reqdedup")},
+        "ranking step, DCAT at L = 512, against the sensible duplicated model: 10 candidates; 128",
+        TWO_RATIOS,
+        "2x",
+        **against_by_hand("ranking step", "equal, 10 candidates", "equal, 128 candidates"),
+    ),
+    training(
+        "retrieval_and_ranking_end_to_end",
+        {"a": ("retrieval end to end, fan-out 64", "reqdedup")},
+        "retrieval end to end, table on disk and loader included, history 512, fan-out 64, against reading and training row "
+        "by row",
+        SPREAD,
+        "4x",
+    ),
+    training(
+        "retrieval_and_ranking_end_to_end",
+        {
+            "a": ("ranking end to end, fan-out 10", "reqdedup"),
+            "b": ("ranking end to end, fan-out 128", "reqdedup"),
+        },
+        "ranking end to end, the same, history 512: fan-out 10; 128",
+        TWO_RATIOS,
+        "2.8x",
+    ),
+    training(
+        "scoring",
+        {"a": ("scoring 500, context kept", "reqdedup")},
+        "scoring 500 candidates with a kept context, against the duplicated model",
+        SPREAD,
+        "7x",
+        **against_by_hand("scoring", "equal, 500 candidates"),
+    ),
+    training(
+        "loader",
+        {
+            "a": (BESIDE.format("retrieval"), "with the loader"),
+            "b": (BESIDE.format("ranking"), "with the loader"),
+            "c": ("loader alone, retrieval columns", "loader alone"),
+        },
+        "throughput with the loader, of that of the trainer alone: retrieval at fan-out 256; ranking at 10; the loader by itself",
+        "{a[value]:.0%}; {b[value]:.0%}; {c[rows_per_s]:,.0f} rows/s on one core",
+    ),
+    training(
+        "break_even",
+        {
+            "a": ("break-even, ranking, fan-out 1", "reqdedup"),
+            "b": ("break-even, retrieval, fan-out 1", "reqdedup"),
+            "c": ("break-even, ranking, fan-out 2", "reqdedup"),
+            "d": ("break-even, ranking, fan-out 40", "reqdedup"),
+            "e": ("break-even, ranking, fan-out 1000", "reqdedup"),
+        },
+        "break-even, one row a request: ranking; retrieval. Ranking step at fan-out 2; 40; 1,000",
+        "{a[value]:.2f}x; {b[value]:.2f}x. {c[value]:.2g}x; {d[value]:.2g}x; {e[value]:.0f}x",
+    ),
+    training(
+        "share_context",
+        {
+            "a": ("shared context, 5 requests a user", "reqdedup"),
+            "b": ("shared context, 20 requests a user", "reqdedup"),
+            "c": ("shared context, whole step, 20 a user", "step"),
+        },
+        '`share_context="user"`, context pass against one per request: 5 requests a user; 20; the whole step at 20',
+        "{a[value]:.2g}x; {b[value]:.2g}x; {c[value]:.2g}x less CPU",
+    ),
+    *(
+        study(
+            {"a": (ranks, "sorted"), "b": (ranks, "sorted + sync"), "c": (ranks, "all: sync + shuffle + chunks of 8")},
+            "ranking, AUC against IID at equal rows, {a[sizes][ranks]} ranks ([docs/study.md](docs/study.md)): sorted; with "
+            "SyncBatchNorm; with shuffled chunks of 8 too",
+            "{a[value]:+.1f}%; {b[value]:+.2f}%; {c[value]:+.2f}% ({c[spread][0]:+.2f} to {c[spread][1]:+.2f})",
+            "recovered by SyncBatchNorm",
+        )
+        for ranks in ("large catalogue: ranking, 8 ranks", "large catalogue: ranking, 32 ranks")
+    ),
+    study(
+        {
+            "a": (RETRIEVAL, "sorted"),
+            "b": (RETRIEVAL, "sorted + mask"),
+            "c": (RETRIEVAL, "all: sync + mask + shuffle + gather + chunks of 4"),
+        },
+        "retrieval, mean log-rank against IID at equal rows, nats, less is better: sorted; with the user mask alone; all fixes",
+        "{a[value]:+.2f}; {b[value]:+.2f}; {c[value]:+.3f} ({c[spread][0]:+.3f} to {c[spread][1]:+.3f})",
+        "recovered by the user mask",
+    ),
+    study(
+        {"a": ("large catalogue: retrieval, 64 passes per step", "whole requests, rates x 1")},
+        "the same at equal user-tower passes, whole requests shuffled, all fixes",
+        "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
+    ),
+)
