@@ -169,7 +169,7 @@ def smoke(end_ts: datetime | None = None) -> Recipe:
         num_buckets=4,
         max_history=64,
         retrieval=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64),
-        ranking=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64),
+        ranking=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64, num_ranks=1),  # a start less
     )
 
 

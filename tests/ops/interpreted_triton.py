@@ -13,18 +13,23 @@ from reqdedup.ops.crossing_attention import crossing_attention
 from reqdedup.ops.crossing_attention_triton import crossing_attention_triton, tiles
 from tests.ops.attention_inputs import NAMES, SHAPES, SHARED, random_inputs, shared_inputs, value_and_gradients
 
+SHORTER = {  # the interpreter takes as long for a tile as a GPU for a thousand
+    **SHAPES,
+    "lengths that share a call and lengths that do not": ([130, 63, 64, 200, 130, 70], [1, 20, 5, 3, 2, 5], 2, 16),
+}
+
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "tolerance"),
     [
-        *((shape, torch.float32, 1e-5) for shape in SHAPES),
+        *((shape, torch.float32, 1e-5) for shape in SHORTER),
         ("ragged", torch.bfloat16, 4e-2),
         ("ragged", torch.float16, 4e-3),
     ],
     ids=str,
 )
 def test_the_kernels_equal_the_loop(shape, dtype, tolerance):
-    tensors, offsets = random_inputs(SHAPES[shape], dtype)
+    tensors, offsets = random_inputs(SHORTER[shape], dtype)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     grad = torch.randn_like(tensors[0])
     expected = value_and_gradients("naive", exact, offsets, grad.double())

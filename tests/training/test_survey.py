@@ -94,7 +94,7 @@ def test_one_request_a_step_has_no_negatives(tmp_path):
         run(with_signal(random_log()), tmp_path, "retrieval", requests_per_step=1)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_ranks_refuse_in_the_words_of_one(tmp_path):
     log = log_with(WITH_SCORE, score=lambda n, r: float("inf") if r % 100 > 8 else 1.0)
     messages = []

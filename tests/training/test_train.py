@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -91,8 +92,11 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
 def test_a_killed_run_says_so_and_resumes_with_the_same_losses_bit_for_bit(ranking, source, tmp_path):
     _, uninterrupted, _ = ranking
     config = _config("ranking", source.schema)
-    with pytest.raises(RankError, match="rank 1 of 2 failed:\nit was killed by SIGKILL"):
+    started = time.monotonic()
+    with pytest.raises(RankError, match="rank 1 of 2 failed:\nit was killed by SIGKILL") as raised:
         run_ranks(ranks.train_and_die, config, source, tmp_path, 27, world_size=2)
+    assert raised.value.rank == 1
+    assert time.monotonic() - started < 60
     assert load_checkpoint(tmp_path / CHECKPOINT_NAME)["step"] == 20
     assert len(read_losses(tmp_path / "metrics.csv")) == 27
     resumed = train(config, source, out_dir=tmp_path, resume=True)
