@@ -7,6 +7,7 @@ from assets.stages import MODEL, SERVING, stage
 from assets.training import MODELS, check_one_sample
 from reqdedup.models import Bundle
 from reqdedup.serving.bundles.places import add_index, find_bundles, publish
+from reqdedup.storage import TableSource
 from reqdedup.training.loop import BUNDLE_NAME
 
 
@@ -20,7 +21,8 @@ def serving_bundle(store: Warehouse) -> dg.MaterializeResult:
     folders = {name: store.model_dir(name) for name in MODELS}
     check_one_sample(folders, store.table("training_sample"))
     made = [folder / BUNDLE_NAME for folder in folders.values()]
-    indexed = [add_index(folder) for folder in made]
+    sample = TableSource(store.table("training_sample"))
+    indexed = [add_index(folder, sample) for folder in made]
     place = store.serving_dir() / "bundle"
     version = publish(place, made)
     bundles = [Bundle.load(folder) for folder in find_bundles(place)]

@@ -3,7 +3,9 @@
     python -m benchmarks.serving_retrieval [--only index] [--items 1000000] [--bundle FOLDER] [--rounds 5]
 
 index    1M x 64 unit vectors in clusters (`clustered_vectors`): recall@100, CPU time beside exact search by this
-         library and by faiss, opening as a memory map; with --bundle also the vectors of a trained model
+         library and by faiss, opening as a memory map; with --bundle also the vectors of that trained model
+trained  the same of a two-tower that is trained here, briefly, on a synthetic log of as many items: its item tower
+         over all of them, and as users requests of the log through its user tower
 filter   1% of the items by a category and by an allow list, exact on the kept, beside the index filtered afterwards
 state    a kept state and the head against the whole user tower, 64 and 512 events
 
@@ -14,34 +16,52 @@ replaces `benchmarks/results/serving_retrieval.jsonl`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from benchmarks.interleaved import interleaved, line, ratio_row
 from benchmarks.record import write_results
-from benchmarks.workloads import batch_of, two_tower_config
-from reqdedup.models import TwoTower
+from benchmarks.workloads import batch_of, two_tower_config, write_tables
+from reqdedup.logs import SyntheticLogConfig
+from reqdedup.logs.synthetic_config import make_catalogue
+from reqdedup.models import TwoTower, TwoTowerConfig
 from reqdedup.models.bundle import Bundle
+from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_model
+from reqdedup.models.items import Items
 from reqdedup.models.transforms import history_name
 from reqdedup.models.two_tower import UserHead
 from reqdedup.sequences.store import Window, events_digest
 from reqdedup.serving.requests import ItemFilter
-from reqdedup.serving.retrieval.approximate_index import build_index, index_kind, open_index, recall
+from reqdedup.serving.retrieval.approximate_index import NUM_TRIED, build_index, index_kind, open_index, recall
 from reqdedup.serving.retrieval.item_index import ExactIndex, ItemIndex, nearest
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 from reqdedup.serving.retrieval.retriever import Retriever
 from reqdedup.serving.retrieval.state_cache import StateCache, StateKey
+from reqdedup.storage import Layout
+from reqdedup.training import RequestLoader, TrainingConfig
+from reqdedup.training.export import item_vectors
+from reqdedup.training.rank_run import run_rank
 
 Row = dict[str, Any]
 K, NUM_QUERIES = 100, 100
+TRAINED_LOG = SyntheticLogConfig(
+    num_users=6_000,
+    mean_requests_per_user=2.0,
+    mean_fan_out=16.0,
+    max_fan_out=64,
+    median_history=60.0,
+    p90_history=120.0,
+    max_history=64,
+)
 EVERYTHING = ItemFilter()
 
 
@@ -84,6 +104,35 @@ def bundle_items(folder: Path) -> tuple[ItemVectors, np.ndarray]:
     return retriever.items, np.stack(users)
 
 
+def trained_items(num_items: int, folder: Path) -> tuple[ItemVectors, np.ndarray, np.ndarray]:
+    """All items of a synthetic log through an item tower that was trained on it, users of its user tower, and others
+    whom an index may be built with.
+
+    The items' ids are hashed into 65,536 rows, as ids are, and a category added: no two towers of a million rows.
+    """
+    log = dataclasses.replace(TRAINED_LOG, num_items=num_items)
+    tables, schema = write_tables(folder, log, [Layout.BY_REQUEST])
+    config = TwoTowerConfig.from_schema(
+        schema, width=64, num_layers=1, ffn_width=128, hidden_widths=(64,), output_width=64, max_history=log.max_history
+    )
+    training = TrainingConfig(
+        model=config, num_steps=200, requests_per_step=64, learning_rate=0.01, world_size=1, eval_requests=64
+    )
+    source = tables[Layout.BY_REQUEST]
+    run_rank(lambda _: None, training, source, str(folder / "run"), source.snapshot_id)
+    model = cast(TwoTower, load_model(folder / "run" / CHECKPOINT_NAME)).eval()
+    item_id, none = np.arange(num_items), np.zeros(num_items, np.int64)
+    columns = {"item_category": make_catalogue(log).category(item_id)}
+    items = Items(item_id_V=item_id, count_V=none, first_seen_V=none, columns=columns)
+    loader = RequestLoader(
+        source, requests_per_batch=NUM_QUERIES + NUM_TRIED, shuffle="requests", seed=1, columns=config.columns
+    )
+    with torch.no_grad():
+        users = model.user_tower(next(iter(loader))).numpy()
+    found = ItemVectors.of(item_id, item_vectors(model, items), columns)
+    return found, users[:NUM_QUERIES], users[NUM_QUERIES:]
+
+
 def in_turns(
     users: np.ndarray, items: ItemVectors, index: ItemIndex, filter: ItemFilter = EVERYTHING
 ) -> Callable[[], object]:
@@ -92,8 +141,13 @@ def in_turns(
     return lambda: nearest(items, index, next(turns), K, filter)
 
 
-def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) -> Iterator[Row]:
-    """Recall, time and opening of the index that is built for so many items; of few, exact search beside faiss's."""
+def index_rows(
+    name: str, items: ItemVectors, users: np.ndarray, rounds: int, *, others: np.ndarray | None = None
+) -> Iterator[Row]:
+    """Recall, time and opening of the index that is built for so many items; of few, exact search beside faiss's.
+
+    others: users whom the index is built with; None: items in their place.
+    """
     import faiss
 
     kind, exact = index_kind(len(items)), ExactIndex(items)
@@ -116,7 +170,7 @@ def index_rows(name: str, items: ItemVectors, users: np.ndarray, rounds: int) ->
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "items.faiss"
         started = time.process_time()
-        if not build_index(items.vectors, path):
+        if not build_index(items.vectors, path, users=others):
             raise AssertionError(f"{name}: no index finds enough of these vectors")
         built_s, index_bytes = time.process_time() - started, path.stat().st_size
         opened = []
@@ -216,7 +270,7 @@ def state_rows(rounds: int) -> Iterator[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving_retrieval")
-    parser.add_argument("--only", choices=("index", "filter", "state"))
+    parser.add_argument("--only", choices=("index", "trained", "filter", "state"))
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--bundle", type=Path, help="of a trained retrieval model")
     parser.add_argument("--rounds", type=int, default=5)
@@ -232,14 +286,18 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(row)
             print(line(row), flush=True)
 
-    if args.only != "state":
+    if args.only in (None, "index", "filter"):
         items, users = clustered_items(args.items, 64)
         if args.only != "filter":
             report(index_rows("clustered vectors", items, users, args.rounds))
             if args.bundle:
-                report(index_rows("trained vectors", *bundle_items(args.bundle), args.rounds))
+                report(index_rows("vectors of a bundle", *bundle_items(args.bundle), args.rounds))
         if args.only != "index":
             report(filter_rows(items, users, args.rounds))
+    if args.only in (None, "trained"):
+        with tempfile.TemporaryDirectory() as folder:
+            items, users, others = trained_items(args.items, Path(folder))
+        report(index_rows("trained vectors", items, users, args.rounds, others=others))
     if args.only in (None, "state"):
         report(state_rows(args.rounds))
     if not args.only and args.items == 1_000_000:

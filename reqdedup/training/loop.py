@@ -228,6 +228,9 @@ def export_run(run_dir: Path | str, out: Path | str) -> Path:
 
     Raises ValueError for a folder without checkpoint or run.json, which a run whose source is no files does not leave.
     """
-    run_dir = Path(run_dir)
-    _, source, _, _ = read_run(run_dir / RUN_NAME)
-    return export_checkpoint(run_dir / CHECKPOINT_NAME, source, out)
+    return export_checkpoint(Path(run_dir) / CHECKPOINT_NAME, source_of_run(run_dir), out)
+
+
+def source_of_run(run_dir: Path | str) -> Source:
+    """What a run was trained on. Raises ValueError for a folder without run.json."""
+    return read_run(Path(run_dir) / RUN_NAME)[1]

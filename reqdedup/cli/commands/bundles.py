@@ -27,11 +27,12 @@ def export(arguments: Options) -> int:
     from reqdedup.serving.bundles.places import add_index, upload
     from reqdedup.storage.iceberg.paths import local_path
     from reqdedup.training import export_run
+    from reqdedup.training.loop import source_of_run
 
     local = local_path(arguments.out)
     with tempfile.TemporaryDirectory(prefix="reqdedup-export-") as folder:
         written = export_run(arguments.run_dir, Path(folder) / "bundle" if local is None else local)
-        add_index(written)
+        add_index(written, source_of_run(arguments.run_dir))
         bundle = Bundle.load(written)
         if local is None:
             upload(written, arguments.out, properties=lake_of(arguments).place.properties)

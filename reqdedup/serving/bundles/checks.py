@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from reqdedup.schema import HISTORY_END, REQUEST_ID, TIMELINE_VERSION, USER_ID
 from reqdedup.serving.threads import one_thread
 from reqdedup.storage import TableSource
 from reqdedup.training import RequestLoader, TrainingConfig
+from reqdedup.training.plan import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +69,32 @@ def latency_ms(bundle: Bundle, source: TableSource, *, num_requests: int = 16) -
     return 1e3 * float(np.median(times))
 
 
+def user_vectors(bundle: Bundle, source: Source, *, num_requests: int = 64) -> np.ndarray:
+    """[R, D] float32: requests of the table, drawn by chance, through a retrieval model's user tower."""
+    batch = _stored(bundle.config, source, bundle.transforms.cut, num_requests, shuffle="requests")
+    with one_thread(), torch.no_grad():
+        vectors: torch.Tensor = _answering(bundle.model)(batch)
+    return vectors.numpy()
+
+
 def _answering(model: nn.Module) -> Callable[[RequestBatch], torch.Tensor]:
     """What gives logits [B, labels], or user vectors [R, D]."""
     given: Any = model
     return given.folded().predict_exact if hasattr(model, "folded") else given.user_tower
 
 
-def _stored(config: ModelConfig, source: TableSource, cut: HistoryCut, num_requests: int) -> RequestBatch:
-    """The table's first requests, as training reads them."""
+def _stored(
+    config: ModelConfig,
+    source: Source,
+    cut: HistoryCut,
+    num_requests: int,
+    *,
+    shuffle: Literal["requests", "none"] = "none",
+) -> RequestBatch:
+    """The table's first requests, or some of all, as training reads them."""
     columns = [*config.columns, *(name for name in OF_WINDOW if name in source.schema)]
     loader = RequestLoader(
-        source, requests_per_batch=num_requests, columns=columns, shuffle="none", cut=cut, prefetch_batches=0
+        source, requests_per_batch=num_requests, columns=columns, shuffle=shuffle, cut=cut, prefetch_batches=0
     )
     for batch in loader:
         return batch

@@ -27,10 +27,12 @@ from typing import Any
 from pyiceberg.io import FileIO
 
 from reqdedup.models.bundle import MANIFEST, Bundle, add_artifacts, check_manifest, put_in_place
+from reqdedup.serving.bundles.checks import user_vectors
 from reqdedup.serving.bundles.copies import lock
-from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, build_index
+from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, build_index, index_kind
 from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.iceberg.reference import open_store
+from reqdedup.training.plan import Source
 
 CURRENT = "current.json"
 PLACE_FORMAT = 1
@@ -84,12 +86,18 @@ def publish(place: Path, bundles: Sequence[Path]) -> str:
     return version
 
 
-def add_index(folder: Path) -> bool:
-    """Build the index of a bundle's items into it, before anybody serves it; False if exact search is as good."""
-    vectors = Bundle.load(folder).item_vectors
+def add_index(folder: Path, source: Source) -> bool:
+    """Build the index of a bundle's items into it, before anybody serves it; False if exact search is as good.
+
+    source: what the model was trained on, whose users the index is measured with.
+    """
+    bundle = Bundle.load(folder)
+    vectors = bundle.item_vectors
+    if vectors is None or index_kind(len(vectors)) is None:
+        return False
     with tempfile.TemporaryDirectory(prefix="reqdedup-index-") as made:
         path = Path(made) / INDEX_NAME
-        if vectors is None or not build_index(vectors, path):
+        if not build_index(vectors, path, users=user_vectors(bundle, source)):
             return False
         add_artifacts(folder, {INDEX_NAME: path})
     return True

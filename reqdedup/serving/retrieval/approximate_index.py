@@ -3,8 +3,9 @@
     build_index(vectors) -> index file          about a minute of CPU for a million vectors
     open_index(path, items) -> ItemIndex         a memory map, milliseconds; exact search if faiss is not installed
 
-The lists of the cells nearest to the user are looked at, as many as recall asks for, measured with items as users when
-it is built; what they propose, a few times k, is scored exactly by `item_index.nearest`, which also says when an answer
+The lists of the cells nearest to the user are looked at, as many as recall asks for, measured when it is built: with
+users of the model, since trained towers put these elsewhere than items (decision 65), else with items in their place;
+what they propose, a few times k, is scored exactly by `item_index.nearest`, which also says when an answer
 is short. Up to `EXACT_UP_TO` items exact search is as good and needs no file. faiss is the extra `reqdedup[ann]`.
 """
 
@@ -28,13 +29,13 @@ INDEX_NAME = "item_index.faiss"
 """File of the index in a bundle."""
 
 WANTED_RECALL = 0.97
-"""Share of the 100 nearest that an index must find to be used, of items as users."""
+"""Share of the 100 nearest that an index must find to be used, of those whom it is measured with."""
 
 PROBED_SHARES = (1 / 128, 1 / 96, 1 / 64, 1 / 48, 1 / 32, 1 / 24, 1 / 16, 1 / 12, 1 / 8)
 """Shares of the lists that are tried; an index that needs more is not worth its file."""
 
 NUM_TRIED = 64
-"""Items as users whose recall is measured."""
+"""Users whose recall is measured."""
 
 OVERSAMPLED = 2
 """Times as many items are proposed as are asked for: one byte per dimension misorders neighbours."""
@@ -62,10 +63,17 @@ def index_kind(num_items: int) -> str | None:
 
 
 def build_index(
-    vectors_ND: np.ndarray, path: Path, *, kind: str | None = None, probed: float | None = None, seed: int = 0
+    vectors_ND: np.ndarray,
+    path: Path,
+    *,
+    users: np.ndarray | None = None,
+    kind: str | None = None,
+    probed: float | None = None,
+    seed: int = 0,
 ) -> bool:
     """Write the index of these vectors to a file; False, and no file, if exact search is better or faiss is missing.
 
+    users: [U, D] vectors of users to measure recall with; None takes items.
     kind: as faiss spells it; None chooses by the number of items.
     probed: share of the lists that are looked at; None takes the least of `PROBED_SHARES` that finds `WANTED_RECALL`,
         and no index if none does.
@@ -83,7 +91,8 @@ def build_index(
     index.add(np.ascontiguousarray(vectors_ND, np.float32))
     shares, rng = PROBED_SHARES if probed is None else (probed,), np.random.default_rng(seed)
     items = ItemVectors(np.arange(len(vectors_ND)), np.ascontiguousarray(vectors_ND, np.float32))
-    users = items.vectors[rng.choice(len(items), min(NUM_TRIED, len(items)), replace=False)]
+    if users is None:
+        users = items.vectors[rng.choice(len(items), min(NUM_TRIED, len(items)), replace=False)]
     for share in shares:
         inverted.nprobe = max(1, round(share * inverted.nlist))
         if probed is not None or recall(items, ApproximateIndex(index, kind), users) >= WANTED_RECALL:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models import Bundle
-from reqdedup.serving.bundles.checks import latency_ms, parity
+from reqdedup.serving.bundles.checks import latency_ms, parity, user_vectors
+from reqdedup.training import RequestLoader
 
 
 @pytest.mark.slow
@@ -34,6 +36,20 @@ def test_another_window_or_another_weight_is_found_out(trained_bundles, task):
         found = parity(wrong, checkpoint, trained_bundles.source, num_requests=40)
         assert 0 < found.differing <= 40
         assert not found.holds
+
+
+def test_user_vectors_are_those_of_requests_of_the_table_each_once(trained_bundles):
+    bundle, cut = Bundle.load(trained_bundles.retrieval), HistoryCut(max_events=96)
+    every = RequestLoader(
+        trained_bundles.source, requests_per_batch=10_000, shuffle="none", cut=cut, columns=bundle.config.columns
+    )
+    with torch.no_grad():
+        wanted = bundle.model.user_tower(next(iter(every))).numpy()
+    found = user_vectors(bundle, trained_bundles.source, num_requests=30)
+    distance = np.abs(found[:, None] - wanted[None]).max(axis=2)
+    assert (distance.min(axis=1) < 1e-5).all()
+    assert len(set(distance.argmin(axis=1).tolist())) == 30
+    assert set(distance.argmin(axis=1).tolist()) != set(range(30))  # not the first alone
 
 
 def test_latency_is_measured_on_stored_requests_and_the_threads_are_given_back(trained_bundles):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,8 @@ from reqdedup.serving.funnel.recommender import Recommender
 from reqdedup.serving.inputs import UserReader
 from reqdedup.serving.requests import ItemFilter, Ranked, RecommendRequest, RequestError, Retrieved
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
+
+ROOT = Path(__file__).resolve().parents[3]
 
 NUM_ITEMS, DAY_S = 200, 86_400
 NOW_S = 1_790_000_000.0
@@ -191,6 +195,14 @@ def test_a_configuration_is_read_and_what_does_not_fit_is_named(tmp_path):
             load_funnel_config(path)
     with pytest.raises(ValueError, match="missing/funnel"):
         load_funnel_config(tmp_path / "missing" / "funnel.toml")
+
+
+def test_the_configuration_of_the_guide_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    (tmp_path / "funnel.toml").write_text(text)
+    config = load_funnel_config(tmp_path / "funnel.toml")
+    assert (config.retrieved, config.ranked, config.slate.length) == (500, 100, 25)
+    assert config.labels == (("click", 1.0), ("save", 0.5))
 
 
 def test_columns_and_labels_that_are_not_there_are_named():

@@ -102,6 +102,23 @@ def test_as_many_lists_are_looked_at_as_recall_asks_for(items, tmp_path, caplog)
     assert "exact search over all items" in caplog.text
 
 
+def test_users_who_are_elsewhere_than_items_get_as_many_lists_as_they_need(items, tmp_path):
+    """As trained towers put them: nearest to items of many lists, none of them near."""
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(4)
+    narrow = items.vectors + 3.0 * np.eye(1, WIDTH, dtype=np.float32)  # all items in one cone, no user in it
+    narrow = ItemVectors.of(items.item_id, narrow / np.linalg.norm(narrow, axis=1, keepdims=True))
+    users = rng.standard_normal((80, WIDTH)).astype(np.float32)
+    users[:, 0] = 0
+    users /= np.linalg.norm(users, axis=1, keepdims=True)
+    found = {}
+    for name, seen in (("items", None), ("users", users[:40])):
+        if build_index(narrow.vectors, tmp_path / name, kind="IVF64,SQ8", users=seen):
+            found[name] = recall(narrow, open_index(tmp_path / name, narrow), users[40:])
+    assert found.get("items", 0) < 0.9
+    assert found.get("users", 1) > 0.95
+
+
 def test_few_items_need_no_index_and_many_get_lists_by_their_number(items, tmp_path):
     assert index_kind(EXACT_UP_TO) is None
     assert index_kind(1_000_000) == "IVF4096,SQ8"
