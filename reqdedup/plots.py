@@ -126,6 +126,7 @@ def points(
     else:
         axes.set_xlim(0, 1.1 * max(every, default=1.0))
     axes.xaxis.set_major_formatter(_ticks(format_value))
+    axes.xaxis.set_minor_formatter(_ticks(lambda value: ""))  # else powers of ten stand between them
     axes.invert_yaxis()
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.legend(loc="outside lower center", ncols=min(len(series) + 1, 5), frameon=False, fontsize=9)
@@ -189,6 +190,7 @@ def calibration(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], *
     axes.set(**scale, xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="predicted", ylabel="observed")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(_ticks(lambda share: f"{share:.3g}"))
+        axis.set_minor_formatter(_ticks(lambda share: ""))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     figure.suptitle(title or "predicted against observed, tenths of the rows", x=0.01, ha="left", fontsize=10)
