@@ -222,7 +222,7 @@ def health_op(config: HealthConfig, own_lake: OwnLake) -> dg.Output:
 
 @dg.op(name="compact", pool=TABLE_POOL)
 def compact_op(config: CompactConfig, own_lake: OwnLake) -> dg.Output:
-    """Makes the files that appends left into those of one write, one commit per bucket."""
+    """Makes the files that appends left into those of one write, one commit for up to 32 buckets."""
     one = own_lake.open().table(config.table)
     if not config.apply:
         rows = storage.table_health(one.iceberg, count_users=False).buckets.to_pylist()

@@ -30,8 +30,8 @@ from reqdedup.storage import (
     write_rejects,
 )
 from reqdedup.storage.iceberg.catalogs import open_catalog
+from reqdedup.storage.iceberg.files import file_key, reachable_files
 from reqdedup.storage.iceberg.layout import table_buckets
-from reqdedup.storage.maintenance.files import file_key, reachable_files
 from reqdedup.storage.measure import checks
 from tests.catalogs.files import catalog_in, no_file_larger_than
 from tests.catalogs.rows import plain, same, stored_files

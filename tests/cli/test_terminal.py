@@ -296,7 +296,7 @@ def test_ctrl_c_says_what_was_kept(command, width, here, capsys, monkeypatch):
     landed = {
         "ingest": "the commit had landed: lake.i has the new rows",
         "convert": "the commit had landed: lake.t has the new rows",
-        "compact": "lake.t: 1 commit landed and stay, one per bucket unless --one-commit; all else is as it was",
+        "compact": "lake.t: 1 commit landed and stay, of up to 32 buckets each; all else is as it was",
         "delete-user": "the users are gone from lake.t",
     }[command]
     assert landed in said

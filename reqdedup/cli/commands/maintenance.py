@@ -42,13 +42,13 @@ SHOWN_FILES = 10
 @subcommand(
     help="make the files that appends left into those of one write",
     description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified "
-    "by checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit per bucket: a run "
-    "that was ended goes on where it was.",
+    "by checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit for up to 32 "
+    "buckets: a run that was ended goes on where it was.",
     examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
 )
 @tables_option()
 @option("--bucket", type=Checked(whole, least=0), multiple=True, metavar="N", help="only this one; repeat it for more")
-@option("--one-commit", is_flag=True, help="one for all buckets instead of one each")
+@option("--one-commit", is_flag=True, help="one for all buckets instead of one for up to 32")
 @option("--force", is_flag=True, help="those too that need it not")
 @spill_option()
 def compact(arguments: Options) -> int:
@@ -247,6 +247,6 @@ def _kept_of_compact(table: Table, known: set[int], done: list[str], part: str) 
     table.refresh()
     new = [one for one in table.metadata.snapshots if one.snapshot_id not in known]
     commits = sum(one.summary is not None and one.summary.get(OPERATION) == "compact" for one in new)
-    kept = f"{name}: {counted(commits, 'commit')} landed and stay, one per {part} unless --one-commit; all else"
+    kept = f"{name}: {counted(commits, 'commit')} landed and stay, of up to 32 {part}s each; all else"
     finished = "".join(f"{one} is done; " for one in done)
     return f"{finished}{kept if commits else name} is as it was. The same command goes on there"

@@ -10,33 +10,29 @@ the table does not have yet is added. All of it is a merge of sorted streams, on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
 from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 
-from reqdedup.dedup.streams import REQUEST_KEY, key_columns
-from reqdedup.schema import Column, Level
-from reqdedup.storage.features.values import (
-    Compute,
-    choose,
-    compute_values,
-    input_columns,
-    missing_values,
-    row_groups,
-)
+from reqdedup.dedup.streams import REQUEST_KEY
+from reqdedup.distributed import Engine, engine_for
+from reqdedup.schema import Column, EngagementSchema
+from reqdedup.storage.features.bucket_values import BucketTask, BucketValues
+from reqdedup.storage.features.values import Compute, input_columns
 from reqdedup.storage.iceberg.changes import check_no_columns_added, check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.evolve import MAIN, add_columns, ref_snapshot
 from reqdedup.storage.iceberg.form import preview
 from reqdedup.storage.iceberg.layout import Layout, buckets_of
+from reqdedup.storage.iceberg.manifests import stored_bytes
+from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.same_requests import same_requests
-from reqdedup.storage.join.merge import LEFT, JoinCounts, MergeJoin
-from reqdedup.storage.read.buckets import SortedSource, SortedTable
-from reqdedup.storage.read.feature_positions import Positions, feature_side, first_rows, key_hash
+from reqdedup.storage.read.buckets import SortedTable
+from reqdedup.storage.read.feature_positions import feature_side
 from reqdedup.storage.read.feature_table import (
     BUCKET_COLUMN,
     FEATURES_PROPERTY,
@@ -52,14 +48,13 @@ from reqdedup.storage.read.feature_table import (
     stored_schema,
 )
 from reqdedup.storage.read.table_source import TableSource
+from reqdedup.storage.tasks import adopt_all, is_decided
 
 MAIN_TABLE, MAIN_SNAPSHOT, BUCKETS = "reqdedup.main-table", "reqdedup.main-snapshot", "reqdedup.buckets"
 """Snapshot properties: what the features were computed from, and the buckets that were written (or "all")."""
 
 MAIN_REQUESTS = "reqdedup.main-requests"
 """Snapshot property: the first snapshot of the main table that had these requests, if that can be told."""
-
-_NEW, _OLD, _IS_NEW = "new:", "old:", Column(name="new", dtype="bool", level=Level.REQUEST, nullable=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +94,7 @@ def add_request_feature(
     users: np.ndarray | pa.Array | None = None,
     columns: Sequence[Column] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    engine: str | Engine | None = None,
 ) -> FeatureReport:
     """Compute features of `side_table` for the requests of `main_table` and write them in one commit.
 
@@ -112,6 +108,7 @@ def add_request_feature(
     columns: what `compute` returns, if that is not all features of the table; the others keep their values. A column
         that the table does not have is added, without writing the main table.
     progress: called with buckets done and buckets in total.
+    engine: where buckets are computed: "inline", "processes:N"; see `reqdedup.distributed`.
 
     An earlier version of the features is replaced; whoever reads sees the old or the new one, whole. The snapshot
     records the main table's snapshot that was read. Raises ValueError for tables that do not fit together, for results
@@ -119,7 +116,8 @@ def add_request_feature(
     be null; ConflictError if another writer was faster. Then nothing changed.
     """
     side_table.refresh()
-    return Backfill(main_table, side_table, compute, inputs=inputs, users=users, columns=columns).run(progress=progress)
+    backfill = Backfill(main_table, side_table, compute, inputs=inputs, users=users, columns=columns)
+    return backfill.run(progress=progress, engine=engine)
 
 
 def realign(
@@ -128,15 +126,16 @@ def realign(
     *,
     buckets: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    engine: str | Engine | None = None,
 ) -> FeatureReport:
     """Carry the values of a feature table over to the requests that the main table has now, in one commit.
 
     Requests that are gone lose their row; new ones get null, an empty sequence or zeros. It computes nothing. A table
     by position needs it after requests came or went, before the main table's old snapshots expire.
-    buckets: only these; None means all.
+    buckets: only these; None means all.  engine: as of `add_request_feature`.
     """
     side_table.refresh()
-    return Backfill(main_table, side_table, None, columns=(), buckets=buckets).run(progress=progress)
+    return Backfill(main_table, side_table, None, columns=(), buckets=buckets).run(progress=progress, engine=engine)
 
 
 class Backfill:
@@ -168,6 +167,7 @@ class Backfill:
             side_table, [*feature_schema(side_table).names, BUCKET_COLUMN], "write features of it again"
         )
         self._source = TableSource(main_table)
+
         self._main = SortedTable(main_table, self._source, REQUEST_KEY)
         self._keys = SortedTable(main_table, self._source, REQUEST_KEY)  # two, as each plans for one set of users
         if feature_buckets(self._target) != self._main.num_buckets:
@@ -189,7 +189,6 @@ class Backfill:
             if self._added and self.base_snapshot_id is not None:
                 _check_fills(self._added, side_table)
         self.is_whole = len(self.buckets) == num_buckets
-        self._num_computed = 0
 
     def run(
         self,
@@ -198,6 +197,7 @@ class Backfill:
         before_commit: Callable[[Table], None] | None = None,
         properties: dict[str, str] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        engine: str | Engine | None = None,
     ) -> FeatureReport:
         """Compute, write, verify and commit to `branch`; `before_commit` puts that where the table's main branch is.
 
@@ -209,29 +209,25 @@ class Backfill:
         updates = self._updates or add_columns(self.side_table, self._added, Layout.BY_REQUEST)
         if self._added:
             updates = (*updates, SetPropertiesUpdate(updates=feature_properties(self.schema)))
-        stored = stored_schema(self._target, self.schema)
-        by_position = is_by_position(self._target)
-        old, self._old_schema = feature_side(self.side_table)
-        num_requests = 0
-        with StagedFiles(self.side_table, as_engagement_schema(stored), updates) as files:
-            for done, bucket in enumerate(self.buckets):
-                hashes: list[str] = []
-                for rows in row_groups(self._rows(bucket, old)):
-                    written = pa.Table.from_batches([rows.select(list(stored.names))])
-                    num_requests += files.write(bucket, written, target_bytes=2**63)
-                    if by_position:
-                        hashes.append(key_hash(*key_columns(rows, REQUEST_KEY)))
-                        assert self._source.snapshot_id is not None
-                        files.describe(Positions(self._source.snapshot_id, tuple(hashes)).to_footer())
-                files.close_file()
-                if progress is not None:
-                    progress(done + 1, len(self.buckets))
-            if self._users is not None and self._num_computed == 0:
+        stored = as_engagement_schema(stored_schema(self._target, self.schema))
+
+        def report(done: int) -> None:
+            if progress is not None:
+                progress(done, len(self.buckets))
+
+        with StagedFiles(self.side_table, stored, updates) as files:
+            work = self._work(stored, updates)
+            tasks = [BucketTask(bucket=bucket, write_id=files.write_id) for bucket in self.buckets]
+            num_bytes = stored_bytes(self._source.table) * len(tasks) // self._main.num_buckets
+            chosen = engine_for(engine, work, num_tasks=len(tasks), num_bytes=num_bytes)
+            lead = None if is_decided(self.side_table, stored, updates) or not tasks else 0
+            written = adopt_all(files, work, tasks, chosen, lead=lead, progress=report)
+            num_computed = sum(one.note for one in written)
+            if self._users is not None and num_computed == 0:
                 raise ValueError(
                     f"users: requests in {self._main.name} required, found none of these {len(self._users):,} users "
                     "there"
                 )
-            files.verify(num_rows=num_requests, num_requests=None if by_position else num_requests)
             if before_commit is not None:
                 before_commit(self.side_table)
             snapshot_id = files.commit(
@@ -247,8 +243,8 @@ class Backfill:
             for field_id, size in data_file.column_sizes.items():
                 column_bytes[names.find_column_name(field_id) or ""] += size
         return FeatureReport(
-            requests=num_requests,
-            computed=self._num_computed,
+            requests=sum(one.rows for one in written),
+            computed=num_computed,
             buckets=len(self.buckets),
             files=len(data_files),
             bytes=sum(data_file.file_size_in_bytes for data_file in data_files),
@@ -256,6 +252,24 @@ class Backfill:
             key_bytes=sum(column_bytes[name] for name in REQUEST_KEY),
             seconds=time.monotonic() - started,
             snapshot_id=snapshot_id,
+        )
+
+    def _work(self, stored: EngagementSchema, updates: tuple[TableUpdate, ...]) -> BucketValues:
+        old, old_schema = feature_side(self.side_table)
+        return BucketValues(
+            table=PortableTable(self.side_table),
+            stored=stored,
+            schema=self.schema,
+            updates=updates,
+            main=self._main,
+            keys=self._keys,
+            old=old,
+            old_schema=old_schema,
+            main_snapshot=self._source.snapshot_id if is_by_position(self._target) else None,
+            compute=self._compute,
+            inputs=self._inputs,
+            columns=self._columns,
+            users=self._users,
         )
 
     def _summary(self) -> dict[str, str]:
@@ -267,58 +281,6 @@ class Backfill:
             BUCKETS: "all" if self.is_whole else ",".join(map(str, self.buckets)),
             FEATURES_PROPERTY: features_json(self.schema),
         }
-
-    def _rows(self, bucket: int, old: SortedSource) -> Iterator[pa.RecordBatch]:
-        """The bucket's rows of the feature table: every request of the main table once."""
-        computed = self._computed(bucket)
-        kept = self.schema.features if self._users is not None or self._compute is None else self._kept
-        kept = tuple(column for column in kept if column.name in self._old_schema.names)
-        if self._users is None and self._compute is not None:
-            rows = computed
-        else:
-            rows = first_rows(self._keys.stream(bucket, self._keys.num_buckets, list(REQUEST_KEY)), self._keys.name)
-            if self._compute is not None:
-                new = (_renamed(batch, _NEW, is_new=True) for batch in computed)
-                rows = _left_join(rows, new, [_nullable(column, _NEW) for column in self._columns] + [_IS_NEW])
-        if kept:
-            names = [*REQUEST_KEY, *(column.name for column in kept)]
-            earlier = (_renamed(batch, _OLD) for batch in old.stream(bucket, old.num_buckets, names))
-            rows = _left_join(rows, earlier, [_nullable(column, _OLD) for column in kept], old.name)
-        for batch in rows:
-            arrays = [batch.column(name) for name in REQUEST_KEY]
-            arrays += [self._value(batch, column) for column in self.schema.features]
-            yield pa.RecordBatch.from_arrays(arrays, names=[*REQUEST_KEY, *(c.name for c in self.schema.features)])
-
-    @property
-    def _kept(self) -> tuple[Column, ...]:
-        return tuple(column for column in self.schema.features if column not in self._columns)
-
-    def _computed(self, bucket: int) -> Iterator[pa.RecordBatch]:
-        if self._compute is None:
-            return
-        batches = self._main.stream(bucket, self._main.num_buckets, self._inputs, self._users)
-        for batch in compute_values(first_rows(batches, self._main.name), self._compute, self._columns):
-            self._num_computed += batch.num_rows
-            yield batch
-
-    def _value(self, batch: pa.RecordBatch, column: Column) -> pa.Array:
-        """The column's value for each request: the new one, else the earlier one, else none."""
-        names = batch.schema.names
-        if column.name in names:
-            return batch.column(column.name)
-        old, new = _OLD + column.name, _NEW + column.name
-        array = batch.column(old) if old in names else missing_values(column, batch.num_rows)
-        if new in names:
-            is_new = batch.column(_IS_NEW.name).fill_null(False).to_numpy(zero_copy_only=False)
-            array = choose(is_new, batch.column(new), array)
-        if array.null_count and not column.nullable:
-            row = array.is_null().index(True).as_py()
-            user, request = (batch.column(name)[row].as_py() for name in REQUEST_KEY)
-            raise ValueError(
-                f"feature {column.name}: a value for every request required, found none for request {request} of user "
-                f"{user}; compute it for all users first, or declare the column nullable"
-            )
-        return array
 
 
 def _added_columns(
@@ -347,23 +309,3 @@ def _check_fills(added: Sequence[Column], side_table: Table) -> None:
             f"other buckets are not written, found {', '.join(cannot)}; compute for all users, or use a table of its "
             "own"
         )
-
-
-def _left_join(
-    left: Iterator[pa.RecordBatch], right: Iterator[pa.RecordBatch], columns: Sequence[Column], name: str = "features"
-) -> Iterator[pa.RecordBatch]:
-    join = MergeJoin(on=REQUEST_KEY, how=LEFT, right_columns=tuple(columns), left_name="requests", right_name=name)
-    return join.run(left, right, JoinCounts())
-
-
-def _nullable(column: Column, prefix: str) -> Column:
-    return replace(column, name=prefix + column.name, nullable=not column.is_blob)
-
-
-def _renamed(batch: pa.RecordBatch, prefix: str, *, is_new: bool = False) -> pa.RecordBatch:
-    """The batch with `prefix` before the names of its features; with a column that is True on every row."""
-    names = [name if name in REQUEST_KEY else prefix + name for name in batch.schema.names]
-    arrays = list(batch.columns)
-    if is_new:
-        names, arrays = [*names, _IS_NEW.name], [*arrays, pa.array(np.ones(batch.num_rows, bool))]
-    return pa.RecordBatch.from_arrays(arrays, names=names)

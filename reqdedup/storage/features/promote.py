@@ -2,7 +2,7 @@
 
     main      -- s -------------------------------------- s'       readers: s, then s', nothing between
                \\                                         /
-    promoting   `-- bucket 0 -- bucket 1 -- ... -- all --'          one commit per bucket, one that publishes
+    promoting   `-- buckets 0-31 -- 32-63 -- ... -- all --'         one commit per group, one that publishes
 
 Every bucket is joined with its features, written by the writer in the layout's form, and committed to a branch, after
 its old columns have been found unchanged by checksum. What a killed run has committed there is not done again. The last
@@ -12,8 +12,10 @@ at `s`; an append meanwhile has requests without these features, so it is refuse
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +27,13 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Summary
 from pyiceberg.table.update import SetPropertiesUpdate
 
+from reqdedup.distributed import Engine, engine_for
 from reqdedup.schema import Column, EngagementSchema
+from reqdedup.storage.features.promoted_units import Promoting, UnitTask
 from reqdedup.storage.iceberg.changes import check_no_columns_added, check_one_spec
-from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.datafile import FileSettings
 from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, SAMPLE_ROWS, to_json
-from reqdedup.storage.iceberg.errors import IntegrityError
+from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import (
     MAIN,
     OWN_REFS,
@@ -47,20 +50,21 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
 )
 from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.same_requests import PLAN
+from reqdedup.storage.iceberg.written import Written
 from reqdedup.storage.join.bucket_join import BucketJoin, bucket_join
-from reqdedup.storage.measure.checks import ContentChecksum, content_checksum
+from reqdedup.storage.measure.checks import ContentChecksum
 from reqdedup.storage.read.feature_table import feature_schema
-from reqdedup.storage.read.table_source import table_files
+from reqdedup.storage.tasks import GroupCommits, Part, groups_of
 from reqdedup.storage.write.form import in_form
-from reqdedup.storage.write.writer import write_rows
 
 BRANCH = OWN_REFS + "promoting"
 UNIT, BASE = "reqdedup.promote-unit", "reqdedup.promote-base"
-"""Snapshot properties of the branch beside PLAN: the part that this commit did, and the snapshot it began from."""
+"""Snapshot properties of the branch beside PLAN: the parts that this commit did, and the snapshot it began from."""
 
 CHECKSUM = "reqdedup.promote-checksum"
-"""Snapshot property: rows of the part, and the checksum of their old columns."""
+"""Snapshot property: rows of these parts, and the checksum of their old columns."""
 
 MISSING_ERROR, MISSING_NULL = "error", "null"
 
@@ -95,12 +99,14 @@ def promote(
     missing: Literal["error", "null"] = "error",
     progress: Callable[[int, int], None] | None = None,
     spill_dir: str | Path | None = None,
+    engine: str | Engine | None = None,
 ) -> PromoteReport:
     """Make features of `side_tables` columns of `main_table`, all of them in one switch.
 
     columns: of the feature tables, all by default.  missing: "error" if a request has no row in a feature table, or
         "null": its scalars become null and its vectors zeros.
     progress: called with parts done and parts in total.  spill_dir: for temporary files, of one bucket at a time.
+    engine: where parts are written: "inline", "processes:N"; see `reqdedup.distributed`.
     A sequence must have the length of the history, as all sequences of an engagement table, and so cannot be missing.
     The feature tables stay as they are. A run that was killed is resumed by the same call; one that had already
     published does nothing. Raises ValueError for tables that do not fit, for names that the main table has, and for a
@@ -116,11 +122,7 @@ def promote(
     published = run.published()
     if published is None:
         resumed = run.resume()
-        for unit in range(run.num_units):
-            if unit not in resumed:
-                run.write(unit, spill_dir)
-            if progress is not None:
-                progress(unit + 1, run.num_units)
+        run.write(resumed, spill_dir, engine, progress)
         published = run.publish()
     else:
         resumed = set(range(run.num_units))
@@ -179,7 +181,7 @@ class _Promotion:
         self.updates = (*add_columns(self.main, self.added, self.layout), SetPropertiesUpdate(updates=properties))
         head = ref_snapshot(self.main.refresh(), BRANCH)
         parts = list(self._parts(head))
-        done = {int((part.get(UNIT) or "").partition("/")[0]) for part in parts}
+        done = {int(unit) for part in parts for unit in (part.get(UNIT) or "").partition("/")[0].split(",")}
         if parts and all(part.get(BASE) == str(self.base) for part in parts):
             return done
         assert self.base is not None
@@ -196,41 +198,57 @@ class _Promotion:
                     return pa.concat_tables(first)
         return pa.concat_tables(first) if first else pa.table({})
 
-    def write(self, unit: int, spill_dir: str | Path | None) -> None:
-        """Write one part with its features and commit it to the branch, once its old columns are known unchanged."""
-        old = self._files(self.base, unit)
-        num_rows = sum(file.record_count for file in old)
-        if not old:
-            return
-        with StagedFiles(self.main, self.schema, self.updates) as files:
-            batches = self.join.stream(unit, self.num_units, self.schema.names)
-            written, num_requests = write_rows(files, batches, self.schema, spill_dir=spill_dir)
-            if written != num_rows:
-                raise ValueError(
-                    f"{self.name}: features for every request required, found {num_rows - written:,} of {num_rows:,} "
-                    f"rows of part {unit} without; compute them for all users first, or pass missing='null'"
+    def write(
+        self,
+        resumed: set[int],
+        spill_dir: str | Path | None,
+        engine: str | Engine | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Write the parts that are left with their features, and commit them to the branch in groups."""
+        by_unit: dict[int, list[DataFile]] = defaultdict(list)
+        for file in self._files(self.base):
+            by_unit[file.partition[0] % self.num_units].append(file)
+        parts = []
+        for unit, old in sorted(by_unit.items()):
+            paths, num_rows = tuple(file.file_path for file in old), sum(file.record_count for file in old)
+            task = UnitTask(unit=unit, paths=paths, num_rows=num_rows)
+            parts += [Part(task, tuple(old), num_rows)] if unit not in resumed else []
+        work = Promoting(
+            table=PortableTable(self.main),
+            join=self.join,
+            schema=self.schema,
+            old_schema=self.old_schema,
+            updates=self.updates,
+            spill_dir=spill_dir,
+        )
+        num_bytes = sum(part.num_bytes for part in parts)
+        chosen = engine_for(engine, work, num_tasks=len(parts), num_bytes=num_bytes)
+        done = itertools.count(self.num_units - len(parts))
+
+        def report() -> None:
+            if progress is not None:
+                progress(next(done), self.num_units)
+
+        report()
+        commits = GroupCommits(self.main, self.schema, self.updates, properties=self._properties, branch=BRANCH)
+        for landed in commits.run(work, groups_of(parts), chosen, progress=report):
+            if landed.stale:
+                raise ConflictError(
+                    f"{self.name}: the branch {BRANCH} left alone by others required, found its files replaced; "
+                    "nothing was published. Run it again when the other promotion is done"
                 )
-            files.verify(num_rows=num_rows, num_requests=num_requests)
-            before, after = self._checksum(old), self._checksum(files.data_files)
-            checksum = f"{after.rows}:{after.checksum:x}"
-            if before != after:
-                raise IntegrityError(
-                    f"{self.name}: the old columns of part {unit} unchanged required ({before}), found {after}; "
-                    "nothing was published. This is a defect of the join or the writer: report it"
-                )
-            files.commit(
-                replace=True,
-                removed=old,
-                branch=BRANCH,
-                rebase=True,  # on top of what others do on other branches; this one is ours
-                properties={
-                    PLAN: self.plan,
-                    UNIT: f"{unit}/{self.num_units}",
-                    BASE: str(self.base),
-                    CHECKSUM: checksum,
-                    SCHEMA_PROPERTY: self.schema.to_json(),
-                },
-            )
+
+    def _properties(self, together: Sequence[tuple[Part, Written]]) -> dict[str, str]:
+        """Of the snapshot that adds these parts."""
+        checksum = sum((written.checksum for _, written in together), ContentChecksum())
+        return {
+            PLAN: self.plan,
+            UNIT: f"{','.join(str(part.task.unit) for part, _ in together)}/{self.num_units}",
+            BASE: str(self.base),
+            CHECKSUM: f"{checksum.rows}:{checksum.checksum:x}",
+            SCHEMA_PROPERTY: self.schema.to_json(),
+        }
 
     def publish(self) -> int:
         """Show the branch and its columns to readers, in one commit; the snapshot that they see."""
@@ -269,16 +287,11 @@ class _Promotion:
             parent = snapshot.parent_snapshot_id
             snapshot = self.main.snapshot_by_id(parent) if parent is not None else None
 
-    def _files(self, snapshot_id: int | None, unit: int | None = None) -> list[DataFile]:
-        """Data files of a snapshot, or of the buckets of one part of it."""
+    def _files(self, snapshot_id: int | None) -> list[DataFile]:
+        """Data files of a snapshot."""
         if snapshot_id is None or self.main.snapshot_by_id(snapshot_id) is None:
             return []
-        files = data_files(self.main, snapshot_id)
-        return [file for file in files if unit is None or file.partition[0] % self.num_units == unit]
-
-    def _checksum(self, files: Sequence[DataFile]) -> ContentChecksum:
-        paths = [file.file_path for file in files]
-        return content_checksum(table_files(self.main, paths, self.old_schema))
+        return data_files(self.main, snapshot_id)
 
 
 def _chosen(side: Table, columns: Sequence[str] | None) -> list[Column]:

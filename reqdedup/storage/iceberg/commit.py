@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 from pyiceberg.exceptions import NoSuchTableError
@@ -30,8 +31,9 @@ from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError, is_co
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.form import preview, taken_back
 from reqdedup.storage.iceberg.layout import file_schema, table_layout, table_schema
-from reqdedup.storage.iceberg.manifests import check_manifests, data_files
-from reqdedup.storage.iceberg.private import one_attempt, replace_files, stage
+from reqdedup.storage.iceberg.manifest_groups import append_files, replace_files
+from reqdedup.storage.iceberg.manifests import check_manifests, data_files, listed
+from reqdedup.storage.iceberg.private import one_attempt, stage
 from reqdedup.storage.iceberg.retries import CommitRetries
 from reqdedup.storage.iceberg.written import Written
 
@@ -152,13 +154,14 @@ class StagedFiles:
         if self._open is not None:
             self._open.metadata.update(metadata)
 
-    def hand_over(self, checksum: ContentChecksum) -> Written:
+    def hand_over(self, checksum: ContentChecksum, *, num_requests: int | None = None, note: Any = None) -> Written:
         """The finished files for `adopt` elsewhere; from now on they are the receiver's to commit or delete.
 
-        checksum: of the rows that were to be written. They are verified first: IntegrityError if rows are missing.
+        checksum: of the rows that were to be written.  num_requests: as of `verify`, which comes first: IntegrityError if
+        rows are missing.  note: for whoever adopts them.
         """
         self.close_file()
-        requests = self.verify(num_rows=checksum.rows, num_requests=None)
+        requests = self.verify(num_rows=checksum.rows, num_requests=num_requests)
         self._keep = True
         return Written(
             write_id=self.write_id,
@@ -166,6 +169,8 @@ class StagedFiles:
             files=tuple(self._done),
             requests=requests,
             checksum=checksum,
+            choices=dict(self.settings.choices),
+            note=note,
         )
 
     def adopt(self, written: Written) -> None:
@@ -191,6 +196,16 @@ class StagedFiles:
                 )
         self._done += written.files
         self._paths += [data_file.file_path for data_file, _ in written.files]
+        self.settings.choices = dict(written.choices)
+
+    def give_up(self, partitions: Collection[int | None]) -> None:
+        """Delete the finished files of these partitions, as if they had not been written."""
+        gone = [data_file.file_path for data_file, partition in self._done if partition in partitions]
+        self._done = [(data_file, partition) for data_file, partition in self._done if partition not in partitions]
+        self._paths = [path for path in self._paths if path not in set(gone)]
+        for path in gone:
+            with contextlib.suppress(Exception):  # the sweep of orphans removes what stays
+                self.table.io.delete(path)
 
     def commit(
         self,
@@ -281,10 +296,7 @@ class StagedFiles:
                 if replace and (added or old):
                     replace_files(transaction, old, added, summary=summary, branch=branch, deletes=is_all)
                 elif added:  # else an empty table takes another form
-                    update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
-                    with update.fast_append() as snapshot:
-                        for data_file in added:
-                            snapshot.append_data_file(data_file)
+                    append_files(transaction, added, summary=summary, branch=branch)
                 if branch != MAIN:
                     stage(transaction, taken_back(now, self._updates))
         except Exception as error:
@@ -299,8 +311,7 @@ class StagedFiles:
         snapshot = self.table.metadata.snapshot_by_name(branch)
         if snapshot is None:
             return False
-        present = {file.file_path for file in data_files(self.table, snapshot.snapshot_id)}
-        return {file.file_path for file in removed} <= present
+        return {file.file_path for file in removed} <= listed(self.table, snapshot, removed)
 
     def _is_at(self, snapshot: Snapshot | None, branch: str) -> bool:
         """Whether what others committed left the rows of the branch alone, as a change of properties does."""

@@ -62,13 +62,19 @@ class FileSettings:
         self.settings = WriteSettings.of(properties, layout, schema)
         self.choices = {} if layout.has_writer_defaults else stored_choices(properties)
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether nothing is left to be tried."""
+        tried = {column.name for column in self._schema.columns if not column.is_stored}
+        return self._layout.has_writer_defaults or tried <= self.choices.keys()
+
     def decide(self, rows: pa.Table, *, renew: bool = False) -> None:
         """Choose for the columns that have no choice yet by these rows, the first of the table's order.
 
         renew: whether for all columns. If rows are few, nothing is chosen for good: the next rows may be more.
         """
         names = set(self._schema.names)
-        if self._layout.has_writer_defaults or not len(rows) or not (renew or names - self.choices.keys()):
+        if self._layout.has_writer_defaults or not len(rows) or (self.is_decided and not renew):
             return
         found = choose(rows, self._schema, self.settings, blobs=self._layout.has_blobs)
         self.choices = found if renew else found | {name: self.choices[name] for name in names & self.choices.keys()}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
+from pyiceberg.conversions import from_bytes
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent, ManifestEntry, ManifestFile
+from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.types import NestedField, PrimitiveType
 
 from reqdedup.storage.iceberg.errors import IntegrityError
 
@@ -51,6 +57,40 @@ def data_files(table: Table, snapshot_id: int | None = None) -> list[DataFile]:
     return [task.file for task in scan_tasks(table, snapshot_id)]
 
 
+class Lookup:
+    """Which manifests may list some of these data files, as far as the bounds of their partitions say."""
+
+    def __init__(self, metadata: TableMetadata, files: Iterable[DataFile]) -> None:
+        self._specs, self._schema = metadata.specs(), with_sources(metadata)
+        places: dict[int, set[Any]] = defaultdict(set)
+        for file in files:
+            places[file.spec_id].add(file.partition[0] if len(file.partition) else None)
+        whole = {spec_id: all(isinstance(value, int) for value in values) for spec_id, values in places.items()}
+        self._places = {spec_id: sorted(found) if whole[spec_id] else [] for spec_id, found in places.items()}
+
+    def may_list(self, manifest: ManifestFile) -> bool:
+        if manifest.partition_spec_id not in self._places:
+            return False
+        places, bounds = self._places[manifest.partition_spec_id], manifest.partitions
+        if not places or not bounds or bounds[0].lower_bound is None or bounds[0].upper_bound is None:
+            return True  # not told, or by another value than a bucket or a day
+        field = self._specs[manifest.partition_spec_id].partition_type(self._schema).fields[0]
+        kind = cast(PrimitiveType, field.field_type)
+        low, high = (from_bytes(kind, one) for one in (bounds[0].lower_bound, bounds[0].upper_bound))
+        at = bisect_left(places, low)
+        return at < len(places) and places[at] <= high
+
+
+def listed(table: Table, snapshot: Snapshot | None, files: Sequence[DataFile]) -> set[str]:
+    """Paths of those of these data files that a snapshot has; manifests that cannot list them stay unread."""
+    wanted, lookup = {file.file_path for file in files}, Lookup(table.metadata, files)
+    found: set[str] = set()
+    for manifest in manifests_of(table, snapshot):
+        if manifest.content is ManifestContent.DATA and lookup.may_list(manifest):
+            found |= {entry.data_file.file_path for entry in entries_of(table, manifest)} & wanted
+    return found
+
+
 def check_manifests(table: Table, snapshot: Snapshot | None) -> None:
     """Read the snapshot's manifest list and manifests. Raises IntegrityError that names the first
     which cannot be read."""
@@ -87,3 +127,22 @@ def _damaged(table: Table, path: str, kind: str, what: str) -> IntegrityError:
         "go back to a snapshot that does without it (storage.rollback_to, or register an older metadata file with the "
         "catalog)"
     )
+
+
+def with_sources(metadata: TableMetadata) -> Schema:
+    """The current schema, with the columns that earlier specs partition by: manifests of their files need the types."""
+    schema = metadata.schema()
+    known = {field.field_id: field for one in metadata.schemas for field in one.fields}
+    sources = {field.source_id for spec in metadata.partition_specs for field in spec.fields}
+    gone = [
+        NestedField(source, f"{known[source].name}_{source}", known[source].field_type, required=False)
+        for source in sorted(sources - schema.field_ids)
+        if source in known
+    ]
+    return Schema(*schema.fields, *gone, schema_id=schema.schema_id) if gone else schema
+
+
+def stored_bytes(table: Table) -> int:
+    """Of all data files of the current snapshot, as its summary says; 0 if it does not."""
+    snapshot = table.current_snapshot()
+    return int((snapshot.summary.get("total-files-size") or 0) if snapshot and snapshot.summary else 0)

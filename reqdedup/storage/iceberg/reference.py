@@ -17,7 +17,9 @@ from pyiceberg.io import FileIO, load_file_io
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata, TableMetadataUtil
 
+from reqdedup.environment import variables
 from reqdedup.masking import SECRET_NAMES, has_credentials
+from reqdedup.storage.iceberg.paths import local_path
 
 STORE_PROPERTIES = (
     "py-io-impl",
@@ -34,6 +36,14 @@ STORE_PROPERTIES = (
     "adls.account-host",
 )
 """What pyiceberg must know of an object store beside who asks; no secrets."""
+
+_STORES = ("s3.", "client.", "gcs.", "adls.")
+_VARIABLES = {
+    "s3.access-key-id": "AWS_ACCESS_KEY_ID",
+    "s3.secret-access-key": "AWS_SECRET_ACCESS_KEY",
+    "s3.session-token": "AWS_SESSION_TOKEN",
+}
+"""Where another process finds what a catalog gave this one."""
 
 
 def store_properties(io: FileIO | None) -> dict[str, str]:
@@ -97,3 +107,39 @@ def _of_one_moment(metadata: TableMetadata) -> TableMetadata:
             "partition_statistics": [],
         }
     )
+
+
+class PortableTable:
+    """The table itself in this process, and its reference on the way to another: what a task's work holds.
+
+    Raises ValueError, when it is pickled, if the store's keys are no variables of the environment: another process would
+    have none.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __getstate__(self) -> TableRef:
+        _check_keys(self.table)
+        return TableRef.of(self.table)
+
+    def __setstate__(self, reference: TableRef) -> None:
+        self.table = reference.open()
+
+
+def _check_keys(table: Table) -> None:
+    """Raise ValueError if the catalog, or its configuration, gave this process keys that another has to find itself."""
+    if local_path(table.location()) is not None:
+        return
+    found = variables()
+    given = [
+        name
+        for name, value in table.io.properties.items()
+        if name.startswith(_STORES) and SECRET_NAMES.search(name) and found.get(_VARIABLES.get(name, "")) != value
+    ]
+    if given:
+        raise ValueError(
+            f"{'.'.join(table.name())}: keys of its store that other processes have too required "
+            f"({', '.join(_VARIABLES.values())}, or a role of the machine), found {', '.join(sorted(given))} of the "
+            "catalog, which no task carries; set the variables, or choose engine='inline'"
+        )

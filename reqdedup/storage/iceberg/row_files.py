@@ -29,7 +29,8 @@ from pyiceberg.table.update import SetPropertiesUpdate
 from reqdedup.storage.iceberg.commit import MAY_LAND, WRITE_ID
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict, is_outcome_unknown
 from reqdedup.storage.iceberg.evolve import MAIN
-from reqdedup.storage.iceberg.private import replace_files, stage
+from reqdedup.storage.iceberg.manifest_groups import append_files, replace_files
+from reqdedup.storage.iceberg.private import stage
 
 NO_RETRIES = {"commit.retry.num-retries": "0"}
 """Property of tables whose commits must not be put on top of others'."""
@@ -133,10 +134,7 @@ class RowFiles:
                 if old:
                     replace_files(transaction, old, self.files, summary=summary, branch=branch)
                 else:
-                    update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
-                    with update.fast_append() as snapshot:
-                        for data_file in self.files:
-                            snapshot.append_data_file(data_file)
+                    append_files(transaction, self.files, summary=summary, branch=branch)
         except BaseException as error:
             if is_conflict(error):
                 raise ConflictError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pyiceberg.manifest import DataFile
 
@@ -16,6 +17,8 @@ class Written:
     write_id: of the write that they belong to; their names begin with it.  spec_id: partition spec that they lie in.
     files: each with its partition, None in a table without partitions.
     requests: in the files.  checksum: of the rows in them; those of several tasks add up to that of all rows.
+    choices: how each column is encoded in the files, for the table to keep; see `encodings`.
+    note: what else the task has to say to whoever commits.
     """
 
     write_id: str
@@ -23,6 +26,8 @@ class Written:
     files: tuple[tuple[DataFile, int | None], ...]
     requests: int
     checksum: ContentChecksum
+    choices: dict[str, str] = field(default_factory=dict)
+    note: Any = None
 
     @property
     def rows(self) -> int:

@@ -18,23 +18,27 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 from pyiceberg.table import Table
+from pyiceberg.table.update import TableUpdate
 
 from reqdedup.arrays.keys import run_starts
-from reqdedup.dedup.checksum import RunningChecksum
+from reqdedup.dedup.checksum import ContentChecksum, RunningChecksum
 from reqdedup.dedup.rows import take_rows
-from reqdedup.schema import USER_ID
+from reqdedup.distributed import Engine, engine_for
+from reqdedup.schema import USER_ID, EngagementSchema
 from reqdedup.storage.features import realign
 from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, remove_ref
-from reqdedup.storage.iceberg.layout import Layout, table_layout
+from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout
 from reqdedup.storage.iceberg.manifests import data_files
+from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.retries import CommitRetries
 from reqdedup.storage.iceberg.same_requests import OPERATION
+from reqdedup.storage.iceberg.written import Written
 from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.expire import expire_snapshots
-from reqdedup.storage.maintenance.live import LiveFile, live_files
+from reqdedup.storage.maintenance.live import LiveFile, by_partition, live_files
 from reqdedup.storage.maintenance.namespace import feature_tables_of
 from reqdedup.storage.maintenance.rejected_rows import Rewritten, count_rejected, delete_rejected
 from reqdedup.storage.maintenance.served_rows import (
@@ -58,6 +62,7 @@ from reqdedup.storage.maintenance.user_rows import (
 )
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
 from reqdedup.storage.read.table_source import table_files
+from reqdedup.storage.tasks import GroupCommits, Landed, Part, groups_of, is_decided, lead_of
 from reqdedup.storage.write.form import in_form
 from reqdedup.storage.write.rejects import is_rejects_table
 
@@ -100,6 +105,7 @@ def delete_user(
     drop_refs: bool = False,
     erase: bool = False,
     progress: Callable[[str], None] | None = None,
+    engine: str | Engine | None = None,
 ) -> list[DeletionReport]:
     """Delete all rows of these users from engagement tables of any layout, feature tables, tables of rejected rows and
     those that serving keeps (`served_rows`).
@@ -110,6 +116,7 @@ def delete_user(
     drop_refs: remove branches and tags that hold them too.  erase: expire all snapshots but the newest at once, so that
     the users are gone from the disk; readers of older snapshots fail. Files that a killed writer left go with
     `sweep_orphans`.  progress: called with the name of each table before its turn.
+    engine: where files are rewritten: "inline", "processes:N"; see `reqdedup.distributed`.
     One commit per table; a run that was killed is finished by the same call. Raises ValueError for ids that are no
     int64, tables of no such kind, and a feature table by position without its main table or, with erase, a main table
     without those; ConflictError if other writers replaced the same files again and again.
@@ -135,9 +142,9 @@ def delete_user(
         if dry_run:
             counts, snapshot_id = count_rows(table, users), None
         elif is_feature_table(table) and is_by_position(table):
-            counts, snapshot_id = _follow_main(table, users)
+            counts, snapshot_id = _follow_main(table, users, engine)
         else:
-            counts, snapshot_id = _delete_from(table, users)
+            counts, snapshot_id = _delete_from(table, users, engine)
         reports.append(_report(table, users, counts, snapshot_id, drop_refs=drop_refs, dry_run=dry_run))
     if erase and not dry_run:  # after all of them, since features by position read old snapshots of their main table
         for table in tables:
@@ -185,16 +192,22 @@ def check_deletion(tables: list[Table], users: np.ndarray, keys: Sequence[str], 
             files_with(table, users)
 
 
-def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None]:
+def _delete_from(table: Table, users: np.ndarray, engine: str | Engine | None) -> tuple[RowCounts, int | None]:
     name = ".".join(table.name())
     counts, snapshot_id = RowCounts(), None
     for attempt in range(ATTEMPTS):
         files = files_with(table, users)
         if not files:
             return counts, snapshot_id
-        try:
-            snapshot_id = _rewrite(table, files, users, counts) or snapshot_id
-        except ConflictError:
+        landed = _rewrite(table, files, users, engine)
+        for part, written in zip(landed.parts, landed.written):
+            for requests in written.note:
+                counts.add(requests)
+            counts.files, counts.rewritten = counts.files + len(part.removed), counts.rewritten + len(written.files)
+            counts.bytes += sum(file.file_size_in_bytes for file, _ in written.files)
+            counts.old_bytes += part.num_bytes
+        snapshot_id = landed.snapshot_id or snapshot_id
+        if landed.stale:
             # two that rewrite one bucket again and again must get out of step
             CommitRetries.of(table.properties).wait(attempt)
             table.refresh()
@@ -204,51 +217,80 @@ def _delete_from(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None
     )
 
 
-def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, counts: RowCounts) -> int | None:
+@dataclass(frozen=True, kw_only=True)
+class DeleteTask:
+    """Files of one partition to write again. num_rows: in them.  users: of the partition, rising."""
+
+    partition: int | None
+    paths: tuple[str, ...]
+    num_rows: int
+    users: np.ndarray
+    write_id: str = ""
+
+    @property
+    def name(self) -> str:
+        return "all files" if self.partition is None else f"partition {self.partition}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletion:
+    """What the tasks of a deletion share. schema: of the files, before and after.  renew: see `run_alike`."""
+
+    table: PortableTable
+    schema: EngagementSchema
+    updates: tuple[TableUpdate, ...] = ()
+    renew: bool = False
+
+    def run(self, task: DeleteTask) -> Written:
+        """Write the files again without the users; its note: keys of the requests that went, a row each."""
+        table, schema, layout = self.table.table, self.schema, table_layout(self.table.table)
+        kept, kept_requests, gone = RunningChecksum(), 0, []
+        with StagedFiles(table, schema, self.updates, write_id=task.write_id) as files:
+            for path in task.paths:
+                source = table_files(table, [path], schema)
+                for batch in source.stream(source.row_groups()):
+                    keep = ~np.isin(batch.column(USER_ID).to_numpy(), task.users)
+                    requests = request_keys(batch)
+                    gone.append(requests[~keep])
+                    if not keep.any():
+                        continue
+                    (rows,) = kept.through([take_rows(batch, keep)])
+                    kept_requests += len(run_starts(list(requests[keep].T)))
+                    fat = in_form(rows, layout, schema)
+                    one_group = layout in (Layout.SORTED, Layout.SHUFFLED)
+                    files.write(task.partition, fat, target_bytes=0 if one_group else 2**63)
+                files.close_file()
+            check_same_rows(table, schema, kept, files.data_files)
+            left = ContentChecksum(task.num_rows - sum(map(len, gone)), kept.so_far.checksum)
+            return files.hand_over(left, num_requests=kept_requests if layout.is_bucketed else None, note=gone)
+
+
+def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, engine: str | Engine | None) -> Landed:
     """Write these files again without the users, in one commit."""
-    schema, layout = rewrite_schema(table), table_layout(table)
-    kept, kept_requests, gone = RunningChecksum(), 0, []
-    with StagedFiles(table, schema) as files:
-        for file in old:
-            source = table_files(table, [file.path], schema)
-            for batch in source.stream(source.row_groups()):
-                keep = ~np.isin(batch.column(USER_ID).to_numpy(), users)
-                requests = request_keys(batch)
-                gone.append(requests[~keep])
-                if not keep.any():
-                    continue
-                (rows,) = kept.through([take_rows(batch, keep)])
-                kept_requests += len(run_starts(list(requests[keep].T)))
-                fat = in_form(rows, layout, schema)
-                one_group = layout in (Layout.SORTED, Layout.SHUFFLED)
-                files.write(file.partition, fat, target_bytes=0 if one_group else 2**63)
-            files.close_file()
-        num_requests, gone_rows = kept_requests if layout.is_bucketed else None, sum(map(len, gone))
-        files.verify(num_rows=sum(file.num_rows for file in old) - gone_rows, num_requests=num_requests)
-        new = files.data_files
-        check_same_rows(table, schema, kept, new)
-        snapshot_id = files.commit(
-            replace=True,
-            removed=[file.data_file for file in old],
-            rebase=True,
-            properties={OPERATION: "delete", **made_from(table)},
-        )
-    for requests in gone:
-        counts.add(requests)
-    counts.files, counts.rewritten = counts.files + len(old), counts.rewritten + len(new)
-    counts.bytes += sum(file.file_size_in_bytes for file in new)
-    counts.old_bytes += sum(file.num_bytes for file in old)
-    return snapshot_id
+    schema, num_buckets = rewrite_schema(table), table_buckets(table)
+    parts = []
+    for partition, files in by_partition(old).items():
+        own = users if num_buckets is None else users[buckets_of(users, num_buckets) == partition]
+        paths, num_rows = tuple(file.path for file in files), sum(file.num_rows for file in files)
+        task = DeleteTask(partition=partition, paths=paths, num_rows=num_rows, users=own)
+        parts.append(Part(task, tuple(file.data_file for file in files)))
+    work = Deletion(table=PortableTable(table), schema=schema)
+    chosen = engine_for(engine, work, num_tasks=len(parts), num_bytes=sum(part.num_bytes for part in parts))
+    lead = None if is_decided(table, schema) else lead_of([part.task.num_rows for part in parts])
+    of_main = made_from(table)
+    commits = GroupCommits(table, schema, properties=lambda together: {OPERATION: "delete", **of_main})
+    (landed,) = commits.run(work, groups_of(parts, together=True), chosen, lead=lead)
+    return landed
 
 
-def _follow_main(table: Table, users: np.ndarray) -> tuple[RowCounts, int | None]:
+def _follow_main(table: Table, users: np.ndarray, engine: str | Engine | None) -> tuple[RowCounts, int | None]:
     """A table by position loses the users by being aligned anew with its main table, which has lost them already."""
     counts = RowCounts()
     buckets = count_by_position(table, users, counts)
     if not counts.rows:
         return counts, None
     main = table.catalog.load_table(table.properties[MAIN_TABLE_PROPERTY])
-    aligned = realign(main, table, buckets=buckets)
+    aligned = realign(main, table, buckets=buckets, engine=engine)
     counts.rewritten, counts.bytes = aligned.files, aligned.bytes
     return counts, aligned.snapshot_id
 

@@ -19,7 +19,7 @@ from pyiceberg.table.update import RemoveSnapshotsUpdate
 
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import commit_refs
-from reqdedup.storage.maintenance.files import NeededFile, file_key, is_under, reachable_files
+from reqdedup.storage.iceberg.files import NeededFile, file_key, is_under, reachable_files
 
 DEFAULT_AGE = timedelta(days=5)
 """Iceberg's own default: readers keep a snapshot for less."""

@@ -19,8 +19,9 @@ from pyiceberg.table import Table
 
 from reqdedup.schema import USER_ID
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
+from reqdedup.storage.iceberg.manifest_groups import replace_files
 from reqdedup.storage.iceberg.manifests import data_files, scan_tasks
-from reqdedup.storage.iceberg.private import files_of_rows, replace_files
+from reqdedup.storage.iceberg.private import files_of_rows
 from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.maintenance.expire import delete_files
 

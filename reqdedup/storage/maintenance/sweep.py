@@ -21,8 +21,8 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.masking import mask
+from reqdedup.storage.iceberg.files import METADATA, FoundFile, file_key, list_location, reachable_files
 from reqdedup.storage.maintenance.expire import cutoff_of, delete_files
-from reqdedup.storage.maintenance.files import METADATA, FoundFile, file_key, list_location, reachable_files
 
 DEFAULT_GUARD = timedelta(days=3)
 """Younger files may belong to a write that has not committed yet; so a write must not take longer."""

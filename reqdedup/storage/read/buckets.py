@@ -8,6 +8,7 @@ join of N and M buckets has min(N, M) units of work, and a unit may take several
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from pyiceberg.transforms import IdentityTransform
 from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.streams import merge_streams
 from reqdedup.schema import USER_ID
-from reqdedup.storage.iceberg.layout import table_buckets
+from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.read.reader import FileSource, RowGroup
 
 ROWS_TOGETHER = 2**18
@@ -47,6 +48,15 @@ class SortedSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """Row groups by bucket, as they are asked for, of one set of users. bucket_of_user: [U], None for all users."""
+
+    users: np.ndarray | None
+    bucket_of_user: np.ndarray | None
+    groups: dict[int, list[RowGroup]]
+
+
 class SortedTable:
     """A bucketed, sorted table as a side of a join; `order` is the key that its rows must be sorted by.
 
@@ -59,15 +69,14 @@ class SortedTable:
         num_buckets = check_sorted(table, order)
         self.num_buckets = source.num_buckets or num_buckets  # of an old snapshot, before the count was changed
         self._order, self._source = tuple(order), source
-        self._planned: tuple[np.ndarray | None, dict[int, list[RowGroup]]] | None = None
+        self._planned: _Planned | None = None
 
     def stream(
         self, unit: int, num_units: int, columns: Sequence[str], users: np.ndarray | None = None
     ) -> Iterator[pa.RecordBatch]:
         groups: dict[str, list[RowGroup]] = {}
-        by_bucket = self._plan(users)
         for bucket in range(unit, self.num_buckets, num_units):
-            for group in by_bucket.get(bucket, []):
+            for group in self._groups_of(bucket, users):
                 groups.setdefault(group.path, []).append(group)
         chains = _chains({path: _user_range(self._source, path) for path in groups})
         read = partial(self._read, columns=columns, users=users)
@@ -77,16 +86,16 @@ class SortedTable:
     def fingerprint(self) -> dict[str, str]:
         return self._source.fingerprint()
 
-    def _plan(self, users: np.ndarray | None) -> dict[int, list[RowGroup]]:
-        """Row groups by bucket; looked up once for a pass over all buckets, which hands over the same `users`."""
+    def _groups_of(self, bucket: int, users: np.ndarray | None) -> list[RowGroup]:
+        """Row groups of a bucket; looked up once for a pass over all buckets, which hands over the same `users`."""
         planned = self._planned
-        if planned is None or planned[0] is not users:
-            by_bucket: dict[int, list[RowGroup]] = {}
-            for group in self._source.row_groups(users):
-                if group.bucket is not None:
-                    by_bucket.setdefault(group.bucket, []).append(group)
-            self._planned = planned = (users, by_bucket)
-        return planned[1]
+        if planned is None or planned.users is not users:
+            own = None if users is None else buckets_of(users, self.num_buckets)
+            self._planned = planned = _Planned(users, own, {})
+        if bucket not in planned.groups:
+            wanted = users if users is None else users[planned.bucket_of_user == bucket]
+            planned.groups[bucket] = self._source.row_groups(wanted, bucket=bucket)
+        return planned.groups[bucket]
 
     def _read(
         self, groups: Sequence[RowGroup], columns: Sequence[str], users: np.ndarray | None

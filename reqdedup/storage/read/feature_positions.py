@@ -99,6 +99,12 @@ class PositionSource:
         self._main: Table | None = None
         self._keys: dict[int | None, SortedTable] = {}
 
+    def __getstate__(self) -> None:
+        raise ValueError(
+            f"{self.name}: a feature table with keys required to be read by other processes, found one by position, "
+            "whose keys are in earlier snapshots of its main table; choose engine='inline'"
+        )
+
     def stream(
         self, unit: int, num_units: int, columns: Sequence[str], users: np.ndarray | None = None
     ) -> Iterator[pa.RecordBatch]:
@@ -131,7 +137,7 @@ class PositionSource:
         return Positions(fields["main_snapshot"], tuple(fields["key_hashes"]))
 
     def _groups(self, bucket: int) -> list[RowGroup]:
-        groups = [group for group in self._source.row_groups() if group.bucket == bucket]
+        groups = self._source.row_groups(bucket=bucket)
         if len({group.path for group in groups}) > 1:
             raise ValueError(
                 f"{self.name}: one file per bucket required in a table by position, found "

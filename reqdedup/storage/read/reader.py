@@ -85,6 +85,7 @@ class FileSource(Readable):
         self._io = io
         self._bucket_of_path = dict(zip(self._paths, buckets)) if buckets is not None else {}
         self._num_buckets = num_buckets
+        self._by_bucket: dict[int | None, list[str]] = {}
         self._merge_pieces = merge_pieces
         self._known_columns = None if known_columns is None else frozenset(known_columns)
         self._field_ids = dict(field_ids or {})
@@ -135,8 +136,10 @@ class FileSource(Readable):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs, without a credential: those are that process's own."""
-        return {**self.__dict__, "_io": None, "_store": None if self._io is None else store_properties(self._io)}
+        """What another process needs, without a credential: those are that process's own; nor what it reads itself."""
+        read: dict[str, Any] = {"_footers": {}, "_file_columns": {}, "_encoded": {}, "_by_bucket": {}}
+        store = None if self._io is None else store_properties(self._io)
+        return {**self.__dict__, **read, "_io": None, "_store": store}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         store = state.pop("_store")
@@ -179,23 +182,34 @@ class FileSource(Readable):
             self._file_columns[path] = file_columns(self.footer(path), names, self._field_ids)
         return self._file_columns[path]
 
-    def row_groups(self, users: np.ndarray | pa.Array | None = None) -> list[RowGroup]:
-        """All row groups in reading order; with `users` only those that may hold one of these user ids."""
+    def row_groups(self, users: np.ndarray | pa.Array | None = None, *, bucket: int | None = None) -> list[RowGroup]:
+        """All row groups in reading order, or those of one bucket; with `users` only those that may hold one of these.
+
+        Footers of other buckets are not read.
+        """
         wanted = None if users is None else _user_array(users)
         buckets = None
         if wanted is not None and self._num_buckets:
             buckets = set(buckets_of(wanted, self._num_buckets).tolist()) if len(wanted) else set()
         groups = []
-        for path in self._paths:
-            bucket = self._bucket_of_path.get(path)
-            if buckets is not None and bucket is not None and bucket not in buckets:
+        for path in self._paths if bucket is None else self._paths_of(bucket):
+            of_path = self._bucket_of_path.get(path)
+            if buckets is not None and of_path is not None and of_path not in buckets:
                 continue
             footer = self.footer(path)
             for index in range(footer.num_row_groups):
                 group = footer.row_group(index)
                 if group.num_rows and (wanted is None or _may_hold(group, self.name_in(path, USER_ID), wanted)):
-                    groups.append(RowGroup(path, index, group.num_rows, bucket))
+                    groups.append(RowGroup(path, index, group.num_rows, of_path))
         return groups
+
+    def _paths_of(self, bucket: int) -> list[str]:
+        if not self._by_bucket:
+            found: dict[int | None, list[str]] = {}
+            for path, of_path in self._bucket_of_path.items():
+                found.setdefault(of_path, []).append(path)
+            self._by_bucket = found  # at once: threads read beside one another
+        return self._by_bucket.get(bucket, [])
 
     def batches(
         self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from pyiceberg.table import Table
@@ -105,6 +106,10 @@ class TableSource(FileSource):
             **{**self.reading(), "item_files": self.vocabulary.files() if self.vocabulary is not None else []},
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled it is `files()`: another process has no catalog."""
+        return _as_it_is, (self.files(),)
+
     def item_keys(self, item_id: np.ndarray) -> np.ndarray | None:
         return None if self.vocabulary is None else self.vocabulary.keys(item_id)
 
@@ -113,6 +118,10 @@ class TableSource(FileSource):
         """Of the items' ids, if they are dense."""
         name = self.schema[ITEM_ID].vocabulary
         return Vocabulary(self.table.catalog, name) if name else None
+
+
+def _as_it_is(source: FileSource) -> FileSource:
+    return source
 
 
 def column_ids(table: Table, snapshot_id: int | None = None) -> dict[str, int]:

@@ -40,7 +40,7 @@ def test_features_are_stale_once_the_main_table_has_other_requests(catalog):
 
 @pytest.mark.slow
 def test_features_stay_current_once_the_snapshots_between_have_expired(catalog, monkeypatch):
-    """Each bucket's compaction is a snapshot of its own; of tables that do not say whose requests they keep it cannot
+    """Compactions are snapshots too; of tables that do not say whose requests they keep it cannot
     be told."""
     main = main_table(catalog)
     compact(main, force=True)
@@ -52,7 +52,9 @@ def test_features_stay_current_once_the_snapshots_between_have_expired(catalog, 
         assert features_current(main.refresh(), side.refresh()).ok
     delete_user([main, side], USERS[0])
     assert features_current(main.refresh(), side.refresh()).ok
-    monkeypatch.setattr("reqdedup.storage.iceberg.private.brings_no_requests", lambda _: False)  # as version 0.1.0
+    monkeypatch.setattr(
+        "reqdedup.storage.iceberg.manifest_groups.brings_no_requests", lambda _: False
+    )  # as version 0.1.0
     compact(main, force=True)
     expire_snapshots(main, older_than=timedelta(0))
     found = features_current(main.refresh(), side.refresh())

@@ -14,7 +14,9 @@ from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.maintenance import compact
 from reqdedup.storage.measure import checks
+from reqdedup.storage.tasks import groups
 from tests.storage.maintenance.appended_days import append_days, days, new_table, same_forms
+from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import make_log, to_batch, to_batches
 from tests.storage.tables import files_of, rows_of
 
@@ -85,21 +87,25 @@ def test_only_the_asked_and_affected_buckets_are_rewritten(catalog):
 
 
 @pytest.mark.slow
-def test_one_commit_for_all_buckets_or_one_each(catalog):
+def test_one_commit_for_all_buckets_or_one_for_some_neighbours(catalog, monkeypatch):
     table = new_table(catalog)
     append_days(table, days())
     snapshots = len(table.snapshots())
     seen = []
     compact(table, [0, 1], one_commit=True, progress=lambda done, total: seen.append((done, total)))
     assert len(table.snapshots()) == snapshots + 1
-    assert seen == [(2, 2)]
+    assert seen == [(1, 2), (2, 2)]
     compact(table)
-    assert len(table.snapshots()) == snapshots + 3
+    assert len(table.snapshots()) == snapshots + 2
+    monkeypatch.setattr(groups, "BUCKETS_TOGETHER", 3)
+    compact(table, force=True)
+    assert len(table.snapshots()) == snapshots + 4
 
 
 @pytest.mark.slow
 def test_what_is_appended_meanwhile_stays(catalog, monkeypatch):
     """An append lands between the rewrite of each bucket and its commit."""
+    monkeypatch.setattr(groups, "BUCKETS_TOGETHER", 1)
     table = new_table(catalog)
     batches = append_days(table, days(2))
     late = [make_log(num_users=3, seed=seed) for seed in range(20, 24)]
@@ -137,6 +143,28 @@ def test_a_bucket_that_another_run_compacts_meanwhile_is_left_to_it(catalog, mon
     assert others[1].buckets == (0, 1, 2, 3)
     assert report.buckets == ()
     assert rows_of(TableSource(catalog.load_table("test.compact")).batches()) == rows_of(batches)
+
+
+@pytest.mark.slow
+def test_of_a_group_the_buckets_that_nobody_else_changed_are_committed(catalog, monkeypatch):
+    """Another run has compacted bucket 2 between our rewrite of all four and our commit."""
+    table = new_table(catalog)
+    batches = append_days(table, days(2))
+    commit, others = StagedFiles.commit, []
+
+    def commit_after_another(self, **options):
+        if not others:
+            others.append(None)
+            others.append(compact(catalog.load_table("test.compact"), [2]))
+        return commit(self, **options)
+
+    monkeypatch.setattr(StagedFiles, "commit", commit_after_another)
+    report = compact(table)
+    assert (others[1].buckets, report.buckets) == ((2,), (0, 1, 3))
+    table = catalog.load_table("test.compact")
+    assert len(files_of(table)) == 4
+    assert rows_of(TableSource(table).batches()) == rows_of(batches)
+    assert on_disk(table) == needed_by(table)
 
 
 @pytest.mark.slow

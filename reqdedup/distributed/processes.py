@@ -1,0 +1,163 @@
+"""N processes of this machine, started as `python -m reqdedup.distributed.worker`, and spoken to over socket pairs.
+
+Not by multiprocessing: it imports the caller's main module anew, which a notebook does not have and a script without a
+main guard does not survive. A worker lives as long as one run, begins a task when it has answered the one before, and
+ends by itself when this process does.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S, Answer, LostError, run_attempts
+from reqdedup.environment import variables
+
+if TYPE_CHECKING:
+    from reqdedup.distributed.engine import Task, Work
+
+WORKER = "reqdedup.distributed.worker"
+
+
+class Processes:
+    """Tasks in up to `workers` processes of this machine. deadline_s, attempts: see `attempts`."""
+
+    is_here = False
+
+    def __init__(self, workers: int, *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
+        self.name, self.retries = f"processes:{workers}", 0
+        self._workers, self._deadline_s, self._attempts = workers, deadline_s, attempts
+
+    def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
+        self.retries = 0
+        pool = _Pool(min(self._workers, len(tasks)), pickled(work, self.name), tasks)
+        try:
+            names = [task.name for task in tasks]
+            yield from run_attempts(
+                pool, names, deadline_s=self._deadline_s, attempts=self._attempts, on_retry=self._count
+            )
+        finally:
+            pool.close()
+
+    def _count(self) -> None:
+        self.retries += 1
+
+
+def pickled(work: Work, engine: str) -> bytes:
+    """The work for other processes. Raises ValueError that says what stands in the way."""
+    try:
+        return pickle.dumps(work)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"engine {engine}: work that another process can load required, found {error}; a function must be one of "
+            "an importable module (no lambda, none of a notebook or of the script itself). Or engine='inline'"
+        ) from error
+
+
+class _Worker:
+    """One process, and the socket to it. attempt: that it is at, None if it waits for one."""
+
+    def __init__(self, work: bytes) -> None:
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", WORKER, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a task prints is none of the driver's results
+                start_new_session=True,  # Ctrl-C is the driver's, who ends its workers
+            )
+        self.attempt: int | None = None
+        self._work: bytes | None = work
+
+    def begin(self, attempt: int, task: Task) -> None:
+        self.attempt = attempt
+        with suppress(OSError):  # it is gone: `answer` will say so
+            if self._work is not None:
+                self.connection.send_bytes(self._work)
+                self._work = None
+            self.connection.send_bytes(pickle.dumps((attempt, pickle.dumps(task))))
+
+    def answer(self) -> Answer | None:
+        """What it has to say; None if it is gone."""
+        try:
+            attempt, result, error, told = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            return None
+        self.attempt = None
+        if error is not None:
+            error.__cause__ = WorkerTracebackError(told)
+        return Answer(attempt=attempt, result=result, error=error)
+
+    def end(self) -> int:
+        """Kill it; its exit status."""
+        self.process.kill()
+        self.connection.close()
+        return self.process.wait()
+
+
+class WorkerTracebackError(Exception):
+    """Where in its own process a task failed; cause of what it raised."""
+
+
+class _Pool:
+    """Workers, begun as they are needed."""
+
+    def __init__(self, most: int, work: bytes, tasks: Sequence[Task]) -> None:
+        self._most, self._work, self._tasks = most, work, tasks
+        self._workers: list[_Worker] = []
+
+    def num_free(self) -> int:
+        return self._most - sum(worker.attempt is not None for worker in self._workers)
+
+    def begin(self, attempt: int, number: int) -> None:
+        idle = next((worker for worker in self._workers if worker.attempt is None), None)
+        if idle is None:
+            idle = _Worker(self._work)
+            self._workers.append(idle)
+        idle.begin(attempt, self._tasks[number])
+
+    def answers(self, timeout_s: float) -> list[Answer]:
+        by_connection = {worker.connection: worker for worker in self._workers}
+        found = []
+        for connection in wait(list(by_connection), timeout_s):
+            assert isinstance(connection, Connection)
+            worker = by_connection[connection]
+            answer = worker.answer()
+            if answer is None:
+                self._workers.remove(worker)
+                attempt, status = worker.attempt, worker.end()
+                if attempt is None:
+                    continue
+                error = LostError(f"a worker process ended with status {status} before it answered")
+                answer = Answer(attempt=attempt, error=error)
+            found.append(answer)
+        return found
+
+    def overdue(self, attempt: int) -> None:
+        for worker in [worker for worker in self._workers if worker.attempt == attempt]:
+            self._workers.remove(worker)
+            worker.end()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+
+def _environment() -> dict[str, str]:
+    """Of a worker: it finds the modules that this process finds, and decodes on one core."""
+    own = dict(variables())
+    here = [str(Path(__file__).parents[2]), *(path or os.getcwd() for path in sys.path)]
+    return {"OMP_NUM_THREADS": "1", **own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(here))}

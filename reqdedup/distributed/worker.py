@@ -1,0 +1,53 @@
+"""A worker process: `python -m reqdedup.distributed.worker FD`, with a socket to the process that started it.
+
+First comes the work, then one task after the other; each is answered before the next. When the driver is gone, the
+worker ends at once, in the middle of a task too: nobody would commit what it writes.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+def main(arguments: list[str]) -> None:
+    connection = Connection(int(arguments[0]))
+    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, messages), daemon=True).start()
+    payload = messages.get()
+    work: Any = None
+    while True:
+        attempt, task = pickle.loads(messages.get())
+        try:
+            work = pickle.loads(payload) if work is None else work
+            answer = pickle.dumps((attempt, work.run(pickle.loads(task)), None, ""))
+        except BaseException as error:
+            answer = pickle.dumps((attempt, None, _portable(error), traceback.format_exc()))
+        connection.send_bytes(answer)
+
+
+def _receive(connection: Connection, messages: queue.SimpleQueue[bytes]) -> None:
+    while True:
+        try:
+            messages.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+def _portable(error: BaseException) -> Any:
+    """The error, or one that says the same, if it cannot travel."""
+    try:
+        again = pickle.loads(pickle.dumps(error))
+    except Exception:
+        again = None
+    return error if type(again) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

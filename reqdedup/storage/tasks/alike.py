@@ -1,0 +1,92 @@
+"""Running the tasks of one write, so that all of them encode a column alike, and taking over what they have written.
+
+    the table knows its encodings       all tasks at once
+    it does not, or they are renewed    one task alone, which chooses by its first rows; then the others, as it chose
+
+So a bucket's bytes depend on its rows and the table alone, whichever engine writes it, in whatever order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pyiceberg.table import Table
+from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
+
+from reqdedup.distributed import Engine
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.datafile import FileSettings
+from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, ENOUGH_ROWS, to_json
+from reqdedup.storage.iceberg.form import preview
+from reqdedup.storage.iceberg.layout import table_layout
+from reqdedup.storage.iceberg.written import Written
+from reqdedup.storage.tasks.leftovers import remove_left
+
+
+def is_decided(table: Table, schema: EngagementSchema, updates: tuple[TableUpdate, ...] = ()) -> bool:
+    """Whether the table, after these updates, knows how each column is encoded."""
+    target = preview(table, updates)
+    return FileSettings(table_layout(target), schema, target.properties).is_decided
+
+
+def lead_of(num_rows: Sequence[int]) -> int:
+    """Number of the task that chooses: the first with enough rows to choose by, else the one with most."""
+    enough = (number for number, rows in enumerate(num_rows) if rows >= ENOUGH_ROWS)
+    return next(enough, max(range(len(num_rows)), key=num_rows.__getitem__))
+
+
+def run_alike(
+    engine: Engine, work: Any, tasks: Sequence[Any], lead: int | None
+) -> Generator[tuple[int, Written], None, None]:
+    """Number and result of each task, as they are done.
+
+    work: with fields `updates`, of the table, and `renew`, whether the task that leads chooses for all columns anew.
+    lead: number of the task that goes first; None if nothing is to be chosen.
+    """
+    waiting = list(range(len(tasks)))
+    while lead is not None and waiting:
+        waiting.remove(lead)
+        choices: dict[str, str] = {}
+        with contextlib.closing(engine.run(work, [tasks[lead]])) as first:
+            for _, written in first:
+                choices = written.choices
+                yield lead, written
+        lead = None if choices else next(iter(waiting), None)  # of a bucket without rows, the next one leads
+        kept = (SetPropertiesUpdate(updates={CHOICES_PROPERTY: to_json(choices)}),) if choices else ()
+        work = replace(work, updates=(*work.updates, *kept), renew=work.renew and not choices)
+    if waiting:
+        with contextlib.closing(engine.run(work, [tasks[number] for number in waiting])) as rest:
+            for number, written in rest:
+                yield waiting[number], written
+
+
+def adopt_all(
+    files: StagedFiles,
+    work: Any,
+    tasks: Sequence[Any],
+    engine: Engine,
+    *,
+    lead: int | None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Written]:
+    """Run all tasks of a write that is one commit, whose files `files` then has; what each wrote, in their order.
+
+    progress: called with tasks done. If it fails no file of the write is left; nor one of an attempt that was repeated.
+    """
+    done: dict[int, Written] = {}
+    ended = False
+    try:
+        for number, written in run_alike(engine, work, tasks, lead):
+            files.adopt(written)
+            done[number] = written
+            progress(len(done))
+        ended = True
+    finally:
+        if not engine.is_here and (not ended or engine.retries):
+            kept = [data_file.file_path for data_file in files.data_files] if ended else ()
+            remove_left(files.table, [files.write_id], kept)
+    return [done[number] for number in sorted(done)]
