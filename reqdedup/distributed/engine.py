@@ -36,7 +36,7 @@ class Engine(Protocol):
 
     name: as it is asked for.  is_here: whether tasks run in this process and one after the other, on the caller's own
     objects; else they are pickled, and one that failed, or ran twice, may have left files.
-    retries: attempts of the last run beyond one per task.
+    retries: attempts so far beyond one per task.
     """
 
     name: str

@@ -37,7 +37,6 @@ class Processes:
         self._workers, self._deadline_s, self._attempts = workers, deadline_s, attempts
 
     def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
-        self.retries = 0
         pool = _Pool(min(self._workers, len(tasks)), pickled(work, self.name), tasks)
         try:
             names = [task.name for task in tasks]

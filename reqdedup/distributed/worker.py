@@ -41,12 +41,18 @@ def _receive(connection: Connection, messages: queue.SimpleQueue[bytes]) -> None
 
 
 def _portable(error: BaseException) -> Any:
-    """The error, or one that says the same, if it cannot travel."""
+    """The error, or one of Python's own that says the same, if it cannot travel."""
     try:
         again = pickle.loads(pickle.dumps(error))
     except Exception:
         again = None
-    return error if type(again) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
+    if type(again) is type(error):
+        return error
+    builtin = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+    try:
+        return builtin(str(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,175 @@
+"""A verb makes the same files on every engine, bit for bit, and leaves no other; what is sent to it holds no secret."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import pytest
+from pyiceberg.catalog import Catalog, load_catalog
+
+from reqdedup.dedup.checksum import ContentChecksum
+from reqdedup.distributed import Engine, Inline, Processes
+from reqdedup.storage import (
+    TableSource,
+    add_request_feature,
+    bucket_join,
+    compact,
+    create_feature_table,
+    delete_user,
+    promote,
+    realign,
+    write,
+)
+from reqdedup.storage.iceberg.errors import IntegrityError
+from reqdedup.storage.measure.checks import content_checksum
+from reqdedup.storage.tasks import groups
+from tests.distributed.faulty import Faulty
+from tests.storage.feature_tables import COUNT, USERS, VECTOR, main_table, of_request
+from tests.storage.maintenance.stored_files import needed_by, on_disk
+from tests.storage.small_log import make_log, to_batches
+from tests.storage.tasks.killing import KilledOnce
+
+SECRETS = {"s3.secret-access-key": "TOPSECRET", "s3.access-key-id": "AKIDEXAMPLE", "token": "TOPSECRET"}
+LATE = make_log(num_users=12, seed=9)
+
+
+def open_lake(folder: Path) -> Catalog:
+    """A lake whose catalog's address and properties are secrets."""
+    (folder / "PASSWORD").mkdir(parents=True, exist_ok=True)
+    lake = load_catalog(
+        "test", type="sql", uri=f"sqlite:///{folder}/PASSWORD/catalog.db", warehouse=f"file://{folder}/lake", **SECRETS
+    )
+    lake.create_namespace_if_not_exists("lake")
+    return lake
+
+
+def life(lake: Catalog, engine: str | Engine) -> dict[str, list[str]]:
+    """Everything that runs as tasks, in turn; bytes of the files of each bucket after each step."""
+    main = main_table(lake)
+    write(main, to_batches(LATE), mode="append")
+    seen = {}
+
+    def look(step: str, *tables) -> None:
+        for table in tables:
+            files = [task.file for task in table.refresh().scan().plan_files()]
+            digests = [f"{f.partition[0]} {digest(f.file_path)}" for f in files]
+            seen[f"{step} {table.name()[-1]}"] = sorted(digests)
+
+    compact(main, engine=engine)
+    look("compact", main)
+    side = create_feature_table(lake, "lake.side", main, [COUNT, VECTOR])
+    add_request_feature(main, side, of_request, columns=[COUNT], engine=engine)
+    look("compute", side)
+    add_request_feature(main, side, of_request, columns=[COUNT], users=USERS[:3], engine=engine)
+    delete_user([main, side], USERS[:2], engine=engine)
+    look("delete", main, side)
+    write(main, to_batches(LATE[:5]), mode="replace")
+    realign(main, side, engine=engine)
+    look("realign", side)
+    promote(main, [side], columns=["count"], engine=engine)
+    look("promote", main)
+    for table in (main, side):
+        assert on_disk(table) == needed_by(table.refresh())
+    return seen
+
+
+def digest(path: str) -> str:
+    return hashlib.blake2b(Path(path.removeprefix("file://")).read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory) -> dict[str, list[str]]:
+    return life(open_lake(tmp_path_factory.mktemp("inline")), "inline")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 15))])
+def test_files_are_the_same_bits_if_answers_are_shuffled_doubled_late_and_lost(inline, tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(groups, "BUCKETS_TOGETHER", 1 + seed % 3)
+    engine = Faulty(seed)
+    assert life(open_lake(tmp_path), engine) == inline
+    assert engine.retries
+
+
+@pytest.mark.slow
+def test_processes_compact_to_the_same_bits(inline, tmp_path):
+    main = main_table(open_lake(tmp_path))
+    write(main, to_batches(LATE), mode="append")
+    compact(main, engine="processes:2")
+    files = [task.file for task in main.refresh().scan().plan_files()]
+    assert (
+        sorted(f"{file.partition[0]} {digest(file.file_path)}" for file in files) == inline["compact main_by_request"]
+    )
+
+
+@pytest.mark.soak
+def test_files_of_processes_are_the_same_bits(inline, tmp_path):
+    assert life(open_lake(tmp_path), "processes:2") == inline
+
+
+class Listening(Inline):
+    """An engine that keeps what it would send."""
+
+    is_here = False
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def run(self, work, tasks):
+        self.sent += [pickle.dumps(work), pickle.dumps(tasks)]
+        for number, result in super().run(pickle.loads(self.sent[-2]), tasks):
+            self.sent.append(pickle.dumps(result))
+            yield number, result
+
+
+@pytest.mark.slow
+def test_nothing_that_is_sent_holds_a_secret(inline, tmp_path):
+    engine = Listening()
+    assert life(open_lake(tmp_path), engine) == inline
+    assert len(engine.sent) > 10
+    for secret in (b"TOPSECRET", b"AKIDEXAMPLE", b"PASSWORD", b"catalog.db"):
+        assert not any(secret in sent for sent in engine.sent)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_the_middle_leaves_nothing(tmp_path):
+    lake = open_lake(tmp_path)
+    main = main_table(lake)
+    side = create_feature_table(lake, "lake.side", main, [COUNT])
+    engine = Processes(2)
+    report = add_request_feature(main, side, KilledOnce(tmp_path / "mark"), engine=engine)
+    assert (engine.retries, report.computed) == (1, report.requests)
+    assert on_disk(side) == needed_by(side)
+    assert sum(batch.num_rows for batch in bucket_join(main, side).batches()) == TableSource(main).num_rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inline", "processes"])
+def test_a_task_that_fails_leaves_the_table_as_it_was_and_names_its_bucket(tmp_path, name):
+    lake = open_lake(tmp_path)
+    main = main_table(lake)
+    contradiction = [dict(request, device=request["device"] + 1) for request in make_log(num_users=30, seed=4)[:1]]
+    write(main, to_batches(contradiction), mode="append")
+    before = main.current_snapshot()
+    with pytest.raises(ValueError, match="one value per request required"):
+        compact(main, one_commit=True, force=True, engine=Inline() if name == "inline" else Processes(2))
+    assert main.refresh().current_snapshot() == before
+    assert on_disk(main) == needed_by(main)
+
+
+@pytest.mark.slow
+def test_the_gate_refuses_a_task_that_says_it_has_other_rows(tmp_path):
+    class Lying(Inline):
+        def run(self, work, tasks):
+            for number, written in super().run(work, tasks):
+                object.__setattr__(written, "checksum", ContentChecksum(written.rows + 1, 0))
+                yield number, written
+
+    main = main_table(open_lake(tmp_path))
+    rows = content_checksum(TableSource(main))
+    with pytest.raises(IntegrityError, match=r"rows required of bucket 0, found"):
+        compact(main, force=True, engine=Lying())
+    assert content_checksum(TableSource(main.refresh())) == rows
+    assert on_disk(main) == needed_by(main)
