@@ -245,15 +245,15 @@ def _write(
     layout, name = table_layout(table), ".".join(table.name())
     with StagedFiles(table, updates=set_properties(properties)) as files:
         batches = _reporting(converter.batches(), num_rows, report)
-        written, num_requests = write_rows(
+        written = write_rows(
             files, batches, converter.schema, seed=seed, spill_dir=spill_dir, remember=REMEMBERED_REQUESTS
         )
         if isinstance(converter.source, CandidateSource):  # how many there are, nothing says before
             num_rows = converter.num_rows
-        files.verify(num_rows=num_rows, num_requests=num_requests if layout.is_bucketed else None)
-        report("verify", 0, written)
+        files.verify(num_rows=num_rows, num_requests=written.requests if layout.is_bucketed else None)
+        report("verify", 0, written.rows)
         for done in converter.read_independently():
-            report("verify", done, written)
+            report("verify", done, written.rows)
         paths = [file.file_path for file in files.data_files]
         checksum = content_checksum(FileSource(paths, converter.schema, io=table.io, merge_pieces=False))
         if checksum != converter.checksum.so_far:
@@ -264,7 +264,7 @@ def _write(
             )
         repeated = 0 if replace else repeated_rows(table, files.data_files, converter.schema)
         files.commit(replace=replace, properties={OPERATION: "convert"})
-        return _Written(files.data_files, num_requests, repeated)
+        return _Written(files.data_files, written.requests, repeated)
 
 
 def _opened(source: Table | str | Path | Sequence[str | Path], mapping: ColumnMapping) -> RowSource:

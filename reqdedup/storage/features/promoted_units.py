@@ -55,10 +55,10 @@ class Promoting:
         table, name = self.table.table, ".".join(self.table.table.name())
         with StagedFiles(table, self.schema, self.updates, write_id=task.write_id) as files:
             batches = self.join.stream(task.unit, self.join.num_buckets, self.schema.names)
-            written, num_requests = write_rows(files, batches, self.schema, spill_dir=self.spill_dir)
-            if written != task.num_rows:
+            written = write_rows(files, batches, self.schema, spill_dir=self.spill_dir)
+            if written.rows != task.num_rows:
                 raise ValueError(
-                    f"{name}: features for every request required, found {task.num_rows - written:,} of "
+                    f"{name}: features for every request required, found {task.num_rows - written.rows:,} of "
                     f"{task.num_rows:,} rows of part {task.unit} without; compute them for all users first, or pass "
                     "missing='null'"
                 )
@@ -71,4 +71,4 @@ class Promoting:
                     f"{name}: the old columns of part {task.unit} unchanged required ({before}), found {after}; "
                     "nothing was published. This is a defect of the join or the writer: report it"
                 )
-            return files.hand_over(after, num_requests=num_requests)
+            return files.hand_over(after, num_requests=written.requests)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,8 @@ from reqdedup.storage.read.buckets import SortedSource, SortedTable, check_sorte
 from reqdedup.storage.read.feature_positions import feature_side
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import TableSource
+from reqdedup.storage.tasks.writing import write_buckets
+from reqdedup.storage.write.writer import WriteReport
 
 MAX_AHEAD_BYTES = 32 * 2**20
 """Of joined batches that a thread may have ready before the buckets ahead of its own have been read."""
@@ -46,7 +48,7 @@ class BucketJoin(Readable):
     """A bucket join as a source of deduplicated batches, read anew at every pass; see `bucket_join`.
 
     schema: the left columns, then those that the right side adds.
-    num_buckets: units that can be read apart from one another.
+    num_buckets: units that can be read apart from one another.  num_bytes: of the stored files of both sides.
     """
 
     requests_whole = True
@@ -62,7 +64,7 @@ class BucketJoin(Readable):
     ) -> None:
         self.schema = left_schema.with_columns(*join.right_columns)
         self.name = f"{left.name} join {right.name}"
-        self.num_buckets = join_units(left, right)
+        self.num_buckets, self.num_bytes = join_units(left, right), left.num_bytes + right.num_bytes
         self._left, self._right, self._left_schema, self._join = left, right, left_schema, join
         self._threads = threads
         self._counts: JoinCounts | None = None
@@ -72,7 +74,7 @@ class BucketJoin(Readable):
 
     @property
     def counts(self) -> JoinCounts:
-        """What the last pass over all users met. Raises ValueError before one has been read to its end."""
+        """What the last pass over all users met, or the last `write_to`. Raises ValueError before one has ended."""
         if self._counts is None:
             raise ValueError(f"{self.name}: counts are known after a pass over batches() to its end, found none yet")
         return self._counts
@@ -129,6 +131,28 @@ class BucketJoin(Readable):
         units = [own for own in range(self.num_buckets) if own % num_units == unit]
         streams = [self._unit(own, self.num_buckets, columns, users, JoinCounts()) for own in units]
         return merge_streams(streams, REQUEST_KEY, self.name)
+
+    def write_to(self, table: Table, **options: Any) -> WriteReport:
+        """Write the joined rows into a bucketed table of this schema, bucket by bucket, in one commit.
+
+        options: mode, progress, spill_dir, properties and engine of `write_buckets`.
+        """
+        report, notes = write_buckets(table, self, **options)
+        self._counts = JoinCounts()
+        for counts in notes:
+            self._counts.add(counts)
+        return report
+
+    def in_order(self, num_units: int) -> bool:
+        return True
+
+    def of_unit(self, unit: int, num_units: int, notes: list[Any]) -> Iterator[pa.RecordBatch]:
+        """See `BucketSource`; it notes the counts."""
+        counts = JoinCounts()
+        units = [own for own in range(self.num_buckets) if own % num_units == unit]
+        streams = [self._unit(own, self.num_buckets, self.schema.names, None, counts) for own in units]
+        yield from merge_streams(streams, REQUEST_KEY, self.name)
+        notes.append(counts)
 
     def _unit(
         self, unit: int, num_units: int, columns: Sequence[str], users: np.ndarray | None, counts: JoinCounts

@@ -102,7 +102,7 @@ class Compaction:
                 requests = max((done.requests for done in written), default=0)
             else:
                 rows = chain.from_iterable(streams)
-                _, requests = write_rows(files, rows, schema, spill_dir=self.spill_dir, renew=self.renew)
+                requests = write_rows(files, rows, schema, spill_dir=self.spill_dir, renew=self.renew).requests
             check_same_rows(table, schema, before, files.data_files)
             return files.hand_over(before.so_far, num_requests=requests if is_bucketed else None)
 

@@ -105,7 +105,7 @@ def rebucket(
             num_requests = done.requests
         else:
             batches = before.through(table_files(table, [file.path for file in old], schema).batches())
-            _, num_requests = write_rows(files, _reporting(batches, report), schema, spill_dir=spill_dir)
+            num_requests = write_rows(files, _reporting(batches, report), schema, spill_dir=spill_dir).requests
         files.verify(num_rows=num_rows, num_requests=num_requests)
         new = files.data_files
         check_same_rows(table, schema, before, new)

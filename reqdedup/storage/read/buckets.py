@@ -22,6 +22,7 @@ from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.streams import merge_streams
 from reqdedup.schema import USER_ID
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
+from reqdedup.storage.iceberg.manifests import stored_bytes
 from reqdedup.storage.read.reader import FileSource, RowGroup
 
 ROWS_TOGETHER = 2**18
@@ -29,10 +30,14 @@ ROWS_TOGETHER = 2**18
 
 
 class SortedSource(Protocol):
-    """Anything that can be read bucket by bucket in key order: a table, or a join of tables."""
+    """Anything that can be read bucket by bucket in key order: a table, or a join of tables.
+
+    num_bytes: of the stored files that it reads, as far as it knows.
+    """
 
     name: str
     num_buckets: int
+    num_bytes: int
 
     def stream(
         self, unit: int, num_units: int, columns: Sequence[str], users: np.ndarray | None = None
@@ -68,6 +73,7 @@ class SortedTable:
         self.name, self._use_threads = ".".join(table.name()), use_threads
         num_buckets = check_sorted(table, order)
         self.num_buckets = source.num_buckets or num_buckets  # of an old snapshot, before the count was changed
+        self.num_bytes = stored_bytes(table)
         self._order, self._source = tuple(order), source
         self._planned: _Planned | None = None
 

@@ -29,6 +29,7 @@ from reqdedup.dedup.rows import concat, take_rows
 from reqdedup.dedup.streams import REQUEST_KEY, Cursor, key_columns, merge_streams
 from reqdedup.schema import REQUEST_ID, USER_ID
 from reqdedup.storage.iceberg.layout import buckets_of
+from reqdedup.storage.iceberg.manifests import stored_bytes
 from reqdedup.storage.read.buckets import SortedSource, SortedTable
 from reqdedup.storage.read.feature_table import (
     MAIN_TABLE_PROPERTY,
@@ -94,7 +95,7 @@ class PositionSource:
         self.name = ".".join(table.name())
         num_buckets = feature_buckets(table)
         assert num_buckets is not None
-        self.num_buckets = num_buckets
+        self.num_buckets, self.num_bytes = num_buckets, stored_bytes(table)
         self._table, self._source, self._schema = table, source, source.feature_schema
         self._main: Table | None = None
         self._keys: dict[int | None, SortedTable] = {}

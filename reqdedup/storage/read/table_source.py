@@ -24,7 +24,7 @@ from reqdedup.storage.iceberg.layout import (
     table_layout,
     table_schema,
 )
-from reqdedup.storage.iceberg.manifests import scan_tasks
+from reqdedup.storage.iceberg.manifests import scan_tasks, stored_bytes
 from reqdedup.storage.iceberg.vocabulary import Vocabulary
 from reqdedup.storage.read.reader import FileSource
 
@@ -61,7 +61,7 @@ class TableSource(FileSource):
                 f"{', '.join(fields)}; another engine renamed or dropped them: give them their names back there, add "
                 "them again (their values are null then), or read the others with columns=[...]"
             )
-        self.table, self.layout = table, table_layout(table)
+        self.table, self.layout, self.num_bytes = table, table_layout(table), stored_bytes(table)
         self.snapshot_id = snapshot_id
         if snapshot_id is None and table.current_snapshot() is not None:
             self.snapshot_id = table.current_snapshot().snapshot_id  # type: ignore[union-attr]

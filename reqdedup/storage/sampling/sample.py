@@ -9,7 +9,7 @@ batches stream from the original with the sampled users alone, files without any
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,13 @@ from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.source import BatchSource, digest, fingerprint_of
 from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
+from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.storage.sampling.report import sampling_report
 from reqdedup.storage.sampling.strata import Activity, Division, Strata, divide, per_stratum, strata_columns
 from reqdedup.storage.sampling.tally import UserTally, count_requests, reduce_runs, tally_users
+from reqdedup.storage.tasks.writing import write_buckets
+from reqdedup.storage.write.writer import WriteReport
 
 KEEP_BY_HASH, KEEP_LATEST = "hash", "latest"
 _REQUEST_STREAM = 0x5EED  # requests are drawn by another seed than users: else the first users' requests would lead
@@ -60,6 +63,31 @@ class UserSample(Readable):
     @property
     def requests_whole(self) -> bool:
         return requests_whole(self._source)
+
+    @property
+    def num_buckets(self) -> int | None:
+        """Of the source, if it lies in buckets."""
+        return getattr(self._source, "num_buckets", None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the stored files of the source, as far as it knows."""
+        return getattr(self._source, "num_bytes", 0)
+
+    def write_to(self, table: Table, **options: Any) -> WriteReport:
+        """Write the sample into a bucketed table of this schema, bucket by bucket, in one commit.
+
+        options: mode, progress, spill_dir, properties and engine of `write_buckets`. Raises ValueError for a source
+        without buckets.
+        """
+        return write_buckets(table, self, **options)[0]
+
+    def in_order(self, num_units: int) -> bool:
+        return self.requests_whole and num_units == self.num_buckets
+
+    def of_unit(self, unit: int, num_units: int, notes: list[Any]) -> Iterator[pa.RecordBatch]:
+        """See `BucketSource`; it notes nothing."""
+        return self.batches(users=self._user_ids[buckets_of(self._user_ids, num_units) == unit])
 
     def fingerprint(self) -> dict[str, str] | None:
         """Of the source, of the users, and of the requests kept of those with too many; None if the source has none."""

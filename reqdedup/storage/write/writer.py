@@ -206,8 +206,8 @@ def write_rows(
     spill_dir: str | Path | None = None,
     remember: int = 0,
     renew: bool = False,
-) -> tuple[int, int]:
-    """Write batches as data files of `files`, in the form of its table's layout; their rows and requests.
+) -> Counts:
+    """Write batches as data files of `files`, in the form of its table's layout; what was written.
 
     It neither verifies nor commits: that is up to who has the files. schema: of the batches and of the files.
     remember: see `Spill`.  renew: choose the columns' encodings anew, if these are all rows of the table.
@@ -219,8 +219,7 @@ def write_rows(
         spill.finish()
         for _ in _write_files(files, spill, layout, seed=seed, renew=renew):
             pass
-        num_requests, _ = _count_requests(spill, users_apart=True)
-        return spill.num_rows, num_requests
+        return Counts(spill.num_rows, *_count_requests(spill, users_apart=True))
 
 
 def write_in_order(

@@ -62,10 +62,10 @@ def test_a_shuffled_log_is_spilled_once_per_request(catalog, layout, monkeypatch
         assert spill.num_bytes > 3 * remembered
     table = create_table(catalog, "test.t", log_schema(), layout, num_buckets=4)
     with StagedFiles(table) as files:
-        num_rows, num_requests = write_rows(files, iter(pieces), log_schema(), remember=10**6)
-        files.verify(num_rows=num_rows, num_requests=num_requests if layout.is_bucketed else None)
+        written = write_rows(files, iter(pieces), log_schema(), remember=10**6)
+        files.verify(num_rows=written.rows, num_requests=written.requests if layout.is_bucketed else None)
         files.commit(replace=True)
-    assert (num_rows, num_requests) == (whole.num_rows, len(log))
+    assert (written.rows, written.requests) == (whole.num_rows, len(log))
     assert rows_of(TableSource(table).batches()) == rows_of([whole])
 
 

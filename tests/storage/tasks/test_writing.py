@@ -1,0 +1,87 @@
+"""What lies in buckets is written bucket by bucket: the files of one write of the same rows, on every engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reqdedup.storage import (
+    InOrder,
+    Layout,
+    TableSource,
+    add_request_feature,
+    bucket_join,
+    create_feature_table,
+    create_table,
+    sample_users,
+    write,
+)
+from tests.distributed.faulty import Faulty
+from tests.storage.feature_tables import COUNT, NUM_BUCKETS, main_table, of_request
+from tests.storage.maintenance.stored_files import needed_by, on_disk
+from tests.storage.small_log import make_log, to_batches
+from tests.storage.tables import files_of, rows_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def joined(catalog):
+    main = main_table(catalog, make_log(num_users=30, seed=4, mean_fan_out=90))  # a bucket has rows enough to choose by
+    side = create_feature_table(catalog, "lake.side", main, [COUNT])
+    add_request_feature(main, side, of_request)
+    return bucket_join(main, side)
+
+
+def contents(table) -> dict[str, bytes]:
+    """Bytes of the one file of each bucket."""
+    return {Path(path).parent.name: Path(path).read_bytes() for path in files_of(table.refresh())}
+
+
+@pytest.mark.parametrize("layout", [layout for layout in Layout if layout.is_bucketed])
+def test_a_join_is_written_as_one_write_would(catalog, joined, layout):
+    made = [
+        create_table(catalog, f"lake.{name}", joined.schema, layout, num_buckets=NUM_BUCKETS) for name in ("a", "b")
+    ]
+    once = write(made[0], InOrder(joined.batches()))
+    report = joined.write_to(made[1], engine=Faulty(3))
+    counted = ("rows", "requests", "users", "files", "row_groups", "bytes")
+    assert [getattr(report, name) for name in counted] == [getattr(once, name) for name in counted]
+    assert contents(made[0]) == contents(made[1])
+    assert joined.counts.left_rows == report.rows
+    assert on_disk(made[1]) == needed_by(made[1])
+
+
+@pytest.mark.parametrize("num_buckets", [NUM_BUCKETS // 2, 2 * NUM_BUCKETS])
+def test_buckets_that_divide_each_other_are_enough(catalog, joined, num_buckets):
+    table = create_table(catalog, "lake.a", joined.schema, Layout.BY_REQUEST, num_buckets=num_buckets)
+    joined.write_to(table, engine=Faulty(4))
+    assert rows_of(TableSource(table.refresh()).batches()) == rows_of(joined.batches())
+    other = create_table(catalog, "lake.b", joined.schema, Layout.BY_REQUEST, num_buckets=3)
+    with pytest.raises(ValueError, match=r"divide each other required, found 3 in the table and 4 in the source"):
+        joined.write_to(other)
+    days = create_table(catalog, "lake.c", joined.schema, Layout.ARRIVAL)
+    with pytest.raises(ValueError, match="a bucketed table and a source in buckets required"):
+        joined.write_to(days)
+
+
+@pytest.mark.parametrize("of_join", [False, True])
+def test_a_sample_is_appended_to_what_is_there(catalog, joined, of_join):
+    source = joined if of_join else catalog.load_table("lake.main_by_request")
+    sample = sample_users(source, rate=0.5, max_requests_per_user=2)
+    table = create_table(catalog, "lake.a", sample.schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
+    sample.write_to(table)
+    report = sample.write_to(table, mode="append", engine=Faulty(5))
+    twice = [*sample.batches(), *sample.batches()]
+    assert report.users == len(sample.user_ids)
+    assert rows_of(TableSource(table.refresh()).batches()) == rows_of(twice)
+
+
+def test_a_sample_of_what_lies_in_no_order_is_sorted(catalog):
+    main = main_table(catalog)
+    write(main, to_batches(make_log(num_users=30, seed=4)[:9]), mode="append")
+    sample = sample_users(main, rate=0.9)
+    table = create_table(catalog, "lake.a", sample.schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
+    sample.write_to(table, engine=Faulty(6))
+    assert rows_of(TableSource(table.refresh()).batches()) == rows_of(sample.batches())
