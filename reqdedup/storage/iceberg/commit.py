@@ -157,8 +157,8 @@ class StagedFiles:
     def hand_over(self, checksum: ContentChecksum, *, num_requests: int | None = None, note: Any = None) -> Written:
         """The finished files for `adopt` elsewhere; from now on they are the receiver's to commit or delete.
 
-        checksum: of the rows that were to be written.  num_requests: as of `verify`, which comes first: IntegrityError if
-        rows are missing.  note: for whoever adopts them.
+        checksum: of the rows that were to be written.  num_requests: as of `verify`, which comes first: IntegrityError
+        if rows are missing.  note: for whoever adopts them.
         """
         self.close_file()
         requests = self.verify(num_rows=checksum.rows, num_requests=num_requests)

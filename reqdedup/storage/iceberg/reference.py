@@ -112,8 +112,8 @@ def _of_one_moment(metadata: TableMetadata) -> TableMetadata:
 class PortableTable:
     """The table itself in this process, and its reference on the way to another: what a task's work holds.
 
-    Raises ValueError, when it is pickled, if the store's keys are no variables of the environment: another process would
-    have none.
+    Raises ValueError, when it is pickled, if the store's keys are no variables of the environment: another process
+    would have none.
     """
 
     def __init__(self, table: Table) -> None:

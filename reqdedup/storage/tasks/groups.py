@@ -31,7 +31,7 @@ from reqdedup.storage.tasks.alike import run_alike
 from reqdedup.storage.tasks.leftovers import remove_left
 
 BUCKETS_TOGETHER, BYTES_TOGETHER = 32, 2**30
-"""Of a commit, at most: buckets, and bytes of the files that they replace. What a run that is killed has to do again."""
+"""Of a commit, at most: buckets, and bytes of the files that they replace: what a killed run has to do again."""
 
 
 class FileTask(Protocol):
