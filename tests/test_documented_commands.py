@@ -157,6 +157,28 @@ def test_the_three_examples_run_one_after_the_other(here, monkeypatch, capsys):
     assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines()) == ["3", "5", "9"]
 
 
+@pytest.mark.slow
+def test_pre_commit_runs_the_hooks_and_refuses_what_they_refuse(tmp_path, monkeypatch):
+    """pre-commit itself, in a repository with one file; mypy, which wants all of ours, is left to `make check`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SKIP", "mypy")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / ".pre-commit-config.yaml").write_bytes((ROOT / ".pre-commit-config.yaml").read_bytes())
+    for text, code in (("x = 1\n", 0), ("import os\nx=1\n", 1)):
+        (tmp_path / "one.py").write_text(text)
+        for command in (["git", "init", "-q"], ["git", "add", "one.py", ".pre-commit-config.yaml"]):
+            subprocess.run(command, check=True)
+        command = [sys.executable, "-m", "pre_commit", "run", "--all-files", "--color", "never"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert re.findall(r"^(ruff|ruff format|mypy)\.+.*(Passed|Failed|Skipped)$", done.stdout, re.MULTILINE) == [
+            ("ruff", "Failed" if code else "Passed"),
+            ("ruff format", "Failed" if code else "Passed"),
+            ("mypy", "Skipped"),
+        ]
+
+
 def test_the_hooks_before_a_commit_are_the_tools_of_make_check():
     text = (ROOT / ".pre-commit-config.yaml").read_text()
     entries = re.findall(r"entry: (.*)", text)
