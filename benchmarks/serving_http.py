@@ -29,9 +29,10 @@ from benchmarks.interleaved import line
 from benchmarks.record import write_results
 from benchmarks.serving import USERS, Traffic
 from benchmarks.serving_http_latency import latency
-from benchmarks.serving_http_load import ARROW, JSON, LoadClient, http_request
+from benchmarks.serving_http_load import LoadClient, http_request
 from benchmarks.serving_http_process import Process, cpu_of, filled_store, row, stored
 from benchmarks.serving_http_wire import wire
+from reqdedup.serving.names import ARROW, JSON
 from reqdedup.serving.requests import RankRequest
 from reqdedup.serving.routing import worker_of
 

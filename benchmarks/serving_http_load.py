@@ -21,9 +21,8 @@ import orjson
 import pyarrow as pa
 import uvloop
 
+from reqdedup.serving.names import JSON, OF_USER, REQUEST_KEY
 from reqdedup.serving.requests import RankRequest
-
-JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def pin(core: int) -> None:
 def http_request(request: RankRequest, kind: str = JSON, *, names_user: bool = False) -> bytes:
     """Head and body. names_user: in a header, as our client does for the router."""
     body = json_body(request) if kind == JSON else arrow_body(request)
-    more = f"x-user-id: {request.user_id}\r\n" if names_user else ""
+    more = f"{OF_USER}: {request.user_id}\r\n" if names_user else ""
     head = f"POST /v1/rank HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\n{more}content-length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
 
@@ -97,7 +96,7 @@ def json_body(request: RankRequest) -> bytes:
 def arrow_body(request: RankRequest) -> bytes:
     envelope = orjson.dumps({**_envelope(request), "request": dict(request.request)}, option=orjson.OPT_SERIALIZE_NUMPY)
     batch = pa.record_batch({name: pa.array(column) for name, column in request.candidates.items()})
-    batch = batch.replace_schema_metadata({b"reqdedup.request": envelope})
+    batch = batch.replace_schema_metadata({REQUEST_KEY: envelope})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)

@@ -33,6 +33,7 @@ from reqdedup.models.transforms import Transforms
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.sequences.store import Window
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import REQUEST_KEY
 from reqdedup.serving.ranking.context_cache import ContextCache
 from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import Ranked, RankRequest
@@ -115,7 +116,7 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
         said = orjson.dumps({"logits": {"click": logits}}, option=orjson.OPT_SERIALIZE_NUMPY)
     else:
         table = pa.ipc.open_stream(body).read_all()
-        orjson.loads(table.schema.metadata[b"reqdedup.request"])
+        orjson.loads(table.schema.metadata[REQUEST_KEY])
         batch = pa.record_batch({"click": pa.array(LOGITS[: table.num_rows])})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:

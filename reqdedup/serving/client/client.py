@@ -25,10 +25,10 @@ import orjson
 
 from reqdedup.sequences.store import TimelineEnd, Window
 from reqdedup.serving.client.trimmer import Trimmer, allowlist
+from reqdedup.serving.names import ANSWER_KEY, ARROW, JSON, OF_USER, REQUEST_KEY, TRIMMED_FOR
 from reqdedup.serving.requests import Ranked, RankRequest, RecommendRequest, Retrieved, RetrieveRequest
 from reqdedup.serving.routing import worker_of
 
-JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 LOOK_AGAIN_S = 30.0
 """How long the client believes what it heard about the server's models and workers [seconds]."""
 
@@ -162,7 +162,7 @@ class Client:
             if trims:
                 self._look()
             versions = ",".join(self._versions.get(model, "") for model in models)
-            headers = {"x-trimmed-for": versions} if trims else {}
+            headers = {TRIMMED_FOR: versions} if trims else {}
             try:
                 return self._call(user_id, path, body(), kind, headers)
             except ServerError as error:
@@ -199,7 +199,7 @@ class Client:
         if body is not None:
             headers["content-type"] = kind
         if user_id is not None:
-            headers["x-user-id"] = str(user_id)
+            headers[OF_USER] = str(user_id)
         for attempt in range(self._retries + 1):
             is_last = attempt == self._retries
             workers = self._workers if user_id is not None else []
@@ -265,7 +265,7 @@ def _arrow(values: Mapping[str, Any], candidates: Mapping[str, np.ndarray]) -> b
     import pyarrow as pa  # only for this body
 
     columns = {name: pa.array(np.asarray(one)) for name, one in candidates.items()}
-    metadata = {b"reqdedup.request": orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)}
+    metadata = {REQUEST_KEY: orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)}
     batch = pa.record_batch(columns).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -278,7 +278,7 @@ def _ranked_arrow(data: bytes) -> Ranked:
 
     with pa.ipc.open_stream(data) as reader:
         batch = reader.read_next_batch()
-        said = orjson.loads(reader.schema.metadata[b"reqdedup.answer"])
+        said = orjson.loads(reader.schema.metadata[ANSWER_KEY])
     logits = {name: batch[name].to_numpy() for name in batch.schema.names}
     return Ranked(**{**said, "marks": tuple(said["marks"])}, logits=logits)
 

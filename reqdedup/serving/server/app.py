@@ -26,6 +26,7 @@ from reqdedup.schema import Column
 from reqdedup.sequences.store import KeyTakenError, Store, StoreUnavailableError
 from reqdedup.serving.impressions.log import Click, ImpressionLog
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import ARROW, HEADER_LENGTH, JSON, TRIMMED_FOR
 from reqdedup.serving.requests import Ranked, Recommended, RequestError, Retrieved
 from reqdedup.serving.scheduler import LoopAnswer, OverloadedError, Scheduler, Work
 from reqdedup.serving.server.administration import Administration
@@ -37,7 +38,6 @@ from reqdedup.serving.server.openapi import PAGE, openapi
 from reqdedup.serving.server.swap import Models, Part, Served
 from reqdedup.serving.wire import arrow, bodies, oip
 from reqdedup.serving.wire.answers import (
-    JSON,
     error_response,
     json_response,
     ranked_answer,
@@ -145,18 +145,18 @@ class Application:
     async def rank(self, request: Request) -> Response:
         self.service.scheduler.refuse_if_full()
         part, limits = self._part("ranking"), self.service.limits
-        kind = content_type(request, JSON, arrow.ARROW)
+        kind = content_type(request, JSON, ARROW)
         self._check_trimmed(request, part)
         body = await self._body(request)
-        if kind == arrow.ARROW:
+        if kind == ARROW:
             asked = arrow.rank_request_of(body, part.inputs, limits)
         else:
             asked = bodies.rank_request(bodies.parse_object(body), part.inputs, limits)
         ranked = await self._ranked(part, asked)
         accept = header(request, b"accept") or ""
-        wants_arrow = arrow.ARROW in accept or (kind == arrow.ARROW and JSON not in accept)
+        wants_arrow = ARROW in accept or (kind == ARROW and JSON not in accept)
         if wants_arrow:
-            return Response(arrow.ranked_body(ranked), media_type=arrow.ARROW)
+            return Response(arrow.ranked_body(ranked), media_type=ARROW)
         return json_response(ranked_answer(ranked))
 
     async def retrieve(self, request: Request) -> Response:
@@ -230,9 +230,9 @@ class Application:
         part = self._part("ranking")
         self._check_name(request)
         content_type(request, JSON, "application/octet-stream")
-        length = header(request, oip.HEADER_LENGTH.encode())
+        length = header(request, HEADER_LENGTH.encode())
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 12):
-            raise RequestError(oip.HEADER_LENGTH, "a number of bytes", shown(length), status=400)
+            raise RequestError(HEADER_LENGTH, "a number of bytes", shown(length), status=400)
         body = await self._body(request)
         asked, request_id, binary = oip.rank_request_of(
             body, int(length) if length is not None else None, part.inputs, self.service.limits
@@ -241,7 +241,7 @@ class Application:
         answer, head = oip.ranked_body(ranked, part.task, request_id, binary=binary)
         if head is None:
             return Response(answer, media_type=JSON)
-        return Response(answer, media_type="application/octet-stream", headers={oip.HEADER_LENGTH: str(head)})
+        return Response(answer, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)})
 
     async def change_models(self, request: Request) -> Response:
         content_type(request, JSON)
@@ -295,9 +295,9 @@ class Application:
 
     def _check_trimmed(self, request: Request, *parts: Part) -> None:
         """A body that was trimmed for another version may lack what this one reads."""
-        sent = header(request, b"x-trimmed-for")
+        sent = header(request, TRIMMED_FOR.encode())
         if sent is not None and sent != (serving := ",".join(part.fingerprint for part in parts)):
-            raise RequestError("x-trimmed-for", serving, shown(sent), status=412)
+            raise RequestError(TRIMMED_FOR, serving, shown(sent), status=412)
 
     def _part(self, task: str, served: Served | None = None) -> Part:
         """Of what serves now: the request keeps it to its answer."""

@@ -10,10 +10,9 @@ from typing import Any
 
 from reqdedup.schema import Column
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import ARROW, JSON
 from reqdedup.serving.server import openapi_answers as answers
 from reqdedup.serving.server.swap import Served
-from reqdedup.serving.wire.answers import JSON
-from reqdedup.serving.wire.arrow import ARROW
 from reqdedup.serving.wire.bodies import MAX_KEY, Inputs
 from reqdedup.values import INT64
 

@@ -24,6 +24,7 @@ import orjson
 
 from reqdedup.arrays.hashing import hash_string
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import ARROW, HEADER_LENGTH, OF_USER, REQUEST_KEY
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
 from reqdedup.serving.server.door import Receive, Scope, Send, read_body
@@ -34,7 +35,7 @@ from reqdedup.values import shown
 Headers = list[tuple[bytes, bytes]]
 MAX_IN_FLIGHT = 256
 """Requests that one worker may be asked at once; its own queue is shorter."""
-_NOT_PASSED_ON = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", b"x-user-id")
+_NOT_PASSED_ON = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", OF_USER.encode())
 _NOT_PASSED_BACK = (b"connection", b"keep-alive", b"transfer-encoding", b"date")  # of this server, not of the worker's
 
 
@@ -131,7 +132,7 @@ class Router:
 
     def _worker_of(self, scope: Scope, body: bytes) -> int:
         headers = dict(scope["headers"])
-        said = headers.get(b"x-user-id")
+        said = headers.get(OF_USER.encode())
         with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
             user_id = int(said) if said is not None else _user_of(scope["path"], headers, body)
             if -(2**63) <= user_id < 2**63:
@@ -168,7 +169,7 @@ def _plain(response: Any) -> tuple[int, Headers, bytes]:
 def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
     """The user that a body names. Raises one of several errors if it names none."""
     if path.startswith("/v2/"):
-        length = int(headers.get(b"inference-header-content-length", len(body)))
+        length = int(headers.get(HEADER_LENGTH.encode(), len(body)))
         place = length
         for tensor in orjson.loads(body[:length])["inputs"]:
             size = tensor.get("parameters", {}).get("binary_data_size")
@@ -184,12 +185,12 @@ def _user_of(path: str, headers: dict[bytes, bytes], body: bytes) -> int:
 
 def _envelope(headers: dict[bytes, bytes], body: bytes) -> dict[str, Any]:
     """What a body says beside its columns. Raises one of several errors if it is neither JSON nor Arrow."""
-    if headers.get(b"content-type", b"").startswith(b"application/vnd.apache.arrow"):
+    if headers.get(b"content-type", b"").startswith(ARROW.encode()):
         import pyarrow as pa  # only for bodies of machines that are not our client
 
         try:
             with pa.ipc.open_stream(body) as reader:
-                return cast(dict[str, Any], orjson.loads((reader.schema.metadata or {})[b"reqdedup.request"]))
+                return cast(dict[str, Any], orjson.loads((reader.schema.metadata or {})[REQUEST_KEY]))
         except (pa.ArrowException, OSError):  # pyarrow calls a broken message an OSError
             raise ValueError("no Arrow") from None
     return cast(dict[str, Any], orjson.loads(body))

@@ -11,11 +11,11 @@ import orjson
 from starlette.responses import Response
 
 from reqdedup.sequences.store import StoreUnavailableError
+from reqdedup.serving.names import JSON
 from reqdedup.serving.requests import Ranked, Recommended, RequestError, Retrieved
 from reqdedup.serving.scheduler import DeadlineError, OverloadedError
 
 logger = logging.getLogger(__name__)
-JSON = "application/json"
 
 
 def encode(values: Any) -> bytes:

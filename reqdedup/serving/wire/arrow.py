@@ -16,12 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import ANSWER_KEY, REQUEST_KEY
 from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire.answers import encode, ranked_head
 from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
 
-ARROW = "application/vnd.apache.arrow.stream"
-REQUEST_KEY, ANSWER_KEY = b"reqdedup.request", b"reqdedup.answer"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 _PLAIN = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_timestamp)
 

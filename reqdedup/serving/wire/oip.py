@@ -21,13 +21,13 @@ import numpy as np
 
 from reqdedup.schema import HISTORY_END, ITEM_ID, TIMELINE_VERSION, USER_ID, Column, Level
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import HEADER_LENGTH
 from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire.answers import encode, ranked_head
 from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
 from reqdedup.serving.wire.values import array
 from reqdedup.values import shown, type_of
 
-HEADER_LENGTH = "inference-header-content-length"
 _DTYPES = {"BOOL": "bool", "INT32": "int32", "INT64": "int64", "FP32": "float32", "FP64": "float64"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {"timestamp": "INT64"}
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 import valkey
 
-from benchmarks.serving_http_load import ARROW, JSON, http_request
+from benchmarks.serving_http_load import http_request
 from reqdedup.models import DCATConfig
 from reqdedup.models.bundle import Bundle, write_bundle
 from reqdedup.models.dcat.model import DCAT
 from reqdedup.models.signature import Signature
 from reqdedup.sequences.valkey_store import ValkeyStore
 from reqdedup.serving.client import ServerError
+from reqdedup.serving.names import ARROW, JSON
 from reqdedup.serving.requests import RankRequest
 from reqdedup.serving.routing import worker_of
 from tests.servers.process import ServerMissingError

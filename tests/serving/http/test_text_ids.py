@@ -21,9 +21,10 @@ from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.sequences.filling import event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import ARROW, REQUEST_KEY
 from reqdedup.serving.requests import RequestError
 from reqdedup.serving.server.router import _user_of
-from reqdedup.serving.wire import arrow, oip
+from reqdedup.serving.wire import oip
 from reqdedup.serving.wire.bodies import Inputs
 from reqdedup.storage import Layout, TableSource
 from reqdedup.training import TrainingConfig
@@ -127,11 +128,11 @@ def test_users_and_candidates_are_named_as_the_log_names_them(news, ids):
         status, found = ask(news, "/v1/rank", body)
         assert status == 200, found
         assert (found["logits"], found["end"]) == (wanted["logits"], wanted["end"])
-    table = pa.table({"item_key": keys}).replace_schema_metadata({arrow.REQUEST_KEY: b'{"user_key": "U3"}'})
+    table = pa.table({"item_key": keys}).replace_schema_metadata({REQUEST_KEY: b'{"user_key": "U3"}'})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    status, found = ask(news, "/v1/rank", sink.getvalue().to_pybytes(), arrow.ARROW)
+    status, found = ask(news, "/v1/rank", sink.getvalue().to_pybytes(), ARROW)
     assert status == 200, found
     assert found["logits"] == wanted["logits"]
 

@@ -16,6 +16,7 @@ from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import ANSWER_KEY, REQUEST_KEY
 from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire import arrow, bodies, oip
 from reqdedup.serving.wire.answers import encode
@@ -190,7 +191,7 @@ def test_any_value_anywhere_is_read_or_refused(path, value):
 
 
 def arrow_body(candidates=None, request=None, options=None):
-    schema_metadata = {arrow.REQUEST_KEY: orjson.dumps(request or {"user_id": 7, "request": GOOD["request"]})}
+    schema_metadata = {REQUEST_KEY: orjson.dumps(request or {"user_id": 7, "request": GOOD["request"]})}
     columns = candidates or {
         "item_id": pa.array([4, -1, 2**63 - 1]),
         "category": pa.array([1, 2, 3], pa.int32()),
@@ -242,7 +243,7 @@ def test_the_arrow_answer_carries_the_bits():
     ranked = Ranked(logits={"click": logits}, model="m", start=0, end=3, version=1, context="kept", marks=("history",))
     table = pa.ipc.open_stream(arrow.ranked_body(ranked)).read_all()
     assert table["click"].to_numpy().tobytes() == logits.tobytes()
-    said = orjson.loads(table.schema.metadata[arrow.ANSWER_KEY])
+    said = orjson.loads(table.schema.metadata[ANSWER_KEY])
     assert said == {"model": "m", "start": 0, "end": 3, "version": 1, "context": "kept", "marks": ["history"]}
 
 
