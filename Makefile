@@ -5,7 +5,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-EXTRAS := train,serve,ann,dagster,notebooks,dev,fuzz,docs
+EXTRAS := train,baselines,serve,ann,dagster,notebooks,dev,fuzz,docs
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PORT ?= 3000

@@ -269,7 +269,7 @@ def report_metadata(report: pa.Table) -> dict[str, Any]:
 
 
 def figures_table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue:
-    """Held-out figures, each beside what guessing would give, and a rule without a model where a row has it."""
+    """Held-out figures, each with its interval, beside what guessing would give and the best baseline."""
 
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
@@ -278,11 +278,10 @@ def figures_table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue:
         [
             {
                 "figure": ": ".join(filter(None, (row.get("model"), row["metric"]))),
-                **{
-                    name.replace("_", " "): text(row[name])
-                    for name in ("value", "chance", "simple_rule")
-                    if name in row
-                },
+                "value": text(row["value"]),
+                "95%": "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}",
+                "chance": text(row["chance"]),
+                "best baseline": f"{row['best_baseline']}: {text(row['baseline'])}" if row["best_baseline"] else "-",
             }
             for row in rows
         ]
@@ -293,9 +292,9 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
     """What a training run gave, with units."""
     metrics = read_metrics(result.metrics_file)
     held_out = [
-        {"metric": name, "value": float(value), "chance": result.metrics[f"{name}_chance"]}
-        for name, value in result.metrics.items()
-        if f"{name}_chance" in result.metrics
+        {**row, "baseline": row["baselines"].get(row["best_baseline"])}
+        for row in (result.judgement or {"figures": []})["figures"]
+        if row["slice"] == "all"
     ]
     return {
         PICTURE: pictures.line(
@@ -321,4 +320,5 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         "peak_memory_bytes": result.peak_memory_bytes,
         "checkpoint": str(result.checkpoint),
         **{name: float(value) for name, value in result.metrics.items()},
+        **{f"{row['metric']}_baseline": row["baseline"] for row in held_out if row["baseline"] is not None},
     }

@@ -12,6 +12,8 @@ from reqdedup.display import format_bytes
 from reqdedup.storage.iceberg.catalogs import shown_uri
 
 RUNS_LOOKED_AT = 100
+SHOWN = ("mean_log_rank", "recall_at_", "ndcg_at_", "auc_", "log_loss_")
+"""Beginnings of the names of the held-out figures that one screen has room for."""
 LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
 
 
@@ -100,14 +102,17 @@ def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
     if not figures:
         return []
     metrics = [
-        f"{name} {value:.3f} (chance {figures[name + '_chance']:.3f})"
+        f"{name} {value:.3f} (chance {figures[name + '_chance']:.3f}"
+        + (f", best baseline {figures[name + '_baseline']:.3f})" if name + "_baseline" in figures else ")")
         for name, value in figures.items()
-        if name + "_chance" in figures and not math.isnan(value)  # no AUC if held-out rows have one class only
+        if name.startswith(SHOWN)
+        and name + "_chance" in figures
+        and not math.isnan(value)  # no AUC if held-out rows have one class only
     ]
     return [
         f"  {model.removesuffix('_model'):<10} {figures['ranks']} ranks, {figures['steps']} steps, "
         f"{figures['rows_per_s']:,} rows/s, loss {figures['loss_first_tenth']} -> {figures['loss_last_tenth']}",
-        *(f"             held out: {', '.join(metrics[i : i + 3])}" for i in range(0, len(metrics), 3)),
+        *(f"             held out: {', '.join(metrics[i : i + 2])}" for i in range(0, len(metrics), 2)),
     ]
 
 

@@ -9,6 +9,7 @@ from importlib import metadata
 NEEDED_FOR = {
     "": "storage, audit, convert, and everything else",
     "train": "train, evaluate, export, score",
+    "baselines": "iALS among the baselines",
     "serve": "serve",
     "ann": "approximate retrieval indexes",
     "postgres": "a catalog in PostgreSQL",

@@ -21,7 +21,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.dedup.encoding import numpy_from_blobs, take_blobs
 from reqdedup.dedup.rows import compact_batch
 from reqdedup.models.transforms import cut_histories, history_name
-from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Kind, Level
+from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_ID, REQUEST_TS, USER_ID, Column, EngagementSchema, Kind, Level
 from reqdedup.values import numbers, type_of
 
 
@@ -57,6 +57,10 @@ class RequestBlock:
     def user_ids(self) -> np.ndarray:
         """[R]"""
         return _numbers(self.rows, USER_ID)[self.row_offsets[:-1]]
+
+    def request_times(self) -> np.ndarray:
+        """[R] int64 [microseconds since 1970, UTC]"""
+        return column_values(self.rows.column(REQUEST_TS), self.schema[REQUEST_TS])[self.row_offsets[:-1]]
 
     def where_requests(self, keep_R: np.ndarray) -> RequestBlock:
         """Only these requests ([R] bool)."""

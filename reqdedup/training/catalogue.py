@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from reqdedup.batch import RequestBatch
-from reqdedup.training.plan import UserSplit
+from reqdedup.schema import REQUEST_TS
+from reqdedup.training.catalogue_ranks import places_in
+from reqdedup.training.plan import Split
 from reqdedup.training.ranks import from_all_ranks
 
 _MERGED_TOGETHER = 16
@@ -44,7 +46,7 @@ class Catalogue:
 
     @classmethod
     def read(
-        cls, batches: Iterable[RequestBatch], columns: tuple[str, ...], *, counted: UserSplit, label: str | None
+        cls, batches: Iterable[RequestBatch], columns: tuple[str, ...], *, counted: Split, label: str | None
     ) -> Catalogue:
         """Of all ranks' shares: every item, and its rows of the counted users where `label` is positive (None: all).
 
@@ -57,6 +59,11 @@ class Catalogue:
                 parts = [cls.merged(parts)]
         return cls.merged(from_all_ranks(cls.merged(parts)))
 
+    def counts_of(self, item_id_N: np.ndarray) -> np.ndarray:
+        """[N] int64 counts, 0 for an item that is not there."""
+        at_N = places_in(item_id_N, self.item_id_V)
+        return np.where(at_N >= 0, self.count_V[at_N], 0) if len(self.count_V) else np.zeros(len(at_N), np.int64)
+
     def sample(self, num_items: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Ids and columns of at most `num_items` items, drawn evenly, the same for the same seed."""
         chosen = np.random.default_rng(seed).permutation(len(self.item_id_V))[:num_items]
@@ -66,8 +73,8 @@ class Catalogue:
         }
 
 
-def _part(batch: RequestBatch, columns: tuple[str, ...], counted: UserSplit, label: str | None) -> Catalogue:
-    is_counted_R = counted.contains(batch.user_id_R.numpy())
+def _part(batch: RequestBatch, columns: tuple[str, ...], counted: Split, label: str | None) -> Catalogue:
+    is_counted_R = counted.contains(batch.user_id_R.numpy(), batch.request[REQUEST_TS].numpy())
     is_counted_B = is_counted_R[batch.request_of_row_B.numpy()]
     if label is not None:
         is_counted_B &= np.nan_to_num(batch.row[label].numpy()) > 0

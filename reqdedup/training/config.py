@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from reqdedup.arrays.windows import HistoryCut
+from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
 from reqdedup.training.devices import DeviceKind, Precision
 from reqdedup.training.loss import check_same_user_share
-from reqdedup.training.plan import UserSplit
+from reqdedup.training.split import SplitBy, Splits
 
 LogQ = Literal["exact", "streaming", "none"]
 
@@ -35,7 +37,11 @@ class TrainingConfig:
     temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
         `info_nce`.
     gather_negatives: contrast with the items of all ranks; W ranks then equal one process on the whole batch.
-    held_out: share of users kept for evaluation.  eval_requests: at most so many of their requests are evaluated.
+    split_by: user, time or last; see `reqdedup.training.split`.  held_out: share of users, or of requests by time, kept
+        for evaluation; by last, more than 0 keeps one request of a user.  validation: the same, kept to watch the
+        training.  eval_requests: at most so many held-out requests are evaluated.
+    slice_by: whole-number columns of the request, each of whose values gets figures of its own.
+    baselines: judge the rules and shallow models of `reqdedup.training.baselines` on the same rows.
     catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.
     checkpoint_every: steps between checkpoints; there is always one at the end.
     collective_timeout_s: a rank that waits longer for another ends the run.
@@ -63,8 +69,12 @@ class TrainingConfig:
     same_user_share: float = 0.0
     log_q: LogQ = "exact"
     gather_negatives: bool = True
+    split_by: SplitBy = "user"
     held_out: float = 0.1
+    validation: float = 0.0
     eval_requests: int = 2048
+    slice_by: tuple[str, ...] = ()
+    baselines: bool = True
     catalogue_items: int = 10_000
     checkpoint_every: int = 200
     collective_timeout_s: float = 300.0
@@ -80,10 +90,14 @@ class TrainingConfig:
                 "training: learning_rate, temperature and checkpoint_every must be positive, found "
                 f"{self.learning_rate}, {self.temperature}, {self.checkpoint_every}"
             )
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"training: held_out in [0, 1) required, found {self.held_out}")
+        if not 0 <= self.held_out <= self.held_out + self.validation < 1:
+            raise ValueError(
+                "training: held_out and validation from 0, together below 1, required, found "
+                f"{self.held_out} and {self.validation}"
+            )
+        object.__setattr__(self, "slice_by", tuple(self.slice_by))
         check_same_user_share(self.same_user_share, self.mask_same_user)
-        for name, kind in (("log_q", LogQ), ("device", DeviceKind), ("precision", Precision)):
+        for name, kind in (("log_q", LogQ), ("split_by", SplitBy), ("device", DeviceKind), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"training: {name} one of {get_args(kind)} required, found {getattr(self, name)!r}")
 
@@ -92,10 +106,14 @@ class TrainingConfig:
         """What the model is trained for: `retrieval` or `ranking`."""
         return kind_of(self.model).task
 
+    def splits(self, batches: Iterable[RequestBatch]) -> Splits:
+        """The parts of a table. batches: this rank's share of it, keys and times; a collective unless split by user."""
+        return Splits.of(self.split_by, batches, held_out=self.held_out, validation=self.validation, seed=self.seed)
+
     @property
-    def training_users(self) -> UserSplit:
-        """The users who are not held out."""
-        return UserSplit(held_out=self.held_out, part="train", seed=self.seed)
+    def history_cut(self) -> HistoryCut:
+        """What the model sees of a history."""
+        return HistoryCut(max_events=self.model.max_history, stride=self.history_stride)
 
     @property
     def requests_per_rank(self) -> int:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from reqdedup.training.baselines import judge_run
+from reqdedup.training.judgement import flat
 from reqdedup.training.loop import RUN_NAME, read_run
 from reqdedup.training.plan import Source, snapshot_id_of
 from reqdedup.training.rank_run import RankRun, TrainingProgress
@@ -14,8 +17,9 @@ from reqdedup.training.rank_run import RankRun, TrainingProgress
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """metrics: held-out figures, each with `<name>_chance`.  task: ranking or retrieval.  step: of the checkpoint.
+    """metrics: held-out figures, each with `<name>_chance`.  judgement: with intervals, slices and baselines.
 
+    task: ranking or retrieval.  step: of the checkpoint.
     snapshot_id: of the table that it was evaluated on.  trained_on: that it was trained on.
     """
 
@@ -24,6 +28,7 @@ class Evaluation:
     snapshot_id: int | None
     trained_on: int | None
     metrics: dict[str, float]
+    judgement: dict[str, Any] | None
 
 
 def evaluate_run(
@@ -49,7 +54,14 @@ def evaluate_run(
     run.task.load_state_dict(state["log_q"])
     run.result.steps = state["step"]
     run.tell("evaluating")
+    outcomes = run.evaluate(run.splits.test)
+    judgement = judge_run(config, source or files, outcomes)
     on = trained_on if source is None else snapshot_id_of(source)
     return Evaluation(
-        task=config.task, step=state["step"], snapshot_id=on, trained_on=trained_on, metrics=run.evaluate()
+        task=config.task,
+        step=state["step"],
+        snapshot_id=on,
+        trained_on=trained_on,
+        metrics={} if judgement is None else flat(judgement),
+        judgement=judgement,
     )

@@ -25,7 +25,7 @@ from reqdedup.training.devices import Sent, Transfer
 from reqdedup.training.plan import (
     RowGroupSource,
     Source,
-    UserSplit,
+    Split,
     epoch_order,
     generator,
     read_dealt,
@@ -73,7 +73,7 @@ class RequestLoader:
     positive_label: keep only rows whose label is positive (and requests that keep a row): what retrieval learns from.
     chunk_rows: cut requests into chunks of at most so many rows, which are shuffled apart: more users per batch of
         rows, less deduplication.  None keeps requests whole.
-    users: keep one side of a split of the users.  cut: the longest history.
+    users: keep one part of a split of the requests, by user or by time.  cut: the longest history.
     prefetch_batches: ready batches that a background thread holds; 0 means no thread.
     device: where the batches lie. On a GPU the background thread copies them from page-locked
         memory while the batch before is computed on.
@@ -94,7 +94,7 @@ class RequestLoader:
         columns: Sequence[str] | None = None,
         positive_label: str | None = None,
         chunk_rows: int | None = None,
-        users: UserSplit | None = None,
+        users: Split | None = None,
         cut: HistoryCut | None = None,
         prefetch_batches: int = 2,
         device: torch.device | str = "cpu",
@@ -196,7 +196,7 @@ class RequestLoader:
             "columns": list(self.schema.names),
             "positive_label": self.positive_label,
             "chunk_rows": self.chunk_rows,
-            "users": asdict(self.users) if self.users else None,
+            "users": self.users.state() if self.users else None,
             "cut": {"max_events": self.cut.max_events, "stride": self.cut.step} if self.cut else None,
             "source": _fingerprint(self.source),
         }
@@ -274,7 +274,7 @@ class RequestLoader:
             blocks = ((number, block) for number, block in dealt if number >= start.block)
         for number, block in blocks:
             if self.users is not None:
-                block = block.where_requests(self.users.contains(block.user_ids()))
+                block = block.where_requests(self.users.contains(block.user_ids(), block.request_times()))
             if self.positive_label is not None:
                 block = block.where_label(self.positive_label)
             if self.chunk_rows is not None:

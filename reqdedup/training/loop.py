@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, check_format, load_checkpoint
+from reqdedup.training.baselines import judge_run
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import backend_of
 from reqdedup.training.export import export_checkpoint
 from reqdedup.training.launch import run_ranks
+from reqdedup.training.metrics_file import METRICS_NAME
 from reqdedup.training.plan import (
     Source,
     credentials_of,
@@ -32,7 +34,7 @@ from reqdedup.training.plan import (
     source_from_dict,
     source_to_dict,
 )
-from reqdedup.training.rank_run import METRICS_NAME, RankResult, TrainingProgress, run_rank
+from reqdedup.training.rank_run import RankResult, TrainingProgress, run_rank
 from reqdedup.training.report import RESULT_FORMAT, RESULT_NAME
 
 RUN_NAME = "run.json"
@@ -45,7 +47,9 @@ RUN_FORMAT = 1
 class TrainingResult:
     """What a run gives.
 
-    metrics: held-out figures, each with `<name>_chance`.  losses: mean loss of every step [nats per term].
+    metrics: held-out figures, each with `<name>_chance`.  judgement: the same with intervals, slices, calibration and
+        baselines (`reqdedup.training.judgement`); None if nobody was held out.
+    losses: mean loss of every step [nats per term].
     epochs: whole passes over the training users.  rows: trained on, over all ranks and steps.
     training_s, evaluation_s, total_s: the last with the start of the ranks.
     mean_wait_s, longest_wait_s: in steps for ranks that were not through with theirs, over the ranks, and of the one
@@ -58,6 +62,7 @@ class TrainingResult:
     checkpoint: Path
     metrics_file: Path
     metrics: dict[str, float]
+    judgement: dict[str, Any] | None
     losses: list[float]
     steps: int
     epochs: int
@@ -132,10 +137,12 @@ def train(
             on_event=progress,
         )
     first = results[0]
+    judgement = judge_run(config, source, first.outcomes)
     result = TrainingResult(
         checkpoint=out_dir / CHECKPOINT_NAME,
         metrics_file=out_dir / METRICS_NAME,
         metrics=first.metrics,
+        judgement=judgement,
         losses=first.losses,
         steps=first.steps,
         epochs=first.epochs,
@@ -174,6 +181,7 @@ def _figures(result: TrainingResult, snapshot_id: int | None) -> dict[str, Any]:
         "peak_memory_bytes": result.peak_memory_bytes,
         "peak_device_memory_bytes": result.peak_device_memory_bytes,
         **result.metrics,
+        "judgement": result.judgement,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
 import math
 import time
@@ -20,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from reqdedup.batch import RequestBatch
 from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.models.registry import build_model
-from reqdedup.training.blocks import HistoryCut
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import (
     autocast,
@@ -29,32 +27,16 @@ from reqdedup.training.devices import (
     peak_device_memory_bytes,
     peak_memory_bytes,
 )
+from reqdedup.training.judgement import flat, judge
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters, CoreTimes
+from reqdedup.training.metrics_file import METRICS_NAME, MetricsFile
 from reqdedup.training.norm import convert_sync_batchnorm
-from reqdedup.training.plan import Source, UserSplit, with_credentials
+from reqdedup.training.outcomes import Outcomes
+from reqdedup.training.plan import Source, Split, with_credentials
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
 from reqdedup.training.tasks import prepare_task
-
-METRICS_NAME = "metrics.csv"
-METRIC_COLUMNS = (
-    "step",
-    "epoch",
-    "loss",
-    "learning_rate",
-    "users",
-    "effective_users",
-    "requests",
-    "rows",
-    "moved_bytes",
-    "dedup_factor",
-    "false_negative_rate",
-    "seconds",
-    "rows_per_s",
-    "memory_bytes",
-)
-"""dedup_factor: duplicated bytes per byte moved.  memory_bytes: resident now, of rank 0."""
 
 PROGRESS_EVERY_S = 0.25
 EVAL_BATCH_REQUESTS = 32
@@ -95,9 +77,10 @@ class TrainingProgress:
 
 @dataclass(kw_only=True)
 class RankResult:
-    """What a rank hands back; figures that all ranks share are the same on each."""
+    """What a rank hands back; figures that all ranks share are the same on each. outcomes: of rank 0."""
 
     metrics: dict[str, float] = field(default_factory=dict)
+    outcomes: Outcomes | None = None
     losses: list[float] = field(default_factory=list)
     steps: int = 0
     epochs: int = 0
@@ -149,14 +132,15 @@ class RankRun:
         self.tell("reading")
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device)
-        self.task = prepare_task(config, self.table_loader, self.device)
+        self.splits = config.splits(self.table_loader(()))
+        self.task = prepare_task(config, self.table_loader, self.device, self.splits.train)
         self.loader = self.make_loader(
             columns=self.task.columns,
             requests=max(1, config.requests_per_step // self.world_size),
             shuffle=config.shuffle,
             positive_label=self.task.positive_label,
             chunk_rows=config.chunk_rows,
-            users=config.training_users,
+            users=self.splits.train,
             device=self.device,
         )
         self.optimizer = torch.optim.AdamW(
@@ -175,7 +159,7 @@ class RankRun:
             prefetch_batches=config.prefetch_batches,
             rank=self.rank,
             world_size=self.world_size,
-            cut=HistoryCut(max_events=config.model.max_history, stride=config.history_stride),
+            cut=config.history_cut,
             **options,
         )
 
@@ -199,7 +183,7 @@ class RankRun:
         if resume:
             self.restore()
         started, cores = time.monotonic(), CoreTimes.now()
-        with _MetricsFile(self.out_dir / METRICS_NAME, self.result.steps, write=self.rank == 0) as metrics:
+        with MetricsFile(self.out_dir / METRICS_NAME, self.result.steps, write=self.rank == 0) as metrics:
             told_at, rows_then = started, 0
             for batch in self.batches():
                 step_started = time.monotonic()
@@ -224,7 +208,9 @@ class RankRun:
             )
         self.result.epochs = self.loader.epoch
         self.tell("evaluating")
-        self.result.metrics = self.evaluate()
+        outcomes = self.evaluate(self.splits.test) if self.config.held_out else None
+        self.result.metrics = flat(judge(outcomes, replicates=0)) if outcomes is not None else {}
+        self.result.outcomes = outcomes if self.rank == 0 else None
         self.result.evaluation_s = time.monotonic() - started - self.result.training_s
         self.checkpoint()
         self.result.peak_memory_bytes = peak_memory_bytes()
@@ -286,26 +272,27 @@ class RankRun:
         return loss, BatchMeters(**{name: int(count) for name, count in zip(names, counts)})
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Figures on held-out users, over all ranks."""
-        if not self.config.held_out or not self.config.eval_requests:
-            return {}
+    def evaluate(self, part: Split) -> Outcomes | None:
+        """What the model says of the rows of a part, those of all ranks together; None without any."""
+        if not self.config.eval_requests:
+            return None
         per_rank = max(1, self.config.eval_requests // self.world_size)
         loader = self.make_loader(
-            columns=self.task.columns,
+            columns=(*self.task.columns, *self.config.slice_by),
             requests=min(per_rank, EVAL_BATCH_REQUESTS),
             shuffle="requests",
             positive_label=self.task.positive_label,
-            users=UserSplit(held_out=self.config.held_out, part="eval", seed=self.config.seed),
+            users=part,
             device=self.device,
         )
-        batches: list[RequestBatch] = []
+        batches: list[RequestBatch] = [loader.empty_batch()]
         for batch in loader:
             batches.append(batch)
             if sum(b.num_requests for b in batches) >= per_rank:
                 break
         self.model.eval()
-        return self.task.summary(from_all_ranks(self.task.evaluate(self.model, batches)))
+        outcomes = Outcomes.concatenate(from_all_ranks(self.task.evaluate(self.model, batches)))
+        return outcomes if len(outcomes) else None
 
     def checkpoint(self) -> None:
         loaders = from_all_ranks(self.loader.state_dict())
@@ -364,34 +351,6 @@ class RankRun:
             self.report(
                 TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.config.num_steps, **figures)
             )
-
-
-class _MetricsFile:
-    """metrics.csv: one row per step, each on disk once written; rows after the step resumed from are dropped."""
-
-    def __init__(self, path: Path, steps_done: int, *, write: bool) -> None:
-        self._file: Any = None
-        if not write:
-            return
-        kept = []
-        if steps_done and path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= steps_done]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", newline="", buffering=1)
-        self._writer = csv.writer(self._file)
-        self._writer.writerows([METRIC_COLUMNS, *kept])
-
-    def write(self, row: tuple[object, ...]) -> None:
-        if self._file is not None:
-            self._writer.writerow(row)
-
-    def __enter__(self) -> _MetricsFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._file is not None:
-            self._file.close()
 
 
 def in_float32(outputs: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,27 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.models.checkpoint import check_format
+from reqdedup.training.judgement import UNSEEN, is_less_better
 
 RESULT_NAME = "result.json"
 RESULT_FORMAT = 1
 """Version 0.1.0 wrote none, and its files are read."""
 CHANCE_SUFFIX = "_chance"
-NO_FIGURES = ("format", "snapshot_id")
+JUDGED = ("mean_log_rank", "auc_")
+NO_FIGURES = ("format", "snapshot_id", "judgement")
 
 _SCHEMA = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
         pa.field("metric", pa.string(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
         pa.field("chance", pa.float64()),
+        pa.field("best_baseline", pa.string()),
+        pa.field("baseline", pa.float64()),
+        pa.field("gain_low", pa.float64()),
+        pa.field("gain_high", pa.float64()),
     ]
 )
 
@@ -53,18 +62,41 @@ def read_losses(metrics_file: Path | str) -> np.ndarray:
 
 
 def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
-    """One row per model and figure: model, metric, value, and what guessing would give if that is known.
+    """One row per model and figure: model, metric, value; and where they are known low and high of its interval, what
+    chance gives, the best baseline with its figure, and the interval of how much better the model is than it.
 
     runs: model name -> out_dir of its finished run. Raises ValueError for a folder without a finished run.
     """
     rows: list[dict[str, object]] = []
     for model, out_dir in runs.items():
         figures = _figures(Path(out_dir))
+        judgement = figures.get("judgement") or {"figures": []}
+        judged = {row["metric"]: row for row in judgement["figures"] if row["slice"] == "all"}
         for metric, value in figures.items():
             if metric not in NO_FIGURES and not metric.endswith(CHANCE_SUFFIX):
-                chance = figures.get(metric + CHANCE_SUFFIX)
-                rows.append({"model": model, "metric": metric, "value": float(value), "chance": chance})
+                more = judged.get(metric, {})
+                row = {name: more.get(name) for name in _SCHEMA.names}
+                chance, best = figures.get(metric + CHANCE_SUFFIX), row["best_baseline"]
+                row |= {"model": model, "metric": metric, "value": float(value), "chance": chance}
+                rows.append(row | {"baseline": more["baselines"][best] if best else None})
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def no_better(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a training report says against its models: figures that are no better than chance or the best baseline.
+
+    rows: of a training report. Mean log-rank (less is better) and AUC are judged; recall at few items is too noisy. A
+    figure that is not known, as an AUC of one class, is not judged.
+    """
+    found = []
+    for row in rows:
+        metric, value, sign = row["metric"], row["value"], -1 if is_less_better(row["metric"]) else 1
+        if not metric.startswith(JUDGED) or metric.endswith(UNSEEN) or math.isnan(value):
+            continue
+        for name, rival in (("chance", row["chance"]), (row["best_baseline"], row["baseline"])):
+            if rival is not None and not math.isnan(rival) and sign * (value - rival) <= 0:
+                found.append(f"{row['model']}: {metric} {value:.4g}, {name} {rival:.4g}")
+    return found
 
 
 def trained_on(out_dir: Path | str) -> int | None:

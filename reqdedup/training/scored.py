@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models import DCAT, TwoTower
 from reqdedup.models.checkpoint import load_checkpoint, load_model
 from reqdedup.schema import REQUEST_ID
+from reqdedup.training.baselines import splits_of
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.plan import Source, UserSplit
+from reqdedup.training.plan import Source
 
 BATCH_REQUESTS = 64
 
@@ -40,8 +40,8 @@ def scored_candidates(ranking: Path, retrieval: Path, source: Source, *, num_req
         shuffle="requests",
         seed=training.seed,
         columns=tuple(dict.fromkeys((*ranker.config.columns, *categories))),
-        users=UserSplit(held_out=training.held_out, part="eval", seed=training.seed),
-        cut=HistoryCut(max_events=ranker.config.max_history, stride=training.history_stride),
+        users=splits_of(training, source).test,
+        cut=training.history_cut,
     )
     parts: list[pa.Table] = []
     left = num_requests

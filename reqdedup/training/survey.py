@@ -14,8 +14,8 @@ import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
-from reqdedup.schema import REQUEST_ID
-from reqdedup.training.plan import UserSplit
+from reqdedup.schema import REQUEST_ID, REQUEST_TS
+from reqdedup.training.plan import Split
 from reqdedup.training.ranks import from_all_ranks, rank_and_world_size
 
 LARGEST_IN_VECTOR = 1e18
@@ -46,7 +46,7 @@ class Survey:
 
     numbers: tuple[str, ...]
     vectors: tuple[str, ...]
-    counted: UserSplit
+    counted: Split
     labels: tuple[str, ...] = ()
     positive_label: str | None = None
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Survey:
     highest_user: int = -(2**63)
 
     @classmethod
-    def of(cls, model: ModelConfig, counted: UserSplit, **options: str | tuple[str, ...] | None) -> Survey:
+    def of(cls, model: ModelConfig, counted: Split, **options: str | tuple[str, ...] | None) -> Survey:
         vectors = tuple(name for name, _ in model.request_vectors)
         return cls(model.request_numbers, vectors, counted, **options)  # type: ignore[arg-type]
 
@@ -151,7 +151,9 @@ class Survey:
             bad_RV = ~(x_RV.abs() <= LARGEST_IN_VECTOR)
             first_R = x_RV.gather(1, bad_RV.int().argmax(1, keepdim=True)).squeeze(1) if x_RV.numel() else x_RV.sum(1)
             self._note(name, first_R, bad_RV.any(1), batch.user_id_R, batch.request[REQUEST_ID])
-        is_counted_R = torch.from_numpy(self.counted.contains(batch.user_id_R.numpy()))
+        is_counted_R = torch.from_numpy(
+            self.counted.contains(batch.user_id_R.numpy(), batch.request[REQUEST_TS].numpy())
+        )
         is_counted_B = is_counted_R[batch.request_of_row_B]
         self.num_rows += int(is_counted_B.sum())
         for name in self.labels:

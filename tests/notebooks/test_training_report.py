@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from reqdedup.training.rank_run import METRIC_COLUMNS
+from reqdedup.training.metrics_file import METRIC_COLUMNS
 from tests.notebooks.running import NOTEBOOKS, outputs, run_notebook
 
 pytestmark = pytest.mark.slow

@@ -8,15 +8,22 @@ import pytest
 from reqdedup.training import read_losses, training_report
 
 
-def test_report_has_one_row_per_figure_with_its_chance(tmp_path):
-    (tmp_path / "result.json").write_text(
-        json.dumps({"format": 1, "snapshot_id": 7, "steps": 3, "auc_click": 0.7, "auc_click_chance": 0.5})
+def test_report_has_one_row_per_figure_with_its_chance_and_the_best_baseline(tmp_path):
+    judged = {
+        **{"metric": "auc_click", "slice": "all", "low": 0.68, "high": 0.72, "gain_low": -0.01, "gain_high": 0.03},
+        **{"best_baseline": "item mean", "baselines": {"item mean": 0.69, "other": 0.6}},
+    }
+    figures = {"format": 1, "snapshot_id": 7, "steps": 3, "auc_click": 0.7, "auc_click_chance": 0.5}
+    (tmp_path / "result.json").write_text(json.dumps({**figures, "judgement": {"figures": [judged]}}))
+    steps, auc = training_report({"ranking_model": tmp_path}).to_pylist()
+    assert (steps["metric"], steps["value"], steps["chance"], steps["best_baseline"]) == ("steps", 3.0, None, None)
+    assert (auc["value"], auc["low"], auc["high"], auc["chance"]) == (0.7, 0.68, 0.72, 0.5)
+    assert (auc["best_baseline"], auc["baseline"], auc["gain_low"], auc["gain_high"]) == (
+        "item mean",
+        0.69,
+        -0.01,
+        0.03,
     )
-    rows = training_report({"ranking_model": tmp_path}).to_pylist()
-    assert rows == [
-        {"model": "ranking_model", "metric": "steps", "value": 3.0, "chance": None},
-        {"model": "ranking_model", "metric": "auc_click", "value": 0.7, "chance": 0.5},
-    ]
 
 
 def test_report_without_a_finished_run_says_what_to_do(tmp_path):

@@ -114,6 +114,7 @@ def train(arguments: Options) -> int:
                 "rows_per_s": result.rows_per_s,
                 "peak_memory_bytes": result.peak_memory_bytes,
                 "metrics": result.metrics,
+                "judgement": result.judgement,
             }
         )
         return 0
@@ -122,7 +123,7 @@ def train(arguments: Options) -> int:
         f"{result.rows_per_s:,.0f} rows/s, {format_bytes(result.peak_memory_bytes)} at most in a rank"
     )
     say(f"  loss {result.first_loss:.4f} in the first tenth of the steps, {result.last_loss:.4f} in the last")
-    say(_figures(result.metrics))
+    say(_figures(result.judgement))
     say(f"  a server loads {out / 'bundle'}: `reqdedup serve {out / 'bundle'}`")
     return 0
 
@@ -130,7 +131,8 @@ def train(arguments: Options) -> int:
 @subcommand(
     help="the figures of a training run on the users that it held out",
     description="RUN_DIR is the --out of a training, finished or stopped. Its checkpoint is evaluated on the held-out "
-    "users of the files that it was trained on, or with --table on a table as it is now. Nothing is written.",
+    "users of the files that it was trained on, or with --table on a table as it is now, beside chance and the "
+    "baselines that a team would try first, with intervals over users. Nothing is written.",
     examples=[
         "reqdedup evaluate runs/ranking",
         "reqdedup evaluate runs/ranking --table movies.engagements --json",
@@ -139,7 +141,7 @@ def train(arguments: Options) -> int:
 @click.argument("run_dir", metavar="RUN_DIR")
 @option("--table", metavar="NAMESPACE.NAME", help="with the columns of the run's table (default: the run's own files)")
 def evaluate(arguments: Options) -> int:
-    """Print the held-out figures, each beside chance."""
+    """Print the held-out figures, each beside chance and baselines."""
     from reqdedup.storage import TableSource
     from reqdedup.training import evaluate_run
 
@@ -153,7 +155,7 @@ def evaluate(arguments: Options) -> int:
     say(f"{arguments.run_dir}: {found.task} at step {found.step:,}, on {on} (snapshot {found.snapshot_id})")
     if found.snapshot_id != found.trained_on:
         say(f"  trained on snapshot {found.trained_on}")
-    say(_figures(found.metrics))
+    say(_figures(found.judgement))
     return 0
 
 
@@ -197,11 +199,28 @@ def _kept(out: Path, saved: int | None) -> str:
     return f"the checkpoint of step {step:,} is kept in {checkpoint}; --resume goes on there"
 
 
-def _figures(metrics: dict[str, float]) -> str:
-    """Each figure beside what chance would give."""
-    names = [name for name in metrics if not name.endswith("_chance")]
-    rows = [[name, _shown(metrics[name]), _shown(metrics.get(f"{name}_chance"))] for name in names]
-    return format_table(["held-out users", "value", "chance"], rows) if rows else "  no users were held out"
+def _figures(judgement: dict[str, Any] | None) -> str:
+    """Each figure with its interval, beside chance and the best baseline; then the main ones of every slice."""
+    if judgement is None:
+        return "  no users were held out"
+    rows = judgement["figures"]
+    table = [_cells(row, row["metric"]) for row in rows if row["slice"] == "all"]
+    slices = [
+        _cells(row, f"{row['slice']}: {row['metric']}")
+        for row in rows
+        if row["slice"] != "all" and row["metric"].startswith(_OF_SLICES) and not row["metric"].endswith("_unseen")
+    ]
+    name = f"held out: {counted(judgement['users'], 'user')}, {counted(judgement['rows'], 'row')}"
+    return format_table([name, "value", "95%", "chance", "best baseline", ""], [*table, *slices])
+
+
+_OF_SLICES = ("auc_", "mean_log_rank", "recall_at_10")
+
+
+def _cells(row: dict[str, Any], name: str) -> list[str]:
+    spread = "-" if row["low"] is None else f"{row['low']:.4f} to {row['high']:.4f}"
+    best = row["best_baseline"]
+    return [name, _shown(row["value"]), spread, _shown(row["chance"]), _shown(row["baselines"].get(best)), best or ""]
 
 
 def _shown(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.plan import Split
 from reqdedup.training.tasks.ranking import Ranking
 from reqdedup.training.tasks.retrieval import Retrieval
 from reqdedup.training.tasks.task import LoaderOf, Task
@@ -12,9 +13,9 @@ from reqdedup.training.tasks.task import LoaderOf, Task
 TASKS: dict[str, type[Task]] = {"ranking": Ranking, "retrieval": Retrieval}
 
 
-def prepare_task(config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Task:
+def prepare_task(config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Task:
     """The task of `config.model`, ready for the first step; a collective. See `Task.prepare`."""
-    return TASKS[config.task].prepare(config, loader_of, device)
+    return TASKS[config.task].prepare(config, loader_of, device, train)
 
 
 __all__ = ["TASKS", "Ranking", "Retrieval", "Task", "prepare_task"]

@@ -1,4 +1,4 @@
-"""Ranking: binary cross-entropy over labels; AUC and log loss on held-out users."""
+"""Ranking: binary cross-entropy over labels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig
-from reqdedup.training import metrics
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.outcomes import Scored, rows_of
+from reqdedup.training.plan import Split
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 
@@ -25,12 +26,13 @@ class Ranking:
         self.labels = model.labels
         self.columns = (*model.columns, *model.labels)
         self.positive_label = None
+        self.slice_by = config.slice_by
 
     @classmethod
-    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
+    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
         """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
         task = cls(config)
-        survey = Survey.of(config.model, config.training_users, labels=task.labels)
+        survey = Survey.of(config.model, train, labels=task.labels)
         for _ in survey.passing(loader_of(survey.columns)):
             pass
         survey = survey.over_ranks()
@@ -46,22 +48,13 @@ class Ranking:
         )
         return torch.where(is_known_BL, terms_BL, terms_BL * 0.0).sum(), int(is_known_BL.sum())
 
-    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = [model(batch).float().cpu() for batch in batches]
-        labels = [self._labels(batch).cpu() for batch in batches]
-        none = torch.zeros(0, len(self.labels))
-        return torch.cat([none, *logits]), torch.cat([none, *labels])
-
-    def summary(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-        logit_BL, label_BL = (torch.cat(tensors) for tensors in zip(*parts))
-        figures: dict[str, float] = {"eval_rows": len(label_BL)}
-        for column, label in enumerate(self.labels):
-            logit_B, label_B = logit_BL[:, column], label_BL[:, column]
-            figures[f"auc_{label}"] = metrics.auc(logit_B, label_B)
-            figures[f"auc_{label}_chance"] = 0.5
-            figures[f"log_loss_{label}"] = metrics.log_loss(logit_B, label_B)
-            figures[f"log_loss_{label}_chance"] = metrics.base_log_loss(label_B)
-        return figures
+    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Scored:
+        return Scored(
+            labels=self.labels,
+            logit_BL=torch.cat([model(batch).double().cpu() for batch in batches]).numpy(),
+            label_BL=torch.cat([self._labels(batch).double().cpu() for batch in batches]).numpy(),
+            **rows_of(batches, self.slice_by),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {}

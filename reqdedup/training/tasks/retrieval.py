@@ -6,25 +6,26 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models import TwoTower
-from reqdedup.training import metrics
 from reqdedup.training.catalogue import Catalogue
+from reqdedup.training.catalogue_ranks import best_places, holds, places_in, ranks_of_rows, seen_places
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency, StreamingFrequency
 from reqdedup.training.gather import gather_columns
 from reqdedup.training.loss import Columns, row_losses
+from reqdedup.training.outcomes import Ranked, rows_of
+from reqdedup.training.plan import Split
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 
-RECALL_AT = (10, 50, 100)
-
 
 class Retrieval:
-    """A model of two towers; evaluated by the rank of held-out positives in a catalogue."""
+    """A model of two towers; it says the rank of held-out positives in a catalogue."""
 
     def __init__(self, config: TrainingConfig, catalogue: Catalogue, device: torch.device) -> None:
         model = config.model
@@ -34,6 +35,7 @@ class Retrieval:
         self.item_columns = model.item_categories
         item_id_C, columns = catalogue.sample(config.catalogue_items, config.seed)
         self.catalogue = item_id_C.to(device), {name: column.to(device) for name, column in columns.items()}
+        self.counts = catalogue
         self.frequency: ItemFrequency | StreamingFrequency | None = None
         if config.log_q == "exact":
             self.frequency = ItemFrequency.from_counts(catalogue.item_id_V, catalogue.count_V).to(device)
@@ -41,7 +43,7 @@ class Retrieval:
             self.frequency = StreamingFrequency(4 * len(catalogue.item_id_V) + 1)
 
     @classmethod
-    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
+    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
         """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
         requests = config.requests_per_step if config.gather_negatives else config.requests_per_rank
         if config.mask_same_user and requests < 2:
@@ -49,11 +51,11 @@ class Retrieval:
                 f"training: at least two requests that are contrasted in a step required, found {requests}, whose "
                 "negatives mask_same_user takes out; raise requests_per_step"
             )
-        users, label, items = config.training_users, config.positive_label, config.model.item_categories
-        survey = Survey.of(config.model, users, positive_label=label)
+        label, items = config.positive_label, config.model.item_categories
+        survey = Survey.of(config.model, train, positive_label=label)
         loader = loader_of((*items, *survey.columns))
         batches = survey.passing(chain([loader.empty_batch()], loader))
-        catalogue = Catalogue.read(batches, items, counted=users, label=label)
+        catalogue = Catalogue.read(batches, items, counted=train, label=label)
         survey = survey.over_ranks()
         survey.check_inputs()
         num_items = int((catalogue.count_V > 0).sum())
@@ -89,34 +91,40 @@ class Retrieval:
             return self.frequency.log_q(on_cpu).to(item_id_B.device)
         return self.frequency.log_q(item_id_B)
 
-    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> tuple[torch.Tensor, int]:
+    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Ranked:
         item_id_C, columns = self.catalogue
         catalogue_CD = cast(TwoTower, model).encode_items(item_id_C, columns)  # or any other with this method
-        ranks = [torch.zeros(0, dtype=torch.float64)]
-        for batch in batches:
-            user_RD, item_BD = model(batch)
-            ranks.append(
-                metrics.ranks_in_catalogue(
-                    user_RD,
-                    item_BD,
-                    catalogue_CD,
-                    request_of_row_B=batch.request_of_row_B,
-                    item_id_B=batch.item_id_B,
-                    catalogue_item_id_C=item_id_C,
-                )
-            )
-        return torch.cat([rank_B.cpu() for rank_B in ranks]), len(item_id_C)
+        candidate_id_C = item_id_C.cpu().numpy()
+        parts = [self._ranks(model, batch, catalogue_CD, candidate_id_C) for batch in batches]
+        rank_B, unseen_rank_B, top_BK = (np.concatenate(values) for values in zip(*parts))
+        rows = rows_of(batches, self.config.slice_by)
+        return Ranked(
+            rank_B=rank_B,
+            unseen_rank_B=unseen_rank_B,
+            top_BK=top_BK,
+            num_items=len(item_id_C),
+            own_count_B=self.counts.counts_of(rows["item_id_B"]),
+            count_C=self.counts.counts_of(candidate_id_C),
+            **rows,
+        )
 
-    def summary(self, parts: Sequence[tuple[torch.Tensor, int]]) -> dict[str, float]:
-        rank_B = torch.cat([ranks for ranks, _ in parts])
-        num_items = parts[0][1]
-        figures: dict[str, float] = {"eval_rows": len(rank_B), "eval_items": num_items}
-        figures["mean_log_rank"] = metrics.mean_log_rank(rank_B)
-        figures["mean_log_rank_chance"] = metrics.chance_log_rank(num_items)
-        for k, recall in metrics.recall_at_k(rank_B, RECALL_AT).items():
-            figures[f"recall_at_{k}"] = recall
-            figures[f"recall_at_{k}_chance"] = min(1.0, k / max(num_items, 1))
-        return figures
+    def _ranks(
+        self, model: nn.Module, batch: RequestBatch, catalogue_CD: torch.Tensor, candidate_id_C: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        user_RD, item_BD = (x.float() for x in model(batch))
+        score_RC = (user_RD @ catalogue_CD.float().mT).cpu().numpy()
+        own_B = (user_RD[batch.request_of_row_B] * item_BD).sum(1).cpu().numpy()
+        request_of_row_B, item_id_B = batch.request_of_row_B.cpu().numpy(), batch.item_id_B.cpu().numpy()
+        seen_id_T, offsets_R1 = batch.history["item_id"].cpu().numpy(), batch.history_offsets_R1.cpu().numpy()
+        rank_B, unseen_rank_B = ranks_of_rows(
+            score_RC,
+            own_B,
+            request_of_row_B=request_of_row_B,
+            place_B=places_in(item_id_B, candidate_id_C),
+            is_seen_RC=seen_places(places_in(seen_id_T, candidate_id_C), offsets_R1, len(candidate_id_C)),
+        )
+        is_seen_B = holds(seen_id_T, offsets_R1, request_of_row_B, item_id_B)
+        return rank_B, np.where(is_seen_B, np.nan, unseen_rank_B), best_places(score_RC)[request_of_row_B]
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.frequency is None else self.frequency.state_dict()

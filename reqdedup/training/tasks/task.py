@@ -15,6 +15,8 @@ from torch import nn
 from reqdedup.batch import RequestBatch
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.loader import RequestLoader
+from reqdedup.training.outcomes import Outcomes
+from reqdedup.training.plan import Split
 
 
 class LoaderOf(Protocol):
@@ -28,8 +30,11 @@ class Task(Protocol):
     it keeps (None: all)."""
 
     @classmethod
-    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device) -> Self:
-        """The task, with what it must know of the log before the first step; a collective.  device: of the batches."""
+    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
+        """The task, with what it must know of the log before the first step; a collective.
+
+        device: of the batches.  train: the requests that it learns from.
+        """
         ...
 
     @property
@@ -42,12 +47,8 @@ class Task(Protocol):
         """Sum of the loss terms [nats] of this rank, part of the graph even without terms, and their number."""
         ...
 
-    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Any:
-        """This rank's part of the held-out figures; the model is in evaluation mode, no collectives."""
-        ...
-
-    def summary(self, parts: Sequence[Any]) -> dict[str, float]:
-        """The figures of all ranks' parts, each with what chance would give as `<name>_chance`."""
+    def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Outcomes:
+        """What the model says of these rows; it is in evaluation mode, no collectives. batches: at least one."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

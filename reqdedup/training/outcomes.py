@@ -1,0 +1,97 @@
+"""What a model, or a rule without one, said of held-out rows: all that figures are made of, in plain arrays.
+
+Every rank evaluates its share; `Outcomes.concatenate` puts the shares together. Baselines are asked for the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from reqdedup.batch import RequestBatch
+from reqdedup.schema import REQUEST_ID, REQUEST_TS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """B held-out rows.
+
+    user_id_B, request_id_B, item_id_B, request_ts_B: int64.  history_length_B: events that the model saw.
+    slice_B: column of the request -> its value for each row, int64.
+    """
+
+    user_id_B: np.ndarray
+    request_id_B: np.ndarray
+    item_id_B: np.ndarray
+    request_ts_B: np.ndarray
+    history_length_B: np.ndarray
+    slice_B: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.user_id_B)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Outcomes]) -> Outcomes:
+        """The rows of all parts, of one class, at least one; what is no array of rows is the first one's."""
+        joined: dict[str, Any] = {}
+        for f in fields(parts[0]):
+            values = [getattr(part, f.name) for part in parts]
+            if isinstance(values[0], dict):
+                joined[f.name] = {name: np.concatenate([value[name] for value in values]) for name in values[0]}
+            elif f.name.endswith(("_B", "_BL", "_BK")):
+                joined[f.name] = np.concatenate(values)
+        return replace(parts[0], **joined)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Outcomes):
+    """Rows of a ranking model.
+
+    labels: names.  logit_BL, label_BL: float64, [B, labels]; NaN where a label is not known.
+    """
+
+    labels: tuple[str, ...]
+    logit_BL: np.ndarray
+    label_BL: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Outcomes):
+    """Positive rows of a retrieval model, each ranked alone among the other items of a catalogue.
+
+    rank_B: 1 is best, ties count half.  unseen_rank_B: the same with the items of the row's history left out of the
+        catalogue; NaN if the row's own item is one of them.
+    num_items: of the catalogue, the row's own item among them.  top_BK: the catalogue's best items for the row's
+        request, by their place in it, nothing left out.
+    own_count_B: positives of training users that have the row's item.  count_C: those of each catalogue item.
+    """
+
+    rank_B: np.ndarray
+    unseen_rank_B: np.ndarray
+    num_items: int
+    top_BK: np.ndarray
+    own_count_B: np.ndarray
+    count_C: np.ndarray
+
+
+def rows_of(batches: Sequence[RequestBatch], slice_by: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of `Outcomes` of the rows of some batches, at least one."""
+    facts: dict[str, list[np.ndarray]] = {}
+    slices: dict[str, list[np.ndarray]] = {name: [] for name in slice_by}
+    for batch in batches:
+        of_request = {
+            "user_id_B": batch.user_id_R,
+            "request_id_B": batch.request[REQUEST_ID],
+            "request_ts_B": batch.request[REQUEST_TS],
+            "history_length_B": batch.history_offsets_R1.diff(),
+        }
+        for name, x_R in of_request.items():
+            facts.setdefault(name, []).append(x_R[batch.request_of_row_B].cpu().numpy())
+        facts.setdefault("item_id_B", []).append(batch.item_id_B.cpu().numpy())
+        for name in slice_by:
+            slices[name].append(batch.request[name][batch.request_of_row_B].cpu().numpy())
+    joined = {name: np.concatenate(values) for name, values in facts.items()}
+    return {**joined, "slice_B": {name: np.concatenate(values) for name, values in slices.items()}}

@@ -1,0 +1,180 @@
+"""The baselines of retrieval on a run's held-out positives: fitted on what the training users engaged with.
+
+A training user is the history of the latest request, and after it the positives of the training rows that it does not
+hold, by time. Of more than MOST_USERS training users so many are taken, by hash. Items of histories that are no
+candidate anywhere in the table are not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from reqdedup.batch import RequestBatch
+from reqdedup.models import baselines as rules
+from reqdedup.models.baselines import Histories, Interactions
+from reqdedup.schema import HISTORY_ITEM_ID, REQUEST_ID, REQUEST_TS
+from reqdedup.training.catalogue import Catalogue
+from reqdedup.training.catalogue_ranks import best_places, places_in, ranks_of_rows, seen_places
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.loader import RequestLoader
+from reqdedup.training.outcomes import Outcomes, Ranked
+from reqdedup.training.plan import Source, Split, UserSplit
+from reqdedup.training.split import TheseUsers
+
+MOST_USERS = 20_000
+_SCORES_TOGETHER = 4_000_000
+_BATCH_REQUESTS = 1024
+
+METHODS: dict[str, Callable[[Interactions], Any]] = {
+    "popularity": rules.Popularity,
+    "last item": rules.LastItem,
+    "item-kNN": rules.ItemNeighbours,
+    "EASE": rules.Ease,
+    "iALS": rules.ImplicitFactors,
+}
+
+
+def retrieval_baselines(config: TrainingConfig, source: Source, model: Ranked, train: Split) -> dict[str, Outcomes]:
+    """By name; iALS only if its package is installed."""
+
+    def loader(columns: tuple[str, ...], users: Split | None, positive_label: str | None = None) -> RequestLoader:
+        return RequestLoader(
+            source,
+            requests_per_batch=_BATCH_REQUESTS,
+            shuffle="none",
+            columns=columns,
+            users=users,
+            positive_label=positive_label,
+            cut=config.history_cut,
+            prefetch_batches=0,
+        )
+
+    label = config.positive_label
+    rows = loader((label,) if label else (), None)
+    catalogue = Catalogue.read([rows.empty_batch(), *rows], (), counted=train, label=label)
+    numbering = _Numbering(catalogue)
+    sequences = _sequences(
+        loader((HISTORY_ITEM_ID,), train), loader((label,) if label else (), train, positive_label=label)
+    )
+    interactions = Interactions(numbering.histories(sequences), numbering.count_V)
+    keys, request_of_row_B = np.unique(np.stack([model.user_id_B, model.request_id_B]), axis=1, return_inverse=True)
+    histories = numbering.histories(_histories_of(loader((HISTORY_ITEM_ID,), TheseUsers(np.unique(keys[0]))), keys))
+    candidate_id_C = catalogue.sample(config.catalogue_items, config.seed)[0].numpy()
+    places = _Places(
+        candidate_C=numbering.of(candidate_id_C),
+        own_B=numbering.of(model.item_id_B),
+        own_place_B=places_in(model.item_id_B, candidate_id_C),
+        request_of_row_B=request_of_row_B.ravel(),
+    )
+    methods = METHODS.items() if rules.ImplicitFactors.is_installed() else list(METHODS.items())[:-1]
+    return {
+        name: _ranked(fit(interactions), len(catalogue.item_id_V), histories, places, model) for name, fit in methods
+    }
+
+
+class _Numbering:
+    """Items of a catalogue numbered from 0 by falling popularity. count_V: positives of each."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        order = np.argsort(-catalogue.count_V, kind="stable")
+        self.count_V, self._item_id_V = catalogue.count_V[order], catalogue.item_id_V
+        self._number_V = np.argsort(order, kind="stable")
+
+    def of(self, item_id_N: np.ndarray) -> np.ndarray:
+        """[N] int64, -1 for an item that the catalogue does not have."""
+        at_N = places_in(item_id_N, self._item_id_V)
+        return np.where(at_N >= 0, self._number_V[at_N], -1) if len(self._number_V) else at_N
+
+    def histories(self, lists: list[np.ndarray]) -> Histories:
+        items = np.concatenate([np.zeros(0, np.int64), *lists])
+        offsets = np.concatenate([[0], np.cumsum([len(one) for one in lists])]).astype(np.int64)
+        return Histories(self.of(items), offsets)
+
+
+def _sequences(with_histories: RequestLoader, positives: RequestLoader) -> list[np.ndarray]:
+    """Item ids of each training user, in order; see the head of this module."""
+    latest: dict[int, tuple[int, np.ndarray]] = {}
+    for batch, r, history in _requests(with_histories):
+        user, time = int(batch.user_id_R[r]), int(batch.request[REQUEST_TS][r])
+        if user not in latest or time >= latest[user][0]:
+            latest[user] = time, history.copy()
+    if len(latest) > MOST_USERS:
+        share = UserSplit(held_out=MOST_USERS / len(latest), part="eval", seed=1)
+        users = np.array(list(latest), np.int64)
+        latest = {user: latest[user] for user in users[share.contains(users)].tolist()}
+    later: dict[int, list[tuple[int, int]]] = {}
+    for batch in positives:
+        user_B, time_B = (x_R[batch.request_of_row_B] for x_R in (batch.user_id_R, batch.request[REQUEST_TS]))
+        for user, time, item in zip(user_B.tolist(), time_B.tolist(), batch.item_id_B.tolist()):
+            if user in latest:
+                later.setdefault(user, []).append((time, item))
+    lists = []
+    for user, (_, history) in latest.items():
+        events = history.tolist()
+        more = dict.fromkeys(item for _, item in sorted(later.get(user, [])))
+        known = set(events)
+        lists.append(np.array([*events, *(item for item in more if item not in known)], np.int64))
+    return lists
+
+
+def _histories_of(loader: RequestLoader, keys_2R: np.ndarray) -> list[np.ndarray]:
+    """The histories of these requests, (user, request id) each, in their order."""
+    at = {(user, request): r for r, (user, request) in enumerate(keys_2R.T.tolist())}
+    found = [np.zeros(0, np.int64)] * len(at)
+    for batch, r, history in _requests(loader):
+        key = int(batch.user_id_R[r]), int(batch.request[REQUEST_ID][r])
+        if key in at:
+            found[at[key]] = history.copy()
+    return found
+
+
+def _requests(loader: RequestLoader) -> Iterator[tuple[RequestBatch, int, np.ndarray]]:
+    """(batch, number in it, items of the history) of every request."""
+    for batch in loader:
+        offsets, items = batch.history_offsets_R1.tolist(), batch.history["item_id"].numpy()
+        for r in range(batch.num_requests):
+            yield batch, r, items[offsets[r] : offsets[r + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Where rows and candidates stand.
+
+    candidate_C: number of each candidate.  own_B: number of each row's item.  own_place_B: its place among the
+    candidates, -1 without one.  request_of_row_B: number of each row's history.
+    """
+
+    candidate_C: np.ndarray
+    own_B: np.ndarray
+    own_place_B: np.ndarray
+    request_of_row_B: np.ndarray
+
+
+def _ranked(rule: Any, num_items: int, histories: Histories, places: _Places, model: Ranked) -> Ranked:
+    """The model's rows as the rule ranks them."""
+    rank_B, unseen_rank_B, top_BK = np.zeros(len(model)), np.zeros(len(model)), np.zeros_like(model.top_BK)
+    by_request = np.argsort(places.request_of_row_B, kind="stable")
+    request_sorted = places.request_of_row_B[by_request]
+    place_of_V = np.full(num_items + 1, -1)  # the last one for items that are not known
+    place_of_V[places.candidate_C] = np.arange(len(places.candidate_C))
+    together = max(1, _SCORES_TOGETHER // max(num_items, 1))
+    for first in range(0, len(histories), together):
+        part = histories.part(first, min(first + together, len(histories)))
+        begin, end = np.searchsorted(request_sorted, (first, first + len(part)))
+        rows = by_request[begin:end]
+        request_b, score_RV = places.request_of_row_B[rows] - first, rule.scores(part)
+        score_RC = score_RV[:, places.candidate_C]
+        rank_B[rows], unseen_rank_B[rows] = ranks_of_rows(
+            score_RC,
+            score_RV[request_b, places.own_B[rows]],
+            request_of_row_B=request_b,
+            place_B=places.own_place_B[rows],
+            is_seen_RC=seen_places(place_of_V[part.item_T], part.offsets_R1, len(places.candidate_C)),
+        )
+        top_BK[rows] = best_places(score_RC, top_BK.shape[1])[request_b]
+    unseen_rank_B = np.where(np.isnan(model.unseen_rank_B), np.nan, unseen_rank_B)
+    return replace(model, rank_B=rank_B, unseen_rank_B=unseen_rank_B, top_BK=top_BK)

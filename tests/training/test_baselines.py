@@ -1,0 +1,134 @@
+"""A run's baselines on its held-out rows, beside plain loops over the rows of the table."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from pyiceberg.catalog import load_catalog
+
+from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
+from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.models.baselines.means import PRIOR_ROWS, USER_PRIOR_ROWS
+from reqdedup.storage import Layout, TableSource, create_table, write
+from reqdedup.training import TrainingConfig
+from reqdedup.training.baselines import baselines_of, splits_of
+from reqdedup.training.judgement import flat, judge
+from reqdedup.training.loader import RequestLoader
+from reqdedup.training.rank_run import RankRun
+
+pytestmark = pytest.mark.slow
+
+LOG = SyntheticLogConfig(seed=5, num_users=40, num_items=40, mean_fan_out=8, max_fan_out=16, max_history=8)
+SIZES = {"width": 8, "num_layers": 1, "max_history": 8, "item_table_rows": 64}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> TableSource:
+    folder = tmp_path_factory.mktemp("lake")
+    catalog = load_catalog("small", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}")
+    catalog.create_namespace("small")
+    table = create_table(catalog, "small.t", synthetic_schema(LOG), Layout.BY_REQUEST, num_buckets=2)
+    write(table, synthesize(LOG))
+    return TableSource(table)
+
+
+def judged(source, model, by, tmp_path):
+    """(configuration, outcomes of an untrained model, baselines, training rows, held-out rows)."""
+    positive = "click" if isinstance(model, TwoTowerConfig) else None
+    config = TrainingConfig(
+        model=model,
+        held_out=0.3,
+        split_by=by,
+        positive_label=positive,
+        num_steps=1,
+        requests_per_step=4,
+        learning_rate=0.1,
+        world_size=1,
+    )
+    run = RankRun(lambda _: None, config, source, tmp_path, None)
+    with torch.no_grad():
+        outcomes = run.evaluate(run.splits.test)
+    rows = source.to_arrow(["user_id", "request_id", "request_ts", "item_id", "click", "save"]).to_pylist()
+    test = splits_of(config, source).test
+    times = np.array([round(row["request_ts"].timestamp() * 1e6) for row in rows])
+    is_held = test.contains(np.array([row["user_id"] for row in rows]), times)
+    for row, time in zip(rows, times.tolist()):
+        row["ts"] = time
+    train, held = ([row for row, out in zip(rows, is_held) if out == held] for held in (False, True))
+    return outcomes, baselines_of(config, source, outcomes), train, held
+
+
+@pytest.mark.parametrize("by", ["user", "time"])
+def test_item_and_user_means_know_the_training_rows_and_the_users_earlier_ones(source, tmp_path, by):
+    model = DCATConfig.from_schema(source.schema, labels=("click",), **SIZES)
+    outcomes, baselines, train, held = judged(source, model, by, tmp_path)
+    mean = sum(row["click"] for row in train) / len(train)
+    of_item = defaultdict(list)
+    for row in train:
+        of_item[row["item_id"]].append(row["click"])
+
+    def base_of(item: int) -> float:
+        return (sum(of_item[item]) + PRIOR_ROWS * mean) / (len(of_item[item]) + PRIOR_ROWS)
+
+    base = {row["item_id"]: base_of(row["item_id"]) for row in train + held}
+    wanted = {}
+    for row in held:
+        earlier = [r for r in train + held if r["user_id"] == row["user_id"] and r["ts"] < row["ts"]]
+        own = sum(r["click"] - base[r["item_id"]] for r in earlier) / (len(earlier) + USER_PRIOR_ROWS)
+        key = row["user_id"], row["request_id"], row["item_id"]
+        wanted[key] = base[row["item_id"]], base[row["item_id"]] + own, row["click"]
+    keys = list(zip(outcomes.user_id_B.tolist(), outcomes.request_id_B.tolist(), outcomes.item_id_B.tolist()))
+    assert len(keys) == len(held)
+    assert outcomes.label_BL[:, 0].tolist() == [wanted[key][2] for key in keys]
+    for name, place in (("item mean", 0), ("item + user mean", 1)):
+        predicted = np.array([wanted[key][place] for key in keys])
+        inside = predicted.clip(0.01, 0.99)
+        logits = np.log(inside / (1 - inside)) + (predicted - inside) / (0.01 * 0.99)
+        assert baselines[name].logit_BL[:, 0] == pytest.approx(logits)
+    figures = flat(judge(outcomes, baselines, replicates=10))
+    assert figures["auc_click_chance"] == 0.5
+    assert figures["eval_rows"] == len(held)
+
+
+@pytest.mark.parametrize("by", ["user", "time"])
+def test_popularity_and_neighbours_rank_by_what_training_users_engaged_with(source, tmp_path, by):
+    model = TwoTowerConfig.from_schema(source.schema, output_width=4, **SIZES)
+    outcomes, baselines, train, held = judged(source, model, by, tmp_path)
+    count = Counter(row["item_id"] for row in train if row["click"] == 1)
+    items = sorted({row["item_id"] for row in train + held})
+    history = histories(source)
+    positives = [row for row in held if row["click"] == 1]
+    key = [(row["user_id"], row["request_id"], row["item_id"]) for row in positives]
+    found = list(zip(outcomes.user_id_B.tolist(), outcomes.request_id_B.tolist(), outcomes.item_id_B.tolist()))
+    assert sorted(found) == sorted(key)
+    ranks, unseen = [], []
+    for user, request, item in found:
+        seen = set(history[user, request])
+        for kept, said in ((set(), ranks), (seen, unseen)):
+            rivals = [count[other] for other in items if other != item and other not in kept]
+            said.append(1 + sum(r > count[item] for r in rivals) + sum(r == count[item] for r in rivals) / 2)
+        if item in seen:
+            unseen[-1] = np.nan
+    assert baselines["popularity"].rank_B.tolist() == ranks
+    assert np.array_equal(baselines["popularity"].unseen_rank_B, np.array(unseen), equal_nan=True)
+    assert np.array_equal(np.isnan(outcomes.unseen_rank_B), np.isnan(unseen))
+    assert set(baselines) >= {"popularity", "last item", "item-kNN", "EASE"}
+    top = outcomes.top_BK
+    assert top.shape == (len(found), 10)
+    figures = judge(outcomes, baselines, replicates=10)["figures"]
+    names = {row["metric"] for row in figures}
+    assert {"ndcg_at_10", "mrr_at_10_unseen", "recall_at_100", "coverage_at_10", "popularity_ratio_at_10"} <= names
+    (row,) = [row for row in figures if row["metric"] == "mean_log_rank" and row["slice"] == "all"]
+    assert row["baselines"]["popularity"] == pytest.approx(np.mean(np.log(ranks)))
+
+
+def histories(source) -> dict[tuple[int, int], list[int]]:
+    found = {}
+    for batch in RequestLoader(source, requests_per_batch=8, shuffle="none", columns=("history_item_id",)):
+        offsets, items = batch.history_offsets_R1.tolist(), batch.history["item_id"].tolist()
+        for r, (user, request) in enumerate(zip(batch.user_id_R.tolist(), batch.request["request_id"].tolist())):
+            found[user, request] = items[offsets[r] : offsets[r + 1]]
+    return found

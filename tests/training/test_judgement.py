@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reqdedup.training.judgement import flat, is_clearly_better, judge
+from reqdedup.training.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.report import no_better
+
+
+@pytest.fixture(scope="module")
+def scored() -> Scored:
+    rng = np.random.default_rng(0)
+    size = 400
+    label = rng.integers(0, 2, (size, 2)).astype(float)
+    label[::9, 1] = np.nan
+    return Scored(
+        user_id_B=np.repeat(np.arange(40), 10),
+        request_id_B=np.repeat(np.arange(80), 5),
+        item_id_B=rng.integers(0, 30, size),
+        request_ts_B=np.repeat(np.arange(80), 5),
+        history_length_B=np.repeat(rng.integers(0, 80, 80), 5),
+        slice_B={"surface": rng.integers(0, 3, size)},
+        labels=("click", "save"),
+        logit_BL=np.nan_to_num(label) * 2 + rng.standard_normal((size, 2)),
+        label_BL=label,
+    )
+
+
+def test_a_model_stands_beside_the_best_baseline_with_an_interval_over_users(scored):
+    rng = np.random.default_rng(1)
+    noise = replace(scored, logit_BL=rng.standard_normal((400, 2)))
+    weak = replace(scored, logit_BL=scored.logit_BL + 2 * rng.standard_normal((400, 2)))
+    found = judge(scored, {"noise": noise, "weak": weak})
+    assert found == json.loads(json.dumps(found)), "plain values"
+    assert (found["rows"], found["requests"], found["users"], found["replicates"]) == (400, 80, 40, 200)
+    rows = {(row["metric"], row["slice"]): row for row in found["figures"]}
+    row = rows["auc_click", "all"]
+    assert row["best_baseline"] == "weak"
+    assert row["low"] < row["value"] < row["high"]
+    assert row["gain"] == pytest.approx(row["value"] - row["baselines"]["weak"])
+    assert 0 < row["gain_low"] < row["gain"] < row["gain_high"]
+    assert is_clearly_better(row)
+    loss = rows["log_loss_click", "all"]
+    assert loss["gain"] == pytest.approx(loss["baselines"][loss["best_baseline"]] - loss["value"]), "less is better"
+    assert rows["auc_save", "all"]["rows"] == 400
+    assert {name for _, name in rows} == {
+        "all", "history under 5", "history 5 to 49", "history from 50", "surface 0", "surface 1", "surface 2",
+    }  # fmt: skip
+    under = scored.history_length_B < 5
+    assert rows["auc_click", "history under 5"]["rows"] == under.sum()
+    assert [len(table) for table in found["calibration"].values()] == [10, 10]
+    assert flat(found)["auc_click"] == row["value"]
+    assert flat(found)["normalised_entropy_click_chance"] == 1.0
+
+
+def test_no_better_than_itself(scored):
+    found = judge(scored, {"the same": scored}, replicates=20)
+    for row in found["figures"]:
+        if row["best_baseline"]:
+            assert row["gain"] == 0
+            assert not is_clearly_better(row)
+
+
+def test_shares_of_ranks_add_up_to_the_whole(scored):
+    def part(at):
+        arrays = {name: x[at] for name, x in vars(scored).items() if isinstance(x, np.ndarray)}
+        return replace(scored, **arrays, slice_B={"surface": scored.slice_B["surface"][at]})
+
+    whole = Outcomes.concatenate([part(slice(0, 130)), part(slice(130, 130)), part(slice(130, 400))])
+    assert judge(whole, replicates=3) == judge(scored, replicates=3)
+
+
+def test_what_cannot_be_known_is_none(scored):
+    one_class = replace(scored, label_BL=np.ones_like(scored.label_BL))
+    rows = {row["metric"]: row for row in judge(one_class, replicates=3)["figures"] if row["slice"] == "all"}
+    assert rows["auc_click"]["value"] is None
+    assert rows["normalised_entropy_click"]["value"] is None
+    assert math.isnan(flat(judge(one_class, replicates=0))["auc_click"])
+
+
+def test_coverage_and_popularity_describe_what_is_shown(scored):
+    facts = {name: getattr(scored, name)[:4] for name in vars(scored) if name.endswith("_B") and name != "slice_B"}
+    top = np.array([[0, 1], [0, 1], [2, 1], [0, 1]])
+    ranked = Ranked(
+        **facts,
+        rank_B=np.array([1.0, 3, 20, 60]),
+        unseen_rank_B=np.array([1.0, 2, np.nan, 10]),
+        num_items=100,
+        top_BK=top,
+        own_count_B=np.array([2, 2, 4, 0]),
+        count_C=np.arange(100),
+    )
+    found = flat(judge(ranked, {"rule": ranked}, replicates=5))
+    assert found["coverage_at_2"] == 0.03
+    assert found["popularity_ratio_at_2"] == pytest.approx((0 + 1 + 0 + 1 + 2 + 1 + 0 + 1) / 8 / 2)
+    assert found["recall_at_50"] == 0.75
+    assert found["recall_at_10_unseen"] == 1.0
+    assert found["mean_log_rank"] == pytest.approx(np.log([1, 3, 20, 60]).mean())
+    assert found["eval_items"] == 100
+
+
+def test_a_model_that_is_no_better_is_named_with_what_is_as_good():
+    def row(model: str, metric: str, value: float, chance: float | None, baseline: float | None) -> dict:
+        best = None if baseline is None else "popularity"
+        return {
+            "model": model,
+            "metric": metric,
+            "value": value,
+            "chance": chance,
+            "baseline": baseline,
+            "best_baseline": best,
+        }
+
+    rows = [
+        row("retrieval_model", "mean_log_rank", 5.0, 6.0, 4.9),
+        row("retrieval_model", "mean_log_rank_unseen", 5.0, None, 4.9),
+        row("retrieval_model", "recall_at_10", 0.0, 0.1, 0.2),
+        row("ranking_model", "auc_click", 0.6, 0.5, 0.55),
+        row("ranking_model", "auc_save", 0.49, 0.5, 0.45),
+        row("ranking_model", "auc_like", math.nan, 0.5, None),
+    ]
+    assert no_better(rows) == [
+        "retrieval_model: mean_log_rank 5, popularity 4.9",
+        "ranking_model: auc_save 0.49, chance 0.5",
+    ]
