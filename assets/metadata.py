@@ -296,6 +296,11 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         for row in (result.judgement or {"figures": []})["figures"]
         if row["slice"] == "all"
     ]
+    tenths = (result.judgement or {"calibration": {}})["calibration"]
+    calibration = {
+        label: tuple([row[name] for row in rows] for name in ("predicted", "observed"))
+        for label, rows in tenths.items()
+    }
     return {
         PICTURE: pictures.line(
             np.asarray(metrics["loss"]),
@@ -304,6 +309,7 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         ),
         GLANCE: figures_table(held_out),
         CHART: pictures.chart(plots.steps({"": metrics}, STEP_PANELS)),
+        **({"calibration": pictures.chart(plots.calibration(calibration))} if calibration else {}),
         "task": config.task,
         "ranks": config.world_size,
         "steps": result.steps,
