@@ -298,8 +298,7 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
     ]
     tenths = (result.judgement or {"calibration": {}})["calibration"]
     calibration = {
-        label: tuple([row[name] for row in rows] for name in ("predicted", "observed"))
-        for label, rows in tenths.items()
+        label: ([row["predicted"] for row in rows], [row["observed"] for row in rows]) for label, rows in tenths.items()
     }
     return {
         PICTURE: pictures.line(
