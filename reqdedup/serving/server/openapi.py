@@ -105,6 +105,7 @@ def _operation(summary: str, body: Schema, answer: Schema, *, arrow: bool = Fals
         "415": "content type",
         "421": "a host name that is not this machine's",
         "422": "a value that does not fit, with its column",
+        "431": "a head too large",
         "503": "full; come back after Retry-After seconds",
         "504": "the deadline passed",
     }
