@@ -1,4 +1,7 @@
-"""What is claimed of storage and of URLs as items, from the rows of `benchmarks.storage_*` and `benchmarks.urls`."""
+"""What is claimed of storage and of URLs as items, from the rows of `benchmarks.storage_*` and `benchmarks.urls`.
+
+The log that has the shape of a real one comes first.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,65 @@ JOIN = "bucket join, 5M x 5M rows, {}: {}"
 WRITE = "write BY_REQUEST, {} tokens: {}"
 APPEND = "by_request against append_one_commit"
 
+NEWS = "news log, {} rows: {}"
+NEWS_CPU = "news log, {} rows, {}: CPU time of a write over Polars' sort and sink"
+NEWS_PEAK = "news log, {} rows, {}: peak memory of a write over Polars' sort and sink"
+AGAINST_CONTROL = "history column against the shuffled control with dense ids"
+NEWS_SIZES = ("190,000", "2,000,000")
+
 CLAIMS = (
+    *(
+        storage(
+            "news",
+            {
+                "a": (NEWS.format(rows, AGAINST_CONTROL), "BY_REQUEST"),
+                "b": (NEWS.format(rows, AGAINST_CONTROL), "SORTED_LARGE_PAGES"),
+            },
+            "a log like a real one of news (popular items, histories of 32 events, 1.08 requests a user), "
+            "{a[sizes][rows]:,} rows: history column, `BY_REQUEST`; plain lists",
+            RATIO + "; {b[value]:.3g}x",
+            SORTING,
+        )
+        for rows in NEWS_SIZES
+    ),
+    *(
+        storage(
+            "news",
+            {
+                name: (NEWS.format(rows, f"whole table against {name}'s sorted files"), "BY_REQUEST")
+                for name in ("polars", "duckdb")
+            },
+            "the same, {polars[sizes][rows]:,} rows: whole table, `BY_REQUEST`, against the sorted zstd file of Polars; of "
+            "DuckDB",
+            "{polars[value]:.3g}x; {duckdb[value]:.3g}x fewer bytes",
+        )
+        for rows in NEWS_SIZES
+    ),
+    *(
+        storage(
+            "news",
+            {
+                "w": (NEWS_CPU.format(rows, "all cores"), "write"),
+                "c": (NEWS_CPU.format(rows, "all cores"), "convert"),
+                "m": (NEWS_PEAK.format(rows, "all cores"), "write"),
+                "n": (NEWS_PEAK.format(rows, "all cores"), "convert"),
+            },
+            "the same, {w[sizes][rows]:,} rows, over Polars' `sort().sink_parquet()`: `write`; `convert` with its verification",
+            "{w[value]:.2g}x; {c[value]:.2g}x the CPU ({c[spread][0]:.2g} to {c[spread][1]:.2g}), {m[value]:.2g}x; "
+            "{n[value]:.2g}x the peak memory",
+        )
+        for rows in NEWS_SIZES
+    ),
+    storage(
+        "ids",
+        {
+            "h": ("text ids of items, 190,000 rows: history_item_id against hashed ids", "dense"),
+            "w": ("text ids of items, 190,000 rows: all columns against hashed ids", "dense"),
+            "v": ("text ids of items, 190,000 rows: vocabulary", "dense"),
+        },
+        "the same, {h[sizes][rows]:,} rows of text ids, dense ids against hashed ones: history column; whole table",
+        "{h[value]:.3g}x; {w[value]:.3g}x fewer bytes, beside {v[value]:.2g} bytes a key, once for all tables",
+    ),
     storage(
         "layouts",
         {"a": ("shared_16k", "by_request")},

@@ -30,6 +30,8 @@ HEAD = (
 CLAIMS = (*claims_of_storage.CLAIMS, *claims_of_training.CLAIMS, *claims_of_serving.CLAIMS)
 
 HEADLINES = (
+    "a log like a real one of news",
+    "the same, {polars[sizes]",
     "sequence columns, ",
     "bucket join of {t[sizes][rows]:,} rows with as many, histories",
     "ranking end to end, ",

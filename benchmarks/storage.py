@@ -10,6 +10,7 @@ write        CPU and memory of writing BY_REQUEST against pyiceberg's `append`  
 maintenance  what one user's change rewrites, what compaction costs                             3
 audit        what `reqdedup audit` predicts against what is written                             2
 news         bytes and CPU on a log of short histories against Polars, DuckDB and pyiceberg     5
+ids          dense ids of text items against hashed ones                                        1
 
 Each is a module of its own, `benchmarks.storage_<name>`, with more options. Ratios are within one run; every part
 passes its gates before it reports, and a part that is measured in full replaces
@@ -30,6 +31,7 @@ from typing import Any
 from benchmarks import (
     storage_audit,
     storage_features,
+    storage_ids,
     storage_join,
     storage_layouts,
     storage_maintenance,
@@ -103,6 +105,11 @@ def news(folder: Path, *, quick: bool) -> Rows:
         yield from storage_news.run(folder / str(rows), rows, rounds=1 if quick else storage_news.ROUNDS)
 
 
+def ids(folder: Path, *, quick: bool) -> Rows:
+    rows, keys = (1_000, 500) if quick else (storage_ids.ROWS, storage_ids.KEYS)
+    yield from storage_ids.run(folder, rows, keys)
+
+
 PARTS: dict[str, Callable[..., Rows]] = {
     "layouts": layouts,
     "features": features,
@@ -112,6 +119,7 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "maintenance": maintenance,
     "audit": audit,
     "news": news,
+    "ids": ids,
 }
 
 

@@ -7,8 +7,11 @@ The log is `benchmarks.news_log`: short histories of popular items, one request 
     control      the same rows with dense ids, shuffled, at pyiceberg's defaults
     limit        every distinct history stored once, with the ids that the table has, at the table's own level
     BY_REQUEST, SORTED_LARGE_PAGES   one bucket, as `choose_num_buckets` says; with dense ids, and with texts
+    BY_REQUEST, compact    with the encodings that older readers in Java refuse (docs/decisions/0012)
     polars, duckdb                   the same rows with dense ids, sorted by the same three keys, in zstd files
     pyiceberg    `append` of the sorted rows
+    order 0      what a coder of each id by its frequency takes, which no reader knows: distinct histories, and the
+                 candidates of a request without their order; the other columns as BY_REQUEST has them
 
 CPU, each in a process of its own, with one thread and with all: `write` of deduplicated batches, `convert` of the
 Parquet file with its verification, and Polars' `scan_parquet().sort().sink_parquet()`. `floor` is what pyarrow takes to
@@ -18,6 +21,7 @@ lay down the finished row groups. The gate: all of them hold the same rows.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -29,9 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
 
@@ -46,11 +52,14 @@ from reqdedup.storage import Layout, TableSource, compression_report, create_tab
 from reqdedup.storage.iceberg.datafile import FileSettings
 from reqdedup.storage.iceberg.layout import file_schema
 from reqdedup.storage.iceberg.paths import local_path
+from reqdedup.storage.iceberg.settings import COMPACT as COMPACT_ENCODINGS
+from reqdedup.storage.iceberg.settings import ENCODINGS_PROPERTY
 
 ROWS, ROUNDS = (190_000, 2_000_000), 5
 MODULE = "benchmarks.storage_news"
 KEYS = ["user_id", "request_id", "item_id"]
 HISTORY, WHOLE = "history_item_id", "all columns"
+COMPACT, ORDER_0 = "BY_REQUEST, compact", "order 0"
 WRITE, CONVERT, POLARS, FLOOR = "write", "convert", "polars", "floor"
 VARIANTS = (WRITE, CONVERT, POLARS, FLOOR)
 MAPPING = ColumnMapping(user="user_id", request="request_id", item="item_id", time="request_ts", labels=["click"])
@@ -83,6 +92,9 @@ def tables_of(folder: Path, rows: int) -> dict[str, dict[str, int]]:
         convert_table(source, catalog, table, mapping, layout=layout, num_buckets=1)
         ours[name] = catalog.load_table(table)
         made[name] = bytes_of([local_path(path) for path in TableSource(ours[name]).paths])
+    compact_table = catalog.load_table(copy_of(catalog, ours["BY_REQUEST"]))
+    ours[COMPACT] = compact_table
+    made[COMPACT] = bytes_of([local_path(path) for path in TableSource(compact_table).paths])
     same = {content_checksum(TableSource(ours[name])) for name in ours if name != "BY_REQUEST, texts"}
     if len(same) != 1:
         raise ValueError(f"equal rows in all tables of dense ids required, found {same}; nothing is reported")
@@ -92,10 +104,40 @@ def tables_of(folder: Path, rows: int) -> dict[str, dict[str, int]]:
         made[name] = bytes_of([path])
         if pq.read_metadata(path).num_rows != pq.read_metadata(dense).num_rows:
             raise ValueError(f"{name}: all rows required, found {pq.read_metadata(path).num_rows}; nothing is reported")
+    made[ORDER_0] = order_0_bytes(dense, made["BY_REQUEST"])
     for name in ("BY_REQUEST", "BY_REQUEST, texts"):
         report = compression_report({name: ours[name]}).to_pylist()
         made[f"limit of {name}"] = {row["column"]: row["store_once_bytes"] for row in report}
     return made
+
+
+def copy_of(catalog: Catalog, table: Table) -> str:
+    """Name of a table of the same rows whose columns may have any encoding."""
+    name = "news.compact"
+    copy = create_table(catalog, name, table_schema(table), Layout.BY_REQUEST, num_buckets=1)
+    with copy.transaction() as transaction:
+        transaction.set_properties({ENCODINGS_PROPERTY: COMPACT_ENCODINGS})
+    write(copy, TableSource(table).batches())
+    return name
+
+
+def order_0_bytes(source: Path, ours: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by column of ids that are coded by their frequency alone. ours: of the columns that are no lists of items."""
+    rows = pl.read_parquet(source, columns=["request_id", "item_id", HISTORY])
+    histories = rows.select(HISTORY).unique()[HISTORY].explode().drop_nulls()
+    fan_outs = rows.group_by("request_id").len()["len"].to_list()
+    free_bits = sum(math.lgamma(fan_out + 1) for fan_out in fan_outs) / math.log(2)
+    found = dict(ours) | {
+        HISTORY: round(entropy_bits(histories) / 8),
+        "item_id": round((entropy_bits(rows["item_id"]) - free_bits) / 8),
+    }
+    return found | {WHOLE: sum(size for name, size in found.items() if name != WHOLE)}
+
+
+def entropy_bits(values: pl.Series) -> float:
+    """Order-0 entropy of all values together."""
+    counts = values.value_counts()["count"].to_numpy().astype(float)
+    return float((counts * -np.log2(counts / counts.sum())).sum())
 
 
 def bytes_of(paths: Sequence[Any]) -> dict[str, int]:
@@ -127,7 +169,16 @@ def bytes_rows(folder: Path, rows: int) -> Iterator[dict[str, Any]]:
     for name, columns in made.items():
         print(f"{name}: {', '.join(f'{column} {size:,}' for column, size in columns.items())}", file=sys.stderr)
     sizes = {"rows": rows, "columns": made}
-    for name in ("BY_REQUEST", "SORTED_LARGE_PAGES", "BY_REQUEST, texts", "polars", "duckdb", "pyiceberg"):
+    for name in (
+        "BY_REQUEST",
+        "SORTED_LARGE_PAGES",
+        "BY_REQUEST, texts",
+        COMPACT,
+        "polars",
+        "duckdb",
+        "pyiceberg",
+        ORDER_0,
+    ):
         limit = made.get(f"limit of {name}", {}).get(HISTORY)
         yield {
             "claim": f"news log, {rows:,} rows: history column against the shuffled control with dense ids",
@@ -141,7 +192,7 @@ def bytes_rows(folder: Path, rows: int) -> Iterator[dict[str, Any]]:
             "sizes": sizes,
         }
     for other, target in {**TIMES_FEWER, "pyiceberg": None}.items():
-        for name in ("BY_REQUEST", "SORTED_LARGE_PAGES"):
+        for name in ("BY_REQUEST", "SORTED_LARGE_PAGES", COMPACT, ORDER_0):
             yield {
                 "claim": f"news log, {rows:,} rows: whole table against {other}'s sorted files",
                 "variant": name,

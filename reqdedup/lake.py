@@ -140,11 +140,12 @@ class Lake:
         **options: Any,
     ) -> ConvertReport:
         """Make `table` from Parquet files or an Iceberg table; columns and options are those of `convert_table`."""
-        from reqdedup.convert import ColumnMapping, convert_table
+        from reqdedup.convert import ColumnMapping, convert_table, open_source
 
         mapping = columns if isinstance(columns, ColumnMapping) else ColumnMapping(**columns)
+        rows = open_source(source, mapping)  # before a catalog is made
         catalog = self.catalog if options.get("append") else self.make()
-        return convert_table(source, catalog, table, mapping, layout=layout and Layout(layout), **options)
+        return convert_table(rows, catalog, table, mapping, layout=layout and Layout(layout), **options)
 
     def audit(self, source: str | Path | Sequence[str | Path] | Table, **options: Any) -> AuditReport:
         """What a table of yours would save: a name here, Parquet files, or any Iceberg table (see `audit_table`)."""

@@ -3,15 +3,17 @@ must be said beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from reqdedup.audit.estimate import Estimate, interval
 from reqdedup.audit.footers import TableFacts
 from reqdedup.audit.layouts import LayoutTotals
 from reqdedup.audit.repeats import Repeats, RequestRows
 from reqdedup.audit.report import (
+    CHECK_TOLERANCE,
     SHUFFLED,
     ColumnAudit,
     LayoutAudit,
@@ -22,13 +24,12 @@ from reqdedup.audit.report import (
 )
 from reqdedup.audit.sample import MIN_USERS, Sample, SamplePlan
 from reqdedup.audit.scan import KeyColumns, RequestIndex
+from reqdedup.schema import HISTORY_TS
 from reqdedup.storage.foreign.files import TableFiles
 from reqdedup.storage.foreign.leaves import Shape
 
 GROUPED_RUNS, SCATTERED_SHARE = 1.05, 0.5
 """Up to so many runs per request, its rows are grouped; from this part of its rows on, scattered."""
-
-CHECK_TOLERANCE = 0.1
 
 
 def request_audit(index: RequestIndex, keys: KeyColumns) -> RequestAudit:
@@ -155,8 +156,10 @@ def audit_notes(
     sample: Sample,
     requests: RequestAudit,
     layouts: LayoutTotals,
+    times: Mapping[str, str],
     check: float | None,
 ) -> list[str]:
+    """Notes, most basic first. times: unit of the lists that were taken for times of events."""
     notes = list(table.notes)
     nested = [name for name, column in facts.columns.items() if column.leaf.shape is Shape.NESTED]
     if nested:
@@ -170,6 +173,12 @@ def audit_notes(
         notes.append(
             f"lists of text, in our layouts lists of int32 ids of the table items (convert --ids): {', '.join(words)}"
         )
+    for name, unit in times.items():
+        is_number = pa.types.is_integer(sample.columns[name].leaf.type)
+        options = [f"--rename {name}={HISTORY_TS}"] if name != HISTORY_TS else []
+        options += [f"--history-time-unit {unit}"] if is_number and unit != "ms" else []
+        how = f" (convert {' '.join(options)})" if options else ""
+        notes.append(f"{name}: times of events, counted as the whole milliseconds that they become{how}")
     if index.null_rows:
         notes.append(
             f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to "
@@ -191,7 +200,7 @@ def audit_notes(
         notes.append(f"only {plan.num_users} users were sampled; allow a larger sample")
     if check is not None and abs(check - 1) > CHECK_TOLERANCE:
         notes.append(
-            f"the sample, written as the table is today, comes to {check:.2f} of its real bytes: settings that footers "
-            "do not show (a codec's level) or another writer; read the causes with that in mind"
+            "today's form could not be imitated from the footers, which do not show all that a writer does: it came to "
+            f"{check:.2f} of the real bytes. The causes are rough then; the layouts do not depend on it"
         )
     return notes

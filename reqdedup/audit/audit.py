@@ -135,14 +135,13 @@ def audit_table(
             facts,
             index,
             plan,
-            layouts.singles,
             num_buckets=num_buckets,
             directory=Path(directory),
         )
         with ThreadPoolExecutor(threads, thread_name_prefix="audit") as pool:
             diagnosis = diagnose(plain, facts, requests, run=pool.map, progress=report("causes", "columns"))
         overlap = table_overlap(sample, repeats, diagnosis.heavy) if keys.user else None
-        notes = audit_notes(table, facts, index, plan, sample, requests, measured, diagnosis.check)
+        notes = audit_notes(table, facts, index, plan, sample, requests, measured, ours.times, diagnosis.check)
     stay = sum(
         column.compressed_bytes for name, column in facts.columns.items() if name not in measured.columns[SHUFFLED]
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from reqdedup.audit.footers import ColumnFacts, TableFacts
-from reqdedup.audit.plain import RUNS, SINGLES, SORTED_ROWS, PlainSample
+from reqdedup.audit.plain import AS_THEY_LIE, SORTED_ROWS, PlainSample
 from reqdedup.audit.report import Cause, RequestAudit
 from reqdedup.audit.verdict import format_count
 from reqdedup.audit.writing import LARGE_PAGES, PYICEBERG_DEFAULTS, WriterSettings
@@ -114,8 +114,8 @@ def diagnose(
             with_dictionary.append(name)
         for limit, total in column.limits.items():
             limits[limit][name] = total
-        for kind, total in column.put_back.items():
-            costs[kind][name] = max(total - plain[name], 0.0)
+        for kind, total in column.put_back.items():  # one setting of today costs no more than all of them do
+            costs[kind][name] = max(min(total, facts.columns[name].compressed_bytes) - plain[name], 0.0)
         if column.today is not None:
             expected += column.today
             actual += facts.columns[name].compressed_bytes
@@ -213,22 +213,22 @@ def _today(column: ColumnFacts) -> WriterSettings | None:
         or _by_dictionary(column)
     ):
         return None
-    # A dictionary that fell back shows its writer's limit: 1 MB of pyarrow and parquet-mr, 2 MB of Iceberg.
+    # A dictionary that fell back shows its writer's limit: 1 MB of pyarrow and parquet-mr, 2 MB of Iceberg. One that
+    # never did was below it, however long.
     is_iceberg = column.dictionary_bytes > 1.1 * 2**20
+    never_fell = column.dictionary_share == 1
     return replace(
         PYICEBERG_DEFAULTS,
         codec=column.codec,
         page_bytes=column.page_bytes,
         dictionary=column.has_dictionary,
-        dictionary_bytes=PYICEBERG_DEFAULTS.dictionary_bytes if is_iceberg else 2**20,
+        dictionary_bytes=2**31 - 1 if never_fell else PYICEBERG_DEFAULTS.dictionary_bytes if is_iceberg else 2**20,
         batch_values=PYICEBERG_DEFAULTS.batch_values if is_iceberg else None,
     )
 
 
 def _todays_order(requests: RequestAudit) -> str:
-    if requests.order == "scattered":
-        return SINGLES
-    return RUNS if _is_out_of_order(requests) else SORTED_ROWS
+    return AS_THEY_LIE if _is_out_of_order(requests) else SORTED_ROWS
 
 
 def _is_out_of_order(requests: RequestAudit) -> bool:

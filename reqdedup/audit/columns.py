@@ -3,6 +3,7 @@
     member   string      user_id, its hash, and the text itself
     sku      string      item_id, its number in the vocabulary, if it is the item's key
     history  list<int8>  list of int32, once per request
+    seen_at  list<time>  list of whole milliseconds, as of numbers in another unit that look like times
     tags     list<text>  list of the texts' int32 ids
     price    decimal     in its own type; lists that differ inside a request are taken to stay as they are
 
@@ -17,11 +18,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pyarrow as pa
 
+from reqdedup.arrays.ranges import offsets_of
 from reqdedup.audit.repeats import KEY, REQUEST, UNKNOWN, Repeats
 from reqdedup.audit.sample import Sample
 from reqdedup.audit.scan import KeyColumns
 from reqdedup.audit.values import SampleColumn
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type, numpy_from_blobs
+from reqdedup.dedup.history_time import milliseconds, seeming_unit
 from reqdedup.dedup.stored import type_name
 from reqdedup.schema import (
     ITEM_ID,
@@ -38,6 +41,9 @@ from reqdedup.storage.foreign.files import TableFiles
 from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, uuid_text
 
 BATCH_ROWS, BATCH_BYTES = 65_536, 64 * 2**20
+TRIED_LISTS = 256
+"""Distinct lists by which it is judged whether whole numbers are times."""
+
 _ID_MASK = np.uint64(2**63 - 1)
 
 
@@ -47,6 +53,7 @@ class SampleTable:
     schemas: of the tables that the columns are written in: one, and a further one for vectors of every other length
     than the history's. Other lists of other lengths are no sequences.
     leaf_of: the leaf that each counted column is made of; several columns may be of one leaf.
+    times: unit of the lists that are taken for times of events, which become milliseconds.
     """
 
     def __init__(
@@ -60,6 +67,8 @@ class SampleTable:
         """blobs: of a table of ours, the binary columns that are sequences, by name."""
         self._sample, self._repeats, self._blobs = sample, repeats, blobs
         self.leaf_of: dict[str, str] = {}
+        units = {name: _time_unit(column) for name, column in sample.columns.items() if name not in blobs}
+        self.times = {name: unit for name, unit in units.items() if unit is not None}
         self._keys: dict[str, np.ndarray] = {}
         self._whole: set[str] = set()
         texts = [one for name, one in sample.columns.items() if one.has_words or (name,) == keys.item]
@@ -155,6 +164,7 @@ class SampleTable:
         column, found = self._sample.columns[leaf.name], self._repeats[leaf.name]
         if leaf.name in self._blobs or leaf.shape is Shape.LIST:
             dtype = self._blobs[leaf.name].dtype if leaf.name in self._blobs else _list_dtype(column)
+            dtype = "int64" if leaf.name in self.times else dtype
             if dtype is None or not found.may_be_request_level or column.null_elements:
                 return _kept_list(name, leaf, Level.REQUEST if found.may_be_request_level else Level.ITEM)
             return Column(name=name, dtype=dtype, level=Level.REQUEST, doc=leaf.name, kind=Kind.SEQUENCE)
@@ -174,7 +184,8 @@ class SampleTable:
         if column.is_blob:
             used, codes = np.unique(values.ids[self._first_of_request[rows]], return_inverse=True)
             return pa.DictionaryArray.from_arrays(
-                pa.array(codes.astype(np.int32)), _blobs(values, used, column, self._numbers)
+                pa.array(codes.astype(np.int32)),
+                _blobs(values, used, column, self._numbers, self.times.get(values.leaf.name)),
             )
         plain = values.rows(rows)
         if values.leaf.is_uuid:
@@ -182,17 +193,22 @@ class SampleTable:
         return plain.cast(element_type(column), safe=False)
 
 
-def _blobs(values: SampleColumn, ids: np.ndarray, column: Column, numbers_of: Mapping[str, np.ndarray]) -> pa.Array:
-    """These values of a list column as little-endian numbers; a null list is an empty one, a null element zero."""
+def _blobs(
+    values: SampleColumn, ids: np.ndarray, column: Column, numbers_of: Mapping[str, np.ndarray], unit: str | None
+) -> pa.Array:
+    """These values of a list column as little-endian numbers; a null list is an empty one, a null element zero.
+
+    unit: of times, which become milliseconds.
+    """
     if values.has_words:
         numbers, offsets = numpy_from_blobs(values.raw(ids), "int32")
         return blobs_from_numpy(numbers_of[values.leaf.name].astype(np.int32)[numbers], offsets)
-    if not values.is_list or values.element_type == element_type(column):
+    if not values.is_list or (values.element_type == element_type(column) and unit in (None, "ms")):
         return values.raw(ids)
     lists = values.of_ids(ids)
     elements, lengths = lists.flatten(), lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    if pa.types.is_date(elements.type):
-        elements = elements.cast(pa.timestamp("us"))
+    if unit is not None:
+        elements = milliseconds(elements, unit)
     numbers = elements.cast(element_type(column), safe=False).fill_null(0).to_numpy(zero_copy_only=False)
     return blobs_from_numpy(numbers, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
@@ -218,12 +234,23 @@ def _vocabulary(columns: list[SampleColumn]) -> dict[str, np.ndarray]:
     return {column.leaf.name: np.append(rank[part], 0) for column, part in zip(columns, np.split(codes, ends[:-1]))}
 
 
+def _time_unit(column: SampleColumn) -> str | None:
+    """The unit of lists of times, or of whole numbers that seem to be times; None if it is of others."""
+    kind = column.leaf.type
+    if not column.is_list or column.null_elements:
+        return None
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return str(getattr(kind, "unit", "s"))
+    if not pa.types.is_integer(kind) or kind.bit_width < 32 or pa.types.is_uint64(kind):
+        return None
+    lists = column.of_ids(np.arange(min(len(column.values), TRIED_LISTS)))
+    return seeming_unit(lists.flatten().to_numpy(), offsets_of(lists.value_lengths().to_numpy()))
+
+
 def _list_dtype(column: SampleColumn) -> str | None:
     kind = column.leaf.type
     if is_text(kind) and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
         return "int32"
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return "int64"
     return "int32" if pa.types.is_boolean(kind) else _number_dtype(kind)
 
 

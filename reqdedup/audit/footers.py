@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from reqdedup.audit.pages import DICTIONARY_ENCODINGS, Page, chunk_range, read_pages
-from reqdedup.storage.foreign.files import DataFile, TableFiles, at_once, reading
+from reqdedup.storage.foreign.files import DataFile, TableFiles, reading
 from reqdedup.storage.foreign.leaves import Leaf, leaves_of
+from reqdedup.storage.iceberg.small_files import fetched
 
 PAGE_FILES = 8
 PAGES_PER_CHUNK = 64
@@ -107,7 +108,7 @@ def read_facts(table: TableFiles, progress: Callable[[int, int], None] = lambda 
     writers: Counter[str] = Counter()
     with_pages = set(np.linspace(0, len(table.files) - 1, min(PAGE_FILES, len(table.files))).astype(int).tolist())
     for number, file in enumerate(table.files):
-        with reading(file.path), contextlib.closing(at_once(file.open_bytes(), file.size_bytes)) as stream:
+        with reading(file.path), contextlib.closing(fetched(file.open_bytes(), file.size_bytes)) as stream:
             footer = pq.ParquetFile(stream).metadata
             names = _leaf_names(file, footer)
             writers[footer.created_by] += 1

@@ -34,6 +34,7 @@ from reqdedup.audit.sample import Sample, SamplePlan
 from reqdedup.audit.scan import RequestIndex
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.encodings import FAST_LEVELS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of, create_table
 from reqdedup.storage.iceberg.paths import local_path
 from reqdedup.storage.iceberg.settings import (
@@ -47,7 +48,7 @@ from reqdedup.storage.measure.store_once import Codec, store_once_bytes
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.write.writer import write_rows
 
-CODEC = Codec("zstd", ZSTD_LEVEL)
+CODECS = (Codec("zstd", ZSTD_LEVEL), Codec("zstd", FAST_LEVELS[0]))
 
 GROUPS = 16
 """Of users, for the jackknife."""
@@ -197,9 +198,9 @@ class SampleLayouts:
                         if name in leaf_of:
                             taken[leaf_of[name]][at] += num_bytes
                 if once is not None and layout is Layout.BY_REQUEST:
-                    of_column = store_once_bytes(FileSource(paths, schema).batches(), schema, [CODEC])[CODEC]
+                    of_codec = store_once_bytes(FileSource(paths, schema).batches(), schema, CODECS).values()
                     for name, leaf in leaf_of.items():
-                        once[leaf] = once.get(leaf, 0.0) + of_column[name]
+                        once[leaf] = once.get(leaf, 0.0) + min(of_column[name] for of_column in of_codec)
         group_rows = len(rows) * len(self._table.schemas) / max(num_groups, 1)
         return Written(taken, self._sizes_of(rows, position, len(used)), group_rows)
 

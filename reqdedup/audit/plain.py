@@ -21,7 +21,7 @@ from reqdedup.audit.values import SampleColumn
 from reqdedup.audit.writing import LARGE_PAGES, OUR_SCALARS, WriterSettings, without_dictionary, written_bytes
 from reqdedup.storage.iceberg.settings import DEFAULT_FILE_BYTES, LARGE_PAGE_BYTES
 
-SORTED_ROWS, RUNS, SINGLES = "sorted", "runs", "singles"
+SORTED_ROWS, AS_THEY_LIE = "sorted", "as they lie"
 LONG_TEXT_BYTES = 64
 """Text of at least this mean length is written as a sequence is."""
 
@@ -37,7 +37,6 @@ class PlainSample:
         facts: TableFacts,
         index: RequestIndex,
         plan: SamplePlan,
-        singles: np.ndarray,
         *,
         num_buckets: int,
         directory: Path,
@@ -45,24 +44,14 @@ class PlainSample:
         self.sample, self.repeats = sample, repeats
         self._facts, self._index = facts, index
         self._directory, self._number = directory, itertools.count()
-        rng = np.random.default_rng(0)
-        self._orders = {
-            SORTED_ROWS: requests.order,
-            RUNS: _runs_at_random(sample, rng),
-            SINGLES: singles[rng.permutation(len(singles))],
-        }
+        self._orders = {SORTED_ROWS: requests.order, AS_THEY_LIE: np.flatnonzero(sample.in_stretch)}
         file_rows = DEFAULT_FILE_BYTES / plan.row_bytes
-        self._group_rows = {
-            SORTED_ROWS: min(file_rows, index.num_rows / num_buckets),
-            RUNS: file_rows,
-            SINGLES: file_rows,
-        }
+        self._group_rows = {SORTED_ROWS: min(file_rows, index.num_rows / num_buckets), AS_THEY_LIE: file_rows}
 
     def bytes(
         self, name: str, settings: WriterSettings, order: str = SORTED_ROWS, group_rows: int | None = None
     ) -> float:
-        """The column's bytes in an order: SORTED_ROWS; RUNS, of a request's rows as long as today's and placed at
-        random; SINGLES, rows at random."""
+        """The column's bytes in an order: SORTED_ROWS, or AS_THEY_LIE, stretches of the table's own."""
         rows, column = self._orders[order], self.sample.columns[name]
         count = max(1, round(len(rows) / (group_rows or self._group_rows[order])))
         groups = np.array_split(rows, count)
@@ -88,12 +77,3 @@ class PlainSample:
             return LARGE_PAGES
         is_item_float = not self.repeats[name].is_request_level and pa.types.is_floating(column.leaf.type)
         return without_dictionary(OUR_SCALARS) if is_item_float else OUR_SCALARS
-
-
-def _runs_at_random(sample: Sample, rng: np.random.Generator) -> np.ndarray:
-    rows = np.flatnonzero(sample.in_users)
-    run = sample.run[rows]
-    starts = np.flatnonzero(np.concatenate([[True], run[1:] != run[:-1]]))
-    return np.concatenate(
-        [part for _, part in sorted(zip(rng.random(len(starts)), np.split(rows, starts[1:])), key=lambda one: one[0])]
-    )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from reqdedup.audit.report import (
     BY_REQUEST,
+    CHECK_TOLERANCE,
     SHUFFLED,
     SORTED,
     SORTED_LARGE_PAGES,
@@ -79,9 +80,14 @@ def table_lines(report: AuditReport, width: int) -> list[str]:
         + ("the whole table, " if sample.is_whole_table else "")
         + f"{sample.users:,} {'users' if requests.user_key else 'requests'}, {sample.requests:,} requests, "
         f"{sample.rows:,} rows, {format_bytes(sample.fat_bytes)} with every value laid down"
-        + (f"; written as today it gives {report.model_check:.1%} of the real bytes" if report.model_check else ""),
+        + (f"; written as today it gives {report.model_check:.1%} of the real bytes" if is_near(report) else ""),
     ]
     return _wrapped(lines, width)
+
+
+def is_near(report: AuditReport) -> bool:
+    """Whether today's form of the heavy columns was imitated; if not, a note says so, and no figure."""
+    return report.model_check is not None and abs(report.model_check - 1) <= CHECK_TOLERANCE
 
 
 def _spread(spread: Spread) -> str:

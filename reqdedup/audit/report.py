@@ -23,6 +23,9 @@ SHUFFLED, SORTED, SORTED_LARGE_PAGES, BY_REQUEST = "SHUFFLED", "SORTED", "SORTED
 STORE_ONCE = "STORE_ONCE"
 LAYOUTS = (SHUFFLED, SORTED, SORTED_LARGE_PAGES, BY_REQUEST, STORE_ONCE)
 
+CHECK_TOLERANCE = 0.1
+"""Of `model_check` from 1; beyond it today's form was not imitated, and the check says nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableAudit:

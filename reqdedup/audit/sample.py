@@ -1,15 +1,16 @@
-"""The rows that estimates are made from: whole users with all their requests, and rows drawn one by one.
+"""The rows that estimates are made from: whole users with all their requests, rows drawn one by one, and stretches.
 
 Whole users, because deduplication is about the rows of a request and about what a user's requests share. The keys say
 how many requests and rows every user has, so users are drawn at equal steps from the list of all, ordered by these (and
 by a hash of the key where they tie): light and heavy users come in their true shares, and the same ones at any time and
 from any file order. Single rows, because in a shuffled table two rows of one request almost never meet in a page, while
-in a small shuffled sample they would all the time.
+in a small shuffled sample they would all the time. And stretches of row groups, every row as it lies: how near the
+copies of a value are is the doing of whoever wrote the table, and no drawing of rows keeps it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ MIN_USERS = 50
 
 MAX_SAMPLE_ROWS = 1_000_000
 SINGLE_ROWS_BYTES = 512 * 2**20
-"""Of the rows drawn one by one: as many as one file of a shuffled table holds."""
+"""Of the rows drawn one by one, and of stretches: as many as one file of a shuffled table holds."""
 
 PROBE_ROWS, PROBE_GROUPS = 256, 4
 READ_BYTES = 64 * 2**20
@@ -41,12 +42,14 @@ class SamplePlan:
     """users: sorted hashes of the users to take.  row_rate: of single rows, in what is read.
 
     row_bytes: Arrow bytes of a fat row.  is_whole: every user is taken, so the sample is the table.
+    stretches: number of a row group -> how many of its first rows are taken as they lie.
     """
 
     users: np.ndarray = field(repr=False)
     row_rate: float
     row_bytes: float
     is_whole: bool
+    stretches: Mapping[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def num_users(self) -> int:
@@ -57,10 +60,9 @@ class SamplePlan:
 class Sample:
     """The sampled rows in the table's order.
 
-    columns: by leaf name.  user, request: hashes of each row.  in_users, in_single: which of the two sets it is in.
-    run: number of the run of neighbouring rows of one request that it lay in.  key_rank: of its
-        (user key, request key, item key).
-    rows_touched: rows of the row groups that were read.
+    columns: by leaf name.  user, request: hashes of each row.  in_users, in_single, in_stretch: which sets it is in.
+    key_rank: of its (user key, request key, item key).
+    rows_touched: rows of the row groups that were read for users and single rows.
     """
 
     columns: dict[str, SampleColumn]
@@ -68,7 +70,7 @@ class Sample:
     request: np.ndarray
     in_users: np.ndarray
     in_single: np.ndarray
-    run: np.ndarray
+    in_stretch: np.ndarray
     key_rank: np.ndarray
     rows_touched: int
 
@@ -108,7 +110,16 @@ def plan_sample(
         row_rate=1.0 if is_whole else min(1.0, single_rows / max(touched * index.num_rows, 1)),
         row_bytes=row_bytes,
         is_whole=is_whole,
+        stretches=_stretches(facts, facts.num_rows if is_whole else single_rows),
     )
+
+
+def _stretches(facts: TableFacts, num_rows: float) -> dict[int, int]:
+    """Row groups evenly over the table, whole ones as long as they are not more than `num_rows`."""
+    groups = facts.row_groups
+    count = int(np.clip(num_rows * len(groups) / max(facts.num_rows, 1), 1, len(groups)))
+    numbers = np.linspace(0, len(groups) - 1, count).astype(int).tolist()
+    return {number: min(groups[number].num_rows, max(int(num_rows / count), 1)) for number in numbers}
 
 
 def _equal_steps(num_all: int, num_drawn: int) -> np.ndarray:
@@ -126,36 +137,36 @@ def gather(
     first_rows: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sample:
-    """Read the rows of the plan; row groups without any of its users are skipped after their keys.
+    """Read the rows of the plan; row groups without any of them are skipped after their keys.
 
     first_rows: of each row group; all if None.
     """
     leaves = [column.leaf for column in facts.columns.values() if column.leaf.shape is not Shape.NESTED]
     columns = {leaf.name: SampleColumn(leaf, directory, number) for number, leaf in enumerate(leaves)}
     parts: list[tuple[np.ndarray, ...]] = []
-    touched = first_run = 0
+    touched = 0
     for number, group in enumerate(facts.row_groups):
         file = table.files[group.file]
-        wanted, part = _choose(file, group, keys, plan)
+        user, request, in_users, in_single, missing = _choose(file, group, keys, plan)
+        in_stretch = (np.arange(len(user)) < plan.stretches.get(number, 0)) & ~missing
+        wanted = in_users | in_single
+        touched += group.num_rows * bool(wanted.any())
+        wanted |= in_stretch
         wanted[first_rows:] &= first_rows is None
         if wanted.any():
-            touched += group.num_rows
-            part[-1][:] += first_run
-            first_run = int(part[-1].max()) + 1
-            parts.append(tuple(values[wanted] for values in part))
+            parts.append(tuple(values[wanted] for values in (user, request, in_users, in_single, in_stretch)))
             _read_rows(file, group, wanted, columns, plan.row_bytes)
         progress(number + 1, len(facts.row_groups))
     for column in columns.values():
         column.finish()
-    user, request, in_users, in_single, run = (np.concatenate(arrays) for arrays in zip(*parts))
+    user, request, in_users, in_single, in_stretch = (np.concatenate(arrays) for arrays in zip(*parts))
     rank = _rank([columns[name] for name in (*keys.all, *keys.item)])
-    return Sample(columns, user, request, in_users, in_single, run, rank, touched)
+    return Sample(columns, user, request, in_users, in_single, in_stretch, rank, touched)
 
 
-def _choose(
-    file: DataFile, group: RowGroupRef, keys: KeyColumns, plan: SamplePlan
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Which rows of a row group to take, and (user, request, in_users, in_single, run) of all of them."""
+def _choose(file: DataFile, group: RowGroupRef, keys: KeyColumns, plan: SamplePlan) -> tuple[np.ndarray, ...]:
+    """Of each row of a row group: user, request, whether it is of a sampled user, whether drawn alone, whether a key is
+    null."""
     users, requests, masks = [], [], []
     with file.parquet(keys.all) as parquet:
         names = file.columns(keys.all)
@@ -169,8 +180,7 @@ def _choose(
     in_users = (plan.users[position] == user) & ~missing
     row_hash = stable_hash(np.arange(len(user)), group.file * 1_000_003 + group.index)
     in_single = below_rate(row_hash, plan.row_rate) & ~missing & in_users.any()
-    run = np.cumsum(np.concatenate([[False], request[1:] != request[:-1]])) if len(request) else np.zeros(0, np.int64)
-    return in_users | in_single, [user, request, in_users, in_single, run.astype(np.int64)]
+    return user, request, in_users, in_single, missing
 
 
 def _read_rows(

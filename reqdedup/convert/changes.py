@@ -42,7 +42,7 @@ def changes_of(source: RowSource, columns: Sequence[TargetColumn], mapping: Colu
 
 
 def _change(source: RowSource, target: TargetColumn) -> str | None:
-    """What happens to the values of a column that has one source; None if only numbers get wider."""
+    """What happens to the values of a column that has one source; None if only whole numbers get wider."""
     leaf = source.leaves[target.sources[0]]
     kind, column = leaf.type, target.column
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -69,7 +69,22 @@ def _change(source: RowSource, target: TargetColumn) -> str | None:
         return "truth values as 0 and 1"
     if leaf.shape is Shape.LIST and column.kind is not Kind.SCALAR and element_type(column) != kind:
         return f"lists of {kind} as lists of {column.dtype}"
+    many = "lists of " if leaf.shape is Shape.LIST else ""
+    if pa.types.is_float16(kind):
+        return f"{many}half-precision numbers (float16) as float32"
+    if _is_category(source, leaf.name):
+        return f"categories as plain {column.dtype} values"
     return None
+
+
+def _is_category(source: RowSource, name: str) -> bool:
+    """Whether some file has the column as categories, which pandas, Polars and Arrow call dictionaries."""
+    found = [(file.schema, file.leaf_in_file.get(name)) for file in source.files.files]
+    return any(
+        pa.types.is_dictionary(schema.field(leaf.column).type)
+        for schema, leaf in found
+        if leaf is not None and leaf.name == leaf.column
+    )
 
 
 def _zone(zone: str) -> str | None:

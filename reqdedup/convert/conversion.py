@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
@@ -26,7 +26,14 @@ from reqdedup.convert.append import in_table_order, known_columns, open_for_appe
 from reqdedup.convert.candidates import CandidateSource
 from reqdedup.convert.changes import changes_of
 from reqdedup.convert.levels import find_levels
-from reqdedup.convert.mapping import ColumnMapping, TargetColumn, check_mapping, engagement_schema, plan_columns
+from reqdedup.convert.mapping import (
+    ColumnMapping,
+    Conversion,
+    TargetColumn,
+    check_mapping,
+    engagement_schema,
+    plan_columns,
+)
 from reqdedup.convert.place import in_source
 from reqdedup.convert.repeats import repeated_rows
 from reqdedup.convert.rows import Converter, item_ids
@@ -111,7 +118,7 @@ class ConvertReport:
 
 
 def convert_table(
-    source: Table | str | Path | Sequence[str | Path],
+    source: Table | str | Path | Sequence[str | Path] | RowSource,
     catalog: Catalog,
     identifier: str,
     mapping: ColumnMapping,
@@ -126,7 +133,8 @@ def convert_table(
 ) -> ConvertReport:
     """Make the table `identifier` of `layout` from an Iceberg table of any catalog or Parquet files, or append them.
 
-    source: a pyiceberg Table, a folder, a file, or several files.  layout: BY_REQUEST if None.
+    source: a pyiceberg Table, a folder, a file, several files, or what `open_source` made of them.
+    layout: BY_REQUEST if None.
     num_buckets: by default what `choose_num_buckets` says.  location: of the new table.  seed: of a SHUFFLED one.
     append: the table is there, and the rows are added to it in one commit, with its columns, layout and buckets. What
     is appended twice is there twice, and counted (`repeated_rows`).
@@ -139,22 +147,28 @@ def convert_table(
     """
     started = time.monotonic()
     check_location(identifier, location)
-    rows = _opened(source, mapping)
-    check_mapping(rows, mapping)
+    rows = source if isinstance(source, RowSource) else open_source(source, mapping)
 
     def report(phase: str, done: int, total: int) -> None:
         if progress is not None:
             progress(ConvertProgress(phase, done, total))
 
     notes = [*rows.notes]
-    url_rules = url_rules_of(source) if isinstance(source, Table) else ""
+    url_rules = url_rules_of(rows.table) if rows.table is not None else ""
+    if rows.vocabularies and not _has_their_items(rows, catalog):
+        names = ", ".join(dict.fromkeys(rows.vocabularies.values()))
+        notes.append(
+            f"{', '.join(rows.vocabularies)}: ids whose keys are in {names} of the source's catalog, which this one "
+            "lacks: kept as plain numbers"
+        )
+        rows.vocabularies = {}
     if append:
         if location is not None:
             raise ValueError(
                 f"{identifier}: an append goes where the table is, found location={location!r}; leave it out"
             )
         table = open_for_append(catalog, identifier, layout, num_buckets)
-        if isinstance(source, Table) and LAYOUT_PROPERTY in source.properties:
+        if rows.table is not None and LAYOUT_PROPERTY in rows.table.properties:
             check_same_url_rules(table, url_rules)
         elif url_rules_of(table):
             notes.append(f"its items are told apart by URL rules {url_rules_of(table)}; nothing says so of these rows")
@@ -180,8 +194,8 @@ def convert_table(
             ).num_buckets
         schema = engagement_schema(columns)
         table = _new_table(catalog, identifier, schema, layout, num_buckets, location)
-    name = schema[ITEM_ID].vocabulary
-    converter.items = item_ids(rows, columns, Vocabulary(catalog, name)) if name else None
+    if any(target.conversion is Conversion.ITEM for target in columns):
+        converter.items = item_ids(rows, columns, Vocabulary(catalog, schema[ITEM_ID].vocabulary))
     try:
         written = _write(
             *(table, converter, rows.num_rows, report),
@@ -195,6 +209,11 @@ def convert_table(
     changes = changes_of(rows, columns, mapping)
     if converter.null_lists:
         changes.append(f"{converter.null_lists:,} null lists: empty ones, since a sequence cannot be null")
+    if shared := converter.owners.num_shared():
+        notes.append(
+            f"{shared:,} request ids belong to more than one user; each user's part is a request of its own. If it is one "
+            "request, another column names its user (--user)"
+        )
     if isinstance(rows, CandidateSource) and rows.num_empty:
         notes.append(f"{rows.num_empty:,} rows without a candidate have no row in the table")
     return ConvertReport(
@@ -267,19 +286,37 @@ def _write(
         return _Written(files.data_files, written.requests, repeated)
 
 
-def _opened(source: Table | str | Path | Sequence[str | Path], mapping: ColumnMapping) -> RowSource:
-    """The source's rows: its own, or if the item is in a list, one for each of its elements."""
+def open_source(source: Table | str | Path | Sequence[str | Path], mapping: ColumnMapping) -> RowSource:
+    """The source's rows: its own, or if the item is in a list, one for each of its elements.
+
+    Raises ValueError, and FileNotFoundError, for a source or columns that `convert_table` would not take; it makes
+    nothing.
+    """
     rows = RowSource(source)
     item = rows.leaves.get(mapping.item)
-    if item is None or item.shape is not Shape.LIST:
-        if mapping.candidates:
-            raise ValueError(
-                f"{rows.name}: candidates are lists beside an item in a list, found no list {mapping.item}; leave them "
-                "out, or name the list of items (--item)"
-            )
-        return rows
-    beside = [name for name in mapping.labels if name in rows.leaves and rows.leaves[name].shape is Shape.LIST]
-    return CandidateSource(source, mapping.item, [*beside, *mapping.candidates])
+    if item is not None and item.shape is Shape.LIST:
+        beside = [name for name in mapping.labels if name in rows.leaves and rows.leaves[name].shape is Shape.LIST]
+        rows = CandidateSource(source, mapping.item, [*beside, *mapping.candidates])
+    elif mapping.candidates:
+        raise ValueError(
+            f"{rows.name}: candidates are lists beside an item in a list, found no list {mapping.item}; leave them "
+            "out, or name the list of items (--item)"
+        )
+    check_mapping(rows, mapping)
+    return rows
+
+
+def _has_their_items(rows: RowSource, catalog: Catalog) -> bool:
+    """Whether the vocabularies of the source's ids are tables of this catalog too, and not others of these names."""
+    assert rows.table is not None
+    theirs = rows.table.catalog
+    try:
+        return all(
+            catalog.load_table(name).metadata.table_uuid == theirs.load_table(name).metadata.table_uuid
+            for name in rows.vocabularies.values()
+        )
+    except (NoSuchTableError, NoSuchNamespaceError):
+        return False
 
 
 def _converter(

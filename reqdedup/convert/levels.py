@@ -142,7 +142,7 @@ def _fewer_rows(facts: TableFacts, plan: SamplePlan, index: RequestIndex) -> tup
 
     Else all: a row group of a shuffled source may hold no two rows of one request.
     """
-    plan = replace(plan, row_rate=0.0)  # rows of whole users alone
+    plan = replace(plan, row_rate=0.0, stretches={})  # rows of whole users alone
     groups = facts.row_groups
     if not groups or int(index.runs.sum()) > MAX_RUNS * len(index.runs):
         return facts, plan, None

@@ -177,12 +177,13 @@ def plan_columns(
 
     levels: of every leaf that is neither key nor label.  widths: elements of the lists that are vectors.
     sequences: lists that have as many elements as the history has; others of the request are kept as they are.
-    vocabulary: name of the table that gives ids to items that are texts; if there is none, they are hashed.
+    vocabulary: name of the table that gives ids to items that are texts; if there is none, they are hashed. Ids of a
+        table of ours that are dense stay those of its vocabulary.
     Raises ValueError for all columns together whose types have no place, and for names that meet.
     """
     if not is_text(source.leaves[mapping.item].type):
         vocabulary = ""
-    columns = [*_keys(source, mapping, vocabulary)]
+    columns = [*_keys(source, mapping, vocabulary or source.vocabularies.get(mapping.item, ""))]
     used = {name for target in columns if target.conversion is not Conversion.SESSION for name in target.sources[:1]}
     used -= set(mapping.request_names) if len(mapping.request_names) > 1 else set()
     used |= {mapping.user, mapping.item, *mapping.exclude}
@@ -203,7 +204,8 @@ def plan_columns(
     planned, errors = [], []
     for leaf, level, width in wanted:
         try:
-            of_items = vocabulary if leaf.name in mapping.ids and is_text(leaf.type) else ""
+            is_new = leaf.name in mapping.ids and is_text(leaf.type)
+            of_items = vocabulary if is_new else source.vocabularies.get(leaf.name, "")
             planned.append(
                 _column(source, mapping, leaf, level, width, is_sequence=leaf.name in sequences, vocabulary=of_items)
             )
@@ -242,7 +244,8 @@ def _keys(source: RowSource, mapping: ColumnMapping, vocabulary: str) -> list[Ta
             continue
         if target == ITEM_ID and vocabulary:
             column = Column(name=target, dtype="int64", level=Level.KEY, doc=mapping.item, vocabulary=vocabulary)
-            columns.append(TargetColumn(column, tuple(names), Conversion.ITEM))
+            how = Conversion.ITEM if is_text(source.leaves[mapping.item].type) else Conversion.PLAIN
+            columns.append(TargetColumn(column, tuple(names), how))
             continue
         kind = source.leaves[names[0]].type
         is_number = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and target != REQUEST_ID)
@@ -282,9 +285,8 @@ def _column(
     if leaf.shape is not Shape.LIST:
         dtype = id_type if is_id else "int32" if level is Level.LABEL and dtype == "bool" else dtype
         column = Column(name=name, dtype=dtype, level=level, doc=leaf.name, nullable=not source.files.is_required(leaf))
-        if is_id:
-            return TargetColumn(replace(column, vocabulary=vocabulary), (leaf.name,), as_id)
-        return TargetColumn(column, (leaf.name,), Conversion.TIME if dtype == "timestamp" else Conversion.PLAIN)
+        how = as_id if is_id else Conversion.TIME if dtype == "timestamp" else Conversion.PLAIN
+        return TargetColumn(replace(column, vocabulary=vocabulary), (leaf.name,), how)
     may_be_times = name == HISTORY_TS and dtype in ("int32", "int64", "float32", "float64", "timestamp", "date")
     if level is Level.REQUEST and may_be_times:
         column = Column(name=name, dtype="int64", level=level, doc=f"{leaf.name}, ms since 1970", kind=Kind.SEQUENCE)

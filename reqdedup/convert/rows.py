@@ -18,17 +18,19 @@ from reqdedup.arrays.hashing import mix
 from reqdedup.arrays.ranges import offsets_of
 from reqdedup.audit.keys import hash_keys
 from reqdedup.convert.mapping import Conversion, TargetColumn, engagement_schema
+from reqdedup.convert.owners import RequestOwners
 from reqdedup.convert.sessions import Sessions, session_ids
 from reqdedup.dedup.checksum import RunningChecksum, bytes_hash, row_hashes, value_hashes
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type
-from reqdedup.dedup.history_time import UNIT_DIGITS, check_history_times, newest_events
+from reqdedup.dedup.history_time import check_history_times, milliseconds, newest_events
 from reqdedup.dedup.stored import arrow_type, is_binary, is_list, is_text
 from reqdedup.logs.ids import ItemKeys, hash_strings
-from reqdedup.schema import HISTORY_TS, KEYS, REQUEST_TS, Column, EngagementSchema
+from reqdedup.schema import HISTORY_TS, KEYS, REQUEST_ID, REQUEST_TS, USER_ID, Column, EngagementSchema
 from reqdedup.storage.foreign.source import Piece, RowSource
 from reqdedup.storage.iceberg.vocabulary import Vocabulary
 
 _ID_MASK = np.uint64(2**63 - 1)
+_NO_PLACE = (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 class Converter:
@@ -38,6 +40,7 @@ class Converter:
     null_lists: lists that were null and become empty, since a sequence cannot be null.
     items, sessions: ids of the keys of its items, from `item_ids`, and its sessions; set before the rows are asked for,
     if columns need them.
+    owners: which users each request id has, so far; not of sessions, which are made here.
     num_rows: given so far.  time_unit, history_time_unit: see `ColumnMapping`.
     """
 
@@ -52,6 +55,7 @@ class Converter:
         self.source, self.columns = source, tuple(columns)
         self.items: ItemKeys | None = None
         self.sessions: Sessions | None = None
+        self.owners = RequestOwners()
         self.schema: EngagementSchema = engagement_schema(columns)
         self.checksum, self.null_lists, self.num_rows = RunningChecksum(), 0, 0
         self._time_unit, self._history_time_unit = time_unit, history_time_unit or "ms"
@@ -69,6 +73,8 @@ class Converter:
             plain = self._plain(piece)
             self.num_rows += piece.num_rows
             self.null_lists += sum(plain[column.name].null_count for column in self.schema.blobs)
+            if self.sessions is None:
+                self.owners.add(plain[REQUEST_ID].to_numpy(), plain[USER_ID].to_numpy())
             if self.source.independent_reader is None:
                 self._count(plain, piece)
             if self._history_times is not None and self._is_plausible(plain, self._history_times):
@@ -102,15 +108,32 @@ class Converter:
         }
         for target in self.columns:
             try:
-                array = plain[target.column.name] = self.values(piece, target)
-                _check_values(array, target.column)
-            except (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                errors.append(f"column {', '.join(target.sources)} as {target.column.dtype} required: {error}")
+                plain[target.column.name] = self._checked(piece, target)
+            except _NO_PLACE as error:
+                where = "" if " at row " in str(error) else self._first_wrong_row(piece, target)
+                errors.append(f"column {', '.join(target.sources)} as {target.column.dtype} required{where}: {error}")
                 lost += [name for name in target.sources if name not in of_keys]
         if errors:
             without = f". To leave them out: --exclude {' '.join(dict.fromkeys(lost))}" if lost else ""
-            raise ValueError(f"{piece.where}: {'; '.join(errors)}{without}")
+            raise ValueError(f"{piece.path}: {'; '.join(errors)}{without}")
         return plain
+
+    def _checked(self, piece: Piece, target: TargetColumn) -> pa.Array:
+        array = self.values(piece, target)
+        _check_values(array, target.column)
+        return array
+
+    def _first_wrong_row(self, piece: Piece, target: TargetColumn) -> str:
+        """The row of the first value that has no place, in words: halves are converted until one row is left."""
+        while piece.num_rows > 1:
+            first, rest = piece.slice(0, piece.num_rows // 2), piece.slice(piece.num_rows // 2, piece.num_rows)
+            try:
+                self._checked(first, target)
+            except _NO_PLACE:
+                piece = first
+            else:
+                piece = rest
+        return f" at row {piece.rows[0]}" if piece.num_rows and piece.rows[0] >= 0 else ""
 
     def _is_plausible(self, plain: dict[str, pa.Array], target: TargetColumn) -> bool:
         unit = self._history_time_unit
@@ -135,20 +158,20 @@ class Converter:
             return self._session(found, target.column)
         if target.conversion is Conversion.HASH:
             if target.column.is_blob:
-                return _relist(found[0], hash_ids([_flat(found[0])]))
+                return _relist(found[0], hash_ids([found[0].flatten()]))
             return hash_ids(found)
         if target.conversion is Conversion.ITEM and self.items is not None:
-            flat = _flat(found[0]) if target.column.is_blob else found[0]
+            flat = found[0].flatten() if target.column.is_blob else found[0]
             ids = _by_value(flat, self.items.ids).cast(kind)
             return _relist(found[0], ids) if target.column.is_blob else ids
         if target.conversion is Conversion.HISTORY_TIME:
-            return _relist(found[0], milliseconds(_flat(found[0]), self._history_time_unit))
+            return _relist(found[0], milliseconds(found[0].flatten(), self._history_time_unit))
         if target.column.is_blob:
-            return _relist(found[0], _cast(_flat(found[0]), kind))
+            return _relist(found[0], _cast(found[0].flatten(), kind))
         if target.conversion is Conversion.TIME and pa.types.is_integer(found[0].type):
             return self.time(found[0])
         if is_list(kind) and is_list(found[0].type):
-            return _relist(found[0], _cast(_flat(found[0]), kind.value_type)).cast(kind)
+            return _relist(found[0], _cast(found[0].flatten(), kind.value_type)).cast(kind)
         return _cast(found[0], kind)
 
     def time(self, array: pa.Array) -> pa.Array:
@@ -236,6 +259,8 @@ def _word(column: pa.Array) -> np.ndarray:
         return us ^ np.where(rest == 0, np.uint64(0), mix(rest))
     elif pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
         return value_hashes(column)
+    elif pa.types.is_uint64(kind):
+        return pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
     return pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False).view(np.uint64)
 
 
@@ -267,9 +292,9 @@ def item_ids(source: RowSource, columns: Sequence[TargetColumn], vocabulary: Voc
             try:
                 check_text(array, piece.rows)
             except ValueError as error:
-                raise ValueError(f"{piece.where}: column {name}: {error}") from None
+                raise ValueError(f"{piece.path}: column {name}: {error}") from None
             is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-            encoded = _encoded(_flat(array) if is_list else array)
+            encoded = _encoded(array.flatten() if is_list else array)
             keys.add(pl.Series(encoded.dictionary, dtype=pl.String), _counts(encoded))
     keys.settle(vocabulary)
     return keys
@@ -286,25 +311,6 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _hex_text(array: pa.Array) -> pa.Array:
     return pa.array([None if value is None else value.hex() for value in array.to_pylist()], pa.string())
-
-
-def milliseconds(times: pa.Array, unit: str) -> pa.Array:
-    """Times as int64 milliseconds since 1970; whole numbers of a finer unit are rounded down.
-
-    times: timestamps, dates, or numbers of `unit`.
-    """
-    if pa.types.is_date(times.type):
-        times = times.cast(pa.timestamp("s"))
-    if pa.types.is_timestamp(times.type):
-        times, unit = times.cast(pa.int64()), times.type.unit
-    digits = UNIT_DIGITS["ms"] - UNIT_DIGITS[unit]
-    if pa.types.is_floating(times.type):
-        return pc.round(pc.multiply(times.cast(pa.float64()), 10.0**digits)).cast(pa.int64())
-    times = times.cast(pa.int64())
-    if digits >= 0:
-        return pc.multiply_checked(times, 10**digits)
-    whole = np.floor_divide(pc.fill_null(times, 0).to_numpy(zero_copy_only=False), 10**-digits)
-    return pa.array(whole, mask=times.is_null().to_numpy(zero_copy_only=False))
 
 
 def blobs_of(lists: pa.LargeListArray) -> pa.DictionaryArray:
@@ -345,10 +351,6 @@ def _packed(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
     return values.to_numpy(zero_copy_only=False), offsets_of(lengths)
 
 
-def _flat(lists: pa.Array) -> pa.Array:
-    return lists.flatten()
-
-
 def _relist(lists: pa.Array, values: pa.Array) -> pa.LargeListArray:
     """The same lists around other values of the same count."""
     lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False)
@@ -371,4 +373,9 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
     except pa.ArrowInvalid as error:
         if pa.types.is_timestamp(array.type) and pa.types.is_timestamp(kind):
             raise ValueError(f"{error}; cut finer times in the source, as CAST(... AS TIMESTAMP) does") from error
+        if pa.types.is_uint64(array.type):
+            raise ValueError(
+                f"whole numbers below 2^63 required, found {pc.max(array).as_py()}; cast it in the source: ids to text, "
+                "of which numbers are made, others to DECIMAL(20, 0)"
+            ) from error
         raise

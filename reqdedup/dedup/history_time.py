@@ -1,4 +1,4 @@
-"""Whether the times of history events are in the unit that they should be: milliseconds, as the requests' own times.
+"""Times of history events as milliseconds, and whether they are in the unit that was said of them.
 
 A unit that is wrong is off by a factor of 1000 or more, and no other error shows: events then lie decades before every
 request, or after it. The newest event of a request lies near the request, so a factor of ten is told apart from truth.
@@ -7,6 +7,8 @@ request, or after it. The newest event of a request lies near the request, so a 
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 UNIT_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 """Decimal digits of a unit after the second."""
@@ -15,6 +17,12 @@ MIN_REQUEST_MS = 10**11
 """March 1973; times before are no dates but counted from some start, and their ratios say nothing."""
 
 MAX_DIGITS_OFF = 1.0
+
+MIN_STEPS, IN_ORDER = 32, 0.99
+"""Of neighbours in lists: so many, and of them so large a part in one order, before they count as times."""
+
+SECONDS_DIGITS = 8.5
+"""log10 of the seconds from 1970 to 1980."""
 
 
 def newest_events(time_ms: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -58,3 +66,36 @@ def check_history_times(newest_ms: np.ndarray, request_ms: np.ndarray, *, what: 
         f"{what}: times of events in {unit} since 1970 required, found {found} (in the median the newest event of a "
         f"request is read as {newest:,} ms, the request as {request:,} ms); {todo.format(unit=seems or 'UNIT')}"
     )
+
+
+def milliseconds(times: pa.Array, unit: str) -> pa.Array:
+    """Times as int64 milliseconds since 1970; whole numbers of a finer unit are rounded down.
+
+    times: timestamps, dates, or numbers of `unit`.
+    """
+    if pa.types.is_date(times.type):
+        times = times.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(times.type):
+        times, unit = times.cast(pa.int64()), times.type.unit
+    digits = UNIT_DIGITS["ms"] - UNIT_DIGITS[unit]
+    if pa.types.is_floating(times.type):
+        return pc.round(pc.multiply(times.cast(pa.float64()), 10.0**digits)).cast(pa.int64())
+    times = times.cast(pa.int64())
+    if digits >= 0:
+        return pc.multiply_checked(times, 10**digits)
+    whole = np.floor_divide(pc.fill_null(times, 0).to_numpy(zero_copy_only=False), 10**-digits)
+    return pa.array(whole, mask=times.is_null().to_numpy(zero_copy_only=False))
+
+
+def seeming_unit(times: np.ndarray, offsets: np.ndarray) -> str | None:
+    """The unit of whole numbers that look like times of events since 1970; None if they do not.
+
+    times: [T] of N lists, offsets [N + 1]. They do if each list has them in order and most lie between 1980 and 2286.
+    """
+    step = np.ones(max(len(times) - 1, 0), bool)
+    step[offsets[1:-1][(offsets[1:-1] > 0) & (offsets[1:-1] < len(times))] - 1] = False  # from one list to the next
+    steps = np.diff(times)[step]
+    if len(steps) < MIN_STEPS or not steps.any() or max((steps >= 0).mean(), (steps <= 0).mean()) < IN_ORDER:
+        return None
+    digits = np.log10(np.maximum(float(np.median(times)), 1.0)) - SECONDS_DIGITS
+    return next((name for name, shift in UNIT_DIGITS.items() if 0 <= digits - shift < 10 - SECONDS_DIGITS), None)

@@ -51,6 +51,17 @@ def embedded(folder):
     return open_catalog(properties={"uri": f"sqlite:///{data}/catalog.db", "warehouse": f"file://{data}/tables"})
 
 
+@pytest.mark.parametrize("source", ["nowhere.parquet", "empty", "ratings.csv"])
+def test_a_source_that_cannot_be_converted_makes_no_catalog(here, capsys, source):
+    (here / "empty").mkdir()
+    columns = ("--user", "userId", "--request", "userId", "--item", "movieId", "--time", "timestamp")
+    assert cli.main(["convert", source, "--table", "lake.t", *columns]) == 2
+    said = capsys.readouterr().err
+    assert "required" in said
+    assert "making a new catalog" not in said
+    assert sorted(path.name for path in here.iterdir()) == ["empty", "ratings.csv"]
+
+
 @pytest.mark.slow
 def test_ingest_makes_a_table_and_puts_bad_rows_beside_it(here, capsys):
     assert ingest() == 0

@@ -319,7 +319,7 @@ def test_bad_input_says_what_is_required(catalog, tmp_path):
         ({"exclude": skip, "levels": {"rank": Level.KEY}}, "column rank: a level of request, item or label"),
         (
             {"exclude": skip, "vectors": {"taste": 3}},
-            "column taste as float32 required: 3 elements each required, found 4",
+            "column taste as float32 required at row 0: 3 elements each required, found 4",
         ),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -344,6 +344,6 @@ def test_null_keys_and_null_elements_are_named_with_their_place(catalog, tmp_pat
     rows[3]["shown"] = {"id": None, "price": 1.0}
     folder = folder_of(tmp_path, pa.Table.from_pylist(rows, THEIR_SCHEMA), shuffle=False, num_files=1)
     with pytest.raises(
-        ValueError, match=r"part-0.parquet at row 0: column shown.id as int64 required: no nulls allowed, found 1"
+        ValueError, match=r"part-0.parquet: column shown.id as int64 required at row 3: no nulls allowed, found 1"
     ):
         convert_table(folder, catalog, "test.ours", MAPPING)

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 
 from reqdedup.convert import ColumnMapping, convert_table
-from reqdedup.storage import TableSource
+from reqdedup.storage import Layout, TableSource
 from reqdedup.storage.iceberg.vocabulary import Vocabulary
 
 KEYS = ["7", "07", "N 1", "é", "e\u0301", "日本", "", "x" * 3_000]
@@ -72,12 +73,29 @@ def test_a_table_of_hashes_gets_hashes_and_one_of_ids_no_numbers(catalog, tmp_pa
     assert keyed(catalog, "test.ours") == plain(rows_of(1), rows_of(2))
 
 
+def test_a_table_of_ours_that_is_converted_again_keeps_the_name_of_its_vocabulary(catalog, tmp_path):
+    pq.write_table(rows_of(1), tmp_path / "1.parquet")
+    convert_table(tmp_path / "1.parquet", catalog, "test.ours", MAPPING)
+    again = ColumnMapping(user="user_id", request="request_id", item="item_id", time="request_ts")
+    ours = catalog.load_table("test.ours")
+    convert_table(ours, catalog, "other.again", again, layout=Layout.SORTED_LARGE_PAGES)
+    assert keyed(catalog, "other.again") == keyed(catalog, "test.ours") == plain(rows_of(1))
+    assert not catalog.table_exists("other.items")
+    convert_table(ours, catalog, "other.again", again, append=True)
+    assert keyed(catalog, "other.again") == sorted(2 * plain(rows_of(1)))
+
+    elsewhere = SqlCatalog("elsewhere", uri=f"sqlite:///{tmp_path}/e.db", warehouse=f"file://{tmp_path}/e")
+    report = convert_table(ours, elsewhere, "test.again", again)
+    assert TableSource(elsewhere.load_table("test.again")).vocabulary is None
+    assert any("item_id, history_item_id: ids whose keys are in test.items of" in note for note in report.notes)
+
+
 def test_a_null_item_is_refused_with_its_place(catalog, tmp_path):
     table = rows_of(1)
     items = [None, *table["i"].to_pylist()[1:]]
     for kind in (pa.string(), pa.dictionary(pa.int32(), pa.string())):
         path = tmp_path / "t.parquet"
         pq.write_table(table.set_column(2, "i", pa.array(items, pa.string()).cast(kind)), path)
-        with pytest.raises(ValueError, match="column i as int64 required: no nulls allowed, found 1"):
+        with pytest.raises(ValueError, match="column i as int64 required at row 0: no nulls allowed, found 1"):
             convert_table(path, catalog, "test.ours", MAPPING)
     assert not catalog.table_exists("test.ours")

@@ -104,7 +104,7 @@ column_option = partial(option, heading="columns (a file says the same, options 
 )
 def convert(arguments: Options) -> int:
     """Convert, then say what came out."""
-    from reqdedup.convert import convert_table
+    from reqdedup.convert import convert_table, open_source
     from reqdedup.storage import Layout
     from reqdedup.storage.iceberg import catalogs
 
@@ -114,11 +114,13 @@ def convert(arguments: Options) -> int:
         raise ValueError("--source-catalog is the catalog of --source-table, which is missing")
     mapping = read_mapping(arguments)
     check_table_name(arguments.table)
-    catalog = open_catalog(arguments, make=not arguments.append)
     source: Any = arguments.files[0] if len(arguments.files) == 1 else arguments.files
     if arguments.source_table:
-        other = catalogs.open_catalog(arguments.source_catalog) if arguments.source_catalog else catalog
+        named = arguments.source_catalog
+        other = catalogs.open_catalog(named) if named else open_catalog(arguments)
         source = load_table(other, arguments.source_table)
+    source = open_source(source, mapping)
+    catalog = open_catalog(arguments, make=not arguments.append)  # after the source: a wrong one makes no catalog
     before = snapshot_of(catalog, arguments.table)
     with ProgressLine() as progress, interruptible(lambda: kept_of_write(catalog, arguments.table, before)):
         report = convert_table(

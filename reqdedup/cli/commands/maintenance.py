@@ -43,7 +43,7 @@ SHOWN_FILES = 10
     help="make the files that appends left into those of one write",
     description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified "
     "by checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit for up to 32 "
-    "buckets: a run that was ended goes on where it was.",
+    "buckets: a run that was ended goes on where it was. The table items becomes one file.",
     examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
 )
 @tables_option()
@@ -54,12 +54,13 @@ SHOWN_FILES = 10
 def compact(arguments: Options) -> int:
     """Compact the named tables."""
     from reqdedup import storage
+    from reqdedup.storage.iceberg.vocabulary import is_vocabulary
 
     reports: dict[str, CompactReport] = {}
     parts: dict[str, str] = {}
     for table in load_tables(open_catalog(arguments), arguments.table):
         name = ".".join(table.name())
-        parts[name] = "bucket" if storage.table_layout(table).is_bucketed else "day"
+        parts[name] = "table" if is_vocabulary(table) else _part(table)
         known = {snapshot.snapshot_id for snapshot in table.metadata.snapshots}
         kept = partial(_kept_of_compact, table, known, list(reports), parts[name])
         with ProgressLine() as progress, interruptible(kept):
@@ -225,6 +226,12 @@ def _features_of_other_buckets(table: Table, num_buckets: int) -> dict[str, str]
         for side in feature_tables_of(table)
         if feature_buckets(side) != num_buckets
     }
+
+
+def _part(table: Table) -> str:
+    from reqdedup.storage import table_layout
+
+    return "bucket" if table_layout(table).is_bucketed else "day"
 
 
 def _say_dry_run(is_dry_run: Iterable[bool]) -> None:

@@ -13,13 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, leaves_of, relist, same_values, wholes_of
+from reqdedup.storage.iceberg.small_files import fetched
 
 TAIL_BYTES, SIGNATURE_BYTES = 8, 28
 """The end of a Parquet file: the length of the footer, and `PAR1`; before it, where columns are
 encrypted, nonce and tag."""
-
-_AT_ONCE_BYTES = 8 * 2**20
-"""Size up to which a file of a store is fetched whole: one request, and not one or two for each column."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class DataFile:
             stream = self.open_bytes()
         with contextlib.closing(stream):
             with reading(self.path):
-                stream = at_once(stream, self.size_bytes)
+                stream = fetched(stream, self.size_bytes)
                 # Buffered reads, one page at a time: pre_buffer would hold whole column chunks.
                 # Spark's old times are nanoseconds of a day that 64 bits of nanoseconds do not reach: 9999-12-31.
                 opened = pq.ParquetFile(
@@ -151,14 +149,6 @@ def reading(path: str) -> Iterator[None]:
         raise ValueError(
             f"{path}: a readable Parquet file required, found a damaged one ({text[:200]}); restore it or leave it out"
         ) from error
-
-
-def at_once(stream: Any, size_bytes: int) -> Any:
-    """The stream; of a small file of a store, its bytes fetched in one request."""
-    if size_bytes > _AT_ONCE_BYTES or isinstance(stream, pa.MemoryMappedFile | pa.OSFile):
-        return stream
-    with contextlib.closing(stream):
-        return pa.BufferReader(stream.read())
 
 
 def read_footer(path: str, stream: Any) -> pq.ParquetFile:

@@ -24,6 +24,7 @@ from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, with
 from reqdedup.storage.foreign.leaves import Leaf, has_ids, leaves_of, small_types, wholes_of, with_ids
 from reqdedup.storage.iceberg.manifests import COPY_THERE, scan_tasks
 from reqdedup.storage.iceberg.paths import local_path
+from reqdedup.storage.iceberg.small_files import SmallFiles
 
 
 def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
@@ -41,7 +42,8 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
         raise ValueError(f"{name}: Parquet data files required, found {', '.join(other)}; {COPY_THERE}")
     schema = small_types(schema_to_pyarrow(scan.projection()))
     leaves, wholes = leaves_of(schema), wholes_of(schema)
-    files = [_file(table, task, scan.projection(), leaves, wholes) for task in tasks]
+    kept = SmallFiles()
+    files = [_file(table, task, scan.projection(), leaves, wholes, kept) for task in tasks]
     deletes = {delete.file_path for task in tasks for delete in task.delete_files}
     notes = (
         (
@@ -54,11 +56,13 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
     return with_notes(TableFiles(name, "iceberg", tuple(files), schema, notes))
 
 
-def _file(table: Table, task: FileScanTask, schema: Schema, leaves: list[Leaf], wholes: list[Leaf]) -> DataFile:
+def _file(
+    table: Table, task: FileScanTask, schema: Schema, leaves: list[Leaf], wholes: list[Leaf], kept: SmallFiles
+) -> DataFile:
     path = task.file.file_path
     file = open_file(
         path,
-        _opener(table, path),
+        _opener(table, path, kept),
         task.file.file_size_in_bytes,
         ids=lambda found: _schema_with_ids(table, path, found),
         leaves=leaves,
@@ -86,11 +90,11 @@ def _paths(fields: Iterable[MappedField], prefix: str = "") -> Iterable[tuple[st
             yield from _paths(field.fields, f"{prefix}{name}.")
 
 
-def _opener(table: Table, path: str) -> Callable[[], Any]:
+def _opener(table: Table, path: str, kept: SmallFiles) -> Callable[[], Any]:
     local = local_path(path)
     if local is not None:
         return lambda: pa.OSFile(local)
-    return lambda: table.io.new_input(path).open()
+    return lambda: kept.open(path, table.io.new_input(path).open)
 
 
 def _constants(

@@ -43,24 +43,29 @@ MAX_PIECE_ROWS = 2**16
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a file. arrays: by leaf name; a leaf that the file does not have is null.  rows:
-    their numbers in it, [N]."""
+    """Some rows of a file.
+
+    arrays: by leaf name; a leaf that the file does not have is null.  rows: their numbers in it, [N]; -1 if unknown.
+    """
 
     arrays: dict[str, pa.Array]
     num_rows: int
     path: str
     rows: np.ndarray
 
-    @property
-    def where(self) -> str:
-        return f"{self.path} at row {self.rows[0] if len(self.rows) else 0}"
+    def slice(self, start: int, end: int) -> Piece:
+        """Rows `start` to `end` of it."""
+        arrays = {name: array.slice(start, end - start) for name, array in self.arrays.items()}
+        return Piece(arrays, end - start, self.path, self.rows[start:end])
 
 
 class RowSource:
     """A table's rows as pieces.
 
-    leaves: what can be read, by name; UUIDs as text, and maps and lists of lists whole.  known: columns of a table of
-    ours, by name, the keys left out; nothing for other tables.
+    table: that is read, if it is one of a catalog.
+    leaves: what can be read, by name; UUIDs as text, and maps and lists of lists whole.
+    known: columns of a table of ours, by name, the keys left out; nothing for other tables.
+    vocabularies: names of those that dense ids of a table of ours are of, by column.
     Raises ValueError for what holds no Parquet files, for rows that only deletes by value tell apart, and for a folder
     that belongs to a table of another format.
     """
@@ -68,19 +73,21 @@ class RowSource:
     def __init__(self, source: Table | str | Path | Sequence[str | Path]) -> None:
         self.files: TableFiles = open_table(source)
         refuse_table(self.files.name, self.files.table_format)
-        self._table = source if isinstance(source, Table) else None
+        self.table = source if isinstance(source, Table) else None
         self._tasks: list[FileScanTask] = []
         self._deleted: dict[str, np.ndarray] = {}
-        if self._table is not None:
-            self._tasks = scan_tasks(self._table)
-            self._deleted = deleted_positions(self._table, self._tasks)
+        if self.table is not None:
+            self._tasks = scan_tasks(self.table)
+            self._deleted = deleted_positions(self.table, self._tasks)
         found = self.files.leaves
         self.leaves: dict[str, Leaf] = {leaf.name: _as_read(leaf) for leaf in found if leaf.shape is not Shape.NESTED}
         self._uuids = {leaf.name for leaf in found if leaf.is_uuid}
         self.known: dict[str, Column] = {}
-        if self._table is not None and SCHEMA_PROPERTY in self._table.properties:
-            columns = [column for column in table_schema(self._table).columns if column.level is not Level.KEY]
-            self.known = {column.name: column for column in columns if column.name in self.leaves}
+        self.vocabularies: dict[str, str] = {}
+        if self.table is not None and SCHEMA_PROPERTY in self.table.properties:
+            columns = [column for column in table_schema(self.table).columns if column.name in self.leaves]
+            self.known = {column.name: column for column in columns if column.level is not Level.KEY}
+            self.vocabularies = {column.name: column.vocabulary for column in columns if column.vocabulary}
         self._blobs = stored_blobs(source)
         for name, column in self._blobs.items():
             self.leaves[name] = Leaf(name, name, Shape.LIST, element_type(column))
@@ -112,7 +119,7 @@ class RowSource:
     @property
     def independent_reader(self) -> str | None:
         """The reader of `independent_pieces`, in words; None if there is no other than this one."""
-        return None if self._table is None else "pyiceberg's own scan"
+        return None if self.table is None else "pyiceberg's own scan"
 
     def pieces(self, names: Sequence[str]) -> Iterator[Piece]:
         """All rows of these leaves, file by file."""
@@ -121,15 +128,15 @@ class RowSource:
 
     def independent_pieces(self, names: Sequence[str]) -> Iterator[Piece]:
         """The same rows in the same pieces or others, as pyiceberg projects them; the rows' numbers are not known."""
-        if self._table is None:
+        if self.table is None:
             raise ValueError(f"{self.name}: an Iceberg table required for another reader, found a {self.files.kind}")
         tops = list(dict.fromkeys(self.leaves[name].column for name in names))
-        schema = self._table.scan().projection().select(*tops)
-        for batch in projected_batches(self._table, self._tasks, schema, _piece_rows):
+        schema = self.table.scan().projection().select(*tops)
+        for batch in projected_batches(self.table, self._tasks, schema, _piece_rows):
             arrays: dict[str, pa.Array] = {}
             for column in batch.schema.names:
                 arrays |= leaf_arrays(column, batch.column(column))
-            yield from self._cut(arrays, names, batch.num_rows, self.name, np.zeros(batch.num_rows, np.int64), {})
+            yield from self._cut(arrays, names, batch.num_rows, self.name, np.full(batch.num_rows, -1), {})
 
     def _pieces_of(self, file: DataFile, names: Sequence[str]) -> Iterator[Piece]:
         in_file = file.columns(names)
@@ -176,7 +183,7 @@ class RowSource:
     def _promoted(self, array: pa.Array, leaf: Leaf) -> pa.Array:
         """An Iceberg column in the table's type, which may be wider than the file's; finer times
         are cut, as pyiceberg does."""
-        if self._table is None or is_text(leaf.type):
+        if self.table is None or is_text(leaf.type):
             return array
         if leaf.shape is Shape.NESTED:
             return array.cast(leaf.type)

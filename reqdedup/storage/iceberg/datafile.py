@@ -45,6 +45,7 @@ from reqdedup.storage.iceberg.layout import (
     table_buckets,
 )
 from reqdedup.storage.iceberg.settings import WriteSettings
+from reqdedup.storage.iceberg.small_files import fetched
 from reqdedup.storage.iceberg.stored_types import leaves
 
 DAY_MICROSECONDS = 86_400_000_000
@@ -240,7 +241,7 @@ def verify_file(table: Table, path: str, layout: Layout, partition: int | None, 
         names = []
     num_requests, found, last = 0, 0, None
     num_buckets = table_buckets(table)
-    with table.io.new_input(path).open() as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+    with fetched(table.io.new_input(path).open()) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
         found = file.metadata.num_rows
         for index in range(file.num_row_groups if names else 0):
             group = file.read_row_group(index, columns=names).combine_chunks()

@@ -25,6 +25,7 @@ from pyiceberg.types import ListType, MapType
 
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.manifests import COPY_THERE
+from reqdedup.storage.iceberg.small_files import fetched
 
 READ_DELETES = {FileFormat.PARQUET, FileFormat.ORC, FileFormat.PUFFIN}
 
@@ -83,7 +84,7 @@ def projected_batches(
     wanted = {i for i in schema.field_ids if not isinstance(schema.find_type(i), (MapType, ListType))}
     downcast = table.format_version <= 2
     for task in tasks:
-        with contextlib.closing(table.io.new_input(task.file.file_path).open()) as stream:
+        with contextlib.closing(fetched(table.io.new_input(task.file.file_path).open())) as stream:
             parquet = pq.ParquetFile(stream)
             file_schema = pyarrow_to_schema(
                 parquet.schema_arrow,

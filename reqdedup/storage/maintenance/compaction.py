@@ -33,8 +33,10 @@ from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.retries import CommitRetries
 from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.iceberg.settings import renewed
+from reqdedup.storage.iceberg.vocabulary import is_vocabulary
 from reqdedup.storage.iceberg.written import Written
 from reqdedup.storage.maintenance.fit import misfit
+from reqdedup.storage.maintenance.item_files import compact_items
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.feature_table import is_feature_table
@@ -48,7 +50,7 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class CompactReport:
-    """What a compaction did. buckets: rewritten (days of an ARRIVAL table).
+    """What a compaction did. buckets: rewritten (days of an ARRIVAL table; 0 of a vocabulary of items).
 
     rows: of them.  files, bytes: after; old_files, old_bytes: before.  The old ones stay until their snapshots expire.
     left_alone: buckets that were in their final form already.  snapshot_id: of the last commit;
@@ -127,9 +129,12 @@ def compact(
     defaults of before take those of now.
     Rows are verified by checksum before each commit. Raises ValueError for tables that have no such form and for two
     parts of a request that disagree; ConflictError if other writers replaced the same files again and again.
+    A vocabulary of items becomes one file, whatever else was asked for.
     """
     started = time.monotonic()
     table.refresh()
+    if is_vocabulary(table):
+        return _items_report(*compact_items(table), started)
     layout, name = table_layout(table), ".".join(table.name())
     if is_feature_table(table):
         raise ValueError(
@@ -263,6 +268,23 @@ def _groups(table: Table) -> dict[int | None, list[LiveFile]]:
 
 def _is_due(partition: int | None, groups: dict[int | None, list[LiveFile]], layout: Layout) -> bool:
     return partition is None or not is_compact(groups[partition], layout)
+
+
+def _items_report(
+    old: Sequence[DataFile], new: Sequence[DataFile], snapshot_id: int | None, started: float
+) -> CompactReport:
+    is_done = snapshot_id is not None
+    return CompactReport(
+        buckets=(0,) if is_done else (),
+        left_alone=int(not is_done),
+        rows=sum(file.record_count for file in new),
+        files=len(new),
+        old_files=len(old),
+        bytes=sum(file.file_size_in_bytes for file in new),
+        old_bytes=sum(file.file_size_in_bytes for file in old),
+        seconds=time.monotonic() - started,
+        snapshot_id=snapshot_id,
+    )
 
 
 def check_same_rows(table: Table, schema: EngagementSchema, before: RunningChecksum, files: Sequence[DataFile]) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.manifest import ManifestContent
 from pyiceberg.table import Table
 
-from reqdedup.schema import USER_ID
+from reqdedup.schema import ITEM_ID, USER_ID
 from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.layout import Layout, table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import manifests_of
@@ -25,7 +26,7 @@ from reqdedup.storage.measure.checks import CheckResult, requests_agree
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import table_files
 
-MANY_SNAPSHOTS, MANY_MANIFESTS = 100, 100
+MANY_SNAPSHOTS, MANY_MANIFESTS, MANY_ITEM_FILES = 100, 100, 16
 SKEWED = 3.0
 """A bucket with so many times the mean bytes sets the time and memory of what works bucket by bucket."""
 
@@ -117,7 +118,7 @@ def table_health(table: Table, *, count_users: bool = True, check_requests: bool
         requests_agree=agree,
     )
     disagree = (f"requests: {agree.detail}; compaction refuses them",) if agree is not None and not agree.ok else ()
-    advice = (*disagree, *_changed_spec(table), *_advice(health), *_chosen_anew(table, groups))
+    advice = (*disagree, *_changed_spec(table), *_advice(health), *_chosen_anew(table, groups), *_items(table))
     return replace(health, advice=advice)
 
 
@@ -133,6 +134,22 @@ def _chosen_anew(table: Table, groups: dict[int | None, list[LiveFile]]) -> list
         f"compact --force: the forms chosen for {', '.join(found.columns[:8])} fit the newest rows no more; chosen "
         f"anew they would take {found.saved_ratio:.0%} fewer bytes"
     ]
+
+
+def _items(table: Table) -> list[str]:
+    """Whether the vocabulary of the table's items has become many files, which every ingest and append reads."""
+    name = table_schema(table)[ITEM_ID].vocabulary
+    if not name:
+        return []
+    try:
+        snapshot = table.catalog.load_table(name).current_snapshot()
+    except NoSuchTableError:
+        return [f"items: table {name} is not there, and with it the keys of the ids are gone"]
+    summary = snapshot.summary if snapshot is not None else None
+    files = int(summary["total-data-files"] or 0) if summary is not None else 0
+    if files <= MANY_ITEM_FILES:
+        return []
+    return [f"compact --table {name}: its keys lie in {files} files, which every ingest and append reads"]
 
 
 def _changed_spec(table: Table) -> list[str]:

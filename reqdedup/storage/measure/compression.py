@@ -47,8 +47,8 @@ def compression_report(tables: Mapping[str, Table]) -> pa.Table:
     rows, requests, fan_out: of the table.  uncompressed_bytes: encoded, before the codec.  compressed_bytes: as stored.
     ratio_to_control: the SHUFFLED table's compressed bytes of the column over these; null where there is no such table.
     store_once_bytes: the limit at the table's own codec and level, or at zstd's lowest if that is less
-    (reqdedup.storage.measure.store_once).
-    fraction_of_limit: store_once_bytes / compressed_bytes; 1 means that nothing is stored twice.
+    (reqdedup.storage.measure.store_once), or what the column takes in this very table, if another encoding goes below.
+    fraction_of_limit: store_once_bytes / compressed_bytes, at most 1, which means that nothing is stored twice.
     Raises ValueError for tables without an engagement schema, and where two tables are SHUFFLED.
     """
     sources = {name: TableSource(table) for name, table in tables.items()}
@@ -65,7 +65,7 @@ def compression_report(tables: Mapping[str, Table]) -> pa.Table:
         for column in source.schema.columns:
             uncompressed, compressed = footers[name].get(column.name, (0, 0))
             control = footers[controls[0]].get(column.name) if controls else None
-            once = limits[name][column.name]
+            once = min(limits[name][column.name], compressed or limits[name][column.name])
             rows.append(
                 {
                     "table": name,

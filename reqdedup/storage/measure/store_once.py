@@ -4,9 +4,11 @@
     scalar of the request  one value per request, as in a table of one row per request
     scalar of the row      one value per row, as it is: nothing repeats by construction
 
-all in (user_id, request_id, item_id) order, by Parquet's own writer at a given codec and level, with our encodings.
-What a layout adds on top (which value a row has, copies in several row groups or pages) is its distance to the limit. A
-low-cardinality sequence may come out below it in a layout of plain lists, where Parquet can encode single elements.
+all in (user_id, request_id, item_id) order, by Parquet's own writer at a given codec and level, in long row groups;
+scalars in a dictionary or plain, whichever is smaller. What a layout adds on top (which value a row has, copies in
+several row groups or pages) is its distance to the limit. Other encodings may go below it: of single elements in plain
+lists, and those of a table whose property says `compact`. What a table really takes is then its limit: see
+`compression_report`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from reqdedup.dedup.encoding import element_type
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Level
 from reqdedup.storage.iceberg.settings import LARGE_PAGE_BYTES
 
-ROW_GROUP_VALUES = 16_384
+MIN_GROUP_VALUES, MAX_GROUP_VALUES, GROUP_VALUES_TOGETHER = 16_384, 2**20, 2**23
+"""Of a scalar's row groups, at least and at most, and of all columns together, which bounds memory."""
+
 ROW_GROUP_BYTES = 64 * 2**20
 
 
@@ -44,7 +48,9 @@ def store_once_bytes(
 
     batches: deduplicated, rows of a request contiguous, in the order that is to be measured.
     """
-    columns = {column.name: _OnceColumn(column, codecs) for column in schema.columns}
+    together = GROUP_VALUES_TOGETHER // max(len(schema.columns), 1)
+    group_values = min(max(together, MIN_GROUP_VALUES), MAX_GROUP_VALUES)
+    columns = {column.name: _OnceColumn(column, codecs, group_values) for column in schema.columns}
     last: tuple[int, int] | None = None
     for batch in batches:
         if batch.num_rows == 0:
@@ -69,11 +75,12 @@ class _OnceColumn:
 
     column: Column
     codecs: Sequence[Codec]
+    group_values: int
     pending: list[pa.Array] = field(default_factory=list)
     pending_bytes: int = 0
     pending_values: int = 0
     seen: set[bytes] = field(default_factory=set)
-    writers: dict[Codec, pq.ParquetWriter] = field(default_factory=dict)
+    writers: dict[Codec, list[pq.ParquetWriter]] = field(default_factory=dict)
 
     @property
     def per_row(self) -> bool:
@@ -81,19 +88,23 @@ class _OnceColumn:
 
     def __post_init__(self) -> None:
         self.type = pa.binary() if self.column.is_blob else element_type(self.column)
-        has_dictionary = not self.column.is_blob and not (self.per_row and pa.types.is_floating(self.type))
+        may_repeat = not self.column.is_blob and not (self.per_row and pa.types.is_floating(self.type))
         schema = pa.schema([pa.field(self.column.name, self.type, nullable=self.column.nullable)])
         for codec in self.codecs:
-            self.writers[codec] = pq.ParquetWriter(
-                pa.PythonFile(_Counted(), "w"),
-                schema,
-                compression=codec.name,
-                compression_level=codec.level,
-                use_dictionary=has_dictionary,
-                data_page_size=LARGE_PAGE_BYTES if self.column.is_blob else None,
-                write_statistics=False,
-                store_schema=False,
-            )
+            self.writers[codec] = [
+                pq.ParquetWriter(
+                    pa.PythonFile(_Counted(), "w"),
+                    schema,
+                    compression=codec.name,
+                    compression_level=codec.level,
+                    use_dictionary=has_dictionary,
+                    dictionary_pagesize_limit=2**31 - 1,
+                    data_page_size=LARGE_PAGE_BYTES if self.column.is_blob else None,
+                    write_statistics=False,
+                    store_schema=False,
+                )
+                for has_dictionary in ((False, True) if may_repeat else (False,))
+            ]
 
     def add(self, array: pa.Array) -> None:
         if self.column.is_blob:
@@ -101,18 +112,21 @@ class _OnceColumn:
         self.pending.append(array)
         self.pending_bytes += array.nbytes
         self.pending_values += len(array)
-        is_full = self.pending_bytes >= ROW_GROUP_BYTES
-        if is_full if self.column.is_blob else self.pending_values >= ROW_GROUP_VALUES:
+        is_long = not self.column.is_blob and self.pending_values >= self.group_values
+        if is_long or self.pending_bytes >= ROW_GROUP_BYTES:
             self._write()
 
     def close(self, codec: Codec) -> int:
-        """Compressed bytes of the column chunks at this codec."""
+        """Compressed bytes of the column chunks at this codec, in the smaller encoding."""
         self._write()
-        writer = self.writers[codec]
-        writer.close()
-        footer = writer.writer.metadata
-        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-        return sum(group.column(leaf).total_compressed_size for group in groups for leaf in range(group.num_columns))
+        sizes = []
+        for writer in self.writers[codec]:
+            writer.close()
+            footer = writer.writer.metadata
+            groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+            leaves = [group.column(leaf) for group in groups for leaf in range(group.num_columns)]
+            sizes.append(sum(leaf.total_compressed_size for leaf in leaves))
+        return min(sizes)
 
     def _unseen(self, array: pa.DictionaryArray) -> pa.BinaryArray:
         codes = array.indices.to_numpy()
@@ -130,9 +144,8 @@ class _OnceColumn:
             return
         table = pa.table([pa.chunked_array(self.pending, self.type)], names=[self.column.name])
         schema = pa.schema([pa.field(self.column.name, self.type, nullable=self.column.nullable)])
-        size = len(table) if self.column.is_blob else ROW_GROUP_VALUES
-        for writer in self.writers.values():
-            writer.write_table(table.cast(schema), row_group_size=size)
+        for writer in (one for writers in self.writers.values() for one in writers):
+            writer.write_table(table.cast(schema), row_group_size=max(len(table), 1))
         self.pending, self.pending_bytes, self.pending_values = [], 0, 0
 
 

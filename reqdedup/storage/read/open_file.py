@@ -11,15 +11,22 @@ from pyiceberg.io import FileIO
 
 from reqdedup.schema import Column
 from reqdedup.storage.iceberg.paths import local_path
+from reqdedup.storage.iceberg.small_files import SmallFiles
 from reqdedup.storage.read.file_batches import unreadable
 
 
 def open_parquet(
-    path: str, io: FileIO | None, *, footer: pq.FileMetaData | None, dictionaries: list[str]
+    path: str,
+    io: FileIO | None,
+    *,
+    footer: pq.FileMetaData | None,
+    dictionaries: list[str],
+    small_files: SmallFiles | None = None,
 ) -> pq.ParquetFile:
-    """The file at `path`. footer: if it was read before.
+    """The file at `path`. footer: if it was read before, so that this is the last time.
 
     dictionaries: binary columns that come as dictionaries, their pages decoded no further than that.
+    small_files: keeps what was fetched from one time to the next.
     Raises FileNotFoundError or ValueError that name the file, if it is not there or not whole.
     """
     # Files of our layouts carry a checksum per page: without it most flipped bits would read as other values.
@@ -30,7 +37,8 @@ def open_parquet(
             return pq.ParquetFile(local, memory_map=True, **options)
         if io is None:
             raise ValueError(f"{path}: not a local file; give FileSource the table's FileIO as io=table.io")
-        stream = io.new_input(path).open()
+        new_input = io.new_input(path)
+        stream = (small_files or SmallFiles(0)).open(path, new_input.open, is_last=footer is not None)
         return pq.ParquetFile(stream, pre_buffer=True, **options)
     except FileNotFoundError as error:
         raise FileNotFoundError(

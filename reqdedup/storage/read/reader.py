@@ -23,6 +23,7 @@ from reqdedup.dedup.source import digest
 from reqdedup.schema import ITEM_ID, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.reference import open_store, store_properties
+from reqdedup.storage.iceberg.small_files import SmallFiles
 from reqdedup.storage.iceberg.vocabulary import ITEM_KEY, KeysOf
 from reqdedup.storage.read.file_batches import (
     FileColumns,
@@ -92,6 +93,7 @@ class FileSource(Readable):
         self._known_fields = None if known_fields is None else frozenset(known_fields)
         self._item_files = list(item_files)
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._small_files = SmallFiles()
         self._file_columns: dict[str, FileColumns] = {}
         self._encoded: dict[str, list[str]] = {}
 
@@ -303,7 +305,8 @@ class FileSource(Readable):
         encoded = self._encoded_blobs(path) if columns else []
         held = [self.name_in(path, column.name) for column in columns if column.is_blob]
         blobs = [name for name in held if name in encoded]
-        return open_parquet(path, self._io, footer=self._footers.get(path), dictionaries=blobs)
+        footer, kept = self._footers.get(path), self._small_files
+        return open_parquet(path, self._io, footer=footer, dictionaries=blobs, small_files=kept)
 
     def _read(
         self,

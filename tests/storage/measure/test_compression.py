@@ -87,6 +87,39 @@ def test_ratios_and_fractions_follow_from_the_bytes(report_and_tables):
         assert row["store_once_bytes"] > 0
 
 
+def popular_log(num_requests: int = 400) -> list[dict]:
+    """Short histories and candidates of popular items, one request a user: scalars weigh as much as sequences."""
+    rng = np.random.default_rng(3)
+    log = []
+    for user in range(num_requests):
+        size = int(rng.integers(0, 40))
+        times = START_US // 1000 - np.sort(rng.integers(1, 10**8, size))[::-1]
+        events = np.stack([rng.zipf(1.2, size) % 5_000, rng.integers(0, 8, size), times], axis=1)
+        log.append(make_request(rng, user, user, fan_out=38, events=events, day=0))
+    return log
+
+
+@pytest.mark.slow
+def test_no_column_of_any_layout_goes_below_its_limit_and_that_of_scalars_is_the_smaller_encoding(catalog):
+    tables = tables_of(catalog, popular_log(), Layout, num_buckets=1)
+    report = compression_report(tables).to_pylist()
+    assert max(row["fraction_of_limit"] for row in report) <= 1
+    items = np.concatenate(
+        [batch["item_id"].to_numpy() for batch in TableSource(tables["by_request"]).batches(["item_id"])]
+    )
+    sizes = []
+    for dictionary in (True, False):
+        for level in (1, 3, 6):
+            sink = pa.BufferOutputStream()
+            options = {"use_dictionary": dictionary, "compression_level": level, "dictionary_pagesize_limit": 2**30}
+            pq.write_table(pa.table({"x": items}), sink, compression="zstd", write_statistics=False, **options)
+            sizes.append(
+                pq.read_metadata(pa.BufferReader(sink.getvalue())).row_group(0).column(0).total_compressed_size
+            )
+    (limit,) = (row for row in report if (row["table"], row["column"]) == ("by_request", "item_id"))
+    assert limit["store_once_bytes"] <= min(sizes) * 1.01
+
+
 def test_without_a_control_there_is_no_ratio_and_the_limit_stays(catalog, report_and_tables):
     report, tables = report_and_tables
     alone = compression_report({"by_request": tables["by_request"]})
@@ -102,7 +135,7 @@ def test_the_limit_of_a_shuffled_table_alone_is_found_by_sorting_it(report_and_t
     alone = pl.from_arrow(compression_report({"shuffled": tables["shuffled"]}))
     together = pl.from_arrow(report).filter(pl.col("table") == "shuffled")
     ratio = alone["store_once_bytes"] / together["store_once_bytes"]
-    assert ratio.is_between(0.9, 1.1).all(), "users lie in the order of other buckets, nothing else differs"
+    assert ratio.is_between(0.85, 1.15).all(), "users lie in the order of other buckets, nothing else differs"
 
 
 @pytest.mark.slow
