@@ -122,7 +122,7 @@ def copy_of(catalog: Catalog, table: Table) -> str:
 
 
 def order_0_bytes(source: Path, ours: Mapping[str, int]) -> dict[str, int]:
-    """Bytes by column of ids that are coded by their frequency alone. ours: of the columns that are no lists of items."""
+    """Bytes by column of ids that are coded by their frequency alone. ours: of the other columns."""
     rows = pl.read_parquet(source, columns=["request_id", "item_id", HISTORY])
     histories = rows.select(HISTORY).unique()[HISTORY].explode().drop_nulls()
     fan_outs = rows.group_by("request_id").len()["len"].to_list()

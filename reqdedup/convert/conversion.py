@@ -211,8 +211,8 @@ def convert_table(
         changes.append(f"{converter.null_lists:,} null lists: empty ones, since a sequence cannot be null")
     if shared := converter.owners.num_shared():
         notes.append(
-            f"{shared:,} request ids belong to more than one user; each user's part is a request of its own. If it is one "
-            "request, another column names its user (--user)"
+            f"{shared:,} request ids belong to more than one user; each user's part is a request of its own. If it is "
+            "one request, another column names its user (--user)"
         )
     if isinstance(rows, CandidateSource) and rows.num_empty:
         notes.append(f"{rows.num_empty:,} rows without a candidate have no row in the table")

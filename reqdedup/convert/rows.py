@@ -375,7 +375,7 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
             raise ValueError(f"{error}; cut finer times in the source, as CAST(... AS TIMESTAMP) does") from error
         if pa.types.is_uint64(array.type):
             raise ValueError(
-                f"whole numbers below 2^63 required, found {pc.max(array).as_py()}; cast it in the source: ids to text, "
-                "of which numbers are made, others to DECIMAL(20, 0)"
+                f"whole numbers below 2^63 required, found {pc.max(array).as_py()}; cast it in the source: ids to "
+                "text, of which numbers are made, others to DECIMAL(20, 0)"
             ) from error
         raise

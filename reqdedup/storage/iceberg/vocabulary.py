@@ -186,7 +186,7 @@ def _append(table: Table, keys: pa.Array, next_id: int) -> bool:
     end = next_id + len(keys)
     if end > MAX_ID:
         raise ValueError(
-            f"{'.'.join(table.name())}: at most {MAX_ID:,} keys required, which ids of 32 bits tell apart, found {end:,}; "
+            f"{'.'.join(table.name())}: at most {MAX_ID:,} keys required, which 32 bits tell apart, found {end:,}; "
             'have the items\' ids hashed (`type = "hash"` in the mapping of ingest, --hash-items of convert)'
         )
     schema = table.schema().as_arrow()
