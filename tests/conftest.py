@@ -6,9 +6,16 @@ import os
 import signal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import settings
 from pyiceberg.catalog import Catalog, load_catalog
+
+# Tensors of tests are tiny: a second thread of torch spins on a core that another test would use, in a busy machine for
+# ten times as long as the work takes. Set before torch is loaded, and so for the processes that tests start. Arrow, which
+# would take the variable for its own, keeps a thread per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+pa.set_cpu_count(os.cpu_count() or 1)
 
 # pytest-xdist tells its processes a width of 80; what a command prints is not to depend on how the tests are run.
 os.environ.pop("COLUMNS", None)
