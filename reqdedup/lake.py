@@ -174,7 +174,8 @@ class Lake:
         catalog, as `reqdedup serve` was told it.  online: folder of an online store of sequences. What is not given is
         named as not searched.
         apply: do it; without it what would go is said.
-        options: drop_refs, erase and progress of `storage.delete_user`. Raises ValueError if no user or place is named.
+        options: drop_refs, erase, progress and engine of `storage.delete_user`. Raises ValueError if no user or place
+        is named.
         """
         from reqdedup.logs.ids import hash_string
         from reqdedup.serving.deletion import ServedPlaces

@@ -261,5 +261,10 @@ def layout_option(help: str = "physical form (default: by_request)", default: st
     return option("--layout", type=OneOf(LAYOUTS), default=default, metavar="LAYOUT", help=choices)
 
 
+def engine_option() -> Decorator:
+    said = "where buckets are worked on: inline, processes or processes:N (default: the variable REQDEDUP_ENGINE)"
+    return option("--engine", metavar="ENGINE", help=said)
+
+
 def spill_option() -> Decorator:
     return option("--spill-dir", metavar="DIR", help="for temporary files (default: the system's)")

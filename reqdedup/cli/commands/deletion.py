@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reqdedup.cli.catalog import lake_of, snapshot_of
-from reqdedup.cli.options import Checked, Options, apply_option, option, subcommand
+from reqdedup.cli.options import Checked, Options, apply_option, engine_option, option, subcommand
 from reqdedup.cli.output import (
     ProgressLine,
     counted,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 @option("--online", metavar="DIR", help="folder of an online store of sequences")
 @option("--erase", is_flag=True, help="expire all old snapshots at once; their readers fail")
 @option("--drop-refs", is_flag=True, help="remove branches and tags that hold the users")
+@engine_option()
 @apply_option()
 def delete_user(arguments: Options) -> int:
     """Delete the users, or say what would go."""
@@ -86,6 +87,7 @@ def delete_user(arguments: Options) -> int:
             apply=arguments.apply,
             drop_refs=arguments.drop_refs,
             erase=arguments.erase,
+            engine=arguments.engine,
             progress=next_table,
         )
     reports, is_found = done.reports, done.is_found

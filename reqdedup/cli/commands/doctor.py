@@ -19,7 +19,7 @@ from reqdedup.cli.extras import NEEDED_FOR, libraries
 from reqdedup.cli.options import Options, option, subcommand
 from reqdedup.cli.output import counted, format_bytes, print_json, say
 from reqdedup.cli.terminal import styled
-from reqdedup.environment import CATALOG_PREFIX, DATA_DIR_VARIABLE, variables
+from reqdedup.environment import CATALOG_PREFIX, DATA_DIR_VARIABLE, ENGINE_VARIABLE, variables
 from reqdedup.masking import SECRET_NAMES, mask
 
 if TYPE_CHECKING:
@@ -194,12 +194,19 @@ def _counts(place: str) -> dict[str, Any]:
 
 
 def _machine() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from reqdedup.distributed.engine import named_engine, num_cores
+
+    cores = num_cores()
     try:
         memory = f", {format_bytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))} of memory"
     except (AttributeError, ValueError, OSError):
         memory = ""
-    yield Check("engine", OK, f"inline, and ranks of training as processes: {counted(cores, 'core')}{memory}")
+    named = variables().get(ENGINE_VARIABLE, "")
+    try:
+        engine = f"{named_engine(named).name} ({ENGINE_VARIABLE})" if named else "inline; for a large job, all cores"
+        yield Check("engine", OK, f"{engine}; {counted(cores, 'core')}{memory}")
+    except ValueError as error:
+        yield Check("engine", FAILED, str(error), f"set {ENGINE_VARIABLE} to one of these")
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     state, to_do = (OK, "") if free > _ROOM_BYTES else (UNTESTED, "name another folder with --spill-dir, or TMPDIR")

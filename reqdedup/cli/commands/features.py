@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reqdedup.cli.catalog import load_table, load_tables, open_catalog
-from reqdedup.cli.options import Group, OneOf, Options, apply_option, option, subcommand, table_option
+from reqdedup.cli.options import Group, OneOf, Options, apply_option, engine_option, option, subcommand, table_option
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, print_json, say
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def rollback(arguments: Options) -> int:
     examples=["reqdedup features realign --table movies.request_features"],
 )
 @table_option(SIDE)
+@engine_option()
 def realign(arguments: Options) -> int:
     """Align a feature table with the requests of its main table."""
     from reqdedup import storage
@@ -160,6 +161,7 @@ def realign(arguments: Options) -> int:
             _main_table(catalog, side),
             side,
             progress=lambda done, total: progress("realign", done, total),
+            engine=arguments.engine,
         )
     if arguments.json:
         print_json({"table": arguments.table, **vars(report)})
@@ -183,6 +185,7 @@ def realign(arguments: Options) -> int:
 @option(
     "--missing", type=OneOf(("error", "null")), default="error", help="where a request has no features (default: error)"
 )
+@engine_option()
 def promote(arguments: Options) -> int:
     """Fold features into the main table."""
     from reqdedup import storage
@@ -196,6 +199,7 @@ def promote(arguments: Options) -> int:
             columns=arguments.columns or None,
             missing=arguments.missing,
             progress=lambda done, total: progress("promote", done, total),
+            engine=arguments.engine,
         )
     if arguments.json:
         print_json({"table": arguments.table, **vars(report), "checksum": str(report.checksum)})

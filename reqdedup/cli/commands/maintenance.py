@@ -14,6 +14,7 @@ from reqdedup.cli.options import (
     Checked,
     Options,
     apply_option,
+    engine_option,
     option,
     spill_option,
     subcommand,
@@ -44,13 +45,17 @@ SHOWN_FILES = 10
     description="Rewrite every bucket (or day) whose files are several and small, or out of order. Rows are verified "
     "by checksum; the old files stay readable in their snapshot until `reqdedup expire`. One commit for up to 32 "
     "buckets: a run that was ended goes on where it was. The table items becomes one file.",
-    examples=["reqdedup compact --table movies.engagements_by_request", "reqdedup compact --table a.b --bucket 3"],
+    examples=[
+        "reqdedup compact --table movies.engagements_by_request",
+        "reqdedup compact --table a.b --engine processes:4",
+    ],
 )
 @tables_option()
 @option("--bucket", type=Checked(whole, least=0), multiple=True, metavar="N", help="only this one; repeat it for more")
 @option("--one-commit", is_flag=True, help="one for all buckets instead of one for up to 32")
 @option("--force", is_flag=True, help="those too that need it not")
 @spill_option()
+@engine_option()
 def compact(arguments: Options) -> int:
     """Compact the named tables."""
     from reqdedup import storage
@@ -71,6 +76,7 @@ def compact(arguments: Options) -> int:
                 force=arguments.force,
                 progress=partial(_show_progress, progress, name),
                 spill_dir=arguments.spill_dir,
+                engine=arguments.engine,
             )
     if arguments.json:
         print_json([{"table": name, **vars(report)} for name, report in reports.items()])

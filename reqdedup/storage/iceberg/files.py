@@ -31,6 +31,9 @@ DATA, DELETES, MANIFEST, MANIFEST_LIST, METADATA, STATISTICS = (
     "metadata",
     "statistics",
 )
+EXCHANGE, EXCHANGE_FOLDER = "exchange", "_exchange"
+"""Files between the tasks of a write, and their folder below the table's location."""
+
 _SUFFIX_KINDS = {
     ".metadata.json": METADATA,
     ".metadata.json.gz": METADATA,
@@ -142,7 +145,9 @@ def _filesystem(io: FileIO, location: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _kind(name: str) -> str | None:
-    """What a file is by its name. Hidden files and folders are others': they begin with . or _"""
+    """What a file is by its name. Hidden files and folders are others': they begin with . or _, but for our own."""
+    if name.startswith(f"{EXCHANGE_FOLDER}/"):
+        return EXCHANGE
     if any(part.startswith((".", "_")) for part in name.split("/")):
         return None
     if posixpath.basename(name).startswith("snap-") and name.endswith(".avro"):

@@ -59,9 +59,22 @@ def run_alike(
         kept = (SetPropertiesUpdate(updates={CHOICES_PROPERTY: to_json(choices)}),) if choices else ()
         work = replace(work, updates=(*work.updates, *kept), renew=work.renew and not choices)
     if waiting:
-        with contextlib.closing(engine.run(work, [tasks[number] for number in waiting])) as rest:
+        with contextlib.closing(engine.run(work, _Picked(tasks, waiting))) as rest:
             for number, written in rest:
                 yield waiting[number], written
+
+
+class _Picked(Sequence[Any]):
+    """Some of the tasks, each made when it is asked for."""
+
+    def __init__(self, tasks: Sequence[Any], numbers: Sequence[int]) -> None:
+        self._tasks, self._numbers = tasks, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._tasks[self._numbers[index]]
 
 
 def adopt_all(

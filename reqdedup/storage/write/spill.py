@@ -139,6 +139,29 @@ class Spill:
         self._rows.add(pa.RecordBatch.from_arrays(rows, schema=self._rows.schema), of_row)
         self.num_parts += len(new_row)
 
+    def adopt(self, partition: int, requests: Sequence[pa.RecordBatch], rows: Sequence[pa.RecordBatch]) -> None:
+        """Take a partition of another spill, as that one keeps it: its parts follow those of before."""
+        first, theirs = self.num_parts, np.zeros(0, np.int64)
+        for batch in requests:
+            own = pa.array(np.arange(self.num_parts, self.num_parts + batch.num_rows))
+            theirs = np.append(theirs, batch.column(PART).to_numpy())  # rising, as parts are numbered in their arrival
+            self._requests.add(batch.set_column(0, self._requests.schema[0], own), np.full(batch.num_rows, partition))
+            self.num_parts += batch.num_rows
+        for batch in rows:
+            part = pa.array(first + np.searchsorted(theirs, batch.column(PART).to_numpy()))
+            self._rows.add(batch.set_column(0, self._rows.schema[0], part), np.full(batch.num_rows, partition))
+            self.num_rows += batch.num_rows
+
+    @property
+    def request_schema(self) -> pa.Schema:
+        """Of its requests."""
+        return self._requests.schema
+
+    @property
+    def row_schema(self) -> pa.Schema:
+        """Of its rows."""
+        return self._rows.schema
+
     def finish(self) -> None:
         """No more batches; from now on the partitions can be read."""
         self._take_small()
@@ -156,6 +179,10 @@ class Spill:
     def rows(self, partition: int) -> pa.RecordBatch:
         """The rows of one partition in arrival order, in memory."""
         return pa.Table.from_batches(self._rows.read(partition)).combine_chunks().to_batches()[0]
+
+    def row_batches(self, partition: int) -> list[pa.RecordBatch]:
+        """The same, memory-mapped."""
+        return self._rows.read(partition)
 
     def num_rows_of(self, partition: int) -> int:
         return sum(batch.num_rows for batch in self._rows.read(partition))

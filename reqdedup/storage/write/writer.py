@@ -110,18 +110,18 @@ def write(
     spill_dir: str | Path | None = None,
     properties: Mapping[str, str] | None = None,
 ) -> WriteReport:
-    """Write deduplicated batches into `table` in one commit; what was written.
+    """Write deduplicated batches into `table` in one commit, by this process alone; what was written.
 
-    batches: of the table's schema, any size and order; a request may be split over them. Wrapped in `InOrder`, they are
-        not spilled.
-    layout: the table's own if None; must be it if given (`replace_table` changes it).
-    mode: "replace", the table then holds exactly these rows, or "append".
-    progress: called while it runs.  seed: of the SHUFFLED order.  spill_dir: for the temporary files.
-    properties: of the table, set in the same commit: what its rows were made from.
-    Raises ValueError for wrong batches and options, ConflictError if another writer was faster; the table then is as it
-    was.
+    Parameters and errors are those of `storage.write`.
     """
     table.refresh()
+    check_options(table, layout, mode)
+    with StagedFiles(table, updates=set_properties(properties)) as files:
+        return commit_rows(files, batches, replace=mode == "replace", progress=progress, seed=seed, spill_dir=spill_dir)
+
+
+def check_options(table: Table, layout: Layout | None, mode: str) -> None:
+    """Raise ValueError for a layout that is not the table's, another mode, and an append beside another spec."""
     own_layout = table_layout(table)
     if layout is not None and layout is not own_layout:
         raise ValueError(
@@ -132,8 +132,6 @@ def write(
         raise ValueError(f"mode must be 'replace' or 'append', found {mode!r}")
     if mode == "append":
         check_one_spec(table, "an append")
-    with StagedFiles(table, updates=set_properties(properties)) as files:
-        return commit_rows(files, batches, replace=mode == "replace", progress=progress, seed=seed, spill_dir=spill_dir)
 
 
 def set_properties(properties: Mapping[str, str] | None) -> tuple[TableUpdate, ...]:
@@ -170,14 +168,14 @@ def commit_rows(
         for counts in write_in_order(files, batches.by_bucket(num_buckets), schema, renew=replace):
             report("write", counts.rows, None)
     else:
-        with _open_spill(table, schema, layout, seed=seed, directory=spill_dir) as spill:
+        with open_spill(table, schema, layout, seed=seed, directory=spill_dir) as spill:
             for batch in batches:
                 spill.add(batch)
                 report("spill", spill.num_rows, None)
             spill.finish()
-            for rows_done in _write_files(files, spill, layout, seed=seed, renew=replace):
+            for rows_done in write_files(files, spill, layout, seed=seed, renew=replace):
                 report("write", rows_done, spill.num_rows)
-            counts = Counts(spill.num_rows, *_count_requests(spill, users_apart=layout.is_bucketed))
+            counts = Counts(spill.num_rows, *count_requests(spill, users_apart=layout.is_bucketed))
             spill_bytes = spill.num_bytes
     report("verify", 0, counts.rows)
     files.verify(num_rows=counts.rows, num_requests=counts.requests if layout.is_bucketed else None)
@@ -213,13 +211,13 @@ def write_rows(
     remember: see `Spill`.  renew: choose the columns' encodings anew, if these are all rows of the table.
     """
     layout = table_layout(files.target)
-    with _open_spill(files.target, schema, layout, seed=seed, directory=spill_dir, remember=remember) as spill:
+    with open_spill(files.target, schema, layout, seed=seed, directory=spill_dir, remember=remember) as spill:
         for batch in batches:
             spill.add(batch)
         spill.finish()
-        for _ in _write_files(files, spill, layout, seed=seed, renew=renew):
+        for _ in write_files(files, spill, layout, seed=seed, renew=renew):
             pass
-        return Counts(spill.num_rows, *_count_requests(spill, users_apart=True))
+        return Counts(spill.num_rows, *count_requests(spill, users_apart=True))
 
 
 def write_in_order(
@@ -253,7 +251,7 @@ def write_in_order(
         yield done
 
 
-def _open_spill(
+def open_spill(
     table: Table,
     schema: EngagementSchema,
     layout: Layout,
@@ -290,7 +288,7 @@ def _day(request_ts: pa.Array) -> np.ndarray:
     return request_ts.cast(pa.int64()).to_numpy() // DAY_MICROSECONDS
 
 
-def _write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int, renew: bool) -> Iterator[int]:
+def write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int, renew: bool) -> Iterator[int]:
     """Write all data files; yields the rows written so far. renew: choose the columns' encodings anew."""
     settings, rows_done = files.settings.settings, 0
     if layout is Layout.SHUFFLED:
@@ -366,7 +364,7 @@ def _limits(layout: Layout, settings: WriteSettings) -> dict[str, int]:
     return limits
 
 
-def _count_requests(spill: Spill, *, users_apart: bool) -> tuple[int, int]:
+def count_requests(spill: Spill, *, users_apart: bool) -> tuple[int, int]:
     """Requests and users of the whole log; a request lies in one partition, and a user too where `users_apart`."""
     num_requests, num_users, seen = 0, 0, np.zeros(0, np.int64)
     for partition in spill.request_partitions():

@@ -214,8 +214,8 @@ def test_a_bucket_count_that_fits_is_changed_without_a_spill(catalog, monkeypatc
     for seed in (1, 2):
         write(table, to_batches(make_log(num_users=30, seed=seed)), mode="append")
     before, spills = checks.content_checksum(TableSource(table)), []
-    opened = writer._open_spill
-    monkeypatch.setattr(writer, "_open_spill", lambda *args, **options: spills.append(1) or opened(*args, **options))
+    opened = writer.open_spill
+    monkeypatch.setattr(writer, "open_spill", lambda *args, **options: spills.append(1) or opened(*args, **options))
     rebucket(table, num_buckets)
     assert checks.content_checksum(TableSource(table.refresh())) == before
     assert checks.buckets_right(table).ok

@@ -1,0 +1,143 @@
+"""Exchange files: what one map task of a write has for each partition, for the tasks that write the partitions.
+
+    file of map 0 | bucket 0: requests, rows | bucket 1: requests, rows | ...      messages of Arrow IPC, zstd
+    file of map 1 | bucket 0: requests, rows | ...                                 one range per (map, bucket)
+
+The two tables of a spill, so that a request's values travel once. A file is written as the spill is read, one batch in
+memory; where each partition lies is told to the driver (`Exchanged`), 24 bytes per map and bucket, and no object is
+made for it. docs/decisions/0082.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.io import FileIO
+from pyiceberg.table import Table
+
+from reqdedup.dedup.checksum import ContentChecksum
+from reqdedup.storage.iceberg.files import EXCHANGE_FOLDER
+from reqdedup.storage.write.spill import Spill
+
+OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchanged:
+    """One exchange file. partitions: that it has, rising, [K].  ends: where each ends in the file, [K].
+
+    num_requests: messages of requests in each, [K]; those of rows follow them.  num_rows: of each, [K].
+    checksum: of all its rows.
+    """
+
+    path: str
+    partitions: np.ndarray
+    ends: np.ndarray
+    num_requests: np.ndarray
+    num_rows: np.ndarray
+    checksum: ContentChecksum
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def of(self, partition: int) -> Range | None:
+        """Where one partition lies; None if the file has none of it."""
+        at = int(np.searchsorted(self.partitions, partition))
+        if at == len(self.partitions) or self.partitions[at] != partition:
+            return None
+        start = int(self.ends[at - 1]) if at else 0
+        return Range(self.path, start, int(self.ends[at]), int(self.num_requests[at]))
+
+
+@dataclass(frozen=True)
+class Range:
+    """One partition in an exchange file, from byte `start` to `end`: `num_requests` messages, then those of rows."""
+
+    path: str
+    start: int
+    end: int
+    num_requests: int
+
+
+def exchange_path(table: Table, write_id: str, number: int) -> str:
+    """A new file for what map task `number` of a write has; its name begins with the write id."""
+    return f"{table.location().rstrip('/')}/{EXCHANGE_FOLDER}/{write_id}-map{number}-{uuid.uuid4().hex[:12]}.arrows"
+
+
+def write_exchange(io: FileIO, path: str, spill: Spill, checksum: ContentChecksum) -> Exchanged:
+    """Write a spill that is finished, partition after partition."""
+    partitions = spill.request_partitions()
+    ends, num_requests, num_rows = [], [], []
+    with io.new_output(path).create(overwrite=True) as stream:  # nobody has this name
+        sink = _Messages(stream)
+        of_requests, of_rows = sink.writer(spill.request_schema), sink.writer(spill.row_schema)
+        for partition in partitions:
+            requests, rows = spill.requests(partition), spill.row_batches(partition)
+            for batch in requests:
+                of_requests.write_batch(batch)
+            for batch in rows:
+                of_rows.write_batch(batch)
+            ends.append(sink.num_bytes)
+            num_requests.append(len(requests))
+            num_rows.append(sum(batch.num_rows for batch in rows))
+            spill.release()
+    arrays = (np.array(values, np.int64) for values in (partitions, ends, num_requests, num_rows))
+    own, ends_of, requests_of, rows_of = arrays
+    return Exchanged(
+        path=path, partitions=own, ends=ends_of, num_requests=requests_of, num_rows=rows_of, checksum=checksum
+    )
+
+
+class _Messages:
+    """The messages of batches of several schemas, without those of the schemas, which the reader knows."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._is_open = stream, False
+        self.num_bytes, self.closed = 0, False
+
+    def writer(self, schema: pa.Schema) -> pa.ipc.RecordBatchStreamWriter:
+        self._is_open = False
+        writer = pa.ipc.new_stream(pa.PythonFile(self, "w"), schema, options=OPTIONS)
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema))  # the schema comes before the first batch
+        self._is_open = True
+        return writer
+
+    def write(self, data: bytes | pa.Buffer) -> int:
+        size = memoryview(data).nbytes
+        if self._is_open:
+            self._stream.write(data)
+            self.num_bytes += size
+        return size
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def read_exchange(io: FileIO, ranges: Sequence[Range], spill: Spill, partition: int) -> None:
+    """Put one partition of several exchange files into a spill, in their order."""
+    for one in ranges:
+        with io.new_input(one.path).open() as stream:
+            stream.seek(one.start)
+            buffer = pa.py_buffer(stream.read(one.end - one.start))
+        messages = list(_messages(buffer))
+        requests = [pa.ipc.read_record_batch(message, spill.request_schema) for message in messages[: one.num_requests]]
+        rows = [pa.ipc.read_record_batch(message, spill.row_schema) for message in messages[one.num_requests :]]
+        spill.adopt(partition, requests, rows)
+
+
+def _messages(buffer: pa.Buffer) -> Iterator[pa.Message]:
+    reader = pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer))
+    while True:
+        try:
+            yield reader.read_next_message()
+        except StopIteration:
+            return
