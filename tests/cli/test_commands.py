@@ -262,16 +262,6 @@ def test_rebucketing_names_the_feature_tables_that_no_longer_fit(lake):
     assert lake.json("rebucket", "--table", "lake.f", "--buckets", "4")["num_buckets"] == 4
 
 
-@pytest.mark.slow
-def test_commands_run_on_the_engine_that_is_named(lake, monkeypatch):
-    lake.append(0, 1)
-    assert "2 buckets rewritten" in lake.run("compact", "--table", "lake.t", "--engine", "processes:2")
-    wrong = lake.run("compact", "--table", "lake.t", "--force", "--engine", "spark", code=2)
-    assert "inline, processes or processes:N required, found 'spark'" in wrong
-    monkeypatch.setenv("REQDEDUP_ENGINE", "spark")
-    assert "found 'spark'" in lake.run("compact", "--table", "lake.t", "--force", code=2)
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
