@@ -1,7 +1,7 @@
 """A write of rows in any order by many processes: map tasks sort them out by partition, others write a partition each.
 
-    row groups 0-9    map 0 -> exchange file | bucket 0 | bucket 1 | ...      bucket 0 of every file -> files of bucket 0
-    row groups 10-19  map 1 -> exchange file | bucket 0 | bucket 1 | ...      bucket 1 of every file -> files of bucket 1
+    row groups 0-9    map 0 -> exchange file | bucket 0 | bucket 1 | ...     bucket 0 of each file -> files of bucket 0
+    row groups 10-19  map 1 -> exchange file | bucket 0 | bucket 1 | ...     bucket 1 of each file -> files of bucket 1
 
 Between them are files under the table's own location, which go at the end, and which `sweep` finds if the driver is
 killed. Parts of a request keep the order of the source, so that the files are those of one process. Gate: rows and
