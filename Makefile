@@ -36,7 +36,8 @@ help: ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full"
+	@echo "  make run RECIPE=smoke                        a smaller or larger graph: smoke, laptop (default), full,"
+	@echo "                                               or events: from a stream of events to models"
 	@echo "  make run LOGS=ml-100k PRESET=movielens          your own log: movielens, mind, kuairand, ..."
 	@echo "  make run LOGS=log.parquet MAPPING=columns.toml  your own log, its columns named by a mapping"
 	@echo "                                               (STRICT=1: a rejected row fails the run;"

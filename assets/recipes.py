@@ -81,6 +81,8 @@ class Recipe:
 
     log: of the synthetic log; a log of the user's own replaces it.  num_buckets: of the bucketed tables.
     max_history: S, longest history built from a log of the user's own [events].
+    histories: sequence over the synthetic stream of events that gives the requests their histories; empty: the
+        synthetic log's own.
     latency_budget_ms: longest time that scoring a request may take, its context computed anew, one thread [ms].
     """
 
@@ -88,6 +90,7 @@ class Recipe:
     log: SyntheticLogConfig
     num_buckets: int
     max_history: int
+    histories: str = ""
     latency_budget_ms: float = 100.0
     sample: SampleRecipe = field(default_factory=SampleRecipe)
     retrieval: TrainRecipe
@@ -103,6 +106,16 @@ class Recipe:
             num_days=min(self.log.num_days, 14),
             start_us=round((self.log.end_ts - timedelta(days=min(self.log.num_days, 14))).timestamp() * 1e6),
         )
+
+    @property
+    def num_requests(self) -> int:
+        """Of a log whose histories follow from the events."""
+        return round(self.log.num_users * self.log.mean_requests_per_user)
+
+    @property
+    def fan_out(self) -> int:
+        """Rows of each of these requests."""
+        return round(self.log.mean_fan_out)
 
     def changed(
         self,
@@ -219,4 +232,24 @@ def full(end_ts: datetime | None = None) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"smoke": smoke, "laptop": laptop, "full": full}
+def events(end_ts: datetime | None = None) -> Recipe:
+    """Requests whose histories follow from the stream of events: minutes on 2 cores."""
+    return Recipe(
+        name="events",
+        log=SyntheticLogConfig(
+            end_ts=end_ts or first_of_month(),
+            num_users=600,
+            num_items=200,
+            mean_requests_per_user=10,
+            mean_fan_out=8,
+            max_fan_out=64,
+        ),
+        num_buckets=4,
+        max_history=200,
+        histories="engaged",
+        retrieval=TrainRecipe(num_steps=300, requests_per_step=64, max_history=200),
+        ranking=TrainRecipe(num_steps=300, requests_per_step=64, max_history=200),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"smoke": smoke, "laptop": laptop, "full": full, "events": events}

@@ -17,6 +17,7 @@ class Size(StrEnum):
     smoke = "smoke"
     laptop = "laptop"
     full = "full"
+    events = "events"
 
 
 class LogPreset(StrEnum):
@@ -48,7 +49,9 @@ class RunRecipe(dg.ConfigurableResource):
     """Which log, and how large a run: a recipe, and what is to differ from it."""
 
     recipe: Size = Field(
-        default=Size.laptop, description="Size of the run: smoke (seconds), laptop (minutes) or full (hours)."
+        default=Size.laptop,
+        description="Size of the run: smoke (seconds), laptop (minutes) or full (hours); "
+        "events (minutes): requests whose histories follow from the stream of events.",
     )
     logs: str = Field(
         default="",
@@ -66,6 +69,11 @@ class RunRecipe(dg.ConfigurableResource):
     )
     sequences: str = Field(
         default="", description="Python file with the EventLog and SequenceDefinitions of your events."
+    )
+    histories: str = Field(
+        default="",
+        description="Sequence of your events from which the requests of your log get their histories. Empty: the log's "
+        "own histories.",
     )
     strict: bool = Field(default=False, description="Rows of the log that cannot be read fail the run.")
     max_rejects: float = Field(
@@ -114,6 +122,8 @@ class RunRecipe(dg.ConfigurableResource):
         user's own what they look like."""
         if bool(self.events) != bool(self.sequences):
             raise ValueError("events and sequences belong together; give both or neither")
+        if self.histories and not (self.logs and self.events):
+            raise ValueError("histories: logs and events required, of which the requests and their histories are")
         ways = [name for name in ("preset", "mapping") if getattr(self, name)]
         if self.logs and len(ways) != 1:
             raise ValueError(f"logs: a preset or a mapping beside it required, found {' and '.join(ways) or 'neither'}")

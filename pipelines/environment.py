@@ -2,11 +2,12 @@
 
 | variable | meaning | default |
 |---|---|---|
-| REQDEDUP_RECIPE | smoke, laptop or full | laptop |
+| REQDEDUP_RECIPE | smoke, laptop, full or events | laptop |
 | REQDEDUP_LOGS | path of the user's own log; empty makes a synthetic one | |
 | REQDEDUP_PRESET / REQDEDUP_MAPPING | how to read it: a preset of docs/mapping.md, or a TOML mapping | |
 | REQDEDUP_EVENTS | path of the user's own events, a file or a folder; empty makes a synthetic stream | |
 | REQDEDUP_SEQUENCES | Python file that defines these events and sequences of them (docs/sequences.md) | |
+| REQDEDUP_HISTORIES | sequence of these events that gives the requests of the log their histories | the log's own |
 | REQDEDUP_STRICT | 1: rejected rows fail the run | 0 |
 | REQDEDUP_MAX_REJECTS | share of rejected rows above which the run fails | 0.1 |
 | REQDEDUP_NAMESPACE | namespace of the tables | preset and log's name, else the recipe's |
@@ -45,6 +46,7 @@ class Environment:
     mapping: str = ""
     events: str = ""
     sequences: str = ""
+    histories: str = ""
     strict: bool = False
     max_rejects: float = 0.1
     namespace: str = ""
@@ -64,6 +66,7 @@ class Environment:
             mapping=found.get("REQDEDUP_MAPPING", ""),
             events=found.get("REQDEDUP_EVENTS", ""),
             sequences=found.get("REQDEDUP_SEQUENCES", ""),
+            histories=found.get("REQDEDUP_HISTORIES", ""),
             strict=found.get("REQDEDUP_STRICT", "") in ("1", "true", "yes"),
             max_rejects=float(found.get("REQDEDUP_MAX_REJECTS") or 0.1),
             namespace=found.get("REQDEDUP_NAMESPACE", ""),

@@ -44,6 +44,7 @@ def deployed(environment: Environment) -> dict[str, Any]:
         mapping=environment.mapping,
         events=environment.events,
         sequences=environment.sequences,
+        histories=environment.histories,
         strict=environment.strict,
         max_rejects=environment.max_rejects,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
@@ -14,13 +16,16 @@ from reqdedup.display import format_bytes
 from reqdedup.logs import LogReader
 from reqdedup.logs.urls.items import UrlMerges
 from reqdedup.logs.urls.rules import FORMAT
-from reqdedup.schema import ITEM_ID
+from reqdedup.schema import ITEM_ID, EngagementSchema
 from reqdedup.storage import Layout
 from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg.layout import check_same_form
 from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY, check_same_url_rules, url_rules_of
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
+
+Histories = Callable[[EngagementSchema, Iterable[pa.RecordBatch]], tuple[EngagementSchema, Iterable[pa.RecordBatch]]]
+"""Rows of requests and their schema -> the same with other histories; see `sequences.training_table.with_histories`."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,20 @@ class IngestReport:
 
 
 def ingest(
-    catalog: Catalog, identifier: str, log: LogReader, layout: Layout, *, replace: bool = False, **options: Any
+    catalog: Catalog,
+    identifier: str,
+    log: LogReader,
+    layout: Layout,
+    *,
+    replace: bool = False,
+    histories: Histories | None = None,
+    **options: Any,
 ) -> IngestReport:
     """Make the table `identifier` hold the rows of a log, and the rejects table beside it those that were not read.
 
     Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay. Items that
     are texts get ids of the namespace's vocabulary, before all else; in a table whose items are hashed they are hashed.
+    histories: gives the rows the histories of a sequence instead of the log's; items are hashed then, as in events.
     options: of `storage.replace_table`.
     Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
     of Iceberg, Delta or Hudi; nothing was changed then.
@@ -67,7 +80,7 @@ def ingest(
     table = catalog.load_table(identifier) if catalog.table_exists(identifier) else None
     of_table = None if table is None or replace else storage.table_schema(table)[ITEM_ID].vocabulary
     name = items_identifier(identifier) if of_table is None else of_table
-    if log.wants_vocabulary and name:
+    if log.wants_vocabulary and name and histories is None:
         vocabulary = Vocabulary(catalog, name)
         vocabulary.check()
         log.use_vocabulary(vocabulary)
@@ -80,7 +93,8 @@ def ingest(
     if rules or (table is not None and url_rules_of(table)):
         options["properties"] = {**(options.get("properties") or {}), URL_RULES_PROPERTY: rules}
     try:
-        written = storage.replace_table(catalog, identifier, log.schema, layout, log, **options)
+        schema, batches = (log.schema, log) if histories is None else histories(log.schema, log)
+        written = storage.replace_table(catalog, identifier, schema, layout, batches, **options)
         storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
     except KeyboardInterrupt:  # after the commit of the rows: the rejects belong to them
         if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 EVENT_TYPES = ("view", "click", "save", "hide")
 EVENT_COLUMNS = {"surface": "int32", "duration_s": "float64"}
@@ -125,16 +126,18 @@ def synthetic_items(config: SyntheticEventsConfig, *, width: int = 32) -> pa.Tab
 
 
 def synthetic_requests(config: SyntheticEventsConfig, *, num_requests: int, fan_out: int = 8) -> pa.Table:
-    """Rows of requests in the last third of the stream: user_id, request_id, request_ts, item_id, click.
+    """Rows of requests in the last third of the stream, each just after a click or a save of its user has arrived:
+    user_id, request_id, request_ts, item_id, click.
 
-    One candidate of a request is the item after the user's last event, clicked with probability 0.7, the others with
+    One candidate of a request is the item after that event's, clicked with probability 0.7, the others with
     0.1. Rows of a request follow one another; their histories follow from the events (`sequences.add_histories`).
     """
     rng = np.random.default_rng([config.seed, 3])
     events = pa.concat_tables(synthetic_events(config))
     user_T, item_T = events.column("user_id").to_numpy(), events.column("item_id").to_numpy()
     arrival_T = events.column("arrival_ts").cast(pa.int64()).to_numpy()
-    late_enough = np.flatnonzero(arrival_T >= config.start_us + config.num_days * DAY_US * 2 // 3)
+    is_engaged_T = pc.is_in(events.column("event_type"), value_set=pa.array(["click", "save"])).to_numpy()
+    late_enough = np.flatnonzero(is_engaged_T & (arrival_T >= config.start_us + config.num_days * DAY_US * 2 // 3))
     chosen = np.sort(rng.choice(late_enough, min(num_requests, len(late_enough)), replace=False))
     user_R, at_R = user_T[chosen], arrival_T[chosen] + 1
     item_RF = rng.integers(0, config.num_items, (len(chosen), fan_out))

@@ -10,7 +10,7 @@ among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
@@ -22,9 +22,18 @@ from pyiceberg.catalog import Catalog
 from reqdedup.arrays.ranges import offsets_of
 from reqdedup.arrays.windows import gather_windows
 from reqdedup.dedup.encoding import blobs_from_numpy
-from reqdedup.schema import HISTORY_END, NUMBER_WIDTH_BYTES, REQUEST_TS, TIMELINE_VERSION, Column, Kind, Level
+from reqdedup.schema import (
+    HISTORY_END,
+    HISTORY_TS,
+    NUMBER_WIDTH_BYTES,
+    REQUEST_TS,
+    TIMELINE_VERSION,
+    Column,
+    Kind,
+    Level,
+)
 from reqdedup.sequences.columns import numbers_of
-from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
+from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_TS, USER, SequenceDefinition
 from reqdedup.sequences.tables import dtype_of
 from reqdedup.sequences.timeline import Timeline, open_timeline
 from reqdedup.storage.iceberg.layout import buckets_of
@@ -151,8 +160,26 @@ def history_columns(timeline: Timeline, definition: SequenceDefinition) -> list[
                 f"definition {definition.name}: columns of numbers required in a history, found {name} of {kind}"
             )
         doc = f"{name} of the sequence {definition.name}, oldest first"
-        found.append(Column(name=f"history_{name}", dtype=dtype, level=Level.REQUEST, doc=doc, kind=Kind.SEQUENCE))
+        if name == EVENT_TS:
+            doc = f"when the events of {definition.name} happened, epoch milliseconds, oldest arrival first"
+        found.append(Column(name=history_name(name), dtype=dtype, level=Level.REQUEST, doc=doc, kind=Kind.SEQUENCE))
     return found
+
+
+def history_name(column: str) -> str:
+    """Name of a sequence's column in a table of requests; times have the one that they have there in every log."""
+    return HISTORY_TS if column == EVENT_TS else f"history_{column}"
+
+
+def with_arrival(definition: SequenceDefinition) -> SequenceDefinition:
+    """The definition with what `history_values` needs beside its columns."""
+    return replace(definition, columns=tuple(dict.fromkeys((*definition.columns, ARRIVAL_TS))))
+
+
+def history_values(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of the timeline as histories have it: `event_ts` in epoch milliseconds, and never after the arrival,
+    whatever a client's clock said; the others as they are."""
+    return np.minimum(columns[EVENT_TS], columns[ARRIVAL_TS]) // 1000 if name == EVENT_TS else columns[name]
 
 
 def add_histories(
@@ -164,8 +191,8 @@ def add_histories(
     columns: Sequence[str] | None = None,
     version: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows with `history_<column>` for every column of a sequence, as blobs that rows of a window share, and
-    `history_end` and `timeline_version`.
+    """The rows with a history for every column of a sequence (`history_name`), as blobs that rows of a window share,
+    and `history_end` and `timeline_version`.
 
     Here `history_end` counts the sequence's own events, so that the histories of a user are slices of one numbered row
     of events, as training and serving take them; `history_ends` counts those of the whole timeline.
@@ -180,7 +207,8 @@ def add_histories(
         definition = replace(definition, columns=tuple(columns))
     made_columns = history_columns(timeline, definition)
     user_B, at_us_B = requests_of(rows)
-    for found in windows(timeline, definition, user_B, at_us_B):
+    for found in windows(timeline, with_arrival(definition), user_B, at_us_B):
+        values = {name: history_values(found.columns, name) for name in definition.columns}
         order = np.lexsort((at_us_B[found.row_R], user_B[found.row_R]))
         start_B, length_B = found.start_R[order], found.length_R[order]
         is_new = np.ones(len(order), bool)
@@ -198,7 +226,7 @@ def add_histories(
             indices = pa.array((window_B[begin:until] - low).astype(np.int32))
             offsets = offsets_of(length_W[part])
             for column, name in zip(made_columns, definition.columns):
-                packed = gather_windows(found.columns[name], start_W[part], length_W[part])
+                packed = gather_windows(values[name], start_W[part], length_W[part])
                 blobs = blobs_from_numpy(packed.astype(column.dtype, copy=False), offsets)
                 made = made.append_column(column.name, pa.DictionaryArray.from_arrays(indices, blobs))
             yield from made.combine_chunks().to_batches()

@@ -22,7 +22,14 @@ from reqdedup.arrays.windows import gather_windows
 from reqdedup.dedup.encoding import blobs_from_numpy
 from reqdedup.schema import HISTORY_END, REQUEST_TS, TIMELINE_VERSION
 from reqdedup.sequences.definition import USER
-from reqdedup.sequences.ends import history_columns, requests_of, windows
+from reqdedup.sequences.ends import (
+    history_columns,
+    history_name,
+    history_values,
+    requests_of,
+    windows,
+    with_arrival,
+)
 from reqdedup.sequences.timeline import Timeline, open_timeline
 from reqdedup.storage import TableSource
 from reqdedup.storage.iceberg.layout import table_buckets
@@ -33,7 +40,7 @@ _POINTER = (USER, REQUEST_TS, HISTORY_END, TIMELINE_VERSION)
 class PointerSource:
     """A table of pointers as a source of deduplicated batches; see `BatchSource`.
 
-    schema: the table's columns, then `history_<column>` of the sequence.
+    schema: the table's columns, then the histories of the sequence.
     Raises ValueError if the table has no pointers, or other buckets than the timeline.
     """
 
@@ -52,6 +59,7 @@ class PointerSource:
                 f"{table_buckets(main.table)}; write it with pointers=True"
             )
         self._made = {column.name: column for column in history_columns(found, self._definition)}
+        self._source_of = {history_name(name): name for name in self._definition.columns}
         self.schema = main.schema.with_columns(*self._made.values())
         self.name = f"{name} with {sequence}"
 
@@ -85,7 +93,7 @@ class PointerSource:
         user_B, at_us_B = requests_of(rows)
         (of_bucket,) = windows(
             self._timeline,
-            self._definition,
+            with_arrival(self._definition),
             user_B,
             at_us_B,
             rank_R=rows.column(HISTORY_END).to_numpy(),
@@ -97,7 +105,7 @@ class PointerSource:
         indices = pa.array((np.cumsum(is_new) - 1).astype(np.int32))
         start_W, length_W = start_B[is_new], length_B[is_new]
         for name in wanted:
-            packed = gather_windows(of_bucket.columns[name.removeprefix("history_")], start_W, length_W)
+            packed = gather_windows(history_values(of_bucket.columns, self._source_of[name]), start_W, length_W)
             blobs = blobs_from_numpy(packed.astype(self._made[name].dtype, copy=False), offsets_of(length_W))
             rows = rows.append_column(name, pa.DictionaryArray.from_arrays(indices, blobs))
         (joined,) = rows.combine_chunks().to_batches()

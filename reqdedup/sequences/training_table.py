@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
-from reqdedup.schema import HISTORY_END, KEYS, REQUEST_TS, TIMELINE_VERSION, Column, EngagementSchema, Level
+from reqdedup.schema import HISTORY_END, KEYS, REQUEST_TS, TIMELINE_VERSION, Column, EngagementSchema, Kind, Level
 from reqdedup.sequences.ends import add_histories, history_columns
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage import Layout, WriteReport, replace_table
@@ -38,21 +38,67 @@ def write_training_table(
     pointers: bool = False,
     num_buckets: int = 16,
 ) -> WriteReport:
-    """Make `table` hold these rows with `history_<column>` for every column of a sequence, in one commit.
+    """Make `table` hold these rows with a history for every column of a sequence, in one commit.
 
     rows: user_id, request_id, item_id (int64), request_ts and labels, the rows of a request next to one another.
     labels: columns of `rows` to learn.  request_columns: those with one value per request; all others are the item's.
     columns, version: as of `add_histories`.  pointers: write no history, which `PointerSource` joins as it reads; the
     buckets are then the timeline's. Errors are those of `add_histories` and `storage.replace_table`.
     """
+    schema, batches = with_histories(
+        catalog,
+        namespace,
+        sequence,
+        table_schema(rows, labels=labels, request_columns=request_columns),
+        rows.to_batches(),
+        columns=columns,
+        version=version,
+        pointers=pointers,
+    )
+    if pointers:
+        num_buckets = open_timeline(catalog, namespace, version).num_buckets
+    return replace_table(catalog, table, schema, Layout.BY_REQUEST, batches, num_buckets=num_buckets)
+
+
+def table_schema(rows: pa.Table, *, labels: Sequence[str], request_columns: Collection[str] = ()) -> EngagementSchema:
+    """Schema of rows of requests; see `write_training_table`."""
+    return EngagementSchema(
+        tuple(
+            _column(rows.schema.field(name), labels, request_columns)
+            for name in rows.column_names
+            if name not in (HISTORY_END, TIMELINE_VERSION)
+        )
+    )
+
+
+def with_histories(
+    catalog: Catalog,
+    namespace: str,
+    sequence: str,
+    schema: EngagementSchema,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    columns: Sequence[str] | None = None,
+    version: int | None = None,
+    pointers: bool = False,
+) -> tuple[EngagementSchema, Iterator[pa.RecordBatch]]:
+    """Rows of requests with the histories that a sequence gives them instead of those that they have.
+
+    schema: of the batches, which are held in memory without their sequences.  For the others and for errors see
+    `write_training_table`.
+    """
     timeline = open_timeline(catalog, namespace, version)
     definition = timeline.definition(sequence)
     if columns is not None:
         definition = replace(definition, columns=tuple(columns))
-    made = [name for name in rows.column_names if name not in (HISTORY_END, TIMELINE_VERSION)]
-    schema = EngagementSchema(
+    own = [
+        column
+        for column in schema.columns
+        if column.kind is not Kind.SEQUENCE and column.name not in (HISTORY_END, TIMELINE_VERSION)
+    ]
+    made = EngagementSchema(
         (
-            *(_column(rows.schema.field(name), labels, request_columns) for name in made),
+            *own,
             Column(
                 name=HISTORY_END, dtype="int64", level=Level.REQUEST, doc="events of the sequence before the request"
             ),
@@ -60,20 +106,25 @@ def write_training_table(
             *(() if pointers else history_columns(timeline, definition)),
         )
     )
-    batches = (
-        batch.select(schema.names)
-        for batch in add_histories(
-            catalog, namespace, sequence, rows, columns=definition.columns, version=timeline.state.version
-        )
-    )
-    return replace_table(
-        catalog,
-        table,
-        schema,
-        Layout.BY_REQUEST,
-        batches,
-        num_buckets=timeline.num_buckets if pointers else num_buckets,
-    )
+
+    def filled() -> Iterator[pa.RecordBatch]:
+        rows = pa.concat_tables([_without_sequences(batch, own) for batch in batches])
+        rows = rows.unify_dictionaries().combine_chunks()
+        options = {"columns": definition.columns, "version": timeline.state.version}
+        for batch in add_histories(catalog, namespace, sequence, rows, **options):
+            yield batch.select(made.names)
+
+    return made, filled()
+
+
+def _without_sequences(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.Table:
+    """These columns of a batch; of the deduplicated ones the vectors stay so."""
+    found = {}
+    for column in columns:
+        values = batch.column(column.name)
+        is_encoded = isinstance(values, pa.DictionaryArray)
+        found[column.name] = values.dictionary_decode() if is_encoded and not column.is_blob else values
+    return pa.table(found)
 
 
 def _column(field: pa.Field, labels: Sequence[str], request_columns: Collection[str]) -> Column:

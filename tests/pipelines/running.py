@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 GRAPH = {
     "impressions": set(),
-    "raw_engagements": {"impressions"},
+    "raw_engagements": {"impressions", "user_events"},
     "url_rules": {"raw_engagements"},
     "engagements_shuffled": {"raw_engagements"},
     "engagements_sorted": {"raw_engagements"},

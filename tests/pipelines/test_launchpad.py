@@ -84,7 +84,7 @@ def test_a_failed_run_ends_with_its_reason_whatever_job_it_is_of(tmp_path, capfd
 
 
 def test_a_misspelled_variable_is_refused_when_the_graph_is_loaded():
-    with pytest.raises(ValueError, match="REQDEDUP_RECIPE: one of smoke, laptop, full required, found 'latop'"):
+    with pytest.raises(ValueError, match="REQDEDUP_RECIPE: one of smoke, laptop, full, events required, found 'latop'"):
         Environment.from_os({"REQDEDUP_RECIPE": "latop"})
 
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
+from itertools import islice
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from assets import recipes
 from assets.own_tables import OwnLake
 from assets.run_recipe import RunRecipe
+from assets.sequences import ITEMS, synthetic_definitions
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from reqdedup.logs.synthetic_events import synthetic_events, synthetic_items
+from reqdedup.sequences import naive
 from reqdedup.sequences.timeline import open_timeline
+from reqdedup.storage import TableSource
 from warehouse import embedded_catalog, load_table, open_catalog
 
 DEFINITIONS = """
@@ -69,6 +79,21 @@ def test_new_files_reach_the_timeline_and_its_report(tmp_path: Path):
             assert sensor.evaluate_tick(context).skip_message == "2 files as before"
     rows = load_table(catalog, "own", "sequence_quality").scan().to_arrow().to_pylist()
     assert sum(row["value"] for row in rows if row["figure"] == "rejected") == 40
+    log, mapping = tmp_path / "requests.csv", tmp_path / "requests.toml"
+    log.write_text("user,item,at,liked\n" + "".join(f"{user},5,1767229200,1\n" for user in range(4)))
+    mapping.write_text(
+        'user_id = "user"\nitem_id = "item"\n[time]\ncolumn = "at"\nunit = "s"\n[labels]\nliked = "liked"\n'
+    )
+    chosen = {"logs": str(log), "mapping": str(mapping), "histories": "clicked", "recipe": "smoke"}
+    chosen |= {"events": str(events), "sequences": str(sequences)}
+    config["resources"]["run_recipe"] = {"config": chosen}
+    everything, raw = repository.get_job("everything"), [dg.AssetKey("raw_engagements")]
+    assert everything.execute_in_process(run_config=config, asset_selection=raw).success
+    for batch in TableSource(load_table(catalog, "own", "raw_engagements")).batches():
+        for row in batch.to_pylist():
+            assert np.frombuffer(row["history_item_id"], "<i8").tolist() == [
+                event for event in range(60) if event % 3 == 1 and event % 4 == row["user_id"]
+            ]
     own_lake = _Lake(folder=str(tmp_path / "data"))
     backfill = repository.get_job("backfill_sequences").graph.to_job(resource_defs={"own_lake": own_lake})
     config = {"ops": {"backfill_sequences": {"config": {"namespace": "own", "apply": True}}}}
@@ -76,6 +101,40 @@ def test_new_files_reach_the_timeline_and_its_report(tmp_path: Path):
     assert open_timeline(catalog, "own").state.version == 2
 
 
+@pytest.mark.slow
+def test_the_histories_of_requests_follow_from_the_stream(tmp_path: Path):
+    environment = Environment(recipe="events", data_dir=tmp_path / "data", lake=embedded_catalog(tmp_path / "data"))
+    job = build_definitions(environment).get_repository_def().get_job("everything")
+    chosen = [dg.AssetKey(name) for name in ("raw_events", "user_events", "raw_engagements")]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert job.execute_in_process(instance=instance, asset_selection=chosen).success
+    catalog, recipe = open_catalog(embedded_catalog(tmp_path / "data")), recipes.events()
+    found = synthetic_definitions("events")
+    some = pa.array(range(0, recipe.events.num_users, 40))
+    delivered = [
+        event | {name: round(event[name].timestamp() * 1e6) for name in ("event_ts", "arrival_ts")}
+        for day in islice(synthetic_events(recipe.events), recipe.events.num_days)
+        for event in day.filter(pc.is_in(day.column("user_id"), value_set=some)).to_pylist()
+    ]
+    accepted = naive.accept(found.log, delivered, time.time_ns() // 1000)
+    items = {f"events.{ITEMS}": synthetic_items(recipe.events, width=4).to_pylist()}
+    required, num = naive.timelines(found.log, found.definitions, accepted.events, items), 0
+    (engaged,) = [one for one in found.definitions if one.name == "engaged"]
+    names = ["user_id", "request_ts", "item_id", "history_item_id", "history_ts", "history_end"]
+    for batch in TableSource(load_table(catalog, "events", "raw_engagements")).batches(names):
+        for row in batch.filter(pc.is_in(batch.column("user_id"), value_set=some)).to_pylist():
+            at_us = round(row["request_ts"].timestamp() * 1e6)
+            timeline = required.of_user[row["user_id"]]
+            sequence = naive.sequence_at(engaged, timeline, naive.history_end(timeline, at_us), at_us)
+            assert np.frombuffer(row["history_item_id"], "<i8").tolist() == [one["item_id"] for one in sequence]
+            happened = [one["event_ts"] // 1000 for one in sequence]
+            assert np.frombuffer(row["history_ts"], "<i8").tolist() == happened
+            num += 1
+    assert num > 500
+
+
 def test_events_without_definitions_are_refused():
     with pytest.raises(ValueError, match="events and sequences belong together"):
         RunRecipe(events="events").check_log()
+    with pytest.raises(ValueError, match="histories: logs and events required"):
+        RunRecipe(histories="clicked").check_log()
