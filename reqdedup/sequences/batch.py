@@ -117,13 +117,22 @@ def backfill(
     lookups = load_lookups(catalog, enrichments_of(wanted))
     _add_columns(table, wanted, lookup_dtypes(enrichments_of(wanted), lookups))
     version = state_of(table).version + 1
-    branch, main = staged_ref(version), ref_snapshot(table, MAIN)
-    if main is None:
-        raise ValueError(f"{namespace}.{TIMELINE_TABLE}: events required, found none; run advance instead")
-    if (old := ref_snapshot(table, branch)) != main:
-        commit_refs(table, [move_ref(branch, main)], expected={MAIN: main, branch: old})
+    branch = stage_branch(table, version, main=ref_snapshot(table, MAIN))
     empty = Timeline(table, None, TimelineState(version=version, definitions=texts(wanted)))
     return _extend(raw, empty, lookups, branch, horizon_us, part_rows, replaced=True)
+
+
+def stage_branch(table: Table, version: int, *, main: int | None) -> str:
+    """The branch that a version is staged on, brought to where main is, whatever was staged there before.
+
+    Raises ValueError if there are no events, ConflictError if main is not at this snapshot any more.
+    """
+    if main is None:
+        raise ValueError(f"{'.'.join(table.name())}: events required, found none; run advance instead")
+    branch = staged_ref(version)
+    if (old := ref_snapshot(table, branch)) != main:
+        commit_refs(table, [move_ref(branch, main)], expected={MAIN: main, branch: old})
+    return branch
 
 
 def publish_timeline(catalog: Catalog, namespace: str, *, horizon_us: int = HORIZON_US) -> int:

@@ -132,11 +132,11 @@ def windows(
         if rank_R is not None:
             seen_R = rank_R[row_R]
         start_R = np.maximum(0, seen_R - definition.last_n)
-        if definition.window_us is not None:
-            member_arrival = arrival_T[is_member_T]
-            oldest = count_below(
-                member_arrival, first_member_R, first_member_R + seen_R, at_us_R[row_R] - definition.window_us
-            )
+        if definition.window_us is not None or timeline.state.kept_from_us:
+            oldest_us_R = np.full(len(row_R), timeline.state.kept_from_us)
+            if definition.window_us is not None:
+                oldest_us_R = np.maximum(oldest_us_R, at_us_R[row_R] - definition.window_us)
+            oldest = count_below(arrival_T[is_member_T], first_member_R, first_member_R + seen_R, oldest_us_R)
             start_R = np.maximum(start_R, oldest)
         members = events.filter(pa.array(is_member_T)) if not is_member_T.all() else events
         yield BucketWindows(
@@ -259,7 +259,7 @@ def fetch_sequence(
     events = timeline.read(bucket, [ARRIVAL_TS, rank, *names])
     events = events.filter(pa.array(events.column(USER).to_numpy() == user_id))
     arrival_T, rank_T = numbers_of(events.column(ARRIVAL_TS)), numbers_of(events.column(rank))
-    is_seen = (arrival_T < at_us) & (np.diff(rank_T, prepend=0) == 1)
+    is_seen = (arrival_T < at_us) & (arrival_T >= timeline.state.kept_from_us) & (np.diff(rank_T, prepend=0) == 1)
     if definition.window_us is not None:
         is_seen &= arrival_T >= at_us - definition.window_us
     found = events.filter(pa.array(is_seen))

@@ -76,7 +76,7 @@ class Engine:
         self.log, self.horizon_us = log, horizon_us
         self.definitions = sorted(definitions, key=lambda one: one.name)
         self.enrichments = enrichments_of(definitions)
-        self._tables = {one.name: _checked(one, tables[one.table], log) for one in self.enrichments}
+        self._tables = {one.name: checked_lookup(one, tables[one.table], log) for one in self.enrichments}
         dtypes = timeline_dtypes(log, self.definitions, lookup_dtypes(self.enrichments, tables))
         self.schema = arrow_schema_of(dtypes)
         self._members = [_member(one, log) for one in self.definitions]
@@ -149,15 +149,7 @@ class Engine:
 
     def _enriched(self, rows: pl.DataFrame, counts: EventCounts) -> pl.DataFrame:
         for one in self.enrichments:
-            table = self._tables[one.name]
-            if one.as_of is None:
-                rows = rows.join(table, on=one.on, how="left", maintain_order="left")
-            else:
-                rows = rows.join_asof(
-                    table, left_on=ARRIVAL_TS, right_on=one.as_of, by=one.on, check_sortedness=False
-                ).drop(one.as_of)
-            counts.unmatched[one.name] = int(rows[_FOUND].null_count())
-            rows = rows.drop(_FOUND)
+            rows, counts.unmatched[one.name] = joined_lookup(rows, one, self._tables[one.name])
         return rows
 
     def _numbered(self, rows: pl.DataFrame, ends: Callable[[pl.Series], pl.DataFrame], version: int) -> pl.DataFrame:
@@ -188,7 +180,21 @@ def _member(definition: SequenceDefinition, log: EventLog) -> pl.Expr:
     )
 
 
-def _checked(enrichment: Enrichment, table: pl.DataFrame, log: EventLog) -> pl.DataFrame:
+def joined_lookup(rows: pl.DataFrame, one: Enrichment, table: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Events, in the order of arrival, with the columns of an enrichment, and how many of them have no row of it.
+
+    table: as of `checked_lookup`.
+    """
+    if one.as_of is None:
+        rows = rows.join(table, on=one.on, how="left", maintain_order="left")
+    else:
+        rows = rows.join_asof(table, left_on=ARRIVAL_TS, right_on=one.as_of, by=one.on, check_sortedness=False).drop(
+            one.as_of
+        )
+    return rows.drop(_FOUND), int(rows[_FOUND].null_count())
+
+
+def checked_lookup(enrichment: Enrichment, table: pl.DataFrame, log: EventLog) -> pl.DataFrame:
     """The columns of a table that an enrichment looks up, ready to be joined.
 
     Raises ValueError if a column is not there, or if two rows hold for one key at one time, naming both.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
 from reqdedup.sequences import batch
+from reqdedup.sequences.corrections import CorrectionReport, backfill_days, correct_enrichment
 from reqdedup.sequences.definition import EventLog, SequenceDefinition
 from reqdedup.sequences.ends import add_histories, fetch_sequence, history_ends
 from reqdedup.sequences.intake import IntakeReport, append_events
 from reqdedup.sequences.online import OnlineStore, open_online
 from reqdedup.sequences.published import Change, check_definitions, publish_definitions, published_definitions
+from reqdedup.sequences.retention import RetentionReport, apply_retention
 from reqdedup.sequences.sources import EventSource
 from reqdedup.sequences.status import timeline_status
 from reqdedup.sequences.training_table import write_training_table
@@ -50,10 +52,25 @@ class NamespaceSequences:
 
     def backfill(self, *, publish: bool = False, **options: Any) -> batch.AdvanceReport:
         """Stage a new version of the timeline; see `batch.backfill`. publish: make it the one that readers see."""
-        report = batch.backfill(self._catalog(), self.namespace, **options)
+        return self._staged(batch.backfill(self._catalog(), self.namespace, **options), publish)
+
+    def backfill_days(self, since: date, until: date | None = None, *, publish: bool = False) -> batch.AdvanceReport:
+        """The same of what arrived on some days; see `corrections.backfill_days`."""
+        return self._staged(backfill_days(self._catalog(), self.namespace, since, until), publish)
+
+    def correct_enrichment(self, enrichment: str, *, publish: bool = False) -> CorrectionReport:
+        """The same of one enrichment of every event; see `corrections.correct_enrichment`."""
+        report = correct_enrichment(self._catalog(), self.namespace, enrichment)
+        return self._staged(report, publish and report.num_files > 0)
+
+    def _staged(self, report: Any, publish: bool) -> Any:
         if publish:
             batch.publish_timeline(self._catalog(), self.namespace)
         return report
+
+    def apply_retention(self, *, apply: bool = False) -> RetentionReport:
+        """Clear what is beyond the retention of every definition; see `retention.apply_retention`."""
+        return apply_retention(self._catalog(), self.namespace, apply=apply)
 
     def compact(self) -> batch.AdvanceReport:
         """Make one file of the several that a bucket has in a month."""

@@ -90,16 +90,17 @@ class OnlineStore:
             num, num_since = self._arrived(user_id, at_us)
             last = self._rank(user_id, definition.rank_column, num, num_since)
             first = max(1, last - definition.last_n + 1)
-            oldest = None
+            oldest = self._kept_from_us
             if definition.window_us is not None:
                 latest = at_us if at_us is not None else max(self.speed.arrival_us, self.view.state.arrival_us) + 1
-                oldest = latest - definition.window_us
+                oldest = max(oldest or 0, latest - definition.window_us)
             return self._read(user_id, definition.rank_column, names, first, num, num_since, oldest)
 
     def window(
         self, user_id: int, sequence: str, columns: Sequence[str] | None, first: int, last: int | None = None
     ) -> tuple[dict[str, np.ndarray], int]:
-        """The sequence's events number `first` to before `last` (None: all), from 0 on, and how many there are.
+        """The sequence's events number `first` to before `last` (None: all), from 0 on, and how many there are; those
+        beyond the retention are left out.
 
         Raises ValueError if there are fewer than `last`, or no such sequence or column.
         """
@@ -114,7 +115,12 @@ class OnlineStore:
                 of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
                 num = int(np.searchsorted(self.view.columns[rank][of_view.start : of_view.end], last, "right"))
                 num_since = int(np.searchsorted(since[rank], last, "right")) if since is not None else 0
-            return self._read(user_id, rank, names, first + 1, num, num_since, None), end
+            return self._read(user_id, rank, names, first + 1, num, num_since, self._kept_from_us), end
+
+    @property
+    def _kept_from_us(self) -> int | None:
+        """Before when no content of events is kept; None if all is."""
+        return self.view.state.kept_from_us or None
 
     def _names(self, definition: SequenceDefinition, columns: Sequence[str] | None) -> Sequence[str]:
         names = definition.columns if columns is None else columns

@@ -66,7 +66,10 @@ class SequenceStore:
         if 0 <= last <= stands.end and not 0 <= first <= last:
             raise WindowError(f"start_of({last})", f"0 to {last}", str(first))
         found, _ = self._online.window(user_id, self._sequence, columns, first, last)
-        return Window({name: np.array(values) for name, values in found.items()}, first, last, self._version)
+        kept = min(
+            (len(values) for values in found.values()), default=last - first
+        )  # the oldest may be beyond the retention
+        return Window({name: np.array(values) for name, values in found.items()}, last - kept, last, self._version)
 
     def fetch(
         self,

@@ -254,6 +254,7 @@ def _of_timeline(
     arrival_us = pl.col(ARRIVAL_TS).dt.epoch("us")
     frame = frame.filter(arrival_us < at_us).filter(pl.col(rank) > pl.col(rank).shift(1, fill_value=0).over(USER))
     frame = frame.filter(pl.col(rank) > pl.col(rank).max().over(USER) - definition.last_n)
+    frame = frame.filter(arrival_us >= timeline.state.kept_from_us)
     if definition.window_us is not None:
         frame = frame.filter(arrival_us >= at_us - definition.window_us)
     return frame.select(USER, *names)

@@ -86,12 +86,14 @@ class TimelineState:
     """What a snapshot of the timeline holds.
 
     version: of the timeline.  position: the watermark: events before it are in, those from it on are not.
-    arrival_us: latest arrival before the watermark.  definitions: canonical JSON of each.
+    arrival_us: latest arrival before the watermark.  kept_from_us: what arrived before is beyond the retention: of
+    those events only the numbers are left.  definitions: canonical JSON of each.
     """
 
     version: int
     position: int = 0
     arrival_us: int = 0
+    kept_from_us: int = 0
     definitions: tuple[str, ...] = ()
 
     def parsed(self) -> list[SequenceDefinition]:

@@ -110,8 +110,10 @@ def with_histories(
     def filled() -> Iterator[pa.RecordBatch]:
         rows = pa.concat_tables([_without_sequences(batch, own) for batch in batches])
         rows = rows.unify_dictionaries().combine_chunks()
-        options = {"columns": definition.columns, "version": timeline.state.version}
-        for batch in add_histories(catalog, namespace, sequence, rows, **options):
+        made_of = add_histories(
+            catalog, namespace, sequence, rows, columns=definition.columns, version=timeline.state.version
+        )
+        for batch in made_of:
             yield batch.select(made.names)
 
     return made, filled()

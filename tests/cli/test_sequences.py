@@ -88,6 +88,10 @@ def test_from_a_file_of_events_to_a_sequence(run, tmp_path: Path):
     assert len(json.loads(run("fetch", 7, "engaged", "--json"))) == 1
     assert len(json.loads(run("fetch", 7, "engaged", "--version", 1, "--json"))) == 2
     assert "version 2 of [1, 2], 2 events in 1 file" in run("status")
+    assert "0 events with other values of item; 0 files" in run("backfill", "--enrichment", "item", "--publish")
+    assert "version 3 is published" in run("backfill", "--since", "2026-01-01", "--publish")
+    assert "all events are kept: a definition has no retention" in run("retain", "--apply")
+    assert "--until with --since alone" in run("backfill", "--until", "2026-01-01", code=2)
 
 
 def test_what_does_not_belong_together_is_refused(run, tmp_path: Path):

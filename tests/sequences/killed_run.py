@@ -1,4 +1,5 @@
-"""What a process does that is killed at its n-th write, rename or commit: deliver events, advance, put, refresh."""
+"""What a process does that is killed at its n-th write, rename or commit: deliver events, advance, put, refresh; or
+make versions of the timeline."""
 
 from __future__ import annotations
 
@@ -6,24 +7,34 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
 
 from reqdedup.sequences import intake
-from reqdedup.sequences.batch import advance
-from reqdedup.sequences.definition import EventLog, EventType, SequenceDefinition
+from reqdedup.sequences.batch import advance, backfill, publish_timeline
+from reqdedup.sequences.corrections import backfill_days, correct_enrichment
+from reqdedup.sequences.definition import Enrichment, EventLog, EventType, SequenceDefinition
 from reqdedup.sequences.intake import append_events, number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.published import publish_definitions, published_definitions
+from reqdedup.sequences.retention import apply_retention
 from reqdedup.sequences.tables import Delivered, delivered_of, load_raw
+from reqdedup.sequences.timeline import open_timeline
 
 LOG = EventLog(types=("view",), columns={})
 ALL = SequenceDefinition(name="all", events=[EventType("view")], columns=["event_id"], last_n=1000, owner="tests")
+OF_COUNTRY = SequenceDefinition(
+    name="of_country", events=ALL.events, columns=["event_id", "country"], last_n=1000, owner="tests", retention="30d",
+    enrichments=[Enrichment("user", "lake.users", "user_id", ["country"])],
+)  # fmt: skip
 NUM_EVENTS, NUM_USERS = 24, 3
 START_US = 1_750_000_000_000_000
+DAY_US = 86_400_000_000
 NOW_US = START_US + 10**12
 
 
@@ -67,6 +78,34 @@ def run(catalog: Catalog, folder: Path) -> None:
     store.close()
 
 
+def start_versions(catalog: Catalog) -> None:
+    """Events of two months in a timeline, with a value that is wrong."""
+    catalog.create_namespace("lake")
+    users = pa.table({"user_id": range(NUM_USERS), "country": [1] * NUM_USERS})
+    catalog.create_table("lake.users", users.schema).append(users)
+    publish_definitions(catalog, "lake", LOG, [OF_COUNTRY])
+    events = delivered(0, NUM_EVENTS)
+    month = pl.duration(days=20) * (pl.col("event_id") // (NUM_EVENTS // 2))
+    events = events.with_columns(pl.col("event_ts", "arrival_ts") + month)
+    append_events(catalog, "lake", LOG, [events.to_arrow()], source="a", now_us=NOW_US + 40 * DAY_US)
+    advance(catalog, "lake", num_buckets=2)
+    catalog.load_table("lake.users").overwrite(users.set_column(1, "country", pa.array([2] * NUM_USERS)))
+
+
+def run_versions(catalog: Catalog, folder: Path) -> None:
+    """Backfills of some days, of an enrichment, of all and a retention, whatever of them an earlier run has done."""
+    first = datetime.fromtimestamp(START_US / 1e6, UTC).date()
+    makers = {
+        1: lambda: backfill_days(catalog, "lake", first, first + timedelta(days=1)),
+        2: lambda: correct_enrichment(catalog, "lake", "user"),
+        3: lambda: backfill(catalog, "lake"),
+    }
+    while (version := open_timeline(catalog, "lake").state.version) in makers:
+        makers[version]()
+        publish_timeline(catalog, "lake")
+    apply_retention(catalog, "lake", apply=True, now=datetime.fromtimestamp(START_US / 1e6, UTC) + timedelta(days=70))
+
+
 def kill_at(step: int) -> None:
     """Count what reaches the disk or the catalog, and kill this process before the n-th of them."""
     counted = [0]
@@ -103,5 +142,6 @@ def kill_at(step: int) -> None:
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     kill_at(int(sys.argv[2]))
+    scenario = {"run": run, "run_versions": run_versions}[sys.argv[3]]
     lake = load_catalog("t", type="sql", uri=f"sqlite:///{place}/catalog.db", warehouse=f"file://{place}/lake")
-    run(lake, place)
+    scenario(lake, place)

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 
 from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.sequences import naive
 from reqdedup.sequences.batch import advance, backfill, check_timeline, compact_timeline, publish_timeline
 from reqdedup.sequences.definition import EventType, SequenceDefinition
 from reqdedup.sequences.ends import add_histories, history_ends, windows
-from reqdedup.sequences.intake import append_events, number_events
+from reqdedup.sequences.intake import number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.predicate import col
 from reqdedup.sequences.sequence_store import SequenceStore
@@ -28,6 +28,7 @@ from reqdedup.sequences.tables import delivered_of, load_raw
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.maintenance import expire_snapshots
+from tests.sequences.event_lake import deliver, event, lake, requests_at
 from tests.sequences.event_streams import (
     DAY_US,
     HORIZON_US,
@@ -36,11 +37,9 @@ from tests.sequences.event_streams import (
     NOW_US,
     PRICE,
     START_US,
-    arrow_of,
     columns_of,
     definitions,
     frame_of,
-    lookups,
     plain_lookups,
     same,
     streams,
@@ -59,41 +58,9 @@ ENGAGED = SequenceDefinition(
 CLICKED = replace(ENGAGED, name="clicked", events=[EventType("click")], columns=["item_id"], enrichments=[], last_n=2)
 
 
-def lake(folder: Path) -> Catalog:
-    catalog = load_catalog("t", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
-    catalog.create_namespace("lake")
-    for name, table in lookups().items():
-        catalog.create_table(name, table.schema).append(table)
-    return catalog
-
-
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     return lake(tmp_path)
-
-
-def event(event_id: int, arrival_us: int, **other: Any) -> dict[str, Any]:
-    return {
-        "event_id": event_id,
-        "user_id": 7,
-        "item_id": 1,
-        "event_type": "click",
-        "event_ts": arrival_us,
-        "arrival_ts": arrival_us,
-        "surface": 1,
-        "duration_s": 12.0,
-        "query": None,
-        **other,
-    }
-
-
-def deliver(catalog: Catalog, events: list[dict[str, Any]], source: str = "stream") -> None:
-    append_events(catalog, "lake", LOG, [arrow_of(events)], source=source, now_us=NOW_US)
-
-
-def requests_at(pairs: list[tuple[int, int]]) -> pa.Table:
-    times = pa.array([at for _, at in pairs], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
-    return pa.table({"user_id": pa.array([user for user, _ in pairs], pa.int64()), "request_ts": times})
 
 
 DRAWN = {"suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 
@@ -29,10 +31,10 @@ def catalog_at(folder: Path) -> Catalog:
     return load_catalog("t", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
 
 
-def run_until_killed(folder: Path, step: int) -> bool:
+def run_until_killed(folder: Path, step: int, scenario: str = "run") -> bool:
     """Whether the run came to its end before it was killed at this step."""
     found = subprocess.run(
-        [sys.executable, "-m", "tests.sequences.killed_run", str(folder), str(step)],
+        [sys.executable, "-m", "tests.sequences.killed_run", str(folder), str(step), scenario],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
@@ -73,6 +75,42 @@ def test_kills_at_random_steps_are_made_good_by_the_next(tmp_path: Path):
         for _ in range(chance.randint(1, 4)):
             run_until_killed(folder, chance.randint(1, 40))
         check_all_there(folder)
+
+
+def check_versions(folder: Path) -> None:
+    """Run again, it ends as a run that nobody killed."""
+    catalog = catalog_at(folder)
+    killed_run.run_versions(catalog, folder)
+    timeline = open_timeline(catalog, "lake")
+    assert (timeline.state.version, check_timeline(timeline)) == (4, killed_run.NUM_EVENTS)
+    found = pa.concat_tables([timeline.read(bucket, ["event_id", "country"]) for bucket in range(2)])
+    kept = found.filter(pc.is_valid(found.column("country")))
+    assert sorted(kept.column("event_id").to_pylist()) == list(range(killed_run.NUM_EVENTS // 2, killed_run.NUM_EVENTS))
+    assert set(kept.column("country").to_pylist()) == {2}
+    assert load_raw(catalog, "lake").scan().count() == killed_run.NUM_EVENTS // 2
+
+
+@pytest.mark.slow
+def test_a_killed_backfill_is_made_good_by_the_next(tmp_path: Path):
+    killed_run.start_versions(catalog_at(tmp_path))
+    assert not run_until_killed(tmp_path, 8, "run_versions")
+    check_versions(tmp_path)
+
+
+@pytest.mark.soak
+def test_a_backfill_that_is_killed_at_any_step_is_made_good_by_the_next(tmp_path: Path):
+    place, saved = tmp_path / "place", tmp_path / "saved"
+    place.mkdir()
+    killed_run.start_versions(catalog_at(place))
+    shutil.copytree(place, saved)
+    step, is_done = 0, False
+    while not is_done:
+        shutil.rmtree(place)
+        shutil.copytree(saved, place)
+        step += 1
+        is_done = run_until_killed(place, step, "run_versions")
+        check_versions(place)
+    assert step > 15
 
 
 def test_a_torn_frame_is_cut_off_and_what_was_confirmed_stays(tmp_path: Path):

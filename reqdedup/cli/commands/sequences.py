@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -98,26 +98,84 @@ def advance(arguments: Options) -> int:
 
 
 @subcommand(
-    help="make the whole timeline anew, as a version that nobody sees yet",
-    description="For a changed definition, a new one, or enrichments that were wrong. With --publish it is checked and "
-    "becomes what readers see; the old version keeps a tag, and requests of it find their events.",
-    examples=["reqdedup sequences backfill --namespace lake", "reqdedup sequences backfill --namespace lake --publish"],
+    help="make the timeline anew, or a part of it, as a version that nobody sees yet",
+    description="For a changed definition, a new one, or enrichments that were wrong. With --enrichment one is looked "
+    "up again and only files whose values change are written; with --since the events that arrived on these days are "
+    "made anew. With --publish the version is checked and becomes what readers see; the old one keeps a tag, and "
+    "requests of it find their events.",
+    examples=[
+        "reqdedup sequences backfill --namespace lake",
+        "reqdedup sequences backfill --namespace lake --publish",
+        "reqdedup sequences backfill --namespace lake --enrichment item --publish",
+        "reqdedup sequences backfill --namespace lake --since 2026-11-01 --until 2026-11-08",
+    ],
 )
 @option("--namespace", **NAMESPACE)
+@option("--enrichment", metavar="NAME", help="this one alone, of all events")
+@option("--since", metavar="DAY", help="first day of arrival, UTC")
+@option("--until", metavar="DAY", help="the day after the last (default: to the watermark)")
 @option("--publish", is_flag=True, help="check it and make it the one that readers see")
 def backfill(arguments: Options) -> int:
     """Stage a version, and publish it if that is asked for."""
     from reqdedup.sequences import batch
+    from reqdedup.sequences.corrections import backfill_days, correct_enrichment
 
-    catalog = open_catalog(arguments)
-    report = batch.backfill(catalog, arguments.namespace)
-    if arguments.publish:
-        batch.publish_timeline(catalog, arguments.namespace)
+    since, until = (_day(name, getattr(arguments, name)) for name in ("since", "until"))
+    if (arguments.enrichment and since) or (until and not since):
+        raise ValueError("backfill: --enrichment or --since required, and --until with --since alone")
+    catalog, namespace = open_catalog(arguments), arguments.namespace
+    if arguments.enrichment:
+        correction = correct_enrichment(catalog, namespace, arguments.enrichment)
+        is_staged, version, plain = correction.num_files > 0, correction.version, vars(correction)
+    else:
+        report = (
+            backfill_days(catalog, namespace, since, until) if since is not None else batch.backfill(catalog, namespace)
+        )
+        is_staged, version, plain = True, report.version, report.plain()
+    if arguments.publish and is_staged:
+        batch.publish_timeline(catalog, namespace)
     if arguments.json:
-        print_json({**report.plain(), "published": arguments.publish})
+        print_json({**plain, "published": arguments.publish and is_staged})
         return 0
-    _say_report(arguments.namespace, report)
-    say(f"version {report.version} is " + ("published" if arguments.publish else "staged: --publish makes it seen"))
+    if arguments.enrichment:
+        say(
+            f"{namespace}.user_events: {counted(correction.num_events, 'event')} with other values of "
+            f"{arguments.enrichment}; {counted(correction.num_files, 'file')} of {format_bytes(correction.num_bytes)} in "
+            f"place of {format_bytes(correction.touched_bytes)}, {counted(correction.num_kept_files, 'file')} kept"
+        )
+    else:
+        _say_report(namespace, report)
+    if is_staged:
+        say(f"version {version} is " + ("published" if arguments.publish else "staged: --publish makes it seen"))
+    return 0
+
+
+@subcommand(
+    help="clear events that no definition keeps any longer",
+    description="What arrived longer ago than the longest retention of the definitions: of an event of the timeline its "
+    "user, its numbers and its arrival stay, delivered events go. One definition without a retention keeps all. "
+    "Bytes are free after `reqdedup expire`. Without --apply nothing is changed.",
+    examples=["reqdedup sequences retain --namespace lake", "reqdedup sequences retain --namespace lake --apply"],
+)
+@option("--namespace", **NAMESPACE)
+@option("--apply", is_flag=True, help="clear them")
+def retain(arguments: Options) -> int:
+    """Clear them, or print what would be."""
+    from reqdedup.sequences.retention import apply_retention
+
+    found = apply_retention(open_catalog(arguments), arguments.namespace, apply=arguments.apply)
+    if arguments.json:
+        print_json({**vars(found), "kept_from": found.kept_from and found.kept_from.isoformat()})
+        return 0
+    if found.kept_from is None:
+        say("all events are kept: a definition has no retention")
+        return 0
+    say(
+        f"events are kept from {found.kept_from:%Y-%m-%d} on: {counted(found.num_events, 'event')} of the timeline and "
+        f"{counted(found.num_delivered, 'delivered event')} {'cleared' if arguments.apply else 'would go'}"
+    )
+    if found.held_by:
+        say(f"  earlier versions that hold them until their requests are as old: {', '.join(map(str, found.held_by))}")
     return 0
 
 
@@ -257,6 +315,13 @@ def _tolerance(text: str) -> tuple[str, float]:
         raise ValueError(f"--tolerance: COLUMN=X with a number X required, found {text!r}") from None
 
 
+def _day(name: str, text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise ValueError(f"--{name}: a day like 2026-11-01 required, found {text!r}") from None
+
+
 def _time(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
@@ -272,6 +337,6 @@ COMMANDS = (
         "sequences",
         help="User sequences: definitions, the timeline of events, and windows of it.",
         short_help="define user sequences, bring their timeline up to date, fetch one",
-        commands={str(one.name): one for one in (check, advance, backfill, fetch, shadow, status)},
+        commands={str(one.name): one for one in (check, advance, backfill, retain, fetch, shadow, status)},
     ),
 )
