@@ -33,6 +33,8 @@ from reqdedup.sequences.ends import (
 from reqdedup.sequences.timeline import Timeline, open_timeline
 from reqdedup.storage import TableSource
 from reqdedup.storage.iceberg.layout import table_buckets
+from reqdedup.storage.iceberg.reference import TableRef
+from reqdedup.storage.read.reader import FileSource
 
 _POINTER = (USER, REQUEST_TS, HISTORY_END, TIMELINE_VERSION)
 
@@ -49,7 +51,8 @@ class PointerSource:
     ) -> None:
         found, name = open_timeline(catalog, namespace, version), ".".join(main.table.name())
         self._timeline = _OneBucket(found.table, found.snapshot_id, found.state)
-        self._main, self._definition = main, found.definition(sequence)
+        self._definition = found.definition(sequence)
+        self._main: FileSource = main
         missing = [one for one in _POINTER if one not in main.schema.names]
         if missing:
             raise ValueError(f"{name}: pointers ({', '.join(_POINTER)}) required, found no {', '.join(missing)}")
@@ -67,6 +70,10 @@ class PointerSource:
         """See `BatchSource`."""
         sequence = f"{self._definition.fingerprint} at {self._timeline.snapshot_id}"
         return {**self._main.fingerprint(), "sequence": sequence}
+
+    def __getstate__(self) -> dict[str, Any]:
+        main = self._main.files() if isinstance(self._main, TableSource) else self._main
+        return {**self.__dict__, "_main": main}
 
     def batches(
         self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
@@ -113,9 +120,16 @@ class PointerSource:
 
 
 class _OneBucket(Timeline):
-    """Keeps the bucket that was read last: a table's batches come bucket by bucket."""
+    """Keeps the bucket that was read last: a table's batches come bucket by bucket. A rank of a training gets the files
+    and no catalog."""
 
     _kept: tuple[Any, pa.Table] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "table": TableRef.of(self.table), "_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "table": state["table"].open()})
 
     def read(self, bucket: int, columns: Sequence[str]) -> pa.Table:
         asked = bucket, tuple(columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from reqdedup.logs.synthetic_events import (
@@ -85,6 +87,36 @@ def test_the_loader_gives_the_same_batches(lake, shuffle):
         assert torch.equal(found.history_offsets_R1, wanted.history_offsets_R1)
         num += 1
     assert num > 5
+
+
+@pytest.mark.slow
+def test_a_model_learns_the_same_from_pointers_step_by_step(lake):
+    """Also of a source that another process has opened, as the ranks of a training do."""
+    torch = pytest.importorskip("torch")
+    from reqdedup.models import DCATConfig
+    from reqdedup.models.registry import build_model
+    from reqdedup.training import RequestLoader, TrainingConfig
+    from reqdedup.training.tasks import Ranking
+
+    blobs = TableSource(lake.load_table("lake.blobs"))
+    pointers = PointerSource(TableSource(lake.load_table("lake.pointers")), lake, "lake", "clicked")
+    sizes = {"width": 8, "num_layers": 1, "ffn_width": 16, "max_history": 16}
+    model = DCATConfig.from_schema(blobs.schema, **sizes)
+    config = TrainingConfig(model=model, num_steps=8, requests_per_step=16, learning_rate=0.01)
+    losses = []
+    for source in (blobs, pickle.loads(pickle.dumps(pointers))):
+        torch.manual_seed(0)
+        model, task = build_model(config.model), Ranking(config)
+        optimiser = torch.optim.Adam(model.parameters(), 0.01)
+        losses.append([])
+        for batch in RequestLoader(source, requests_per_batch=16, shuffle="none", columns=task.columns):
+            total, num_terms = task.loss(model(batch), batch)
+            optimiser.zero_grad()
+            (total / num_terms).backward()
+            optimiser.step()
+            losses[-1].append(total.item())
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 5
 
 
 def test_a_version_that_is_gone_is_refused(lake):
