@@ -140,8 +140,8 @@ def backfill(arguments: Options) -> int:
     if arguments.enrichment:
         say(
             f"{namespace}.user_events: {counted(correction.num_events, 'event')} with other values of "
-            f"{arguments.enrichment}; {counted(correction.num_files, 'file')} of {format_bytes(correction.num_bytes)} in "
-            f"place of {format_bytes(correction.touched_bytes)}, {counted(correction.num_kept_files, 'file')} kept"
+            f"{arguments.enrichment}; {counted(correction.num_files, 'file')} of {format_bytes(correction.num_bytes)} "
+            f"in place of {format_bytes(correction.touched_bytes)}, {counted(correction.num_kept_files, 'file')} kept"
         )
     else:
         _say_report(namespace, report)
@@ -152,8 +152,8 @@ def backfill(arguments: Options) -> int:
 
 @subcommand(
     help="clear events that no definition keeps any longer",
-    description="What arrived longer ago than the longest retention of the definitions: of an event of the timeline its "
-    "user, its numbers and its arrival stay, delivered events go. One definition without a retention keeps all. "
+    description="What arrived longer ago than the longest retention of the definitions: of an event of the timeline "
+    "its user, its numbers and its arrival stay, delivered events go. One definition without a retention keeps all. "
     "Bytes are free after `reqdedup expire`. Without --apply nothing is changed.",
     examples=["reqdedup sequences retain --namespace lake", "reqdedup sequences retain --namespace lake --apply"],
 )
