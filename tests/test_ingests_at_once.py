@@ -55,6 +55,7 @@ def keys_of(catalog: Catalog, number: int) -> list[str]:
 
 @pytest.mark.slow
 def test_every_key_has_one_id_and_every_table_its_own_items(tmp_path, monkeypatch):
+    opened(tmp_path)  # pyiceberg's catalog of its own: two that make its tables at once meet
     processes = [FORKS.Process(target=ingest_one, args=(str(tmp_path), number)) for number in range(INGESTS)]
     for process in processes:
         process.start()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from reqdedup.audit.footers import ColumnFacts, TableFacts
-from reqdedup.audit.plain import AS_THEY_LIE, SORTED_ROWS, PlainSample
+from reqdedup.audit.plain import AS_THEY_LIE, PlainSample
 from reqdedup.audit.report import Cause, RequestAudit
 from reqdedup.audit.verdict import format_count
 from reqdedup.audit.writing import LARGE_PAGES, PYICEBERG_DEFAULTS, WriterSettings
@@ -163,12 +163,10 @@ def _examine(
     today = _today(facts.columns[name])
     if today is None:
         return _Column(plain, best, limits, put_back)
-    return _Column(plain, best, limits, put_back, _as_today(sample, facts, requests, name, today))
+    return _Column(plain, best, limits, put_back, _as_today(sample, facts, name, today))
 
 
-def _as_today(
-    sample: PlainSample, facts: TableFacts, requests: RequestAudit, name: str, today: WriterSettings
-) -> float:
+def _as_today(sample: PlainSample, facts: TableFacts, name: str, today: WriterSettings) -> float:
     """The column's bytes in today's order and settings, with the level that comes nearest to its real bytes.
 
     No footer says zstd's level, and of lists of small numbers the fast ones find next to nothing of what the third
@@ -177,7 +175,7 @@ def _as_today(
     real, found = facts.columns[name].compressed_bytes, []
     for level in _levels(facts) if today.codec == "zstd" else (None,):
         settings = replace(today, level=level)
-        found.append(sample.bytes(name, settings, _todays_order(requests), facts.median_row_group_rows))
+        found.append(sample.bytes(name, settings, AS_THEY_LIE, facts.median_row_group_rows))
         if abs(found[-1] - real) <= NEAR * real:
             break
     return min(found, key=lambda num_bytes: abs(num_bytes - real))
@@ -194,7 +192,7 @@ def _put_back(
     """The column with one thing as it is today, for everything that is not as it should be."""
     column = facts.columns[name]
     if _is_out_of_order(requests):
-        yield ORDER, sample.bytes(name, best, _todays_order(requests))
+        yield ORDER, sample.bytes(name, best, AS_THEY_LIE)
     if _today(column) is not None and column.codec != "zstd":
         yield CODEC, sample.bytes(name, replace(best, codec=column.codec, level=None))
     if column.page_bytes and column.page_bytes < LARGE_ENOUGH_PAGE_BYTES and not _by_dictionary(column):
@@ -225,10 +223,6 @@ def _today(column: ColumnFacts) -> WriterSettings | None:
         dictionary_bytes=2**31 - 1 if never_fell else PYICEBERG_DEFAULTS.dictionary_bytes if is_iceberg else 2**20,
         batch_values=PYICEBERG_DEFAULTS.batch_values if is_iceberg else None,
     )
-
-
-def _todays_order(requests: RequestAudit) -> str:
-    return AS_THEY_LIE if _is_out_of_order(requests) else SORTED_ROWS
 
 
 def _is_out_of_order(requests: RequestAudit) -> bool:

@@ -197,7 +197,9 @@ def _open_sql(name: str, properties: dict[str, Any], limits: tuple[float, float]
     try:
         catalog = SqlCatalog(name, **properties)
     except OperationalError as error:
-        raise _sql_error(where, error.orig or error) from None
+        if "already exists" not in str(error.orig):
+            raise _sql_error(where, error.orig or error) from None
+        catalog = SqlCatalog(name, **properties)  # another process made the catalog's tables at this very moment
     except ModuleNotFoundError as error:
         raise ValueError(
             f"driver {error.name} is not installed; for PostgreSQL `pip install 'reqdedup[postgres]'` and name the "
