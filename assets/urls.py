@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import polars as pl
 
 from assets.resources import Warehouse
@@ -63,7 +64,6 @@ def _items(store: Warehouse) -> pl.DataFrame | None:
     raw = store.table("raw_engagements")
     if ITEM_URL not in raw.schema().column_names:
         return None
-    pairs = pl.DataFrame(schema={ITEM_ID: pl.Int64, ITEM_URL: pl.String})
-    for batch in raw.scan(selected_fields=(ITEM_ID, ITEM_URL)).to_arrow_batch_reader():
-        pairs = pl.concat([pairs, pl.DataFrame(batch).select(ITEM_ID, ITEM_URL)]).unique()
-    return pairs
+    rows = raw.scan(selected_fields=(ITEM_ID, ITEM_URL)).to_arrow_batch_reader()
+    with duckdb.connect() as connection:
+        return connection.from_arrow(rows).select(ITEM_ID, ITEM_URL).distinct().pl()

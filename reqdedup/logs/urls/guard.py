@@ -82,13 +82,14 @@ def _successors(pattern: Pattern, added: list[Pattern]) -> list[Pattern]:
     """Those that came in place of a pattern that has gone: of the ones that share a parameter, the most similar."""
     names = set(pattern)
     differences = {other: len(names.symmetric_difference(other)) for other in added if names.intersection(other)}
-    return [other for other, count in differences.items() if count == min(differences.values())]
+    least = min(differences.values(), default=0)
+    return [other for other, count in differences.items() if count == least]
 
 
 def publish(new: Rules, path: str | Path, *, max_flagged: float = MAX_FLAGGED) -> RulesChange | None:
     """Make the file at `path` hold the new rules; the change from those it had, None if there were none.
 
-    Raises RulesRefused, with the file as it was, if more than `max_flagged` of the patterns that both have lost a
+    Raises RulesRefused, with the file as it was, if more than `max_flagged` of the patterns that are compared lost a
     parameter, or the new rules have no pattern and the old ones do; ValueError if the file there holds no rules.
     """
     if not 0 <= max_flagged <= 1:

@@ -13,6 +13,7 @@ from reqdedup.logs.urls.rules import Rules, load_rules
 from reqdedup.logs.values import LIST_MARK
 
 _SETTLE_AT = 1 << 22
+"""Number of hashes that are gathered, at least, before equal ones among them are dropped."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class UrlMerges:
 
 
 class UrlItems:
-    """Normalises the items of blocks and counts what that merges; 24 bytes per distinct URL.
+    """Normalises the items of blocks and counts what that merges; up to 48 bytes per distinct URL.
 
     rules: path of the rules file; "" keeps all parameters.
     """
@@ -93,19 +94,24 @@ class _Distinct:
     """How many different texts there were, by 64 bits of their hash."""
 
     def __init__(self) -> None:
+        self._settled = np.zeros(0, np.uint64)
         self._parts: list[np.ndarray] = []
         self._added = 0
 
     def add(self, texts: pl.Series) -> None:
         self._parts.append(texts.hash().to_numpy())
         self._added += len(texts)
-        if self._added > _SETTLE_AT:
-            self._added = 0
-            self._parts = [np.unique(np.concatenate(self._parts))]
+        if self._added > max(_SETTLE_AT, len(self._settled)):  # as many as there are, so that sorting stays cheap
+            self._settle()
 
     @property
     def count(self) -> int:
-        return len(np.unique(np.concatenate(self._parts))) if self._parts else 0
+        self._settle()
+        return len(self._settled)
+
+    def _settle(self) -> None:
+        self._settled = np.unique(np.concatenate([self._settled, *self._parts]))
+        self._parts, self._added = [], 0
 
 
 def _replaced(texts: pl.Series, old: pl.Series, new: pl.Series) -> pl.Series:

@@ -25,8 +25,8 @@ _ESCAPES = "|".join(
     for first in sorted({escape[0] for escape in _ESCAPED})
 )
 _is_canonical = re.compile(rf"[A-Za-z0-9_.~+-]*(?:%(?:{_ESCAPES})[A-Za-z0-9_.~+-]*)*").fullmatch
-_PIECES = re.compile(rf"%(?!{_ESCAPES})(?:[0-9A-Fa-f]{{2}})?|[^A-Za-z0-9_.~+%-]+")
-"""What must be written anew: percent signs, and runs of characters that must have them."""
+_PIECES = re.compile(rf"%(?!{_ESCAPES})(?:[0-9A-Fa-f]{{2}})?|[^A-Za-z0-9_.~+%-]{{1,16}}")
+"""What must be written anew: percent signs, and characters that must have them, up to 16 as they are remembered."""
 
 _ROUTES = ("!", "/")
 

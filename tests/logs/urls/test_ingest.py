@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
 import reqdedup as rd
 from reqdedup.ingest import append_log
 from reqdedup.logs import load_mapping, read_log
-from reqdedup.logs.urls import Rules
+from reqdedup.logs.urls import Normaliser, Rules, items
+from reqdedup.logs.urls.items import UrlItems
 from reqdedup.storage import Layout, create_table
 from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY
 
@@ -80,6 +83,21 @@ def test_urls_of_one_page_are_one_item_and_stay_in_their_rows(folder):
         own = [at for at, row in enumerate(found) if row["user_id"] == user]
         for place, at in enumerate(own):
             assert [items[item] for item in found[at]["history_item_id"]] == [pages[one] for one in own[:place]]
+
+
+def test_urls_are_counted_once_however_many_blocks_they_are_in(monkeypatch):
+    monkeypatch.setattr(items, "_SETTLE_AT", 3)
+    found, rng = UrlItems(""), random.Random(1)
+    texts = [
+        rng.choice([f"http://s.example/?b={one}&a=1", f"http://s.example/?a=1&b={one}", f"no url {one}"])
+        for one in rng.choices(range(40), k=300)
+    ]
+    for start in range(0, 300, 7):
+        found.normalised(pl.DataFrame({"item_key": texts[start : start + 7]}))
+    merges, forms = found.merges, {Normaliser(Rules())(text) for text in texts}
+    no_urls = {text for text in texts if text.startswith("no")}
+    assert (merges.urls, merges.items, merges.not_urls) == (len(set(texts)), len(forms), len(no_urls))
+    assert found.merges == merges
 
 
 def test_a_table_of_another_log_does_not_name_the_rules_any_more(folder):

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reqdedup.logs.urls import Normaliser, Rules, load_rules
-from reqdedup.logs.urls.parsing import canonical, split_url
+from reqdedup.logs.urls.parsing import canonical, pattern_of, split_url, write_url
 
 RULES = Rules(
     hosts={
@@ -55,8 +55,18 @@ def test_normalising_twice_changes_nothing_and_nothing_raises(text):
         assert once == text
 
 
+@given(URLS)
+def test_the_normal_form_is_the_url_by_names_without_what_is_not_kept_also_when_it_is_remembered(text):
+    normaliser, split = Normaliser(RULES), split_url(text)
+    pattern = () if split is None else pattern_of(split)
+    dropped = frozenset(pattern) - (normaliser.kept(split.host, pattern) if split else frozenset())
+    wanted = text if split is None else write_url(split, without=dropped)
+    assert [normaliser(text), normaliser(text)] == [wanted, wanted]
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("%+ 0127aefAEF~-/=&é")))
 @example("%2%41+%zz%7e%7E% ")
+@example("/[é]" * 20)
 def test_names_and_values_are_decoded_to_bytes_and_encoded_again(text):
     once = canonical(text)
     assert once == quote_plus(unquote_to_bytes(text.replace("+", " "))) == canonical(once)
