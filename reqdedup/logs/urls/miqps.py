@@ -14,6 +14,8 @@ Where this differs from the published procedure, as far as its text goes (docs/d
 - the noise is measured: a page that changes by itself, twice the same URL, would keep everything;
 - pages that look alike are, too: one page for all, a login wall, would make one item of everything.
 
+Memory is that of all distinct URLs in parts, 1 to 1.5 kB each at ten parameters.
+
 Source: Pinterest Engineering, Smarter URL Normalization at Scale, 2026-04.
 """
 
@@ -76,7 +78,7 @@ class LearnConfig:
 class Learned:
     """rules: what was found.
     renders: number of calls of the fingerprint.
-    urls: number of distinct ones.  not_urls: texts that are none.
+    urls: number of distinct URLs, as they are spelled.  not_urls: number of texts that are none.
     noise: share of the URLs of a host whose page differed from itself, by host.
     unstable: hosts whose noise the threshold does not stand above; they have no rules, so that everything is kept.
     alike: hosts without rules, as more than `max_same` of their pages look like one.
@@ -105,7 +107,7 @@ def learn(
     The same for the same URLs in any order, if the fingerprint is. layers: rules whose allowlists and regular
     expressions the new ones have, too.
     Raises ValueError if the fingerprint knows no page at all, changes by itself on so many pages of all hosts together
-    that the threshold does not stand above it, or takes most of the log for a few pages.
+    that the threshold does not stand above it, takes most of the log for a few pages, or says what has no hash.
     """
     config = config or LearnConfig()
     return _Learner(fingerprint, config).run(urls, layers or Rules())
@@ -278,23 +280,31 @@ class _Learner:
 
     def _changed(self, split: SplitUrl, *, without: Collection[str]) -> bool | None:
         """Whether a URL has another page without these parameters; None if that is unknown."""
-        self._result.renders += 1
-        page = self._fingerprint(write_url(split))
+        page = self._look(write_url(split))
         if page is None:
             return None
         self._pages[split.host][split] = page
-        self._result.renders += 1
-        changed = self._fingerprint(write_url(split, without=without))
+        changed = self._look(write_url(split, without=without))
         return None if changed is None else page != changed
+
+    def _look(self, url: str) -> Hashable | None:
+        self._result.renders += 1
+        page = self._fingerprint(url)
+        if not isinstance(page, Hashable):
+            raise ValueError(
+                f"urls: a fingerprint with a hash required (a text, a number, a tuple), found {type(page).__name__}"
+            )
+        return page
 
     def _leave_out_alike(
         self, hosts: Mapping[str, Mapping[Pattern, list[SplitUrl]]], learned: dict[str, dict[Pattern, frozenset[str]]]
     ) -> None:
-        """Take away the rules of hosts whose pages look like one and would become few items. Raises ValueError if that
-        is most of the log."""
+        """Take away the rules of hosts whose pages look like one, if they leave out parameters. Raises ValueError if
+        that is most of the log."""
         num_urls = num_items = 0
         for host in list(learned):
-            if _share_alike(self._pages[host]) <= self._config.max_same:
+            leaves_out = any(len(kept) < len(pattern) for pattern, kept in learned[host].items())
+            if not leaves_out or _share_alike(self._pages[host]) <= self._config.max_same:
                 continue
             urls = sum(len(same) for same in hosts[host].values())
             items = {
@@ -302,10 +312,9 @@ class _Learner:
                 for pattern, same in hosts[host].items()
                 for split in same
             }
-            if len(items) < urls:
-                num_urls, num_items = num_urls + urls, num_items + len(items)
-                self._result.alike.append(host)
-                del learned[host]
+            num_urls, num_items = num_urls + urls, num_items + len(items)
+            self._result.alike.append(host)
+            del learned[host]
         if 2 * num_urls > self._result.urls:
             raise ValueError(
                 f"urls: pages that look different required, at most {self._config.max_same:.0%} of a host like one, "
@@ -344,8 +353,11 @@ def _choose(names: frozenset[str], urls: list[SplitUrl], samples: int) -> list[S
     what the others change.
     """
     by_value: dict[tuple[str, ...], list[SplitUrl]] = {}
+    places: dict[tuple[str, ...], list[int]] = {}
     for split in urls:
-        value = tuple(canonical(text) for own, text in zip(split.names, split.values) if canonical(own) in names)
+        if split.names not in places:
+            places[split.names] = [at for at, own in enumerate(split.names) if canonical(own) in names]
+        value = tuple([canonical(split.values[at]) for at in places[split.names]])
         same = by_value.setdefault(value, [])
         if len(same) < samples:
             same.append(split)

@@ -13,19 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.urls import STABLE_CONFIG, UNSTABLE_CONFIG, Sites
-from reqdedup.logs.urls import (
-    ContentTable,
-    LearnConfig,
-    Normaliser,
-    Rules,
-    RulesRefused,
-    compare_rules,
-    diff_urls,
-    learn,
-    publish,
-)
+from reqdedup.logs.urls import ContentTable, LearnConfig, Normaliser, learn
 from reqdedup.logs.urls.miqps import Series, kept_by_noise
-from reqdedup.logs.urls.rules import load_rules
 
 
 def query(url):
@@ -168,6 +157,12 @@ def test_one_page_for_all_is_refused_unless_it_is_allowed_and_one_such_host_has_
     assert learned.rules.hosts == {f"{host}.example": {("id", "ref"): {"id"}} for host in "ab"}
 
 
+def test_one_page_for_all_is_refused_also_before_a_log_has_two_urls_of_a_path():
+    urls = [f"http://s.example/p{number}?id={number}" for number in range(90)]
+    with pytest.raises(ValueError, match=r"more at s.example: 90 URLs would become 90 items\."):
+        learn(urls, lambda url: "log in")
+
+
 def test_pages_that_paths_name_are_not_taken_for_one():
     urls = [f"http://s.example/?ref={number}" for number in range(200)]  # most URLs are of one page
     urls += [f"http://s.example/p{number % 9}?ref={number}" for number in range(30)]
@@ -198,6 +193,13 @@ def test_a_fingerprint_that_changes_by_itself_is_refused_and_one_such_host_has_n
     assert set(learned.rules.hosts) == {"b.example", "c.example"}
 
 
+def test_a_fingerprint_without_a_hash_is_refused_at_the_first_look():
+    looks = []
+    with pytest.raises(ValueError, match=r"a fingerprint with a hash required .*, found list"):
+        learn([f"http://s.example/?id={number}" for number in range(60)], lambda url: looks.append(url) or [url])
+    assert len(looks) == 1
+
+
 def test_noise_keeps_what_the_binomial_law_says():
     rng = random.Random(2)
     found = sum(sum(rng.random() < 0.1 for _ in range(20)) >= 4 for _ in range(20_000)) / 20_000
@@ -220,70 +222,3 @@ def test_noise_keeps_what_the_binomial_law_says():
 def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(ValueError, match=r"required, found|at least 1 required"):
         LearnConfig(**wrong)
-
-
-def rules_of(*patterns, keep=("id",)):
-    return Rules(hosts={"s.example": {pattern: frozenset(keep) & set(pattern) for pattern in patterns}})
-
-
-PATTERNS = [("id", f"p{number:02}") for number in range(20)]
-
-
-def test_rules_that_drop_parameters_of_many_patterns_are_not_published(tmp_path):
-    path = tmp_path / "miqps.json"
-    old = rules_of(*PATTERNS)
-    assert publish(old, path) is None
-    before = path.read_bytes()
-    broken = Rules(hosts={"s.example": {**old.hosts["s.example"], **dict.fromkeys(PATTERNS[:2], frozenset())}})
-    with pytest.raises(RulesRefused, match=r"at most 5.0% .* found 2 of 20 \(10.0%\).*p00\): id.*the old rules stay"):
-        publish(broken, path)
-    assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["miqps.json"]
-    one = Rules(hosts={"s.example": {**old.hosts["s.example"], PATTERNS[0]: frozenset()}})
-    assert publish(one, path).flagged == (("s.example", PATTERNS[0], ("id",)),)
-    assert load_rules(path) == replace(one, allowlists=load_rules(path).allowlists)
-    assert publish(broken, path, max_flagged=0.1).flagged_ratio == 0.05
-
-
-def test_added_parameters_and_vanished_patterns_do_not_flag(tmp_path):
-    old = rules_of(*PATTERNS)
-    more = Rules(hosts={"s.example": {pattern: frozenset(pattern) for pattern in PATTERNS[:3]}, "t.example": {}})
-    change = compare_rules(old, more)
-    assert (change.compared, change.flagged, change.vanished) == (3, (), 17)
-    assert compare_rules(rules_of(), old).added == 20
-    kept_otherwise = replace(rules_of(*PATTERNS, keep=()), keep=("^id$",))
-    assert compare_rules(old, kept_otherwise).flagged == ()
-
-
-def test_patterns_that_a_new_tracker_gives_another_name_are_compared(tmp_path):
-    path, old = tmp_path / "rules.json", rules_of(*PATTERNS)
-    renamed = [tuple(sorted((*pattern, "gclid"))) for pattern in PATTERNS]
-    change = compare_rules(old, rules_of(*renamed))
-    assert (change.compared, change.flagged, change.added, change.vanished) == (20, (), 20, 20)
-    publish(old, path)
-    with pytest.raises(RulesRefused, match=r"found 20 of 20 .*\(id, p00\): id"):
-        publish(rules_of(*renamed, keep=()), path)
-    assert load_rules(path).hosts == old.hosts
-    assert len(compare_rules(old, rules_of(("id",), keep=())).flagged) == 20  # parameters less
-    swapped = rules_of(("id", "gclid"), keep=())
-    assert compare_rules(rules_of(("fbclid", "id")), swapped).flagged == (("s.example", ("fbclid", "id"), ("id",)),)
-    assert compare_rules(old, rules_of(("a", "b"), keep=())).compared == 0
-
-
-def test_rules_without_a_pattern_never_replace_rules_that_have_some(tmp_path):
-    path = tmp_path / "rules.json"
-    publish(rules_of(PATTERNS[0]), path)
-    before = path.read_bytes()
-    with pytest.raises(RulesRefused, match="rules with patterns required to replace 1, found none"):
-        publish(rules_of(), path)
-    assert path.read_bytes() == before
-
-
-def test_a_diff_counts_what_is_merged_and_what_is_split():
-    old, new = rules_of(("id", "ref"), ("a", "b"), keep=("id", "a", "b")), rules_of(("id", "ref"), keep=("ref",))
-    urls = [f"http://s.example/?id={number}&ref={number // 3}" for number in range(9)]
-    urls += ["http://s.example/?id=0&ref=2", "http://s.example/"]
-    found = diff_urls(old, new, [*urls, *urls])
-    assert (found.urls, found.changed, found.old_items, found.new_items) == (11, 10, 10, 4)
-    assert (found.merged, found.split) == (3, 1)
-    assert found.examples[0] == (urls[0], "http://s.example/?id=0", "http://s.example/?ref=0")
