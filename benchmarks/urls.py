@@ -35,7 +35,7 @@ TRACKERS = (
 
 @dataclass(frozen=True)
 class Site:
-    """host: it.  key, variant: parameters that name a page; variant may be None.  both: a tracker that names the pages
+    """host: its name.  key, variant: parameters that name a page; variant may be None.  both: a tracker that names the pages
     of /compare.  urls: a log of it."""
 
     host: str

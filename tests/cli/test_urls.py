@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -30,12 +31,14 @@ def fails(url):
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     pages = [*URLS, *(f"http://s.example/p?id={number}" for number in range(10))]
     pages += [f"http://s.example/p?ref={number}" for number in range(30)]
     hashes = ["none" if "id=" not in url else url.split("id=")[1].partition("&")[0] for url in pages]
     frame = pl.DataFrame({"url": pages, "content_hash": hashes})
     frame.write_parquet("pages.parquet")
     frame.write_csv("pages.csv")
+    pl.DataFrame({"url": [URLS]}).write_parquet("lists.parquet")
     (tmp_path / "urls.txt").write_text("\n".join([*URLS, "no url", ""]))
 
     def call(*words, code=0):
@@ -88,6 +91,18 @@ def test_a_text_may_begin_with_a_byte_order_mark(run):
     assert run("normalise", "bom.txt") == "http://s.example/?a=2&b=1\n"
 
 
+def test_bytes_that_are_no_utf8_stay_apart(run):
+    Path("latin.txt").write_bytes(b"http://s.example/?b=\xff\nhttp://s.example/?b=\xfe\n")
+    assert run("normalise", "latin.txt").splitlines() == [f"http://s.example/?b=%5Cx{byte}" for byte in ("ff", "fe")]
+
+
+def test_a_fingerprint_may_be_in_a_module_of_the_folder_one_is_in(run):
+    Path("pages_of_mine.py").write_text("def page(url):\n    return url.partition('&')[0]\n")
+    own = ("--fingerprint", "pages_of_mine:page", "--json")
+    assert json.loads(run("learn", "urls.txt", *own, "--rules", "r"))["patterns"] == 1
+    assert load_rules("r").hosts == {"s.example": {("id", "ref"): {"id"}}}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -95,6 +110,10 @@ def test_a_text_may_begin_with_a_byte_order_mark(run):
         (("learn", "none.txt", "--rules", "r", "--contents", "pages.csv"), "a readable file required"),
         (("learn", "pages.csv", "--column", "u", "--rules", "r", "--contents", "pages.csv"), "a column u required"),
         (("learn", "urls.txt", "--rules", "r", "--contents", "urls.txt"), "a file .parquet"),
+        (
+            ("learn", "lists.parquet", "--rules", "r", "--contents", "pages.csv"),
+            "a readable file required, found: cannot",
+        ),
         (("learn", "urls.txt", "--rules", "r", "--server", "http://192.0.2.1"), "a loopback address"),
         (("learn", "urls.txt", "--rules", "r", "--server", "http://[::1"), "a loopback address"),
         (("learn", "urls.txt", "--rules", "r", "--fingerprint", f"{__name__}:log_in"), "30 URLs would become 1 items"),

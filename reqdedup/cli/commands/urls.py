@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def learn(arguments: Options) -> int:
     elif arguments.server:
         fingerprint = BodyChecksum(arguments.server)
     else:
+        sys.path.append(str(Path.cwd()))  # a module of the folder one is in, as for `python -m`
         fingerprint = named_fingerprint(arguments.fingerprint)
     learned = learn_rules(read_urls(arguments.file, arguments.column), fingerprint, config, layers=old)
     max_flagged = MAX_FLAGGED if arguments.max_flagged is None else arguments.max_flagged

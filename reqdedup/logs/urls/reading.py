@@ -13,11 +13,14 @@ from reqdedup.logs.urls.miqps import Fingerprint
 
 
 def read_urls(path: str | Path, column: str = "url") -> list[str]:
-    """The URLs of a file in their order, nulls left out. Raises ValueError for a file or a column that is not there."""
+    """The URLs of a file in their order, nulls left out; of a text, bytes that are no UTF-8 are written as \\xNN.
+
+    Raises ValueError for a file or a column that is not there.
+    """
     if Path(path).suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
-        return _columns(path, column)[column].cast(pl.String).drop_nulls().to_list()
+        return _columns(path, column)[column].drop_nulls().to_list()
     try:
-        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+        text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")
     except OSError as error:
         raise ValueError(f"{path}: a readable file required, found: {error.strerror}") from None
     return [line for line in text.split("\n") if line.strip()]
@@ -26,7 +29,7 @@ def read_urls(path: str | Path, column: str = "url") -> list[str]:
 def read_contents(path: str | Path, url: str = "url", content: str = "content_hash") -> ContentTable:
     """Fingerprints from a file with a URL and a hash of its page in every row. Raises ValueError as `read_urls`."""
     frame = _columns(path, url, content)
-    return ContentTable(zip(frame[url].cast(pl.String).fill_null("").to_list(), frame[content].to_list()))
+    return ContentTable(zip(frame[url].fill_null("").to_list(), frame[content].to_list()))
 
 
 def named_fingerprint(name: str) -> Fingerprint:
@@ -51,7 +54,8 @@ def named_fingerprint(name: str) -> Fingerprint:
     return fingerprint
 
 
-def _columns(path: str | Path, *names: str) -> pl.DataFrame:
+def _columns(path: str | Path, url: str, *others: str) -> pl.DataFrame:
+    """These columns of a file, the URLs as text."""
     readers = {
         ".parquet": pl.scan_parquet,
         ".csv": lambda file: pl.scan_csv(file, infer_schema=False),
@@ -64,9 +68,9 @@ def _columns(path: str | Path, *names: str) -> pl.DataFrame:
     try:
         frame = reader(Path(path))
         found = frame.collect_schema().names()
-        missing = [name for name in names if name not in found]
+        missing = [name for name in (url, *others) if name not in found]
         if missing:
             raise ValueError(f"{path}: a column {missing[0]} required, found {', '.join(found)}")
-        return frame.select(names).collect()
+        return frame.select(pl.col(url).cast(pl.String), *others).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"{path}: a readable file required, found: {error}") from None
