@@ -6,7 +6,6 @@ import json
 import random
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 
 import reqdedup as rd
@@ -194,8 +193,10 @@ def test_a_converted_table_names_the_rules_of_its_source_and_takes_no_others(fol
     lake.table("a.copy").append(sources["one"], columns)
     with pytest.raises(ValueError, match=r"a\.copy: items told apart as in its rows required by an append"):
         lake.table("a.copy").append(sources["other"], columns)
-    pq.write_table(lake.table("other.log").to_arrow(), folder / "rows.parquet")
-    report = lake.table("a.copy").append(folder / "rows.parquet", columns)
+    rows = pl.from_arrow(lake.table("other.log").to_arrow())  # in a file items are texts
+    texts = pl.col("history_item_id").cast(pl.List(pl.String))
+    rows.with_columns(texts, item_id="item_url").write_parquet(folder / "rows.parquet")
+    report = lake.table("a.copy").append(folder / "rows.parquet", {**columns, "ids": ["history_item_id"]})
     assert any("nothing says so of these rows" in note for note in report.notes)
 
 
