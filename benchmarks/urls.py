@@ -35,8 +35,8 @@ TRACKERS = (
 
 @dataclass(frozen=True)
 class Site:
-    """host: its name.  key, variant: parameters that name a page; variant may be None.  both: a tracker that names the pages
-    of /compare.  urls: a log of it."""
+    """host: its name.  key, variant: parameters that name a page; variant may be None.  both: a tracker that names the
+    pages of /compare.  urls: a log of it."""
 
     host: str
     key: str
