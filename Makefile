@@ -25,6 +25,11 @@ RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '
 	$(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(STRICT),--strict) \
 	$(if $(MAX_REJECTS),--max-rejects '$(MAX_REJECTS)') $(if $(TAKE_OVER),--take-over))
 
+# Where what goes by bucket runs, as in `make run ENGINE=processes:4` (docs/scale.md); the same bits on each.
+ifdef ENGINE
+export REQDEDUP_ENGINE := $(ENGINE)
+endif
+
 # Dagster keeps its run history here; without it every command forgets the one before.
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -43,6 +48,7 @@ help: ## list the targets
 	@echo "                                               (STRICT=1: a rejected row fails the run;"
 	@echo "                                               MAX_REJECTS=0.5: half of them do; NAMESPACE=name: where to;"
 	@echo "                                               TAKE_OVER=1: from a run that died on another machine)"
+	@echo "  make run ENGINE=processes:4                  by so many processes, where it goes by bucket (docs/scale.md)"
 	@echo "  make study MOVIELENS=ml-100k                 with a section on MovieLens 100K, its folder given"
 	@echo "  make ui PORT=3001                            another port"
 	@echo "  export DAGSTER_HOME=$(DAGSTER_HOME); $(BIN)/dg launch --assets '*'"

@@ -17,7 +17,7 @@ def _layout_asset(name: str, tags: dict[str, str], description: str) -> dg.Asset
         report = store.write(
             name,
             raw.schema,
-            raw.batches(),
+            raw,
             num_buckets=run_recipe.get().num_buckets,
             progress=progress_log(context),
             properties=warehouse.made_from(raw_engagements=raw_engagements),

@@ -1,6 +1,6 @@
 """What every asset is given: the recipe of this run, and the catalog with the namespace that belongs to its log."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,6 +20,7 @@ from reqdedup.logs import LogReader
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage import FeatureReport, WriteReport, replace_feature_table
 from reqdedup.storage.features.values import Compute
+from reqdedup.storage.tasks.write import Rows
 from warehouse.catalogs import DATA_DIR
 
 LOG_EVERY_S = 2.0
@@ -107,7 +108,7 @@ class Warehouse(dg.ConfigurableResource):
         self,
         name: str,
         schema: EngagementSchema,
-        batches: Iterable[pa.RecordBatch],
+        batches: Rows,
         *,
         num_buckets: int,
         progress: Callable[[object], None],

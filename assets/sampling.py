@@ -34,7 +34,7 @@ def training_sample(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     report = store.write(
         "training_sample",
         sample.schema,
-        storage.InOrder(sample.batches()),
+        sample,
         num_buckets=recipe.num_buckets,
         progress=progress_log(context),
         properties=warehouse.made_from(engagements_by_request=main, request_features=features),

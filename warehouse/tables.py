@@ -6,7 +6,7 @@ A namespace holds one log (`warehouse.namespaces`), so that trying a new log nev
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -17,6 +17,7 @@ from pyiceberg.table import Table
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Layout, WriteProgress, WriteReport, replace_table
 from reqdedup.storage.iceberg.names import make_namespace
+from reqdedup.storage.tasks.write import Rows
 
 ENGAGEMENT_TABLES = {
     "raw_engagements": Layout.ARRIVAL,
@@ -45,7 +46,7 @@ def replace_engagement_table(
     namespace: str,
     name: str,
     schema: EngagementSchema,
-    batches: Iterable[pa.RecordBatch],
+    batches: Rows,
     *,
     num_buckets: int,
     progress: Callable[[WriteProgress], None] | None = None,

@@ -61,7 +61,7 @@ class Inline:
             yield number, work.run(task)
 
 
-def engine_for(engine: str | Engine | None, work: Work, *, num_tasks: int, num_bytes: int = 0) -> Engine:
+def engine_for(engine: str | Engine | None, work: Work | None, *, num_tasks: int, num_bytes: int = 0) -> Engine:
     """The engine that is meant, for this work.
 
     engine: its name, one that was made, or None: what REQDEDUP_ENGINE names, else all cores for a large job and this

@@ -54,10 +54,10 @@ from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.storage.sampling.sample import UserSample, sample_users
 from reqdedup.storage.sampling.strata import Activity
-from reqdedup.storage.tasks.shuffle import write
+from reqdedup.storage.tasks.replace import replace_table
+from reqdedup.storage.tasks.write import write
 from reqdedup.storage.write.in_order import InOrder
 from reqdedup.storage.write.rejects import write_rejects
-from reqdedup.storage.write.replace import replace_table
 from reqdedup.storage.write.writer import WriteProgress, WriteReport
 
 _MOVED = dict.fromkeys(("ColumnMapping", "ConvertProgress", "ConvertReport", "convert_table"), "reqdedup.convert")

@@ -16,6 +16,7 @@ from reqdedup.cli.options import (
     Checked,
     OneOf,
     Options,
+    engine_option,
     layout_option,
     option,
     subcommand,
@@ -72,6 +73,7 @@ PER_STRATUM = "for all strata, or STRATUM=NUMBER ('*' for all others); repeat it
 @option("--replace", is_flag=True, help="a table of that name is replaced")
 @layout_option("of that table (default: by_request)")
 @option("--buckets", type=BUCKETS, metavar="N", help="of that table (default: as the table's)")
+@engine_option()
 def sample(arguments: Options) -> int:
     """Draw the sample, write it where that is asked for, and print its report."""
     from reqdedup.storage import Activity, sample_users
@@ -135,9 +137,10 @@ def _write(catalog: Catalog, sample: UserSample, arguments: Options) -> WriteRep
             arguments.to,
             sample.schema,
             Layout(arguments.layout),
-            sample.batches(),
+            sample,
             num_buckets=buckets,
             progress=progress,
+            engine=arguments.engine,
         )
 
 

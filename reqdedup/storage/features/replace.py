@@ -24,7 +24,7 @@ from reqdedup.storage.read.feature_table import (
     feature_form,
     own_properties,
 )
-from reqdedup.storage.write.replace import gone_if_failed
+from reqdedup.storage.tasks.replace import gone_if_failed
 
 
 def replace_feature_table(

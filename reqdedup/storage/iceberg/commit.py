@@ -84,6 +84,11 @@ class StagedFiles:
         self.num_requests = 0
 
     @property
+    def updates(self) -> tuple[TableUpdate, ...]:
+        """Of the table, which the commit makes."""
+        return self._updates
+
+    @property
     def data_files(self) -> list[DataFile]:
         """The finished files."""
         return [data_file for data_file, _ in self._done]

@@ -37,7 +37,7 @@ from reqdedup.storage.read.buckets import SortedSource, SortedTable, check_sorte
 from reqdedup.storage.read.feature_positions import feature_side
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import TableSource
-from reqdedup.storage.tasks.writing import write_buckets
+from reqdedup.storage.tasks.write import write
 from reqdedup.storage.write.writer import WriteReport
 
 MAX_AHEAD_BYTES = 32 * 2**20
@@ -135,13 +135,15 @@ class BucketJoin(Readable):
     def write_to(self, table: Table, **options: Any) -> WriteReport:
         """Write the joined rows into a bucketed table of this schema, bucket by bucket, in one commit.
 
-        options: mode, progress, spill_dir, properties and engine of `write_buckets`.
+        options: mode, progress, spill_dir, properties and engine of `storage.write`.
         """
-        report, notes = write_buckets(table, self, **options)
+        return write(table, self, **options)
+
+    def was_written(self, notes: list[Any]) -> None:
+        """See `BucketSource`."""
         self._counts = JoinCounts()
         for counts in notes:
             self._counts.add(counts)
-        return report
 
     def in_order(self, num_units: int) -> bool:
         return True

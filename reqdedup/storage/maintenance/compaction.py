@@ -41,8 +41,8 @@ from reqdedup.storage.maintenance.live import LiveFile, by_partition, is_compact
 from reqdedup.storage.maintenance.user_rows import rewrite_schema
 from reqdedup.storage.read.feature_table import is_feature_table
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.tasks import GroupCommits, Landed, Part, groups_of, is_decided, lead_of
-from reqdedup.storage.write.writer import set_properties, write_in_order, write_rows
+from reqdedup.storage.tasks import GroupCommits, Landed, Part, groups_of, is_decided
+from reqdedup.storage.write.writer import lead_of, set_properties, write_in_order, write_rows
 
 ATTEMPTS = 5
 """Of buckets whose files another writer replaced while they were rewritten."""

@@ -62,9 +62,10 @@ from reqdedup.storage.maintenance.user_rows import (
 )
 from reqdedup.storage.read.feature_table import MAIN_TABLE_PROPERTY, is_by_position, is_feature_table
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.tasks import GroupCommits, Landed, Part, groups_of, is_decided, lead_of
+from reqdedup.storage.tasks import GroupCommits, Landed, Part, groups_of, is_decided
 from reqdedup.storage.write.form import in_form
 from reqdedup.storage.write.rejects import is_rejects_table
+from reqdedup.storage.write.writer import lead_of
 
 ATTEMPTS = 10
 """Of one table whose files another writer replaced, or added the user to, while they were rewritten."""

@@ -28,7 +28,7 @@ from reqdedup.storage.read.table_source import TableSource
 from reqdedup.storage.sampling.report import sampling_report
 from reqdedup.storage.sampling.strata import Activity, Division, Strata, divide, per_stratum, strata_columns
 from reqdedup.storage.sampling.tally import UserTally, count_requests, reduce_runs, tally_users
-from reqdedup.storage.tasks.writing import write_buckets
+from reqdedup.storage.tasks.write import write
 from reqdedup.storage.write.writer import WriteReport
 
 KEEP_BY_HASH, KEEP_LATEST = "hash", "latest"
@@ -77,10 +77,12 @@ class UserSample(Readable):
     def write_to(self, table: Table, **options: Any) -> WriteReport:
         """Write the sample into a bucketed table of this schema, bucket by bucket, in one commit.
 
-        options: mode, progress, spill_dir, properties and engine of `write_buckets`. Raises ValueError for a source
-        without buckets.
+        options: mode, progress, spill_dir, properties and engine of `storage.write`.
         """
-        return write_buckets(table, self, **options)[0]
+        return write(table, self, **options)
+
+    def was_written(self, notes: list[Any]) -> None:
+        """See `BucketSource`."""
 
     def in_order(self, num_units: int) -> bool:
         return self.requests_whole and num_units == self.num_buckets

@@ -8,7 +8,7 @@ of a write encode a column alike (`alike`), so that a bucket's bytes do not depe
 the write id, so that an abort deletes what it left (`leftovers`). docs/decisions/0081.
 """
 
-from reqdedup.storage.tasks.alike import adopt_all, is_decided, lead_of, run_alike
+from reqdedup.storage.tasks.alike import adopt_all, is_decided, run_alike
 from reqdedup.storage.tasks.groups import GroupCommits, Landed, Part, groups_of
 from reqdedup.storage.tasks.leftovers import remove_left
 
@@ -19,7 +19,6 @@ __all__ = [
     "adopt_all",
     "groups_of",
     "is_decided",
-    "lead_of",
     "remove_left",
     "run_alike",
 ]

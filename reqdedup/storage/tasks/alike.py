@@ -20,7 +20,7 @@ from reqdedup.distributed import Engine
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.datafile import FileSettings
-from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, ENOUGH_ROWS, to_json
+from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, to_json
 from reqdedup.storage.iceberg.form import preview
 from reqdedup.storage.iceberg.layout import table_layout
 from reqdedup.storage.iceberg.written import Written
@@ -31,12 +31,6 @@ def is_decided(table: Table, schema: EngagementSchema, updates: tuple[TableUpdat
     """Whether the table, after these updates, knows how each column is encoded."""
     target = preview(table, updates)
     return FileSettings(table_layout(target), schema, target.properties).is_decided
-
-
-def lead_of(num_rows: Sequence[int]) -> int:
-    """Number of the task that chooses: the first with enough rows to choose by, else the one with most."""
-    enough = (number for number, rows in enumerate(num_rows) if rows >= ENOUGH_ROWS)
-    return next(enough, max(range(len(num_rows)), key=num_rows.__getitem__))
 
 
 def run_alike(

@@ -11,32 +11,30 @@ checksum of all maps equal those read back from all files. docs/decisions/0082.
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pyiceberg.table import Table
 from pyiceberg.table.update import TableUpdate
 
 from reqdedup.dedup.checksum import ContentChecksum, RunningChecksum, content_checksum
-from reqdedup.distributed import Engine, Inline, engine_for
-from reqdedup.storage.iceberg.changes import check_spec
+from reqdedup.distributed import Engine
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import IntegrityError
-from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
+from reqdedup.storage.iceberg.form import preview
+from reqdedup.storage.iceberg.layout import table_layout, table_schema
 from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.written import Written
 from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.tasks.alike import adopt_all, is_decided, lead_of
+from reqdedup.storage.tasks.alike import adopt_all, is_decided
 from reqdedup.storage.tasks.leftovers import remove_left
 from reqdedup.storage.write import writer
 from reqdedup.storage.write.exchange import Exchanged, Range, exchange_path, read_exchange, write_exchange
-from reqdedup.storage.write.writer import WriteProgress, WriteReport, set_properties
+from reqdedup.storage.write.writer import Counts, Report, lead_of
 
 MAP_ROWS = 2**19
 """Rows of a map task, if its row groups allow: some 100 MB of memory, and a second or two."""
@@ -61,10 +59,11 @@ class MapWork:
 
     table: PortableTable
     source: FileSource
+    updates: tuple[TableUpdate, ...]
     spill_dir: str | Path | None
 
     def run(self, task: MapTask) -> Exchanged:
-        table, running = self.table.table, RunningChecksum()
+        table, running = preview(self.table.table, self.updates), RunningChecksum()
         schema = table_schema(table)
         with writer.open_spill(table, schema, table_layout(table), seed=0, directory=self.spill_dir) as spill:
             for batch in running.through(self.source.stream(task.groups, list(schema.names))):
@@ -98,10 +97,10 @@ class ReduceWork:
 
     def run(self, task: ReduceTask) -> Written:
         """Write the partition and read it back; its note: number of requests, and its users, rising."""
-        table = self.table.table
+        table = preview(self.table.table, self.updates)
         schema, layout = table_schema(table), table_layout(table)
         with (
-            StagedFiles(table, updates=self.updates, write_id=task.write_id) as files,
+            StagedFiles(self.table.table, updates=self.updates, write_id=task.write_id) as files,
             writer.open_spill(table, schema, layout, seed=0, directory=self.spill_dir) as spill,
         ):
             read_exchange(table.io, task.ranges, spill, task.partition)
@@ -143,56 +142,6 @@ class _ReduceTasks(Sequence[ReduceTask]):
         return list(rows.values())
 
 
-def write(
-    table: Table,
-    batches: Iterable[pa.RecordBatch] | FileSource,
-    layout: Layout | None = None,
-    *,
-    mode: Literal["replace", "append"] = "replace",
-    progress: Callable[[WriteProgress], None] | None = None,
-    seed: int = 0,
-    spill_dir: str | Path | None = None,
-    properties: Mapping[str, str] | None = None,
-    engine: str | Engine | None = None,
-) -> WriteReport:
-    """Write deduplicated batches into `table` in one commit; what was written.
-
-    batches: of the table's schema, any size and order; a request may be split over them. Wrapped in `InOrder`, they are
-        not spilled. Or a source with row groups (`TableSource`), which several processes can read.
-    layout: the table's own if None; must be it if given (`replace_table` changes it).
-    mode: "replace", the table then holds exactly these rows, or "append".
-    progress: called while it runs.  seed: of the SHUFFLED order.  spill_dir: for the temporary files.
-    properties: of the table, set in the same commit: what its rows were made from.
-    engine: where a source with row groups is read and written: "inline", "processes:N"; see `reqdedup.distributed`. A
-        stream of batches, and the SHUFFLED layout, are written by this process alone.
-    Raises ValueError for wrong batches and options, ConflictError if another writer was faster; the table then is as it
-    was.
-    """
-    table.refresh()
-    split = isinstance(batches, FileSource) and table_layout(table) is not Layout.SHUFFLED
-    if not split and engine is not None and not (chosen := _named(engine)).is_here:
-        raise ValueError(
-            f"{'.'.join(table.name())}: a source with row groups (TableSource) and a layout with partitions required "
-            f"by engine {chosen.name}, found {type(batches).__name__} and {table_layout(table).name}; leave the engine "
-            "out"
-        )
-    options: dict[str, Any] = {"mode": mode, "progress": progress, "spill_dir": spill_dir, "properties": properties}
-    if isinstance(batches, FileSource):
-        source = batches
-        if split:
-            tasks = map_tasks(source, "")
-            num_bytes = getattr(source, "num_bytes", 0)
-            chosen = engine_for(engine, source, num_tasks=len(tasks), num_bytes=num_bytes)  # type: ignore[arg-type]
-            if not chosen.is_here:
-                return write_shuffled(table, source, layout, engine=chosen, **options)
-        batches = source.batches()
-    return writer.write(table, batches, layout, seed=seed, **options)
-
-
-def _named(engine: str | Engine) -> Engine:
-    return engine_for(engine, Inline(), num_tasks=1)  # type: ignore[arg-type]
-
-
 def map_tasks(source: FileSource, write_id: str) -> list[MapTask]:
     """Neighbouring row groups together, MAP_ROWS or one of them each."""
     runs: list[list[RowGroup]] = []
@@ -206,71 +155,52 @@ def map_tasks(source: FileSource, write_id: str) -> list[MapTask]:
     return [MapTask(number=number, groups=tuple(groups), write_id=write_id) for number, groups in enumerate(runs)]
 
 
-def write_shuffled(
-    table: Table,
+def commit_shuffled(
+    files: StagedFiles,
     source: FileSource,
-    layout: Layout | None,
     *,
-    mode: str,
-    progress: Callable[[WriteProgress], None] | None,
+    replace: bool,
+    report: Report,
     spill_dir: str | Path | None,
-    properties: Mapping[str, str] | None,
     engine: Engine,
-) -> WriteReport:
-    """`write` by maps and reduces; its parameters and errors."""
-    started = time.monotonic()
-    writer.check_options(table, layout, mode)
-    check_spec(table)
-    updates, schema = set_properties(properties), table_schema(table)
+) -> tuple[Counts, int, int]:
+    """Write a source by maps and reduces as files of `files`, which it then commits.
 
-    def report(phase: str, rows_done: int, rows_total: int | None) -> None:
-        if progress is not None:
-            progress(WriteProgress(phase, rows_done, rows_total, time.monotonic() - started))
-
+    What was written, bytes exchanged, and the snapshot. replace, spill_dir, engine: as of `write`.
+    """
+    table, schema = files.table, table_schema(files.target)
     maps: dict[int, Exchanged] = {}
-    with StagedFiles(table, updates=updates) as files:
-        try:
-            mapping, num_rows = MapWork(table=PortableTable(table), source=source, spill_dir=spill_dir), 0
-            with (
-                _nothing_left(table, files.write_id),
-                contextlib.closing(engine.run(mapping, map_tasks(source, files.write_id))) as answers,
-            ):
-                for number, exchanged in answers:
-                    maps[number] = exchanged
-                    num_rows += exchanged.checksum.rows
-                    report("spill", num_rows, None)
-            tasks = _ReduceTasks([maps[number] for number in sorted(maps)], files.write_id)
-            reducing = ReduceWork(
-                table=PortableTable(table), updates=updates, spill_dir=spill_dir, renew=mode == "replace"
-            )
-            decided = not len(tasks) or (mode == "append" and is_decided(table, schema, updates))
-            written = adopt_all(
-                files,
-                reducing,
-                tasks,
-                engine,
-                lead=None if decided else lead_of(tasks.num_rows()),
-                progress=lambda done: report("write", sum(one.record_count for one in files.data_files), num_rows),
-            )
-            _check(table, [one.checksum for one in maps.values()], [one.checksum for one in written])
-            report("commit", num_rows, num_rows)
-            snapshot_id = files.commit(replace=mode == "replace")
-        finally:
-            for exchanged in maps.values():
-                with contextlib.suppress(Exception):  # the sweep of orphans removes what stays
-                    table.io.delete(exchanged.path)
-        data_files = files.data_files
-    return WriteReport(
-        rows=num_rows,
-        requests=sum(one.note[0] for one in written),
-        users=_num_users([one.note[1] for one in written]),
-        files=len(data_files),
-        row_groups=sum(len(file.split_offsets or []) for file in data_files),
-        bytes=sum(file.file_size_in_bytes for file in data_files),
-        spill_bytes=sum(exchanged.num_bytes for exchanged in maps.values()),
-        seconds=time.monotonic() - started,
-        snapshot_id=snapshot_id,
-    )
+    try:
+        mapping = MapWork(table=PortableTable(table), source=source, updates=files.updates, spill_dir=spill_dir)
+        num_rows = 0
+        with (
+            _nothing_left(table, files.write_id),
+            contextlib.closing(engine.run(mapping, map_tasks(source, files.write_id))) as answers,
+        ):
+            for number, exchanged in answers:
+                maps[number] = exchanged
+                num_rows += exchanged.checksum.rows
+                report("spill", num_rows, None)
+        tasks = _ReduceTasks([maps[number] for number in sorted(maps)], files.write_id)
+        work = ReduceWork(table=PortableTable(table), updates=files.updates, spill_dir=spill_dir, renew=replace)
+        decided = not len(tasks) or (not replace and is_decided(table, schema, files.updates))
+        written = adopt_all(
+            files,
+            work,
+            tasks,
+            engine,
+            lead=None if decided else lead_of(tasks.num_rows()),
+            progress=lambda done: report("write", sum(one.record_count for one in files.data_files), num_rows),
+        )
+        _check(table, [one.checksum for one in maps.values()], [one.checksum for one in written])
+        report("commit", num_rows, num_rows)
+        snapshot_id = files.commit(replace=replace)
+    finally:
+        for exchanged in maps.values():
+            with contextlib.suppress(Exception):  # the sweep of orphans removes what stays
+                table.io.delete(exchanged.path)
+    counts = Counts(num_rows, sum(one.note[0] for one in written), _num_users([one.note[1] for one in written]))
+    return counts, sum(exchanged.num_bytes for exchanged in maps.values()), snapshot_id
 
 
 def _num_users(found: Sequence[int | np.ndarray]) -> int:

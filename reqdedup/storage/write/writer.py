@@ -9,11 +9,10 @@ deleted and the table is as it was.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup import encoding
 from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import REQUEST_TS, EngagementSchema
-from reqdedup.storage.iceberg.changes import check_one_spec, check_spec
+from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.datafile import DAY_MICROSECONDS
 from reqdedup.storage.iceberg.encodings import ENOUGH_ROWS
@@ -99,27 +98,6 @@ class Counts:
         return Counts(self.rows + other.rows, self.requests + other.requests, self.users + other.users)
 
 
-def write(
-    table: Table,
-    batches: Iterable[pa.RecordBatch],
-    layout: Layout | None = None,
-    *,
-    mode: Literal["replace", "append"] = "replace",
-    progress: Callable[[WriteProgress], None] | None = None,
-    seed: int = 0,
-    spill_dir: str | Path | None = None,
-    properties: Mapping[str, str] | None = None,
-) -> WriteReport:
-    """Write deduplicated batches into `table` in one commit, by this process alone; what was written.
-
-    Parameters and errors are those of `storage.write`.
-    """
-    table.refresh()
-    check_options(table, layout, mode)
-    with StagedFiles(table, updates=set_properties(properties)) as files:
-        return commit_rows(files, batches, replace=mode == "replace", progress=progress, seed=seed, spill_dir=spill_dir)
-
-
 def check_options(table: Table, layout: Layout | None, mode: str) -> None:
     """Raise ValueError for a layout that is not the table's, another mode, and an append beside another spec."""
     own_layout = table_layout(table)
@@ -134,9 +112,19 @@ def check_options(table: Table, layout: Layout | None, mode: str) -> None:
         check_one_spec(table, "an append")
 
 
+def lead_of(num_rows: Sequence[int]) -> int:
+    """Number of the partition by which encodings are chosen: the first with enough rows, else the one with most."""
+    enough = (number for number, rows in enumerate(num_rows) if rows >= ENOUGH_ROWS)
+    return next(enough, max(range(len(num_rows)), key=num_rows.__getitem__))
+
+
 def set_properties(properties: Mapping[str, str] | None) -> tuple[TableUpdate, ...]:
     """The update that sets these properties of a table."""
     return (SetPropertiesUpdate(updates=dict(properties)),) if properties else ()
+
+
+Report = Callable[[str, int, int | None], None]
+"""Takes phase, rows done and rows in total; see `WriteProgress`."""
 
 
 def commit_rows(
@@ -144,25 +132,21 @@ def commit_rows(
     batches: Iterable[pa.RecordBatch],
     *,
     replace: bool,
-    progress: Callable[[WriteProgress], None] | None = None,
+    report: Report,
     seed: int = 0,
     spill_dir: str | Path | None = None,
-) -> WriteReport:
-    """Write batches as files of `files`, read their keys back and commit them; see `write`."""
+) -> tuple[Counts, int, int | None]:
+    """Write batches by this process alone as files of `files`, read their keys back and commit them.
+
+    What was written, bytes of the spill, and the snapshot. Parameters and errors are those of `storage.write`.
+    """
     if isinstance(batches, pa.RecordBatch | pa.Table):
         raise ValueError(
             f"batches: an iterable of record batches required, found a {type(batches).__name__}; pass [batch] or "
             "table.to_batches()"
         )
-    table, started = files.target, time.monotonic()
-    check_spec(table)
-    schema, layout = table_schema(table), table_layout(table)
-
-    def report(phase: str, rows_done: int, rows_total: int | None) -> None:
-        if progress is not None:
-            progress(WriteProgress(phase, rows_done, rows_total, time.monotonic() - started))
-
-    num_buckets = table_buckets(table)
+    table = files.target
+    schema, layout, num_buckets = table_schema(table), table_layout(table), table_buckets(table)
     if isinstance(batches, InOrder) and layout.is_bucketed and num_buckets is not None:
         counts, spill_bytes = Counts(), 0
         for counts in write_in_order(files, batches.by_bucket(num_buckets), schema, renew=replace):
@@ -180,19 +164,7 @@ def commit_rows(
     report("verify", 0, counts.rows)
     files.verify(num_rows=counts.rows, num_requests=counts.requests if layout.is_bucketed else None)
     report("commit", counts.rows, counts.rows)
-    snapshot_id = files.commit(replace=replace)
-    data_files = files.data_files
-    return WriteReport(
-        rows=counts.rows,
-        requests=counts.requests,
-        users=counts.users,
-        files=len(data_files),
-        row_groups=sum(len(file.split_offsets or []) for file in data_files),
-        bytes=sum(file.file_size_in_bytes for file in data_files),
-        spill_bytes=spill_bytes,
-        seconds=time.monotonic() - started,
-        snapshot_id=snapshot_id,
-    )
+    return counts, spill_bytes, files.commit(replace=replace)
 
 
 def write_rows(
@@ -247,7 +219,10 @@ def write_in_order(
                 last_user = int(user[-1])
                 yield bucket, in_form(batch, layout, schema)
 
-    for _ in _write_groups(files, groups(), renew=renew):
+    of_buckets = groups()
+    first = _first_rows(of_buckets)
+    _decide(files, first, renew=renew)
+    for _ in _write_groups(files, chain(first, of_buckets)):
         yield done
 
 
@@ -302,8 +277,11 @@ def write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int, 
         if pieces:
             yield rows_done + files.write(None, pa.concat_tables(pieces), target_bytes=0)
         return
-    read_bytes = 0
-    for num_rows, num_bytes in _write_groups(files, _row_groups(spill, layout, settings), renew=renew):
+    partitions, read_bytes = spill.partitions(), 0
+    if partitions and (renew or not files.settings.is_decided):
+        lead = partitions[lead_of([spill.num_rows_of(partition) for partition in partitions])]
+        _decide(files, _first_rows(_row_groups(spill, layout, settings, [lead])), renew=renew)
+    for num_rows, num_bytes in _write_groups(files, _row_groups(spill, layout, settings, partitions)):
         rows_done += num_rows
         yield rows_done
         read_bytes += num_bytes
@@ -313,14 +291,12 @@ def write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int, 
     spill.release()
 
 
-def _write_groups(
-    files: StagedFiles, groups: Iterator[tuple[int, pa.Table]], *, renew: bool
-) -> Iterator[tuple[int, int]]:
+def _write_groups(files: StagedFiles, groups: Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, int]]:
     """Write row groups of one partition after the other; yields the rows and bytes of each when it is written."""
     is_one_a_file = table_layout(files.target) is Layout.SORTED  # as pyiceberg; our own layouts fill files
     target_bytes = 0 if is_one_a_file else files.settings.settings.file_bytes
     now = None
-    for partition, rows in _decided(files, groups, renew=renew):
+    for partition, rows in groups:
         if partition != now:
             files.close_file()
             now = partition
@@ -328,26 +304,32 @@ def _write_groups(
     files.close_file()
 
 
-def _decided(
-    files: StagedFiles, groups: Iterator[tuple[int, pa.Table]], *, renew: bool
-) -> Iterator[tuple[int, pa.Table]]:
-    """The same row groups, once the columns' encodings are chosen: by the first that is long enough, else by all."""
+def _decide(files: StagedFiles, first: list[tuple[int, pa.Table]], *, renew: bool) -> None:
+    if first:
+        last = first[-1][1]
+        rows = last if len(last) >= ENOUGH_ROWS else pa.concat_tables([rows for _, rows in first])
+        files.settings.decide(rows, renew=renew)
+
+
+def _first_rows(groups: Iterator[tuple[int, pa.Table]]) -> list[tuple[int, pa.Table]]:
+    """Row groups to choose encodings by: the last of them alone if it is long enough, else all.
+
+    They are read off `groups`.
+    """
     first: list[tuple[int, pa.Table]] = []
     for group in groups:
         first.append(group)
         if len(group[1]) >= ENOUGH_ROWS:
             break
-    if first:
-        enough = len(first[-1][1]) >= ENOUGH_ROWS
-        files.settings.decide(first[-1][1] if enough else pa.concat_tables([rows for _, rows in first]), renew=renew)
-    yield from first
-    yield from groups
+    return first
 
 
-def _row_groups(spill: Spill, layout: Layout, settings: WriteSettings) -> Iterator[tuple[int, pa.Table]]:
-    """Every partition's rows in the order and form of the layout, one row group at a time."""
+def _row_groups(
+    spill: Spill, layout: Layout, settings: WriteSettings, partitions: Sequence[int]
+) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of these partitions in the order and form of the layout, one row group at a time."""
     in_order = in_arrival_order if layout is Layout.ARRIVAL else in_request_order
-    for partition in spill.partitions():
+    for partition in partitions:
         for batch in in_order(spill, partition, max_rows=settings.row_group_rows, **_limits(layout, settings)):
             yield partition, in_form(batch, layout, spill.schema)
 

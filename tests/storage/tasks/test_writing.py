@@ -14,6 +14,7 @@ from reqdedup.storage import (
     bucket_join,
     create_feature_table,
     create_table,
+    replace_table,
     sample_users,
     write,
 )
@@ -59,11 +60,27 @@ def test_buckets_that_divide_each_other_are_enough(catalog, joined, num_buckets)
     joined.write_to(table, engine=Faulty(4))
     assert rows_of(TableSource(table.refresh()).batches()) == rows_of(joined.batches())
     other = create_table(catalog, "lake.b", joined.schema, Layout.BY_REQUEST, num_buckets=3)
-    with pytest.raises(ValueError, match=r"divide each other required, found 3 in the table and 4 in the source"):
-        joined.write_to(other)
-    days = create_table(catalog, "lake.c", joined.schema, Layout.ARRIVAL)
-    with pytest.raises(ValueError, match="a bucketed table and a source in buckets required"):
-        joined.write_to(days)
+    joined.write_to(other)  # by this process alone
+    assert rows_of(TableSource(other.refresh()).batches()) == rows_of(joined.batches())
+    with pytest.raises(ValueError, match=r"bucket count and the table's divide each other.*found a BucketJoin"):
+        joined.write_to(other, engine="processes:2")
+
+
+def test_a_table_is_replaced_in_another_form_by_tasks(catalog, joined):
+    replace_table(catalog, "lake.a", joined.schema, Layout.SORTED, to_batches_of(joined), num_buckets=3)
+    replace_table(
+        catalog, "lake.a", joined.schema, Layout.BY_REQUEST, joined, num_buckets=NUM_BUCKETS, engine=Faulty(7)
+    )
+    table = catalog.load_table("lake.a")
+    assert rows_of(TableSource(table).batches()) == rows_of(joined.batches())
+    replace_table(catalog, "lake.a", joined.schema, Layout.SORTED, TableSource(table), num_buckets=2, engine=Faulty(8))
+    assert rows_of(TableSource(table.refresh()).batches()) == rows_of(joined.batches())
+    assert len(files_of(table)) == 2
+    assert on_disk(table) == needed_by(table)
+
+
+def to_batches_of(joined) -> list:
+    return list(joined.batches())
 
 
 @pytest.mark.parametrize("of_join", [False, True])

@@ -4,15 +4,15 @@ before the old goes."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
 from pyiceberg.table.update import RemovePropertiesUpdate, SetPropertiesUpdate
 
+from reqdedup.distributed import Engine
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.commit import MAY_LAND, StagedFiles
 from reqdedup.storage.iceberg.form import updates_to
@@ -27,7 +27,8 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
 )
 from reqdedup.storage.iceberg.settings import WriteSettings
-from reqdedup.storage.write.writer import WriteProgress, WriteReport, commit_rows, set_properties
+from reqdedup.storage.tasks.write import Rows, commit_source
+from reqdedup.storage.write.writer import WriteProgress, WriteReport, set_properties
 
 
 def replace_table(
@@ -35,7 +36,7 @@ def replace_table(
     identifier: str,
     schema: EngagementSchema,
     layout: Layout,
-    batches: Iterable[pa.RecordBatch],
+    batches: Rows,
     *,
     num_buckets: int = 16,
     location: str | None = None,
@@ -44,6 +45,7 @@ def replace_table(
     seed: int = 0,
     spill_dir: str | Path | None = None,
     properties: Mapping[str, str] | None = None,
+    engine: str | Engine | None = None,
 ) -> WriteReport:
     """Make the table `identifier` hold exactly these rows in this form, whatever form it had; what was written.
 
@@ -53,7 +55,7 @@ def replace_table(
     num_buckets: partitions of the bucketed layouts.  location: of a new table; an existing one stays where it is.
     settings: how the files of a table in a new form are written; else the defaults of its layout,
         or what was chosen for it.
-    progress, seed, spill_dir, properties: as of `write`.
+    batches, progress, seed, spill_dir, properties, engine: as of `write`.
     Raises ValueError for wrong batches and for a table that reqdedup did not make, ConflictError if another writer was
     faster, also in making the table.
     """
@@ -73,7 +75,9 @@ def replace_table(
         gone_if_failed(catalog, made),
         StagedFiles(table, updates=(*updates, *set_properties(properties))) as files,
     ):
-        return commit_rows(files, batches, replace=True, progress=progress, seed=seed, spill_dir=spill_dir)
+        return commit_source(
+            files, batches, replace=True, progress=progress, seed=seed, spill_dir=spill_dir, engine=engine
+        )
 
 
 @contextlib.contextmanager
