@@ -97,7 +97,7 @@ def test_a_join_is_written_in_order_as_it_is_written_otherwise(catalog: Catalog)
     catalog.create_namespace("n")
     main = create_table(catalog, "n.main", SCHEMA, Layout.BY_REQUEST, num_buckets=4)
     for seed in (1, 2):
-        write(main, to_batches(make_log(num_users=15, seed=seed)), mode="append")
+        write(main, to_batches(make_log(num_users=15, seed=seed, mean_fan_out=150)), mode="append")
     side = create_feature_table(catalog, "n.side", main, [COUNT])
     add_request_feature(main, side, lambda requests: list(range(requests.num_rows)))
     joined = bucket_join(main, side)
