@@ -26,7 +26,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
-from benchmarks.interleaved import line
+from benchmarks.own_process import shown
 from benchmarks.record import write_results
 from benchmarks.tables import local_catalog
 from reqdedup.dedup.checksum import ContentChecksum
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = []
         for row in run(Path(temporary), quick=arguments.quick):
             rows.append(row)
-            print(line(row), flush=True)
+            print(shown(row), flush=True)
     if not arguments.quick:
         print(write_results("storage_commits", rows))
     return 0

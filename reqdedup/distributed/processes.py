@@ -1,8 +1,8 @@
 """N processes of this machine, started as `python -m reqdedup.distributed.worker`, and spoken to over socket pairs.
 
 Not by multiprocessing: it imports the caller's main module anew, which a notebook does not have and a script without a
-main guard does not survive. A worker lives as long as one run, begins a task when it has answered the one before, and
-ends by itself when this process does.
+main guard does not survive. A worker begins a task when it has answered the one before, waits for the next run of its
+engine, since its imports take longer than many a task, and ends by itself when this process does.
 """
 
 from __future__ import annotations
@@ -28,23 +28,34 @@ WORKER = "reqdedup.distributed.worker"
 
 
 class Processes:
-    """Tasks in up to `workers` processes of this machine. deadline_s, attempts: see `attempts`."""
+    """Tasks in up to `workers` processes of this machine, which end with this object. deadline_s, attempts: see
+    `attempts`."""
 
     is_here = False
 
     def __init__(self, workers: int, *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
         self.name, self.retries = f"processes:{workers}", 0
         self._workers, self._deadline_s, self._attempts = workers, deadline_s, attempts
+        self._idle: list[_Worker] = []
 
     def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
-        pool = _Pool(min(self._workers, len(tasks)), pickled(work, self.name), tasks)
+        pool = _Pool(min(self._workers, len(tasks)), pickled(work, self.name), tasks, self._idle)
         try:
             names = [task.name for task in tasks]
             yield from run_attempts(
                 pool, names, deadline_s=self._deadline_s, attempts=self._attempts, on_retry=self._count
             )
         finally:
-            pool.close()
+            pool.end_busy()
+
+    def close(self) -> None:
+        """End the processes that wait for another run."""
+        while self._idle:
+            self._idle.pop().end()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
 
     def _count(self) -> None:
         self.retries += 1
@@ -66,7 +77,7 @@ def pickled(work: Work, engine: str) -> bytes:
 class _Worker:
     """One process, and the socket to it. attempt: that it is at, None if it waits for one."""
 
-    def __init__(self, work: bytes) -> None:
+    def __init__(self) -> None:
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
@@ -78,15 +89,15 @@ class _Worker:
                 start_new_session=True,  # Ctrl-C is the driver's, who ends its workers
             )
         self.attempt: int | None = None
-        self._work: bytes | None = work
+        self._work = b""
 
-    def begin(self, attempt: int, task: Task) -> None:
+    def begin(self, attempt: int, work: bytes, task: Task) -> None:
         self.attempt = attempt
         with suppress(OSError):  # it is gone: `answer` will say so
-            if self._work is not None:
-                self.connection.send_bytes(self._work)
-                self._work = None
-            self.connection.send_bytes(pickle.dumps((attempt, pickle.dumps(task))))
+            if self._work is not work:
+                self.connection.send_bytes(b"work" + work)
+                self._work = work
+            self.connection.send_bytes(b"task" + pickle.dumps((attempt, pickle.dumps(task))))
 
     def answer(self) -> Answer | None:
         """What it has to say; None if it is gone."""
@@ -111,11 +122,10 @@ class WorkerTracebackError(Exception):
 
 
 class _Pool:
-    """Workers, begun as they are needed."""
+    """Workers of one run: those that waited for one, and others as they are needed."""
 
-    def __init__(self, most: int, work: bytes, tasks: Sequence[Task]) -> None:
-        self._most, self._work, self._tasks = most, work, tasks
-        self._workers: list[_Worker] = []
+    def __init__(self, most: int, work: bytes, tasks: Sequence[Task], workers: list[_Worker]) -> None:
+        self._most, self._work, self._tasks, self._workers = most, work, tasks, workers
 
     def num_free(self) -> int:
         return self._most - sum(worker.attempt is not None for worker in self._workers)
@@ -123,9 +133,9 @@ class _Pool:
     def begin(self, attempt: int, number: int) -> None:
         idle = next((worker for worker in self._workers if worker.attempt is None), None)
         if idle is None:
-            idle = _Worker(self._work)
+            idle = _Worker()
             self._workers.append(idle)
-        idle.begin(attempt, self._tasks[number])
+        idle.begin(attempt, self._work, self._tasks[number])
 
     def answers(self, timeout_s: float) -> list[Answer]:
         by_connection = {worker.connection: worker for worker in self._workers}
@@ -149,10 +159,10 @@ class _Pool:
             self._workers.remove(worker)
             worker.end()
 
-    def close(self) -> None:
-        for worker in self._workers:
+    def end_busy(self) -> None:
+        for worker in [worker for worker in self._workers if worker.attempt is not None]:
+            self._workers.remove(worker)
             worker.end()
-        self._workers.clear()
 
 
 def _environment() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A worker process: `python -m reqdedup.distributed.worker FD`, with a socket to the process that started it.
 
-First comes the work, then one task after the other; each is answered before the next. When the driver is gone, the
+A message is work, or a task of the work before it, which is answered before the next. When the driver is gone, the
 worker ends at once, in the middle of a task too: nobody would commit what it writes.
 """
 
@@ -20,16 +20,23 @@ def main(arguments: list[str]) -> None:
     connection = Connection(int(arguments[0]))
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, messages), daemon=True).start()
-    payload = messages.get()
-    work: Any = None
+    payload, work = b"", None
     while True:
-        attempt, task = pickle.loads(messages.get())
+        message = messages.get()
+        if message.startswith(b"work"):
+            payload, work = message[4:], None
+            continue
+        attempt, task = pickle.loads(message[4:])
         try:
             work = pickle.loads(payload) if work is None else work
-            answer = pickle.dumps((attempt, work.run(pickle.loads(task)), None, ""))
+            answer = pickle.dumps((attempt, _run(work, task), None, ""))
         except BaseException as error:
             answer = pickle.dumps((attempt, None, _portable(error), traceback.format_exc()))
         connection.send_bytes(answer)
+
+
+def _run(work: Any, task: bytes) -> Any:
+    return work.run(pickle.loads(task))
 
 
 def _receive(connection: Connection, messages: queue.SimpleQueue[bytes]) -> None:

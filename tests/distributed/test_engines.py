@@ -65,10 +65,14 @@ def test_three_attempts_end_the_run(tmp_path, fault, error, words):
 
 @pytest.mark.slow
 def test_closing_a_run_ends_its_processes(tmp_path):
-    run = Processes(2).run(Squares(tmp_path), [Square(0), Square(1, "hang")])
+    engine = Processes(2)
+    run = engine.run(Squares(tmp_path), [Square(0), Square(1, "hang")])
     assert next(run) == (0, 0)
     pids = {int(path.name.split("-")[1]) for path in tmp_path.iterdir()}
     run.close()
+    assert list(engine.run(Squares(tmp_path), [Square(2)])) == [(0, 4)]
+    assert {int(path.name.split("-")[1]) for path in tmp_path.iterdir()} == pids, "one that waited did it"
+    engine.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 

@@ -113,7 +113,7 @@ def commit_buckets(
     report: Report,
     spill_dir: str | Path | None,
     engine: str | Engine | None,
-) -> tuple[Counts, int]:
+) -> tuple[Counts, int | None]:
     """Write a source whose buckets fit the table's (`fits`) as files of `files`, which it then commits.
 
     What was written, and the snapshot. replace, spill_dir, engine: as of `write`.

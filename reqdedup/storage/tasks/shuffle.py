@@ -118,7 +118,7 @@ class ReduceWork:
             )
 
 
-class _ReduceTasks(Sequence[ReduceTask]):
+class ReduceTasks(Sequence[ReduceTask]):
     """A task per partition, made when it is asked for: all ranges at once would be (maps x partitions) objects."""
 
     def __init__(self, maps: Sequence[Exchanged], write_id: str) -> None:
@@ -163,7 +163,7 @@ def commit_shuffled(
     report: Report,
     spill_dir: str | Path | None,
     engine: Engine,
-) -> tuple[Counts, int, int]:
+) -> tuple[Counts, int, int | None]:
     """Write a source by maps and reduces as files of `files`, which it then commits.
 
     What was written, bytes exchanged, and the snapshot. replace, spill_dir, engine: as of `write`.
@@ -181,7 +181,7 @@ def commit_shuffled(
                 maps[number] = exchanged
                 num_rows += exchanged.checksum.rows
                 report("spill", num_rows, None)
-        tasks = _ReduceTasks([maps[number] for number in sorted(maps)], files.write_id)
+        tasks = ReduceTasks([maps[number] for number in sorted(maps)], files.write_id)
         work = ReduceWork(table=PortableTable(table), updates=files.updates, spill_dir=spill_dir, renew=replace)
         decided = not len(tasks) or (not replace and is_decided(table, schema, files.updates))
         written = adopt_all(

@@ -4,7 +4,7 @@
     file of map 1 | bucket 0: requests, rows | ...                                 one range per (map, bucket)
 
 The two tables of a spill, so that a request's values travel once. A file is written as the spill is read, one batch in
-memory; where each partition lies is told to the driver (`Exchanged`), 24 bytes per map and bucket, and no object is
+memory; where each partition lies is told to the driver (`Exchanged`), 20 bytes per map and bucket, and no object is
 made for it. docs/decisions/0082.
 """
 
@@ -87,10 +87,13 @@ def write_exchange(io: FileIO, path: str, spill: Spill, checksum: ContentChecksu
             num_requests.append(len(requests))
             num_rows.append(sum(batch.num_rows for batch in rows))
             spill.release()
-    arrays = (np.array(values, np.int64) for values in (partitions, ends, num_requests, num_rows))
-    own, ends_of, requests_of, rows_of = arrays
     return Exchanged(
-        path=path, partitions=own, ends=ends_of, num_requests=requests_of, num_rows=rows_of, checksum=checksum
+        path=path,
+        partitions=np.array(partitions, np.int32),
+        ends=np.array(ends, np.int64),
+        num_requests=np.array(num_requests, np.int32),
+        num_rows=np.array(num_rows, np.int32),
+        checksum=checksum,
     )
 
 
