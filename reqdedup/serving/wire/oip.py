@@ -25,8 +25,8 @@ from reqdedup.serving.names import HEADER_LENGTH
 from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire.answers import encode, ranked_head
 from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
-from reqdedup.serving.wire.values import array
-from reqdedup.values import shown, type_of
+from reqdedup.serving.wire.values import array, integer
+from reqdedup.values import INT64, shown, type_of
 
 _DTYPES = {"BOOL": "bool", "INT32": "int32", "INT64": "int64", "FP32": "float32", "FP64": "float64"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {"timestamp": "INT64"}
@@ -52,10 +52,10 @@ def rank_request_of(
     if "deadline_ms" in options:
         values["deadline_ms"] = options["deadline_ms"]
     events = {of_history[name]: tensor for name, tensor in tensors.items() if name in of_history}
-    end, version = _one(tensors, HISTORY_END), _one(tensors, TIMELINE_VERSION)
+    end, version = _count(tensors, HISTORY_END), _count(tensors, TIMELINE_VERSION)
     if events:
         length = max(len(tensor) for tensor in events.values())
-        values["history"] = {"columns": events} | ({} if end is None else {"end": end, "start": int(end) - length})
+        values["history"] = {"columns": events} | ({} if end is None else {"end": end, "start": end - length})
         values["history"] |= {} if version is None else {"version": version}
     else:
         values["at"], values["version"] = end, version
@@ -159,6 +159,11 @@ def _one(tensors: Mapping[str, Any], name: str) -> Any:
     if len(values) != 1:
         raise RequestError(name, "one value", f"{len(values)}")
     return values[0]
+
+
+def _count(tensors: Mapping[str, Any], name: str) -> int | None:
+    value = _one(tensors, name)
+    return None if value is None else integer(value, name, 0, INT64[1])
 
 
 def ranked_body(ranked: Ranked, model: str, request_id: str | None, *, binary: bool) -> tuple[bytes, int | None]:

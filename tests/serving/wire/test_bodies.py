@@ -318,6 +318,12 @@ def test_open_inference_tensors_that_do_not_fit_are_refused():
     ):
         with pytest.raises(RequestError):
             oip.rank_request_of(orjson.dumps({"inputs": [tensor]}), None, INPUTS, LIMITS)
+    history = {"name": "history_item_id", "datatype": "INT64", "shape": [1], "data": [1]}
+    for name in ("history_end", "timeline_version"):
+        for datatype, data in (("BYTES", ["x"]), ("FP64", [1e300]), ("BOOL", [True]), ("INT64", [-1])):
+            tensor = {"name": name, "datatype": datatype, "shape": [1], "data": data}
+            with pytest.raises(RequestError, match=f"{name}: a whole number"):
+                oip.rank_request_of(orjson.dumps({"inputs": [history, tensor]}), None, INPUTS, LIMITS)
 
 
 def test_the_open_inference_answer_carries_the_bits_in_binary():
