@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,8 +45,27 @@ def test_a_shadow_that_is_promoted_brings_no_other_model_back():
             models.promote_shadow()
         assert [one.fingerprint for one in models.current.parts.values()] == ["ranking-1", "retrieval-2"]
         models.start_shadow("ranking-2")
+        models.stop_shadow()
+        with pytest.raises(ValueError, match="a model in the shadow required, found none"):
+            models.promote_shadow()
+        models.start_shadow("ranking-2")
         models.promote_shadow()
         assert [one.fingerprint for one in models.current.parts.values()] == ["ranking-2", "retrieval-2"]
+
+
+def test_what_a_shadow_began_beside_is_let_go_of_with_the_shadow():
+    first = put("ranking-1", Served(parts={}))
+    gone = weakref.ref(first)
+    with Scheduler() as scheduler:
+        models = Models(put, first, scheduler)
+        del first
+        models.start_shadow("ranking-s")
+        models.load("ranking-2")
+        models.load("ranking-3")
+        models.stop_shadow()
+        scheduler.submit(Work(group="behind", run=list, request=None, rows=0)).result(5)
+        gc.collect()
+        assert gone() is None
 
 
 def test_a_cache_that_was_dropped_is_not_filled_again_by_requests_that_still_run():

@@ -323,7 +323,7 @@ class Application:
             metrics.add("reqdedup_unknown_keys_total", asked.num_unknown)
         deadline = time.monotonic() + asked.deadline_ms / 1000
         waited = LoopAnswer()
-        work = Work(group=id(owner), run=run, request=asked.request, rows=rows, deadline=deadline, answer=waited)
+        work = Work(group=owner, run=run, request=asked.request, rows=rows, deadline=deadline, answer=waited)
         self.service.scheduler.submit(work)
         answer = await waited.future
         context = getattr(answer, "context", None)

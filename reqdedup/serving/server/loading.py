@@ -71,7 +71,7 @@ class Loader:
             raise ValueError(f"{settings.may_load_from}: a folder of bundles to load from required, found none")
         self.store = open_store(settings.store) if settings.store else None
         self.impressions = ImpressionLog(settings.impressions) if settings.impressions else None
-        self._cleaning = threading.Lock()
+        self._changing = threading.Lock()
         self._copies = Copies(Path(settings.copies)) if settings.copies else None
         self.seen: dict[str, list[str] | None] | None = None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
@@ -94,16 +94,16 @@ class Loader:
 
         is_start: nothing changed; another worker may have said something newer.
         """
-        current, previous, shadow = models.folders
-        if self._settings.serving is not None:
-            path = Path(self._settings.serving)
-            made = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-            with suppress(OSError):  # it is there at the start, or the server has ended, and the folder with it
-                made.write_text(json.dumps({"current": current, "previous": previous, "seen": self.seen}))
-                (os.link if is_start else os.replace)(made, path)
-            made.unlink(missing_ok=True)
-        if self._copies is not None:
-            with self._cleaning:
+        with self._changing:  # who reads what serves last also says it last
+            current, previous, shadow = models.folders
+            if self._settings.serving is not None:
+                path = Path(self._settings.serving)
+                made = path.with_name(f".{path.name}.{os.getpid()}")
+                with suppress(OSError):  # it is there at the start, or the server has ended, and the folder with it
+                    made.write_text(json.dumps({"current": current, "previous": previous, "seen": self.seen}))
+                    (os.link if is_start else os.replace)(made, path)
+                made.unlink(missing_ok=True)
+            if self._copies is not None:
                 self._copies.keep_only(map(Path, (*current, *previous, *shadow)))
 
     def first(self, places: Sequence[str] | None = None) -> Served:
@@ -153,7 +153,7 @@ class Loader:
         found = []
         folders = self.folders(place)
         if self._copies is not None:
-            with self._cleaning:
+            with self._changing:
                 self._copies.hold(folders)
         for folder in folders:
             bundle = Bundle.load(folder)

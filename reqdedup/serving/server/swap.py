@@ -134,7 +134,8 @@ class Models:
         return shadow
 
     def stop_shadow(self) -> None:
-        self.shadow = None
+        with self._changing:
+            self.shadow = self._shadow_of = None
         self._changed(self)
 
     def promote_shadow(self) -> Served:
@@ -145,7 +146,7 @@ class Models:
                 raise ValueError("a model in the shadow required, found none")
             if self._shadow_of is not self.current:
                 raise ValueError("the models that the shadow began beside required, found others; start it again")
-            promoted, self.shadow = self.shadow, None
+            promoted, self.shadow, self._shadow_of = self.shadow, None, None
             self._swap(promoted)
         self._changed(self)
         return promoted
