@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from reqdedup.sequences.definition import Enrichment, EventLog, EventType, Seque
 from reqdedup.sequences.intake import append_events
 from reqdedup.sequences.predicate import col
 from reqdedup.sequences.tables import load_raw
+from reqdedup.sequences.timeline import Timeline
 from reqdedup.storage import open_catalog
 
 N, BUCKETS, NUM_REQUESTS = 500, 8, 30_000
@@ -69,6 +70,18 @@ class Lake:
         """In the order of delivery: a folder is a day."""
         tasks = load_raw(self.catalog, "lake").scan().plan_files()
         return sorted(task.file.file_path.removeprefix("file://") for task in tasks)
+
+
+class InMemory(Timeline):
+    """A timeline whose numbers were read."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        super().__init__(timeline.table, timeline.snapshot_id, timeline.state)
+        names = ["arrival_ts", ENGAGED.rank_column, *NUMBERS]
+        self._buckets = [timeline.read(bucket, names) for bucket in range(timeline.num_buckets)]
+
+    def read(self, bucket: int, columns: Sequence[str]) -> pa.Table:
+        return self._buckets[bucket]
 
 
 def wanted() -> pl.Expr:

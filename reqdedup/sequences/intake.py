@@ -7,6 +7,7 @@ falls: `naive.accept` is the definition.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual
 from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.table import Table
 
 from reqdedup.logs.ids import hash_strings
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, ITEM, USER, EventLog
@@ -41,6 +43,8 @@ FILE_ROWS = 1_048_576
 RAW_CHARACTERS = 500
 SOURCES = "reqdedup.event-sources"
 """Snapshot property: names of the sources whose events it brought."""
+KNOWN_SOURCES, MAX_KNOWN_SOURCES = "reqdedup.known-sources", 10_000
+"""Table property: digests of the sources that were appended last, which the expiry of snapshots leaves alone."""
 
 DAY_US = 86_400_000_000
 _UNREADABLE = "{} cannot be read"
@@ -89,12 +93,13 @@ def append_events(
     batches: columns of the log, in any order; one that is missing is null, others are left out. Ids are whole numbers,
     or text, which is hashed. Times are timestamps, ISO text, or microseconds since 1970. Without a column of arrival,
     they arrive now.
-    source: name of the file or stream; a source that was appended before is not appended again.
+    source: name of the file or stream; one that is among the 10,000 that were appended last is not appended again.
     Raises ConflictError if another process appended meanwhile; then nothing was changed.
     """
     table = raw_table(catalog, namespace, log)
     report = IntakeReport()
-    if any(source in _sources(snapshot.summary) for snapshot in table.metadata.snapshots):
+    known, digest = _known_sources(table), _digest(source)
+    if digest in known:
         report.is_known = True
         return report
     now_us = time.time_ns() // 1000 if now_us is None else now_us
@@ -120,7 +125,10 @@ def append_events(
         if not source_row:
             return report
         try:
-            files.commit(properties={RAW_PROPERTY: vars(delivered), SOURCES: [source]})
+            files.commit(
+                properties={RAW_PROPERTY: vars(delivered), SOURCES: [source]},
+                of_table={KNOWN_SOURCES: [*known, digest][-MAX_KNOWN_SOURCES:]},
+            )
         except ConflictError:
             if report.num_rejected:
                 catalog.load_table(f"{namespace}.{REJECTED_TABLE}").delete(
@@ -241,8 +249,15 @@ def _write_rejected(
         table.append(arrow)
 
 
-def _sources(summary: Any) -> list[str]:
-    return json.loads(summary.get(SOURCES) or "[]") if summary is not None else []
+def _known_sources(table: Table) -> list[str]:
+    """Digests of the sources that were appended, oldest first; of older tables those that their snapshots say."""
+    said = [json.loads((one.summary or {}).get(SOURCES) or "[]") for one in table.metadata.snapshots]
+    known = json.loads(table.properties.get(KNOWN_SOURCES) or "[]")
+    return list(dict.fromkeys([*known, *(_digest(name) for names in said for name in names)]))
+
+
+def _digest(source: str) -> str:
+    return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
 
 
 def _last_us(events: pl.DataFrame) -> int:

@@ -20,7 +20,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from reqdedup.arrays.keys import first_disorder
+from reqdedup.arrays.ranges import ranges
 from reqdedup.sequences.columns import conform
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
 from reqdedup.sequences.tables import (
@@ -172,12 +172,19 @@ def branch_of(version: int, current: int) -> str:
 
 
 def order_of(table: pa.Table) -> np.ndarray:
-    """Rows in the order of (user_id, timeline_index), cheap where files follow one another in time."""
+    """Rows in the order of (user_id, timeline_index), cheap where files follow one another in time: then a user's rows
+    of a file are one run, and runs are put in order instead of rows."""
     user_T, index_T = table.column(USER).to_numpy(), table.column(INDEX).to_numpy()
-    order = np.argsort(user_T, kind="stable")
-    if first_disorder([user_T[order], index_T[order]]) < 0:
-        return order
-    return np.lexsort((index_T, user_T))
+    is_start_T = np.ones(len(user_T), bool)
+    is_start_T[1:] = (user_T[1:] != user_T[:-1]) | (index_T[1:] < index_T[:-1])
+    start_N = np.flatnonzero(is_start_T)
+    length_N = np.diff(start_N, append=len(user_T))
+    order_N = np.argsort(user_T[start_N], kind="stable")
+    first_N, last_N = start_N[order_N], start_N[order_N] + length_N[order_N] - 1
+    is_same = user_T[first_N[1:]] == user_T[first_N[:-1]]
+    if (index_T[first_N[1:]] < index_T[last_N[:-1]])[is_same].any():
+        return np.lexsort((index_T, user_T))
+    return ranges(first_N, length_N[order_N])
 
 
 def each_bucket(timeline: Timeline, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -53,6 +53,8 @@ class RowFiles:
         names = self._schema.names
         self._encodings = {name: encoding for name, encoding in encodings.items() if name in names}
         self._dictionaries = [name for name in names if name not in self._encodings]
+        self._statistics = compute_statistics_plan(table.schema(), table.properties)
+        self._ids = parquet_path_to_id_mapping(table.schema())
         self._paths: list[str] = []
         self._keep = False
 
@@ -94,8 +96,8 @@ class RowFiles:
             footer = writer.writer.metadata
         statistics = data_file_statistics_from_parquet_metadata(
             parquet_metadata=footer,
-            stats_columns=compute_statistics_plan(self.table.schema(), self.table.properties),
-            parquet_column_mapping=parquet_path_to_id_mapping(self.table.schema()),
+            stats_columns=self._statistics,
+            parquet_column_mapping=self._ids,
         )
         data_file = DataFile.from_args(
             content=DataFileContent.DATA,
@@ -118,19 +120,24 @@ class RowFiles:
         *,
         removed: Iterable[DataFile] = (),
         properties: Mapping[str, Any],
+        of_table: Mapping[str, Any] | None = None,
         branch: str = MAIN,
     ) -> int:
         """Make the files part of the table in one snapshot, in place of `removed`; its id.
 
         properties: of the snapshot, as JSON; a commit to main makes them the table's in the same step.
+        of_table: of the table alone, for what grows.
         Raises ConflictError if another writer was faster than what `table` shows; then nothing was changed.
         """
-        said = {name: json.dumps(value, separators=(",", ":")) for name, value in properties.items()}
+        said, said_of_table = (
+            {name: json.dumps(value, separators=(",", ":")) for name, value in found.items()}
+            for found in (properties, of_table or {})
+        )
         summary, old = {**said, WRITE_ID: self.write_id}, list(removed)
         try:
             with self.table.transaction() as transaction:
                 if branch == MAIN and said:
-                    stage(transaction, (SetPropertiesUpdate(updates=said),))
+                    stage(transaction, (SetPropertiesUpdate(updates=said | said_of_table),))
                 if old:
                     replace_files(transaction, old, self.files, summary=summary, branch=branch)
                 else:
