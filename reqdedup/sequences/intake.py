@@ -251,7 +251,8 @@ def _write_rejected(
 
 def _known_sources(table: Table) -> list[str]:
     """Digests of the sources that were appended, oldest first; of older tables those that their snapshots say."""
-    said = [json.loads((one.summary or {}).get(SOURCES) or "[]") for one in table.metadata.snapshots]
+    summaries = [one.summary for one in table.metadata.snapshots if one.summary is not None]
+    said = [json.loads(summary.get(SOURCES) or "[]") for summary in summaries]
     known = json.loads(table.properties.get(KNOWN_SOURCES) or "[]")
     return list(dict.fromkeys([*known, *(_digest(name) for names in said for name in names)]))
 
