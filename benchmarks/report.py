@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import claims_of_serving, claims_of_storage, claims_of_training
+from benchmarks import claims_of_sequences, claims_of_serving, claims_of_storage, claims_of_training
 from benchmarks.claim import Claim
 from benchmarks.record import RESULTS
 
@@ -27,7 +27,12 @@ HEAD = (
     "| --- | --- | --- | --- | --- | --- |"
 )
 
-CLAIMS = (*claims_of_storage.CLAIMS, *claims_of_training.CLAIMS, *claims_of_serving.CLAIMS)
+CLAIMS = (
+    *claims_of_storage.CLAIMS,
+    *claims_of_sequences.CLAIMS,
+    *claims_of_training.CLAIMS,
+    *claims_of_serving.CLAIMS,
+)
 
 HEADLINES = (
     "a log like a real one of news",

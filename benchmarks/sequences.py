@@ -81,7 +81,7 @@ def daily(lake: Lake, folder: Path, measured: int, *, size: str = "") -> Iterato
         against = "all sequences from raw events" if name.startswith("raw") else "all sequences from enriched events"
         yield {
             "claim": f"daily update{size} against {against}",
-            "variant": "reqdedup",
+            "variant": "CPU" if name.endswith("cpu") else "bytes",
             "value": float(np.median(found)),
             "unit": unit,
             "target": 20 if name.endswith("cpu") else 25,
