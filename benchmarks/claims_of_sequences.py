@@ -28,16 +28,16 @@ CLAIMS = (
         a=("fetch 500 events x 4 columns", "in process"),
     ),
     sequences(
-        "3 of 9 columns of a sequence: bytes against whole events; CPU of the fetch against unpickling them, and against "
-        "a packed record at a known place",
+        "3 of 9 columns of a sequence: bytes against whole events; CPU of the fetch against unpickling them, and "
+        "against a packed record at a known place",
         "{a[value]:.3g}x fewer; {b[value]:.3g}x, {c[value]:.2g}x less CPU",
         a=(NARROW, "bytes"),
         b=(NARROW, "against pickled rows"),
         c=(NARROW, "against packed events"),
     ),
     sequences(
-        "a further training table as pointers, against item ids and embeddings as blobs; the first saves nothing, since it "
-        "needs the timeline",
+        "a further training table as pointers, against item ids and embeddings as blobs; the first saves nothing, "
+        "since it needs the timeline",
         "{a[value]:.3g}x fewer bytes",
         a=("a further training table as pointers", "reqdedup"),
     ),

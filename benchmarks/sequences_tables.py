@@ -111,7 +111,7 @@ def histories(lake: Lake, rounds: int) -> Iterator[Row]:
 
 def compaction(lake: Lake, folder: Path, rounds: int) -> Iterator[Row]:
     """Reading the timeline, as daily files and after compaction, beside one file a bucket of the same rows: its first
-    month, which is one file a bucket too, and all of its months, whose files are put into one order as they are read."""
+    month, which is one file a bucket too, and all months, whose files are put into one order as they are read."""
 
     def read(timeline: Timeline) -> int:
         return sum(len(timeline.read(bucket, NUMBERS)) for bucket in range(timeline.num_buckets))
