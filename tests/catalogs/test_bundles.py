@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from reqdedup.models import Bundle
-from reqdedup.models.bundle import MANIFEST
-from reqdedup.serving.bundles.places import find_bundles, publish, upload
+from reqdedup.models.bundle import MANIFEST, read_manifest
+from reqdedup.serving.bundles.places import find_bundles, find_manifests, publish, upload
 from tests.catalogs.conftest import new_namespace
 from tests.servers.seaweedfs import BUCKET
 
@@ -53,6 +53,8 @@ def test_the_current_version_of_a_place_in_s3_is_found(seaweedfs, at, tmp_path):
     upload(tmp_path / "place", f"s3://{at}/place", properties=properties)
     (folder,) = find_bundles(f"s3://{at}/place", cache=tmp_path / "cache", properties=properties)
     assert (folder / MANIFEST).read_bytes() == (tmp_path / "place" / version / "ranking" / MANIFEST).read_bytes()
+    for place in (f"s3://{at}/place/", tmp_path / "place", folder):
+        assert find_manifests(place, properties=properties) == [read_manifest(folder)]
 
 
 def test_what_cannot_be_read_from_s3_is_one_sentence(seaweedfs, at, tmp_path):

@@ -144,6 +144,39 @@ def test_a_watch_outlives_a_load_that_fails_in_any_way_and_sees_the_next_bundle(
     assert models.swaps == 1
 
 
+def test_a_watch_reads_manifests_alone_until_they_change_and_says_once_what_it_cannot_read(tmp_path, caplog):
+    place, copied = tmp_path / "place", []
+
+    class Counting(Loader):
+        def folders(self, place):
+            copied.append(place)
+            return super().folders(place)
+
+    class Rounds:
+        def __init__(self, *before):
+            self.before = [*before]
+
+        def wait(self, _):
+            if not self.before:
+                return True
+            self.before.pop(0)()
+            return False
+
+    def nothing():
+        pass
+
+    loader, first = Counting(ServeSettings(bundles=(str(place),))), written(place, 0)
+    with Scheduler() as scheduler:
+        models = Models(loader.put, loader.first(), scheduler)
+        copied.clear()
+        rounds = Rounds(nothing, nothing, lambda: shutil.rmtree(place), nothing, lambda: written(place, 1), nothing)
+        watch(models, loader, [str(place)], 0.0, rounds)
+    assert models.swaps == 1
+    assert models.current.parts["ranking"].fingerprint != first
+    assert copied == [str(place)] * 2  # to have it here, and to load it
+    assert caplog.text.count("the place that is watched cannot be read") == 1
+
+
 def test_a_bundle_that_is_published_while_the_first_is_loaded_is_seen(tmp_path):
     first = written(tmp_path / "place", 0)
     shutil.rmtree(tmp_path / "place")

@@ -26,7 +26,7 @@ from typing import Any
 
 from pyiceberg.io import FileIO
 
-from reqdedup.models.bundle import MANIFEST, Bundle, add_artifacts, check_manifest, put_in_place
+from reqdedup.models.bundle import MANIFEST, Bundle, add_artifacts, check_manifest, put_in_place, read_manifest
 from reqdedup.serving.bundles.checks import user_vectors
 from reqdedup.serving.bundles.copies import lock
 from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, build_index, index_kind
@@ -119,27 +119,20 @@ def find_bundles(
     """
     local = local_path(str(place))
     if local is not None:
-        folder = Path(local)
-        if (folder / MANIFEST).exists() or not (folder / CURRENT).exists():
-            return [folder]  # one that is not there is refused by Bundle.load
-        versions = read_versions(folder)
-        return [folder / versions.current / name for name in versions.bundles]
+        return _folders(Path(local))
     if cache is None:
         raise ValueError(f"{place}: a cache folder required for bundles of an object store, found none")
-    location = str(place).rstrip("/")
-    store = _Store(open_store(properties or {}, location))
-    manifest = store.read(f"{location}/{MANIFEST}")
-    if manifest is not None:
-        return [_fetched(store, location, manifest, cache)]
-    versions = _versions(store.read(f"{location}/{CURRENT}"), f"{location}/{CURRENT}")
-    folders = []
-    for name in versions.bundles:
-        at = f"{location}/{versions.current}/{name}"
-        manifest = store.read(f"{at}/{MANIFEST}")
-        if manifest is None:
-            raise ValueError(f"{at}/{MANIFEST}: manifest of a bundle required, found no file; upload the place again")
-        folders.append(_fetched(store, at, manifest, cache))
-    return folders
+    store, location = _store_of(str(place), properties)
+    return [_fetched(store, at, manifest, cache) for at, manifest in _manifests(store, location)]
+
+
+def find_manifests(place: Path | str, *, properties: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Manifests of what `find_bundles` finds: nothing else is read, nothing copied, so one may look often."""
+    local = local_path(str(place))
+    if local is not None:
+        return [read_manifest(folder) for folder in _folders(Path(local))]
+    store, location = _store_of(str(place), properties)
+    return [_parsed(manifest, at) for at, manifest in _manifests(store, location)]
 
 
 def upload(place: Path, location: str, *, properties: Mapping[str, str] | None = None) -> None:
@@ -149,6 +142,33 @@ def upload(place: Path, location: str, *, properties: Mapping[str, str] | None =
     files = [path for path in sorted(place.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     for path in sorted(files, key=lambda path: (path.name == CURRENT, path.name == MANIFEST)):
         store.write(f"{location}/{path.relative_to(place).as_posix()}", path.read_bytes())
+
+
+def _folders(place: Path) -> list[Path]:
+    if (place / MANIFEST).exists() or not (place / CURRENT).exists():
+        return [place]  # one that is not there is refused by Bundle.load
+    versions = read_versions(place)
+    return [place / versions.current / name for name in versions.bundles]
+
+
+def _store_of(place: str, properties: Mapping[str, str] | None) -> tuple[_Store, str]:
+    location = place.rstrip("/")
+    return _Store(open_store(properties or {}, location)), location
+
+
+def _manifests(store: _Store, location: str) -> list[tuple[str, bytes]]:
+    """Location and manifest of each bundle there."""
+    manifest = store.read(f"{location}/{MANIFEST}")
+    if manifest is not None:
+        return [(location, manifest)]
+    versions, found = _versions(store.read(f"{location}/{CURRENT}"), f"{location}/{CURRENT}"), []
+    for name in versions.bundles:
+        at = f"{location}/{versions.current}/{name}"
+        manifest = store.read(f"{at}/{MANIFEST}")
+        if manifest is None:
+            raise ValueError(f"{at}/{MANIFEST}: manifest of a bundle required, found no file; upload the place again")
+        found.append((at, manifest))
+    return found
 
 
 class _Store:
@@ -177,15 +197,19 @@ class _Store:
             ) from None
 
 
-def _fetched(store: _Store, location: str, manifest_bytes: bytes, cache: Path) -> Path:
-    """The bundle's copy in the cache, each file with the manifest's checksum."""
+def _parsed(manifest: bytes, location: str) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(manifest_bytes)
+        values = json.loads(manifest)
     except ValueError as error:
         raise ValueError(
             f"{location}/{MANIFEST}: manifest of a bundle required, found something else: {error}"
         ) from None
-    manifest = check_manifest(manifest, f"{location}/{MANIFEST}")
+    return check_manifest(values, f"{location}/{MANIFEST}")
+
+
+def _fetched(store: _Store, location: str, manifest_bytes: bytes, cache: Path) -> Path:
+    """The bundle's copy in the cache, each file with the manifest's checksum."""
+    manifest = _parsed(manifest_bytes, location)
     folder = cache / hashlib.sha256(manifest_bytes).hexdigest()[:32]
     entries = {**manifest["files"], **manifest["artifacts"]}
     if folder.exists() and all(_has(folder / name, entry) for name, entry in entries.items()):

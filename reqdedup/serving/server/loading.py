@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from reqdedup.models.bundle import Bundle, fingerprint_of, read_manifest
+from reqdedup.models.bundle import Bundle, fingerprint_of
 from reqdedup.models.transforms import history_name
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.places import open_store
 from reqdedup.serving.bundles.copies import Copies
-from reqdedup.serving.bundles.places import find_bundles
+from reqdedup.serving.bundles.places import find_bundles, find_manifests
 from reqdedup.serving.funnel.config import FunnelConfig, load_funnel_config
 from reqdedup.serving.funnel.logged import LoggedRecommender
 from reqdedup.serving.funnel.recommender import Recommender
@@ -123,6 +123,10 @@ class Loader:
     def folders(self, place: str) -> list[Path]:
         """Of the bundles there, on this machine."""
         return find_bundles(place, cache=Path(self._settings.copies) if self._settings.copies else None)
+
+    def fingerprints(self, place: str) -> list[str]:
+        """Of the bundles there, of which nothing but the manifests is read. Raises ValueError or OSError."""
+        return [fingerprint_of(manifest) for manifest in find_manifests(place)]
 
     def event_columns(self) -> dict[str, Column] | None:
         """Of the store, as what its events must have."""
@@ -267,24 +271,32 @@ def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[A
 
 
 def watch(models: Models, loader: Loader, places: Sequence[str], interval_s: float, is_ending: threading.Event) -> None:
-    """Load a place again whenever it holds other bundles: to be run in a thread."""
+    """Load a place again whenever it holds other bundles: to be run in a thread.
+
+    A place that cannot be read, or copied, is tried again every time; one that does not load, once it changes.
+    """
     if loader.seen is None:
         serving = {part.fingerprint for part in models.current.parts.values()}
-        seen = {place: _fingerprints(loader, place) for place in places}
-        # One that was published while the first were being loaded is a change, too.
-        loader.seen = {place: now if now and serving.issuperset(now) else None for place, now in seen.items()}
-    seen = loader.seen
+        first: dict[str, list[str] | None] = dict.fromkeys(places)
+        for place in places:
+            with suppress(ValueError, OSError):
+                now = loader.fingerprints(place)
+                # One that was published while the first were being loaded is a change, too.
+                first[place] = now if now and serving.issuperset(now) else None
+        loader.seen = first
+    seen, said = loader.seen, dict[str, str]()
     while not is_ending.wait(interval_s):
         for place in places:
-            now = _fingerprints(loader, place)
-            if now is not None and now != seen[place]:
-                seen[place] = now  # one that does not load is tried again once it changes
-                with suppress(Exception):  # said by `Models`, shown by /v1/models; the next may load
-                    models.load(place)
-
-
-def _fingerprints(loader: Loader, place: str) -> list[str] | None:
-    try:
-        return [fingerprint_of(read_manifest(folder)) for folder in loader.folders(place)]
-    except (ValueError, OSError):
-        return None
+            try:
+                now = loader.fingerprints(place)
+                if now == seen[place]:
+                    continue
+                loader.folders(place)
+            except (ValueError, OSError) as error:
+                if said.get(place) != str(error):
+                    said[place] = str(error)
+                    logger.warning("what serves stays, the place that is watched cannot be read: %s", error)
+                continue
+            seen[place] = now
+            with suppress(Exception):  # said by `Models`, shown by /v1/models; the next may load
+                models.load(place)
