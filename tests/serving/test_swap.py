@@ -16,7 +16,6 @@ import pytest
 from reqdedup.models.bundle import Bundle, write_bundle
 from reqdedup.models.items import Items
 from reqdedup.models.signature import Signature
-from reqdedup.serving.client.client import _dumps
 from reqdedup.serving.ranking.context_cache import ContextCache
 from reqdedup.serving.scheduler import Scheduler, Work
 from reqdedup.serving.server.loading import Loader, watch
@@ -184,11 +183,6 @@ def test_a_bundle_that_is_published_while_the_first_is_loaded_is_seen(tmp_path):
     has_loaded = threading.Event()
     with watched(tmp_path / "place", first, lambda bundle, served: has_loaded.set() or served):
         assert has_loaded.wait(10)
-
-
-def test_the_client_sends_slices_of_arrays():
-    values = np.arange(6).reshape(3, 2)
-    assert _dumps({"item_id": values[:, 1]}) == b'{"item_id":[1,3,5]}'
 
 
 def test_a_rollback_does_not_wait_for_a_load_which_then_changes_nothing():

@@ -4,9 +4,10 @@
     ranked = client.rank(RankRequest(user_id=7, candidates={"item_id": item_id_M}))     # ranked.logits["click"] [M]
 
 Only the standard library speaks HTTP here; connections are kept, one a thread and server. A server that is full (503)
-is asked again after the time that it says, `retries` times; so is one that broke off, since every call may be repeated:
-events carry a key. Columns that the server's models do not read are not sent (`Trimmer`); `direct` sends each user to
-the worker process that holds their context, and leaves the router out.
+is asked again after the time that it says, `retries` times; so is one that broke off, since calls may be repeated:
+events carry a key. A rollback alone may not, which would undo itself. Columns that the server's models do not read are
+not sent (`Trimmer`); `direct` sends each user to the worker process that holds their context, and leaves the router
+out.
 """
 
 from __future__ import annotations
@@ -124,9 +125,14 @@ class Client:
         return found
 
     def change_models(self, action: str, bundle: str | None = None) -> dict[str, Any]:
-        """load or shadow a bundle; rollback, promote, stop_shadow."""
+        """load or shadow a bundle; rollback, promote, stop_shadow. Loading may take longer than `timeout_s` of a client
+        that only asks."""
         values = {"action": action} | ({"bundle": bundle} if bundle else {})
-        found: dict[str, Any] = orjson.loads(self._call(None, "/v1/models", _dumps(values)))
+        retries = self._retries
+        if action == "rollback":
+            retries = 0
+            self.close()  # a connection that was kept is tried again if it breaks
+        found: dict[str, Any] = orjson.loads(self._call(None, "/v1/models", _dumps(values), retries=retries))
         self._looked = -float("inf")
         return found
 
@@ -194,14 +200,17 @@ class Client:
         body: bytes | None,
         kind: str = JSON,
         more_headers: Mapping[str, str] | None = None,
+        *,
+        retries: int | None = None,
     ) -> bytes:
+        retries = self._retries if retries is None else retries
         headers = {**self._headers, **(more_headers or {})}
         if body is not None:
             headers["content-type"] = kind
         if user_id is not None:
             headers[OF_USER] = str(user_id)
-        for attempt in range(self._retries + 1):
-            is_last = attempt == self._retries
+        for attempt in range(retries + 1):
+            is_last = attempt == retries
             workers = self._workers if user_id is not None else []
             url = workers[worker_of(user_id, len(workers))] if workers and user_id is not None else self._url
             try:

@@ -7,8 +7,9 @@
     everything else          the user's worker; the first one if there is no user in it
 
 Connections to workers are kept. One that breaks before the answer's head came is answered 503: the worker may have
-computed, but nothing was said, and every call may be repeated. A worker that is being started again is waited for as
-long as the request says that it may wait, its `deadline_ms`, then answered 503 too.
+computed, but nothing was said, and every call but a rollback may be repeated. A worker that is being started again is
+waited for as long as the request says that it may wait, its `deadline_ms`, then answered 503 too. A change of models
+may take any time.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Router:
             return await self._of_all(scope, path)
         if path == "/v1/models" and method == "POST":
             for number in range(len(self._workers)):
-                answer = await self._ask(number, scope, body)
+                answer = await self._ask(number, scope, body, is_patient=True)
                 if answer[0] >= 400:
                     break
             return answer
@@ -98,13 +99,19 @@ class Router:
         self.metrics.add("reqdedup_router_requests_total", of_worker=str(number))
         return await self._ask(number, scope, body)
 
-    async def _ask(self, number: int, scope: Scope, body: bytes) -> tuple[int, Headers, bytes]:
-        """Raises OverloadedError, 503, if the worker breaks off, or is not there again in the request's time."""
+    async def _ask(
+        self, number: int, scope: Scope, body: bytes, *, is_patient: bool = False
+    ) -> tuple[int, Headers, bytes]:
+        """Raises OverloadedError, 503, if the worker breaks off, or is not there again in the request's time.
+
+        is_patient: the answer may take any time.
+        """
         deaths = dict(enumerate(self._deaths())).get(number, 0)
         is_starting = self._answered[number] != deaths
         try:
-            async with asyncio.timeout(_deadline_s(scope, body, self.limits) if is_starting else None):
-                answer = await self._workers[number].ask(scope, body)
+            hurries = is_starting and not is_patient
+            async with asyncio.timeout(_deadline_s(scope, body, self.limits) if hurries else None):
+                answer = await self._workers[number].ask(scope, body, is_patient=is_patient)
             self._answered[number] = deaths
             return answer
         except (OSError, EOFError, httptools.HttpParserError) as error:
@@ -213,7 +220,7 @@ class _Upstream:
         self._idle: list[_Connection] = []
         self._in_flight = 0
 
-    async def ask(self, scope: Scope, body: bytes) -> tuple[int, Headers, bytes]:
+    async def ask(self, scope: Scope, body: bytes, *, is_patient: bool = False) -> tuple[int, Headers, bytes]:
         """Raises OSError or EOFError if the worker breaks off, OverloadedError if it is asked too much already."""
         if self._in_flight >= MAX_IN_FLIGHT:
             raise OverloadedError(f"at most {MAX_IN_FLIGHT} requests at a worker required, found as many", 1)
@@ -224,7 +231,7 @@ class _Upstream:
         request = b"\r\n".join(lines)
         self._in_flight += 1
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(None if is_patient else self._timeout_s):
                 while self._idle:
                     connection = self._idle.pop()
                     if connection.is_open:

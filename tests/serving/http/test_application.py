@@ -214,6 +214,32 @@ def test_a_server_that_does_without_histories_stays_ready_and_says_what_it_lacks
     )
 
 
+def test_a_change_of_models_may_take_longer_than_a_request():
+    async def answer(reader, writer):
+        await reader.readuntil(b"{}")
+        await asyncio.sleep(0.1)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async def asked(path):
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b"{}"}
+
+        async def send(message):
+            sent.append(message)
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as worker:
+            router = Router([worker.sockets[0].getsockname()], Limits(max_deadline_ms=20))
+            router._workers[0]._timeout_s = 0.05
+            target = {"path": path, "raw_path": path.encode(), "query_string": b"", "headers": []}
+            await router({"type": "http", "method": "POST", **target}, receive, send)
+            return sent[0]["status"]
+
+    assert asyncio.run(asked("/v1/rank")) == 503
+    assert asyncio.run(asked("/v1/models")) == 200
+
+
 def test_a_router_says_why_its_workers_are_not_ready():
     async def asked():
         router = Router([("127.0.0.1", 1), ("127.0.0.1", 1)], Limits())
