@@ -35,11 +35,11 @@ class Processes:
 
     def __init__(self, workers: int, *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
         self.name, self.retries = f"processes:{workers}", 0
-        self._workers, self._deadline_s, self._attempts = workers, deadline_s, attempts
-        self._idle: list[_Worker] = []
+        self._most, self._deadline_s, self._attempts = workers, deadline_s, attempts
+        self._workers: list[_Worker] = []
 
     def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
-        pool = _Pool(min(self._workers, len(tasks)), pickled(work, self.name), tasks, self._idle)
+        pool = _Pool(min(self._most, len(tasks)), pickled(work, self.name), tasks, self._workers)
         try:
             names = [task.name for task in tasks]
             yield from run_attempts(
@@ -50,8 +50,8 @@ class Processes:
 
     def close(self) -> None:
         """End the processes that wait for another run."""
-        while self._idle:
-            self._idle.pop().end()
+        while self._workers:
+            self._workers.pop().end()
 
     def __del__(self) -> None:
         with suppress(Exception):

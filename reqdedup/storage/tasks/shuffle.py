@@ -11,8 +11,10 @@ checksum of all maps equal those read back from all files. docs/decisions/0082.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +123,9 @@ class ReduceWork:
 class ReduceTasks(Sequence[ReduceTask]):
     """A task per partition, made when it is asked for: all ranges at once would be (maps x partitions) objects."""
 
-    def __init__(self, maps: Sequence[Exchanged], write_id: str) -> None:
+    def __init__(self, maps: Sequence[Exchanged], num_rows: Mapping[int, int], write_id: str) -> None:
         self._maps, self._write_id = maps, write_id
-        self._partitions = np.unique(np.concatenate([one.partitions for one in maps])).tolist() if maps else []
+        self._partitions = sorted(num_rows)
 
     def __len__(self) -> int:
         return len(self._partitions)
@@ -132,14 +134,6 @@ class ReduceTasks(Sequence[ReduceTask]):
         partition = self._partitions[index]
         ranges = tuple(found for one in self._maps if (found := one.of(partition)) is not None)
         return ReduceTask(partition=partition, ranges=ranges, write_id=self._write_id)
-
-    def num_rows(self) -> list[int]:
-        """Of each partition."""
-        rows: dict[int, int] = dict.fromkeys(self._partitions, 0)
-        for one in self._maps:
-            for partition, count in zip(one.partitions.tolist(), one.num_rows.tolist()):
-                rows[partition] += count
-        return list(rows.values())
 
 
 def map_tasks(source: FileSource, write_id: str) -> list[MapTask]:
@@ -170,6 +164,7 @@ def commit_shuffled(
     """
     table, schema = files.table, table_schema(files.target)
     maps: dict[int, Exchanged] = {}
+    rows: Counter[int] = Counter()
     try:
         mapping = MapWork(table=PortableTable(table), source=source, updates=files.updates, spill_dir=spill_dir)
         num_rows = 0
@@ -178,10 +173,11 @@ def commit_shuffled(
             contextlib.closing(engine.run(mapping, map_tasks(source, files.write_id))) as answers,
         ):
             for number, exchanged in answers:
-                maps[number] = exchanged
+                rows.update(dict(zip(exchanged.partitions.tolist(), exchanged.num_rows.tolist())))
+                maps[number] = replace_fields(exchanged, num_rows=exchanged.num_rows[:0].copy())  # the driver holds all
                 num_rows += exchanged.checksum.rows
                 report("spill", num_rows, None)
-        tasks = ReduceTasks([maps[number] for number in sorted(maps)], files.write_id)
+        tasks = ReduceTasks([maps[number] for number in sorted(maps)], rows, files.write_id)
         work = ReduceWork(table=PortableTable(table), updates=files.updates, spill_dir=spill_dir, renew=replace)
         decided = not len(tasks) or (not replace and is_decided(table, schema, files.updates))
         written = adopt_all(
@@ -189,7 +185,7 @@ def commit_shuffled(
             work,
             tasks,
             engine,
-            lead=None if decided else lead_of(tasks.num_rows()),
+            lead=None if decided else lead_of([rows[partition] for partition in sorted(rows)]),
             progress=lambda done: report("write", sum(one.record_count for one in files.data_files), num_rows),
         )
         _check(table, [one.checksum for one in maps.values()], [one.checksum for one in written])
