@@ -188,6 +188,7 @@ def sweep(arguments: Options) -> int:
 @table_option()
 @option("--buckets", type=BUCKETS, required=True, metavar="N", help="the new number")
 @spill_option()
+@engine_option()
 def rebucket(arguments: Options) -> int:
     """Change the bucket count of a table, and name the feature tables that it no longer fits."""
     from reqdedup import storage
@@ -199,6 +200,7 @@ def rebucket(arguments: Options) -> int:
             arguments.buckets,
             progress=lambda done, total: progress("rebucket", done, total),
             spill_dir=arguments.spill_dir,
+            engine=arguments.engine,
         )
     unfit = _features_of_other_buckets(table, report.num_buckets)
     if arguments.json:

@@ -12,26 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
 from pyiceberg.table import Table
+from pyiceberg.table.update import TableUpdate
 from pyiceberg.transforms import BucketTransform
 
 from reqdedup.dedup.checksum import RunningChecksum
 from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY
-from reqdedup.schema import USER_ID, EngagementSchema
+from reqdedup.distributed import Engine, engine_for
+from reqdedup.schema import ITEM_ID, USER_ID, EngagementSchema
 from reqdedup.storage.features.values import row_groups
 from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.form import spec_updates
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout
+from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.same_requests import OPERATION
+from reqdedup.storage.iceberg.written import Written
 from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.live import LiveFile, live_files
 from reqdedup.storage.maintenance.user_rows import made_from, rewrite_schema
 from reqdedup.storage.read.buckets import SortedTable
 from reqdedup.storage.read.feature_table import buckets_of_files, is_by_position, is_feature_table
 from reqdedup.storage.read.table_source import table_files
+from reqdedup.storage.tasks import adopt_all, is_decided
 from reqdedup.storage.write.writer import Counts, write_in_order, write_rows
 
 MAX_READS = 4
@@ -57,14 +64,17 @@ def rebucket(
     *,
     progress: Callable[[int, int], None] | None = None,
     spill_dir: str | Path | None = None,
+    engine: str | Engine | None = None,
 ) -> RebucketReport:
     """Write all rows of a bucketed table, or of a feature table with keys, into `num_buckets` buckets.
 
-    progress: called with rows read and rows in total.  spill_dir: for temporary files, which take the table's
-    deduplicated rows once. Joined tables need counts that divide each other, and a feature table the count of its main
-    table for new backfills: change them together. Verified by checksum before the commit. Raises ValueError for tables
-    without buckets, for a feature table by position (create it again) and one whose counts do not divide each other;
-    ConflictError if another writer was faster. Then nothing changed.
+    progress: called with rows done and rows in total.  spill_dir: for temporary files, which take the table's
+    deduplicated rows once if they must be sorted anew; this process then does it alone.
+    engine: where new buckets are written else: "inline", "processes:N"; see `reqdedup.distributed`.
+    Joined tables need counts that divide each other, and a feature table the count of its main table for new backfills:
+    change them together. Verified by checksum before the commit. Raises ValueError for tables without buckets, for a
+    feature table by position (create it again) and one whose counts do not divide each other; ConflictError if another
+    writer was faster. Then nothing changed.
     """
     started = time.monotonic()
     table.refresh()
@@ -95,20 +105,27 @@ def rebucket(
             progress(done, num_rows)
 
     with StagedFiles(table, schema, updates) as files:
-        if is_feature:
-            side = _sorted_side(table, old, schema, REQUEST_KEY)
-            num_requests = _write_features(files, side, num_buckets, list(schema.names), before, report)
-        elif _in_order(old, old_buckets, num_buckets):
-            side, done = _sorted_side(table, old, schema, ROW_KEY), Counts()
-            for done in write_in_order(files, _buckets_of(side, num_buckets, list(schema.names), before), schema):
-                report(done.rows)
-            num_requests = done.requests
+        if is_feature or _in_order(old, old_buckets, num_buckets):
+            side = _sorted_side(table, old, schema, REQUEST_KEY if is_feature else ROW_KEY)
+            _check_counts(side, num_buckets, is_feature)
+            work = Rebucketing(
+                table=PortableTable(table), schema=schema, side=side, num_buckets=num_buckets, updates=updates
+            )
+            tasks = [RebucketTask(bucket=bucket, write_id=files.write_id) for bucket in range(num_buckets)]
+            chosen = engine_for(engine, work, num_tasks=num_buckets, num_bytes=side.num_bytes)
+            lead = None if is_decided(table, schema, updates) else 0
+            adopt_all(files, work, tasks, chosen, lead=lead, progress=lambda done: report(_num_rows(files.data_files)))
+            if _num_rows(files.data_files) != num_rows:
+                raise IntegrityError(
+                    f"{name}: {num_rows:,} rows required in the new buckets, found {_num_rows(files.data_files):,}; "
+                    "nothing was committed"
+                )
         else:
             batches = before.through(table_files(table, [file.path for file in old], schema).batches())
             num_requests = write_rows(files, _reporting(batches, report), schema, spill_dir=spill_dir).requests
-        files.verify(num_rows=num_rows, num_requests=num_requests)
+            files.verify(num_rows=num_rows, num_requests=num_requests)
+            check_same_rows(table, schema, before, files.data_files)
         new = files.data_files
-        check_same_rows(table, schema, before, new)
         snapshot_id = files.commit(
             replace=True,
             removed=[file.data_file for file in old],
@@ -144,37 +161,61 @@ def _sorted_side(table: Table, old: Sequence[LiveFile], schema: EngagementSchema
     return SortedTable(table, source, order)
 
 
-def _buckets_of(
-    side: SortedTable, num_buckets: int, names: Sequence[str], before: RunningChecksum
-) -> Iterator[tuple[int, Iterator[pa.RecordBatch]]]:
-    """Each new bucket and its rows in order; one of several that an old bucket is split into reads all of it."""
-    for bucket in range(num_buckets):
-        rows = side.stream(bucket % side.num_buckets, min(side.num_buckets, num_buckets), names)
-        yield bucket, before.through(_of_bucket(rows, bucket, num_buckets))
-
-
-def _write_features(
-    files: StagedFiles,
-    side: SortedTable,
-    num_buckets: int,
-    names: Sequence[str],
-    before: RunningChecksum,
-    report: Callable[[int], None],
-) -> int:
-    """Feature tables are sorted already: their buckets are split or merged as streams, without a spill."""
+def _check_counts(side: SortedTable, num_buckets: int, is_feature: bool) -> None:
+    """Raise ValueError if a feature table, which is never sorted anew, cannot be split or merged."""
     low, high = sorted((side.num_buckets, num_buckets))
-    if high % low:
+    if is_feature and high % low:
         raise ValueError(
             f"{side.name}: bucket counts that divide each other required for a feature table, found {side.num_buckets} "
             f"and {num_buckets}; take a multiple or a divisor, or create it again"
         )
-    num_requests = 0
-    for bucket, rows in _buckets_of(side, num_buckets, names, before):
-        for group in row_groups(rows):
-            num_requests += files.write(bucket, pa.Table.from_batches([group]), target_bytes=2**63)
-            report(num_requests)
-        files.close_file()
-    return num_requests
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebucketTask:
+    """A new bucket to write."""
+
+    bucket: int
+    write_id: str
+
+    @property
+    def name(self) -> str:
+        return f"bucket {self.bucket}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebucketing:
+    """What the tasks of a change of the count share. side: the old buckets.  updates, renew: see `run_alike`."""
+
+    table: PortableTable
+    schema: EngagementSchema
+    side: SortedTable
+    num_buckets: int
+    updates: tuple[TableUpdate, ...]
+    renew: bool = False
+
+    def run(self, task: RebucketTask) -> Written:
+        """Write the new bucket and read it back; one of several that an old bucket is split into reads all of it."""
+        table, schema, side, bucket = self.table.table, self.schema, self.side, task.bucket
+        units, running = min(side.num_buckets, self.num_buckets), RunningChecksum()
+        rows = running.through(
+            _of_bucket(side.stream(bucket % units, units, list(schema.names)), bucket, self.num_buckets)
+        )
+        num_requests = 0
+        with StagedFiles(table, schema, self.updates, write_id=task.write_id) as files:
+            if ITEM_ID not in schema.names:  # a feature table, with a row per request
+                for group in row_groups(rows):
+                    num_requests += files.write(bucket, pa.Table.from_batches([group]), target_bytes=2**63)
+                files.close_file()
+            else:
+                *_, done = [Counts(), *write_in_order(files, [(bucket, rows)], schema, renew=self.renew)]
+                num_requests = done.requests
+            check_same_rows(table, schema, running, files.data_files)
+            return files.hand_over(running.so_far, num_requests=num_requests)
+
+
+def _num_rows(files: Sequence[DataFile]) -> int:
+    return sum(file.record_count for file in files)
 
 
 def _of_bucket(rows: Iterator[pa.RecordBatch], bucket: int, num_buckets: int) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ from reqdedup.storage import (
     delete_user,
     promote,
     realign,
+    rebucket,
     write,
 )
 from reqdedup.storage.iceberg.errors import IntegrityError
@@ -70,6 +71,9 @@ def life(lake: Catalog, engine: str | Engine) -> dict[str, list[str]]:
     look("realign", side)
     promote(main, [side], columns=["count"], engine=engine)
     look("promote", main)
+    for table in (main, side):
+        rebucket(table, 8, engine=engine)
+    look("rebucket", main, side)
     for table in (main, side):
         assert on_disk(table) == needed_by(table.refresh())
     return seen
