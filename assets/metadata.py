@@ -313,6 +313,8 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         "ranks": config.world_size,
         "steps": result.steps,
         "epochs": result.epochs,
+        "stopped_by": result.stopped_by,
+        "best_step": result.best_step,
         "rows": result.rows,
         "loss_first_tenth": round(result.first_loss, 4),
         "loss_last_tenth": round(result.last_loss, 4),

@@ -40,13 +40,15 @@ class SampleRecipe:
 class TrainRecipe:
     """How long and how wide a model is trained; what it reads comes from the log's schema.
 
-    num_steps: optimiser steps.  requests_per_step: over all ranks.  learning_rate: decays to zero.
+    num_steps: optimiser steps. max_epochs: passes over the sample, after which training ends whatever num_steps says.
+        requests_per_step: over all ranks. learning_rate: decays to zero.
     width: D.  num_layers: of the history transformer.  max_history: S, tokens read of a history.
     """
 
     num_steps: int
     requests_per_step: int
     max_history: int
+    max_epochs: int = 4
     learning_rate: float = 3e-3
     width: int = 32
     num_layers: int = 1
@@ -67,6 +69,7 @@ class TrainRecipe:
         return TrainingConfig(
             model=model,
             num_steps=self.num_steps,
+            max_epochs=self.max_epochs,
             requests_per_step=self.requests_per_step,
             learning_rate=self.learning_rate,
             world_size=self.num_ranks,

@@ -116,7 +116,13 @@ def trained_items(num_items: int, folder: Path) -> tuple[ItemVectors, np.ndarray
         schema, width=64, num_layers=1, ffn_width=128, hidden_widths=(64,), output_width=64, max_history=log.max_history
     )
     training = TrainingConfig(
-        model=config, num_steps=200, requests_per_step=64, learning_rate=0.01, world_size=1, eval_requests=64
+        model=config,
+        num_steps=200,
+        max_epochs=0,
+        requests_per_step=64,
+        learning_rate=0.01,
+        world_size=1,
+        eval_requests=64,
     )
     source = tables[Layout.BY_REQUEST]
     run_rank(lambda _: None, training, source, str(folder / "run"), source.snapshot_id)

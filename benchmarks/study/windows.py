@@ -114,6 +114,8 @@ def _train(run: Run, task: str, arm: Arm, source: TableSource, out_dir: Path) ->
     config = TrainingConfig(
         model=model,
         num_steps=run.num_steps,
+        max_epochs=0,
+        table_optimizer="adamw",
         requests_per_step=64,
         learning_rate=3e-3,
         weight_decay=0.01,

@@ -5,6 +5,7 @@
     snapshot_id   of the table, or None               loaders     position of each rank's loader
     step, rows    done                                log_q       item frequencies (retrieval)
     losses        of every step                       metrics     held-out metrics, once evaluated
+    watch         validation figures, best weights
 
 Only tensors and plain values: `torch.load(weights_only=True)` reads it. The names in `model` are those of the plain
 model (SyncBatchNorm has BatchNorm's), so serving builds it without training.
@@ -23,9 +24,8 @@ from torch import nn
 from reqdedup.models.registry import build_model, config_from_dict
 
 CHECKPOINT_NAME = "checkpoint.pt"
-CHECKPOINT_FORMAT = 1
-"""Version 0.1.0 wrote none: its models can be loaded, its runs not resumed, since the loaders'
-positions say too little."""
+CHECKPOINT_FORMAT = 2
+"""Version 0.1.0 wrote none, and format 1 had another optimiser: their models can be loaded, their runs not resumed."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

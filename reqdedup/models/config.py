@@ -26,6 +26,8 @@ PositionsFrom = Literal["start", "end"]
 HistoryAttention = Literal["causal", "bidirectional"]
 ShareContext = Literal["request", "user"]
 _HISTORY_PREFIX = "history_"
+LATER_FIELDS = {"dropout": 0.0, "pooling": "mean"}
+"""Fields that configurations of version 0.1.0 do not have, and what these mean by it."""
 _NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
 _CATEGORY_TYPES = ("bool", "int32", "int64")
 _NUMBER_TYPES = ("float32", "float64")
@@ -52,6 +54,7 @@ class ModelConfig:
         positions from the start.
     max_history: S, the longest history [events] of a table of learned positions; longer ones are refused.
     hidden_widths: hidden layers of the MLP, each Linear, BatchNorm1d, ReLU.
+    dropout: share of the numbers set to zero in training: of tokens and candidates, and of what each layer adds.
     """
 
     history_categories: tuple[str, ...] = ()
@@ -72,6 +75,7 @@ class ModelConfig:
     history_attention: HistoryAttention = "causal"
     share_context: ShareContext = "request"
     hidden_widths: tuple[int, ...] = (128, 64)
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):  # lists of a JSON file become tuples, so that equal configurations compare equal
@@ -101,6 +105,8 @@ class ModelConfig:
             )
         if self.positions == "rope" and self.head_width % 2:
             raise ValueError(f"{name}: rope turns pairs, so width / num_heads must be even, found {self.head_width}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"{name}: dropout in [0, 1) required, found {self.dropout}")
         if not self.hidden_widths or min(self.hidden_widths) < 1:
             raise ValueError(f"{name}: hidden_widths, at least one, required, found {self.hidden_widths}")
 
@@ -118,8 +124,9 @@ class ModelConfig:
         return (*history, *self.request_categories, *vectors, *self.request_numbers, *self.item_categories, *shared)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; `from_dict` is the inverse."""
-        return asdict(self)
+        """Plain values, ready for JSON; `from_dict` is the inverse. Fields of later versions are left out at the value
+        that earlier versions stand for, so that these read the rest."""
+        return {name: value for name, value in asdict(self).items() if LATER_FIELDS.get(name) != value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -35,6 +35,15 @@ class Histories:
         return cls(batch.history, batch.history_offsets_R1, None)
 
 
+def last_of_history(x_TD: torch.Tensor, offsets_G1: torch.Tensor, prefixes: Prefixes | None = None) -> torch.Tensor:
+    """The last token that each request sees, zero if it sees none: [T, D] -> [R, D]."""
+    length_R = offsets_G1.diff() if prefixes is None else prefixes.prefix_length_R
+    end_R = (offsets_G1[:-1] if prefixes is None else prefixes.begin(offsets_G1)) + length_R
+    if not len(x_TD):
+        return x_TD.sum() * 0 + x_TD.new_zeros(len(length_R), x_TD.shape[1])
+    return torch.where((length_R > 0)[:, None], x_TD[(end_R - 1).clamp(min=0)], 0.0)
+
+
 def mean_over_history(x_TD: torch.Tensor, offsets_G1: torch.Tensor, prefixes: Prefixes | None = None) -> torch.Tensor:
     """The mean token that each request sees, zero if it sees none: [T, D] -> [R, D]."""
     if prefixes is None:

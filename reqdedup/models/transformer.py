@@ -27,7 +27,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.dropout = config.num_heads, config.dropout
         self.attention_norm = nn.LayerNorm(config.width)
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
@@ -46,8 +46,13 @@ class Layer(nn.Module):
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The layer's output from its input [N, D] and what attention read [N, H, K]."""
-        x = x + self.output(attended.flatten(-2))
-        return x + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x))))
+        x = x + dropped(self.output(attended.flatten(-2)), self)
+        return x + dropped(self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x)))), self)
+
+
+def dropped(x: torch.Tensor, of: Layer | HistoryTransformer) -> torch.Tensor:
+    """x with the module's dropout, if it is in training."""
+    return F.dropout(x, of.dropout, of.training) if of.dropout else x
 
 
 def rotate(x: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
@@ -107,7 +112,7 @@ class HistoryTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.max_history = config.max_history
+        self.max_history, self.dropout = config.max_history, config.dropout
         self.is_causal = config.history_attention == "causal"
         self.positions = Positions(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
@@ -126,7 +131,7 @@ class HistoryTransformer(nn.Module):
         padding = Padding.of(history_offsets_G1)
         self._check_length(padding.longest)
         position_T = self.positions.of_events(history_offsets_G1, num_tokens=len(x_TD))
-        x_TD = self.positions.add(x_TD, position_T)
+        x_TD = dropped(self.positions.add(x_TD, position_T), self)
         rotation = self.positions.rotation(position_T, x_TD.dtype)
         keys_values = []
         for number, layer in enumerate(self, start=1):

@@ -14,9 +14,11 @@ from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
 from reqdedup.training.devices import DeviceKind, Precision
 from reqdedup.training.loss import check_same_user_share
+from reqdedup.training.optimizers import TableOptimizer
 from reqdedup.training.split import SplitBy, Splits
 
 LogQ = Literal["exact", "streaming", "none"]
+Negatives = Literal["batch", "catalogue"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,14 @@ class TrainingConfig:
     model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking: binary
         cross-entropy over its labels, missing ones left out).
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
+    max_epochs: passes over the training requests, after which training ends whatever num_steps says; 0: no limit. A
+        second pass over a log is known to hurt models with embeddings of ids.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
+    table_optimizer: adagrad (row-wise, sparse) or adamw (dense), of embedding tables.  table_learning_rate: of adagrad.
+    clip_norm: largest norm of the gradient of all but adagrad's tables; 0: as it is.
+    hide_events: share of the events of the histories that training hides in each step.  permute_judgements: each user's
+        rows of a batch in a new order in each step, and histories that follow (`reqdedup.training.augment`); for logs
+        whose order says little, as ratings.
     device: cpu, or cuda with a GPU for each rank.  precision: of the matrix products, float32 or bfloat16 (autocast).
     world_size: ranks W, processes on this machine.  seed: of weights, order of requests, and the held-out users.
     sync_batchnorm: statistics over all ranks; off only to see what sorting costs without it.
@@ -34,7 +43,9 @@ class TrainingConfig:
     history_stride: of the anchored windows if the log's histories are longer than model.max_history; 0 means a
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
-    temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
+    negatives: of retrieval; batch: items of other users' rows in the batch (masked InfoNCE), or catalogue: a softmax
+        over all items but those of the history.  negatives_per_step: at most so many items of the catalogue, drawn anew
+        each step.  temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
         `info_nce`.
     gather_negatives: contrast with the items of all ranks; W ranks then equal one process on the whole batch.
     split_by: user, time or last; see `reqdedup.training.split`.  held_out: share of users, or of requests by time, kept
@@ -43,6 +54,8 @@ class TrainingConfig:
     slice_by: whole-number columns of the request, each of whose values gets figures of its own.
     baselines: judge the rules and shallow models of `reqdedup.training.baselines` on the same rows.
     catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.
+    validate_every: steps between looks at the validation part, if there is one; the best weights are kept.
+    patience: looks without a better figure, after which training ends; 0: never.
     checkpoint_every: steps between checkpoints; there is always one at the end.
     collective_timeout_s: a rank that waits longer for another ends the run.
     """
@@ -53,6 +66,12 @@ class TrainingConfig:
     learning_rate: float
     warmup_steps: int = 10
     weight_decay: float = 0.0
+    max_epochs: int = 1
+    table_optimizer: TableOptimizer = "adagrad"
+    table_learning_rate: float = 0.02
+    clip_norm: float = 0.0
+    hide_events: float = 0.0
+    permute_judgements: bool = False
     device: DeviceKind = "cpu"
     precision: Precision = "float32"
     world_size: int = 2
@@ -64,6 +83,8 @@ class TrainingConfig:
     prefetch_batches: int = 2
     history_stride: int = 0
     positive_label: str | None = "click"
+    negatives: Negatives = "batch"
+    negatives_per_step: int = 4096
     temperature: float = 0.1
     mask_same_user: bool = True
     same_user_share: float = 0.0
@@ -76,6 +97,8 @@ class TrainingConfig:
     slice_by: tuple[str, ...] = ()
     baselines: bool = True
     catalogue_items: int = 10_000
+    validate_every: int = 100
+    patience: int = 0
     checkpoint_every: int = 200
     collective_timeout_s: float = 300.0
 
@@ -84,6 +107,14 @@ class TrainingConfig:
             raise ValueError(
                 "training: num_steps and world_size of at least 1 and a request per rank and step required, found "
                 f"{self.num_steps} steps, {self.world_size} ranks, {self.requests_per_step} requests per step"
+            )
+        for name in ("max_epochs", "validate_every", "patience", "clip_norm", "hide_events", "negatives_per_step"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training: {name} of at least 0 required, found {getattr(self, name)}")
+        if self.hide_events >= 1 or self.table_learning_rate <= 0 or self.validate_every < 1:
+            raise ValueError(
+                "training: hide_events below 1, table_learning_rate above 0 and validate_every of at least 1 required, "
+                f"found {self.hide_events}, {self.table_learning_rate} and {self.validate_every}"
             )
         if self.learning_rate <= 0 or self.temperature <= 0 or self.checkpoint_every < 1:
             raise ValueError(
@@ -97,7 +128,14 @@ class TrainingConfig:
             )
         object.__setattr__(self, "slice_by", tuple(self.slice_by))
         check_same_user_share(self.same_user_share, self.mask_same_user)
-        for name, kind in (("log_q", LogQ), ("split_by", SplitBy), ("device", DeviceKind), ("precision", Precision)):
+        for name, kind in (
+            ("log_q", LogQ),
+            ("negatives", Negatives),
+            ("table_optimizer", TableOptimizer),
+            ("split_by", SplitBy),
+            ("device", DeviceKind),
+            ("precision", Precision),
+        ):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"training: {name} one of {get_args(kind)} required, found {getattr(self, name)!r}")
 
@@ -120,10 +158,18 @@ class TrainingConfig:
         """Requests that one rank takes per step; the rest of an uneven division is left out."""
         return self.requests_per_step // self.world_size
 
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: linear warm-up, then linear decay that would reach zero at num_steps."""
+    def steps_of(self, num_requests: int) -> int:
+        """Steps to plan for with so many training requests: num_steps, or fewer if max_epochs ends before."""
+        if not self.max_epochs:
+            return self.num_steps
+        per_epoch = -(-num_requests // (self.requests_per_rank * self.world_size))
+        return min(self.num_steps, max(1, self.max_epochs * per_epoch))
+
+    def rate_at(self, step: int, num_steps: int) -> float:
+        """Share of the learning rates at step 0, 1, ...: linear warm-up, then linear decay that would reach zero at
+        num_steps."""
         warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return self.learning_rate * warmup * max(0.0, 1 - step / self.num_steps)
+        return warmup * max(0.0, 1 - step / num_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` is the inverse."""

@@ -6,6 +6,7 @@ beside the step on this one. Counts and objects travel over gloo, gradients and 
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def device_of_rank(device: DeviceKind, rank: int, world_size: int) -> torch.devi
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of a forward pass: weights stay float32, matrix products run in `precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def in_float32(outputs: Any) -> Any:
+    """A model's output or outputs as float32: losses are computed in it whatever the matrix products were in."""
+    return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,27 @@ def memory_bytes() -> int:
     except OSError:
         return peak_memory_bytes()
     return pages * resource.getpagesize()
+
+
+class FreedMemory:
+    """Gives memory that was freed back to the system once the process has grown by MOST_KEPT_BYTES.
+
+    Tensors of a step differ in size from those of the step before, and glibc's heap keeps what falls between them: the
+    live bytes of a run stay the same while its resident memory grows, 0.4 MB a step were measured. Other systems' heaps
+    are left alone.
+    """
+
+    MOST_KEPT_BYTES = 16 * 2**20
+
+    def __init__(self) -> None:
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        self._mark = memory_bytes()
+
+    def give_back(self) -> None:
+        """To be called after each step."""
+        if self._trim is not None and memory_bytes() > self._mark + self.MOST_KEPT_BYTES:
+            self._trim(0)
+            self._mark = memory_bytes()
 
 
 def peak_memory_bytes() -> int:

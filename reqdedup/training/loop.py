@@ -50,6 +50,8 @@ class TrainingResult:
     metrics: held-out figures, each with `<name>_chance`.  judgement: the same with intervals, slices, calibration and
         baselines (`reqdedup.training.judgement`); None if nobody was held out.
     losses: mean loss of every step [nats per term].
+    stopped_by: what ended the training: steps, epochs (max_epochs) or patience.  best_step: of the weights that were
+        kept, if there was a validation part, whose figures `validations` has as (step, figure).
     epochs: whole passes over the training users.  rows: trained on, over all ranks and steps.
     training_s, evaluation_s, total_s: the last with the start of the ranks.
     mean_wait_s, longest_wait_s: in steps for ranks that were not through with theirs, over the ranks, and of the one
@@ -65,6 +67,9 @@ class TrainingResult:
     judgement: dict[str, Any] | None
     losses: list[float]
     steps: int
+    stopped_by: str
+    best_step: int
+    validations: list[tuple[int, float]]
     epochs: int
     rows: int
     training_s: float
@@ -145,6 +150,9 @@ def train(
         judgement=judgement,
         losses=first.losses,
         steps=first.steps,
+        stopped_by=first.stopped_by,
+        best_step=first.best_step or first.steps,
+        validations=first.validations,
         epochs=first.epochs,
         rows=first.rows,
         training_s=first.training_s,
@@ -169,6 +177,9 @@ def _figures(result: TrainingResult, snapshot_id: int | None) -> dict[str, Any]:
         "snapshot_id": snapshot_id,
         "steps": result.steps,
         "epochs": result.epochs,
+        "stopped_by": result.stopped_by,
+        "best_step": result.best_step,
+        "validations": result.validations,
         "rows": result.rows,
         "first_loss": result.first_loss,
         "last_loss": result.last_loss,

@@ -19,10 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from reqdedup.batch import RequestBatch
 from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.models.registry import build_model
+from reqdedup.training.augment import hide_events, permute_judgements
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import (
+    FreedMemory,
     autocast,
     device_of_rank,
+    in_float32,
     memory_bytes,
     peak_device_memory_bytes,
     peak_memory_bytes,
@@ -33,10 +36,12 @@ from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters, CoreTimes
 from reqdedup.training.metrics_file import METRICS_NAME, MetricsFile
 from reqdedup.training.norm import convert_sync_batchnorm
+from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.outcomes import Outcomes
 from reqdedup.training.plan import Source, Split, with_credentials
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
 from reqdedup.training.tasks import prepare_task
+from reqdedup.training.watch import Watch
 
 PROGRESS_EVERY_S = 0.25
 EVAL_BATCH_REQUESTS = 32
@@ -81,6 +86,9 @@ class RankResult:
 
     metrics: dict[str, float] = field(default_factory=dict)
     outcomes: Outcomes | None = None
+    stopped_by: str = "steps"
+    validations: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = 0
     losses: list[float] = field(default_factory=list)
     steps: int = 0
     epochs: int = 0
@@ -128,7 +136,7 @@ class RankRun:
         self.rank, self.world_size = rank_and_world_size()
         self.device = device_of_rank(config.device, self.rank, self.world_size)
         self.result = RankResult()
-        self.num_barren_steps = 0
+        self.num_barren_steps, self.num_steps = 0, config.num_steps
         self.tell("reading")
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device)
@@ -143,8 +151,15 @@ class RankRun:
             users=self.splits.train,
             device=self.device,
         )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        self.num_steps = config.steps_of(self.task.num_requests)
+        self.watch = Watch(config.task, config.patience)
+        self.optimizer = Optimizers(
+            self.model,
+            learning_rate=config.learning_rate,
+            table_learning_rate=config.table_learning_rate,
+            table_optimizer=config.table_optimizer,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
         )
         self.trained = self.distributed_model()
 
@@ -177,12 +192,13 @@ class RankRun:
         options = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
         sync_buffers: Any = {name: not self.config.sync_batchnorm}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, self.optimizer.tables)
         return DistributedDataParallel(self.model, gradient_as_bucket_view=True, **sync_buffers)
 
     def run(self, resume: bool) -> RankResult:
         if resume:
             self.restore()
-        started, cores = time.monotonic(), CoreTimes.now()
+        started, cores, freed = time.monotonic(), CoreTimes.now(), FreedMemory()
         with MetricsFile(self.out_dir / METRICS_NAME, self.result.steps, write=self.rank == 0) as metrics:
             told_at, rows_then = started, 0
             for batch in self.batches():
@@ -191,11 +207,14 @@ class RankRun:
                 self.result.losses.append(loss)
                 self.result.steps += 1
                 self.result.rows += meters.rows
+                freed.give_back()
                 now = time.monotonic()
                 metrics.write(self.metric_row(loss, meters, started=started, seconds=now - step_started))
-                if now - told_at >= PROGRESS_EVERY_S or self.result.steps == self.config.num_steps:
+                if now - told_at >= PROGRESS_EVERY_S or self.result.steps == self.num_steps:
                     self.tell("training", loss=loss, rows_per_s=(self.result.rows - rows_then) / (now - told_at))
                     told_at, rows_then = now, self.result.rows
+                if self.config.validation and self.result.steps % self.config.validate_every == 0:
+                    self.look()
                 if self.result.steps % self.config.checkpoint_every == 0:
                     self.checkpoint()
         self.result.training_s = time.monotonic() - started
@@ -207,6 +226,11 @@ class RankRun:
                 stacklevel=2,
             )
         self.result.epochs = self.loader.epoch
+        if self.config.validation:
+            self.look()
+            self.result.validations, self.result.best_step = self.watch.history, self.watch.best_step
+            if self.watch.weights is not None:
+                self.model.load_state_dict(self.watch.weights)
         self.tell("evaluating")
         outcomes = self.evaluate(self.splits.test) if self.config.held_out else None
         self.result.metrics = flat(judge(outcomes, replicates=0)) if outcomes is not None else {}
@@ -219,13 +243,18 @@ class RankRun:
 
     def batches(self) -> Iterator[RequestBatch]:
         """Batches over as many epochs as the steps need; steps without two rows over all ranks are left out."""
-        while self.result.steps < self.config.num_steps:
+        while self.result.steps < self.config.num_steps and not self.watch.is_over:
+            if self.config.max_epochs and self.loader.epoch >= self.config.max_epochs:
+                self.result.stopped_by = "epochs"
+                return
             steps_before, barren_before = self.result.steps, self.num_barren_steps
             for batch, num_rows in in_lockstep(self.loader):
                 if num_rows < 2:  # BatchNorm has no variance to divide by
                     continue
                 yield batch
-                if self.result.steps >= self.config.num_steps:
+                if self.watch.is_over:
+                    self.result.stopped_by = "patience"
+                if self.result.steps >= self.config.num_steps or self.watch.is_over:
                     return
             if (
                 self.result.steps > steps_before
@@ -245,14 +274,17 @@ class RankRun:
 
     def step(self, batch: RequestBatch) -> tuple[float, BatchMeters]:
         """One optimiser step; the mean loss over all ranks' terms [nats], and what all ranks' batches held."""
-        learning_rate = self.config.learning_rate_at(self.result.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        # So that a resumed run draws the same dropout, hidden events and items as one that was not interrupted.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.result.steps * self.world_size + self.rank)
         self.trained.train()
+        if self.config.permute_judgements:
+            batch = permute_judgements(batch, getattr(self.config.model, "labels", ()))
+        whole, batch = batch, hide_events(batch, self.config.hide_events)
+        inputs = self.task.inputs(batch)
         self.optimizer.zero_grad()
         with autocast(self.device, self.config.precision):
-            outputs = self.trained(batch)
-        loss_sum, num_terms = self.task.loss(in_float32(outputs), batch)
+            outputs = self.trained(batch, *inputs)
+        loss_sum, num_terms = self.task.loss(in_float32(outputs), whole, *inputs)
         meters = BatchMeters.of(batch)
         names = list(vars(meters))
         sums = [float(loss_sum.detach()), num_terms, *(getattr(meters, name) for name in names)]
@@ -268,7 +300,7 @@ class RankRun:
                 "numbers"
             )
         scale_for_mean_over_ranks(loss_sum, num_global_terms, self.world_size).backward()
-        self.optimizer.step()
+        self.optimizer.step(self.config.rate_at(self.result.steps, self.num_steps))
         return loss, BatchMeters(**{name: int(count) for name, count in zip(names, counts)})
 
     @torch.no_grad()
@@ -280,7 +312,7 @@ class RankRun:
         loader = self.make_loader(
             columns=(*self.task.columns, *self.config.slice_by),
             requests=min(per_rank, EVAL_BATCH_REQUESTS),
-            shuffle="requests",
+            shuffle="users" if self.config.shuffle == "users" else "requests",
             positive_label=self.task.positive_label,
             users=part,
             device=self.device,
@@ -293,6 +325,15 @@ class RankRun:
         self.model.eval()
         outcomes = Outcomes.concatenate(from_all_ranks(self.task.evaluate(self.model, batches)))
         return outcomes if len(outcomes) else None
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Note how the weights of this step do on the validation part, the same on every rank."""
+        if self.watch.history and self.watch.history[-1][0] == self.result.steps:
+            return
+        outcomes = self.evaluate(self.splits.validation)
+        figures = flat(judge(outcomes, replicates=0)) if outcomes is not None else {}
+        self.watch.take(self.result.steps, figures, self.model)
 
     def checkpoint(self) -> None:
         loaders = from_all_ranks(self.loader.state_dict())
@@ -309,6 +350,7 @@ class RankRun:
                 "optimizer": self.optimizer.state_dict(),
                 "loaders": loaders,
                 "log_q": self.task.state_dict(),
+                "watch": self.watch.state_dict(),
             }
             save_checkpoint(self.out_dir / CHECKPOINT_NAME, state)
 
@@ -317,7 +359,13 @@ class RankRun:
         path = self.out_dir / CHECKPOINT_NAME
         state = load_checkpoint(path)
         check_same_run(path, state, self.config, self.snapshot_id)
+        if state.get("format", 0) < CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"{path}: a checkpoint of format {CHECKPOINT_FORMAT} required to resume, found "
+                f"{state.get('format', 0)}, whose optimiser was another; train anew"
+            )
         self.loader.load_state_dict(state["loaders"][self.rank])
+        self.watch.load_state_dict(state["watch"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.task.load_state_dict(state["log_q"])
@@ -333,7 +381,7 @@ class RankRun:
             self.result.steps,
             self.loader.epoch,
             f"{loss:.6g}",
-            f"{self.config.learning_rate_at(self.result.steps - 1):.6g}",
+            f"{self.config.learning_rate * self.config.rate_at(self.result.steps - 1, self.num_steps):.6g}",
             meters.users,
             f"{meters.effective_users:.4g}",
             meters.requests,
@@ -348,11 +396,4 @@ class RankRun:
 
     def tell(self, stage: str, **figures: float) -> None:
         if self.rank == 0:
-            self.report(
-                TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.config.num_steps, **figures)
-            )
-
-
-def in_float32(outputs: Any) -> Any:
-    """A model's output or outputs as float32: losses are computed in it whatever the matrix products were in."""
-    return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
+            self.report(TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.num_steps, **figures))

@@ -20,7 +20,7 @@ RESULT_FORMAT = 1
 """Version 0.1.0 wrote none, and its files are read."""
 CHANCE_SUFFIX = "_chance"
 JUDGED = ("mean_log_rank", "auc_")
-NO_FIGURES = ("format", "snapshot_id", "judgement")
+NO_FIGURES = ("format", "snapshot_id", "judgement", "stopped_by", "validations")
 
 _SCHEMA = pa.schema(
     [

@@ -7,7 +7,7 @@ candidate anywhere in the table are not known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,13 @@ METHODS: dict[str, Callable[[Interactions], Any]] = {
 }
 
 
-def retrieval_baselines(config: TrainingConfig, source: Source, model: Ranked, train: Split) -> dict[str, Outcomes]:
+def retrieval_baselines(
+    config: TrainingConfig,
+    source: Source,
+    model: Ranked,
+    train: Split,
+    methods: Mapping[str, Callable[[Interactions], Any]] = METHODS,
+) -> dict[str, Outcomes]:
     """By name; iALS only if its package is installed."""
 
     def loader(columns: tuple[str, ...], users: Split | None, positive_label: str | None = None) -> RequestLoader:
@@ -70,9 +76,11 @@ def retrieval_baselines(config: TrainingConfig, source: Source, model: Ranked, t
         own_place_B=places_in(model.item_id_B, candidate_id_C),
         request_of_row_B=request_of_row_B.ravel(),
     )
-    methods = METHODS.items() if rules.ImplicitFactors.is_installed() else list(METHODS.items())[:-1]
+    is_there = rules.ImplicitFactors.is_installed()
     return {
-        name: _ranked(fit(interactions), len(catalogue.item_id_V), histories, places, model) for name, fit in methods
+        name: _ranked(fit(interactions), len(catalogue.item_id_V), histories, places, model)
+        for name, fit in methods.items()
+        if is_there or fit is not rules.ImplicitFactors
     }
 
 

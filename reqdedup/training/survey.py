@@ -37,10 +37,11 @@ class Survey:
 
     numbers, vectors: names of the request's inputs, whose values must be finite.  labels: names of
         what must be in 0..1.
-    counted: users whose rows the model learns from.  positive_label: label that is positive in
+    counted: requests whose rows the model learns from.  positive_label: label that is positive in
         these rows (None: all rows).
 
     faults, num_faults: first fault and number of them, by column.  num_known, sum_known: labels of counted users.
+    num_requests: counted requests with a row that is learned from, or chunks of `chunk_rows` of such rows.
     num_rows: rows of counted users.  lowest_user, highest_user: among them, of rows that are learned from.
     """
 
@@ -49,16 +50,18 @@ class Survey:
     counted: Split
     labels: tuple[str, ...] = ()
     positive_label: str | None = None
+    chunk_rows: int | None = None
     faults: dict[str, Fault] = field(default_factory=dict)
     num_faults: dict[str, int] = field(default_factory=dict)
     num_known: dict[str, int] = field(default_factory=dict)
     sum_known: dict[str, float] = field(default_factory=dict)
     num_rows: int = 0
+    num_requests: int = 0
     lowest_user: int = 2**63 - 1
     highest_user: int = -(2**63)
 
     @classmethod
-    def of(cls, model: ModelConfig, counted: Split, **options: str | tuple[str, ...] | None) -> Survey:
+    def of(cls, model: ModelConfig, counted: Split, **options: str | int | tuple[str, ...] | None) -> Survey:
         vectors = tuple(name for name, _ in model.request_vectors)
         return cls(model.request_numbers, vectors, counted, **options)  # type: ignore[arg-type]
 
@@ -84,6 +87,7 @@ class Survey:
                 mine, theirs = getattr(total, name), getattr(other, name)
                 mine.update({key: mine.get(key, 0) + value for key, value in theirs.items()})
             total.num_rows += other.num_rows
+            total.num_requests += other.num_requests
             total.lowest_user = min(total.lowest_user, other.lowest_user)
             total.highest_user = max(total.highest_user, other.highest_user)
         return total
@@ -165,6 +169,10 @@ class Survey:
             self.sum_known[name] = self.sum_known.get(name, 0.0) + float(known.double().sum())
         if self.positive_label:
             is_counted_B &= batch.row[self.positive_label] > 0
+        learned = batch.request_of_row_B[is_counted_B].bincount()
+        self.num_requests += int(
+            (learned > 0).sum() if self.chunk_rows is None else (-(-learned // self.chunk_rows)).sum()
+        )
         users = batch.user_id_R[batch.request_of_row_B[is_counted_B]]
         if len(users):
             self.lowest_user = min(self.lowest_user, int(users.min()))

@@ -91,6 +91,13 @@ def weighted(decay: float) -> np.ndarray:
     return x
 
 
+def test_an_item_that_nobody_has_is_no_ones_neighbour(users):
+    nobody = Interactions(Histories.of_lists([[0, 1], [1]]), np.array([1, 2, 0]))
+    score = baselines.ItemNeighbours(nobody, shrinkage=0.0).scores(Histories.of_lists([[0], [2]]))
+    assert np.isfinite(score).all()
+    assert score[0].argmax() == 1
+
+
 def test_ease_is_the_ridge_regression_of_each_item_on_the_others(interactions, users):
     x, l2 = dense(users), 1.5
     weight = np.zeros((ITEMS, ITEMS))

@@ -63,7 +63,8 @@ def test_any_attention_and_any_origin_of_positions_equals_its_twin(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_two_tower_equals_the_tower_computed_once_per_row(shape, positions, training):
-    config = two_tower_config(positions=positions)
+    pooling = {True: "last", False: "both"}[training] if positions == "rope" else "mean"
+    config = two_tower_config(positions=positions, pooling=pooling)
     ours, duplicated = twins(TwoTower(config).train(training), naive.TwoTower(config).train(training))
     batch = random_batch(*SHAPES[shape])
     (user_RD, item_BD), (user_BD, expected_item_BD) = ours(batch), duplicated(batch)

@@ -58,7 +58,7 @@ def test_a_toy_model_trains_by_one_line_of_the_registry(monkeypatch, tmp_path):
         registry.build_model(config)
     monkeypatch.setitem(registry.MODELS, "toy", ModelKind(ToyConfig, Toy, Toy, task="ranking"))
     training = TrainingConfig(
-        model=config, num_steps=8, requests_per_step=12, learning_rate=0.05, world_size=1, held_out=0.2
+        model=config, num_steps=8, max_epochs=0, requests_per_step=12, learning_rate=0.05, world_size=1, held_out=0.2
     )
     assert TrainingConfig.from_dict(training.to_dict()) == training
     result = run_rank(lambda progress: None, training, with_signal(random_log()), str(tmp_path))

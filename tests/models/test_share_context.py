@@ -75,7 +75,8 @@ def test_dcat_on_shared_contexts_equals_the_pass_per_row(batch, positions, backe
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_two_tower_on_shared_histories_equals_the_tower_per_row(batch, positions):
-    config = two_tower_config(positions=positions, share_context="user")
+    pooling = {"learned": "mean", "rope": "both"}[positions]
+    config = two_tower_config(positions=positions, share_context="user", pooling=pooling)
     ours, duplicated = float64(lambda: twins(TwoTower(config), naive.TwoTower(config)))
     user_BD, expected_BD = batch.expand(ours.user_tower(batch)), duplicated.user_tower(batch)
     torch.testing.assert_close(user_BD, expected_BD, rtol=TOLERANCE, atol=TOLERANCE)

@@ -108,7 +108,13 @@ def _trained(folder: Path) -> TrainedBundles:
     checkpoints, bundles = {}, {}
     for task, model in models.items():
         training = TrainingConfig(
-            model=model, num_steps=12, requests_per_step=16, learning_rate=0.02, world_size=1, eval_requests=32
+            model=model,
+            num_steps=12,
+            max_epochs=0,
+            requests_per_step=16,
+            learning_rate=0.02,
+            world_size=1,
+            eval_requests=32,
         )
         run_rank(lambda _: None, training, source, str(folder / task), source.snapshot_id)
         checkpoints[task] = folder / task / CHECKPOINT_NAME

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reqdedup.batch import RequestBatch
 from reqdedup.training import rank_run
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.gather import mean_over_ranks
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.ranks import sum_over_ranks
@@ -61,6 +62,13 @@ def one_row_in_total() -> str:
     except ValueError as error:
         return str(error)
     return "nothing raised"
+
+
+def sparse_mean(report: Any, rows: list[list[int]], values: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """The mean over ranks of this rank's rows of a table's gradient."""
+    rank = dist.get_rank()
+    gradient = torch.sparse_coo_tensor(torch.tensor([rows[rank]]), values[rank], size, check_invariants=False)
+    return mean_over_ranks(gradient).to_dense()
 
 
 def fail_on_rank(report: Any, failing_rank: int, how: str, ballast: bytes = b"") -> int:

@@ -45,7 +45,14 @@ def log_with(schema=SCHEMA, **columns) -> RandomLog:
 def config(log, task="ranking", **options):
     sizes = {**SIZES, "output_width": 4} if task == "retrieval" else {**SIZES, "labels": ("click",)}
     model = (TwoTowerConfig if task == "retrieval" else DCATConfig).from_schema(log.schema, **sizes)
-    defaults = {"num_steps": 3, "requests_per_step": 12, "learning_rate": 0.01, "world_size": 1, "eval_requests": 0}
+    defaults = {
+        "num_steps": 3,
+        "requests_per_step": 12,
+        "learning_rate": 0.01,
+        "world_size": 1,
+        "eval_requests": 0,
+        "max_epochs": 0,
+    }
     return TrainingConfig(model=model, **{**defaults, **options})
 
 

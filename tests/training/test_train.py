@@ -13,7 +13,7 @@ import torch
 
 from reqdedup.models import DCAT, Bundle, DCATConfig, TwoTowerConfig
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
-from reqdedup.training import TrainingConfig, load_model, read_losses, train, training_report
+from reqdedup.training import RequestLoader, TrainingConfig, load_model, read_losses, train, training_report
 from reqdedup.training.launch import RankError, run_ranks
 from reqdedup.training.loop import BUNDLE_NAME, RUN_NAME, read_run
 from reqdedup.training.rank_run import run_rank
@@ -36,6 +36,8 @@ def _config(task, schema, **options):
         "learning_rate": 0.02,
         "held_out": 0.2,
         "checkpoint_every": 10,
+        "max_epochs": 0,
+        "table_learning_rate": 0.05,
     }
     return TrainingConfig(model=model, **{**defaults, **options})
 
@@ -152,7 +154,7 @@ def test_retrieval_learns_under_torchrun_from_a_run_file(source, tmp_path):
 
 
 def test_matrix_products_in_bfloat16_train_as_well_and_keep_float32_weights(source, tmp_path):
-    options = {"num_steps": 40, "world_size": 1, "warmup_steps": 1}
+    options = {"num_steps": 40, "world_size": 1, "warmup_steps": 1, "table_optimizer": "adamw"}
     losses = {}
     for precision in ("float32", "bfloat16"):
         config = _config("ranking", source.schema, precision=precision, **options)
@@ -171,6 +173,43 @@ def test_a_gpu_that_is_not_there_is_asked_for_clearly(source, tmp_path):
         run_rank(lambda event: None, config, source, str(tmp_path))
     with pytest.raises(ValueError, match=r"device one of \('cpu', 'cuda'\) required, found 'tpu'"):
         _config("ranking", source.schema, device="tpu")
+
+
+def test_an_epoch_is_the_limit_whatever_the_steps(source, tmp_path):
+    config = _config("ranking", source.schema, world_size=1, max_epochs=2, requests_per_step=16)
+    result = run_rank(lambda event: None, config, source, str(tmp_path))
+    assert (result.stopped_by, result.epochs) == ("epochs", 2)
+    assert result.steps == config.steps_of(sum(1 for _ in _training_requests(source, config))) < 40
+    rates = [float(row["learning_rate"]) for row in _rows(tmp_path)]
+    assert rates[-1] == pytest.approx(config.learning_rate / result.steps, rel=1e-3), "decayed for the steps there are"
+
+
+def _training_requests(source, config):
+    loader = RequestLoader(source, requests_per_batch=1, columns=(), users=config.splits(()).train)
+    return iter(loader)
+
+
+def _rows(out_dir):
+    with (out_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_weights_on_the_validation_part_are_kept(source, tmp_path):
+    options = {"validation": 0.2, "validate_every": 5, "patience": 2, "dropout": 0.1, "checkpoint_every": 5}
+    model = DCATConfig.from_schema(source.schema, dropout=options.pop("dropout"), **SIZES)
+    config = replace(
+        _config("ranking", source.schema, num_steps=200, hide_events=0.2, clip_norm=1.0, **options), model=model
+    )
+    result = train(config, source, out_dir=tmp_path)
+    figures = dict(result.validations)
+    assert result.best_step == max(figures, key=lambda step: (figures[step], -step))
+    assert result.stopped_by in ("patience", "steps")
+    if result.stopped_by == "patience":
+        assert sum(step > result.best_step for step in figures) == 2
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert (saved["best_step"], saved["stopped_by"]) == (result.best_step, result.stopped_by)
+    kept = load_checkpoint(result.checkpoint)
+    assert all(torch.equal(x, kept["watch"]["weights"][name]) for name, x in kept["model"].items())
 
 
 def test_memory_does_not_grow_over_the_epochs(tmp_path):
@@ -230,8 +269,8 @@ def test_a_configuration_survives_json_and_refuses_what_it_does_not_know(source)
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero(source):
-    config = _config("ranking", source.schema, num_steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [config.learning_rate_at(step) for step in range(100)]
+    config = _config("ranking", source.schema, num_steps=100, warmup_steps=10)
+    rates = [config.rate_at(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] or max(rates) == rates[10]
     assert rates[-1] == pytest.approx(0.01)

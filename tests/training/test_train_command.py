@@ -136,7 +136,7 @@ def test_a_run_is_trained_evaluated_resumed_and_not_overwritten(here, capsys):
 
 @pytest.mark.slow
 def test_ctrl_c_says_which_checkpoint_is_kept(here, capsys, monkeypatch):
-    (here / "run.toml").write_text("num_steps = 100000\ncheckpoint_every = 1\n")
+    (here / "run.toml").write_text("num_steps = 100000\nmax_epochs = 0\ncheckpoint_every = 1\n")
 
     def stop(line, progress, *arguments):
         if getattr(progress, "stage", "") == "training" and progress.step > 1:

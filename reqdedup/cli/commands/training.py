@@ -108,6 +108,8 @@ def train(arguments: Options) -> int:
                 "task": config.task,
                 "steps": result.steps,
                 "epochs": result.epochs,
+                "stopped_by": result.stopped_by,
+                "best_step": result.best_step,
                 "rows": result.rows,
                 "first_loss": result.first_loss,
                 "last_loss": result.last_loss,
@@ -122,6 +124,12 @@ def train(arguments: Options) -> int:
         f"{out}: {config.task}, {result.steps:,} steps of {arguments.table} in {result.training_s:.1f} s, "
         f"{result.rows_per_s:,.0f} rows/s, {format_bytes(result.peak_memory_bytes)} at most in a rank"
     )
+    if result.stopped_by == "epochs":
+        say(
+            f"  ended by max_epochs = {config.max_epochs}, {config.num_steps:,} steps were asked for; 0 lifts the limit"
+        )
+    elif result.stopped_by == "patience":
+        say(f"  ended by patience = {config.patience}: the weights of step {result.best_step:,} were the best")
     say(f"  loss {result.first_loss:.4f} in the first tenth of the steps, {result.last_loss:.4f} in the last")
     say(_figures(result.judgement))
     say(f"  a server loads {out / 'bundle'}: `reqdedup serve {out / 'bundle'}`")

@@ -43,7 +43,8 @@ class ItemNeighbours(ItemToItem):
     ) -> None:
         gram = interactions.together(min(interactions.num_items, DENSE_ITEMS))
         norm = np.sqrt(np.diag(gram))
-        weight = gram / (norm[:, None] * norm + np.float32(shrinkage))
+        product = norm[:, None] * norm + np.float32(shrinkage)
+        weight = gram / np.maximum(product, np.finfo(np.float32).tiny)  # of items that nobody has 0
         np.fill_diagonal(weight, 0)
         if neighbours < len(weight):
             least = np.partition(weight, len(weight) - neighbours, axis=0)[len(weight) - neighbours]

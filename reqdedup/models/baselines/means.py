@@ -6,7 +6,7 @@ import numpy as np
 
 PRIOR_ROWS = 10.0
 """Rows of the mean over all items that each item's mean is drawn to."""
-USER_PRIOR_ROWS = 5.0
+USER_PRIOR_ROWS = 10.0
 """Rows without a difference that each user's own difference is drawn to."""
 
 

@@ -29,7 +29,7 @@ from reqdedup.models.dcat.folded import DEFAULT_BLOCKS, EXACT_ROWS, FoldedDCAT
 from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
-from reqdedup.models.transformer import HistoryTransformer
+from reqdedup.models.transformer import HistoryTransformer, dropped
 from reqdedup.ops.crossing_attention import crossing_attention
 from reqdedup.ops.crossing_attention_flash import PADDED_CONTEXT_AT_MOST
 from reqdedup.ops.prefixes import Prefixes, ranges
@@ -181,7 +181,7 @@ class DCAT(nn.Module):
         x_BD = self.embedding.candidates(batch.item_id_B, batch.row) + self.candidate_marker
         length_R = context.request_lengths.to(x_BD.device)
         position_B = batch.expand(self.transformer.positions.of_candidates(length_R))
-        x_BD = self.transformer.positions.add(x_BD, position_B)
+        x_BD = dropped(self.transformer.positions.add(x_BD, position_B), self.transformer)
         rotation = self.transformer.positions.rotation(position_B, x_BD.dtype)
         options: dict[str, Any] = {"backend": self.backend, "padded_context_at_most": self.padded_context_at_most}
         for number, layer in enumerate(self.transformer):

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from reqdedup.models.config import ModelConfig, inputs_of
 from reqdedup.schema import EngagementSchema
 
+Pooling = Literal["mean", "last", "both"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TwoTowerConfig(ModelConfig):
-    """A retrieval model. output_width: of the two L2-normalised vectors whose product is the score."""
+    """A retrieval model.
+
+    output_width: of the two L2-normalised vectors whose product is the score.
+    pooling: what the user tower reads of the history after the transformer: the mean of its tokens, the last one, or
+        both side by side.
+    """
 
     output_width: int = 64
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"TwoTowerConfig: pooling one of {get_args(Pooling)} required, found {self.pooling!r}")
+
+    @property
+    def state_width(self) -> int:
+        """Numbers in a user's state."""
+        return self.width * (2 if self.pooling == "both" else 1)
 
     @classmethod
     def from_schema(

@@ -27,7 +27,7 @@ class UserHead:
     def __init__(self, model: TwoTower) -> None:
         """Raises ValueError for a model in training mode."""
         model.check_evaluates()
-        features, width = model.features, model.config.width
+        features, width = model.features, model.config.state_width
         scales = [_scale_shift(norm) for norm in cast(Iterable[nn.BatchNorm1d], model.user_mlp.norms)]
         weight, bias = _array(model.user_in.weight), _array(model.user_in.bias)
         (scale, shift), later = scales[0], scales[1:]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.histories import Histories, mean_over_history
+from reqdedup.models.histories import Histories, last_of_history, mean_over_history
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer
@@ -37,7 +37,7 @@ class TwoTower(nn.Module):
         self.transformer = HistoryTransformer(config)
         self.final_norm = nn.LayerNorm(config.width)
         self.features = RequestFeatures(config)
-        self.user_in = nn.Linear(config.width + self.features.width, config.hidden_widths[0])
+        self.user_in = nn.Linear(config.state_width + self.features.width, config.hidden_widths[0])
         self.user_mlp = NormedMLP(config.hidden_widths, config.output_width)
         self.item_in = nn.Linear(config.width, config.hidden_widths[0])
         self.item_mlp = NormedMLP(config.hidden_widths, config.output_width)
@@ -56,8 +56,8 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def user_state(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the user tower knows of one history, [D]: the mean of its tokens after the transformer, zero if it is
-        empty.
+        """What the user tower knows of one history, [config.state_width]: its tokens after the transformer, pooled;
+        zero if it is empty.
 
         history: sequence columns, [L] each, oldest first. Nothing of the request is in it.
         Raises ValueError for a model in training mode.
@@ -93,7 +93,11 @@ class TwoTower(nn.Module):
         self, tokens: Mapping[str, torch.Tensor], offsets_G1: torch.Tensor, prefixes: Prefixes | None = None
     ) -> torch.Tensor:
         x_TD, _ = self.transformer(self.embedding.events(tokens), offsets_G1)
-        return mean_over_history(self.final_norm(x_TD), offsets_G1, prefixes)
+        x_TD, pooling = self.final_norm(x_TD), self.config.pooling
+        parts = [] if pooling == "last" else [mean_over_history(x_TD, offsets_G1, prefixes)]
+        if pooling != "mean":
+            parts.append(last_of_history(x_TD, offsets_G1, prefixes))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _head_in(self, state_RD: torch.Tensor, request: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[state ; request features] -> the MLP's first pre-activation."""
@@ -109,6 +113,11 @@ class TwoTower(nn.Module):
         """Item vectors of any items: [N, output_width]. columns: config.item_categories of these items, [N] each."""
         return F.normalize(self.item_mlp(self.item_in(self.embedding.candidates(item_id_N, columns))), dim=1)
 
-    def forward(self, batch: RequestBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(user_RD, item_BD); the score of row b is user_RD[request_of_row_B[b]] @ item_BD[b]."""
-        return self.user_tower(batch), self.item_tower(batch)
+    def forward(
+        self, batch: RequestBatch, catalogue: tuple[torch.Tensor, Mapping[str, torch.Tensor]] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(user_RD, item_BD); the score of row b is user_RD[request_of_row_B[b]] @ item_BD[b].
+
+        catalogue: ids and columns of items whose vectors are wanted in place of the rows', [C, output_width].
+        """
+        return self.user_tower(batch), self.item_tower(batch) if catalogue is None else self.encode_items(*catalogue)

@@ -22,7 +22,13 @@ class TwoTower(model.TwoTower):
         x_BSD = pad_histories(self.embedding.events(rows.history), rows.history_offsets_R1, longest=longest)
         x_BSD = self.final_norm(transformer_pass(self.transformer, x_BSD, length_B, read_candidate=False))
         valid_BS1 = (torch.arange(longest, device=length_B.device) < length_B[:, None])[..., None]
-        pooled_BD = (x_BSD * valid_BS1).sum(1) / length_B.clamp(min=1)[:, None]
+        parts = []
+        if self.config.pooling != "last":
+            parts.append((x_BSD * valid_BS1).sum(1) / length_B.clamp(min=1)[:, None])
+        if self.config.pooling != "mean":
+            is_last_BS1 = (torch.arange(longest, device=length_B.device) == length_B[:, None] - 1)[..., None]
+            parts.append((x_BSD * is_last_BS1).sum(1))
+        pooled_BD = torch.cat(parts, dim=1)
         if self.features.width:
             pooled_BD = torch.cat([pooled_BD, self.features(rows.request, pooled_BD.dtype)], dim=1)
         return F.normalize(self.user_mlp(self.user_in(pooled_BD)), dim=1)

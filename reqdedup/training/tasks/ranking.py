@@ -27,20 +27,25 @@ class Ranking:
         self.columns = (*model.columns, *model.labels)
         self.positive_label = None
         self.slice_by = config.slice_by
+        self.num_requests = 0
 
     @classmethod
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
         """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
         task = cls(config)
-        survey = Survey.of(config.model, train, labels=task.labels)
+        survey = Survey.of(config.model, train, labels=task.labels, chunk_rows=config.chunk_rows)
         for _ in survey.passing(loader_of(survey.columns)):
             pass
         survey = survey.over_ranks()
         survey.check_inputs()
         survey.check_labels()
+        task.num_requests = survey.num_requests
         return task
 
-    def loss(self, outputs: torch.Tensor, batch: RequestBatch) -> tuple[torch.Tensor, int]:
+    def inputs(self, batch: RequestBatch) -> tuple[()]:
+        return ()
+
+    def loss(self, outputs: torch.Tensor, batch: RequestBatch, *inputs: Any) -> tuple[torch.Tensor, int]:
         label_BL = self._labels(batch)
         is_known_BL = ~torch.isnan(label_BL)
         terms_BL = F.binary_cross_entropy_with_logits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self, cast
 
@@ -13,6 +14,7 @@ from torch import nn
 from reqdedup.batch import RequestBatch
 from reqdedup.models import TwoTower
 from reqdedup.training.catalogue import Catalogue
+from reqdedup.training.catalogue_loss import catalogue_losses
 from reqdedup.training.catalogue_ranks import best_places, holds, places_in, ranks_of_rows, seen_places
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency, StreamingFrequency
@@ -24,11 +26,35 @@ from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 
 
+@dataclass(frozen=True)
+class _Items:
+    """All items of the log with their columns, on the device. item_id_V: rising."""
+
+    item_id_V: torch.Tensor
+    columns: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, device: torch.device) -> _Items:
+        columns = {name: torch.from_numpy(x_V).to(device) for name, x_V in catalogue.columns.items()}
+        return cls(torch.from_numpy(catalogue.item_id_V).to(device), columns)
+
+    def drawn(self, most: int, own_id_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """All items, or `most` of them drawn by torch's generator, and those of `own_id_B`."""
+        if len(self.item_id_V) <= most:
+            return self.item_id_V, self.columns
+        place = torch.randint(len(self.item_id_V), (most,), device=self.item_id_V.device)
+        place = torch.cat([place, torch.searchsorted(self.item_id_V, own_id_B)]).unique()
+        return self.item_id_V[place], {name: x_V[place] for name, x_V in self.columns.items()}
+
+
 class Retrieval:
     """A model of two towers; it says the rank of held-out positives in a catalogue."""
 
-    def __init__(self, config: TrainingConfig, catalogue: Catalogue, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainingConfig, catalogue: Catalogue, device: torch.device, num_requests: int = 0
+    ) -> None:
         model = config.model
+        self.num_requests = num_requests
         self.config = config
         self.columns = (*model.columns, *([config.positive_label] if config.positive_label else []))
         self.positive_label = config.positive_label
@@ -36,8 +62,11 @@ class Retrieval:
         item_id_C, columns = catalogue.sample(config.catalogue_items, config.seed)
         self.catalogue = item_id_C.to(device), {name: column.to(device) for name, column in columns.items()}
         self.counts = catalogue
+        self.items = _Items.of(catalogue, device) if config.negatives == "catalogue" else None
         self.frequency: ItemFrequency | StreamingFrequency | None = None
-        if config.log_q == "exact":
+        if config.negatives == "catalogue":
+            pass  # a softmax over all items needs no correction
+        elif config.log_q == "exact":
             self.frequency = ItemFrequency.from_counts(catalogue.item_id_V, catalogue.count_V).to(device)
         elif config.log_q == "streaming":
             self.frequency = StreamingFrequency(4 * len(catalogue.item_id_V) + 1)
@@ -46,24 +75,34 @@ class Retrieval:
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
         """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
         requests = config.requests_per_step if config.gather_negatives else config.requests_per_rank
-        if config.mask_same_user and requests < 2:
+        if config.negatives == "batch" and config.mask_same_user and requests < 2:
             raise ValueError(
                 f"training: at least two requests that are contrasted in a step required, found {requests}, whose "
                 "negatives mask_same_user takes out; raise requests_per_step"
             )
         label, items = config.positive_label, config.model.item_categories
-        survey = Survey.of(config.model, train, positive_label=label)
+        survey = Survey.of(config.model, train, positive_label=label, chunk_rows=config.chunk_rows)
         loader = loader_of((*items, *survey.columns))
         batches = survey.passing(chain([loader.empty_batch()], loader))
         catalogue = Catalogue.read(batches, items, counted=train, label=label)
         survey = survey.over_ranks()
         survey.check_inputs()
         num_items = int((catalogue.count_V > 0).sum())
-        survey.check_contrast(num_items, mask_same_user=config.mask_same_user)
-        return cls(config, catalogue, device)
+        survey.check_contrast(num_items, mask_same_user=config.mask_same_user and config.negatives == "batch")
+        return cls(config, catalogue, device, survey.num_requests)
 
-    def loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: RequestBatch) -> tuple[torch.Tensor, int]:
+    def inputs(self, batch: RequestBatch) -> tuple[Any, ...]:
+        """Ids and columns of the items that a softmax runs over: all, or as many as are drawn with the batch's own."""
+        if self.items is None:
+            return ()
+        return (self.items.drawn(self.config.negatives_per_step, batch.item_id_B),)
+
+    def loss(
+        self, outputs: tuple[torch.Tensor, torch.Tensor], batch: RequestBatch, *inputs: Any
+    ) -> tuple[torch.Tensor, int]:
         user_RD, item_BD = outputs
+        if inputs:
+            return self._catalogue_loss(user_RD, item_BD, batch, inputs[0][0])
         columns = Columns(
             item_ND=item_BD,
             item_id_N=batch.item_id_B,
@@ -81,6 +120,30 @@ class Retrieval:
             same_user_share=self.config.same_user_share,
         )
         return losses.loss_B.sum() + 0.0 * (user_RD.sum() + item_BD.sum()), int(losses.is_legal_B.sum())
+
+    def _catalogue_loss(
+        self, user_RD: torch.Tensor, item_CD: torch.Tensor, batch: RequestBatch, item_id_C: torch.Tensor
+    ) -> tuple[torch.Tensor, int]:
+        own_B = torch.searchsorted(item_id_C, batch.item_id_B)
+        is_out_RC = torch.zeros(len(user_RD), len(item_id_C), dtype=torch.bool, device=user_RD.device)
+        is_out_RC[batch.request_of_row_B, own_B] = True
+        seen_T = batch.history["item_id"]
+        place_T = torch.searchsorted(item_id_C, seen_T).clamp(max=len(item_id_C) - 1)
+        request_R = torch.arange(len(user_RD), device=user_RD.device)
+        request_T = torch.repeat_interleave(request_R, batch.history_offsets_R1.diff(), output_size=len(seen_T))
+        is_there_T = item_id_C[place_T] == seen_T
+        is_out_RC[request_T[is_there_T], place_T[is_there_T]] = True
+        assert self.items is not None
+        losses_B = catalogue_losses(
+            user_RD,
+            item_CD,
+            request_of_row_B=batch.request_of_row_B,
+            own_B=own_B,
+            is_out_RC=is_out_RC,
+            temperature=self.config.temperature,
+            num_all=None if len(item_id_C) == len(self.items.item_id_V) else len(self.items.item_id_V),
+        )
+        return losses_B.sum() + 0.0 * (user_RD.sum() + item_CD.sum()), len(losses_B)
 
     def _log_q(self, item_id_B: torch.Tensor) -> torch.Tensor:
         if self.frequency is None:

@@ -43,8 +43,20 @@ class Task(Protocol):
     @property
     def positive_label(self) -> str | None: ...
 
-    def loss(self, outputs: Any, batch: RequestBatch) -> tuple[torch.Tensor, int]:
-        """Sum of the loss terms [nats] of this rank, part of the graph even without terms, and their number."""
+    @property
+    def num_requests(self) -> int:
+        """Requests, or chunks of them, that an epoch of all ranks holds."""
+        ...
+
+    def inputs(self, batch: RequestBatch) -> tuple[Any, ...]:
+        """What the model is given beside the batch."""
+        ...
+
+    def loss(self, outputs: Any, batch: RequestBatch, *inputs: Any) -> tuple[torch.Tensor, int]:
+        """Sum of the loss terms [nats] of this rank, part of the graph even without terms, and their number.
+
+        inputs: as `inputs` gave them.
+        """
         ...
 
     def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Outcomes:

@@ -1,0 +1,206 @@
+"""The library's models beside baselines on MovieLens-100K, each rating its own request.
+
+    python -m benchmarks.movielens_quality ml-100k [--by time|user] [--task ranking|retrieval] [--seeds 4] [--try]
+
+Every rating is a request whose history is what the user rated in an earlier second: half of the ratings share their
+second with the one before, which they do not see. Held out are the last 20% by time, or a fifth of the users; 10% more
+are for validation: baselines choose their parameters on it, the models' were chosen on it, and everything is then
+fitted on training and validation together. All get the same histories, items and ratings, and no genres. Figures of
+retrieval leave out items of the history. Intervals are over users, 200 bootstraps. --try: nothing is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.record import write_results
+from reqdedup.logs import presets, read_log
+from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.models.baselines import Ease, ImplicitFactors, ItemNeighbours, LastItem, Popularity
+from reqdedup.storage import Layout, TableSource, create_table, open_catalog, write
+from reqdedup.training import TrainingConfig
+from reqdedup.training.baselines import baselines_of
+from reqdedup.training.judgement import judge
+from reqdedup.training.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.rank_run import RankRun, run_rank
+from reqdedup.training.retrieval_baselines import retrieval_baselines
+
+LONGEST = 1024
+"""Above the longest history, so that all requests of a user share one context."""
+HELD_OUT, VALIDATION = 0.2, 0.1
+CHOSEN_BY = {"ranking": "auc_click", "retrieval": "ndcg_at_10_unseen"}
+SHOWN = {"ranking": ("auc_click", "log_loss_click"), "retrieval": ("ndcg_at_10_unseen", "recall_at_100_unseen")}
+SIZES: dict[str, Any] = {"width": 48, "num_layers": 2, "num_heads": 2, "ffn_width": 96, "max_history": LONGEST, "item_table_rows": 16_384,
+         "positions": "rope", "share_context": "user"}  # fmt: skip
+TRAINING: dict[str, dict[str, Any]] = {
+    "ranking": {"learning_rate": 3e-3, "table_learning_rate": 0.05, "hide_events": 0.2, "permute_judgements": True},
+    "retrieval": {"learning_rate": 3e-3, "table_learning_rate": 0.1, "hide_events": 0.1, "negatives": "catalogue"},
+}
+EPOCHS = {"ranking": 12, "retrieval": 12}
+METHODS: dict[str, list[Callable[..., Any]]] = {
+    "popularity": [Popularity],
+    "last item": [LastItem],
+    "item-kNN": [partial(ItemNeighbours, neighbours=k, shrinkage=s) for k in (20, 100, 400) for s in (0.0, 10.0, 100.0)],
+    "EASE": [partial(Ease, l2=l2) for l2 in (100.0, 300.0, 1000.0)],
+    "EASE with decay": [partial(Ease, l2=l2, decay=decay) for l2 in (100.0, 300.0, 1000.0) for decay in (0.9, 0.96, 0.985)],
+    "iALS": [partial(ImplicitFactors, factors=f, l2=l2, alpha=a) for f in (32, 64) for l2 in (0.05, 1.0) for a in (1.0, 5.0)],
+}  # fmt: skip
+
+
+def table(folder: Path, lake: Path) -> TableSource:
+    """The log with three labels, so that histories say how good a rating was."""
+    mapping = tomllib.loads((Path(presets.__file__).with_name("preset_files") / "movielens_ratings.toml").read_text())
+    click = mapping["labels"]["click"]
+    mapping["labels"] |= {"fair": {**click, "at_least": 3}, "best": {**click, "at_least": 5}}
+    reader = read_log(folder, mapping=mapping, max_history=LONGEST)
+    catalog = open_catalog(
+        properties={"type": "sql", "uri": f"sqlite:///{lake}/catalog.db", "warehouse": f"file://{lake}"}
+    )
+    catalog.create_namespace("movielens")
+    made = create_table(catalog, "movielens.ratings", reader.schema, Layout.BY_REQUEST, num_buckets=1)
+    write(made, reader)
+    return TableSource(made)
+
+
+def configuration(source: TableSource, task: str, by: str, seed: int, **changes: Any) -> TrainingConfig:
+    """Without a validation part: what it held is trained on as well."""
+    sizes = {**SIZES, "dropout": 0.1}
+    if task == "ranking":
+        model: Any = DCATConfig.from_schema(source.schema, labels=("click", "fair", "best"), **sizes)
+    else:
+        model = TwoTowerConfig.from_schema(source.schema, pooling="last", output_width=64, **sizes)
+    values = {**TRAINING[task], "max_epochs": EPOCHS[task], **changes}
+    of_model = {name: values.pop(name) for name in list(values) if name in model.__dataclass_fields__}
+    return TrainingConfig(
+        model=replace(model, **of_model),
+        num_steps=100_000,
+        requests_per_step=1024,
+        warmup_steps=40,
+        world_size=1,
+        shuffle="users",
+        buffer_requests=200_000,
+        seed=seed,
+        split_by=by,  # type: ignore[arg-type]
+        held_out=HELD_OUT,
+        eval_requests=1_000_000,
+        checkpoint_every=1_000_000,
+        positive_label="click",
+        clip_norm=1.0,
+        **values,
+    )
+
+
+def of_model(config: TrainingConfig, source: TableSource, folder: Path) -> Outcomes:
+    """The held-out rows of one training."""
+    result = run_rank(print if config.validation else lambda _: None, config, source, str(folder))
+    assert result.outcomes is not None
+    print(f"  {result.steps} steps, {result.training_s:.0f} s, {result.validations}", flush=True)
+    return result.outcomes
+
+
+def tuned(config: TrainingConfig, source: TableSource, folder: Path, test: Ranked) -> dict[str, Outcomes]:
+    """Baselines of retrieval with the parameters that do best on the validation part."""
+    watched = replace(config, validation=VALIDATION)
+    run = RankRun(lambda _: None, watched, source, folder, None)
+    with torch.no_grad():
+        looked_at = run.evaluate(run.splits.validation)
+    assert isinstance(looked_at, Ranked)
+    best: dict[str, Callable[..., Any]] = {}
+    for name, variants in METHODS.items():
+        numbered = {str(number): variant for number, variant in enumerate(variants)}
+        found = retrieval_baselines(watched, source, looked_at, run.splits.train, methods=numbered)
+        best[name] = numbered[max(found, key=lambda number: figure(found[number], CHOSEN_BY["retrieval"]))]
+        print(f"  {name}: {getattr(best[name], 'keywords', '')}", flush=True)
+    alone = RankRun(lambda _: None, config, source, folder, None)
+    return retrieval_baselines(config, source, test, alone.splits.train, methods=best)
+
+
+def figure(outcomes: Outcomes, metric: str) -> float:
+    (found,) = [
+        row["value"]
+        for row in judge(outcomes, replicates=0)["figures"]
+        if (row["metric"], row["slice"]) == (metric, "all")
+    ]
+    return found
+
+
+def mean_of(seeds: list[Outcomes]) -> Outcomes:
+    """Of a ranking model: the mean of the seeds' logits."""
+    assert isinstance(seeds[0], Scored)
+    keys = [np.lexsort((one.item_id_B, one.request_id_B, one.user_id_B)) for one in seeds]
+    logits = np.mean([one.logit_BL[key] for one, key in zip(seeds, keys) if isinstance(one, Scored)], axis=0)
+    placed = np.empty_like(logits)
+    placed[keys[0]] = logits
+    return replace(seeds[0], logit_BL=placed)
+
+
+def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str, Outcomes]) -> Iterator[dict[str, Any]]:
+    judgement = judge(model, rivals)
+    sizes = {name: judgement[name] for name in ("rows", "users")}
+    for row in judgement["figures"]:
+        if row["metric"] in SHOWN[task] and row["slice"] in ("all", "history under 5"):
+            yield {
+                "claim": f"MovieLens-100K, {task}, split by {by}, {row['slice']}",
+                "variant": name,
+                "value": row["value"],
+                "unit": row["metric"],
+                "target": None,
+                "spread": [row["low"], row["high"]],
+                "baselines": row["baselines"],
+                "gain": [row["best_baseline"], row["gain"], row["gain_low"], row["gain_high"]],
+                "sizes": sizes,
+            }
+
+
+def measure(source: TableSource, task: str, by: str, seeds: int, lake: Path) -> Iterator[dict[str, Any]]:
+    found: list[Outcomes] = []
+    rivals: dict[str, Outcomes] = {}
+    for seed in range(seeds):
+        config = configuration(source, task, by, seed)
+        found.append(of_model(config, source, lake / f"{task}-{by}-{seed}"))
+        if not seed:
+            rivals = (
+                baselines_of(config, source, found[0])
+                if task == "ranking"
+                else tuned(config, source, lake / "tuning", found[0])  # type: ignore[arg-type]
+            )
+        yield from rows_of(task, by, f"seed {seed}", found[-1], rivals)
+    if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
+        yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--by", choices=("time", "user"), action="append")
+    parser.add_argument("--task", choices=tuple(TRAINING), action="append")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--try", dest="is_trial", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = table(options.folder, Path(folder))
+        for task in options.task or TRAINING:
+            for by in options.by or ("time", "user"):
+                for row in measure(source, task, by, options.seeds, Path(folder)):
+                    rows.append(row)
+                    low, high = row["spread"]
+                    print(f"{row['claim']}: {row['variant']} {row['unit']} {row['value']:.4f} ({low} to {high})")
+                    print(f"  {row['baselines']}\n  gain {row['gain']}", flush=True)
+    if not options.is_trial:
+        print(write_results("movielens_quality", rows))
+
+
+if __name__ == "__main__":
+    main()

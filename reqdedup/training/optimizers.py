@@ -1,0 +1,112 @@
+"""How weights move: row-wise Adagrad for embedding tables, on the rows that a step read, and AdamW for all else.
+
+A dense optimiser touches every row of every table each step: with a table of a million rows of 64 that is 1 GB of
+traffic for some thousand rows that changed, and its moments are twice the table. Row-wise Adagrad keeps one number per
+row and moves only rows with a gradient, so that an item's rate falls with how often *it* was seen and not with the
+steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from reqdedup.models.inputs import HashedEmbedding
+from reqdedup.training.gather import mean_over_ranks
+
+TableOptimizer = Literal["adagrad", "adamw"]
+
+
+class RowwiseAdagrad(torch.optim.Optimizer):
+    """w_v <- w_v - lr * g_v / (sqrt(s_v) + eps) with s_v the sum over steps of mean(g_v^2), one number for each row v.
+
+    Parameters are tables [V, D]; gradients sparse or dense, of which rows without a gradient stay as they are.
+    Source: FBGEMM and torchrec, `EXACT_ROW_WISE_ADAGRAD`.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps})
+        for group in self.param_groups:
+            for table in group["params"]:
+                self.state[table]["squares_V"] = torch.zeros(len(table), device=table.device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                row_U, gradient_UD = _touched(table.grad)
+                squares_V = self.state[table]["squares_V"]
+                squares_V[row_U] += gradient_UD.square().mean(1)
+                scale_U = group["lr"] / (squares_V[row_U].sqrt() + group["eps"])
+                table.index_add_(0, row_U, -scale_U[:, None] * gradient_UD)
+
+
+def _touched(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows with a gradient, each once, and their gradients."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        return gradient.indices()[0], gradient.values()
+    row_U = torch.nonzero((gradient != 0).any(1)).squeeze(1)
+    return row_U, gradient[row_U]
+
+
+class Optimizers:
+    """Those of a model, used as one: tables by `table_optimizer` at a rate of their own, all else by AdamW.
+
+    clip_norm: of the gradients of all but tables, 0 for none.  tables: names of the parameters whose gradients are
+    averaged over the ranks here, and not by DDP.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        table_learning_rate: float,
+        table_optimizer: TableOptimizer,
+        weight_decay: float,
+        clip_norm: float,
+    ) -> None:
+        is_sparse = table_optimizer == "adagrad"
+        found = [module for module in model.modules() if isinstance(module, HashedEmbedding) and is_sparse]
+        tables: dict[int, nn.Parameter] = {id(module.weight): cast(nn.Parameter, module.weight) for module in found}
+        self.tables = [name for name, parameter in model.named_parameters() if id(parameter) in tables]
+        self._tables = list(tables.values())
+        self._dense = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+        self._clip_norm = clip_norm
+        self._rates = {"dense": learning_rate, "tables": table_learning_rate}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {
+            "dense": torch.optim.AdamW(self._dense, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        }
+        if tables:
+            for module in found:
+                module.sparse = True
+            self._optimizers["tables"] = RowwiseAdagrad(self._tables, lr=table_learning_rate)
+
+    def zero_grad(self) -> None:
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+
+    def step(self, share: float) -> None:
+        """share: of the highest rates. A collective if there are tables."""
+        for table in self._tables:
+            assert table.grad is not None
+            table.grad = mean_over_ranks(table.grad)
+        if self._clip_norm:
+            nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
+        for name, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = share * self._rates[name]
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state[name])

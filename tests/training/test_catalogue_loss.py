@@ -1,0 +1,80 @@
+"""The softmax over a catalogue, once per request, equals its definition once per row, in values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reqdedup.models import TwoTower
+from reqdedup.training import TrainingConfig
+from reqdedup.training.catalogue import Catalogue
+from reqdedup.training.catalogue_loss import catalogue_loss_naive, catalogue_losses
+from reqdedup.training.tasks import Retrieval
+from tests.models.batches import random_batch, two_tower_config
+
+
+@pytest.mark.parametrize("num_all", [None, 90])
+@pytest.mark.parametrize("rows", [[3, 1, 0, 5], [1]])
+def test_losses_equal_a_loop(rows, num_all):
+    torch.manual_seed(0)
+    num_rows, items = sum(rows), 9
+    user = torch.randn(len(rows), 4, dtype=torch.float64, requires_grad=True)
+    item = torch.randn(items, 4, dtype=torch.float64, requires_grad=True)
+    request = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows))
+    own, is_out = torch.randint(0, items, (num_rows,)), torch.rand(len(rows), items) < 0.4
+    is_out[request, own] = True
+    options = {"request_of_row_B": request, "own_B": own, "is_out_RC": is_out, "temperature": 0.3, "num_all": num_all}
+    found, wanted = catalogue_losses(user, item, **options), catalogue_loss_naive(user, item, **options)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(num_rows, dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), [user, item]) for x in (found, wanted))):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_request_that_had_everything_has_nothing_to_lose():
+    user, item = torch.randn(1, 3, requires_grad=True), torch.randn(2, 3)
+    own, is_out = torch.tensor([0]), torch.ones(1, 2, dtype=torch.bool)
+    options = {"request_of_row_B": torch.tensor([0]), "own_B": own, "is_out_RC": is_out, "temperature": 0.1}
+    loss = catalogue_losses(user, item, **options)
+    assert loss.tolist() == [0.0]
+    assert torch.autograd.grad(loss.sum(), user)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("most", [100, 5])
+def test_the_task_leaves_out_what_the_user_has(most):
+    batch = random_batch([3, 0, 6], [2, 3, 1])
+    items = torch.cat([batch.item_id_B, batch.history["item_id"]]).unique()
+    category = (items % 7).int().numpy()
+    model = two_tower_config()
+    columns = dict.fromkeys(model.item_categories, category)
+    catalogue = Catalogue(item_id_V=items.numpy(), count_V=(items * 0 + 1).numpy(), columns=columns)
+    config = TrainingConfig(
+        model=model, num_steps=1, requests_per_step=3, learning_rate=0.1, world_size=1, negatives="catalogue",
+        negatives_per_step=most, temperature=0.5,
+    )  # fmt: skip
+    task = Retrieval(config, catalogue, torch.device("cpu"), num_requests=3)
+    tower = TwoTower(model).eval()
+    (drawn,) = task.inputs(batch)
+    assert len(drawn[0]) == len(items) if most == 100 else len(drawn[0]) <= 5 + batch.num_rows
+    user, vectors = tower(batch, drawn)
+    loss, terms = task.loss((user, vectors), batch, drawn)
+    assert terms == batch.num_rows
+    place = {item: c for c, item in enumerate(drawn[0].tolist())}
+    is_out = torch.zeros(3, len(place), dtype=torch.bool)
+    offsets = batch.history_offsets_R1.tolist()
+    for r in range(3):
+        for item in batch.history["item_id"][offsets[r] : offsets[r + 1]].tolist():
+            if item in place:
+                is_out[r, place[item]] = True
+    own = torch.tensor([place[item] for item in batch.item_id_B.tolist()])
+    is_out[batch.request_of_row_B, own] = True
+    wanted = catalogue_loss_naive(
+        user,
+        vectors,
+        request_of_row_B=batch.request_of_row_B,
+        own_B=own,
+        is_out_RC=is_out,
+        temperature=0.5,
+        num_all=None if most == 100 else len(items),
+    ).sum()
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
