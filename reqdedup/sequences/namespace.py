@@ -18,8 +18,10 @@ from reqdedup.sequences.intake import IntakeReport, append_events
 from reqdedup.sequences.online import OnlineStore, open_online
 from reqdedup.sequences.published import Change, check_definitions, publish_definitions, published_definitions
 from reqdedup.sequences.retention import RetentionReport, apply_retention
+from reqdedup.sequences.sequence_store import fill_from_timeline
 from reqdedup.sequences.sources import EventSource
 from reqdedup.sequences.status import timeline_status
+from reqdedup.sequences.store import FilledStore, FillReport
 from reqdedup.sequences.training_table import write_training_table
 from reqdedup.storage import WriteReport
 
@@ -97,6 +99,10 @@ class NamespaceSequences:
     def write_training_table(self, table: str, sequence: str, rows: pa.Table, **options: Any) -> WriteReport:
         """Make `table` hold rows of requests with their histories; see `training_table.write_training_table`."""
         return write_training_table(self._catalog(), table, self.namespace, sequence, rows, **options)
+
+    def fill_store(self, store: FilledStore, sequence: str) -> FillReport:
+        """Bring a file or a server to a sequence of every user; see `sequence_store.fill_from_timeline`."""
+        return fill_from_timeline(store, self._catalog(), self.namespace, sequence)
 
     def online(self, folder: Path | str) -> OnlineStore:
         """The store of a process that serves; see `open_online`."""

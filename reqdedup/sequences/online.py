@@ -102,10 +102,14 @@ class OnlineStore:
         """The sequence's events number `first` to before `last` (None: all), from 0 on, and how many there are; those
         beyond the retention are left out.
 
-        Raises ValueError if there are fewer than `last`, or no such sequence or column.
+        columns: of the definition, by default all, and `arrival_ts`. Raises ValueError if there are fewer than `last`,
+        or no such sequence or column.
         """
         definition = self.definition(sequence)
-        names, rank = self._names(definition, columns), definition.rank_column
+        own = None if columns is None else [name for name in columns if name != ARRIVAL_TS]
+        names, rank = self._names(definition, own), definition.rank_column
+        if columns is not None and ARRIVAL_TS in columns:
+            names = [*names, ARRIVAL_TS]
         with self._guard:
             num, num_since = self._arrived(user_id, None)
             end = self._rank(user_id, rank, num, num_since)

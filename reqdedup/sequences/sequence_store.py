@@ -1,4 +1,6 @@
-"""A sequence of an online store as the server's `Store`: what a ranker or retriever reads per request.
+"""A sequence as the server's `Store`: what a ranker or retriever reads per request, with the values and names that
+training tables have (`ends.history_values`). Of an online store in its process, or copied from the timeline into any
+store that can be filled, a file or a server of Valkey or Redis.
 
 The sequence's own events are numbered from 0, as in the `history_end` that `ends.add_histories` writes; a version is
 that of the timeline. Events come in by `OnlineStore.put` alone, which is where they get their place, so `append` and
@@ -7,15 +9,20 @@ that of the timeline. Events come in by `OnlineStore.put` alone, which is where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pyiceberg.catalog import Catalog
 
 from reqdedup.schema import NUMBER_WIDTH_BYTES
+from reqdedup.sequences.columns import numbers_of
+from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
+from reqdedup.sequences.ends import history_columns, history_name, history_values, with_arrival
 from reqdedup.sequences.online import OnlineStore
 from reqdedup.sequences.packing import no_such_version
-from reqdedup.sequences.store import TimelineEnd, UserRead, Window, WindowError
+from reqdedup.sequences.store import FilledStore, FillReport, TimelineEnd, UserRead, UserRecord, Window, WindowError
+from reqdedup.sequences.timeline import Timeline, each_bucket, open_timeline
 
 
 class SequenceStore:
@@ -26,7 +33,9 @@ class SequenceStore:
         definition = online.definition(sequence)
         dtypes = {name: online.view.columns[name].dtype.name for name in definition.columns}
         texts = online.view.texts
-        self._columns = {n: dtype for n, dtype in dtypes.items() if dtype in NUMBER_WIDTH_BYTES and n not in texts}
+        numbers = [n for n, dtype in dtypes.items() if dtype in NUMBER_WIDTH_BYTES and n not in texts]
+        self._source_of = {store_name(name): name for name in numbers}
+        self._columns = {name: dtypes[source] for name, source in self._source_of.items()}
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -65,11 +74,11 @@ class SequenceStore:
         first = int(start_of(last))
         if 0 <= last <= stands.end and not 0 <= first <= last:
             raise WindowError(f"start_of({last})", f"0 to {last}", str(first))
-        found, _ = self._online.window(user_id, self._sequence, columns, first, last)
-        kept = min(
-            (len(values) for values in found.values()), default=last - first
-        )  # the oldest may be beyond the retention
-        return Window({name: np.array(values) for name, values in found.items()}, last - kept, last, self._version)
+        asked = [self._source_of[name] for name in columns]
+        found, _ = self._online.window(user_id, self._sequence, [*asked, ARRIVAL_TS], first, last)
+        kept = len(found[ARRIVAL_TS])  # fewer than asked for if the oldest are beyond the retention
+        values = {name: np.array(history_values(found, self._source_of[name])) for name in columns}
+        return Window(values, last - kept, last, self._version)
 
     def fetch(
         self,
@@ -99,3 +108,54 @@ class SequenceStore:
     @property
     def _version(self) -> int:
         return self._online.view.state.version
+
+
+def store_name(column: str) -> str:
+    """Name of a sequence's column in a store, which is that of `RequestBatch.history`."""
+    return history_name(column).removeprefix("history_")
+
+
+def store_columns(timeline: Timeline, sequence: str) -> dict[str, str]:
+    """The columns of a store for a sequence, and their dtypes. Raises ValueError for a column that is no number."""
+    made = history_columns(timeline, timeline.definition(sequence))
+    return {column.name.removeprefix("history_"): column.dtype for column in made}
+
+
+def fill_from_timeline(store: FilledStore, catalog: Catalog, namespace: str, sequence: str) -> FillReport:
+    """Bring a store, made with `store_columns`, to a sequence of every user as the timeline is now; see
+    `FilledStore.fill`. Memory is that of a bucket.
+
+    Raises ValueError if there is no such sequence, or the store has other columns.
+    """
+    timeline = open_timeline(catalog, namespace)
+    definition, wanted = timeline.definition(sequence), store_columns(timeline, sequence)
+    if dict(store.columns) != wanted:
+        raise ValueError(f"store: the columns of {sequence}, {wanted}, required, found {dict(store.columns)}")
+    snapshot = timeline.table.snapshot_by_id(timeline.snapshot_id) if timeline.snapshot_id is not None else None
+    return store.fill(
+        _records(timeline, definition),
+        source={"timeline": namespace, "sequence": sequence, "position": timeline.state.position},
+        as_of_us=snapshot.timestamp_ms * 1000 if snapshot is not None else None,
+    )
+
+
+def _records(timeline: Timeline, definition: SequenceDefinition) -> Iterator[UserRecord]:
+    read = with_arrival(definition)
+    for _, events in each_bucket(timeline, [definition.rank_column, *read.columns]):
+        user_T, rank_T = events.column(USER).to_numpy(), numbers_of(events.column(definition.rank_column))
+        is_first_T = np.diff(user_T, prepend=user_T[:1] - 1) != 0
+        arrival_T = numbers_of(events.column(ARRIVAL_TS))
+        is_member_T = np.where(is_first_T, rank_T, np.diff(rank_T, prepend=0)) == 1
+        is_member_T &= arrival_T >= timeline.state.kept_from_us
+        columns = {name: numbers_of(events.column(name))[is_member_T] for name in read.columns}
+        columns = {store_name(name): history_values(columns, name) for name in definition.columns}
+        user_T, rank_T = user_T[is_member_T], rank_T[is_member_T]
+        for start, end in zip(*_runs(user_T)):
+            of_user = {name: values[start:end] for name, values in columns.items()}
+            timelines = {timeline.state.version: (int(rank_T[start]) - 1, of_user)}
+            yield UserRecord(user_id=int(user_T[start]), timelines=timelines, features={})
+
+
+def _runs(user_T: np.ndarray) -> tuple[list[int], list[int]]:
+    starts = np.flatnonzero(np.diff(user_T, prepend=user_T[:1] - 1))
+    return starts.tolist(), [*starts[1:].tolist(), len(user_T)]

@@ -107,13 +107,17 @@ def check_a_stream(folder: Path, events: list, wanted: list, data: st.DataObject
                 schema = pa.schema([stored.field(name) for name in one.columns])
                 assert same(online.fetch(user, one.name, at_us=at_us), columns_of(sequence, schema))
         for one in wanted:
-            whole = naive.sequence_at(replace(one, last_n=10**6, window=None), timeline, len(timeline))
+            columns = [*one.columns, "arrival_ts"]
+            whole = naive.sequence_at(replace(one, last_n=10**6, window=None, columns=columns), timeline, len(timeline))
             store = SequenceStore(online, one.name)
             assert (store.end(user) or TimelineEnd(1, 0)) == TimelineEnd(1, len(whole))
-            schema = pa.schema([stored.field(name) for name in store.columns])
+            schema = pa.schema([stored.field(name) for name in store.columns if name != "ts"])
             for first, last in ((0, len(whole)), (len(whole) // 3, len(whole) * 2 // 3)) if whole else ():
                 window = store.window(user, list(store.columns), start_of=lambda _, first=first: first, at=last)
-                assert same(window.columns, columns_of(whole[first:last], schema))
+                happened = [min(event["event_ts"], event["arrival_ts"]) // 1000 for event in whole[first:last]]
+                assert window.columns["ts"].tolist() == happened
+                found = {name: values for name, values in window.columns.items() if name != "ts"}
+                assert same(found, columns_of(whole[first:last], schema))
                 assert (window.start, window.end, window.version) == (first, last, 1)
     online.close()
     deliver(catalog, events[second:], "c")
@@ -264,7 +268,7 @@ def test_a_sequence_is_a_store_for_servers(catalog: Catalog, tmp_path: Path):
     assert dict(store.columns) == {
         "item_id": "int64",
         "event_type": "int32",
-        "event_ts": "int64",
+        "ts": "int64",
         "category": "int32",
         "price": "float64",
     }

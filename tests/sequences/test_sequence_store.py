@@ -11,12 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reqdedup.arrays.windows import HistoryCut
+from reqdedup.logs.synthetic_events import EVENT_COLUMNS, EVENT_TYPES, SyntheticEventsConfig, synthetic_events
 from reqdedup.sequences.batch import advance
 from reqdedup.sequences.definition import EventLog, EventType, SequenceDefinition
 from reqdedup.sequences.intake import append_events
 from reqdedup.sequences.online import open_online
-from reqdedup.sequences.sequence_store import SequenceStore
+from reqdedup.sequences.sequence_store import SequenceStore, fill_from_timeline, store_columns
+from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.sequences.store import TimelineEnd, Window, WindowError
+from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage import open_catalog
 from tests.sequences.plain_store import COLUMNS, NAMES, WHOLE, PlainStore, make_events, outcome, same_window
 
@@ -158,3 +161,45 @@ def test_what_was_put_of_a_deleted_user_is_not_taken_again(catalog, tmp_path):
     assert mine.online.put(events) == 0
     assert mine.store.end(5) is None
     mine.store.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("valkey", marks=pytest.mark.servers)])
+def test_a_store_that_is_filled_from_the_timeline_answers_as_the_sequence_does(tmp_path, request, kind):
+    catalog = open_catalog(properties={"uri": f"sqlite:///{tmp_path}/c.db", "warehouse": f"file://{tmp_path}/tables"})
+    config = SyntheticEventsConfig(num_users=30, num_items=50, num_days=2)
+    log = EventLog(types=EVENT_TYPES, columns=EVENT_COLUMNS)
+    seen = SequenceDefinition(
+        name="seen",
+        owner="tests",
+        events=[EventType("view"), EventType("save")],
+        columns=["item_id", "event_ts", "duration_s"],
+        last_n=9,
+    )
+    append_events(catalog, "lake", log, synthetic_events(config), source="stream")
+    advance(catalog, "lake", [seen], num_buckets=2)
+    columns = store_columns(open_timeline(catalog, "lake"), "seen")
+    assert columns == {"item_id": "int64", "ts": "int64", "duration_s": "float64"}
+    if kind == "sqlite":
+        filled = SqliteStore(tmp_path / "store.sqlite", columns)
+    else:
+        from reqdedup.sequences.valkey_store import ValkeyStore
+
+        filled = ValkeyStore(request.getfixturevalue("valkey_server").url, columns, name=uuid.uuid4().hex, timeout_s=20)
+    sequence = SequenceStore(open_online(tmp_path / "online", catalog, "lake"), "seen")
+    assert fill_from_timeline(filled, catalog, "lake", "seen").num_new > 20
+    for user in range(config.num_users):
+        assert filled.end(user) == sequence.end(user)
+        for at in (None, 3):
+            found, wanted = (
+                outcome(one.window, user, list(columns), start_of=lambda end: end // 2, at=at)
+                for one in (filled, sequence)
+            )
+            if "refused" in (found, wanted):
+                assert found == wanted
+            else:
+                same_window(found, wanted)
+    again = fill_from_timeline(filled, catalog, "lake", "seen")
+    assert (again.num_new, again.num_changed) == (0, 0)
+    filled.close()
+    sequence.close()
