@@ -13,9 +13,13 @@ import pytest
 from pyiceberg.exceptions import ValidationError
 
 from reqdedup.convert import ColumnMapping, convert_table
+from reqdedup.storage import Layout, TableSource, compact, delete_user, write
 from reqdedup.storage.foreign.source import RowSource
+from reqdedup.storage.iceberg import manifest_groups
 from tests.servers.rest_catalog import RestCatalog
 from tests.storage.foreign.evolution import memory_catalog
+from tests.storage.small_log import make_log, to_batches
+from tests.storage.tables import new_table
 
 WHEELS = [
     f"duckdb{extension}==1.5.5" for extension in ("", "-extension-iceberg", "-extension-avro", "-extension-httpfs")
@@ -97,3 +101,35 @@ def test_what_duckdb_wrote_and_deleted_is_read_as_it_reads_it(duckdb_python, tmp
     for name in ("odd", "place"):
         with pytest.raises((ValueError, ValidationError), match=r"variant|[Gg]eometry"):
             catalog.register_table(f"a.{name}", f"file://{server.metadata_file(name)}")
+
+
+SCAN = """
+import json, sys
+from pathlib import Path
+import duckdb, duckdb_extension_avro, duckdb_extension_httpfs, duckdb_extension_iceberg
+con = duckdb.connect()
+for module in (duckdb_extension_avro, duckdb_extension_httpfs, duckdb_extension_iceberg):
+    con.execute(f"LOAD '{next(Path(module.__file__).parent.rglob('*.duckdb_extension'))}'")
+print(json.dumps(con.execute("SELECT user_id, count(*), sum(item_id)::VARCHAR FROM iceberg_scan(?) GROUP BY 1 ORDER BY 1",
+    [sys.argv[1]]).fetchall()))
+"""
+
+
+@pytest.mark.soak
+def test_duckdb_reads_manifests_of_consecutive_buckets(duckdb_python, catalog, monkeypatch):
+    monkeypatch.setattr(manifest_groups, "FILES_PER_MANIFEST", 3)
+    table = new_table(catalog, Layout.BY_REQUEST, num_buckets=8)
+    for seed in (1, 2):
+        write(table, to_batches(make_log(num_users=40, seed=seed)), mode="append")
+    compact(table, [3])
+    user = make_log(num_users=40, seed=2)[0]["user_id"]
+    delete_user(table, user)
+    rows = TableSource(table.refresh()).to_arrow(["user_id", "item_id"])
+    wanted = rows.group_by("user_id").aggregate([("item_id", "count"), ("item_id", "sum")]).sort_by("user_id")
+    run = subprocess.run(
+        [duckdb_python, "-c", SCAN, table.metadata_location], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    found = [(user, count, int(total)) for user, count, total in json.loads(run.stdout)]
+    assert found == list(zip(*(column.to_pylist() for column in wanted.columns), strict=True))
+    assert len(table.current_snapshot().manifests(table.io)) > 3
