@@ -33,6 +33,7 @@ from reqdedup.storage.iceberg.catalogs import open_catalog
 from reqdedup.storage.iceberg.files import file_key, reachable_files
 from reqdedup.storage.iceberg.layout import table_buckets
 from reqdedup.storage.measure import checks
+from reqdedup.storage.tasks import groups
 from tests.catalogs.files import catalog_in, no_file_larger_than
 from tests.catalogs.rows import plain, same, stored_files
 from tests.servers.seaweedfs import SeaweedFS
@@ -154,8 +155,13 @@ def test_a_full_disk_leaves_the_table_as_it_was(
 
 @pytest.mark.servers
 def test_a_token_that_expires_during_a_compaction_costs_nothing(
-    seaweedfs: SeaweedFS, namespace: str, schema: EngagementSchema, batches: list[pa.RecordBatch]
+    seaweedfs: SeaweedFS,
+    namespace: str,
+    schema: EngagementSchema,
+    batches: list[pa.RecordBatch],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(groups, "BUCKETS_TOGETHER", 1)
     lasting = open_catalog("lasting", seaweedfs.rest_properties)
     two_appends(lasting, namespace, schema, batches)
     token = lasting._session.auth.auth_manager._token  # type: ignore[attr-defined]
@@ -163,7 +169,8 @@ def test_a_token_that_expires_during_a_compaction_costs_nothing(
     catalog = open_catalog("fixed", {**fixed, "token": token})
 
     def expire(done: int, total: int) -> None:
-        catalog._session.auth.auth_manager._token = "expired"  # type: ignore[attr-defined]
+        if done == 2:  # the first is committed
+            catalog._session.auth.auth_manager._token = "expired"  # type: ignore[attr-defined]
 
     with pytest.raises(PermissionError, match="wrong or has expired; set a new `token`") as caught:
         compact(catalog.load_table(f"{namespace}.t"), progress=expire)
