@@ -1,5 +1,5 @@
-"""The slate: candidates of a request in an order that weighs relevance against variety, one greedy
-engine for all terms.
+"""The slate: candidates of a request in an order that weighs relevance against variety, one greedy engine for all
+terms.
 
 config.py     SlateConfig: length, window, terms and rules; from a TOML file
 terms.py      what is added to a candidate's utility: volume (SSD), log_volume (DPP), mmr, soft_spacing, prefix_overlap

@@ -24,10 +24,17 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
 FORMAT = 1
+
+
+def check_count(value: Any, least: int, name: str) -> None:
+    """Raises ValueError for anything but a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} of at least {least}, a whole number, required, found {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +98,8 @@ class PrefixOverlap(TermConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.columns:
-            raise ValueError("prefix_overlap: columns, at least one, required, found none")
+        if not isinstance(self.columns, tuple) or not self.columns:
+            raise ValueError(f"prefix_overlap: a list of columns, at least one, required, found {self.columns!r}")
 
     @property
     def columns_read(self) -> tuple[str, ...]:
@@ -107,16 +114,15 @@ class HardSpacing:
     gap: int
 
     def __post_init__(self) -> None:
-        if self.gap < 1:
-            raise ValueError(f"hard_spacing: a gap of at least 1 required, found {self.gap}")
+        check_count(self.gap, 1, "hard_spacing: a gap")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
     """At most, or at least, so many picks of a value in the slate.
 
-    column: integers or text.  value: whose picks are counted; None: each value has the quota.
-        at_most, at_least: picks.
+    column: integers or text.  value: whose picks are counted; None: each value has the quota.
+    at_most, at_least: picks.
     """
 
     column: str
@@ -129,8 +135,7 @@ class Quota:
             raise ValueError("quota: either at_most or at_least required, found both or none")
         if self.at_least is not None and self.value is None:
             raise ValueError("quota: at_least needs the value whose picks it counts, found none")
-        if min(self.at_most or 0, self.at_least or 0) < 0:
-            raise ValueError(f"quota: counts of at least 0 required, found {self.at_most}, {self.at_least}")
+        check_count(self.at_most if self.at_least is None else self.at_least, 0, "quota: a count")
 
 
 TERMS = {
@@ -148,8 +153,7 @@ class SlateConfig:
     """How a slate is composed.
 
     length: picks of a request, fewer if it has fewer candidates.  window: picks that terms look back on.
-    standardise: scores of a request get mean 0 and standard deviation 1 first, so that weights mean
-        the same everywhere.
+    standardise: scores of a request get mean 0 and standard deviation 1 first: weights then mean the same everywhere.
     terms: added to the score.  rules: kept while a candidate is left that keeps them; the last one gives way first.
     """
 
@@ -161,8 +165,9 @@ class SlateConfig:
 
     def __post_init__(self) -> None:
         for name in ("length", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"slate: {name} of at least 1 required, found {getattr(self, name)}")
+            check_count(getattr(self, name), 1, f"slate: {name}")
+        if not isinstance(self.standardise, bool):
+            raise ValueError(f"slate: standardise, true or false, required, found {self.standardise!r}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -186,6 +191,10 @@ class SlateConfig:
             raise ValueError(f"slate: keys {', '.join(sorted(known))} allowed, found {', '.join(unknown)}")
         if "length" not in values:
             raise ValueError("slate: length, the picks of a request, required, found none")
+        for name in ("terms", "rules"):
+            given = values.get(name, [])
+            if not isinstance(given, list) or not all(isinstance(entry, Mapping) for entry in given):
+                raise ValueError(f"slate: a list of tables, [[{name}]], required, found {given!r}")
         terms = tuple(_made(TERMS, "term", entry) for entry in values.pop("terms", ()))
         rules = tuple(_made(RULES, "rule", entry) for entry in values.pop("rules", ()))
         return cls(**values, terms=terms, rules=rules)

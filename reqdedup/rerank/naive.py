@@ -1,5 +1,4 @@
-"""The slates of one request by their plain definition: everything is computed anew for every
-candidate at every pick."""
+"""The slate of one request by its plain definition: everything is computed anew for every candidate at every pick."""
 
 from __future__ import annotations
 

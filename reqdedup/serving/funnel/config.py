@@ -36,7 +36,7 @@ import numpy as np
 
 from reqdedup.rerank import SlateConfig
 from reqdedup.rerank.config import FORMAT as SLATE_FORMAT
-from reqdedup.rerank.config import Volume
+from reqdedup.rerank.config import Volume, check_count
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 
 FORMAT = 1
@@ -106,8 +106,13 @@ class FunnelConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("retrieved", "ranked"):
+            check_count(getattr(self, name), 1, f"funnel: {name}")
         if not 1 <= self.ranked <= self.retrieved:
             raise ValueError(f"funnel: 1 <= ranked <= retrieved required, found {self.ranked} and {self.retrieved}")
+        for label, weight in self.labels:
+            if not abs(weight) < float("inf"):
+                raise ValueError(f"funnel: a finite weight of {label} required, found {weight}")
         if self.slate.length > self.ranked:
             raise ValueError(f"funnel: a slate of at most ranked = {self.ranked} required, found {self.slate.length}")
 

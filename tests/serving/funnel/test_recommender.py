@@ -183,6 +183,9 @@ def test_a_configuration_is_read_and_what_does_not_fit_is_named(tmp_path):
     for text, message in (
         ("format = 2", "format = 1 required, found 2"),
         ("format = 1\nretrieve = 3", "found retrieve"),
+        ("format = 1\nranked = 50.5", "ranked of at least 1, a whole number, required, found 50.5"),
+        ("format = 1\n[labels]\nclick = nan", "a finite weight of click required, found nan"),
+        ("format = 1\n[slate]\nlength = 2.5", "length of at least 1, a whole number, required, found 2.5"),
         ("format = 1\nretrieved = 10", "1 <= ranked <= retrieved required, found 100 and 10"),
         ("format = 1\nranked = 10", "a slate of at most ranked = 10 required, found 25"),
         ("format = 1\n[light]\npopularity = -1", "a weight popularity of at least 0 required"),
