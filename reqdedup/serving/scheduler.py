@@ -39,7 +39,10 @@ class DeadlineError(RuntimeError):
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits:
     """max_wait_ms: what a request may have to wait for its turn, as expected when it comes.  max_waiting: requests.
-    max_waiting_rows: candidates of all that wait.  max_step_rows: candidates of one step, if it has several requests.
+    max_waiting_rows: candidates of all that wait.
+    max_step_rows: candidates of one step, if it has several requests. Who comes next waits for a step: of requests with
+    100 candidates and kept contexts of 500 events, a step of 800 costs a quarter less CPU than one by one, and one of
+    256 an eighth less (decision 38).
     """
 
     max_wait_ms: float = 100.0

@@ -23,7 +23,7 @@ from reqdedup.serving.requests import ItemFilter
 from reqdedup.serving.retrieval.item_vectors import ItemVectors
 
 MOST_DENIED = 4096
-"""ItemVectors of a deny list up to which an index is asked for as many more, and not exactly for the rest."""
+"""Items of a deny list up to which an index is asked for as many more, and not exactly for the rest."""
 
 GATHER_AT_MOST = 0.15
 """Share of the items up to which the vectors of the kept ones are gathered; beyond it all are multiplied. At a million

@@ -41,7 +41,7 @@ class ItemVectors:
         columns: Mapping[str, np.ndarray] | None = None,
         keys: Sequence[str] | np.ndarray | None = None,
     ) -> ItemVectors:
-        """ItemVectors in any order; what lies in order is not copied.
+        """Of items in any order; what lies in order is not copied.
 
         Raises ValueError for lengths that differ and for an id that comes twice.
         """

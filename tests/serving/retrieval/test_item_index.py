@@ -18,7 +18,7 @@ def unit_vectors(num, *, seed=0, width=WIDTH):
 
 
 def items_of(num, *, seed=0, distinct=None):
-    """ItemVectors with ids in no order, every vector `num / distinct` times, and two columns."""
+    """Items with ids in no order, every vector `num / distinct` times, and two columns."""
     rng = np.random.default_rng(seed)
     ids = rng.choice(10 * num + 1, num, replace=False) - num
     vectors = (
