@@ -208,6 +208,8 @@ class ContextCache:
                 return
             if (old := self._entries.pop(key, None)) is not None:
                 self.num_bytes -= old.num_bytes
+            if entry.num_bytes > self.max_bytes:  # it would only make all others leave
+                return
             self._entries[key] = entry
             self.num_bytes += entry.num_bytes
             while self.num_bytes > self.max_bytes:

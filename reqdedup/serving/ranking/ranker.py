@@ -11,9 +11,10 @@ one pass, extended by their new events alone, and plain batches; the same values
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -31,10 +32,10 @@ from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, R
 
 CACHE_BYTES = 256 << 20
 ROWS_TOGETHER = 800
-"""Candidates that are scored in one call, if they are of several requests. More of them gain nothing; a server's steps
-have fewer (`SchedulerLimits.max_step_rows`), since who comes next waits for a step: of requests with 100 candidates
-each and kept contexts of 500 events, a quarter less CPU than one by one at 800, an eighth less at 256."""
+"""Candidates that are scored in one call of `Ranker.step`, if they are of several requests: more of them gain nothing.
+A server stops at 256, `SchedulerLimits.max_step_rows`, which says why."""
 
+T = TypeVar("T")
 _Ready = tuple[int, RankInputs, BlockContext, ContextOrigin]
 Answer = Ranked | RequestError | StoreUnavailableError | torch.OutOfMemoryError
 
@@ -143,7 +144,6 @@ class Ranker:
             try:
                 logits = self._logits(together)
             except torch.OutOfMemoryError as error:
-                self.cache.forget()
                 answers = [error if i in {one[0] for one in together} else x for i, x in enumerate(answers)]
                 continue
             for (i, inputs, _, origin), of_request in zip(together, logits, strict=True):
@@ -178,11 +178,8 @@ class Ranker:
                 for one in lacking
             ]
             encode = partial(self.folded.encode_together, blocks=self.blocks, kv_type=self.kv_type)
-            try:
-                return encode([(x, one.kept, one.num_shared) for x, one in zip(histories, lacking, strict=True)])
-            except torch.OutOfMemoryError:  # once more with the memory that the kept contexts took
-                self.cache.forget()
-                return encode([(x, None, 0) for x in histories])
+            kept = [(x, one.kept, one.num_shared) for x, one in zip(histories, lacking, strict=True)]
+            return self._twice(lambda: encode(kept), lambda: encode([(x, None, 0) for x in histories]))
 
         return self.cache.contexts(asked, compute)
 
@@ -196,8 +193,16 @@ class Ranker:
         if self.device.type != "cpu":
             batch = batch.to(self.device)
         contexts = [context for _, _, context, _ in together]
-        logits_BN = self.folded.score(contexts, batch, is_exact=self.deterministic)
+        score = partial(self.folded.score, contexts, batch, is_exact=self.deterministic)
+        logits_BN = self._twice(score, score)
         return logits_BN.cpu().split([inputs.num_rows for _, inputs, _, _ in together])
+
+    def _twice(self, first: Callable[[], T], again: Callable[[], T]) -> T:
+        """What the first gives; if it runs out of memory, what the other gives with that of the kept contexts."""
+        with suppress(torch.OutOfMemoryError):  # whose frames, and the tensors in them, are gone behind this line
+            return first()
+        self.cache.forget()
+        return again()
 
 
 def _in_turns(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:

@@ -51,6 +51,8 @@ class StateCache:
         with self._lock:
             if (old := self._states.pop(key, None)) is not None:
                 self.num_bytes -= old[1].nbytes + OVERHEAD_BYTES
+            if state_D.nbytes + OVERHEAD_BYTES > self.max_bytes:  # it would only make all others leave
+                return
             self._states[key] = digest, state_D
             self.num_bytes += state_D.nbytes + OVERHEAD_BYTES
             while self.num_bytes > self.max_bytes:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -214,6 +215,33 @@ def test_least_recently_used_contexts_leave_first_and_bytes_are_counted():
     ]
     assert ranker.cache.counts.evicted == 3
     assert 0 < ranker.cache.counts.reuse < 1
+
+
+def test_a_context_larger_than_the_cache_makes_no_other_leave():
+    rng, ranker = np.random.default_rng(0), small_ranker(small_model(max_history=300), cache=ContextCache(75_000))
+    small, large = rank_request(rng, 64, 2, user_id=0), rank_request(rng, 300, 2, user_id=1)
+    assert [ranker.rank(one).context for one in (small, large, large, small)] == ["computed"] * 3 + ["kept"]
+    assert (len(ranker.cache), ranker.cache.counts.evicted) == (1, 0)
+
+
+def test_a_step_that_runs_out_of_memory_is_tried_once_more_without_the_kept_contexts():
+    rng, ranker = np.random.default_rng(0), small_ranker()
+    request, score, left = rank_request(rng, 50, 4), ranker.folded.score, [1, 2]
+    wanted = fresh(ranker, request)
+
+    def short_of_memory(*arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(*arguments, **options)
+
+    ranker.folded.score = short_of_memory
+    assert np.array_equal(stacked(ranker.rank(request)), wanted)
+    assert len(ranker.cache) == 0
+    left[:] = [2]
+    with pytest.raises(torch.OutOfMemoryError):
+        ranker.rank(request)
+    assert np.array_equal(stacked(ranker.rank(request)), wanted)
 
 
 def test_threads_that_ask_for_one_context_compute_it_once():
