@@ -22,11 +22,9 @@ from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms, history_name
 from reqdedup.schema import HISTORY_END, ITEM_ID, REQUEST_TS, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError, UserRead, Window, WindowError, now_us
+from reqdedup.serving.limits import MAX_CANDIDATES, MAX_FEATURE_AGE_S
 from reqdedup.serving.requests import OfUser, OnMissingHistory, RankRequest, RequestError, check_window
 from reqdedup.values import UnfitError, integer
-
-MAX_FEATURE_AGE_S = 2 * 86_400.0
-"""Age of stored features beyond which an answer is marked `stale_features`: twice what a daily fill makes them."""
 
 T = TypeVar("T", bound=OfUser)
 
@@ -203,7 +201,7 @@ class InputReader:
         store: Store | None = None,
         items: Items | None = None,
         on_missing_history: OnMissingHistory = "refuse",
-        max_candidates: int = 4096,
+        max_candidates: int = MAX_CANDIDATES,
         max_feature_age_s: float = MAX_FEATURE_AGE_S,
     ) -> None:
         self.transforms, self.items, self.max_candidates = transforms, items, max_candidates

@@ -1,10 +1,19 @@
-"""What a server takes: sizes, times, and which of a sender's times it believes."""
+"""What a server takes and keeps: sizes, times, and which of a sender's times it believes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from reqdedup.serving.requests import RequestError
+
+CACHE_BYTES = 256 << 20
+"""Of the contexts that a process keeps, unless it is told otherwise."""
+
+MAX_FEATURE_AGE_S = 2 * 86_400.0
+"""Age of stored features beyond which an answer is marked `stale_features`: twice what a daily fill makes them."""
+
+MAX_CANDIDATES = 4096
+"""Of one request, unless a server is told otherwise."""
 
 MAX_AHEAD_US, MAX_LATE_US = 60_000_000, 3_600_000_000
 """How far a sender's clock may be ahead, and how late an event may come, for its time to be believed."""
@@ -23,7 +32,7 @@ class Limits:
     """
 
     max_body_bytes: int = 8 << 20
-    max_candidates: int = 4096
+    max_candidates: int = MAX_CANDIDATES
     max_history: int = 16_384
     max_events: int = 10_000
     max_filter_ids: int = 100_000

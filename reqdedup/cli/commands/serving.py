@@ -88,10 +88,10 @@ from reqdedup.cli.output import print_json, say
 @option("--drain", type=NUMBER, default=30.0, metavar="SECONDS", help="for what was admitted, at the end (default: 30)")
 def serve(arguments: Options) -> int:
     """Serve until a signal."""
-    from reqdedup.serving.limits import Limits
+    from reqdedup.serving.limits import CACHE_BYTES, Limits
     from reqdedup.serving.scheduler import SchedulerLimits
     from reqdedup.serving.server.door import Access, listen
-    from reqdedup.serving.server.settings import DEFAULT_CACHE_BYTES, ServeSettings
+    from reqdedup.serving.server.settings import ServeSettings
 
     token = None
     if arguments.token:
@@ -125,7 +125,7 @@ def serve(arguments: Options) -> int:
         max_feature_age_s=arguments.max_feature_age,
         deterministic=arguments.deterministic,
         device=arguments.device,
-        cache_bytes=arguments.cache_bytes or DEFAULT_CACHE_BYTES,
+        cache_bytes=arguments.cache_bytes or CACHE_BYTES,
         kv_type=arguments.kv_type,
         workers=arguments.workers,
         drain_s=arguments.drain,

@@ -26,11 +26,11 @@ from reqdedup.models.items import Items
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import HISTORY_END, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError
-from reqdedup.serving.inputs import MAX_FEATURE_AGE_S, InputReader, RankInputs
+from reqdedup.serving.inputs import InputReader, RankInputs
+from reqdedup.serving.limits import CACHE_BYTES, MAX_CANDIDATES, MAX_FEATURE_AGE_S
 from reqdedup.serving.ranking.context_cache import Asked, ContextCache, ContextKey, ContextRule, Lacking
 from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, RankRequest, RequestError
 
-CACHE_BYTES = 256 << 20
 ROWS_TOGETHER = 800
 """Candidates that are scored in one call of `Ranker.step`, if they are of several requests: more of them gain nothing.
 A server stops at 256, `SchedulerLimits.max_step_rows`, which says why."""
@@ -57,7 +57,7 @@ class Ranker:
         kv_type: KVType = "full",
         cache: ContextCache | None = None,
         on_missing_history: OnMissingHistory = "refuse",
-        max_candidates: int = 4096,
+        max_candidates: int = MAX_CANDIDATES,
         max_feature_age_s: float = MAX_FEATURE_AGE_S,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -16,7 +16,8 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import Transforms
 from reqdedup.models.two_tower import TwoTower, UserHead
 from reqdedup.sequences.store import Store, Window, events_digest
-from reqdedup.serving.inputs import MAX_FEATURE_AGE_S, InputReader
+from reqdedup.serving.inputs import InputReader
+from reqdedup.serving.limits import MAX_FEATURE_AGE_S
 from reqdedup.serving.requests import (
     ContextOrigin,
     ItemFilter,

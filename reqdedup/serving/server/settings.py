@@ -7,11 +7,9 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from reqdedup.serving.limits import Limits
+from reqdedup.serving.limits import CACHE_BYTES, MAX_FEATURE_AGE_S, Limits
 from reqdedup.serving.scheduler import SchedulerLimits
 from reqdedup.serving.server.door import Access
-
-DEFAULT_CACHE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +36,10 @@ class ServeSettings:
     watch_s: float = 0.0
     serving: str | None = None
     on_missing_history: Literal["refuse", "empty"] = "refuse"
-    max_feature_age_s: float = 2 * 86_400.0
+    max_feature_age_s: float = MAX_FEATURE_AGE_S
     deterministic: bool = True
     device: str = "cpu"
-    cache_bytes: int = DEFAULT_CACHE_BYTES
+    cache_bytes: int = CACHE_BYTES
     kv_type: Literal["full", "float16", "int8"] = "full"
     workers: int = 1
     drain_s: float = 30.0
