@@ -43,10 +43,11 @@ SHOWN = {"ranking": ("auc_click", "log_loss_click"), "retrieval": ("ndcg_at_10_u
 SIZES: dict[str, Any] = {"width": 48, "num_layers": 2, "num_heads": 2, "ffn_width": 96, "max_history": LONGEST, "item_table_rows": 16_384,
          "positions": "rope", "share_context": "user"}  # fmt: skip
 TRAINING: dict[str, dict[str, Any]] = {
-    "ranking": {"learning_rate": 3e-3, "table_learning_rate": 0.05, "hide_events": 0.2, "permute_judgements": True},
-    "retrieval": {"learning_rate": 3e-3, "table_learning_rate": 0.1, "hide_events": 0.1, "negatives": "catalogue"},
+    "ranking": {"learning_rate": 4e-3, "table_learning_rate": 0.08, "hide_events": 0.2, "permute_judgements": True},
+    "retrieval": {"learning_rate": 5e-3, "table_learning_rate": 0.1, "hide_events": 0.1, "negatives": "catalogue"},
 }
-EPOCHS = {"ranking": 12, "retrieval": 12}
+EPOCHS = {"ranking": 24, "retrieval": 30}
+"""Passes over the ratings; ranking sees them in another order in each."""
 METHODS: dict[str, list[Callable[..., Any]]] = {
     "popularity": [Popularity],
     "last item": [LastItem],

@@ -20,7 +20,7 @@ MODELS = {"retrieval": TwoTowerConfig, "ranking": DCATConfig}
 
 @pytest.fixture
 def source(catalog) -> TableSource:
-    log = SyntheticLogConfig(num_users=200, num_items=5_000, mean_fan_out=24, history_scale=1 / 60, max_history=200)
+    log = SyntheticLogConfig(num_users=200, num_items=5_000, mean_fan_out=8, history_scale=1 / 200, max_history=64)
     catalog.create_namespace("lake")
     table = create_table(catalog, "lake.t", synthetic_schema(log), Layout.BY_REQUEST, num_buckets=4)
     write(table, synthesize(log))
@@ -28,11 +28,11 @@ def source(catalog) -> TableSource:
 
 
 def memory_of_steps(source: TableSource, task: str, ranks: int, steps: int, out_dir: Path) -> np.ndarray:
-    model = MODELS[task].from_schema(source.schema, width=32, num_layers=1, ffn_width=64, max_history=200)
+    model = MODELS[task].from_schema(source.schema, width=16, num_layers=1, ffn_width=32, max_history=64)
     config = TrainingConfig(
         model=model,
         num_steps=steps,
-        requests_per_step=32 * ranks,
+        requests_per_step=16 * ranks,
         learning_rate=3e-3,
         world_size=ranks,
         max_epochs=0,
