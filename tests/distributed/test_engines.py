@@ -55,7 +55,11 @@ def test_an_error_of_the_task_itself_is_raised_as_it_is_and_names_it(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
-    [("kill", LostError, "status -9"), ("disk", OSError, "No space left"), ("hang", TimeoutError, r"within 1 s")],
+    [
+        ("kill", LostError, "status -9"),
+        ("disk", OSError, "No space left"),
+        pytest.param("hang", TimeoutError, r"within 1 s", marks=pytest.mark.soak),
+    ],
 )
 def test_three_attempts_end_the_run(tmp_path, fault, error, words):
     with pytest.raises(error, match=words):

@@ -86,7 +86,10 @@ def test_a_manifest_of_all_buckets_is_grouped_when_it_is_touched(catalog, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(one, marks=() if one in (Layout.ARRIVAL, Layout.BY_REQUEST) else pytest.mark.soak) for one in Layout],
+)
 def test_every_layout_keeps_its_rows_through_writes_appends_and_deletions(catalog, few, layout):
     table, batches = full_table(catalog, layout)
     late = to_batches(make_log(num_users=9, seed=8))

@@ -19,14 +19,14 @@ from tests.storage.tables import files_of, rows_of
 pytestmark = pytest.mark.slow
 
 SPLIT = [layout for layout in Layout if layout is not Layout.SHUFFLED]
-IN_EVERY_RUN = (Layout.ARRIVAL, Layout.BY_REQUEST)
-LOG = make_log(num_users=40, seed=11, mean_fan_out=150)
+IN_EVERY_RUN = (Layout.BY_REQUEST,)
+LOG = make_log(num_users=40, seed=11, mean_fan_out=50)
 
 
 @pytest.fixture
 def source(catalog, monkeypatch) -> TableSource:
     """Shuffled rows in several row groups, requests cut anywhere."""
-    monkeypatch.setattr(shuffle, "MAP_ROWS", 3_000)
+    monkeypatch.setattr(shuffle, "MAP_ROWS", 1_000)
     table = create_table(catalog, "test.source", log_schema(), Layout.SHUFFLED)
     for start in range(0, len(LOG), 20):
         write(table, to_batches(LOG[start : start + 20]), mode="append")

@@ -40,7 +40,13 @@ def contents(table) -> dict[str, bytes]:
     return {Path(path).parent.name: Path(path).read_bytes() for path in files_of(table.refresh())}
 
 
-@pytest.mark.parametrize("layout", [layout for layout in Layout if layout.is_bucketed])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout.BY_REQUEST,
+        *(pytest.param(one, marks=pytest.mark.soak) for one in (Layout.SORTED, Layout.SORTED_LARGE_PAGES)),
+    ],
+)
 def test_a_join_is_written_as_one_write_would(catalog, joined, layout):
     made = [
         create_table(catalog, f"lake.{name}", joined.schema, layout, num_buckets=NUM_BUCKETS) for name in ("a", "b")
@@ -54,7 +60,7 @@ def test_a_join_is_written_as_one_write_would(catalog, joined, layout):
     assert on_disk(made[1]) == needed_by(made[1])
 
 
-@pytest.mark.parametrize("num_buckets", [NUM_BUCKETS // 2, 2 * NUM_BUCKETS])
+@pytest.mark.parametrize("num_buckets", [pytest.param(NUM_BUCKETS // 2, marks=pytest.mark.soak), 2 * NUM_BUCKETS])
 def test_buckets_that_divide_each_other_are_enough(catalog, joined, num_buckets):
     table = create_table(catalog, "lake.a", joined.schema, Layout.BY_REQUEST, num_buckets=num_buckets)
     joined.write_to(table, engine=Faulty(4))
@@ -83,7 +89,7 @@ def to_batches_of(joined) -> list:
     return list(joined.batches())
 
 
-@pytest.mark.parametrize("of_join", [False, True])
+@pytest.mark.parametrize("of_join", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_sample_is_appended_to_what_is_there(catalog, joined, of_join):
     source = joined if of_join else catalog.load_table("lake.main_by_request")
     sample = sample_users(source, rate=0.5, max_requests_per_user=2)
