@@ -66,7 +66,8 @@ def learn(arguments: Options) -> int:
     rules = learned.rules
     if arguments.json:
         counts = {
-            name: getattr(learned, name) for name in ("urls", "not_urls", "renders", "untested", "unstable", "alike")
+            name: getattr(learned, name)
+            for name in ("urls", "not_urls", "renders", "untested", "unstable", "alike", "alike_patterns")
         }
         told = {"rules": arguments.rules, "fingerprint": rules.fingerprint, "patterns": rules.num_patterns, **counts}
         print_json({**told, "noise": learned.noise, "change": change and asdict(change)})
@@ -83,6 +84,13 @@ def learn(arguments: Options) -> int:
         say(f"{host}: {learned.noise[host]:.0%} of its pages differ from themselves; everything is kept there")
     for host in learned.alike:
         say(f"{host}: most of its pages look like one; everything is kept there, unless with a larger --max-same")
+    for host, pattern in learned.alike_patterns[:5]:
+        say(
+            f"{host} ({', '.join(pattern)}): most of its pages look like one (a wall to log in?); it keeps what other "
+            "patterns do not leave out, unless with a larger --max-same"
+        )
+    if len(learned.alike_patterns) > 5:
+        say(f"and {len(learned.alike_patterns) - 5:,} patterns more")
     if change is not None:
         say(
             f"{len(change.flagged):,} of {change.compared:,} patterns lost a parameter; {change.added:,} are new, "

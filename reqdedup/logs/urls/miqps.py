@@ -11,8 +11,11 @@ Where this differs from the published procedure, as far as its text goes (docs/d
 - parameters found neutral before are left out together with the one in question, and compared with the whole URL: of
   `id` and `slug` that both name the page, one is kept, while tests of one at a time would drop both;
 - parameters of which nothing is known one by one, as two trackers that always come together, are left out as a group;
+- few tests are not taken for sure: a parameter that changed some pages, or matters in another pattern of the host, is
+  tested further until it surely changes less than the threshold, and kept if that stays open (0090);
 - the noise is measured: a page that changes by itself, twice the same URL, would keep everything;
-- pages that look alike are, too: one page for all, a login wall, would make one item of everything.
+- pages that look alike are, too, of a host and of a pattern: one page for all, a login wall, would make one item of
+  everything.
 
 Memory is that of all distinct URLs in parts, 1 to 1.5 kB each at ten parameters.
 
@@ -21,7 +24,6 @@ Source: Pinterest Engineering, Smarter URL Normalization at Scale, 2026-04.
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
@@ -30,6 +32,7 @@ from itertools import islice, zip_longest
 
 from reqdedup.logs.urls.parsing import SplitUrl, canonical, pattern_of, split_url, write_url
 from reqdedup.logs.urls.rules import Pattern, Rules
+from reqdedup.logs.urls.series import LearnConfig, Series, is_rare, kept_by_noise
 
 Fingerprint = Callable[[str], Hashable | None]
 """What a URL's page is known by, equal for pages that are the same; None if it is unknown."""
@@ -37,41 +40,8 @@ Fingerprint = Callable[[str], Hashable | None]
 MAX_KEPT_BY_NOISE = 0.01
 """Share of the parameters that do not matter, at most, that noise alone may keep."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class LearnConfig:
-    """max_patterns: number of patterns that are learned per host, the most frequent first; of others all is kept.
-    samples: number of tests per parameter.
-    min_samples: number of tests without which a parameter matters.
-    threshold: share of the tests from which on a parameter matters; well above the noise of the fingerprint.
-    noise_samples: number of URLs per host that are fetched twice; four times as many if the first look noisy.
-    max_parameters: number of names above which a pattern is not learned.
-    max_same: share of the pages of a host, every path counting alike, that may look like one before it has no rules.
-    early_exit: whether tests end when the answer is decided; it is the same without.
-    seed: of the choice of the URLs.
-    """
-
-    max_patterns: int = 200
-    samples: int = 20
-    min_samples: int = 5
-    threshold: float = 0.2
-    noise_samples: int = 50
-    max_parameters: int = 64
-    max_same: float = 0.5
-    early_exit: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"urls: a threshold above 0 and up to 1 required, found {self.threshold:g}")
-        if not 0 <= self.max_same <= 1:
-            raise ValueError(f"urls: a max_same from 0 to 1 required, found {self.max_same:g}")
-        if not 1 <= self.min_samples <= self.samples:
-            raise ValueError(
-                f"urls: 1 <= min_samples <= samples required, found {self.min_samples} and {self.samples} samples"
-            )
-        if min(self.max_patterns, self.max_parameters, self.noise_samples) < 1:
-            raise ValueError("urls: max_patterns, max_parameters and noise_samples of at least 1 required")
+_MOST_SAMPLES = 5
+"""Number of tests at most, in multiples of `samples`, if fewer leave a doubt."""
 
 
 @dataclass
@@ -82,6 +52,7 @@ class Learned:
     noise: share of the URLs of a host whose page differed from itself, by host.
     unstable: hosts whose noise the threshold does not stand above; they have no rules, so that everything is kept.
     alike: hosts without rules, as more than `max_same` of their pages look like one.
+    alike_patterns: host and pattern of those that keep, for the same reason, what other patterns do not leave out.
     untested: number of parameters that are kept because they were tested too little.
     """
 
@@ -92,6 +63,7 @@ class Learned:
     noise: dict[str, float] = field(default_factory=dict)
     unstable: list[str] = field(default_factory=list)
     alike: list[str] = field(default_factory=list)
+    alike_patterns: list[tuple[str, Pattern]] = field(default_factory=list)
     untested: int = 0
 
 
@@ -113,59 +85,19 @@ def learn(
     return _Learner(fingerprint, config).run(urls, layers or Rules())
 
 
-def kept_by_noise(noise: float, samples: int, threshold: float) -> float:
-    """Probability that a parameter that changes nothing is kept, if equal pages differ at the rate `noise`."""
-    needed = _needed(threshold, samples)
-    return sum(
-        math.comb(samples, count) * noise**count * (1 - noise) ** (samples - count)
-        for count in range(needed, samples + 1)
-    )
+@dataclass
+class _Test:
+    """names: parameters that were left out.  without: those and the ones found neutral before.
+    urls: of the pattern.  series: outcomes.  is_neutral: whether they are left out, as far as the pattern says.
+    is_all: whether there are no further URLs to test.  is_sure: whether there were enough to say that it matters."""
 
-
-class Series:
-    """The tests of a parameter, or of several at once, of which `planned` are wanted: whether the answer is known, and
-    what it is."""
-
-    def __init__(self, planned: int, config: LearnConfig) -> None:
-        self.planned = self.left = planned
-        self.done = self.changed = 0
-        self._config = config
-
-    def add(self, changed: bool | None) -> None:
-        """Note a test; None: it could not be made."""
-        self.left -= 1
-        if changed is not None:
-            self.done += 1
-            self.changed += changed
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether no outcome of the tests that are left can change the answer."""
-        most, least = self.done + self.left, self._config.min_samples
-        if most < least:
-            return self.planned < least or self.changed > 0
-        if self.changed >= _needed(self._config.threshold, most):
-            return True
-        return self.done >= least and self.changed + self.left < _needed(self._config.threshold, most)
-
-    @property
-    def is_too_short(self) -> bool:
-        return self.done + self.left < self._config.min_samples
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there were URLs enough and answers too few, none of which says that it matters."""
-        return self.planned >= self._config.min_samples and self.is_too_short and not self.changed
-
-    @property
-    def matters(self) -> bool:
-        """The answer, if the tests that are left change nothing of it."""
-        return self.is_too_short or self.changed >= _needed(self._config.threshold, self.done + self.left)
-
-
-def _needed(threshold: float, tests: int) -> int:
-    """Number of changed pages from which on a parameter matters; 0.3 of 10 are 3, whatever floats make of it."""
-    return max(1, math.ceil(threshold * tests - 1e-9))
+    names: frozenset[str]
+    without: frozenset[str]
+    urls: list[SplitUrl]
+    series: Series
+    is_neutral: bool = False
+    is_all: bool = False
+    is_sure: bool = False
 
 
 class _Learner:
@@ -196,13 +128,16 @@ class _Learner:
             frequent = sorted(patterns, key=lambda pattern: (-len(patterns[pattern]), pattern))
             chosen = [pattern for pattern in frequent if pattern and len(pattern) <= self._config.max_parameters]
             chosen = chosen[: self._config.max_patterns]
-            learned[host] = {pattern: self._kept(pattern, patterns[pattern], [(), *chosen]) for pattern in chosen}
+            tests = {pattern: self._tested(pattern, patterns[pattern], [(), *chosen]) for pattern in chosen}
+            learned[host] = self._kept(tests)
         if result.renders and not any(self._pages.values()):
             raise ValueError(
                 f"urls: a fingerprint that knows pages of these URLs required, found none of {result.renders:,} known; "
                 "is it the right table, does the server answer?"
             )
         self._leave_out_alike(hosts, learned)
+        for host, kept in learned.items():
+            self._keep_alike(host, kept)
         result.rules = replace(layers, hosts=learned)
         return result
 
@@ -239,44 +174,93 @@ class _Learner:
     def _is_noisy(self, noise: float) -> bool:
         return kept_by_noise(noise, self._config.samples, self._config.threshold) > MAX_KEPT_BY_NOISE
 
-    def _kept(self, pattern: Pattern, urls: list[SplitUrl], patterns: Iterable[Pattern]) -> frozenset[str]:
-        """The parameters of a pattern that matter, or were tested too little. patterns: those of the host."""
+    def _tested(self, pattern: Pattern, urls: list[SplitUrl], patterns: Iterable[Pattern]) -> list[_Test]:
+        """The tests of a pattern, what they leave out being left out in the next. patterns: those of the host."""
         names = frozenset(pattern)
         neutral: frozenset[str] = frozenset()
         too_short: set[str] = set()
         unknown: set[str] = set()
-        tried: set[frozenset[str]] = set()
+        tests: list[_Test] = []
         for name in pattern:
-            tried.add(neutral | {name})
-            series = self._test(frozenset({name}), urls, neutral)
-            if not series.matters:
+            test = self._test(frozenset({name}), urls, neutral)
+            tests.append(test)
+            if test.is_neutral:
                 neutral |= {name}
-            if series.is_too_short:
+            if test.series.is_too_short:
                 too_short.add(name)
-            if series.is_open:
+            if test.series.is_open:
                 unknown.add(name)
         # A table may know the page without several of them and not that without one. If it is the page with them, it is
         # the page with any values of theirs.
+        tried = {test.without for test in tests}
         last = len(tried) + 2 * len(unknown)
         for left in _fewer_names(names, neutral, unknown, patterns) if unknown else ():
             group = names - neutral - left
             if not group or left & neutral or neutral | group in tried or len(tried) == last:
                 continue
             tried.add(neutral | group)
-            if not self._test(group, urls, neutral).matters:
+            test = self._test(group, urls, neutral)
+            if test.is_neutral:
+                tests.append(test)
                 neutral |= group
         self._result.untested += len(too_short - neutral)
-        return names - neutral
+        return tests
 
-    def _test(self, names: frozenset[str], urls: list[SplitUrl], neutral: frozenset[str]) -> Series:
-        """Whether pages change without these parameters, those found neutral left out, too."""
+    def _test(self, names: frozenset[str], urls: list[SplitUrl], neutral: frozenset[str]) -> _Test:
+        """Whether pages change without these parameters, those found neutral left out, too; tested further if in
+        doubt."""
         chosen = _choose(names, urls, self._config.samples)
         series = Series(len(chosen), self._config)
+        test = _Test(names, neutral | names, urls, series)
         for split in chosen:
             if self._config.early_exit and series.is_decided:
                 break
-            series.add(self._changed(split, without=neutral | names))
-        return series
+            series.add(self._changed(split, without=test.without))
+        test.is_sure = len(chosen) == self._config.samples
+        test.is_all = not test.is_sure
+        test.is_neutral = not series.matters
+        if test.is_neutral and series.changed:
+            self._go_on(test)
+        return test
+
+    def _go_on(self, test: _Test) -> None:
+        """Test parameters that seem neutral further, until they surely are, or are not."""
+        samples, series, threshold = self._config.samples, test.series, self._config.threshold
+        if series.is_rare or test.is_all:
+            return
+        further = _choose(test.names, test.urls, _MOST_SAMPLES * samples)[samples:]
+        for split in further:
+            series.add_further(self._changed(split, without=test.without))
+            if series.is_rare:
+                return
+            if not is_rare(series.changed, _MOST_SAMPLES * samples, threshold):
+                break
+        else:
+            test.is_all = len(further) < (_MOST_SAMPLES - 1) * samples
+        test.is_neutral = test.is_all and not series.matters
+
+    def _kept(self, tests: Mapping[Pattern, list[_Test]]) -> dict[Pattern, frozenset[str]]:
+        """The parameters of a host's patterns that matter, were tested too little, or may matter by what other patterns
+        say of them."""
+        every = [(pattern, test) for pattern, same in tests.items() for test in same if not test.series.is_too_short]
+        matter = {name for _, test in every if test.is_sure and not test.is_neutral for name in test.names}
+        evidence: dict[str, dict[Pattern, bool]] = defaultdict(dict)
+        """Of each name: patterns whose tests are enough, and whether it is rare there."""
+        for pattern, test in every:
+            if test.is_neutral and test.names & matter:
+                self._go_on(test)
+            for name in test.names:
+                if test.series.is_rare or (test.is_sure and not test.is_neutral):
+                    evidence[name][pattern] = test.is_neutral
+        kept = {pattern: frozenset(pattern) for pattern in tests}
+        for pattern, test in every:
+            if test.is_neutral and (
+                test.series.is_rare
+                or not (test.series.changed or test.names & matter)
+                or all(_is_rare_in_similar(pattern, evidence[name]) for name in test.names)
+            ):
+                kept[pattern] -= test.names
+        return kept
 
     def _changed(self, split: SplitUrl, *, without: Collection[str]) -> bool | None:
         """Whether a URL has another page without these parameters; None if that is unknown."""
@@ -323,6 +307,24 @@ class _Learner:
                 "they do lead to so few pages, allow it with a larger max_same (--max-same 1)"
             )
 
+    def _keep_alike(self, host: str, kept: dict[Pattern, frozenset[str]]) -> None:
+        """Keep what patterns whose pages look like one would leave out, but for the names that the others do.
+
+        A wall to log in before one path of a host is a pattern of one page, as is a page with nothing but trackers;
+        trackers are found on other pages, too.
+        """
+        pages: dict[Pattern, dict[SplitUrl, Hashable]] = defaultdict(dict)
+        for split, page in self._pages[host].items():
+            pages[pattern_of(split)][split] = page
+        alike = {pattern for pattern in kept if _share_alike(pages[pattern]) > self._config.max_same}
+        others = kept.keys() - alike
+        neutral = {name for pattern in others for name in pattern} - {name for one in others for name in kept[one]}
+        for pattern in sorted(alike):
+            more = frozenset(pattern) - kept[pattern] - neutral
+            if more:
+                kept[pattern] |= more
+                self._result.alike_patterns.append((host, pattern))
+
 
 def _fewer_names(
     names: frozenset[str], neutral: frozenset[str], unknown: set[str], patterns: Iterable[Pattern]
@@ -332,6 +334,13 @@ def _fewer_names(
     least = names - neutral - unknown
     found = {least, *(least | {name} for name in unknown), *map(frozenset, patterns)}
     return sorted((left for left in found if least <= left < names), key=lambda left: (len(left), sorted(left)))
+
+
+def _is_rare_in_similar(pattern: Pattern, evidence: Mapping[Pattern, bool]) -> bool:
+    """Whether the patterns that are most like this one say that a parameter of theirs does not matter."""
+    differences = {other: len(set(pattern).symmetric_difference(other)) for other in evidence}
+    least = min(differences.values(), default=0)
+    return bool(evidence) and all(evidence[other] for other, count in differences.items() if count == least)
 
 
 def _share_alike(pages: Mapping[SplitUrl, Hashable]) -> float:

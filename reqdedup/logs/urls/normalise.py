@@ -38,6 +38,7 @@ class Normaliser:
             (host if host == "*" else host_of(host), frozenset(map(canonical, names)))
             for host, names in rules.allowlists.items()
         ]
+        self._closed: dict[str, dict[tuple[str, ...], frozenset[str]]] = {}
         self._choices: dict[tuple[str, tuple[str, ...]], list[tuple[int, str]]] = {}
 
     @classmethod
@@ -73,9 +74,26 @@ class Normaliser:
 
     def kept(self, host: str, pattern: tuple[str, ...]) -> frozenset[str]:
         """Names of a pattern, sorted and canonical, that are kept on this host."""
-        learned = self.rules.hosts.get(host, {}).get(pattern)
-        if learned is None:
+        if host not in self.rules.hosts:
             return frozenset(pattern)
+        if host not in self._closed:
+            self._closed[host] = self._close(host)
+        return self._closed[host].get(pattern, frozenset(pattern))
+
+    def _close(self, host: str) -> dict[tuple[str, ...], frozenset[str]]:
+        """What all layers keep of each pattern of a host. What one keeps of a pattern is kept of the pattern that it
+        is then, too: normalising twice changes nothing, whatever the rules are."""
+        closed: dict[tuple[str, ...], frozenset[str]] = {}
+        patterns = self.rules.hosts[host]
+        for pattern in sorted(patterns, key=lambda pattern: (-len(pattern), pattern)):
+            if pattern not in closed:
+                closed[pattern] = self._kept_by_layers(host, pattern, patterns[pattern])
+            left = tuple(sorted(closed[pattern]))
+            if left in patterns:
+                closed[left] = frozenset(left)
+        return closed
+
+    def _kept_by_layers(self, host: str, pattern: tuple[str, ...], learned: frozenset[str]) -> frozenset[str]:
         kept = set(learned)
         hostname = re.sub(r":[0-9]+$", "", host)
         for known, names in self._allowed:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.urls import STABLE_CONFIG, UNSTABLE_CONFIG, Sites
 from reqdedup.logs.urls import ContentTable, LearnConfig, Normaliser, learn
-from reqdedup.logs.urls.miqps import Series, kept_by_noise
+from reqdedup.logs.urls.series import DOUBT, Series, is_rare, kept_by_noise
 
 
 def query(url):
@@ -168,6 +168,53 @@ def test_pages_that_paths_name_are_not_taken_for_one():
     urls += [f"http://s.example/p{number % 9}?ref={number}" for number in range(30)]
     learned = learn(urls, lambda url: urlsplit(url).path)
     assert learned.rules.hosts == {"s.example": {("ref",): set()}}
+
+
+def test_a_wall_before_one_path_of_a_host_merges_nothing_and_trackers_are_left_out_there_too():
+    walled = [f"http://s.example/order?order={number}&tab={number % 3}" for number in range(60)]
+    tracked = [f"http://s.example/?ref={number}" for number in range(30)]
+    urls = [f"http://s.example/p?id={number}&ref={number}" for number in range(140)]
+    learned = learn(
+        [*walled, *tracked, *urls], lambda url: "log in" if "/order" in url else ("page", query(url).get("id"))
+    )
+    patterns = learned.rules.hosts["s.example"]
+    assert patterns == {("order", "tab"): {"order", "tab"}, ("ref",): set(), ("id", "ref"): {"id"}}
+    assert (learned.alike, learned.alike_patterns) == ([], [("s.example", ("order", "tab"))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_parameter_that_changes_a_quarter_of_the_pages_is_kept_in_every_pattern(seed):
+    rng, german = random.Random(seed), random.Random(seed + 100).sample(range(100), 50)
+    queries = [
+        {"id": rng.randrange(100), "lang": rng.choice(["de", "en"])}
+        | {name: rng.randrange(10**6) for name in ("fb", "gc", "utm") if rng.random() < 0.5}
+        for _ in range(2_000)
+    ]
+
+    def page(url):
+        found = query(url)
+        return found.get("id"), found.get("lang") == "de" and int(found.get("id", 0)) in german
+
+    learned = learn([f"http://s.example/p?{urlencode(one)}" for one in queries], page)
+    patterns = learned.rules.hosts["s.example"]
+    assert len(patterns) == 8
+    assert all(kept == {"id", "lang"} for kept in patterns.values())
+    assert learned.renders < 2 * 20 * sum(map(len, patterns))
+
+
+@given(st.integers(0, 20), st.integers(1, 60), st.floats(0.05, 0.95))
+def test_rare_is_what_the_binomial_law_says(changed, tests, threshold):
+    likelihood = binomial(changed, tests, threshold)
+    assert is_rare(changed, tests, threshold) == (likelihood <= DOUBT) or likelihood == pytest.approx(DOUBT)
+
+
+def binomial(changed, tests, threshold):
+    """Probability of so many successes at most, by one test after the other."""
+    law = [1.0]
+    for _ in range(tests):
+        law = [a * (1 - threshold) + b * threshold for a, b in zip([*law, 0], [0, *law])]
+    return sum(law[: changed + 1])
 
 
 def test_patterns_beyond_the_most_frequent_and_those_of_many_names_have_no_rules():

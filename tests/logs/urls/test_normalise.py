@@ -64,6 +64,24 @@ def test_the_normal_form_is_the_url_by_names_without_what_is_not_kept_also_when_
     assert [normaliser(text), normaliser(text)] == [wanted, wanted]
 
 
+NAMES = st.frozensets(st.sampled_from("abcde"))
+
+
+@given(
+    st.dictionaries(NAMES.map(lambda names: tuple(sorted(names))), NAMES, max_size=12),
+    st.lists(st.sampled_from("abcde"), max_size=5),
+    st.sampled_from([(), ("^a",)]),
+    st.sampled_from([(), ("b", "c")]),
+)
+@example({("a", "b"): frozenset("a"), ("a",): frozenset()}, ["a", "b"], (), ())
+def test_normalising_twice_changes_nothing_whatever_the_rules_are(patterns, names, keep, allowed):
+    normaliser = Normaliser(Rules(hosts={"x.example": patterns}, keep=keep, allowlists={"*": allowed}))
+    once = normaliser("https://x.example/x?" + "&".join(f"{name}=1" for name in names))
+    assert normaliser(once) == once
+    pattern, left = tuple(sorted(set(names))), set(pattern_of(split_url(once)))
+    assert left >= {name for name in pattern if name in patterns.get(pattern, pattern)}  # more is kept, never less
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from("%+ 0127aefAEF~-/=&é")))
 @example("%2%41+%zz%7e%7E% ")
 @example("/[é]" * 20)
