@@ -61,8 +61,10 @@ def tell(head: str, text: str, *, colour: str) -> None:
     print(styled(head, sys.stderr, fg=colour, bold=True) + fitted, file=sys.stderr)
 
 
-def print_json(value: object) -> None:
-    print(mask(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str)))
+def print_json(value: object, *, is_masked: bool = True) -> None:
+    """Print a document; is_masked: whether what may be a credential in it is, unlike in data that were asked for."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, default=str)
+    print(mask(text) if is_masked else text)
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "  ") -> str:

@@ -49,6 +49,7 @@ def form_requests(
 ) -> pl.DataFrame:
     """The impressions of a partition's users with request_id and request_ts_us, in (user, request time, place) order.
 
+    Rows of several URLs of one page in a request all get the largest of their labels.
     Rejected are rows of a request that belongs to another user, repeated (request, item) pairs, and rows whose
     request-level values are not those of most of the request's rows.
     """
@@ -69,6 +70,9 @@ def form_requests(
         by_line = mapping.candidates or session_gap_s == 0
         frame = _add_line_requests(frame) if by_line else _add_sessions(frame, session_gap_s)
     frame = _reject_other_values(frame, mapping, rejects)
+    if mapping.are_urls:  # a page was clicked, if it was by any of its URLs
+        labels = [pl.col(name).max().over(*_REQUEST, "item_id") for name in mapping.label_names]
+        frame = frame.with_columns(labels)
     frame = _reject_duplicates(frame, rejects)
     frame = frame.with_columns(pl.col("ts_us").min().over(_REQUEST).alias("request_ts_us")).drop("raw")
     if not mapping.request_id:

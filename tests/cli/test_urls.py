@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -125,3 +126,24 @@ def test_a_fingerprint_may_be_in_a_module_of_the_folder_one_is_in(run):
 )
 def test_what_cannot_be_done_is_said(run, words, message):
     assert message in " ".join(run(*words, code=2).split())
+
+
+def test_a_list_without_urls_writes_no_rules_and_a_packed_one_is_read(run, tmp_path):
+    Path("none.txt").write_text("")
+    Path("table.csv.gz").write_bytes(gzip.compress(b"url\n"))
+    Path("urls.txt.gz").write_bytes(gzip.compress(Path("urls.txt").read_bytes()))
+    own = ("--contents", "pages.parquet", "--rules", "miqps.json")
+    assert "found none among 0 texts" in run("learn", "none.txt", *own, code=2)
+    assert "unpack it" in run("learn", "table.csv.gz", *own, code=2)
+    assert not Path("miqps.json").exists()
+    assert "1 pattern of 1 host" in run("learn", "urls.txt.gz", *own)
+
+
+def test_normal_forms_stand_on_the_lines_of_their_urls_and_are_not_masked(run):
+    url = "https://u:p@s.example/?token=a"
+    pl.DataFrame({"url": [url, None, "no\nurl", ""]}).write_parquet("some.parquet")
+    assert run("normalise", "some.parquet").split("\n") == [url, "", "no\\nurl", "", ""]
+    told = json.loads(run("normalise", "some.parquet", "--json"))
+    assert (told["normalised"], told["urls"]) == ([url, "", "no\nurl", ""], 2)
+    Path("some.txt").write_text(f"{url}\n\n{url}\n")
+    assert run("normalise", "some.txt").split("\n") == [url, "", url, ""]

@@ -61,13 +61,18 @@ def learn(arguments: Options) -> int:
         sys.path.append(str(Path.cwd()))  # a module of the folder one is in, as for `python -m`
         fingerprint = named_fingerprint(arguments.fingerprint)
     learned = learn_rules(read_urls(arguments.file, arguments.column), fingerprint, config, layers=old)
+    if not learned.urls:
+        raise ValueError(
+            f"{arguments.file}: URLs of http or https required, found none among {learned.not_urls:,} texts; is it a "
+            "text with one a line, or a table (.parquet, .csv, .tsv, .jsonl) with that --column?"
+        )
     max_flagged = MAX_FLAGGED if arguments.max_flagged is None else arguments.max_flagged
     change = publish(learned.rules, arguments.rules, max_flagged=max_flagged)
     rules = learned.rules
     if arguments.json:
         counts = {
             name: getattr(learned, name)
-            for name in ("urls", "not_urls", "renders", "untested", "unstable", "alike", "alike_patterns")
+            for name in ("urls", "not_urls", "renders", "untested", "unstable", "alike", "alike_patterns", "absent")
         }
         told = {"rules": arguments.rules, "fingerprint": rules.fingerprint, "patterns": rules.num_patterns, **counts}
         print_json({**told, "noise": learned.noise, "change": change and asdict(change)})
@@ -76,6 +81,8 @@ def learn(arguments: Options) -> int:
         f"{arguments.rules}: rules {rules.fingerprint} for {counted(rules.num_patterns, 'pattern')} of "
         f"{counted(len(rules.hosts), 'host')}, from {learned.urls:,} URLs and {learned.renders:,} looks at pages"
     )
+    if learned.absent:
+        say(f"{counted(len(learned.absent), 'host')} without URLs in this list keep their rules")
     if learned.untested:
         say(f"{learned.untested:,} parameters are kept because too few of their pages were known")
     if learned.not_urls:
@@ -102,7 +109,8 @@ def learn(arguments: Options) -> int:
 @subcommand(
     reports=False,
     help="print the normal forms of URLs",
-    description="Print the normal form of every URL of FILE, one a line, in its order; what is no URL as it is.",
+    description="Print the normal form of every URL of FILE, one a line, in its order; what is no URL as it is, its "
+    "line feeds as \\n. Empty cells and lines stay empty.",
     examples=["reqdedup urls normalise urls.txt --rules miqps.json"],
 )
 @_file
@@ -115,14 +123,14 @@ def normalise(arguments: Options) -> int:
     from reqdedup.logs.urls.reading import read_urls
 
     normaliser = Normaliser.load(arguments.rules or Rules())
-    urls = read_urls(arguments.file, arguments.column)
-    forms = normaliser.all(urls)
-    distinct, items = len(set(urls)), len(set(forms))
+    urls = read_urls(arguments.file, arguments.column, empty=True)
+    forms = [normaliser(url) if url else "" for url in urls]
+    distinct, items = len({*urls} - {""}), len({*forms} - {""})
     if arguments.json:
         counts = {"urls": distinct, "items": items, "not_urls": normaliser.counts.not_urls}
-        print_json({"rules": normaliser.rules.fingerprint, **counts, "normalised": forms})
+        print_json({"rules": normaliser.rules.fingerprint, **counts, "normalised": forms}, is_masked=False)
         return 0
-    click.echo("\n".join(forms))
+    click.echo("\n".join(form.replace("\r", "\\r").replace("\n", "\\n") for form in forms))
     note(f"{distinct:,} distinct URLs are {items:,} items; {normaliser.counts.not_urls:,} lines are no URLs")
     return 0
 
@@ -148,7 +156,7 @@ def diff(arguments: Options) -> int:
     change = compare_rules(old, new)
     found = diff_urls(old, new, read_urls(arguments.file, arguments.column))
     if arguments.json:
-        print_json({"patterns": asdict(change), "urls": asdict(found)})
+        print_json({"patterns": asdict(change), "urls": asdict(found)}, is_masked=False)
         return 0
     say(
         f"{len(change.flagged):,} of {change.compared:,} patterns lost a parameter ({change.flagged_ratio:.1%}); "

@@ -5,16 +5,20 @@ Neither crawls: fetching pages of the web is the business of whoever has the rig
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import ipaddress
 import socket
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from urllib.parse import SplitResult, urlsplit
 
 from reqdedup.logs.urls.parsing import split_url, write_url
 
 _TIMEOUT_S = 10.0
+_MAX_FAILURES = 20
+"""Number of pages in a row without any answer, after which the server counts as gone."""
 
 
 class ContentTable:
@@ -51,10 +55,12 @@ class BodyChecksum:
 
     server: "http://127.0.0.1:8080"; a copy of the sites behind it. Raises ValueError for an address of elsewhere.
     None for a request that fails, and for every status but 2xx: pages that are gone, and those that a redirect leads
-    away from, look alike and are not one page.
+    away from, look alike and are not one page. A page has 10 s in all, its connection 10 s;
+    ValueError after 20 in a row without any answer.
     """
 
     def __init__(self, server: str) -> None:
+        self._failures = 0
         parts = _loopback(server)
         if parts is None:
             raise ValueError(
@@ -71,14 +77,44 @@ class BodyChecksum:
         path = href.partition("://")[2].partition("/")[2]
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
         try:
-            connection.request("GET", "/" + path, headers={"Host": split.host})
-            answer = connection.getresponse()
-            body = answer.read()
+            connection.connect()
+            with _limited(connection.sock):
+                connection.request("GET", "/" + path, headers={"Host": split.host})
+                answer = connection.getresponse()
+                body = answer.read()
+            self._failures = 0
             return hashlib.sha256(body).hexdigest() if 200 <= answer.status < 300 else None
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as error:
+            self._failures += 1
+            if self._failures == _MAX_FAILURES:
+                raise ValueError(
+                    f"urls: a server that answers required, found {_MAX_FAILURES} pages in a row without an answer, "
+                    f"the last {url!r:.200}: {type(error).__name__}: {error}"
+                ) from None
             return None
         finally:
             connection.close()
+
+
+@contextlib.contextmanager
+def _limited(connected: socket.socket) -> Iterator[None]:
+    """End the connection after the time that a page has; a timeout of the socket is one of each read."""
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        with contextlib.suppress(OSError):  # it has ended by itself
+            connected.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_TIMEOUT_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if is_late.is_set():
+        raise TimeoutError(f"no whole page in {_TIMEOUT_S:g} s")
 
 
 def _loopback(server: str) -> SplitResult | None:

@@ -53,6 +53,7 @@ class Learned:
     unstable: hosts whose noise the threshold does not stand above; they have no rules, so that everything is kept.
     alike: hosts without rules, as more than `max_same` of their pages look like one.
     alike_patterns: host and pattern of those that keep, for the same reason, what other patterns do not leave out.
+    absent: hosts of which no URL is there; they have the rules of `layers`.
     untested: number of parameters that are kept because they were tested too little.
     """
 
@@ -64,6 +65,7 @@ class Learned:
     unstable: list[str] = field(default_factory=list)
     alike: list[str] = field(default_factory=list)
     alike_patterns: list[tuple[str, Pattern]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     untested: int = 0
 
 
@@ -77,10 +79,12 @@ def learn(
     """Rules of the hosts of these URLs, and what finding them took.
 
     The same for the same URLs in any order, if the fingerprint is. layers: rules whose allowlists and regular
-    expressions the new ones have, too.
+    expressions the new ones have, too, and what they say of hosts that these URLs do not have.
     Raises ValueError if the fingerprint knows no page at all, changes by itself on so many pages of all hosts together
     that the threshold does not stand above it, takes most of the log for a few pages, or says what has no hash.
     """
+    if isinstance(urls, str):
+        raise ValueError(f"urls: a list of URLs required, found a text: {urls!r:.80}")
     config = config or LearnConfig()
     return _Learner(fingerprint, config).run(urls, layers or Rules())
 
@@ -138,7 +142,8 @@ class _Learner:
         self._leave_out_alike(hosts, learned)
         for host, kept in learned.items():
             self._keep_alike(host, kept)
-        result.rules = replace(layers, hosts=learned)
+        result.absent = sorted(layers.hosts.keys() - hosts.keys())
+        result.rules = replace(layers, hosts={**{host: layers.hosts[host] for host in result.absent}, **learned})
         return result
 
     def _group(self, urls: Iterable[str]) -> dict[str, dict[Pattern, list[SplitUrl]]]:

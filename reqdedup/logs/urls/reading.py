@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
+import zlib
 from collections.abc import Hashable
 from pathlib import Path
 
@@ -12,18 +14,26 @@ from reqdedup.logs.urls.fingerprints import ContentTable
 from reqdedup.logs.urls.miqps import Fingerprint
 
 
-def read_urls(path: str | Path, column: str = "url") -> list[str]:
-    """The URLs of a file in their order, nulls left out; of a text, bytes that are no UTF-8 are written as \\xNN.
+def read_urls(path: str | Path, column: str = "url", *, empty: bool = False) -> list[str]:
+    """The URLs of a file in their order; of a text, .gz too, bytes that are no UTF-8 are written as \\xNN.
 
+    empty: whether empty lines and nulls are there, as "", so that places are those of the file.
     Raises ValueError for a file or a column that is not there.
     """
     if Path(path).suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
-        return _columns(path, column)[column].drop_nulls().to_list()
+        urls = _columns(path, column)[column]
+        return (urls.fill_null("") if empty else urls.drop_nulls()).to_list()
+    is_packed = Path(path).suffix == ".gz"
+    if is_packed and Path(path).with_suffix("").suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
+        raise ValueError(f"{path}: a table that is not packed, or a text with one URL a line required; unpack it")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")
-    except OSError as error:
-        raise ValueError(f"{path}: a readable file required, found: {error.strerror}") from None
-    return [line for line in text.split("\n") if line.strip()]
+        content = Path(path).read_bytes()
+        text = (gzip.decompress(content) if is_packed else content).decode("utf-8-sig", errors="backslashreplace")
+    except (OSError, EOFError, zlib.error) as error:
+        found = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: a readable file required, found: {found}") from None
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return [line if line.strip() else "" for line in lines if empty or line.strip()]
 
 
 def read_contents(path: str | Path, url: str = "url", content: str = "content_hash") -> ContentTable:

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from reqdedup.logs.urls.parsing import canonical, host_of
+
 FORMAT = 1
 
 PLATFORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -108,16 +110,18 @@ def _parse(where: str, content: Any) -> Rules:
     try:
         rules = Rules(
             hosts={
-                host: {_pattern(entry["parameters"]): frozenset(_texts(entry["keep"])) for entry in entries}
+                host_of(host): {
+                    _pattern(entry["parameters"]): frozenset(map(canonical, _texts(entry["keep"]))) for entry in entries
+                }
                 for host, entries in content["hosts"].items()
             },
             allowlists={host: _texts(names) for host, names in content["allowlists"].items()},
             keep=_check_expressions(where, _texts(content["keep"])),
         )
     except (KeyError, TypeError, AttributeError) as error:
+        found = f"no key {error}" if isinstance(error, KeyError) else f"another form ({error})"
         raise ValueError(
-            f'{where}: "hosts" (lists of "parameters" and "keep"), "allowlists" and "keep" required, found '
-            f"{type(error).__name__}: {error}"
+            f'{where}: "hosts" (lists of "parameters" and "keep"), "allowlists" and "keep" required, found {found}'
         ) from None
     if content.get("fingerprint", rules.fingerprint) != rules.fingerprint:
         raise ValueError(
@@ -143,4 +147,4 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 
 def _pattern(values: Any) -> Pattern:
-    return tuple(sorted(set(_texts(values))))
+    return tuple(sorted({canonical(name) for name in _texts(values)}))

@@ -34,6 +34,9 @@ class LearnConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"urls: a number as {name} required, found {value!r:.80}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"urls: a threshold above 0 and up to 1 required, found {self.threshold:g}")
         if not 0 <= self.max_same <= 1:

@@ -244,7 +244,9 @@ def named_by_ids(given: Mapping[str, Any], inputs: Inputs, path: str, most: int)
     ids = _ids_of(keys, inputs)
     if None in ids:
         unknown = shown(keys[ids.index(None)])
-        raise RequestError(path, "keys of the model's items", f"{unknown}, which none has")
+        are_urls = keys[ids.index(None)].startswith(("http://", "https://"))
+        form = ", in their normal form, as items that are URLs have it (reqdedup urls normalise)" if are_urls else ""
+        raise RequestError(path, f"keys of the model's items{form}", f"{unknown}, which none has")
     return {**{name: values for name, values in given.items() if name != "item_key"}, "item_id": ids}
 
 

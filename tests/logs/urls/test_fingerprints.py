@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socket
 import threading
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from reqdedup.logs.urls import BodyChecksum, ContentTable, learn
+from reqdedup.logs.urls import BodyChecksum, ContentTable, fingerprints, learn
 
 STATUSES = {"/moved": 302, "/gone": 410, "/missing": 404, "/busy": 503}
 
@@ -73,6 +75,36 @@ def test_a_server_that_is_gone_is_an_unknown_page_and_one_elsewhere_is_refused()
     for server in [*elsewhere, *odd]:
         with pytest.raises(ValueError, match="a server on a loopback address"):
             BodyChecksum(server)
+
+
+def test_a_server_that_never_answers_is_given_up():
+    checksum = BodyChecksum("http://127.0.0.1:1")
+    with pytest.raises(
+        ValueError, match=r"found 20 pages in a row without an answer, the last 'http://a.example/\?id=19'"
+    ):
+        [checksum(f"http://a.example/?id={number}") for number in range(30)]
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTTP"]
+)
+def test_a_server_that_sends_byte_by_byte_has_a_time_for_all_of_them(monkeypatch, head):
+    monkeypatch.setattr(fingerprints, "_TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        done = threading.Event()
+
+        def drip():
+            sending, _ = listening.accept()
+            with sending, contextlib.suppress(OSError):
+                sending.sendall(head)
+                while not done.wait(0.01):
+                    sending.sendall(b"x")
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        assert BodyChecksum(f"http://127.0.0.1:{listening.getsockname()[1]}")("http://a.example/?id=1") is None
+        done.set()
+        thread.join()
 
 
 def test_a_table_knows_urls_in_any_order_of_parameters_and_tells_its_own_noise():

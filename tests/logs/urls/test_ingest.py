@@ -229,3 +229,18 @@ def test_a_mapping_that_makes_no_sense_of_urls_is_refused(changed, message):
     }
     with pytest.raises(ValueError, match=message):
         load_mapping({key: value for key, value in {**mapping, **changed}.items() if value})
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 0), (1, 0, 0), (0, 0, 0)])
+def test_a_click_on_any_url_of_a_page_is_one_of_the_page(folder, labels):
+    row = {"user": 1, "request": 5, "ts": 1_700_000_000}
+    shown = [{**row, "url": url(3 * number), "click": label} for number, label in enumerate(labels)]
+    shown.append({**row, "url": url(1), "click": 0})
+    (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in shown))
+    mapping = MAPPING.replace("session_gap_s = 0", 'request_id = "request"')
+    (folder / "mapping.toml").write_text(mapping)
+    lake = rd.open(folder / "lake")
+    report = lake.ingest(folder / "log.jsonl", TABLE, mapping=folder / "mapping.toml", max_rejects=1)
+    found = {row["item_url"]: row["click"] for row in lake.table(TABLE).to_arrow().to_pylist()}
+    assert found == {url(0): max(labels), url(1): 0}
+    assert report.rejected == {"duplicate": 2}

@@ -203,6 +203,18 @@ def test_a_parameter_that_changes_a_quarter_of_the_pages_is_kept_in_every_patter
     assert learned.renders < 2 * 20 * sum(map(len, patterns))
 
 
+def test_hosts_that_a_new_list_does_not_have_keep_their_rules_and_a_text_is_no_list():
+    def urls(host):
+        return [f"http://{host}.example/p?id={number}&ref={number}" for number in range(30)]
+
+    first = learn(urls("a") + urls("b"), lambda url: query(url).get("id"))
+    again = learn(urls("b"), lambda url: query(url).get("ref"), layers=first.rules)
+    assert again.absent == ["a.example"]
+    assert again.rules.hosts == {"a.example": {("id", "ref"): {"id"}}, "b.example": {("id", "ref"): {"ref"}}}
+    with pytest.raises(ValueError, match="a list of URLs required"):
+        learn("http://a.example/?id=1", str)
+
+
 @given(st.integers(0, 20), st.integers(1, 60), st.floats(0.05, 0.95))
 def test_rare_is_what_the_binomial_law_says(changed, tests, threshold):
     likelihood = binomial(changed, tests, threshold)
@@ -260,6 +272,7 @@ def test_noise_keeps_what_the_binomial_law_says():
     [
         {"threshold": 0},
         {"threshold": 1.1},
+        {"threshold": "x"},
         {"max_same": 1.5},
         {"min_samples": 21},
         {"min_samples": 0},
