@@ -132,7 +132,7 @@ def test_a_watch_outlives_a_load_that_fails_in_any_way_and_sees_the_next_bundle(
             has_failed.set()
             raise RuntimeError("out of memory")
         has_loaded.set()
-        return served
+        return put("ranking-2", served)
 
     with watched(tmp_path / "place", first, load) as models:
         assert not has_failed.wait(0.1)
@@ -208,6 +208,39 @@ def test_a_rollback_does_not_wait_for_a_load_which_then_changes_nothing():
         assert changes == [(["ranking-1"], ["ranking-2"], [])]
         assert models.load("ranking-3") is models.current
         assert models.previous is first
+
+
+def test_models_that_serve_already_change_nothing_and_the_way_back_stays():
+    with Scheduler() as scheduler:
+        models = Models(put, first := put("ranking-1", Served(parts={})), scheduler)
+        second = models.load("ranking-2")
+        assert models.load("ranking-2") is second is models.current
+        assert models.previous is first
+        assert models.swaps == 1
+
+
+def test_a_rollback_that_says_to_what_may_be_repeated_and_ends_a_load_each_time():
+    first, second = put("ranking-1", Served(parts={})), put("ranking-2", Served(parts={}))
+    is_loading, goes_on = threading.Event(), threading.Event()
+
+    def load(bundle: str, served: Served) -> Served:
+        is_loading.set()
+        assert goes_on.wait(10)
+        return put(bundle, served)
+
+    with Scheduler() as scheduler, ThreadPoolExecutor(1) as pool:
+        models = Models(load, second, scheduler, previous=first)
+        assert models.rollback(first.fingerprints) is first
+        loading = pool.submit(models.load, "ranking-3")
+        assert is_loading.wait(10)
+        assert models.rollback(first.fingerprints) is first  # as a worker is told that took its siblings' models over
+        goes_on.set()
+        with pytest.raises(ValueError, match="be the same while one is loaded required, found a change"):
+            loading.result(10)
+        assert (models.current, models.previous) == (first, second)
+        with pytest.raises(ValueError, match="the models that served before, ranking-2, required, found others"):
+            models.rollback({"ranking": "ranking-7"})
+        assert models.rollback({"ranking": "ranking-2"}) is second
 
 
 def loader_of(place, folder, **more):

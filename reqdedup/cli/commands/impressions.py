@@ -76,6 +76,7 @@ def mature(arguments: Options) -> int:
         "clicks of nothing that was shown": report.num_unknown,
         "without their history in the store": report.num_forgotten,
         "whose history has changed": report.num_changed,
+        "with a history of the request's own, which the store does not have": report.num_own,
         f"without a column that the table requires ({report.missing})": report.num_incomplete,
     }
     for name, count in said.items():

@@ -147,6 +147,9 @@ class Ranker:
                 answers = [error if i in {one[0] for one in together} else x for i, x in enumerate(answers)]
                 continue
             for (i, inputs, _, origin), of_request in zip(together, logits, strict=True):
+                if not torch.isfinite(of_request).all():
+                    answers[i] = RequestError("request", "numbers that the model can add up", "larger ones")
+                    continue
                 answers[i] = Ranked(
                     logits=dict(zip(self.labels, of_request.T.contiguous().numpy(), strict=True)),
                     model=self.fingerprint,

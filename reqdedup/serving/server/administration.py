@@ -40,13 +40,17 @@ class Administration:
         return said
 
     async def change(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """{"action": "load" | "shadow", "bundle": path} or {"action": "rollback" | "promote" | "stop_shadow"}."""
-        check_keys(values, frozenset({"action", "bundle"}))
+        """{"action": "load" | "shadow", "bundle": path} or {"action": "rollback" | "promote" | "stop_shadow"}; a rollback
+        may say to which models, {"to": {task: version}}, and may then be repeated."""
+        check_keys(values, frozenset({"action", "bundle", "to"}))
+        to = values.get("to")
+        if to is not None and not (isinstance(to, dict) and all(isinstance(one, str) for one in to.values())):
+            raise RequestError("to", "versions by task", shown(to))
         models, action = self._models, values.get("action")
         pool: ThreadPoolExecutor | None
         work: Callable[[], Any]
         plain: dict[Any, Callable[[], Any]] = {
-            "rollback": models.rollback,
+            "rollback": partial(models.rollback, to),
             "promote": models.promote_shadow,
             "stop_shadow": models.stop_shadow,
         }

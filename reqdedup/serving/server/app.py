@@ -200,6 +200,9 @@ class Application:
         user_id, events, key = bodies.events_request(values, columns, self.service.limits, keys)
         if of is not None and self.service.impressions is None:
             raise RequestError("request_id", "a server that logs impressions", "one that does not")
+        ranking = self.service.models.current.parts.get("ranking")
+        if of is not None and ranking is not None and (unknown := [x for x in of.labels if x not in ranking.labels]):
+            raise RequestError("labels", f"labels of the model: {', '.join(ranking.labels)}", shown(unknown[0]))
         if self._num_appending >= MAX_APPENDING:
             raise OverloadedError(f"at most {MAX_APPENDING} appends that wait required, found as many", 1)
         append = asyncio.get_running_loop().run_in_executor(

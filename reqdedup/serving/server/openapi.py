@@ -70,6 +70,8 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
     actions = {
         "action": {"enum": ["load", "rollback", "shadow", "promote", "stop_shadow"]},
         "bundle": {"type": "string"},
+        "to": _or_null({"type": "object", "additionalProperties": {"type": "string"}})
+        | {"description": "of a rollback: versions by task; it may then be repeated"},
     }
     paths["/v1/models"] = {
         "get": _get("The models that serve, served before, or run in the shadow.", answers.MODELS),

@@ -53,6 +53,7 @@ _MODEL = _object(
 )
 _REPORT = _object(requests=_COUNT, equal=_COUNT, failed=_COUNT, max_difference=_NUMBER, last_error=_TEXT)
 MODELS = _object(
+    {"disagreeing": {"type": "array", "items": _COUNT, "description": "workers with other models than most"}},
     models={"type": "array", "items": _MODEL},
     loading={"type": ["string", "null"]},
     last_error={"type": ["string", "null"]},

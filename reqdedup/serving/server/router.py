@@ -2,14 +2,17 @@
 
     /metrics                 of all workers, as one text
     /readyz                  ready if all of them are
+    /v1/models               what most workers say, and which of them serve, or served before, something else
     /v1/models (POST)        one worker after another; the first that cannot leaves the others as they are
+                             rollback: all of them, to the models that served before at most workers
     /v1/workers              their addresses, for clients on this machine that route themselves
     everything else          the user's worker; the first one if there is no user in it
 
 Connections to workers are kept. One that breaks before the answer's head came is answered 503: the worker may have
 computed, but nothing was said, and every call but a rollback may be repeated. A worker that is being started again is
 waited for as long as the request says that it may wait, its `deadline_ms`, then answered 503 too. A change of models
-may take any time.
+may take any time, and is said again to a worker that broke off: workers are told what shall serve, so one that took its
+siblings' models over meanwhile has nothing left to do.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import orjson
 from reqdedup.arrays.hashing import hash_string
 from reqdedup.serving.limits import Limits
 from reqdedup.serving.names import ARROW, HEADER_LENGTH, OF_USER, REQUEST_KEY
+from reqdedup.serving.requests import RequestError
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
 from reqdedup.serving.server.door import Receive, Scope, Send, read_body
@@ -34,6 +38,10 @@ from reqdedup.serving.wire.answers import error_response, json_response
 from reqdedup.values import shown
 
 Headers = list[tuple[bytes, bytes]]
+Answer = tuple[int, Headers, bytes]
+"""Status, head and body."""
+TOLD_AGAIN_AFTER_S = (0.1, 0.5, 2.0)
+"""A worker that broke off while it was told which models shall serve [seconds]."""
 MAX_IN_FLIGHT = 256
 """Requests that one worker may be asked at once; its own queue is shorter."""
 _NOT_PASSED_ON = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", OF_USER.encode())
@@ -58,6 +66,7 @@ class Router:
         self._deaths = deaths
         self._answered = [-1] * len(addresses)
         """Deaths of each worker when it answered last: with another number it is not there, or starting."""
+        self._rolling_back, self._rollbacks = asyncio.Lock(), 0
         self.metrics = Metrics()
         self.metrics.describe("reqdedup_router_requests_total", "counter", "Requests passed on, by worker.")
         self.metrics.describe("reqdedup_router_broken_total", "counter", "Requests whose worker broke off.")
@@ -78,7 +87,7 @@ class Router:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path, method = scope["path"], scope["method"]
         is_get = method in ("GET", "HEAD")
         if path == "/healthz" and is_get:
@@ -90,18 +99,14 @@ class Router:
         if path in ("/readyz", "/v2/health/ready", "/metrics") and method == "GET":
             return await self._of_all(scope, path)
         if path == "/v1/models" and method == "POST":
-            for number in range(len(self._workers)):
-                answer = await self._ask(number, scope, body, is_patient=True)
-                if answer[0] >= 400:
-                    break
-            return answer
+            return await self._change_models(scope, body)
+        if path == "/v1/models" and method == "GET":
+            return await self._models(scope)
         number = self._worker_of(scope, body)
         self.metrics.add("reqdedup_router_requests_total", of_worker=str(number))
         return await self._ask(number, scope, body)
 
-    async def _ask(
-        self, number: int, scope: Scope, body: bytes, *, is_patient: bool = False
-    ) -> tuple[int, Headers, bytes]:
+    async def _ask(self, number: int, scope: Scope, body: bytes, *, is_patient: bool = False) -> Answer:
         """Raises OverloadedError, 503, if the worker breaks off, or is not there again in the request's time.
 
         is_patient: the answer may take any time.
@@ -119,13 +124,64 @@ class Router:
             found = "that it is being started" if is_starting else type(error).__name__
             raise OverloadedError(f"an answer of worker {number} required, found {found}", 1) from None
 
-    async def _of_all(self, scope: Scope, path: str) -> tuple[int, Headers, bytes]:
-        async def ask(worker: _Upstream) -> tuple[int, Headers, bytes] | None:
+    async def _change_models(self, scope: Scope, body: bytes) -> Answer:
+        values: Any = None
+        with suppress(ValueError):
+            values = orjson.loads(body)
+        if not isinstance(values, dict) or values.get("action") != "rollback":
+            rollbacks = self._rollbacks
+            for number in range(len(self._workers)):
+                if rollbacks != self._rollbacks:
+                    same = "the models that serve to be the same while one is loaded"
+                    raise RequestError("bundle", same, "a rollback", status=409)
+                answer = await self._tell(number, scope, body)
+                if answer[0] >= 400:
+                    break
+            return answer
+        async with self._rolling_back:
+            self._rollbacks += 1
+            if values.get("to") is None:
+                _, said = _most(await self._said_models(scope))
+                body = orjson.dumps({**values, "to": _versions(said, "previous")})
+            answers = [await self._tell(number, scope, body) for number in range(len(self._workers))]
+        return max(answers, key=lambda answer: answer[0])
+
+    async def _tell(self, number: int, scope: Scope, body: bytes) -> Answer:
+        """Again to a worker that breaks off."""
+        for wait_s in TOLD_AGAIN_AFTER_S:
+            with suppress(OverloadedError):
+                return await self._ask(number, scope, body, is_patient=True)
+            await asyncio.sleep(wait_s)
+        return await self._ask(number, scope, body, is_patient=True)
+
+    async def _models(self, scope: Scope) -> Answer:
+        said = await self._said_models(scope)
+        _, most = _most(said)
+        differ = [one for one, other in said.items() if _both(other) != _both(most)]
+        return _plain(json_response(most | ({"disagreeing": differ} if differ else {})))
+
+    async def _said_models(self, scope: Scope) -> dict[int, dict[str, Any]]:
+        """What `/v1/models` says, by worker: of those that answer now, or of the first, once it does."""
+        asking = {**scope, "method": "GET"}
+        answers: list[Answer | None] = list(await self._ask_all(asking))
+        if not any(answer is not None and answer[0] == 200 for answer in answers):
+            answers = [await self._tell(0, asking, b"")]
+        return {
+            number: orjson.loads(answer[2])
+            for number, answer in enumerate(answers)
+            if answer is not None and answer[0] == 200
+        }
+
+    async def _ask_all(self, scope: Scope) -> list[Answer | None]:
+        async def ask(worker: _Upstream) -> Answer | None:
             with suppress(OSError, EOFError, TimeoutError, httptools.HttpParserError, OverloadedError):
                 return await asyncio.wait_for(worker.ask(scope, b""), 2.0)
             return None
 
-        answers = await asyncio.gather(*(ask(worker) for worker in self._workers))
+        return list(await asyncio.gather(*(ask(worker) for worker in self._workers)))
+
+    async def _of_all(self, scope: Scope, path: str) -> Answer:
+        answers = await self._ask_all(scope)
         if path == "/metrics":
             texts = [answer[2].decode() for answer in answers if answer is not None and answer[0] == 200]
             head = [(b"content-type", CONTENT_TYPE.encode())]
@@ -147,6 +203,21 @@ class Router:
         return 0  # it will say what is wrong with the request
 
 
+def _versions(said: dict[str, Any], state: str) -> dict[str, str]:
+    """By task, of an answer of `/v1/models`."""
+    return {one["name"]: one["version"] for one in said["models"] if one["state"] == state}
+
+
+def _both(said: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    return _versions(said, "current"), _versions(said, "previous")
+
+
+def _most(said: dict[int, dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    """A worker that serves what most of them do, the first of these, and what it says."""
+    states = [_both(one) for one in said.values()]
+    return max(said.items(), key=lambda one: states.count(_both(one[1])))
+
+
 def _deadline_s(scope: Scope, body: bytes, limits: Limits) -> float:
     """How long a request may wait [seconds]: as it says, else the longest time that one may."""
     with suppress(ValueError, KeyError, TypeError):
@@ -156,7 +227,7 @@ def _deadline_s(scope: Scope, body: bytes, limits: Limits) -> float:
     return limits.max_deadline_ms / 1000
 
 
-def _reason(number: int, answer: tuple[int, Headers, bytes] | None) -> str:
+def _reason(number: int, answer: Answer | None) -> str:
     """Why a worker is not ready, as it says; empty if nothing is wrong with it."""
     if answer is None:
         return f"worker {number}: no answer"
@@ -169,7 +240,7 @@ def _by_worker(counts: Callable[[], Sequence[int]]) -> dict[Labels, float]:
     return {(("of_worker", str(number)),): float(count) for number, count in enumerate(counts())}
 
 
-def _plain(response: Any) -> tuple[int, Headers, bytes]:
+def _plain(response: Any) -> Answer:
     return response.status_code, response.raw_headers, response.body
 
 
@@ -220,7 +291,7 @@ class _Upstream:
         self._idle: list[_Connection] = []
         self._in_flight = 0
 
-    async def ask(self, scope: Scope, body: bytes, *, is_patient: bool = False) -> tuple[int, Headers, bytes]:
+    async def ask(self, scope: Scope, body: bytes, *, is_patient: bool = False) -> Answer:
         """Raises OSError or EOFError if the worker breaks off, OverloadedError if it is asked too much already."""
         if self._in_flight >= MAX_IN_FLIGHT:
             raise OverloadedError(f"at most {MAX_IN_FLIGHT} requests at a worker required, found as many", 1)
@@ -252,9 +323,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.is_open = cast(asyncio.Transport, transport), True  # uvloop's is no subclass of it
-        self._answer: asyncio.Future[tuple[int, Headers, bytes]] | None = None
+        self._answer: asyncio.Future[Answer] | None = None
 
-    async def exchange(self, request: bytes, *, has_body: bool = True) -> tuple[int, Headers, bytes]:
+    async def exchange(self, request: bytes, *, has_body: bool = True) -> Answer:
         """The answer; without has_body its head, whatever length that announces."""
         self._has_body = has_body
         self._parser = httptools.HttpResponseParser(self)

@@ -1,7 +1,7 @@
 """Models change while the server runs: the new one is loaded, tested and warmed beside the old, then takes its place.
 
     load      bundle -> loaded, self-tested, warmed in a thread of its own -> current; what was current is the previous
-    rollback  the previous becomes current, and the other way round
+    rollback  the previous becomes current, and the other way round; one that says what shall serve may be repeated
     shadow    bundle -> scores what the current one answered, when nothing else waits; differences are counted
 
 A change that comes while a bundle is being loaded does not wait for it: the load then fails, and says that others serve
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,6 +64,11 @@ class Served:
     rows: int = 0
     recommend: Callable[[Sequence[Any]], Sequence[Any]] | None = None
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the models, by task."""
+        return {task: part.fingerprint for task, part in self.parts.items()}
+
 
 @dataclass(kw_only=True)
 class ShadowReport:
@@ -100,28 +105,42 @@ class Models:
         self.loading: str | None = None
         self.last_error: str | None = None
         self.swaps = 0
+        self._turn = 0
+        """Changes, and rollbacks to what serves already: a load that runs beside either changes nothing."""
         self._load, self._scheduler, self._changed = load, scheduler, changed
         self._loading, self._changing = threading.Lock(), threading.Lock()
 
     def load(self, bundle: str) -> Served:
-        """Load beside, then swap; takes as long as loading does. Raises what loading raises, with nothing changed."""
+        """Load beside, then swap; takes as long as loading does. Models that serve already change nothing, so that the
+        way back stays. Raises what loading raises, with nothing changed."""
         with self._loading:
-            base, loaded = self.current, self._loaded(bundle)
+            turn, loaded = self._turn, self._loaded(bundle)
             with self._changing:
-                if self.current is not base:
+                if self._turn != turn:
                     raise ValueError(
                         "the models that serve to be the same while one is loaded required, found a change"
                     )
-                self._swap(loaded)
+                found = self.current
+                if loaded.fingerprints != found.fingerprints:
+                    found = self._swap(loaded)
         self._changed(self)
-        return loaded
+        return found
 
-    def rollback(self) -> Served:
-        """Raises ValueError if there was no model before."""
+    def rollback(self, to: Mapping[str, str] | None = None) -> Served:
+        """to: fingerprints by task of what shall serve; None: what served before, whatever that is.
+
+        Raises ValueError if there was no model before, or another one than `to`.
+        """
         with self._changing:
-            if self.previous is None:
-                raise ValueError("a model before this one required, found none: nothing was swapped")
-            found = self._swap(self.previous)
+            found = self.current
+            if to is None or to != found.fingerprints:
+                if self.previous is None:
+                    raise ValueError("a model before this one required, found none: nothing was swapped")
+                if to is not None and to != self.previous.fingerprints:
+                    served = ", ".join(self.previous.fingerprints.values())
+                    raise ValueError(f"the models that served before, {served}, required, found others; load them")
+                found = self._swap(self.previous)
+            self._turn += 1
         self._changed(self)
         return found
 
@@ -219,6 +238,7 @@ class Models:
         left, self.current = self.current, served
         self.previous = left
         self.swaps += 1
+        self._turn += 1
 
         def drop(requests: Sequence[None]) -> list[None]:
             for part in left.parts.values():

@@ -51,6 +51,7 @@ def test_a_click_through_http_becomes_a_label_and_what_was_not_clicked_is_negati
             {"request_id": "7x"},
             {"labels": []},
             {"labels": "click"},
+            {"labels": ["click", "clik"]},
             {"request_id": None},
             {"event_ts": 1.5},
         ):

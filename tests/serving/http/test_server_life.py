@@ -277,6 +277,24 @@ def test_a_worker_that_is_started_again_loads_what_serves_now(workers, last, bun
     assert stacked(admin.rank(stored(last[1]))).tobytes() == last[1].logits.tobytes()
 
 
+def test_a_rollback_while_a_worker_is_started_again_leaves_all_on_one_model(workers, last, bundles):
+    admin = workers.client(token=TOKEN, retries=20)
+    of = {name: Bundle.load(bundles / name).fingerprint for name in ("first", "second")}
+    try:
+        admin.change_models("load", "second")
+        admin.change_models("load", "second")  # nothing changes, so there is a way back
+        for number, wanted in ((0, "first"), (1, "second")):
+            os.kill(children(workers)[number].pid, signal.SIGKILL)
+            admin.change_models("rollback")
+            assert {admin.rank(stored(one)).model for one in last[1:20]} == {of[wanted]}
+            said = admin.models()
+            assert "disagreeing" not in said
+            other = of["second" if wanted == "first" else "first"]
+            assert [one["version"] for one in said["models"]] == [of[wanted], other]
+    finally:
+        admin.change_models("load", "first")
+
+
 def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
     processes = children(workers)
     client = workers.client(token=TOKEN, retries=0)
