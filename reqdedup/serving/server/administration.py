@@ -40,8 +40,10 @@ class Administration:
         return said
 
     async def change(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """{"action": "load" | "shadow", "bundle": path} or {"action": "rollback" | "promote" | "stop_shadow"}; a rollback
-        may say to which models, {"to": {task: version}}, and may then be repeated."""
+        """{"action": "load" | "shadow", "bundle": path} or {"action": "rollback" | "promote" | "stop_shadow"}.
+
+        A rollback may say to which models, {"to": {task: version}}, and may then be repeated.
+        """
         check_keys(values, frozenset({"action", "bundle", "to"}))
         to = values.get("to")
         if to is not None and not (isinstance(to, dict) and all(isinstance(one, str) for one in to.values())):

@@ -383,21 +383,6 @@ def test_what_cannot_be_read_is_refused_by_name_and_others_of_the_step_are_answe
     assert np.array_equal(stacked(last), stacked(first))
 
 
-def test_features_that_overflow_are_refused_and_others_of_the_step_are_answered():
-    rng = np.random.default_rng(5)
-    model = small_model()
-    with torch.no_grad():
-        for values in model.head.parameters():
-            values.mul_(8)
-    ranker, requests = small_ranker(model), [rank_request(rng, 9, 3, user_id=user) for user in range(3)]
-    large = changed(requests[1], "request", user_embedding=[3.4e38] * 3)
-    first, refused, last = ranker.step([requests[0], large, requests[2]])
-    assert isinstance(refused, RequestError)
-    assert str(refused) == "request: numbers that the model can add up required, found larger ones"
-    for answer, request in ((first, requests[0]), (last, requests[2])):
-        assert stacked(answer).tobytes() == stacked(ranker.rank(request)).tobytes()
-
-
 def test_duplicates_and_columns_of_others_are_no_fault():
     ranker, request = small_ranker(), rank_request(np.random.default_rng(0), 30, 4)
     twice = changed(request, "candidates", item_id=[7] * 4, item_category=[1] * 4, colour=list("abcd"))
