@@ -342,9 +342,11 @@ def _fewer_names(
 
 
 def _is_rare_in_similar(pattern: Pattern, evidence: Mapping[Pattern, bool]) -> bool:
-    """Whether the patterns that are most like this one say that a parameter of theirs does not matter."""
-    differences = {other: len(set(pattern).symmetric_difference(other)) for other in evidence}
-    least = min(differences.values(), default=0)
+    """Whether the patterns that are most like this one say that a parameter of theirs does not matter: those that lack
+    the fewest of its names, which name the page, and of these the ones with the fewest others."""
+    names = set(pattern)
+    differences = {other: (len(names.difference(other)), len(other)) for other in evidence}
+    least = min(differences.values(), default=(0, 0))
     return bool(evidence) and all(evidence[other] for other, count in differences.items() if count == least)
 
 

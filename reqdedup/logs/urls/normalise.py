@@ -81,16 +81,14 @@ class Normaliser:
         return self._closed[host].get(pattern, frozenset(pattern))
 
     def _close(self, host: str) -> dict[tuple[str, ...], frozenset[str]]:
-        """What all layers keep of each pattern of a host. What one keeps of a pattern is kept of the pattern that it
-        is then, too: normalising twice changes nothing, whatever the rules are."""
+        """What all layers keep of each pattern of a host; all of one that would be cut down to a pattern of which less
+        is kept: normalising twice changes nothing, whatever the rules are."""
         closed: dict[tuple[str, ...], frozenset[str]] = {}
         patterns = self.rules.hosts[host]
-        for pattern in sorted(patterns, key=lambda pattern: (-len(pattern), pattern)):
-            if pattern not in closed:
-                closed[pattern] = self._kept_by_layers(host, pattern, patterns[pattern])
-            left = tuple(sorted(closed[pattern]))
-            if left in patterns:
-                closed[left] = frozenset(left)
+        for pattern in sorted(patterns, key=len):
+            kept = self._kept_by_layers(host, pattern, patterns[pattern])
+            is_last = closed.get(tuple(sorted(kept)), kept) == kept
+            closed[pattern] = kept if is_last else frozenset(pattern)
         return closed
 
     def _kept_by_layers(self, host: str, pattern: tuple[str, ...], learned: frozenset[str]) -> frozenset[str]:
