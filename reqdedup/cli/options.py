@@ -70,6 +70,7 @@ class OneOf(click.Choice[str]):
 
 
 POSITIVE, NUMBER = Checked(values.whole), Checked(values.number)
+BYTES = Checked(values.whole, least=0, most=2**63 - 1)
 BUCKETS = Checked(values.whole, most=values.MOST_BUCKETS)
 AGE, PAIR, SHARE = Checked(values.age), Checked(values.pair), Checked(values.share)
 

@@ -167,7 +167,7 @@ class Recommended(OfWindow):
     ranked_item_id, ranked_score: of all candidates that were ranked, [M], for the impression log.
     contributions: of each term to the utility of each pick, [T] float64 by name; empty unless asked for.
     steps: of the funnel, in their order; empty unless asked for.
-    retrieval_model, ranking_model: fingerprints of the bundles; ranking_model is empty if nothing was left to rank.
+    retrieval_model, ranking_model: fingerprints of the bundles.
     funnel: fingerprint of the funnel's configuration.
     start, end, version, context: of the ranking; of the retrieval if nothing was left to rank.
     request_id: by which clicks find the impression; None if impressions are not logged.

@@ -50,6 +50,7 @@ BROKEN = {
     "another format": '{"format": 2, "models": {}}',
     "a version twice": json.dumps(TWICE),
     "no names": '{"format": 1, "models": {"m": [{"version": "v", "inputs": [1], "state": "current"}]}}',
+    "nothing to read": '{"format": 1, "models": {"m": [{"version": "v", "inputs": [], "state": "current"}]}}',
     "no state": '{"format": 1, "models": {"m": [{"version": "v", "inputs": []}]}}',
     "brackets in thousands": "[" * 100_000,
     "no list": '{"format": 1, "models": {"m": {}}}',

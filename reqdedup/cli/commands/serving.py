@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from reqdedup.cli.options import NUMBER, POSITIVE, OneOf, Options, option, subcommand
+from reqdedup.cli.options import BYTES, NUMBER, POSITIVE, OneOf, Options, option, subcommand
 from reqdedup.cli.output import print_json, say
 
 
@@ -50,7 +50,12 @@ from reqdedup.cli.output import print_json, say
     help="the same bits whatever cache and step held, or faster (default: deterministic)",
 )
 @option("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
-@option("--cache-bytes", type=POSITIVE, metavar="N", help="kept contexts of a process (default: 268435456)")
+@option(
+    "--cache-bytes",
+    type=BYTES,
+    metavar="N",
+    help="kept contexts of a process, 0: none are kept (default: 268435456)",
+)
 @option(
     "--kv-type",
     type=OneOf(["full", "float16", "int8"]),
@@ -125,7 +130,7 @@ def serve(arguments: Options) -> int:
         max_feature_age_s=arguments.max_feature_age,
         deterministic=arguments.deterministic,
         device=arguments.device,
-        cache_bytes=arguments.cache_bytes or CACHE_BYTES,
+        cache_bytes=CACHE_BYTES if arguments.cache_bytes is None else arguments.cache_bytes,
         kv_type=arguments.kv_type,
         workers=arguments.workers,
         drain_s=arguments.drain,

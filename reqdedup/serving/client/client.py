@@ -17,7 +17,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -113,9 +113,24 @@ class Client:
         found: dict[str, Any] = orjson.loads(answer)
         return found
 
-    def append(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str) -> TimelineEnd:
-        """Events at the end of the user's timeline; a key that came before changes nothing."""
+    def append(
+        self,
+        user_id: int,
+        events: Mapping[str, np.ndarray],
+        *,
+        key: str,
+        request_id: str | int | None = None,
+        labels: Sequence[str] = (),
+        event_ts: int | None = None,
+    ) -> TimelineEnd:
+        """Events at the end of the user's timeline; a key that came before changes nothing.
+
+        request_id: of the answer that showed the items.  labels: that the events give to them.
+        event_ts: when they happened [microseconds since 1970]; None: now.
+        """
         values = {"user_id": user_id, "events": dict(events), "idempotency_key": key}
+        shown: dict[str, Any] = {"request_id": request_id, "labels": list(labels) or None, "event_ts": event_ts}
+        values |= {name: value for name, value in shown.items() if value is not None}
         answer = orjson.loads(self._call(user_id, "/v1/events", _dumps(values)))
         return TimelineEnd(version=answer["timeline_version"], end=answer["history_end"])
 

@@ -156,7 +156,7 @@ def parse(values: Any, where: str) -> dict[str, Versions]:
                 )
             if version in inputs:
                 raise ValueError(f"{where}: every version of {model} once required, found {version} twice")
-            if not all(isinstance(name, str) for name in names):
+            if not names or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"{where}: names of inputs required for {model} {version}, found {names!r}")
             inputs[version] = frozenset(names)
         found[model] = Versions(inputs, values.get("stable_signature") is True)

@@ -44,6 +44,8 @@ class Ranks(Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
+    fingerprint: str
+
     def rank(self, request: RankRequest) -> Ranked: ...
 
 
@@ -100,7 +102,7 @@ class Recommender:
             contributions=contributions if request.explains else {},
             steps=tuple(steps.done) if request.explains else (),
             retrieval_model=found.model,
-            ranking_model="" if ranked is None else ranked.model,
+            ranking_model=self.ranker.fingerprint,
             funnel=self.fingerprint,
             start=read.start,
             end=read.end,

@@ -237,11 +237,12 @@ class Application:
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 12):
             raise RequestError(HEADER_LENGTH, "a number of bytes", shown(length), status=400)
         body = await self._body(request)
-        asked, request_id, binary = oip.rank_request_of(
+        asked, request_id, wanted = oip.rank_request_of(
             body, int(length) if length is not None else None, part.inputs, self.service.limits
         )
+        outputs = wanted.of(part.labels)
         ranked = await self._ranked(part, asked)
-        answer, head = oip.ranked_body(ranked, part.task, request_id, binary=binary)
+        answer, head = oip.ranked_body(ranked, part.task, request_id, outputs)
         if head is None:
             return Response(answer, media_type=JSON)
         return Response(answer, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)})
@@ -271,7 +272,9 @@ class Application:
         return json_response(openapi(self.service.models.current, self.service.limits, self.service.event_columns))
 
     async def docs(self, request: Request) -> Response:
-        return HTMLResponse(PAGE, headers={"content-security-policy": "default-src 'self' 'unsafe-inline'"})
+        return HTMLResponse(
+            PAGE, headers={"content-security-policy": "default-src 'self' 'unsafe-inline'; img-src data:"}
+        )
 
     async def oip_server(self, request: Request) -> Response:
         return json_response({"name": "reqdedup", "version": "2", "extensions": ["binary_tensor_data"]})

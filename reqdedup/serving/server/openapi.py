@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reqdedup.schema import Column
+from reqdedup.schema import ITEM_ID, Column
 from reqdedup.serving.limits import Limits
 from reqdedup.serving.names import ARROW, JSON
 from reqdedup.serving.server import openapi_answers as answers
@@ -131,8 +131,17 @@ def _get(summary: str, answer: Schema | None) -> Schema:
 
 def _body(inputs: Inputs, limits: Limits, more: Schema) -> Schema:
     history = {name: _list(column, limits.max_history) for name, column in inputs.history.items()}
+    required_events: Schema = {"required": list(history)}
+    if inputs.item_keys:
+        history["item_key"] = {"type": "array", "items": {"type": "string"}, "maxItems": limits.max_history}
+        others = [name for name in required_events["required"] if name != ITEM_ID]
+        required_events = {"required": others, "oneOf": [{"required": ["item_key"]}, {"required": [ITEM_ID]}]}
+    if inputs.times is not None:
+        times = "times of the events, for a feature that is computed of them and that the request does not bring"
+        history["ts"] = _list(inputs.times, limits.max_history) | {"description": times}
+    events: Schema = {"type": "object", "properties": history, **required_events}
     request = {name: _value(column) for name, column in inputs.request.items()}
-    window = {"columns": _object(history, list(history)), "start": _COUNT, "end": _COUNT, "version": _COUNT}
+    window = {"columns": events, "start": _COUNT, "end": _COUNT, "version": _COUNT}
     properties = {
         "user_id": _ID,
         "request": {"type": "object", "properties": request},
@@ -167,7 +176,9 @@ def _retrieve(inputs: Inputs, limits: Limits) -> Schema:
     categories = {"type": "object", "additionalProperties": ids}
     named = ids | {"items": {"type": ["integer", "string"]}} if inputs.item_keys else ids
     lists = {"allow": _or_null(named), "deny": _or_null(named)}
-    filters = _object({**lists, "unseen": {"type": "boolean"}, "categories": categories}, [])
+    window = "leave out the items of the events that the model reads, its window; others that the user saw may come"
+    unseen = {"type": "boolean", "description": window}
+    filters = _object({**lists, "unseen": unseen, "categories": categories}, [])
     return {"k": {"type": "integer", "minimum": 1, "maximum": limits.max_candidates}, "filter": _or_null(filters)}
 
 
@@ -206,7 +217,7 @@ def _described(schema: Schema, column: Column) -> Schema:
 
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>reqdedup: API</title>
+<html lang="en"><meta charset="utf-8"><title>reqdedup: API</title><link rel="icon" href="data:,">
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 code, pre, textarea { font: 13px/1.4 ui-monospace, monospace; }
@@ -252,7 +263,7 @@ async function show() {
         ? {method: "POST", body: body.value, headers: headers({"content-type": "application/json"})}
         : {headers: headers({})}
       try { const r = await fetch(path, options), text = await r.text()
-        out.textContent = r.status + "\\n" + (text.startsWith("{") ? JSON.stringify(JSON.parse(text), null, 1) : text) }
+        out.textContent = r.status + "\\n" + text }
       catch (error) { out.textContent = String(error) }
     }
     details.append(send, out)

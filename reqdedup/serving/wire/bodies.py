@@ -265,7 +265,11 @@ def _read_envelope(
         "at": None if values.get("at") is None else integer(values["at"], "at", 0, INT64[1]),
         "version": None if values.get("version") is None else integer(values["version"], "version", 0, INT64[1]),
     }
-    return envelope, deadline(values, limits), tuple(name for name in given if name not in inputs.request)
+    dropped = [name for name in given if name not in inputs.request]
+    if envelope["history"] is not None:
+        read = {*inputs.history, "item_key", *(["ts"] if inputs.times is not None else [])}
+        dropped += [name for name in values["history"]["columns"] if name not in read]
+    return envelope, deadline(values, limits), tuple(dropped)
 
 
 def user_of(values: Mapping[str, Any], *, has_keys: bool) -> int:

@@ -8,13 +8,15 @@
     history_end, timeline_version        [1]                 of that window; without one, which the store is asked for
     user_key, item_key, history_item_key BYTES               in the place of ids, if the log's are texts
 
-Outputs are logits, FP32 [M], one for each label; what `/v1/rank` says beside them stands in `parameters`.
+Outputs are logits, FP32 [M], one for each label, or those that were asked for, in that order; what `/v1/rank` says
+beside them stands in `parameters`.
 Source: https://github.com/kserve/open-inference-protocol, specification/protocol and extensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,10 +34,37 @@ _DTYPES = {"BOOL": "bool", "INT32": "int32", "INT64": "int64", "FP32": "float32"
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {"timestamp": "INT64"}
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """Which tensors an answer is to have. named: whether each is to be binary, in the order asked; empty: all labels.
+    binary: of those about which nothing is said."""
+
+    named: Mapping[str, bool]
+    binary: bool
+
+    @classmethod
+    def read(cls, given: Any, *, binary: bool) -> Outputs:
+        if not isinstance(given, list):
+            raise RequestError("outputs", "a list of tensors", shown(given))
+        named: dict[str, bool] = {}
+        for one in given:
+            name = one.get("name") if isinstance(one, dict) else None
+            if not isinstance(name, str) or name in named:
+                raise RequestError("outputs", "tensors of different names", shown(name))
+            named[name] = _parameters(one).get("binary_data", binary) is True
+        return cls(named, binary)
+
+    def of(self, labels: Sequence[str]) -> dict[str, bool]:
+        """Of a model with these labels. Raises RequestError for a name that is none of them."""
+        if unknown := [name for name in self.named if name not in labels]:
+            raise RequestError("outputs", f"names of {', '.join(labels)}", shown(unknown[0]))
+        return dict(self.named) or dict.fromkeys(labels, self.binary)
+
+
 def rank_request_of(
     body: bytes, header_length: int | None, inputs: Inputs, limits: Limits
-) -> tuple[Asked, str | None, bool]:
-    """The request, its id, and whether the answer's tensors are to be binary."""
+) -> tuple[Asked, str | None, Outputs]:
+    """The request, its id, and which tensors the answer is to have."""
     if header_length is not None and not 0 < header_length <= len(body):
         raise RequestError(
             HEADER_LENGTH, f"a length of at most the body's, {len(body)}", str(header_length), status=400
@@ -67,11 +96,8 @@ def rank_request_of(
     known = {USER_ID, "user_key", HISTORY_END, TIMELINE_VERSION, *of_history, *inputs.request}
     candidates = {name: tensor for name, tensor in tensors.items() if name not in known}
     asked = rank_request(values, inputs, limits, candidates)
-    outputs = head.get("outputs") or []
-    if not isinstance(outputs, list):
-        raise RequestError("outputs", "a list of tensors", shown(outputs))
-    wants = [options.get("binary_data_output"), *(_parameters(one).get("binary_data") for one in outputs)]
-    return asked, head.get("id") if isinstance(head.get("id"), str) else None, any(one is True for one in wants)
+    outputs = Outputs.read(head.get("outputs") or [], binary=options.get("binary_data_output") is True)
+    return asked, head.get("id") if isinstance(head.get("id"), str) else None, outputs
 
 
 def _parameters(tensor: Any) -> dict[str, Any]:
@@ -166,14 +192,16 @@ def _count(tensors: Mapping[str, Any], name: str) -> int | None:
     return None if value is None else integer(value, name, 0, INT64[1])
 
 
-def ranked_body(ranked: Ranked, model: str, request_id: str | None, *, binary: bool) -> tuple[bytes, int | None]:
-    """The answer, and the length of its JSON if tensors follow it."""
+def ranked_body(
+    ranked: Ranked, model: str, request_id: str | None, wanted: Mapping[str, bool]
+) -> tuple[bytes, int | None]:
+    """The answer, and the length of its JSON if tensors follow it. wanted: labels, and whether each is to be binary."""
     outputs: list[dict[str, Any]] = []
     tail = b""
-    for name, logits in ranked.logits.items():
-        values = np.ascontiguousarray(logits, "<f4")
+    for name, is_binary in wanted.items():
+        values = np.ascontiguousarray(ranked.logits[name], "<f4")
         output: dict[str, Any] = {"name": name, "shape": [len(values)], "datatype": "FP32"}
-        if binary:
+        if is_binary:
             output["parameters"] = {"binary_data_size": values.nbytes}
             tail += values.tobytes()
         else:
@@ -186,7 +214,7 @@ def ranked_body(ranked: Ranked, model: str, request_id: str | None, *, binary: b
     if request_id is not None:
         answer["id"] = request_id
     head = encode(answer)
-    return (head + tail, len(head)) if binary else (head, None)
+    return (head + tail, len(head)) if any(wanted.values()) else (head, None)
 
 
 def metadata(model: str, versions: list[str], inputs: Inputs, labels: list[str]) -> dict[str, Any]:
@@ -206,6 +234,7 @@ def metadata(model: str, versions: list[str], inputs: Inputs, labels: list[str])
             *(tensor(column, -1) for column in inputs.item.values()),
             *(tensor(column, 1) for column in inputs.request.values()),
             *(tensor(column, -1) for column in inputs.history.values()),
+            *([] if inputs.times is None else [tensor(inputs.times, -1)]),
         ],
         "outputs": [{"name": label, "datatype": "FP32", "shape": [-1]} for label in labels],
     }

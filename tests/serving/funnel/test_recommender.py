@@ -69,7 +69,7 @@ class ByAxis:
 class ByCategory:
     """Ranks by category and id."""
 
-    users, labels = NO_STORE, ("click", "save")
+    users, labels, fingerprint = NO_STORE, ("click", "save"), "ranker"
 
     def __init__(self):
         self.asked = []
@@ -160,7 +160,7 @@ def test_nothing_allowed_is_an_empty_slate():
     ranker = ByCategory()
     deny = ItemFilter(deny=all_items().item_id)
     found = recommender(CONFIG, ranker).recommend(RecommendRequest(user_id=7, filter=deny))
-    assert (found.item_id.tolist(), found.item_key, found.ranking_model, found.marks) == ([], [], "", ())
+    assert (found.item_id.tolist(), found.item_key, found.ranking_model, found.marks) == ([], [], "ranker", ())
     assert not ranker.asked
 
 

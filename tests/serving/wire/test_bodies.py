@@ -273,9 +273,10 @@ def oip_inputs(binary):
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_open_inference_tensors_are_the_same_request(binary):
-    found, request_id, wants_binary = oip.rank_request_of(*oip_inputs(binary), INPUTS, LIMITS)
+    found, request_id, outputs = oip.rank_request_of(*oip_inputs(binary), INPUTS, LIMITS)
     request = found.request
-    assert (request_id, wants_binary, request.user_id, request.request["hour"]) == ("a", binary, 7, 3)
+    assert outputs.of(["click", "save"]) == {"click": binary, "save": binary}
+    assert (request_id, request.user_id, request.request["hour"]) == ("a", 7, 3)
     plain = asked(GOOD).request
     for name in ("item_id", "category"):
         np.testing.assert_array_equal(request.candidates[name], plain.candidates[name], strict=True)
@@ -329,9 +330,35 @@ def test_open_inference_tensors_that_do_not_fit_are_refused():
 def test_the_open_inference_answer_carries_the_bits_in_binary():
     logits = np.random.default_rng(0).normal(size=9).astype(np.float32)
     ranked = Ranked(logits={"click": logits}, model="m", start=0, end=3, version=1, context="kept")
-    body, length = oip.ranked_body(ranked, "ranking", "a", binary=True)
+    body, length = oip.ranked_body(ranked, "ranking", "a", {"click": True})
     assert body[length:] == logits.tobytes()
-    plain, none = oip.ranked_body(ranked, "ranking", "a", binary=False)
+    plain, none = oip.ranked_body(ranked, "ranking", "a", {"click": False})
     assert none is None
     data = orjson.loads(plain)["outputs"][0]["data"]
     assert np.array(data, np.float32).tobytes() == logits.tobytes()
+
+
+def test_open_inference_outputs_are_those_asked_for_in_that_order_each_as_it_asks():
+    labels = ("click", "save", "share")
+    logits = {label: np.float32([place, 0.1]) for place, label in enumerate(labels)}
+    ranked = Ranked(logits=logits, model="m", start=0, end=3, version=1, context="kept")
+    given = [{"name": "share"}, {"name": "click", "parameters": {"binary_data": True}}]
+    body, length = oip.ranked_body(ranked, "ranking", None, oip.Outputs.read(given, binary=False).of(labels))
+    share, click = orjson.loads(body[:length])["outputs"]
+    assert (share["name"], np.float32(share["data"]).tobytes()) == ("share", logits["share"].tobytes())
+    assert (click["name"], body[length:]) == ("click", logits["click"].tobytes())
+    given[1]["parameters"] = {"binary_data": False}
+    assert oip.Outputs.read(given, binary=True).of(labels) == {"share": True, "click": False}
+    assert list(oip.Outputs.read([], binary=False).of(labels)) == [*labels]
+    with pytest.raises(RequestError, match="outputs: names of click, save, share required, found 'clik'"):
+        oip.Outputs.read([{"name": "clik"}], binary=False).of(labels)
+    for wrong in (5, [5], [{}], [{"name": "click"}, {"name": "click"}]):
+        with pytest.raises(RequestError, match="outputs"):
+            oip.Outputs.read(wrong, binary=False)
+
+
+def test_columns_of_a_history_that_the_model_does_not_read_are_dropped_and_named():
+    columns = {"item_id": [1, 2], "action": [0, 1], "ts": [5, 6], "foo": ["a"]}
+    found = asked({**GOOD, "history": {"columns": columns}})
+    assert found.dropped == ("ts", "foo")
+    assert found.request.history.columns.keys() == {"item_id", "action"}
