@@ -74,6 +74,7 @@ def mature(arguments: Options) -> int:
         "logged again": report.num_repeated,
         "late clicks": report.num_late,
         "clicks of nothing that was shown": report.num_unknown,
+        "clicks by another user than it was shown to": report.num_foreign,
         "without their history in the store": report.num_forgotten,
         "whose history has changed": report.num_changed,
         "with a history of the request's own, which the store does not have": report.num_own,

@@ -96,6 +96,7 @@ _CLICKS = Schema(
     _field(2, ITEM_ID, LongType(), "the item"),
     _field(3, "event_ts", TimestamptzType(), "when it happened, UTC"),
     _field(4, "label", StringType(), "which label it gives"),
+    NestedField(5, USER_ID, LongType(), required=False, doc="who sent it; null: not known, of an earlier version"),
 )
 
 
@@ -122,6 +123,7 @@ class MatureReport(_Counts):
     num_young: impressions whose window has not passed.  num_known: mature ones that are in the table already.
     num_repeated: impressions that were logged more than once.  num_late: clicks after the window.
     num_unknown: clicks with a label that the table does not have, or on an item that was not shown.
+    num_foreign: clicks that another user's events brought.
     num_forgotten: impressions whose history the store does not have any more.
     num_changed: impressions whose history in the store is another one now than when they were answered.
     num_own: impressions whose request brought a history of its own, which the store does not have.
@@ -136,6 +138,7 @@ class MatureReport(_Counts):
     num_repeated: int = 0
     num_late: int = 0
     num_unknown: int = 0
+    num_foreign: int = 0
     num_forgotten: int = 0
     num_changed: int = 0
     num_own: int = 0
@@ -236,7 +239,12 @@ def _table(catalog: Catalog, identifier: str, schema: Schema, time_column: str) 
     source = schema.find_field(time_column).field_id
     spec = PartitionSpec(PartitionField(source, 1000, DayTransform(), f"{time_column.removesuffix('_ts')}_day"))
     make_namespace(catalog, identifier.rpartition(".")[0])
-    return catalog.create_table_if_not_exists(identifier, schema, partition_spec=spec)
+    table = catalog.create_table_if_not_exists(identifier, schema, partition_spec=spec)
+    if lacking := [field for field in schema.fields if field.name not in table.schema().column_names]:
+        with table.update_schema() as change:  # it was made by an earlier version
+            for field in lacking:
+                change.add_column(field.name, field.field_type, doc=field.doc)
+    return table
 
 
 def _collected(table: Table) -> set[str]:
@@ -365,6 +373,8 @@ def _labels(
         is_item = impression.slate == click.item_id
         if click.label not in labels or not is_item.any() or click.event_ts < impression.request_ts:
             report.num_unknown += 1
+        elif click.user_id not in (None, impression.user_id):
+            report.num_foreign += 1
         elif click.event_ts > impression.request_ts + window_us:
             report.num_late += 1
         else:

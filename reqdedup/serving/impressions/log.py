@@ -71,9 +71,11 @@ class Impression:
 
 @dataclass(frozen=True, kw_only=True)
 class Click:
-    """An event that belongs to an impression. event_ts: when it happened [us since 1970, UTC].  label: its name."""
+    """An event that belongs to an impression. user_id: who sent it; None: not known, as in older logs.
+    event_ts: when it happened [us since 1970, UTC].  label: its name."""
 
     request_id: int
+    user_id: int | None = None
     item_id: int
     event_ts: int
     label: str
@@ -288,7 +290,8 @@ def log_files(folder: Path | str) -> list[Path]:
 def delete_records(
     folder: Path | str, users: Collection[int], requests: Collection[int], *, dry_run: bool
 ) -> tuple[int, int]:
-    """Write the files again without impressions of these users and clicks on these requests, each in one step.
+    """Write the files again without impressions and clicks of these users and clicks on these requests, each in one
+    step.
 
     How many records these are, and how many of them stand in files that a server is writing: those stay, since nobody
     else may change them; such a file is closed a minute after its first record. A line that is damaged goes if it names
@@ -305,7 +308,7 @@ def delete_records(
             if values is None:
                 is_theirs = any(name in line for name in of_users)
             elif values["kind"] == "click":
-                is_theirs = values["request_id"] in requests
+                is_theirs = values["request_id"] in requests or values.get("user_id") in users
             else:
                 is_theirs = values["kind"] == "impression" and values["user_id"] in users
             num_theirs += is_theirs

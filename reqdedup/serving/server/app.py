@@ -221,7 +221,9 @@ class Application:
             for item_id in events["item_id"].tolist():
                 for label in of.labels:
                     self.service.impressions.click(
-                        Click(request_id=of.request_id, item_id=item_id, event_ts=event_ts, label=label)
+                        Click(
+                            request_id=of.request_id, user_id=user_id, item_id=item_id, event_ts=event_ts, label=label
+                        )
                     )
         return json_response({"user_id": user_id, "history_end": end.end, "timeline_version": end.version})
 

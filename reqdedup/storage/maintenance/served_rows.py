@@ -2,7 +2,8 @@
 
     impressions, user_states    rows with their user_id
     raw_events, user_events, rejected_events: the same
-    impression_clicks           rows with a request_id of theirs, which the impressions tell: so these go first
+    impression_clicks           rows with a request_id of theirs, which the impressions tell: so these go first; and
+                                rows that they sent themselves
 
 Such a table has no layout of ours, so pyiceberg rewrites the files that hold the users, in one commit.
 """
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 import numpy as np
-from pyiceberg.expressions import BooleanExpression, In, Reference
+from pyiceberg.expressions import And, BooleanExpression, In, NotNull, Or, Reference
 from pyiceberg.table import Table
 
 from reqdedup.schema import REQUEST_ID, USER_ID
@@ -112,7 +113,12 @@ def delete_served(table: Table, users: np.ndarray, requests: np.ndarray) -> Rewr
 def _theirs(table: Table, users: np.ndarray, requests: np.ndarray) -> BooleanExpression | None:
     column = _COLUMN[table.name()[-1]]
     ids = users if column == USER_ID else requests
-    return _is_in(column, ids) if len(ids) else None
+    theirs = _is_in(column, ids) if len(ids) else None
+    if column == USER_ID or USER_ID not in table.schema().column_names or not len(users):
+        return theirs
+    # Clicks of earlier versions have no user: pyiceberg's delete keeps such a row, whatever else is true of it.
+    sent = And(NotNull(term=Reference(USER_ID)), _is_in(USER_ID, users))
+    return sent if theirs is None else Or(theirs, sent)
 
 
 def _is_in(column: str, ids: np.ndarray) -> BooleanExpression:

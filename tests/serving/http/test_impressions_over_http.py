@@ -45,6 +45,10 @@ def test_a_click_through_http_becomes_a_label_and_what_was_not_clicked_is_negati
         click = {"user_id": user, "events": events, "idempotency_key": "a", "labels": ["click"]}
         click["request_id"] = answer["request_id"]
         click["event_ts"] = time.time_ns() // 1000
+        of_another = click | {"user_id": user + 1, "idempotency_key": "b"}
+        other = answer["items"][1]["item_id"]
+        of_another["events"] = {**events, "item_id": [other]}
+        assert post(server, "/v1/events", of_another)[0] == 200
         for _ in range(2):  # sent twice
             assert post(server, "/v1/events", click)[0] == 200
         for wrong in (
@@ -62,11 +66,11 @@ def test_a_click_through_http_becomes_a_label_and_what_was_not_clicked_is_negati
     catalog.create_namespace("feed")
     raw = storage.create_table(catalog, "feed.raw_engagements", source.schema, Layout.ARRIVAL)
     report = collect_impressions(tmp_path / "log", catalog, "feed")
-    assert (report.num_impressions, report.num_clicks) == (1, 2)
+    assert (report.num_impressions, report.num_clicks) == (1, 3)
     assert mature_impressions(catalog, "feed", raw, store).num_young == 1
     assert TableSource(catalog.load_table("feed.raw_engagements")).num_rows == 0
     report = mature_impressions(catalog, "feed", raw, store, now_s=time.time() + 2 * 86_400)
-    assert (report.num_rows, report.num_clicked) == (4, 1), report
+    assert (report.num_rows, report.num_clicked, report.num_foreign) == (4, 1, 1), report
     rows = (
         TableSource(catalog.load_table("feed.raw_engagements")).to_arrow(["item_id", "click", "position"]).to_pylist()
     )

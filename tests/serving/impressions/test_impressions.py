@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,17 +80,17 @@ def same(found, wanted):
 def test_records_come_back_from_the_file_and_from_the_table_as_they_were(catalog, feed):
     _, store, folder = feed
     shown = [impression_of(store, user, 100 + user) for user in range(3)]
-    logged(folder, *shown, click(shown[0], 1))
+    logged(folder, *shown, click(shown[0], 1), replace(click(shown[0], 2), user_id=0))
     (path,) = sealed_files(folder)
     found = read_log(path)
     for one, wanted in zip(found.impressions, shown, strict=True):
         same(one, wanted)
-    assert found.clicks == [click(shown[0], 1)]
+    assert found.clicks == [click(shown[0], 1), replace(click(shown[0], 2), user_id=0)]
     report = collect_impressions(folder, catalog, "feed")
     assert report.counts() == {
         "num_files": 1,
         "num_impressions": 3,
-        "num_clicks": 1,
+        "num_clicks": 2,
         "num_dropped": 0,
         "num_damaged": 0,
     }
@@ -139,7 +140,8 @@ def test_late_clicks_unknown_labels_and_lost_histories_are_counted_and_give_no_r
     _, store, folder = feed
     one, gone, other = (impression_of(store, user, 10 + user) for user in range(3))
     strange = Click(request_id=one.request_id, item_id=-5, event_ts=one.request_ts, label="click")
-    logged(folder, one, gone, other, one, click(one, 0, hours_after=25), click(one, 1, label="like"), strange)
+    foreign = replace(click(one, 2), user_id=1)
+    logged(folder, one, gone, other, one, click(one, 0, hours_after=25), click(one, 1, label="like"), strange, foreign)
     collect_impressions(folder, catalog, "feed")
     store.delete_user(2)
     store.append(2, {"item_id": np.arange(9), "action": np.zeros(9, np.int32)}, key="again")
@@ -153,6 +155,7 @@ def test_late_clicks_unknown_labels_and_lost_histories_are_counted_and_give_no_r
         "num_repeated": 1,
         "num_late": 1,
         "num_unknown": 2,
+        "num_foreign": 1,
         "num_forgotten": 0,
         "num_changed": 1,
         "num_own": 0,
