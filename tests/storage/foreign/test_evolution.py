@@ -14,7 +14,6 @@ from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import LongType
 
 from reqdedup.convert import ColumnMapping, convert_table
-from reqdedup.convert import conversion as conversion_module
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
 from tests.storage.foreign.evolution import evolved_table, memory_catalog
@@ -77,7 +76,7 @@ def with_struct(**fields: int) -> pa.Table:
 
 
 @pytest.mark.slow
-def test_a_reading_by_name_is_found_by_the_check(tmp_path, monkeypatch):
+def test_a_reading_by_name_is_found_by_the_check(tmp_path):
     """What the check is for: with the ids of the file forgotten, old values come back, and pyiceberg's scan says so."""
     catalog = memory_catalog(tmp_path)
     table = catalog.create_table("a.theirs", with_struct(a=7, b=1).schema)
@@ -90,16 +89,12 @@ def test_a_reading_by_name_is_found_by_the_check(tmp_path, monkeypatch):
     row = catalog.load_table("a.ours").scan().to_arrow().to_pylist()[0]
     assert (row["s_a"], row["s_b"]) == (1, 7)
 
-    def by_name(source):
-        rows = RowSource(source)
-        for file in rows.files.files:
-            found = file.leaf_in_file
-            found["s.a"], found["s.b"] = found["s.b"], found["s.a"]
-        return rows
-
-    monkeypatch.setattr(conversion_module, "RowSource", by_name)
+    by_name = RowSource(table)
+    for file in by_name.files.files:
+        found = file.leaf_in_file
+        found["s.a"], found["s.b"] = found["s.b"], found["s.a"]
     with pytest.raises(RuntimeError, match=r"pyiceberg's own scan.*nothing was committed"):
-        convert_table(table, catalog, "a.wrong", MAPPING)
+        convert_table(by_name, catalog, "a.wrong", MAPPING)
     assert not catalog.table_exists("a.wrong")
 
 
