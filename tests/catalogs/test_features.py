@@ -25,6 +25,7 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.measure import checks
+from reqdedup.storage.tasks import groups
 
 COUNT = Column(name="visits", dtype="int32", level=Level.REQUEST, nullable=True)
 RATE = Column(name="rate", dtype="float64", level=Level.REQUEST)
@@ -73,8 +74,9 @@ def test_a_feature_is_staged_checked_published_and_rolled_back(
 
 @pytest.mark.slow
 def test_features_become_columns_in_one_switch_and_a_killed_run_is_resumed(
-    catalog: Catalog, namespace: str, main: Table, schema: EngagementSchema
+    catalog: Catalog, namespace: str, main: Table, schema: EngagementSchema, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(groups, "BUCKETS_TOGETHER", 1)
     one = create_feature_table(catalog, f"{namespace}.one", main, [COUNT, VECTOR])
     add_request_feature(main, one, lambda r: {"visits": range(r.num_rows), "vector": [[0.5, 1.0]] * r.num_rows})
     two = create_feature_table(catalog, f"{namespace}.two", main, [RATE], by_position=True)
@@ -84,14 +86,14 @@ def test_features_become_columns_in_one_switch_and_a_killed_run_is_resumed(
     old = tag(main, "before")
 
     def stop(done: int, total: int) -> None:
-        if done == 2:
+        if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         promote(main, [one, two], progress=stop)
     assert table_schema(catalog.load_table(main.name())) == schema
     report = promote(main, [one, two])
-    assert (report.buckets, report.resumed) == (1, 2)
+    assert (report.buckets, report.resumed) == (1, 2), "the third was written, and not committed"
     seen = catalog.load_table(main.name())
     assert checks.content_checksum(TableSource(seen)) == wanted
     assert checks.content_checksum(TableSource(seen, snapshot_id=old)) == before == report.checksum

@@ -105,7 +105,7 @@ def test_every_subcommand_has_a_line_of_help_an_example_and_json():
         assert {"catalog", "catalog_uri", "warehouse"} <= names or "file" in names, command.name  # urls: files alone
         deletes = any("--apply" in one.opts for one in command.params)
         of_weights = any("--slate" in one.opts for one in command.params)  # rerank sweep
-        deleting = command.name in ("expire", "sweep", "delete-user", "drop") and not of_weights
+        deleting = command.name in ("expire", "sweep", "delete-user", "drop", "retain") and not of_weights
         assert deletes == deleting, command.name
         help_text = command.get_help(click.Context(command, info_name=command.name, **command.context_settings))
         assert "catalog (default" in help_text or "file" in names
