@@ -132,7 +132,7 @@ def parse_mapping(tables: Mapping[str, Any]) -> LogMapping:
             label=candidates.take("label", None, _TEXT),
             label_separator=candidates.take("label_separator", "-", _TEXT),
             position=candidates.take("position", False, _TRUTH),
-            rules=candidates.take("rules", "", _TEXT),
+            rules=candidates.rules(),
         )
         inline = mapping["candidates"].label
         if inline and inline not in [label.name for label in mapping["labels"]]:
@@ -189,6 +189,14 @@ class _Table:
             raise ValueError(f"{self._where} {key}: {kind[0]} required, found {value!r}")
         return value
 
+    def rules(self) -> str:
+        """Path of a rules file, "" if none is named; an empty text would say that there are rules, and none would apply."""
+        if self.take("rules", None, _TEXT) == "":
+            raise ValueError(
+                f"{self._where} rules: the path of a rules file required, found ''; leave rules out for none"
+            )
+        return str(self.take("rules", "", _TEXT))
+
     def names(self, key: str, required: bool = True) -> tuple[str, ...]:
         value = self.take(key, None)
         if value is None and not required:
@@ -208,8 +216,8 @@ class _Table:
             inner = _Table(key, value)
             several = "all_of" in value
             columns = inner.names("all_of" if several else "column")
-            kind, rules = inner.take("type", "auto", _TEXT), inner.take("rules", "", _TEXT)
-            rule = IdRule(columns=columns, type=kind, all_of=several, rules=rules)
+            kind = inner.take("type", "auto", _TEXT)
+            rule = IdRule(columns=columns, type=kind, all_of=several, rules=inner.rules())
             inner.finish()
             return rule
         return IdRule(columns=self.names(key))

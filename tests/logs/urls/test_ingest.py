@@ -218,6 +218,7 @@ def test_rules_are_looked_for_beside_the_mapping(folder):
         ({"item_id": {"all_of": ["a", "b"], "type": "url"}}, "all_of needs two columns or more and is a string"),
         ({"item_columns": {"item_url": "string"}}, "'item_url' is taken"),
         ({"item_id": None, "candidates": {"column": "a", "rules": "miqps.json"}}, "rules only with type url"),
+        ({"item_id": {"column": "url", "type": "url", "rules": ""}}, "the path of a rules file required, found ''"),
     ],
 )
 def test_a_mapping_that_makes_no_sense_of_urls_is_refused(changed, message):
