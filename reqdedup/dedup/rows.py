@@ -39,6 +39,22 @@ def compact_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
+def each_value_once(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with every value of a dictionary there once, by value, in the order in which the rows first use it.
+
+    What a file is given: for a value that stands in a dictionary twice, Parquet's writer makes room twice and leaves the
+    second as memory was.
+    """
+    columns = []
+    for column in compact_batch(batch).columns:
+        if pa.types.is_dictionary(column.type):
+            by_value = column.dictionary.dictionary_encode()
+            codes = by_value.indices.to_numpy()[column.indices.to_numpy()]
+            column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), by_value.dictionary)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
 def take_rows(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
     """These rows of a deduplicated batch (positions or a boolean mask), dictionaries compacted."""
     if rows.dtype == bool:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reqdedup.dedup.encoding import BLOB_TYPE, blobs_from_lists, element_type, sequence_lengths
-from reqdedup.dedup.rows import compact_blobs, concat
+from reqdedup.dedup.rows import compact_blobs, concat, each_value_once
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage.join.merge import missing_blob
@@ -114,7 +114,7 @@ def choose(mask: np.ndarray, yes: pa.Array, no: pa.Array) -> pa.Array:
 
 
 def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of about a row group."""
+    """The same rows in batches of about a row group, each value of a dictionary once."""
     parts: list[pa.RecordBatch] = []
     for batch in batches:
         parts.append(batch)
@@ -122,7 +122,7 @@ def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             sum(part.num_rows for part in parts) >= ROW_GROUP_REQUESTS
             or sum(p.nbytes for p in parts) >= ROW_GROUP_BYTES
         ):
-            yield concat(parts)
+            yield each_value_once(concat(parts))
             parts = []
     if parts:
-        yield concat(parts)
+        yield each_value_once(concat(parts))

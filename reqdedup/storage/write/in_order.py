@@ -16,7 +16,7 @@ import pyarrow as pa
 from reqdedup.arrays.keys import first_disorder, run_starts
 from reqdedup.dedup.encoding import element_type
 from reqdedup.dedup.parts import blob_bytes, check_one_value_per_request
-from reqdedup.dedup.rows import compact_batch, concat
+from reqdedup.dedup.rows import compact_batch, concat, each_value_once
 from reqdedup.dedup.stored import has_offsets, value_bytes
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, key_columns
 from reqdedup.schema import USER_ID, EngagementSchema, Level
@@ -132,14 +132,7 @@ def _row_group(rows: pa.RecordBatch, schema: EngagementSchema) -> pa.RecordBatch
     request_of_row = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, rows.num_rows)))
     request_level = [column for column in schema.columns if column.level is Level.REQUEST]
     check_one_value_per_request(rows, request_level, request_of_row, starts)
-    columns = []
-    for column in compact_batch(rows).columns:
-        if pa.types.is_dictionary(column.type):
-            by_value = column.dictionary.dictionary_encode()
-            codes = by_value.indices.to_numpy()[column.indices.to_numpy()]
-            column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), by_value.dictionary)
-        columns.append(column)
-    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+    return each_value_once(rows)
 
 
 def _value_bytes(array: pa.DictionaryArray) -> np.ndarray:
