@@ -42,8 +42,8 @@ def compact_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
 def each_value_once(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with every value of a dictionary there once, by value, in the order in which the rows first use it.
 
-    What a file is given: for a value that stands in a dictionary twice, Parquet's writer makes room twice and leaves the
-    second as memory was.
+    What a file is given: for a value that stands in a dictionary twice, Parquet's writer makes room twice and leaves
+    the second as memory was.
     """
     columns = []
     for column in compact_batch(batch).columns:

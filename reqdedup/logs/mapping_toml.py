@@ -190,7 +190,7 @@ class _Table:
         return value
 
     def rules(self) -> str:
-        """Path of a rules file, "" if none is named; an empty text would say that there are rules, and none would apply."""
+        """Path of a rules file, "" if none is named; an empty text would apply none, without a word."""
         if self.take("rules", None, _TEXT) == "":
             raise ValueError(
                 f"{self._where} rules: the path of a rules file required, found ''; leave rules out for none"

@@ -15,7 +15,7 @@ STEPS = {
     "Backfill": 2 + 2,
     "BackfillByPosition": 2 + 2,
     "StageAndPublish": 2 + 2 * 4,  # a schema with the new column, the branch, the rows, main
-    "Promote": 2 + 2 * 5,  # a schema, the branch, a commit per bucket, main
+    "Promote": 2 + 2 * 4,  # a schema, the branch, a commit for both buckets, main
 }
 
 
