@@ -59,6 +59,10 @@ class Administration:
         of_bundle: dict[Any, Callable[[str], Any]] = {"load": models.load, "shadow": models.start_shadow}
         if not isinstance(action, str) or action not in plain.keys() | of_bundle.keys():
             raise RequestError("action", f"one of {', '.join([*of_bundle, *plain])}", shown(action))
+        if action in plain and "bundle" in values:
+            raise RequestError("bundle", f"none of action {action}", shown(values["bundle"]))
+        if action != "rollback" and to is not None:
+            raise RequestError("to", f"none of action {action}", shown(to))
         if action in of_bundle:
             pool, work = self._loading, partial(of_bundle[action], self._bundle(values.get("bundle")))
         else:

@@ -69,7 +69,7 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         }
     actions = {
         "action": {"enum": ["load", "rollback", "shadow", "promote", "stop_shadow"]},
-        "bundle": {"type": "string"},
+        "bundle": {"type": "string", "description": "of a load or a shadow"},
         "to": _or_null({"type": "object", "additionalProperties": {"type": "string"}})
         | {"description": "of a rollback: versions by task; it may then be repeated"},
     }
