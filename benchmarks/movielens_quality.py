@@ -34,6 +34,7 @@ from reqdedup.training.judgement import judge
 from reqdedup.training.outcomes import Outcomes, Ranked, Scored
 from reqdedup.training.rank_run import RankRun, run_rank
 from reqdedup.training.retrieval_baselines import retrieval_baselines
+from reqdedup.training.split import SplitBy
 
 LONGEST = 1024
 """Above the longest history, so that all requests of a user share one context."""
@@ -73,7 +74,7 @@ def table(folder: Path, lake: Path) -> TableSource:
     return TableSource(made)
 
 
-def configuration(source: TableSource, task: str, by: str, seed: int, **changes: Any) -> TrainingConfig:
+def configuration(source: TableSource, task: str, by: SplitBy, seed: int, **changes: Any) -> TrainingConfig:
     """Without a validation part: what it held is trained on as well."""
     sizes = {**SIZES, "dropout": 0.1}
     if task == "ranking":
@@ -91,7 +92,7 @@ def configuration(source: TableSource, task: str, by: str, seed: int, **changes:
         shuffle="users",
         buffer_requests=200_000,
         seed=seed,
-        split_by=by,  # type: ignore[arg-type]
+        split_by=by,
         held_out=HELD_OUT,
         eval_requests=1_000_000,
         checkpoint_every=1_000_000,
@@ -163,18 +164,18 @@ def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str,
             }
 
 
-def measure(source: TableSource, task: str, by: str, seeds: int, lake: Path) -> Iterator[dict[str, Any]]:
+def measure(source: TableSource, task: str, by: SplitBy, seeds: int, lake: Path) -> Iterator[dict[str, Any]]:
     found: list[Outcomes] = []
     rivals: dict[str, Outcomes] = {}
     for seed in range(seeds):
         config = configuration(source, task, by, seed)
         found.append(of_model(config, source, lake / f"{task}-{by}-{seed}"))
         if not seed:
-            rivals = (
-                baselines_of(config, source, found[0])
-                if task == "ranking"
-                else tuned(config, source, lake / "tuning", found[0])  # type: ignore[arg-type]
-            )
+            first = found[0]
+            if isinstance(first, Ranked):
+                rivals = tuned(config, source, lake / "tuning", first)
+            else:
+                rivals = baselines_of(config, source, first)
         yield from rows_of(task, by, f"seed {seed}", found[-1], rivals)
     if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
         yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)

@@ -8,7 +8,7 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 import torch
@@ -34,7 +34,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                 self.state[table]["squares_V"] = torch.zeros(len(table), device=table.device)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # torch's takes a closure too, which nobody here has
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is None:

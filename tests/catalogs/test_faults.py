@@ -119,7 +119,7 @@ def test_a_wrong_credential_is_refused_without_being_shown(postgres: Postgres, s
 
 def test_an_expired_token_is_renewed_from_the_credential(seaweedfs: SeaweedFS) -> None:
     catalog = quick(seaweedfs.rest_properties)
-    catalog._session.auth.auth_manager._token = "expired"  # type: ignore[attr-defined]
+    catalog._session.auth.auth_manager._token = "expired"  # type: ignore[attr-defined]  # of OAuth2 alone
     assert isinstance(catalog.list_namespaces(), list)
 
 

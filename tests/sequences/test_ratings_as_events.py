@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from pyiceberg.catalog import load_catalog
 
@@ -34,9 +36,11 @@ def ratings_like_movielens(folder: Path) -> Path:
     return path
 
 
-def histories(schema: list[str], batches: object) -> dict[tuple[int, int, int], tuple[int, bytes, bytes]]:
+def histories(
+    schema: list[str], batches: Iterable[pa.RecordBatch]
+) -> dict[tuple[int, int, int], tuple[int, bytes, bytes]]:
     found = {}
-    for batch in batches:  # type: ignore[attr-defined]
+    for batch in batches:
         assert set(schema) >= {"history_item_id", "history_ts", "history_end"}
         for row in batch.to_pylist():
             key = (row["user_id"], row["request_id"], row["item_id"])

@@ -21,7 +21,7 @@ from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.distributed import Engine, engine_for
 from reqdedup.schema import Column, EngagementSchema
-from reqdedup.storage.features.bucket_values import BucketTask, BucketValues
+from reqdedup.storage.features.bucket_values import BucketValues
 from reqdedup.storage.features.values import Compute, input_columns
 from reqdedup.storage.iceberg.changes import check_no_columns_added, check_one_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
@@ -48,7 +48,7 @@ from reqdedup.storage.read.feature_table import (
     stored_schema,
 )
 from reqdedup.storage.read.table_source import TableSource
-from reqdedup.storage.tasks import adopt_all, is_decided
+from reqdedup.storage.tasks import BucketTask, adopt_all, is_decided
 
 MAIN_TABLE, MAIN_SNAPSHOT, BUCKETS = "reqdedup.main-table", "reqdedup.main-snapshot", "reqdedup.buckets"
 """Snapshot properties: what the features were computed from, and the buckets that were written (or "all")."""

@@ -24,20 +24,9 @@ from reqdedup.storage.join.merge import LEFT, JoinCounts, MergeJoin
 from reqdedup.storage.read.buckets import SortedSource, SortedTable
 from reqdedup.storage.read.feature_positions import Positions, first_rows, key_hash
 from reqdedup.storage.read.feature_table import FeatureSchema
+from reqdedup.storage.tasks import BucketTask
 
 _NEW, _OLD, _IS_NEW = "new:", "old:", Column(name="new", dtype="bool", level=Level.REQUEST, nullable=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BucketTask:
-    """A bucket to write."""
-
-    bucket: int
-    write_id: str
-
-    @property
-    def name(self) -> str:
-        return f"bucket {self.bucket}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ def _group(snapshot: _SnapshotProducer[Any], *, deletes: bool = False) -> None:
         added = [_entry(snapshot, file, metadata.default_spec_id) for file in snapshot._added_data_files]
         return [*_written(snapshot, [*staying, *added]), *_written(snapshot, removed), *kept]
 
-    snapshot._manifests, snapshot.schema = manifests, lambda: schema  # type: ignore[method-assign]
+    snapshot._manifests, snapshot.schema = manifests, lambda: schema  # type: ignore[method-assign]  # meant
 
 
 def _parted(
@@ -193,7 +193,7 @@ def _write(snapshot: _SnapshotProducer[Any], entries: Sequence[ManifestEntry]) -
         # As one block: pyiceberg makes a block of each entry, and so compresses each alone.
         block: list[ManifestEntry] = []
         write_block = writer._writer.write_block
-        writer._writer.write_block = block.extend  # type: ignore[method-assign, assignment]
+        writer._writer.write_block = block.extend  # type: ignore[method-assign, assignment]  # meant
         for entry in entries:
             writer.add_entry(entry)
         write_block(block)

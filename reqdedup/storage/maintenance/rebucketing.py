@@ -38,7 +38,7 @@ from reqdedup.storage.maintenance.user_rows import made_from, rewrite_schema
 from reqdedup.storage.read.buckets import SortedTable
 from reqdedup.storage.read.feature_table import buckets_of_files, is_by_position, is_feature_table
 from reqdedup.storage.read.table_source import table_files
-from reqdedup.storage.tasks import adopt_all, is_decided
+from reqdedup.storage.tasks import BucketTask, adopt_all, is_decided
 from reqdedup.storage.write.writer import Counts, write_in_order, write_rows
 
 MAX_READS = 4
@@ -111,7 +111,7 @@ def rebucket(
             work = Rebucketing(
                 table=PortableTable(table), schema=schema, side=side, num_buckets=num_buckets, updates=updates
             )
-            tasks = [RebucketTask(bucket=bucket, write_id=files.write_id) for bucket in range(num_buckets)]
+            tasks = [BucketTask(bucket=bucket, write_id=files.write_id) for bucket in range(num_buckets)]
             chosen = engine_for(engine, work, num_tasks=num_buckets, num_bytes=side.num_bytes)
             lead = None if is_decided(table, schema, updates) else 0
             adopt_all(files, work, tasks, chosen, lead=lead, progress=lambda done: report(_num_rows(files.data_files)))
@@ -172,18 +172,6 @@ def _check_counts(side: SortedTable, num_buckets: int, is_feature: bool) -> None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RebucketTask:
-    """A new bucket to write."""
-
-    bucket: int
-    write_id: str
-
-    @property
-    def name(self) -> str:
-        return f"bucket {self.bucket}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Rebucketing:
     """What the tasks of a change of the count share. side: the old buckets.  updates, renew: see `run_alike`."""
 
@@ -194,7 +182,7 @@ class Rebucketing:
     updates: tuple[TableUpdate, ...]
     renew: bool = False
 
-    def run(self, task: RebucketTask) -> Written:
+    def run(self, task: BucketTask) -> Written:
         """Write the new bucket and read it back; one of several that an old bucket is split into reads all of it."""
         table, schema, side, bucket = self.table.table, self.schema, self.side, task.bucket
         units, running = min(side.num_buckets, self.num_buckets), RunningChecksum()

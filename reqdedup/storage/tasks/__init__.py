@@ -8,11 +8,12 @@ of a write encode a column alike (`alike`), so that a bucket's bytes do not depe
 the write id, so that an abort deletes what it left (`leftovers`). docs/decisions/0081.
 """
 
-from reqdedup.storage.tasks.alike import adopt_all, is_decided, run_alike
+from reqdedup.storage.tasks.alike import BucketTask, adopt_all, is_decided, run_alike
 from reqdedup.storage.tasks.groups import GroupCommits, Landed, Part, groups_of
 from reqdedup.storage.tasks.leftovers import remove_left
 
 __all__ = [
+    "BucketTask",
     "GroupCommits",
     "Landed",
     "Part",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyiceberg.table import Table
@@ -25,6 +25,18 @@ from reqdedup.storage.iceberg.form import preview
 from reqdedup.storage.iceberg.layout import table_layout
 from reqdedup.storage.iceberg.written import Written
 from reqdedup.storage.tasks.leftovers import remove_left
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketTask:
+    """A bucket to write, or of a source that is read in fewer units, a unit."""
+
+    bucket: int
+    write_id: str
+
+    @property
+    def name(self) -> str:
+        return f"bucket {self.bucket}"
 
 
 def is_decided(table: Table, schema: EngagementSchema, updates: tuple[TableUpdate, ...] = ()) -> bool:

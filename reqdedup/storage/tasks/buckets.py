@@ -22,7 +22,7 @@ from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.layout import table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.written import Written
-from reqdedup.storage.tasks.alike import adopt_all, is_decided
+from reqdedup.storage.tasks.alike import BucketTask, adopt_all, is_decided
 from reqdedup.storage.write.writer import (
     Counts,
     Report,
@@ -68,18 +68,6 @@ class BucketSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriteTask:
-    """A unit of the source to write: a bucket, or a few."""
-
-    unit: int
-    write_id: str
-
-    @property
-    def name(self) -> str:
-        return f"bucket {self.unit}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class BucketWrite:
     """What the tasks of such a write share. updates, renew: see `run_alike`."""
 
@@ -91,15 +79,15 @@ class BucketWrite:
     spill_dir: str | Path | None = None
     renew: bool = False
 
-    def run(self, task: WriteTask) -> Written:
+    def run(self, task: BucketTask) -> Written:
         """Write the unit; its note: users, and what the source had to say."""
         table, running = self.table.table, RunningChecksum()
         notes: list[Any] = []
         with StagedFiles(table, updates=self.updates, write_id=task.write_id) as files:
             schema = table_schema(files.target)
-            rows = running.through(self.source.of_unit(task.unit, self.num_units, notes))
+            rows = running.through(self.source.of_unit(task.bucket, self.num_units, notes))
             if self.in_order:
-                *_, done = [Counts(), *write_in_order(files, [(task.unit, rows)], schema, renew=self.renew)]
+                *_, done = [Counts(), *write_in_order(files, [(task.bucket, rows)], schema, renew=self.renew)]
             else:
                 done = write_rows(files, rows, schema, spill_dir=self.spill_dir, renew=self.renew)
             return files.hand_over(running.so_far, num_requests=done.requests, note=(done.users, notes))
@@ -131,7 +119,7 @@ def commit_buckets(
         spill_dir=spill_dir,
         renew=replace,
     )
-    tasks = [WriteTask(unit=unit, write_id=files.write_id) for unit in range(num_units)]
+    tasks = [BucketTask(bucket=unit, write_id=files.write_id) for unit in range(num_units)]
     chosen = engine_for(engine, work, num_tasks=num_units, num_bytes=source.num_bytes)
     decided = not replace and is_decided(files.table, table_schema(files.target), files.updates)
 

@@ -202,7 +202,8 @@ def commit_shuffled(
 def _num_users(found: Sequence[int | np.ndarray]) -> int:
     """Of all partitions: a user is in one bucket, and on several days."""
     days = [users for users in found if isinstance(users, np.ndarray)]
-    return len(np.unique(np.concatenate(days))) if days else sum(found)  # type: ignore[arg-type]
+    of_buckets = sum(users for users in found if isinstance(users, int))
+    return len(np.unique(np.concatenate(days))) if days else of_buckets
 
 
 @contextlib.contextmanager
