@@ -6,9 +6,7 @@ from benchmarks.claim import Claim
 
 
 def sequences(text: str, ours: str, **rows: tuple[str, str]) -> Claim:
-    return Claim(
-        file="sequences", rows=rows, text=text, ours=ours, command=".venv/bin/python -m benchmarks.sequences"
-    )  # fmt: skip
+    return Claim(file="sequences", rows=rows, text=text, ours=ours, command=".venv/bin/python -m benchmarks.sequences")
 
 
 NARROW = "3 of 9 columns of a sequence"

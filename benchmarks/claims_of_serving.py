@@ -25,7 +25,8 @@ CLAIMS = (
         for shape, step in ((f"L {length}, 10 candidates", ", 8 a step"), (f"L {length}, 100 candidates", ""))
     ),
     serving(
-        "ranking, L 512, 100 candidates, against the core of a server by hand that keeps contexts: one request a step; 8",
+        "ranking, L 512, 100 candidates, against the core of a server by hand that keeps contexts: one request a "
+        "step; 8",
         "{a[value]:.2f}x; {b[value]:.2f}x",
         *(("by hand, L 512, 100 candidates", f"fast{step}") for step in ("", ", 8 a step")),
     ),
@@ -38,7 +39,8 @@ CLAIMS = (
         only="cost",
     ),
     serving(
-        "the same, kept contexts against one per request, fast; deterministic; fast against the strongest server by hand",
+        "the same, kept contexts against one per request, fast; deterministic; fast against the strongest server by "
+        "hand",
         "{a[value]:.3g}x; {b[value]:.3g}x; {c[value]:.2f}x less CPU ({c[spread][0]:.2f} to {c[spread][1]:.2f})",
         *((HTTP + ", beside once", variant) for variant in ("fast", "deterministic")),
         (HTTP + ", beside by_hand", "fast"),
@@ -46,7 +48,8 @@ CLAIMS = (
         only="cost",
     ),
     serving(
-        "p99 of the answered, L 512, 100 candidates, one worker, open loop: at 70% of saturation; at 3 times saturation",
+        "p99 of the answered, L 512, 100 candidates, one worker, open loop: at 70% of saturation; at 3 times "
+        "saturation",
         "{a[value]:.3g} ms, p50 {a[p50]:.2g}; {b[value]:.3g} ms, p99 at saturation {b[p99_at_saturation]:.3g}",
         *(("http latency, L 512, 100 candidates", f"{name} of saturation") for name in ("70%", "3x")),
         module="serving_http",
@@ -64,7 +67,8 @@ CLAIMS = (
         only="wire",
     ),
     serving(
-        "retrieval, {a[sizes][items]:,} items of {a[sizes][width]} dimensions against exact search; recall@100; index opened",
+        "retrieval, {a[sizes][items]:,} items of {a[sizes][width]} dimensions against exact search; recall@100; "
+        "index opened",
         "{a[value]:.3g}x less CPU; {b[value]:.2f}; {c[value]:.2g} ms",
         ("retrieval, clustered vectors, beside faiss flat", "approximate"),
         *(("retrieval, clustered vectors", variant) for variant in ("recall@100", "index opened")),

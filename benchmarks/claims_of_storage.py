@@ -57,7 +57,8 @@ CLAIMS = (
                 name: (NEWS.format(rows, f"whole table against {name}'s sorted files"), "BY_REQUEST")
                 for name in ("polars", "duckdb")
             },
-            "the same, {polars[sizes][rows]:,} rows: whole table, `BY_REQUEST`, against the sorted zstd file of Polars; of "
+            "the same, {polars[sizes][rows]:,} rows: whole table, `BY_REQUEST`, against the sorted zstd file of "
+            "Polars; of "
             "DuckDB",
             "{polars[value]:.3g}x; {duckdb[value]:.3g}x fewer bytes",
         )
@@ -72,7 +73,8 @@ CLAIMS = (
                 "m": (NEWS_PEAK.format(rows, "all cores"), "write"),
                 "n": (NEWS_PEAK.format(rows, "all cores"), "convert"),
             },
-            "the same, {w[sizes][rows]:,} rows, over Polars' `sort().sink_parquet()`: `write`; `convert` with its verification",
+            "the same, {w[sizes][rows]:,} rows, over Polars' `sort().sink_parquet()`: `write`; `convert` with its "
+            "verification",
             "{w[value]:.2g}x; {c[value]:.2g}x the CPU ({c[spread][0]:.2g} to {c[spread][1]:.2g}), {m[value]:.2g}x; "
             "{n[value]:.2g}x the peak memory",
         )
@@ -91,7 +93,8 @@ CLAIMS = (
     storage(
         "layouts",
         {"a": ("shared_16k", "by_request")},
-        "sequence columns, {a[sizes][max_history]:,} tokens, fan-out {a[sizes][fan_out]:.0f}, 3 requests a user that share "
+        "sequence columns, {a[sizes][max_history]:,} tokens, fan-out {a[sizes][fan_out]:.0f}, 3 requests a user that "
+        "share "
         "history: `BY_REQUEST` against shuffled",
         RATIO,
         SORTING,
@@ -146,7 +149,8 @@ CLAIMS = (
                 "a": (WRITE.format(name, "CPU time"), APPEND),
                 "b": (WRITE.format(name, "peak memory"), APPEND),
             },
-            "writing `BY_REQUEST`, {a[sizes][max_history]:,} tokens, fan-out {a[sizes][fan_out]:.0f}, against pyiceberg's "
+            "writing `BY_REQUEST`, {a[sizes][max_history]:,} tokens, fan-out {a[sizes][fan_out]:.0f}, against "
+            "pyiceberg's "
             "`append` of the same rows as sorted lists",
             SPREAD + ", {b[value]:.2g}x less peak memory",
         )
@@ -165,7 +169,8 @@ CLAIMS = (
             },
             "bucket join of {t[sizes][rows]:,} rows with as many, " + content + ", against the best full hash join of "
             "DuckDB, Polars and Acero",
-            "{t[value]:.3g}x less time ({t[spread][0]:.3g} to {t[spread][1]:.3g}; {k[value]:.3g}x with compact encodings), "
+            "{t[value]:.3g}x less time ({t[spread][0]:.3g} to {t[spread][1]:.3g}; {k[value]:.3g}x with compact "
+            "encodings), "
             "{c[value]:.3g}x less CPU, {m[value]:.3g}x less peak memory; against the best of them run per bucket "
             "{b[value]:.3g}x less time, where the least peak memory is {bm[value]:.2g}x ours",
         )

@@ -61,8 +61,8 @@ CLAIMS = (
     training(
         "retrieval_and_ranking_end_to_end",
         {"a": ("retrieval end to end, fan-out 64", "reqdedup")},
-        "retrieval end to end, table on disk and loader included, history 512, fan-out 64, against reading and training row "
-        "by row",
+        "retrieval end to end, table on disk and loader included, history 512, fan-out 64, against reading and "
+        "training row by row",
         SPREAD,
         "4x",
     ),
@@ -91,7 +91,8 @@ CLAIMS = (
             "b": (BESIDE.format("ranking"), "with the loader"),
             "c": ("loader alone, retrieval columns", "loader alone"),
         },
-        "throughput with the loader, of that of the trainer alone: retrieval at fan-out 256; ranking at 10; the loader by itself",
+        "throughput with the loader, of that of the trainer alone: retrieval at fan-out 256; ranking at 10; the "
+        "loader by itself",
         "{a[value]:.0%}; {b[value]:.0%}; {c[rows_per_s]:,.0f} rows/s on one core",
     ),
     training(
@@ -119,7 +120,8 @@ CLAIMS = (
     *(
         study(
             {"a": (ranks, "sorted"), "b": (ranks, "sorted + sync"), "c": (ranks, "all: sync + shuffle + chunks of 8")},
-            "ranking, AUC against IID at equal rows, {a[sizes][ranks]} ranks ([docs/study.md](docs/study.md)): sorted; with "
+            "ranking, AUC against IID at equal rows, {a[sizes][ranks]} ranks ([docs/study.md](docs/study.md)): "
+            "sorted; with "
             "SyncBatchNorm; with shuffled chunks of 8 too",
             "{a[value]:+.1f}%; {b[value]:+.2f}%; {c[value]:+.2f}% ({c[spread][0]:+.2f} to {c[spread][1]:+.2f})",
             "recovered by SyncBatchNorm",
@@ -132,7 +134,8 @@ CLAIMS = (
             "b": (RETRIEVAL, "sorted + mask"),
             "c": (RETRIEVAL, "all: sync + mask + shuffle + gather + chunks of 4"),
         },
-        "retrieval, mean log-rank against IID at equal rows, nats, less is better: sorted; with the user mask alone; all fixes",
+        "retrieval, mean log-rank against IID at equal rows, nats, less is better: sorted; with the user "
+        "mask alone; all fixes",
         "{a[value]:+.2f}; {b[value]:+.2f}; {c[value]:+.3f} ({c[spread][0]:+.3f} to {c[spread][1]:+.3f})",
         "recovered by the user mask",
     ),

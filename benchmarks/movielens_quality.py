@@ -41,8 +41,16 @@ LONGEST = 1024
 HELD_OUT, VALIDATION = 0.2, 0.1
 CHOSEN_BY = {"ranking": "auc_click", "retrieval": "ndcg_at_10_unseen"}
 SHOWN = {"ranking": ("auc_click", "log_loss_click"), "retrieval": ("ndcg_at_10_unseen", "recall_at_100_unseen")}
-SIZES: dict[str, Any] = {"width": 48, "num_layers": 2, "num_heads": 2, "ffn_width": 96, "max_history": LONGEST, "item_table_rows": 16_384,
-         "positions": "rope", "share_context": "user"}  # fmt: skip
+SIZES: dict[str, Any] = {
+    "width": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_width": 96,
+    "max_history": LONGEST,
+    "item_table_rows": 16_384,
+    "positions": "rope",
+    "share_context": "user",
+}
 TRAINING: dict[str, dict[str, Any]] = {
     "ranking": {"learning_rate": 4e-3, "table_learning_rate": 0.08, "hide_events": 0.2, "permute_judgements": True},
     "retrieval": {"learning_rate": 5e-3, "table_learning_rate": 0.1, "hide_events": 0.1, "negatives": "catalogue"},
@@ -52,11 +60,17 @@ EPOCHS = {"ranking": 24, "retrieval": 30}
 METHODS: dict[str, list[Callable[..., Any]]] = {
     "popularity": [Popularity],
     "last item": [LastItem],
-    "item-kNN": [partial(ItemNeighbours, neighbours=k, shrinkage=s) for k in (20, 100, 400) for s in (0.0, 10.0, 100.0)],
+    "item-kNN": [
+        partial(ItemNeighbours, neighbours=k, shrinkage=s) for k in (20, 100, 400) for s in (0.0, 10.0, 100.0)
+    ],
     "EASE": [partial(Ease, l2=l2) for l2 in (100.0, 300.0, 1000.0)],
-    "EASE with decay": [partial(Ease, l2=l2, decay=decay) for l2 in (100.0, 300.0, 1000.0) for decay in (0.9, 0.96, 0.985)],
-    "iALS": [partial(ImplicitFactors, factors=f, l2=l2, alpha=a) for f in (32, 64) for l2 in (0.05, 1.0) for a in (1.0, 5.0)],
-}  # fmt: skip
+    "EASE with decay": [
+        partial(Ease, l2=l2, decay=decay) for l2 in (100.0, 300.0, 1000.0) for decay in (0.9, 0.96, 0.985)
+    ],
+    "iALS": [
+        partial(ImplicitFactors, factors=f, l2=l2, alpha=a) for f in (32, 64) for l2 in (0.05, 1.0) for a in (1.0, 5.0)
+    ],
+}
 
 
 def table(folder: Path, lake: Path) -> TableSource:
