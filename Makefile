@@ -16,8 +16,8 @@ WORKERS ?= 1
 # The namespace whose models are served: that of `make run` with the same RECIPE or NAMESPACE.
 SERVED = $(or $(NAMESPACE),$(RECIPE),laptop)
 STATES = warehouse/data/serving/$(SERVED)/user_states.parquet
-# The tests are mostly single-threaded: two processes keep two cores busy. TEST_WORKERS=0 runs them in this one.
-TEST_WORKERS ?= 2
+# The tests are single-threaded, and wait for servers and processes: three keep two cores busy. 0 runs them in this one.
+TEST_WORKERS ?= 3
 
 FITTING_PYTHON := 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 RUN_OPTIONS = $(strip $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(LOGS),--logs '$(LOGS)') \

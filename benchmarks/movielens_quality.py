@@ -29,11 +29,11 @@ from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.baselines import Ease, ImplicitFactors, ItemNeighbours, LastItem, Popularity
 from reqdedup.storage import Layout, TableSource, create_table, open_catalog, write
 from reqdedup.training import TrainingConfig
-from reqdedup.training.baselines import baselines_of
-from reqdedup.training.judgement import judge
-from reqdedup.training.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.judgement.baselines import baselines_of
+from reqdedup.training.judgement.judge import judge
+from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
 from reqdedup.training.rank_run import RankRun, run_rank
-from reqdedup.training.retrieval_baselines import retrieval_baselines
 from reqdedup.training.split import SplitBy
 
 LONGEST = 1024

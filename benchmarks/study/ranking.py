@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.study.arms import Arm
 from benchmarks.study.log import StudyLog
 from benchmarks.study.models import ItemTable, RankingModel, StepBatch, TorchLog
-from reqdedup.training import metrics
+from reqdedup.training.judgement import metrics
 
 EVALUATED_ROWS, CHUNK = 250_000, 8_192
 

@@ -10,8 +10,8 @@ from torch import nn
 from benchmarks.study.arms import Arm
 from benchmarks.study.log import StudyLog
 from benchmarks.study.models import ItemTable, RetrievalModel, StepBatch, TorchLog
-from reqdedup.training import metrics
 from reqdedup.training.frequency import ItemFrequency
+from reqdedup.training.judgement import metrics
 from reqdedup.training.loss import same_user_log_weight
 
 EVALUATED_ROWS, CATALOGUE, RECALL_AT = 10_000, 20_000, (10, 50, 100)

@@ -13,7 +13,7 @@ import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.schema import REQUEST_TS
-from reqdedup.training.catalogue_ranks import places_in
+from reqdedup.training.judgement.catalogue_ranks import places_in
 from reqdedup.training.plan import Split
 from reqdedup.training.ranks import from_all_ranks
 

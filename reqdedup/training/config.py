@@ -52,7 +52,7 @@ class TrainingConfig:
         for evaluation; by last, more than 0 keeps one request of a user.  validation: the same, kept to watch the
         training.  eval_requests: at most so many held-out requests are evaluated.
     slice_by: whole-number columns of the request, each of whose values gets figures of its own.
-    baselines: judge the rules and shallow models of `reqdedup.training.baselines` on the same rows.
+    baselines: judge the rules and shallow models of `reqdedup.training.judgement.baselines` on the same rows.
     catalogue_items: at most so many items, drawn by hash, a retrieved item competes with.
     validate_every: steps between looks at the validation part, if there is one; the best weights are kept.
     patience: looks without a better figure, after which training ends; 0: never.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from reqdedup.training.baselines import judge_run
-from reqdedup.training.judgement import flat
+from reqdedup.training.judgement.baselines import judge_run
+from reqdedup.training.judgement.judge import flat
 from reqdedup.training.loop import RUN_NAME, read_run
 from reqdedup.training.plan import Source, snapshot_id_of
 from reqdedup.training.rank_run import RankRun, TrainingProgress

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, check_format, load_checkpoint
-from reqdedup.training.baselines import judge_run
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import backend_of
 from reqdedup.training.export import export_checkpoint
+from reqdedup.training.judgement.baselines import judge_run
 from reqdedup.training.launch import run_ranks
 from reqdedup.training.metrics_file import METRICS_NAME
 from reqdedup.training.plan import (
@@ -48,7 +48,7 @@ class TrainingResult:
     """What a run gives.
 
     metrics: held-out figures, each with `<name>_chance`.  judgement: the same with intervals, slices, calibration and
-        baselines (`reqdedup.training.judgement`); None if nobody was held out.
+        baselines (`reqdedup.training.judgement.judge`); None if nobody was held out.
     losses: mean loss of every step [nats per term].
     stopped_by: what ended the training: steps, epochs (max_epochs) or patience.  best_step: of the weights that were
         kept, if there was a validation part, whose figures `validations` has as (step, figure).

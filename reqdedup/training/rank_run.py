@@ -30,14 +30,14 @@ from reqdedup.training.devices import (
     peak_device_memory_bytes,
     peak_memory_bytes,
 )
-from reqdedup.training.judgement import flat, judge
+from reqdedup.training.judgement.judge import flat, judge
+from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters, CoreTimes
 from reqdedup.training.metrics_file import METRICS_NAME, MetricsFile
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.optimizers import Optimizers
-from reqdedup.training.outcomes import Outcomes
 from reqdedup.training.plan import Source, Split, with_credentials
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
 from reqdedup.training.tasks import prepare_task

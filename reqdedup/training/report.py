@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.models.checkpoint import check_format
-from reqdedup.training.judgement import UNSEEN, is_less_better
+from reqdedup.training.judgement.judge import UNSEEN, is_less_better
 
 RESULT_NAME = "result.json"
 RESULT_FORMAT = 1

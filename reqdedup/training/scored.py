@@ -13,8 +13,8 @@ import torch
 from reqdedup.models import DCAT, TwoTower
 from reqdedup.models.checkpoint import load_checkpoint, load_model
 from reqdedup.schema import REQUEST_ID
-from reqdedup.training.baselines import splits_of
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.judgement.baselines import splits_of
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.plan import Source
 

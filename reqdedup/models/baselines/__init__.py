@@ -4,7 +4,7 @@
     ranking     ItemMean, ItemUserMean
 
 Those of retrieval are fitted on `Interactions` and score every item for each history, those of ranking on rows with
-labels. They are judged beside a model on the same split: `reqdedup.training.baselines`.
+labels. They are judged beside a model on the same split: `reqdedup.training.judgement.baselines`.
 """
 
 from reqdedup.models.baselines.factors import ImplicitFactors

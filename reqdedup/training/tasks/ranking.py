@@ -12,7 +12,7 @@ from torch import nn
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.outcomes import Scored, rows_of
+from reqdedup.training.judgement.outcomes import Scored, rows_of
 from reqdedup.training.plan import Split
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf

@@ -15,12 +15,12 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models import TwoTower
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.catalogue_loss import catalogue_losses
-from reqdedup.training.catalogue_ranks import best_places, holds, places_in, ranks_of_rows, seen_places
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency, StreamingFrequency
 from reqdedup.training.gather import gather_columns
+from reqdedup.training.judgement.catalogue_ranks import best_places, holds, places_in, ranks_of_rows, seen_places
+from reqdedup.training.judgement.outcomes import Ranked, rows_of
 from reqdedup.training.loss import Columns, row_losses
-from reqdedup.training.outcomes import Ranked, rows_of
 from reqdedup.training.plan import Split
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf

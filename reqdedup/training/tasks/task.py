@@ -14,8 +14,8 @@ from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.outcomes import Outcomes
 from reqdedup.training.plan import Split
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reqdedup.training.judgement import flat, is_clearly_better, judge
-from reqdedup.training.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.judgement.judge import flat, is_clearly_better, judge
+from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
 from reqdedup.training.report import no_better
 
 

@@ -6,7 +6,7 @@ import duckdb
 import pytest
 import torch
 
-from reqdedup.training import metrics
+from reqdedup.training.judgement import metrics
 
 
 @pytest.mark.parametrize("num_scores", [3, 1000])

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from reqdedup.training import measures
-from reqdedup.training.measures import UserWeights
+from reqdedup.training.judgement import measures
+from reqdedup.training.judgement.measures import UserWeights
 
 
 @pytest.fixture(scope="module")

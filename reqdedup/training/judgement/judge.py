@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from reqdedup.training import measures
-from reqdedup.training.measures import REPLICATES, UserWeights
-from reqdedup.training.metrics import chance_log_rank
-from reqdedup.training.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.judgement import measures
+from reqdedup.training.judgement.measures import REPLICATES, UserWeights
+from reqdedup.training.judgement.metrics import chance_log_rank
+from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
 
 FEW, RANKS_AT = 10, (10, 50, 100)
 UNSEEN = "_unseen"

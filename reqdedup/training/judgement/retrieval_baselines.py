@@ -18,10 +18,10 @@ from reqdedup.models import baselines as rules
 from reqdedup.models.baselines import Histories, Interactions
 from reqdedup.schema import HISTORY_ITEM_ID, REQUEST_ID, REQUEST_TS
 from reqdedup.training.catalogue import Catalogue
-from reqdedup.training.catalogue_ranks import best_places, places_in, ranks_of_rows, seen_places
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.judgement.catalogue_ranks import best_places, places_in, ranks_of_rows, seen_places
+from reqdedup.training.judgement.outcomes import Outcomes, Ranked
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.outcomes import Outcomes, Ranked
 from reqdedup.training.plan import Source, Split, UserSplit
 from reqdedup.training.split import TheseUsers
 

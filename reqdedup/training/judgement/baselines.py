@@ -19,11 +19,11 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models.baselines import ItemMean, ItemUserMean
 from reqdedup.schema import REQUEST_ID, REQUEST_TS
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.judgement import judge
+from reqdedup.training.judgement.judge import judge
+from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.outcomes import Outcomes, Ranked, Scored
 from reqdedup.training.plan import Source, Split
-from reqdedup.training.retrieval_baselines import retrieval_baselines
 from reqdedup.training.split import Splits, TheseUsers
 
 BATCH_REQUESTS = 1024

@@ -14,8 +14,8 @@ from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.baselines.means import PRIOR_ROWS, USER_PRIOR_ROWS
 from reqdedup.storage import Layout, TableSource, create_table, write
 from reqdedup.training import TrainingConfig
-from reqdedup.training.baselines import baselines_of, splits_of
-from reqdedup.training.judgement import flat, judge
+from reqdedup.training.judgement.baselines import baselines_of, splits_of
+from reqdedup.training.judgement.judge import flat, judge
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.rank_run import RankRun
 
