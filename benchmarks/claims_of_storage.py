@@ -16,6 +16,13 @@ def storage(part: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str
     return Claim(file=f"storage_{part}", rows=rows, text=text, ours=ours, article=article, command=command)
 
 
+def scale(part: str, text: str, ours: str, **rows: tuple[str, str]) -> Claim:
+    """A claim about commits of large tables and tasks. part: of `benchmarks.storage_PART`."""
+    times = " --times 60" if part == "engines" else ""
+    command = f".venv/bin/python -m benchmarks.storage_{part}{times}"
+    return Claim(file=f"storage_{part}", rows=rows, text=text, ours=ours, command=command)
+
+
 def urls(text: str, ours: str, **rows: tuple[str, str]) -> Claim:
     """A claim about items that are named by URLs."""
     return Claim(file="urls", rows=rows, text=text, ours=ours, command=".venv/bin/python -m benchmarks.urls")
@@ -187,6 +194,31 @@ CLAIMS = (
         {"a": ("one user deleted: files rewritten", "main table")},
         "one user deleted: files rewritten, of {a[table_files]} in {a[sizes][buckets]} buckets",
         "{a[files]}, all of the user's bucket; {a[value]:.1%} of the bytes",
+    ),
+    scale(
+        "commits",
+        "one of {a[sizes][buckets]:,} buckets replaced in a table of {a[sizes][files]:,} files: manifests of consecutive "
+        "buckets; one manifest for all",
+        "{a[value]:.2g} s of CPU, {b[value]:,} bytes of manifests; {c[value]:.3g} s, {d[value]:,} bytes",
+        a=("one bucket replaced", "manifests of consecutive buckets"),
+        b=("one bucket replaced: manifests written", "manifests of consecutive buckets"),
+        c=("one bucket replaced", "one manifest"),
+        d=("one bucket replaced: manifests written", "one manifest"),
+    ),
+    scale(
+        "commits",
+        "all of {a[sizes][buckets]:,} buckets compacted in a table of {a[sizes][files]:,} files, metadata alone",
+        "{a[value]:.2g} s of CPU in {a[commits]} commits",
+        a=("all buckets compacted, metadata alone", "groups of buckets"),
+    ),
+    scale(
+        "engines",
+        "a log of {a[sizes][rows]:,} rows written by tasks: against `write`; against `write` and the two checksums "
+        "that tasks take; two processes against one",
+        "{a[value]:.3g}x; {b[value]:.3g}x the CPU; {c[value]:.3g}x less time ({c[spread][0]:.3g} to {c[spread][1]:.3g})",
+        a=("a log written by tasks: CPU", "against write"),
+        b=("a log written by tasks: CPU", "against write and checksums"),
+        c=("a log written by tasks: wall time", "one process against two"),
     ),
     urls(
         "items by URL per true page, {a[sizes][urls]:,} URLs of {a[sizes][domains]} sites: rules learned with stable "
