@@ -5,7 +5,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-EXTRAS := train,baselines,serve,ann,dagster,notebooks,dev,fuzz,docs
+EXTRAS := train,baselines,serve,ann,ray,dagster,notebooks,dev,fuzz,docs
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PORT ?= 3000
@@ -34,7 +34,7 @@ endif
 export DAGSTER_HOME := $(CURDIR)/.dagster
 ACTIVATED := VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup run serve ui docs test test-fast soak check check-next format notebooks study bench-storage bench-training bench-serving bench-gpu clean distclean
+.PHONY: help setup run ray serve ui docs test test-fast soak check check-next format notebooks study bench-storage bench-training bench-serving bench-gpu clean distclean
 
 help: ## list the targets
 	@echo "reqdedup: request-level data stored, moved and computed once per request"
@@ -58,6 +58,9 @@ setup: $(INSTALLED) .dagster/dagster.yaml ## make .venv with the pinned dependen
 
 run: setup ## materialize the whole asset graph and print a summary
 	@$(ACTIVATED) python -m pipelines.run $(RUN_OPTIONS)
+
+ray: setup ## the same by a Ray cluster of two nodes, which root can make where nobody else reaches it
+	@$(ACTIVATED) python -m pipelines.ray_cluster python -m pipelines.run $(RUN_OPTIONS)
 
 serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080 (WORKERS=2, SERVE_PORT=8081)
 	@test -e 'warehouse/data/serving/$(SERVED)/bundle' || { \

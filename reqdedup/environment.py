@@ -23,8 +23,8 @@ from typing import Any
 from reqdedup.masking import SECRET_NAMES, has_credentials, mask, refuse_credentials
 
 CATALOG_PREFIX, DATA_DIR_VARIABLE = "REQDEDUP_CATALOG__", "REQDEDUP_DATA_DIR"
-ENGINE_VARIABLE = "REQDEDUP_ENGINE"
-"""Where the tasks of an operation run; see `reqdedup.distributed`."""
+ENGINE_VARIABLE, DEADLINE_VARIABLE = "REQDEDUP_ENGINE", "REQDEDUP_DEADLINE_S"
+"""Where the tasks of an operation run, and how long one may take; see `reqdedup.distributed`."""
 
 CONFIG_FILE, CATALOG_NAME = "reqdedup.toml", "reqdedup"
 _NAMING = ("uri", "type", "name", "py-catalog-impl")

@@ -263,7 +263,9 @@ def layout_option(help: str = "physical form (default: by_request)", default: st
 
 
 def engine_option() -> Decorator:
-    said = "where buckets are worked on: inline, processes or processes:N (default: the variable REQDEDUP_ENGINE)"
+    said = (
+        "where buckets are worked on: inline, processes, processes:N, ray or ray:HOST:PORT (default: REQDEDUP_ENGINE)"
+    )
     return option("--engine", metavar="ENGINE", help=said)
 
 

@@ -19,6 +19,8 @@ import click
 from reqdedup import display
 from reqdedup.cli.terminal import is_terminal, styled, width
 from reqdedup.display import counted, fit, format_bytes
+from reqdedup.distributed import Inline, Totals
+from reqdedup.distributed import counted as counted_tasks
 from reqdedup.masking import mask
 
 if TYPE_CHECKING:
@@ -107,9 +109,12 @@ class ProgressLine:
     """Progress on standard error: a bar with the time left on a terminal, else a line every few seconds.
 
     progress: what is done, in words, or an object with phase, done and total.  done, total: if it is words.
+    totals: of the tasks that ran in the block, which are named at its end if they ran elsewhere.
     """
 
     def __init__(self) -> None:
+        self._count = counted_tasks()
+        self.totals = Totals()
         self._is_quiet, self._is_terminal = _is_quiet(), is_terminal(sys.stderr)
         self._printed = 0.0 if self._is_terminal else time.monotonic()
         self._bar: Progress | None = None
@@ -123,10 +128,12 @@ class ProgressLine:
         self._printed = now
         if not self._is_terminal:
             text = str(progress) if done is None else f"{progress}: {done:,}" + (f" of {total:,}" if total else "")
-            print(mask(text), file=sys.stderr, flush=True)
+            print(mask(text + self._repeated()), file=sys.stderr, flush=True)
             return
         done = getattr(progress, "done", done)
-        self._draw(mask(str(getattr(progress, "phase", progress))), done, getattr(progress, "total", total))
+        self._draw(
+            mask(str(getattr(progress, "phase", progress))) + self._repeated(), done, getattr(progress, "total", total)
+        )
 
     def _draw(self, label: str, done: int | None, total: int | None) -> None:
         if self._bar is None:
@@ -139,12 +146,21 @@ class ProgressLine:
             self._label, self._task = kind, self._bar.add_task(label, total=total)
         self._bar.update(self._task, description=label, completed=done or 0, total=total)
 
+    def _repeated(self) -> str:
+        return f", {self.totals.retries:,} begun again" if self.totals.retries else ""
+
     def __enter__(self) -> ProgressLine:
+        self.totals = self._count.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._count.__exit__(None, None, None)
         if self._bar is not None:
             self._bar.stop()
+        if self.totals.engine not in ("", Inline.name) and not self._is_quiet:
+            moved = format_bytes(self.totals.num_bytes)
+            text = f"{self.totals.engine}: {counted(self.totals.tasks, 'task')}{self._repeated()}, {moved} moved"
+            print(text, file=sys.stderr, flush=True)
 
 
 def _make_bar() -> Progress:

@@ -1,14 +1,15 @@
-"""Where the tasks of one operation run: in this process, or in N processes of this machine.
+"""Where the tasks of one operation run: in this process, in N processes of this machine, or on a Ray cluster.
 
     work, [task, task, ...] -> engine.run -> (number, result), in any order, each once
 
 It knows nothing of tables: a `Work` is what all tasks of an operation share, and a task is one part of it. Both are
 pickled for another process, so neither may hold a credential. Deadlines and repetitions are in `attempts`, the same for
-all engines. docs/decisions/0081.
+all engines; `pooled` is what they share. docs/decisions/0081, 0101.
 """
 
 from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S
 from reqdedup.distributed.engine import Engine, Inline, Task, Work, engine_for
 from reqdedup.distributed.processes import Processes
+from reqdedup.distributed.totals import Totals, counted
 
-__all__ = ["ATTEMPTS", "DEADLINE_S", "Engine", "Inline", "Processes", "Task", "Work", "engine_for"]
+__all__ = ["ATTEMPTS", "DEADLINE_S", "Engine", "Inline", "Processes", "Task", "Totals", "Work", "counted", "engine_for"]

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
+from reqdedup.distributed.attempts import DEADLINE_S
 from reqdedup.distributed.processes import Processes
-from reqdedup.environment import ENGINE_VARIABLE, variables
+from reqdedup.distributed.totals import count_done
+from reqdedup.environment import DEADLINE_VARIABLE, ENGINE_VARIABLE, variables
 
-NAMES = "inline, processes or processes:N"
+NAMES = "inline, processes, processes:N, ray or ray:HOST:PORT"
 
 PAYS_BYTES = 2**30
 """Of stored files that an operation reads, from which on it runs on all cores if nobody says otherwise."""
 
 
 class Task(Protocol):
-    """One part of an operation: small, and the same wherever and however often it runs. name: for people."""
+    """One part of an operation: small, and the same wherever and however often it runs. name: for people.
+
+    A task may have `num_bytes` too, the stored bytes that it reads: they give it its time and its memory.
+    """
 
     @property
     def name(self) -> str: ...
@@ -27,7 +33,10 @@ class Work(Protocol):
     """What the tasks of one operation share; a process gets it once."""
 
     def run(self, task: Any) -> Any:
-        """Do one task, without looking at any other; what it says must fit into the driver's memory."""
+        """Do one task, without looking at any other; what it says must fit into the driver's memory.
+
+        What it says may have `num_bytes`, of the files that it wrote, for the `totals`.
+        """
         ...
 
 
@@ -58,7 +67,9 @@ class Inline:
 
     def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
         for number, task in enumerate(tasks):
-            yield number, work.run(task)
+            result = work.run(task)
+            count_done(result, self.name)
+            yield number, result
 
 
 def engine_for(engine: str | Engine | None, work: Work | None, *, num_tasks: int, num_bytes: int = 0) -> Engine:
@@ -81,17 +92,40 @@ def engine_for(engine: str | Engine | None, work: Work | None, *, num_tasks: int
         pickle.dumps(work)
     except Exception:
         return Inline()
-    return Processes(min(cores, num_tasks))
+    return Processes(min(cores, num_tasks), deadline_s=deadline_s())
 
 
 def named_engine(name: str) -> Engine:
-    """The engine of this name. Raises ValueError for any other name."""
-    kind, _, number = name.partition(":")
+    """The engine of this name, which meets its processes or its cluster when it runs. Raises ValueError for any other
+    name, and for `ray` if it is not installed."""
+    kind, _, rest = name.partition(":")
     if name == Inline.name:
         return Inline()
-    if kind == "processes" and (name == kind or (number.isascii() and number.isdigit() and int(number) > 0)):
-        return Processes(int(number) if number else num_cores())
-    raise ValueError(f"engine: {NAMES} required, found {name!r}")
+    if kind == "processes" and (name == kind or (rest.isascii() and rest.isdigit() and int(rest) > 0)):
+        return Processes(int(rest) if rest else num_cores(), deadline_s=deadline_s())
+    if kind == "ray" and (name == kind or re.fullmatch(r"[^\s/@]+:\d{1,5}", rest)):
+        try:
+            from reqdedup.distributed.ray import Ray
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"engine {name}: the extra `ray` required (pip install 'reqdedup[ray]'), found no {error.name}; on one "
+                "machine engine='processes' needs nothing more"
+            ) from None
+        return Ray(rest, deadline_s=deadline_s())
+    client = "; Ray Client (ray://) carries no tasks of ours: name the head's own port" if rest.startswith("//") else ""
+    raise ValueError(f"engine: {NAMES} required, found {name!r}{client}")
+
+
+def deadline_s() -> float:
+    """Seconds that a task has before it runs again elsewhere: of REQDEDUP_DEADLINE_S, else the default."""
+    said = variables().get(DEADLINE_VARIABLE, "")
+    try:
+        seconds = float(said) if said else DEADLINE_S
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{DEADLINE_VARIABLE}: seconds above 0 required, found {said!r}")
+    return seconds
 
 
 def num_cores() -> int:

@@ -11,40 +11,36 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S, Answer, LostError, run_attempts
+from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S, Answer, LostError
+from reqdedup.distributed.pooled import Pooled, answer_of
 from reqdedup.environment import variables
 
 if TYPE_CHECKING:
-    from reqdedup.distributed.engine import Task, Work
+    from reqdedup.distributed.engine import Task
 
 WORKER = "reqdedup.distributed.worker"
 
 
-class Processes:
-    """Tasks in up to `workers` processes of this machine, which end with this object. deadline_s, attempts: see
-    `attempts`."""
-
-    is_here = False
+class Processes(Pooled):
+    """Tasks in up to `workers` processes of this machine, which end with this object."""
 
     def __init__(self, workers: int, *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
-        self.name, self.retries = f"processes:{workers}", 0
-        self._most, self._deadline_s, self._attempts = workers, deadline_s, attempts
+        super().__init__(f"processes:{workers}", deadline_s=deadline_s, attempts=attempts)
+        self._most = workers
         self._workers: list[_Worker] = []
 
-    def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
-        pool = _Pool(min(self._most, len(tasks)), pickled(work, self.name), tasks, self._workers)
+    @contextmanager
+    def pool(self, work: bytes, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[_Pool]:
+        pool = _Pool(min(self._most, len(tasks)), work, tasks, self._workers)
         try:
-            names = [task.name for task in tasks]
-            yield from run_attempts(
-                pool, names, deadline_s=self._deadline_s, attempts=self._attempts, on_retry=self._count
-            )
+            yield pool
         finally:
             pool.end_busy()
 
@@ -56,22 +52,6 @@ class Processes:
     def __del__(self) -> None:
         with suppress(Exception):
             self.close()
-
-    def _count(self) -> None:
-        self.retries += 1
-
-
-def pickled(work: Work, engine: str) -> bytes:
-    """The work for other processes. Raises ValueError that says what stands in the way."""
-    try:
-        return pickle.dumps(work)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"engine {engine}: work that another process can load required, found {error}; a function must be one of "
-            "an importable module (no lambda, none of a notebook or of the script itself). Or engine='inline'"
-        ) from error
 
 
 class _Worker:
@@ -102,13 +82,11 @@ class _Worker:
     def answer(self) -> Answer | None:
         """What it has to say; None if it is gone."""
         try:
-            attempt, result, error, told = pickle.loads(self.connection.recv_bytes())
+            message = self.connection.recv_bytes()
         except (EOFError, OSError):
             return None
         self.attempt = None
-        if error is not None:
-            error.__cause__ = WorkerTracebackError(told)
-        return Answer(attempt=attempt, result=result, error=error)
+        return answer_of(message)
 
     def end(self) -> int:
         """Kill it; its exit status."""
@@ -117,12 +95,10 @@ class _Worker:
         return self.process.wait()
 
 
-class WorkerTracebackError(Exception):
-    """Where in its own process a task failed; cause of what it raised."""
-
-
 class _Pool:
     """Workers of one run: those that waited for one, and others as they are needed."""
+
+    is_one_machine = True
 
     def __init__(self, most: int, work: bytes, tasks: Sequence[Task], workers: list[_Worker]) -> None:
         self._most, self._work, self._tasks, self._workers = most, work, tasks, workers
@@ -130,7 +106,7 @@ class _Pool:
     def num_free(self) -> int:
         return self._most - sum(worker.attempt is not None for worker in self._workers)
 
-    def begin(self, attempt: int, number: int) -> None:
+    def begin(self, attempt: int, number: int, memory: int) -> None:
         idle = next((worker for worker in self._workers if worker.attempt is None), None)
         if idle is None:
             idle = _Worker()

@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,23 +21,28 @@ def main(arguments: list[str]) -> None:
     connection = Connection(int(arguments[0]))
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, messages), daemon=True).start()
-    payload, work = b"", None
+    payload, loaded = b"", None
+
+    def work() -> Any:
+        nonlocal loaded
+        loaded = pickle.loads(payload) if loaded is None else loaded
+        return loaded
+
     while True:
         message = messages.get()
         if message.startswith(b"work"):
-            payload, work = message[4:], None
+            payload, loaded = message[4:], None
             continue
         attempt, task = pickle.loads(message[4:])
-        try:
-            work = pickle.loads(payload) if work is None else work
-            answer = pickle.dumps((attempt, _run(work, task), None, ""))
-        except BaseException as error:
-            answer = pickle.dumps((attempt, None, _portable(error), traceback.format_exc()))
-        connection.send_bytes(answer)
+        connection.send_bytes(told(attempt, work, task))
 
 
-def _run(work: Any, task: bytes) -> Any:
-    return work.run(pickle.loads(task))
+def told(attempt: int, work: Callable[[], Any], task: bytes) -> bytes:
+    """What the work says of a pickled task: attempt, result, error or None, the error's traceback; all pickled."""
+    try:
+        return pickle.dumps((attempt, work().run(pickle.loads(task)), None, ""))
+    except BaseException as error:
+        return pickle.dumps((attempt, None, _portable(error), traceback.format_exc()))
 
 
 def _receive(connection: Connection, messages: queue.SimpleQueue[bytes]) -> None:

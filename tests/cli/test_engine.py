@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from reqdedup import cli
@@ -18,9 +21,17 @@ def test_commands_run_on_the_engine_that_is_named(tmp_path, capsys, monkeypatch)
         write(table, to_batches(make_log(num_users=9, seed=seed)), mode="append")
     words = ["compact", "--table", "lake.t", "--catalog-uri", where["uri"]]
     assert cli.main([*words, "--engine", "processes:2"]) == 0
-    assert "2 buckets rewritten" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 buckets rewritten" in said.out
+    assert re.search(r"^processes:2: 2 tasks, [\d.]+ kB moved$", said.err, re.MULTILINE)
+    assert cli.main([*words, "--force", "--json"]) == 0
+    said = capsys.readouterr()
+    (report,) = json.loads(said.out)
+    assert [report[name] for name in ("engine", "tasks", "retries")] == ["inline", 2, 0]
+    assert report["bytes_moved"] == report["bytes"] > 0
+    assert "tasks" not in said.err, "nothing to say of this process"
     assert cli.main([*words, "--force", "--engine", "spark"]) == 2
-    assert "inline, processes or processes:N required, found 'spark'" in capsys.readouterr().err
+    assert "processes:N, ray or ray:HOST:PORT required, found 'spark'" in capsys.readouterr().err
     monkeypatch.setenv("REQDEDUP_ENGINE", "spark")
     assert cli.main([*words, "--force"]) == 2
     assert "found 'spark'" in capsys.readouterr().err

@@ -27,6 +27,8 @@ class FaultyPool:
     drops, doubles: probability of each.  deadline_s: of the driver, so that some answers come later.
     """
 
+    is_one_machine = False
+
     def __init__(
         self, work: bytes, tasks: Sequence[Any], rng: np.random.Generator, clock: Clock, **odds: float
     ) -> None:
@@ -37,7 +39,7 @@ class FaultyPool:
     def num_free(self) -> int:
         return 3
 
-    def begin(self, attempt: int, number: int) -> None:
+    def begin(self, attempt: int, number: int, memory: int) -> None:
         try:
             result = self._work.run(pickle.loads(pickle.dumps(self._tasks[number])))
             answer = Answer(attempt=attempt, result=pickle.loads(pickle.dumps(result)))

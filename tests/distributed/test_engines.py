@@ -122,7 +122,7 @@ def test_the_engine_that_a_name_means(tmp_path, monkeypatch):
     assert engine_for(None, work, num_tasks=1).name == "processes:3"
     assert engine_for("inline", work, **large).name == "inline"
     for wrong in ("processes:0", "processes:", "spark", "inline:2"):
-        with pytest.raises(ValueError, match="inline, processes or processes:N required, found"):
+        with pytest.raises(ValueError, match="processes:N, ray or ray:HOST:PORT required, found"):
             engine_for(wrong, work, num_tasks=1)
 
 
@@ -138,6 +138,8 @@ def test_answers_that_are_late_lost_or_double_count_once(tmp_path, seed):
 
 def test_a_task_out_of_memory_runs_alone():
     class Pool:
+        is_one_machine = True
+
         def __init__(self) -> None:
             self.running: dict[int, int] = {}
             self.beside: list[int] = []
@@ -145,7 +147,7 @@ def test_a_task_out_of_memory_runs_alone():
         def num_free(self) -> int:
             return 2 - len(self.running)
 
-        def begin(self, attempt: int, number: int) -> None:
+        def begin(self, attempt: int, number: int, memory: int) -> None:
             self.running[attempt] = number
             if number == 0:
                 self.beside.append(len(self.running) - 1)

@@ -101,6 +101,7 @@ def delete_user(arguments: Options) -> int:
                 "tables": reports,
                 "places": done.places,
                 "not_searched": done.not_searched,
+                **progress.totals.figures,
             }
         )
         return 0

@@ -164,7 +164,7 @@ def realign(arguments: Options) -> int:
             engine=arguments.engine,
         )
     if arguments.json:
-        print_json({"table": arguments.table, **vars(report)})
+        print_json({"table": arguments.table, **vars(report), **progress.totals.figures})
     else:
         say(
             f"{arguments.table}: {report.requests:,} requests in {counted(report.files, 'file')}, "
@@ -202,7 +202,8 @@ def promote(arguments: Options) -> int:
             engine=arguments.engine,
         )
     if arguments.json:
-        print_json({"table": arguments.table, **vars(report), "checksum": str(report.checksum)})
+        told = {**vars(report), "checksum": str(report.checksum)}
+        print_json({"table": arguments.table, **told, **progress.totals.figures})
     else:
         say(
             f"{arguments.table}: {counted(len(report.columns), 'new column')} ({', '.join(report.columns)}); "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reqdedup.cli.catalog import load_table, load_tables, open_catalog
 from reqdedup.cli.options import (
@@ -63,6 +63,7 @@ def compact(arguments: Options) -> int:
 
     reports: dict[str, CompactReport] = {}
     parts: dict[str, str] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for table in load_tables(open_catalog(arguments), arguments.table):
         name = ".".join(table.name())
         parts[name] = "table" if is_vocabulary(table) else _part(table)
@@ -78,8 +79,9 @@ def compact(arguments: Options) -> int:
                 spill_dir=arguments.spill_dir,
                 engine=arguments.engine,
             )
+        figures[name] = progress.totals.figures
     if arguments.json:
-        print_json([{"table": name, **vars(report)} for name, report in reports.items()])
+        print_json([{"table": name, **vars(report), **figures[name]} for name, report in reports.items()])
         return 0
     for name, report in reports.items():
         if not report.buckets:
@@ -204,7 +206,7 @@ def rebucket(arguments: Options) -> int:
         )
     unfit = _features_of_other_buckets(table, report.num_buckets)
     if arguments.json:
-        print_json({"table": arguments.table, **vars(report), "feature_tables": unfit})
+        print_json({"table": arguments.table, **vars(report), "feature_tables": unfit, **progress.totals.figures})
         return 0
     say(
         f"{arguments.table}: {report.old_buckets} buckets became {report.num_buckets}; {report.rows:,} rows in "

@@ -32,3 +32,7 @@ class Written:
     @property
     def rows(self) -> int:
         return sum(data_file.record_count for data_file, _ in self.files)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(data_file.file_size_in_bytes for data_file, _ in self.files)

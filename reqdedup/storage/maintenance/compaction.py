@@ -70,11 +70,15 @@ class CompactReport:
 
 @dataclass(frozen=True, kw_only=True)
 class CompactTask:
-    """One bucket to rewrite. bucket: None for all of them at once.  is_sorted: whether each file is, by the keys."""
+    """One bucket to rewrite. bucket: None for all of them at once.  is_sorted: whether each file is, by the keys.
+
+    num_bytes: of the files.
+    """
 
     bucket: int | None
     paths: tuple[str, ...]
     is_sorted: bool
+    num_bytes: int = 0
     write_id: str = ""
 
     @property
@@ -254,7 +258,10 @@ class _Run:
 
 def _part(bucket: int | None, files: Sequence[LiveFile]) -> Part:
     task = CompactTask(
-        bucket=bucket, paths=tuple(file.path for file in files), is_sorted=all(file.is_sorted for file in files)
+        bucket=bucket,
+        paths=tuple(file.path for file in files),
+        is_sorted=all(file.is_sorted for file in files),
+        num_bytes=sum(file.data_file.file_size_in_bytes for file in files),
     )
     return Part(task, tuple(file.data_file for file in files), sum(file.num_rows for file in files))
 

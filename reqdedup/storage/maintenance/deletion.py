@@ -220,12 +220,13 @@ def _delete_from(table: Table, users: np.ndarray, engine: str | Engine | None) -
 
 @dataclass(frozen=True, kw_only=True)
 class DeleteTask:
-    """Files of one partition to write again. num_rows: in them.  users: of the partition, rising."""
+    """Files of one partition to write again. num_rows, num_bytes: in them.  users: of the partition, rising."""
 
     partition: int | None
     paths: tuple[str, ...]
     num_rows: int
     users: np.ndarray
+    num_bytes: int = 0
     write_id: str = ""
 
     @property
@@ -273,8 +274,10 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, engine: str |
     for partition, files in by_partition(old).items():
         own = users if num_buckets is None else users[buckets_of(users, num_buckets) == partition]
         paths, num_rows = tuple(file.path for file in files), sum(file.num_rows for file in files)
-        task = DeleteTask(partition=partition, paths=paths, num_rows=num_rows, users=own)
-        parts.append(Part(task, tuple(file.data_file for file in files)))
+        replaced = tuple(file.data_file for file in files)
+        num_bytes = sum(file.file_size_in_bytes for file in replaced)
+        task = DeleteTask(partition=partition, paths=paths, num_rows=num_rows, users=own, num_bytes=num_bytes)
+        parts.append(Part(task, replaced))
     work = Deletion(table=PortableTable(table), schema=schema)
     chosen = engine_for(engine, work, num_tasks=len(parts), num_bytes=sum(part.num_bytes for part in parts))
     lead = None if is_decided(table, schema) else lead_of([part.task.num_rows for part in parts])

@@ -87,6 +87,10 @@ class ReduceTask:
     def name(self) -> str:
         return f"bucket {self.partition}"
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(one.end - one.start for one in self.ranges)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceWork:
