@@ -3,11 +3,11 @@
     driver, on a node of the cluster     work -> ray.put once        attempt -> one Ray task, on the node that we choose
     node                                 reads and writes the table's storage itself; answers with what fits an object
 
-Ray starts processes and carries small messages; deadlines, repetitions and where an attempt goes are ours. A link that is
-cut without a word leaves Ray waiting for ever, although it reports the node dead: so an attempt on a dead node is lost, one
-past its deadline runs again on another node, and one that nobody waits for ends itself. No cluster is started here, since
-Ray's processes listen on all interfaces, and one of several hosts is refused if it serves callers without a token.
-docs/decisions/0101.
+Ray starts processes and carries small messages; deadlines, repetitions and where an attempt goes are ours. A link that
+is cut without a word leaves Ray waiting for ever, although it reports the node dead: so an attempt on a dead node is
+lost, one past its deadline runs again on another node, and one that nobody waits for ends itself. No cluster is started
+here, since Ray's processes listen on all interfaces, and one of several hosts is refused if it serves callers without a
+token. docs/decisions/0101.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ its node for one core takes several cores of it."""
 
 
 class Ray(Pooled):
-    """Tasks on the nodes of a running cluster, of which this host is one. address: HOST:PORT of its head; '' for that of
-    RAY_ADDRESS or of this host."""
+    """Tasks on the nodes of a running cluster, of which this host is one.
+
+    address: HOST:PORT of its head; '' for that of RAY_ADDRESS or of this host.
+    """
 
     def __init__(self, address: str = "", *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
         super().__init__(f"ray:{address}" if address else "ray", deadline_s=deadline_s, attempts=attempts)

@@ -1,6 +1,6 @@
 """A driver on a Ray cluster, which prints what it found as JSON: `python -m tests.distributed.ray_driver FOLDER`.
 
-FOLDER: of the lake of tests/storage/tasks/test_verbs_on_engines.py, and for the marks of tasks.
+FOLDER: of the lake of tests/storage/tasks/secret_lake.py, and for the marks of tasks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reqdedup.distributed.ray import Ray
 from reqdedup.storage import TableSource, compact, write
 from reqdedup.storage.tasks import shuffle
 from tests.distributed.work import Square, Squares
-from tests.storage.tasks.test_verbs_on_engines import open_lake
+from tests.storage.tasks.secret_lake import open_lake
 
 
 def results(folder: Path, engine: Engine) -> list[list[int]]:

@@ -19,7 +19,7 @@ from tests.distributed.listeners import listening_by, processes_of
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tables import files_of
-from tests.storage.tasks.test_verbs_on_engines import SECRETS, open_lake
+from tests.storage.tasks.secret_lake import SECRETS, open_lake
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = make_log(num_users=40, seed=11, mean_fan_out=50)

@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.distributed import Engine, Inline, Processes
@@ -31,19 +31,9 @@ from tests.storage.feature_tables import COUNT, USERS, VECTOR, main_table, of_re
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import make_log, to_batches
 from tests.storage.tasks.killing import KilledOnce
+from tests.storage.tasks.secret_lake import open_lake
 
-SECRETS = {"s3.secret-access-key": "TOPSECRET", "s3.access-key-id": "AKIDEXAMPLE", "token": "TOPSECRET"}
 LATE = make_log(num_users=12, seed=9)
-
-
-def open_lake(folder: Path) -> Catalog:
-    """A lake whose catalog's address and properties are secrets."""
-    (folder / "PASSWORD").mkdir(parents=True, exist_ok=True)
-    lake = load_catalog(
-        "test", type="sql", uri=f"sqlite:///{folder}/PASSWORD/catalog.db", warehouse=f"file://{folder}/lake", **SECRETS
-    )
-    lake.create_namespace_if_not_exists("lake")
-    return lake
 
 
 def life(lake: Catalog, engine: str | Engine) -> dict[str, list[str]]:
