@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from assets.metadata import GLANCE
+from assets.pictures import facts
 from assets.resources import Warehouse
 from assets.stages import LOG, STORAGE, stage
 from reqdedup.sequences.sqlite_store import SqliteStore
@@ -15,11 +17,16 @@ def impressions(store: Warehouse) -> dg.MaterializeResult:
     seen until a server of this namespace has answered requests.
     """
     if not store.impressions_dir.exists():
-        return store.result(num_impressions=0)
+        return store.result(**{GLANCE: facts(impressions="none: no server of this namespace")}, num_impressions=0)
     from reqdedup.serving.impressions.attribution import collect_impressions  # needs the extra `serve`
 
     report = collect_impressions(store.impressions_dir, store.catalog(), store.resolved_namespace)
-    return store.result(**report.counts())
+    glance = facts(
+        impressions=f"{report.num_impressions:,}",
+        clicks=f"{report.num_clicks:,}",
+        dropped_by_servers=f"{report.num_dropped:,}",
+    )
+    return store.result(**{GLANCE: glance}, **report.counts())
 
 
 def add_mature_impressions(store: Warehouse) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.engine import OnEngine
 from assets.metadata import GLANCE
 from assets.pictures import facts, table
 from assets.resources import tag_process
@@ -56,7 +57,7 @@ class ColumnLevel(StrEnum):
     item = "item"
 
 
-class OwnLake(dg.ConfigurableResource):
+class OwnLake(OnEngine):
     """The lake whose tables are worked on; a deployment says which it is if the launchpad does not."""
 
     catalog: str = Field(

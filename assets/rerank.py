@@ -1,8 +1,10 @@
 """Stage 7, re-ranking: what variety costs in relevance, over the candidates of held-out requests."""
 
 import dagster as dg
+import pyarrow.compute as pc
 
-from assets.metadata import curve_metadata
+from assets.metadata import GLANCE, curve_metadata
+from assets.pictures import facts
 from assets.resources import Warehouse
 from assets.stages import REPORT, SERVING, TABLE, WHEN_INPUTS_CHANGE, stage
 from assets.training import MODELS, check_one_sample
@@ -30,7 +32,9 @@ def scored_candidates(store: Warehouse) -> dg.MaterializeResult:
     retrieval, ranking = (folders[name] / CHECKPOINT_NAME for name in MODELS)
     rows = scored(ranking, retrieval, TableSource(sample))
     store.write_report("scored_candidates", rows)
-    return store.result("scored_candidates", **{"dagster/row_count": len(rows)})
+    requests = pc.count_distinct(rows["request_id"]).as_py()
+    glance = facts(candidates=f"{len(rows):,}", requests=f"{requests:,}")
+    return store.result("scored_candidates", **{GLANCE: glance, "dagster/row_count": len(rows), "requests": requests})
 
 
 @stage(**SERVING, deps=["scored_candidates"], tags=REPORT, automation_condition=WHEN_INPUTS_CHANGE, kinds={"iceberg"})

@@ -12,6 +12,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 import warehouse
+from assets.engine import OnEngine
 from assets.metadata import table_metadata
 from assets.run_recipe import RunRecipe
 from reqdedup.environment import LakePlace
@@ -28,7 +29,7 @@ PROCESS_TAG = "reqdedup/process"
 """Tag of a run: the process that works on it, by which a run that was killed is found out."""
 
 
-class Warehouse(dg.ConfigurableResource):
+class Warehouse(OnEngine):
     """The catalog and the namespace that holds this run's tables; the embedded catalog unless a subclass knows another.
 
     The namespace is the one given, else that of the run's own log, so that a run launched with another log moves there.

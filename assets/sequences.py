@@ -6,10 +6,12 @@ from itertools import islice
 import dagster as dg
 
 import warehouse
-from assets.metadata import quality_metadata
+from assets.metadata import GLANCE, quality_metadata
+from assets.pictures import facts
 from assets.recipes import Recipe
 from assets.resources import RunRecipe, Warehouse
 from assets.stages import LOG, REPORT, STORAGE, TABLE, WHEN_INPUTS_CHANGE, stage
+from reqdedup.display import format_bytes
 from reqdedup.logs.synthetic_events import EVENT_COLUMNS, EVENT_TYPES, synthetic_events, synthetic_items
 from reqdedup.sequences.batch import advance, check_timeline
 from reqdedup.sequences.definition import Enrichment, EventLog, EventType, SequenceDefinition
@@ -68,11 +70,15 @@ def raw_events(store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     else:
         sources = [_synthetic(store, run_recipe.get())]
     reports = [append_events(catalog, namespace, log, one.batches(log), source=one.name) for one in sources]
+    new = sum(one.num_events for one in reports)
+    rejected = sum(one.num_rejected for one in reports)
+    known = sum(one.is_known for one in reports)
     return store.result(
         "raw_events",
-        new_sources=sum(not one.is_known for one in reports),
-        new_events=sum(one.num_events for one in reports),
-        rejected_rows=sum(one.num_rejected for one in reports),
+        **{GLANCE: facts(new_sources=f"{len(reports) - known:,}", events=f"{new:,}", rejected=f"{rejected:,}")},
+        new_sources=len(reports) - known,
+        new_events=new,
+        rejected_rows=rejected,
         arrived_backwards=sum(one.num_backwards for one in reports),
     )
 
@@ -99,8 +105,16 @@ def user_events(store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult
     report = advance(catalog, namespace, num_buckets=run_recipe.get().num_buckets)
     counts = dict(vars(report.counts))
     unmatched = {f"without_{name}": count for name, count in counts.pop("unmatched").items()}
+    glance = facts(
+        delivered=f"{report.counts.num_delivered:,}",
+        kept=f"{report.counts.num_kept:,}",
+        delivered_twice=f"{report.counts.num_duplicates:,}",
+        late=f"{report.counts.num_late:,}",
+        written=format_bytes(report.num_bytes),
+    )
     return store.result(
-        "user_events", version=str(report.version), new_files=report.num_files, new_bytes=report.num_bytes,
+        "user_events", **{GLANCE: glance}, version=str(report.version), new_files=report.num_files,
+        new_bytes=report.num_bytes,
         **{name.removeprefix("num_"): count for name, count in counts.items()}, **unmatched,
     )  # fmt: skip
 

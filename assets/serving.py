@@ -2,9 +2,12 @@
 
 import dagster as dg
 
+from assets.metadata import GLANCE
+from assets.pictures import facts
 from assets.resources import Warehouse
 from assets.stages import MODEL, SERVING, stage
 from assets.training import MODELS, check_one_sample
+from reqdedup.display import format_bytes
 from reqdedup.models import Bundle
 from reqdedup.serving.bundles.places import add_index, find_bundles, publish
 from reqdedup.storage import TableSource
@@ -26,7 +29,14 @@ def serving_bundle(store: Warehouse) -> dg.MaterializeResult:
     place = store.serving_dir() / "bundle"
     version = publish(place, made)
     bundles = [Bundle.load(folder) for folder in find_bundles(place)]
+    glance = facts(
+        models=", ".join(bundle.task for bundle in bundles),
+        items=f"{len(bundles[0].items):,}",
+        stored=format_bytes(sum(path.stat().st_size for path in (place / version).rglob("*") if path.is_file())),
+        version=version,
+    )
     return store.result(
+        **{GLANCE: glance},
         place=str(place),
         version=version,
         items=len(bundles[0].items),

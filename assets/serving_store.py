@@ -2,8 +2,11 @@
 
 import dagster as dg
 
+from assets.metadata import GLANCE
+from assets.pictures import facts
 from assets.resources import Warehouse
 from assets.stages import SERVING, TABLE, stage
+from reqdedup.display import format_bytes
 from reqdedup.sequences.filling import check_store, event_columns, fill_store
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.storage import TableSource
@@ -22,7 +25,13 @@ def serving_store(store: Warehouse) -> dg.MaterializeResult:
     filled = SqliteStore(store.store_path, event_columns(TableSource(main).schema))
     report = fill_store(filled, main, [features])
     filled.close()
-    return store.result(path=str(store.store_path), store_bytes=store.store_path.stat().st_size, **report.counts())
+    size = store.store_path.stat().st_size
+    glance = facts(
+        users=f"{report.num_users:,}",
+        new_or_changed=f"{report.num_new + report.num_changed:,}",
+        stored=format_bytes(size),
+    )
+    return store.result(**{GLANCE: glance}, path=str(store.store_path), store_bytes=size, **report.counts())
 
 
 @dg.asset_check(

@@ -6,6 +6,8 @@ import dagster as dg
 import duckdb
 import polars as pl
 
+from assets.metadata import GLANCE
+from assets.pictures import facts
 from assets.resources import Warehouse
 from assets.stages import REPORT, STORAGE, stage
 from reqdedup.logs.mapping import ITEM_URL
@@ -30,10 +32,12 @@ def url_rules(store: Warehouse) -> dg.MaterializeResult:
     """
     items = _items(store)
     if items is None:
-        return store.result(num_urls=0)
-    found = {"num_urls": len(items), "num_items": items[ITEM_ID].n_unique()}
+        return store.result(**{GLANCE: facts(urls="none: items of this log are no URLs")}, num_urls=0)
+    num_urls, num_items = len(items), items[ITEM_ID].n_unique()
+    glance = {GLANCE: facts(urls=f"{num_urls:,}", items=f"{num_items:,}")}
+    found = {"num_urls": num_urls, "num_items": num_items}
     if not store.catalog().table_exists(store.identifier(PAGES)):
-        return store.result(**found)
+        return store.result(**glance, **found)
     pages = store.table(PAGES).scan(selected_fields=("url", "content_hash")).to_arrow()
     path = rules_path(store)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +45,7 @@ def url_rules(store: Warehouse) -> dg.MaterializeResult:
     learned = learn(items[ITEM_URL], ContentTable(rows), layers=load_rules(path) if path.exists() else None)
     change = publish(learned.rules, path)
     return store.result(
+        **glance,
         **found,
         rules=str(path),
         fingerprint=learned.rules.fingerprint,

@@ -2,8 +2,11 @@
 
 import dagster as dg
 
+from assets.metadata import GLANCE
+from assets.pictures import facts
 from assets.resources import Warehouse
 from assets.stages import SERVING, TABLE, stage
+from reqdedup.display import format_bytes
 from reqdedup.models.bundle import Bundle
 from reqdedup.sequences.filling import RequestSource, snapshots, user_records
 from reqdedup.serving.retrieval.retriever import Retriever
@@ -39,8 +42,10 @@ def user_states(store: Warehouse) -> dg.MaterializeResult:
     )
     path = store.serving_dir() / STATES_NAME
     export_user_states(store.table("user_states"), path)
+    glance = facts(users=f"{num_states:,}", stored=format_bytes(path.stat().st_size), of_model=ours.fingerprint[:12])
     return store.result(
-        "user_states", **{"dagster/row_count": num_states, "model": ours.fingerprint, "path": str(path)}
+        "user_states",
+        **{GLANCE: glance, "dagster/row_count": num_states, "model": ours.fingerprint, "path": str(path)},
     )
 
 

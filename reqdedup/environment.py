@@ -13,9 +13,10 @@ only reader of the environment and of the working folder. It opens nothing; `req
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,23 @@ class LakePlace:
 def variables() -> Mapping[str, str]:
     """The environment of this process."""
     return os.environ
+
+
+@contextlib.contextmanager
+def engine_named(name: str) -> Iterator[None]:
+    """Within it REQDEDUP_ENGINE is `name`; as it was if that is empty."""
+    if not name:
+        yield
+        return
+    before = os.environ.get(ENGINE_VARIABLE)
+    os.environ[ENGINE_VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENGINE_VARIABLE]
+        else:
+            os.environ[ENGINE_VARIABLE] = before
 
 
 def catalog_properties(found: Mapping[str, str]) -> dict[str, str]:

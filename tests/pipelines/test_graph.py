@@ -3,6 +3,7 @@
 import dagster as dg
 import pytest
 
+from assets.metadata import GLANCE
 from assets.recipes import smoke
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
@@ -91,6 +92,15 @@ def test_a_run_is_one_of_the_code_location_of_the_ui(smoke_run):
         (run,) = instance.get_runs(dg.RunsFilter(job_name="everything"))
     assert run.status is dg.DagsterRunStatus.SUCCESS
     assert run.remote_job_origin.repository_origin.get_label() == "__repository__@reqdedup"
+
+
+@pytest.mark.slow
+def test_every_stage_says_at_a_glance_what_it_made(smoke_run):
+    """In words and units, before its numbers."""
+    folder, _ = smoke_run
+    with dg.DagsterInstance.from_config(str(folder / "dagster")) as instance:
+        made = {asset: asset_metadata(instance, asset, "smoke") for asset in GRAPH}
+    assert [asset for asset, metadata in made.items() if GLANCE not in list(metadata)[:3]] == []
 
 
 @pytest.mark.slow

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from typing import get_args
 
 import dagster as dg
 import pytest
 
+from assets.engine import EngineName
+from assets.own_tables import OwnLake
 from assets.recipes import RECIPES, smoke
 from assets.run_recipe import LogPreset, RunRecipe, Size
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from reqdedup.distributed.engine import NAMES, engine_for
+from reqdedup.environment import ENGINE_VARIABLE
 from reqdedup.logs.presets import Preset
 from warehouse import embedded_catalog, load_table, open_catalog
 
@@ -28,11 +34,13 @@ def configured(**values) -> dict:
 def test_the_choices_are_those_of_recipes_and_presets():
     assert [size.value for size in Size] == list(RECIPES)
     assert [preset.value for preset in LogPreset] == list(get_args(Preset))
+    assert {engine.value for engine in EngineName} == {one.partition(":")[0] for one in re.split(", | or ", NAMES)}
 
 
 def test_every_field_has_a_description(graph):
-    fields = graph.run_config_schema.run_config_schema_type.fields["resources"].config_type.fields
-    for name in ("run_recipe", "store"):
+    compact = build_definitions(Environment(recipe="smoke")).resolve_job_def("compact")
+    for job, name in ((graph, "run_recipe"), (graph, "store"), (compact, "own_lake")):
+        fields = job.run_config_schema.run_config_schema_type.fields["resources"].config_type.fields
         for field, config in fields[name].config_type.fields["config"].config_type.fields.items():
             assert config.description or field == "run_recipe", f"{name}.{field}"
 
@@ -50,6 +58,59 @@ def test_every_field_has_a_description(graph):
 def test_what_is_misspelled_is_an_error_before_the_run(graph, values, said):
     with pytest.raises(dg.DagsterInvalidConfigError, match=r"(?i)" + said):
         dg.validate_run_config(graph, configured(**values))
+
+
+@pytest.mark.parametrize("resource", ["store", "own_lake"])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"engine": "proceses"}, "not in enum type EngineName got proceses"),
+        ({"engine": "processes:2"}, "not in enum type EngineName got processes:2"),
+        ({"num_processes": "two"}, "num_processes"),
+    ],
+)
+def test_an_engine_that_there_is_not_is_an_error_before_the_run(resource, values, said):
+    definitions = build_definitions(Environment(recipe="smoke"))
+    job, ops = ("storage_only", {}) if resource == "store" else ("compact", {"compact": {"config": {"table": "a.b"}}})
+    with pytest.raises(dg.DagsterInvalidConfigError, match=r"(?i)" + said):
+        dg.validate_run_config(
+            definitions.resolve_job_def(job), {"resources": {resource: {"config": values}}, "ops": ops}
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "named", "meant"),
+    [
+        ({}, None, "inline"),
+        ({}, "processes:2", "processes:2"),
+        ({"engine": "inline"}, "processes:2", "inline"),
+        ({"engine": "processes", "num_processes": 3}, "processes:2", "processes:3"),
+    ],
+)
+def test_a_run_works_on_the_engine_of_its_own_configuration(monkeypatch, values, named, meant):
+    """Whatever the operation, since none is told; what the environment says is for the other runs."""
+    monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
+    if named:
+        monkeypatch.setenv(ENGINE_VARIABLE, named)
+    found = []
+
+    @dg.op
+    def look(own_lake: OwnLake) -> None:
+        found.append(engine_for(None, None, num_tasks=9).name)
+
+    @dg.job(resource_defs={"own_lake": OwnLake.configure_at_launch()})
+    def one() -> None:
+        look()
+
+    config = {"resources": {"own_lake": {"config": values}}}
+    assert one.execute_in_process(config, instance=dg.DagsterInstance.ephemeral()).success
+    assert found == [meant]
+    assert os.environ.get(ENGINE_VARIABLE) == named
+
+
+def test_a_number_of_processes_without_their_engine_is_refused():
+    with pytest.raises(ValueError, match="num_processes: engine processes beside it required, found inline"):
+        OwnLake(engine=EngineName.inline, num_processes=2).engine_name  # noqa: B018
 
 
 def test_a_field_that_is_given_is_the_only_one_that_changes():

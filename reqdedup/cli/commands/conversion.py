@@ -54,7 +54,7 @@ column_option = partial(option, heading="columns (a file says the same, options 
 @subcommand(
     help="rewrite a table that you already have into a layout",
     description="Make a new table, or with --append add to one, from Parquet files or an Iceberg table, which are only "
-    "read. Levels of columns are taken from a sample where they are not given; every row is checked, and nothing is "
+    "read. Levels of columns are taken from a sample unless they are given; every row is checked, and nothing is "
     "visible before both sides have the same checksum. Columns inside structs are named with dots. See "
     "docs/convert.md.",
     examples=[

@@ -67,7 +67,7 @@ def _described(side: Table) -> dict[str, Any]:
 
 @subcommand(
     help="check a staged feature and make it what readers see",
-    description="One commit. Where a check fails, or another version was published meanwhile, nothing changes.",
+    description="One commit. If a check fails, or another version was published meanwhile, nothing changes.",
     examples=["reqdedup features publish --table movies.request_features --name daily --tag 2026-02-01"],
 )
 @table_option(SIDE)

@@ -44,8 +44,14 @@ def collect(arguments: Options) -> int:
 @option("--namespace", required=True, metavar="NAME", help="of the tables")
 @option("--table", metavar="NAMESPACE.NAME", help="that gets the rows (default: NAMESPACE.raw_engagements)")
 @option("--store", metavar="FILE", help="that the server read (default: stores/NAMESPACE.sqlite of the embedded lake)")
-@option("--window", type=AGE, default="24h", help="after an impression in which a click counts (default: 24h)")
-@option("--lateness", type=AGE, default="1h", help="that a click may need to be collected (default: 1h)")
+@option(
+    "--window",
+    type=AGE,
+    default="24h",
+    metavar="AGE",
+    help="after an impression in which a click counts (default: 24h)",
+)
+@option("--lateness", type=AGE, default="1h", metavar="AGE", help="that a click may need to be collected (default: 1h)")
 def mature(arguments: Options) -> int:
     """Append what is mature and print what came of every impression."""
     from reqdedup.sequences.sqlite_store import SqliteStore

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from reqdedup.cli.catalog import open_catalog
-from reqdedup.cli.options import Checked, Group, Options, option, subcommand
+from reqdedup.cli.options import BUCKETS, Checked, Group, Options, option, subcommand
 from reqdedup.cli.output import counted, format_bytes, format_table, print_json, say
 from reqdedup.cli.values import share, user_id, whole
 
@@ -68,7 +68,7 @@ def check(arguments: Options) -> int:
 @option("--namespace", **NAMESPACE)
 @option("--events", type=click.Path(), metavar="PATH", help="a file, or a folder of them, to deliver first")
 @option("--definitions", metavar="FILE", help="Python with the EventLog of these files (see check)")
-@option("--buckets", type=VERSION, default="16", help="of a timeline that is made now (default: 16)")
+@option("--buckets", type=BUCKETS, default=16, metavar="N", help="of a timeline that is made now (default: 16)")
 def advance(arguments: Options) -> int:
     """Run and print what became of the events."""
     from reqdedup.sequences import batch
