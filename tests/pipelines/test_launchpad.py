@@ -87,6 +87,7 @@ def test_an_engine_that_there_is_not_is_an_error_before_the_run(resource, values
         ({"engine": "processes", "num_processes": 3}, "processes:2", "processes:3"),
     ],
 )
+@pytest.mark.slow
 def test_a_run_works_on_the_engine_of_its_own_configuration(monkeypatch, values, named, meant):
     """Whatever the operation, since none is told; what the environment says is for the other runs."""
     monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
