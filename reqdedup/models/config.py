@@ -25,8 +25,9 @@ Positions = Literal["learned", "rope"]
 PositionsFrom = Literal["start", "end"]
 HistoryAttention = Literal["causal", "bidirectional"]
 ShareContext = Literal["request", "user"]
+LayerKind = Literal["softmax", "hstu"]
 _HISTORY_PREFIX = "history_"
-LATER_FIELDS = {"dropout": 0.0, "pooling": "mean"}
+LATER_FIELDS = {"dropout": 0.0, "pooling": "mean", "layer": "softmax"}
 """Fields that configurations of version 0.1.0 do not have, and what these mean by it."""
 _NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
 _CATEGORY_TYPES = ("bool", "int32", "int64")
@@ -46,6 +47,7 @@ class ModelConfig:
     category_table_rows: rows of each hashed table of a category.
     width: D of the transformer.  num_heads: H, a divisor of D.  feature_width: of each request category and vector.
     num_layers: layers of the history transformer.  ffn_width: its hidden width.
+    layer: softmax (attention, then an FFN) or hstu (pointwise attention with a gate, no FFN; causal alone).
     positions: learned (a table) or rope (rotary).  positions_from: where they are counted from, the
         history's start or end.
     history_attention: causal, or bidirectional: every event of a history sees all others (a candidate it never sees).
@@ -76,6 +78,7 @@ class ModelConfig:
     share_context: ShareContext = "request"
     hidden_widths: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
+    layer: LayerKind = "softmax"
 
     def __post_init__(self) -> None:
         for field in fields(self):  # lists of a JSON file become tuples, so that equal configurations compare equal
@@ -94,6 +97,7 @@ class ModelConfig:
             ("positions_from", get_args(PositionsFrom)),
             ("history_attention", get_args(HistoryAttention)),
             ("share_context", get_args(ShareContext)),
+            ("layer", get_args(LayerKind)),
         ):
             if getattr(self, field_name) not in choices:
                 raise ValueError(f"{name}: {field_name} one of {choices} required, found {getattr(self, field_name)!r}")
@@ -103,6 +107,8 @@ class ModelConfig:
                 f"keys and values of an earlier request are no prefix of a later one's; found {self.history_attention} "
                 f"attention and positions from the {self.positions_from}; take those, or share_context='request'"
             )
+        if self.layer == "hstu" and self.history_attention != "causal":
+            raise ValueError(f"{name}: layer='hstu' needs causal attention, found {self.history_attention}")
         if self.positions == "rope" and self.head_width % 2:
             raise ValueError(f"{name}: rope turns pairs, so width / num_heads must be even, found {self.head_width}")
         if not 0 <= self.dropout < 1:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.transformer import HistoryTransformer, Layer, Rotation
+from reqdedup.models.transformer import HistoryTransformer, HSTULayer, Layer, Rotation
+from reqdedup.ops.pointwise_attention import bucket_of
 
 
 def duplicate(batch: RequestBatch) -> RequestBatch:
@@ -63,15 +64,34 @@ def attend(
     key, value = key.transpose(1, 2), value.transpose(1, 2)
     if read_B is None:
         query = layer.queries(normed, rotation).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=sees_B1SS, is_causal=sees_B1SS is None)
+        attended = read(layer, query, key, value, sees=sees_B1SS)
         return layer.finish(x_BSD, attended.transpose(1, 2))
     row_B = torch.arange(len(read_B), device=read_B.device)
     if rotation is not None:
         rotation = tuple(x.expand(len(read_B), -1, -1, -1)[row_B, read_B][:, None] for x in rotation)  # type: ignore[assignment]
     query = layer.queries(normed[row_B, read_B][:, None], rotation).transpose(1, 2)
     sees = torch.arange(x_BSD.shape[1], device=read_B.device) <= read_B[:, None]
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=sees[:, None, None, :])
+    attended = read(layer, query, key, value, sees=sees[:, None, None, :], position_B=read_B)
     return layer.finish(x_BSD[row_B, read_B], attended.transpose(1, 2)[:, 0])
+
+
+def read(
+    layer: Layer,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    sees: torch.Tensor | None,
+    position_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The attention of a layer over rectangles [B, H, S, K]. position_B: of the one query of each row, if it is one."""
+    if not isinstance(layer, HSTULayer):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=sees, is_causal=sees is None)
+    token = torch.arange(key.shape[2], device=key.device)
+    query_position = token[None, :, None] if position_B is None else position_B[:, None, None]
+    distance = query_position - token
+    score = query @ key.mT + layer.distance_bias[:, bucket_of(distance.clamp(min=0))].transpose(0, 1)
+    return (score * score.sigmoid() * (distance >= 0)[:, None]) @ value
 
 
 def transformer_pass(

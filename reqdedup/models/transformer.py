@@ -1,5 +1,8 @@
 """The pre-norm transformer over histories: layers, positions, and the pass whose K/V the crossing reads.
 
+    LAYERS      softmax (`SoftmaxLayer`) or hstu (`HSTULayer`); a new one is a class with the parts of `Layer`, and a
+                line there
+
 No BatchNorm in here: a context that depends on the other requests of a batch could not be kept or shared.
 """
 
@@ -13,17 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.models.config import ModelConfig
-from reqdedup.ops.history_attention import history_attention
+from reqdedup.ops.attention import SOFTMAX, Attention
+from reqdedup.ops.pointwise_attention import NUM_BUCKETS, Pointwise
 from reqdedup.ops.ragged import Padding
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 class Layer(nn.Module):
-    """One pre-norm layer, in the parts from which the context pass, the crossing and the naive twin are built.
-
-    x = c + a Wo,  c' = x + FFN(LN(x)),  where a is the attention of q = LN(c) Wq over k, v = LN(.) Wk, LN(.) Wv.
-    """
+    """One pre-norm layer, in the parts from which the context pass, the crossing and the naive twin are built."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,9 +33,11 @@ class Layer(nn.Module):
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
         self.output = nn.Linear(config.width, config.width)
-        self.ffn_norm = nn.LayerNorm(config.width)
-        self.ffn_in = nn.Linear(config.width, config.ffn_width)
-        self.ffn_out = nn.Linear(config.ffn_width, config.width)
+
+    @property
+    def attention(self) -> Attention:
+        """What is done with queries, keys and values."""
+        raise NotImplementedError
 
     def keys_values(self, normed: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
         """[N, D] -> [N, H, K] twice."""
@@ -46,8 +49,57 @@ class Layer(nn.Module):
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The layer's output from its input [N, D] and what attention read [N, H, K]."""
+        raise NotImplementedError
+
+
+class SoftmaxLayer(Layer):
+    """x = c + a Wo,  c' = x + FFN(LN(x)),  where a is the attention of q = LN(c) Wq to k, v = LN(.) Wk, LN(.) Wv."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.ffn_norm = nn.LayerNorm(config.width)
+        self.ffn_in = nn.Linear(config.width, config.ffn_width)
+        self.ffn_out = nn.Linear(config.ffn_width, config.width)
+
+    @property
+    def attention(self) -> Attention:
+        return SOFTMAX
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = x + dropped(self.output(attended.flatten(-2)), self)
         return x + dropped(self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x)))), self)
+
+
+class HSTULayer(Layer):
+    """c' = c + (LN(a) * u) Wo,  where u, q, k, v = silu(LN(c) Wu), ... and a_i = sum_j silu(q_i k_j + bias) v_j.
+
+    The gate u stands for the FFN, which it has none of.
+    Source: Zhai et al. 2024 (arXiv 2402.17152), formulas 1 to 3; see `reqdedup.ops.pointwise_attention`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.width, config.width)
+        self.attended_norm = nn.LayerNorm(config.width)
+        self.distance_bias = nn.Parameter(torch.zeros(config.num_heads, NUM_BUCKETS))
+
+    @property
+    def attention(self) -> Attention:
+        return Pointwise(self.distance_bias)
+
+    def keys_values(self, normed: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        key, value = F.silu(self.key_value(normed)).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
+        return rotate(key, rotation), value
+
+    def queries(self, normed: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
+        return rotate(F.silu(self.query(normed)).unflatten(-1, (self.num_heads, -1)), rotation)
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        gate = F.silu(self.gate(self.attention_norm(x)))
+        return x + dropped(self.output(self.attended_norm(attended.flatten(-2)) * gate), self)
+
+
+LAYERS: dict[str, type[Layer]] = {"softmax": SoftmaxLayer, "hstu": HSTULayer}
 
 
 def dropped(x: torch.Tensor, of: Layer | HistoryTransformer) -> torch.Tensor:
@@ -115,7 +167,7 @@ class HistoryTransformer(nn.Module):
         self.max_history, self.dropout = config.max_history, config.dropout
         self.is_causal = config.history_attention == "causal"
         self.positions = Positions(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(LAYERS[config.layer](config) for _ in range(config.num_layers))
 
     def __iter__(self) -> Iterator[Layer]:
         return cast(Iterator[Layer], iter(self.layers))
@@ -141,7 +193,7 @@ class HistoryTransformer(nn.Module):
             if keys_values_only and number == len(self.layers):
                 break
             query = layer.queries(normed, rotation)
-            attended = history_attention(
+            attended = layer.attention.history(
                 query, key, value, history_offsets_G1, padding=padding, is_causal=self.is_causal
             )
             x_TD = layer.finish(x_TD, attended)

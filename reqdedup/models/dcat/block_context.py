@@ -20,7 +20,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from reqdedup.ops.attention_in_parts import KeyValue, crossing_attention_in_parts
+from reqdedup.ops.attention import SOFTMAX, Attention
+from reqdedup.ops.attention_in_parts import KeyValue
 
 KVType = Literal["full", "float16", "int8"]
 """How keys and values are kept: as the model computes them; rounded; or in 8 bits, with a scale per token and head."""
@@ -176,11 +177,13 @@ class RequestContexts(Protocol):
         self_key_BHK: torch.Tensor,
         self_value_BHK: torch.Tensor,
         row_offsets_R1: torch.Tensor,
+        *,
+        attention: Attention = SOFTMAX,
         **options: Any,
     ) -> torch.Tensor:
         """What each candidate reads from its request's context and from itself, [B, H, K].
 
-        options: of `crossing_attention`, for packed contexts; others have no use for them.
+        attention: of the layer.  options: of `crossing_attention`, for packed contexts; others have no use for them.
         """
         ...
 
@@ -210,8 +213,10 @@ class BlockContexts:
         self_key_BHK: torch.Tensor,
         self_value_BHK: torch.Tensor,
         row_offsets_R1: torch.Tensor,
+        *,
+        attention: Attention = SOFTMAX,
         **options: Any,
     ) -> torch.Tensor:
         kept = [context.slab.first(context.num_tokens, layer, query_BHK.dtype) for context in self.contexts]
         rows = query_BHK, self_key_BHK, self_value_BHK
-        return crossing_attention_in_parts(*rows, kept, row_offsets_R1, num_rows=self.num_rows)
+        return attention.in_parts(*rows, kept, row_offsets_R1, num_rows=self.num_rows)

@@ -25,8 +25,9 @@ from torch import nn
 from reqdedup.batch import RequestBatch
 from reqdedup.models.dcat.block_context import BlockContext, BlockContexts, Blocks, KVType, Slab
 from reqdedup.models.inputs import HashedEmbedding, column, hashed_row, squeezed
-from reqdedup.models.transformer import Layer, Rotation, rotate
-from reqdedup.ops.attention_in_parts import append_attention
+from reqdedup.models.transformer import HSTULayer, Layer, Rotation, SoftmaxLayer, rotate
+from reqdedup.ops.attention import Attention
+from reqdedup.ops.pointwise_attention import Pointwise
 
 if TYPE_CHECKING:
     from reqdedup.models.dcat.model import DCAT
@@ -74,30 +75,69 @@ class _Growing:
 
 
 class _FoldedLayer:
-    """`Layer`: query, key and value are one product of its normed input."""
+    """`Layer`: query, key and value are one product of its normed input.
+
+    attention: with weights of its own, if it has any.
+    """
+
+    attention: Attention
 
     def __init__(self, layer: Layer) -> None:
         self.heads = layer.num_heads, layer.query.out_features // layer.num_heads
         query, key_value = (_behind(layer.attention_norm, linear) for linear in (layer.query, layer.key_value))
         self.query_key_value = torch.cat([query[0], key_value[0]], dim=1), torch.cat([query[1], key_value[1]])
         self.key_value = key_value
-        self.output, self.ffn_out = _copy(layer.output), _copy(layer.ffn_out)
-        self.ffn_in = _behind(layer.ffn_norm, layer.ffn_in)
-        self.eps = layer.attention_norm.eps, layer.ffn_norm.eps
+        self.output, self.eps = _copy(layer.output), layer.attention_norm.eps
 
     def project(self, x_ND: torch.Tensor, rotation: Rotation | None, *, with_query: bool = True) -> torch.Tensor:
         """Query, key and value [N, 3, H, K]; without the query [N, 2, H, K]."""
         product = self.query_key_value if with_query else self.key_value
-        projected = _times(_normed(x_ND, self.eps[0]), product)
+        projected = self.activated(_times(_normed(x_ND, self.eps), product))
         x = projected.view(x_ND.shape[0], 3 if with_query else 2, *self.heads)
         if rotation is not None:
             x[:, :-1] = rotate(x[:, :-1], (rotation[0][:, None], rotation[1][:, None]))
         return x
 
+    def activated(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected
+
+    def finish(self, x_ND: torch.Tensor, attended_NHK: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class _FoldedSoftmaxLayer(_FoldedLayer):
+    def __init__(self, layer: SoftmaxLayer) -> None:
+        super().__init__(layer)
+        self.attention, self.ffn_out = layer.attention, _copy(layer.ffn_out)
+        self.ffn_in, self.ffn_eps = _behind(layer.ffn_norm, layer.ffn_in), layer.ffn_norm.eps
+
     def finish(self, x_ND: torch.Tensor, attended_NHK: torch.Tensor) -> torch.Tensor:
         x_ND = _times(attended_NHK.flatten(1), self.output).add_(x_ND)
-        hidden = F.gelu(_times(_normed(x_ND, self.eps[1]), self.ffn_in))
+        hidden = F.gelu(_times(_normed(x_ND, self.ffn_eps), self.ffn_in))
         return _times(hidden, self.ffn_out).add_(x_ND)
+
+
+class _FoldedHSTULayer(_FoldedLayer):
+    def __init__(self, layer: HSTULayer) -> None:
+        super().__init__(layer)
+        self.attention, self.gate = Pointwise(layer.distance_bias.clone()), _behind(layer.attention_norm, layer.gate)
+        norm = layer.attended_norm
+        self.attended_norm = norm.weight.clone(), norm.bias.clone(), norm.eps
+
+    def activated(self, projected: torch.Tensor) -> torch.Tensor:
+        return F.silu(projected)
+
+    def finish(self, x_ND: torch.Tensor, attended_NHK: torch.Tensor) -> torch.Tensor:
+        gate = F.silu(_times(_normed(x_ND, self.eps), self.gate))
+        normed = torch.layer_norm(attended_NHK.flatten(1), x_ND.shape[1:], *self.attended_norm)
+        return _times(normed * gate, self.output).add_(x_ND)
+
+
+def _folded(layer: Layer) -> _FoldedLayer:
+    if isinstance(layer, HSTULayer):
+        return _FoldedHSTULayer(layer)
+    assert isinstance(layer, SoftmaxLayer)
+    return _FoldedSoftmaxLayer(layer)
 
 
 class FoldedDCAT:
@@ -112,7 +152,7 @@ class FoldedDCAT:
         self._marker = model.candidate_marker.clone()
         self._event_position = None if table is None else table.weight
         self._candidate_position = None if table is None else table.weight + self._marker
-        self._layers = [_FoldedLayer(layer) for layer in model.transformer]
+        self._layers = [_folded(layer) for layer in model.transformer]
         self._eps = model.final_norm.eps
         self._fold_head(model)
 
@@ -183,7 +223,7 @@ class FoldedDCAT:
             keys_values.append(projected[:, -2:])
             if not is_last:
                 attended = [
-                    append_attention(q, k, v, *one.slab.first(first, number, x_ND.dtype))
+                    layer.attention.append(q, k, v, *one.slab.first(first, number, x_ND.dtype))
                     for q, k, v, one, (first, _) in zip(
                         *(x.split(lengths) for x in projected.unbind(1)), growing, spans, strict=True
                     )
@@ -250,7 +290,8 @@ class FoldedDCAT:
             x_BD = self._add(x_BD, torch.embedding(self._candidate_position, length_R), batch)
         for number, layer in enumerate(self._layers):
             query, key, value = layer.project(x_BD, rotation).unbind(1)
-            x_BD = layer.finish(x_BD, contexts.attend(number, query, key, value, batch.row_offsets_R1))
+            rows = (query, key, value, batch.row_offsets_R1)
+            x_BD = layer.finish(x_BD, contexts.attend(number, *rows, attention=layer.attention))
         return x_BD
 
     def _shares(self, batch: RequestBatch, *, is_exact: bool) -> torch.Tensor:

@@ -30,7 +30,7 @@ from reqdedup.models.histories import Histories
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer, dropped
-from reqdedup.ops.crossing_attention import crossing_attention
+from reqdedup.ops.attention import SOFTMAX, Attention
 from reqdedup.ops.crossing_attention_flash import PADDED_CONTEXT_AT_MOST
 from reqdedup.ops.prefixes import Prefixes, ranges
 
@@ -62,11 +62,13 @@ class Context:
         self_key_BHK: torch.Tensor,
         self_value_BHK: torch.Tensor,
         row_offsets_R1: torch.Tensor,
+        *,
+        attention: Attention = SOFTMAX,
         **options: Any,
     ) -> torch.Tensor:
         rows = (query_BHK, self_key_BHK, self_value_BHK)
         context = (*self.keys_values[layer], self.offsets_G1)
-        return crossing_attention(*rows, *context, row_offsets_R1, prefixes=self.prefixes, **options)
+        return attention.crossing(*rows, *context, row_offsets_R1, prefixes=self.prefixes, **options)
 
     @property
     def num_bytes(self) -> int:
@@ -187,7 +189,8 @@ class DCAT(nn.Module):
         for number, layer in enumerate(self.transformer):
             normed = layer.attention_norm(x_BD)
             rows = (layer.queries(normed, rotation), *layer.keys_values(normed, rotation))
-            x_BD = layer.finish(x_BD, context.attend(number, *rows, batch.row_offsets_R1, **options))
+            attended = context.attend(number, *rows, batch.row_offsets_R1, attention=layer.attention, **options)
+            x_BD = layer.finish(x_BD, attended)
         return self.final_norm(x_BD)
 
     def head_input(self, crossed_BD: torch.Tensor, batch: RequestBatch, *, is_exact: bool = False) -> torch.Tensor:
