@@ -1,5 +1,6 @@
 """Stage 1: the log as it arrives."""
 
+from dataclasses import asdict
 from functools import partial
 
 import dagster as dg
@@ -63,6 +64,7 @@ def raw_engagements(context: dg.AssetExecutionContext, store: Warehouse, run_rec
         "raw_engagements",
         log=run_recipe.logs,
         rejected_rows=rejected,
+        **({} if done.urls is None else {**asdict(done.urls), "merged_ids": done.urls.merged}),
         **write_metadata(done.written),
         **add_mature_impressions(store),
     )

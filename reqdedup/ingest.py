@@ -20,7 +20,13 @@ from reqdedup.schema import ITEM_ID, EngagementSchema
 from reqdedup.storage import Layout
 from reqdedup.storage.foreign.folder import check_no_table
 from reqdedup.storage.iceberg.layout import check_same_form
-from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY, check_same_url_rules, url_rules_of
+from reqdedup.storage.iceberg.url_rules import (
+    URL_RULES_PROPERTY,
+    check_same_url_rules,
+    note_url_rules,
+    url_rules_of,
+    warn_of_other_url_rules,
+)
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.write.rejects import check_rejects_table, rejects_identifier
 
@@ -71,6 +77,7 @@ def ingest(
     are texts get ids of the namespace's vocabulary, before all else; in a table whose items are hashed they are hashed.
     histories: gives the rows the histories of a sequence instead of the log's; items are hashed then, as in events.
     options: of `storage.replace_table`.
+    Warns if the vocabulary has keys of other URL rules.
     Raises ValueError if the table has another form and `replace` is not given, and for files that are those of a table
     of Iceberg, Delta or Hudi; nothing was changed then.
     """
@@ -80,16 +87,16 @@ def ingest(
     table = catalog.load_table(identifier) if catalog.table_exists(identifier) else None
     of_table = None if table is None or replace else storage.table_schema(table)[ITEM_ID].vocabulary
     name = items_identifier(identifier) if of_table is None else of_table
-    if log.wants_vocabulary and name and histories is None:
-        vocabulary = Vocabulary(catalog, name)
+    vocabulary = Vocabulary(catalog, name) if log.wants_vocabulary and name and histories is None else None
+    if vocabulary is not None:
         vocabulary.check()
-        log.use_vocabulary(vocabulary)
-    else:
-        log.use_vocabulary(None)
+    log.use_vocabulary(vocabulary)
     if table is not None and not replace:
         check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
     before = table and table.current_snapshot()
     rules = _url_rules(log)
+    if vocabulary is not None and catalog.table_exists(vocabulary.name):
+        warn_of_other_url_rules(vocabulary.table(), rules)
     if rules or (table is not None and url_rules_of(table)):
         options["properties"] = {**(options.get("properties") or {}), URL_RULES_PROPERTY: rules}
     try:
@@ -100,6 +107,8 @@ def ingest(
         if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:
             storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
         raise
+    if vocabulary is not None:
+        note_url_rules(vocabulary.table(), rules)
     rejected = dict(sorted(log.counts.rejected.items(), key=lambda item: -item[1]))
     return IngestReport(identifier, layout, written, rejected, rejects_name, log.counts.leaking, log.url_merges)
 

@@ -66,6 +66,7 @@ def tell(head: str, text: str, *, colour: str) -> None:
 def print_json(value: object, *, is_masked: bool = True) -> None:
     """Print a document; is_masked: whether what may be a credential in it is, unlike in data that were asked for."""
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, default=str)
+    text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair is written so in JSON, too
     print(mask(text) if is_masked else text)
 
 

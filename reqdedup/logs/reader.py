@@ -171,6 +171,7 @@ class LogReader:
         one_file = mapping.request_scope == "file" and len(self._files) == 1
         self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
         self._urls = UrlItems(mapping.url_rules) if mapping.are_urls else None
+        self._labels_differ = 0
         self._ids = self._probe()
         self._vocabulary: Vocabulary | None = None
         self.schema: EngagementSchema = log_schema(mapping, self._ids)
@@ -188,7 +189,7 @@ class LogReader:
     @property
     def url_merges(self) -> UrlMerges | None:
         """What the latest reading merged, if items are named by URLs."""
-        return None if self._urls is None else self._urls.merges
+        return None if self._urls is None else replace(self._urls.merges, labels_differ=self._labels_differ)
 
     @property
     def parquet_files(self) -> list[Path]:
@@ -205,6 +206,7 @@ class LogReader:
         self.counts = LogCounts(files=len(self._files))
         if self._urls is not None:
             self._urls.forget()
+        self._labels_differ = 0
         with tempfile.TemporaryDirectory(prefix="reqdedup-", dir=self._spill_folder) as folder:
             self._keys = ItemKeys()
             impressions, disputed = self._set_aside(Path(folder))
@@ -292,6 +294,7 @@ class LogReader:
             disputed=disputed,
             session_gap_s=self.mapping.session_gap_s,
             rejects=self._rejects,
+            count_differing=self._count_differing,
         )
         if frame.is_empty():
             return
@@ -309,6 +312,9 @@ class LogReader:
             self.counts.requests += len(np.unique(batch.column("request_id").to_numpy()))
             self._report()
             yield batch
+
+    def _count_differing(self, num_items: int) -> None:
+        self._labels_differ += num_items
 
     def _count_leaking(self, num_requests: int) -> None:
         if self.mapping.history.arrival_columns:

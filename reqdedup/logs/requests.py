@@ -7,6 +7,8 @@ with a gap of 0, every line is a request of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import numpy as np
 import polars as pl
 
@@ -45,11 +47,18 @@ def find_disputed(owners: Partitions) -> pl.DataFrame:
 
 
 def form_requests(
-    frame: pl.DataFrame, mapping: LogMapping, *, disputed: pl.DataFrame, session_gap_s: float, rejects: Rejects
+    frame: pl.DataFrame,
+    mapping: LogMapping,
+    *,
+    disputed: pl.DataFrame,
+    session_gap_s: float,
+    rejects: Rejects,
+    count_differing: Callable[[int], None],
 ) -> pl.DataFrame:
     """The impressions of a partition's users with request_id and request_ts_us, in (user, request time, place) order.
 
-    Rows of several URLs of one page in a request all get the largest of their labels.
+    Rows of several URLs of one page in a request all get the largest of their labels. count_differing: is told of how
+    many such pages they were not the same.
     Rejected are rows of a request that belongs to another user, repeated (request, item) pairs, and rows whose
     request-level values are not those of most of the request's rows.
     """
@@ -70,7 +79,9 @@ def form_requests(
         by_line = mapping.candidates or session_gap_s == 0
         frame = _add_line_requests(frame) if by_line else _add_sessions(frame, session_gap_s)
     frame = _reject_other_values(frame, mapping, rejects)
-    if mapping.are_urls:  # a page was clicked, if it was by any of its URLs
+    if mapping.are_urls:
+        count_differing(_num_differing(frame, mapping.label_names))
+        # a page was clicked, if it was by any of its URLs
         labels = [pl.col(name).max().over(*_REQUEST, "item_id") for name in mapping.label_names]
         frame = frame.with_columns(labels)
     frame = _reject_duplicates(frame, rejects)
@@ -96,6 +107,14 @@ def _add_line_requests(frame: pl.DataFrame) -> pl.DataFrame:
     ids = timed_request_ids(lines["user_id"].to_numpy(), lines["ts_us"].to_numpy(), nth)
     lines = lines.select(*_PLACE, pl.Series("request_id", ids, dtype=pl.Int64))
     return frame.join(lines, on=_PLACE, how="left", maintain_order="left")
+
+
+def _num_differing(frame: pl.DataFrame, labels: Collection[str]) -> int:
+    """Number of items of requests whose rows have different labels."""
+    pair = (*_REQUEST, "item_id")
+    several = frame.filter(pl.len().over(pair) > 1)
+    same = several.group_by(pair).agg(pl.col(name).n_unique() for name in labels)
+    return same.select(pl.any_horizontal(pl.col(name) > 1 for name in labels).sum()).item() if labels else 0
 
 
 def _reject_duplicates(frame: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:

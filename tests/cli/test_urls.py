@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from reqdedup import cli
+from reqdedup.logs import read_log
 from reqdedup.logs.urls import Rules, load_rules
 
 URLS = [f"http://s.example/p?id={number % 10}&ref={number}" for number in range(30)]
@@ -23,6 +24,10 @@ def ref_matters(url):
 
 def log_in(url):
     return "log in"
+
+
+def is_interrupted(url):
+    raise KeyboardInterrupt
 
 
 def fails(url):
@@ -94,7 +99,47 @@ def test_a_text_may_begin_with_a_byte_order_mark(run):
 
 def test_bytes_that_are_no_utf8_stay_apart(run):
     Path("latin.txt").write_bytes(b"http://s.example/?b=\xff\nhttp://s.example/?b=\xfe\n")
-    assert run("normalise", "latin.txt").splitlines() == [f"http://s.example/?b=%5Cx{byte}" for byte in ("ff", "fe")]
+    assert run("normalise", "latin.txt").splitlines() == [f"http://s.example/?b=\\x{byte}" for byte in ("ff", "fe")]
+
+
+def test_halves_of_surrogate_pairs_in_json_lines_stay_apart_and_are_no_urls(run):
+    urls = [f"http://s.example/?q=\\u{half}" for half in ("d800", "d801", "00e9")]
+    Path("halves.jsonl").write_text("".join(f'{{"url": "{url}"}}\n' for url in urls))
+    told = json.loads(run("normalise", "halves.jsonl", "--json"))
+    assert (told["urls"], told["items"], told["not_urls"]) == (3, 3, 2)
+    assert run("normalise", "halves.jsonl").splitlines() == [*urls[:2], "http://s.example/?q=%C3%A9"]
+    mapping = {
+        "user_id": "user",
+        "item_id": {"column": "url", "type": "url"},
+        "time": {"column": "ts"},
+        "labels": {"a": "a"},
+    }
+    rows = (f'{{"user": 1, "ts": {1_700_000_000 + at}, "a": 1, "url": "{url}"}}\n' for at, url in enumerate(urls))
+    Path("log.jsonl").write_text("".join(rows))
+    log = read_log("log.jsonl", mapping=mapping, max_rejects=1)
+    assert sum(batch.num_rows for batch in log) == 1  # an ingest rejects the others, counted
+    assert log.counts.rejected == {"json": 2}
+
+
+def test_json_lines_are_read_as_tables_are(run):
+    lines = ['{"url": "http://s.example/?b=1&a=2", "n": [1]}', "", '{"n": 2}', '{"url": null}', '{"url": 7}']
+    Path("odd.jsonl").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    assert run("normalise", "odd.jsonl").split("\n") == ["http://s.example/?a=2&b=1", "", "", "7", ""]
+    for line, message in (
+        ("[1]", "found on line 1: [1]"),
+        ('{"url": {}}', "found on line 1"),
+        ('{"u": 1}', "a column url"),
+    ):
+        Path("bad.jsonl").write_text(line)
+        assert message in " ".join(run("normalise", "bad.jsonl", code=2).split())
+
+
+def test_an_interrupted_learning_says_that_the_rules_are_as_they_were(run):
+    own = ("--fingerprint", f"{__name__}:is_interrupted", "--rules", "miqps.json")
+    told = " ".join(run("learn", "urls.txt", *own, code=130).split())
+    assert "interrupted; nothing was kept: miqps.json was not written, 1 look at pages is lost" in told
+    Rules().save("miqps.json")
+    assert "miqps.json is as it was" in " ".join(run("learn", "urls.txt", *own, code=130).split())
 
 
 def test_a_fingerprint_may_be_in_a_module_of_the_folder_one_is_in(run):

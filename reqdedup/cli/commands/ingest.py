@@ -103,6 +103,8 @@ def ingest(arguments: Options) -> int:
             f"{urls.urls:,} distinct URLs are {urls.items:,} items: {urls.merged:,} ids merged by rules {urls.rules}; "
             f"{urls.not_urls:,} texts are no URLs, kept as they are"
         )
+        if urls.labels_differ:
+            say(f"{urls.labels_differ:,} items of requests had rows with different labels: the largest stay")
     if log.skipped:
         shown = ", ".join(log.skipped[:10]) + (f" and {len(log.skipped) - 10:,} more" if len(log.skipped) > 10 else "")
         say(f"no log, not read: {shown}")

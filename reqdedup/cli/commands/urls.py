@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from reqdedup.cli.options import NUMBER, POSITIVE, SHARE, Group, Options, option, subcommand
-from reqdedup.cli.output import counted, note, print_json, say
+from reqdedup.cli.output import ProgressLine, counted, interruptible, note, print_json, say
 
 _column = option("--column", default="url", metavar="NAME", help="the column with the URLs (default: url)")
 _json = option("--json", is_flag=True, help="print one JSON document instead of text")
@@ -60,7 +60,22 @@ def learn(arguments: Options) -> int:
     else:
         sys.path.append(str(Path.cwd()))  # a module of the folder one is in, as for `python -m`
         fingerprint = named_fingerprint(arguments.fingerprint)
-    learned = learn_rules(read_urls(arguments.file, arguments.column), fingerprint, config, layers=old)
+    looks = 0
+
+    def progress(done: int, most: int) -> None:
+        nonlocal looks
+        looks = done
+        told("looks at pages", done, most)
+
+    def kept() -> str:
+        state = "was not written" if old is None else "is as it was"
+        lost = "1 look at pages is" if looks == 1 else f"{looks:,} looks at pages are"
+        return f"nothing was kept: {arguments.rules} {state}, {lost} lost; run it again from the start"
+
+    with ProgressLine() as told, interruptible(kept):
+        learned = learn_rules(
+            read_urls(arguments.file, arguments.column), fingerprint, config, layers=old, progress=progress
+        )
     if not learned.urls:
         raise ValueError(
             f"{arguments.file}: URLs of http or https required, found none among {learned.not_urls:,} texts; is it a "
@@ -69,13 +84,18 @@ def learn(arguments: Options) -> int:
     max_flagged = MAX_FLAGGED if arguments.max_flagged is None else arguments.max_flagged
     change = publish(learned.rules, arguments.rules, max_flagged=max_flagged)
     rules = learned.rules
+    answers = fingerprint.statuses if isinstance(fingerprint, BodyChecksum) else {}
     if arguments.json:
         counts = {
             name: getattr(learned, name)
-            for name in ("urls", "not_urls", "renders", "untested", "unstable", "alike", "alike_patterns", "absent")
+            for name in (
+                *("urls", "not_urls", "renders", "untested", "unstable"),
+                *("alike", "alike_patterns", "walled", "absent"),
+            )
         }
-        told = {"rules": arguments.rules, "fingerprint": rules.fingerprint, "patterns": rules.num_patterns, **counts}
-        print_json({**told, "noise": learned.noise, "change": change and asdict(change)})
+        counts |= {"answers": dict(answers)} if answers else {}
+        said = {"rules": arguments.rules, "fingerprint": rules.fingerprint, "patterns": rules.num_patterns, **counts}
+        print_json({**said, "noise": learned.noise, "change": change and asdict(change)})
         return 0
     say(
         f"{arguments.rules}: rules {rules.fingerprint} for {counted(rules.num_patterns, 'pattern')} of "
@@ -83,6 +103,8 @@ def learn(arguments: Options) -> int:
     )
     if learned.absent:
         say(f"{counted(len(learned.absent), 'host')} without URLs in this list keep their rules")
+    if isinstance(fingerprint, BodyChecksum) and any(not 200 <= status < 300 for status in answers):
+        say(f"the server answered {fingerprint.answers}; what is not 2xx says nothing of a page")
     if learned.untested:
         say(f"{learned.untested:,} parameters are kept because too few of their pages were known")
     if learned.not_urls:
@@ -98,6 +120,13 @@ def learn(arguments: Options) -> int:
         )
     if len(learned.alike_patterns) > 5:
         say(f"and {len(learned.alike_patterns) - 5:,} patterns more")
+    for host, pattern in learned.walled[:5]:
+        say(
+            f"{host} ({', '.join(pattern)}): most of its URLs show one page (a wall to log in before some paths?); what "
+            "changes the others is kept"
+        )
+    if len(learned.walled) > 5:
+        say(f"and {len(learned.walled) - 5:,} patterns more")
     if change is not None:
         say(
             f"{len(change.flagged):,} of {change.compared:,} patterns lost a parameter; {change.added:,} are new, "
@@ -120,7 +149,7 @@ def learn(arguments: Options) -> int:
 def normalise(arguments: Options) -> int:
     """Print them, and how many items they are."""
     from reqdedup.logs.urls import Normaliser, Rules
-    from reqdedup.logs.urls.reading import read_urls
+    from reqdedup.logs.urls.reading import read_urls, written
 
     normaliser = Normaliser.load(arguments.rules or Rules())
     urls = read_urls(arguments.file, arguments.column, empty=True)
@@ -130,7 +159,7 @@ def normalise(arguments: Options) -> int:
         counts = {"urls": distinct, "items": items, "not_urls": normaliser.counts.not_urls}
         print_json({"rules": normaliser.rules.fingerprint, **counts, "normalised": forms}, is_masked=False)
         return 0
-    click.echo("\n".join(form.replace("\r", "\\r").replace("\n", "\\n") for form in forms))
+    click.echo("\n".join(written(form.replace("\r", "\\r").replace("\n", "\\n")) for form in forms))
     note(f"{distinct:,} distinct URLs are {items:,} items; {normaliser.counts.not_urls:,} lines are no URLs")
     return 0
 

@@ -11,8 +11,9 @@ import http.client
 import ipaddress
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from reqdedup.logs.urls.parsing import split_url, write_url
 
@@ -57,17 +58,22 @@ class BodyChecksum:
     None for a request that fails, and for every status but 2xx: pages that are gone, and those that a redirect leads
     away from, look alike and are not one page. A page has 10 s in all, its connection 10 s;
     ValueError after 20 in a row without any answer.
+
+    statuses: number of answers by status, 0 of requests that had none.
     """
 
     def __init__(self, server: str) -> None:
         self._failures = 0
-        parts = _loopback(server)
-        if parts is None:
-            raise ValueError(
-                f"urls: a server on a loopback address (http://127.0.0.1:PORT) required, found {server!r}; bring a "
-                "fingerprint of your own for pages of the web"
-            )
-        self._address = (str(parts.hostname), 80 if parts.port is None else parts.port)
+        self.statuses: Counter[int] = Counter()
+        self._address = _loopback(server)
+
+    @property
+    def answers(self) -> str:
+        """What the server answered, in words."""
+        counts = [
+            (f"status {status}" if status else "no answer", count) for status, count in sorted(self.statuses.items())
+        ]
+        return ", ".join(f"{what}: {count:,}" for what, count in counts)
 
     def __call__(self, url: str) -> str | None:
         split = split_url(url)
@@ -83,9 +89,11 @@ class BodyChecksum:
                 answer = connection.getresponse()
                 body = answer.read()
             self._failures = 0
+            self.statuses[answer.status] += 1
             return hashlib.sha256(body).hexdigest() if 200 <= answer.status < 300 else None
         except (OSError, http.client.HTTPException) as error:
             self._failures += 1
+            self.statuses[0] += 1
             if self._failures == _MAX_FAILURES:
                 raise ValueError(
                     f"urls: a server that answers required, found {_MAX_FAILURES} pages in a row without an answer, "
@@ -117,13 +125,34 @@ def _limited(connected: socket.socket) -> Iterator[None]:
         raise TimeoutError(f"no whole page in {_TIMEOUT_S:g} s")
 
 
-def _loopback(server: str) -> SplitResult | None:
-    """The parts of a server's address; None for what is no address, or not one of this machine."""
+def _loopback(server: str) -> tuple[str, int]:
+    """Host and port of a server's address. Raises ValueError for what is no address, or not one of this machine."""
+    own = "bring a fingerprint of your own (--fingerprint) for what this does not fetch"
     try:
         parts = urlsplit(server)
-        if parts.scheme != "http" or parts.port == 0 or parts.path not in ("", "/") or parts.query or parts.fragment:
-            return None
-        found = socket.getaddrinfo(parts.hostname or "", None)
-    except (OSError, ValueError):  # brackets without an address, a port beyond 65535, labels that are none
-        return None
-    return parts if found and all(ipaddress.ip_address(one[4][0]).is_loopback for one in found) else None
+        port = 80 if parts.port is None else parts.port
+        if parts.scheme == "https":
+            wrong = f"https, and pages are asked for with http; {own}"
+        elif parts.scheme != "http":
+            wrong = "no http://"
+        elif not _is_local(parts.hostname or ""):
+            wrong = f"an address of elsewhere; {own}"
+        elif parts.path not in ("", "/") or parts.query or parts.fragment:
+            wrong = (
+                f"a path: each page is asked for by the path of its own URL and its host as Host; serve the copy at /, or "
+                f"{own}"
+            )
+        elif port == 0:
+            wrong = "port 0"
+        else:
+            return str(parts.hostname), port
+    except (OSError, ValueError) as error:  # brackets without an address, a port beyond 65535, labels that are none
+        wrong = str(error)
+    raise ValueError(
+        f"urls: a server on a loopback address (http://127.0.0.1:PORT) required, found {server!r}: {wrong}"
+    )
+
+
+def _is_local(host: str) -> bool:
+    found = socket.getaddrinfo(host, None)
+    return bool(found) and all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)

@@ -23,12 +23,14 @@ class UrlMerges:
     urls: number of distinct URLs of its items.  items: number of distinct normal forms.
     not_urls: number of distinct texts that are no URL of http or https, kept as they are.
     rules: fingerprint of the rules.
+    labels_differ: number of items of requests that had rows with different labels, of which the largest stay.
     """
 
     urls: int
     items: int
     not_urls: int
     rules: str
+    labels_differ: int = 0
 
     @property
     def merged(self) -> int:

@@ -13,6 +13,8 @@ Where this differs from the published procedure, as far as its text goes (docs/d
 - parameters of which nothing is known one by one, as two trackers that always come together, are left out as a group;
 - few tests are not taken for sure: a parameter that changed some pages, or matters in another pattern of the host, is
   tested further until it surely changes less than the threshold, and kept if that stays open (0090);
+- a page that most URLs of a pattern show says nothing of the others: they are tested, too, so that a wall to log in
+  before one path hides nothing of the other paths (0091);
 - the noise is measured: a page that changes by itself, twice the same URL, would keep everything;
 - pages that look alike are, too, of a host and of a pattern: one page for all, a login wall, would make one item of
   everything.
@@ -25,20 +27,29 @@ Source: Pinterest Engineering, Smarter URL Normalization at Scale, 2026-04.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice, zip_longest
 
-from reqdedup.logs.urls.parsing import SplitUrl, canonical, pattern_of, split_url, write_url
+from reqdedup.logs.urls.alike import matters_beside_one_page, paths_of_one_page, share_alike
+from reqdedup.logs.urls.parsing import SplitUrl, pattern_of, split_url, write_url
 from reqdedup.logs.urls.rules import Pattern, Rules
-from reqdedup.logs.urls.series import LearnConfig, Series, is_rare, kept_by_noise
+from reqdedup.logs.urls.series import (
+    MAX_KEPT_BY_NOISE,
+    LearnConfig,
+    Series,
+    choose,
+    fewer_names,
+    is_rare,
+    kept_by_noise,
+)
 
 Fingerprint = Callable[[str], Hashable | None]
-"""What a URL's page is known by, equal for pages that are the same; None if it is unknown."""
+"""What a URL's page is known by, equal for pages that are the same; None if it is unknown. If it has a text `answers`,
+which says what it met, messages have it."""
 
-MAX_KEPT_BY_NOISE = 0.01
-"""Share of the parameters that do not matter, at most, that noise alone may keep."""
+Progress = Callable[[int, int], None]
+"""Called at every look at a page, with the number of looks, and how many they are at most if none leaves a doubt."""
 
 _MOST_SAMPLES = 5
 """Number of tests at most, in multiples of `samples`, if fewer leave a doubt."""
@@ -53,6 +64,7 @@ class Learned:
     unstable: hosts whose noise the threshold does not stand above; they have no rules, so that everything is kept.
     alike: hosts without rules, as more than `max_same` of their pages look like one.
     alike_patterns: host and pattern of those that keep, for the same reason, what other patterns do not leave out.
+    walled: host and pattern of those that keep what changes only pages beside the one that most of their URLs show.
     absent: hosts of which no URL is there; they have the rules of `layers`.
     untested: number of parameters that are kept because they were tested too little.
     """
@@ -65,6 +77,7 @@ class Learned:
     unstable: list[str] = field(default_factory=list)
     alike: list[str] = field(default_factory=list)
     alike_patterns: list[tuple[str, Pattern]] = field(default_factory=list)
+    walled: list[tuple[str, Pattern]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     untested: int = 0
 
@@ -75,25 +88,27 @@ def learn(
     config: LearnConfig | None = None,
     *,
     layers: Rules | None = None,
+    progress: Progress | None = None,
 ) -> Learned:
     """Rules of the hosts of these URLs, and what finding them took.
 
     The same for the same URLs in any order, if the fingerprint is. layers: rules whose allowlists and regular
-    expressions the new ones have, too, and what they say of hosts that these URLs do not have.
+    expressions the new ones have, too, and what they say of hosts that these URLs do not have. progress: for a terminal.
     Raises ValueError if the fingerprint knows no page at all, changes by itself on so many pages of all hosts together
     that the threshold does not stand above it, takes most of the log for a few pages, or says what has no hash.
     """
     if isinstance(urls, str):
         raise ValueError(f"urls: a list of URLs required, found a text: {urls!r:.80}")
     config = config or LearnConfig()
-    return _Learner(fingerprint, config).run(urls, layers or Rules())
+    return _Learner(fingerprint, config, progress).run(urls, layers or Rules())
 
 
 @dataclass
 class _Test:
     """names: parameters that were left out.  without: those and the ones found neutral before.
     urls: of the pattern.  series: outcomes.  is_neutral: whether they are left out, as far as the pattern says.
-    is_all: whether there are no further URLs to test.  is_sure: whether there were enough to say that it matters."""
+    is_all: whether there are no further URLs to test.  is_sure: whether there were enough to say that it matters.
+    seen: of each outcome the path, the page of the whole URL, and whether it changed."""
 
     names: frozenset[str]
     without: frozenset[str]
@@ -102,11 +117,13 @@ class _Test:
     is_neutral: bool = False
     is_all: bool = False
     is_sure: bool = False
+    seen: list[tuple[str, Hashable, bool]] = field(default_factory=list)
 
 
 class _Learner:
-    def __init__(self, fingerprint: Fingerprint, config: LearnConfig) -> None:
-        self._fingerprint, self._config = fingerprint, config
+    def __init__(self, fingerprint: Fingerprint, config: LearnConfig, progress: Progress | None) -> None:
+        self._fingerprint, self._config, self._progress = fingerprint, config, progress
+        self._most_renders = 0
         self._result = Learned(Rules())
         self._pages: dict[str, dict[SplitUrl, Hashable]] = defaultdict(dict)
         """Of each host: what its URLs, whole, were found to show."""
@@ -114,6 +131,7 @@ class _Learner:
     def run(self, urls: Iterable[str], layers: Rules) -> Learned:
         hosts = self._group(urls)
         result = self._result
+        self._most_renders = sum(map(self._planned, hosts.values()))
         pairs = {host: self._noise(host, patterns) for host, patterns in hosts.items()}
         differed, tested = (sum(counts) for counts in zip(*pairs.values())) if pairs else (0, 0)
         if tested and self._is_noisy(differed / tested):
@@ -129,15 +147,14 @@ class _Learner:
             if self._is_noisy(result.noise[host]):
                 result.unstable.append(host)
                 continue
-            frequent = sorted(patterns, key=lambda pattern: (-len(patterns[pattern]), pattern))
-            chosen = [pattern for pattern in frequent if pattern and len(pattern) <= self._config.max_parameters]
-            chosen = chosen[: self._config.max_patterns]
+            chosen = self._chosen(patterns)
             tests = {pattern: self._tested(pattern, patterns[pattern], [(), *chosen]) for pattern in chosen}
             learned[host] = self._kept(tests)
         if result.renders and not any(self._pages.values()):
+            answers = getattr(self._fingerprint, "answers", "")
             raise ValueError(
-                f"urls: a fingerprint that knows pages of these URLs required, found none of {result.renders:,} known; "
-                "is it the right table, does the server answer?"
+                f"urls: a fingerprint that knows pages of these URLs required, found none of {result.renders:,} known"
+                f"{answers and f' ({answers})'}; is it the right table, does the server have these pages?"
             )
         self._leave_out_alike(hosts, learned)
         for host, kept in learned.items():
@@ -162,6 +179,18 @@ class _Learner:
         for split in ordered:
             hosts[split.host][pattern_of(split)].append(split)
         return {host: dict(hosts[host]) for host in sorted(hosts)}
+
+    def _chosen(self, patterns: Mapping[Pattern, list[SplitUrl]]) -> list[Pattern]:
+        """The patterns of a host that are learned, the most frequent first."""
+        frequent = sorted(patterns, key=lambda pattern: (-len(patterns[pattern]), pattern))
+        chosen = [pattern for pattern in frequent if pattern and len(pattern) <= self._config.max_parameters]
+        return chosen[: self._config.max_patterns]
+
+    def _planned(self, patterns: Mapping[Pattern, list[SplitUrl]]) -> int:
+        """Number of looks at the pages of a host, at most, if none leaves a doubt."""
+        num_urls = sum(len(same) for pattern, same in patterns.items() if pattern)
+        tests = sum(len(one) * min(self._config.samples, len(patterns[one])) for one in self._chosen(patterns))
+        return 2 * (min(self._config.noise_samples, num_urls) + tests)
 
     def _noise(self, host: str, patterns: dict[Pattern, list[SplitUrl]]) -> tuple[int, int]:
         """How many pages of a host differed from themselves, and how many were tested."""
@@ -199,7 +228,7 @@ class _Learner:
         # the page with any values of theirs.
         tried = {test.without for test in tests}
         last = len(tried) + 2 * len(unknown)
-        for left in _fewer_names(names, neutral, unknown, patterns) if unknown else ():
+        for left in fewer_names(names, neutral, unknown, patterns) if unknown else ():
             group = names - neutral - left
             if not group or left & neutral or neutral | group in tried or len(tried) == last:
                 continue
@@ -211,31 +240,57 @@ class _Learner:
         self._result.untested += len(too_short - neutral)
         return tests
 
-    def _test(self, names: frozenset[str], urls: list[SplitUrl], neutral: frozenset[str]) -> _Test:
+    def _test(
+        self, names: frozenset[str], urls: list[SplitUrl], neutral: frozenset[str], *, is_rest: bool = False
+    ) -> _Test:
         """Whether pages change without these parameters, those found neutral left out, too; tested further if in
-        doubt."""
-        chosen = _choose(names, urls, self._config.samples)
+        doubt, and on other paths if most of the tests saw one page. is_rest: whether these are those of other paths."""
+        chosen = choose(names, urls, self._config.samples)
         series = Series(len(chosen), self._config)
         test = _Test(names, neutral | names, urls, series)
         for split in chosen:
             if self._config.early_exit and series.is_decided:
                 break
-            series.add(self._changed(split, without=test.without))
+            self._note(test, split)
         test.is_sure = len(chosen) == self._config.samples
         test.is_all = not test.is_sure
         test.is_neutral = not series.matters
         if test.is_neutral and series.changed:
             self._go_on(test)
+        walled = paths_of_one_page(test.seen, self._config.max_same) if test.is_neutral and not is_rest else ()
+        rest = [split for split in urls if split.page not in walled] if walled else []
+        if len(rest) >= self._config.min_samples and not self._test(names, rest, neutral, is_rest=True).is_neutral:
+            self._keep_walled(test)
         return test
 
+    def _note(self, test: _Test, split: SplitUrl, *, is_further: bool = False) -> None:
+        changed = self._changed(split, without=test.without)
+        if changed is not None and (is_further or not test.series.is_decided):
+            test.seen.append((split.page, self._pages[split.host][split], changed))
+        (test.series.add_further if is_further else test.series.add)(changed)
+
     def _go_on(self, test: _Test) -> None:
-        """Test parameters that seem neutral further, until they surely are, or are not."""
+        """Test parameters that seem neutral further, until they surely are, or are not, which they are neither if they
+        change enough of the pages beside the one that most of the tests saw."""
+        noise = self._result.noise[test.urls[0].host]
+        if not matters_beside_one_page(test.seen, noise, self._config):
+            self._test_further(test)
+        if test.is_neutral and matters_beside_one_page(test.seen, noise, self._config):
+            self._keep_walled(test)
+
+    def _keep_walled(self, test: _Test) -> None:
+        test.is_neutral = False
+        walled = (test.urls[0].host, pattern_of(test.urls[0]))
+        if walled not in self._result.walled:
+            self._result.walled.append(walled)
+
+    def _test_further(self, test: _Test) -> None:
         samples, series, threshold = self._config.samples, test.series, self._config.threshold
         if series.is_rare or test.is_all:
             return
-        further = _choose(test.names, test.urls, _MOST_SAMPLES * samples)[samples:]
+        further = choose(test.names, test.urls, _MOST_SAMPLES * samples)[samples:]
         for split in further:
-            series.add_further(self._changed(split, without=test.without))
+            self._note(test, split, is_further=True)
             if series.is_rare:
                 return
             if not is_rare(series.changed, _MOST_SAMPLES * samples, threshold):
@@ -278,6 +333,8 @@ class _Learner:
 
     def _look(self, url: str) -> Hashable | None:
         self._result.renders += 1
+        if self._progress is not None:
+            self._progress(self._result.renders, max(self._most_renders, self._result.renders))
         page = self._fingerprint(url)
         if not isinstance(page, Hashable):
             raise ValueError(
@@ -293,7 +350,7 @@ class _Learner:
         num_urls = num_items = 0
         for host in list(learned):
             leaves_out = any(len(kept) < len(pattern) for pattern, kept in learned[host].items())
-            if not leaves_out or _share_alike(self._pages[host]) <= self._config.max_same:
+            if not leaves_out or share_alike(self._pages[host]) <= self._config.max_same:
                 continue
             urls = sum(len(same) for same in hosts[host].values())
             items = {
@@ -321,7 +378,7 @@ class _Learner:
         pages: dict[Pattern, dict[SplitUrl, Hashable]] = defaultdict(dict)
         for split, page in self._pages[host].items():
             pages[pattern_of(split)][split] = page
-        alike = {pattern for pattern in kept if _share_alike(pages[pattern]) > self._config.max_same}
+        alike = {pattern for pattern in kept if share_alike(pages[pattern]) > self._config.max_same}
         others = kept.keys() - alike
         neutral = {name for pattern in others for name in pattern} - {name for one in others for name in kept[one]}
         for pattern in sorted(alike):
@@ -331,16 +388,6 @@ class _Learner:
                 self._result.alike_patterns.append((host, pattern))
 
 
-def _fewer_names(
-    names: frozenset[str], neutral: frozenset[str], unknown: set[str], patterns: Iterable[Pattern]
-) -> list[frozenset[str]]:
-    """The sets of names that a pattern may be cut down to, the smallest first: those that matter, with none or one of
-    the unknown ones, or with those that another pattern has."""
-    least = names - neutral - unknown
-    found = {least, *(least | {name} for name in unknown), *map(frozenset, patterns)}
-    return sorted((left for left in found if least <= left < names), key=lambda left: (len(left), sorted(left)))
-
-
 def _is_rare_in_similar(pattern: Pattern, evidence: Mapping[Pattern, bool]) -> bool:
     """Whether the patterns that are most like this one say that a parameter of theirs does not matter: those that lack
     the fewest of its names, which name the page, and of these the ones with the fewest others."""
@@ -348,36 +395,3 @@ def _is_rare_in_similar(pattern: Pattern, evidence: Mapping[Pattern, bool]) -> b
     differences = {other: (len(names.difference(other)), len(other)) for other in evidence}
     least = min(differences.values(), default=(0, 0))
     return bool(evidence) and all(evidence[other] for other, count in differences.items() if count == least)
-
-
-def _share_alike(pages: Mapping[SplitUrl, Hashable]) -> float:
-    """Share of the pages of a host that look like the most common one, every path counting alike."""
-    by_path: dict[str, list[Hashable]] = defaultdict(list)
-    for split, page in pages.items():
-        by_path[split.page].append(page)
-    shares: dict[Hashable, float] = defaultdict(float)
-    for same in by_path.values():
-        for page, count in Counter(same).items():
-            shares[page] += count / len(same)
-    return max(shares.values(), default=0.0) / max(1, len(by_path))
-
-
-def _choose(names: frozenset[str], urls: list[SplitUrl], samples: int) -> list[SplitUrl]:
-    """Up to `samples` URLs with different values of these parameters; if there are fewer, further ones in turn.
-
-    In turn, as a value that nearly all URLs have is often the default (page=1), which changes nothing, and would hide
-    what the others change.
-    """
-    by_value: dict[tuple[str, ...], list[SplitUrl]] = {}
-    places: dict[tuple[str, ...], list[int]] = {}
-    for split in urls:
-        if split.names not in places:
-            places[split.names] = [at for at, own in enumerate(split.names) if canonical(own) in names]
-        value = tuple([canonical(split.values[at]) for at in places[split.names]])
-        same = by_value.setdefault(value, [])
-        if len(same) < samples:
-            same.append(split)
-        if len(by_value) == samples:
-            break
-    turns = zip_longest(*by_value.values())
-    return list(islice((split for turn in turns for split in turn if split is not None), samples))

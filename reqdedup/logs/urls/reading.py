@@ -1,12 +1,18 @@
-"""URLs and hashes of pages from files: Parquet, CSV/TSV and JSON Lines by a column, else a text with one URL a line."""
+"""URLs and hashes of pages from files: Parquet, CSV/TSV and JSON Lines by a column, else a text with one URL a line.
+
+What is no text stays apart from all else, and is no URL: bytes of a list that are no UTF-8, half a surrogate pair of
+JSON. They are printed as \\xNN and \\uNNNN.
+"""
 
 from __future__ import annotations
 
 import gzip
 import importlib
+import json
 import zlib
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -15,20 +21,20 @@ from reqdedup.logs.urls.miqps import Fingerprint
 
 
 def read_urls(path: str | Path, column: str = "url", *, empty: bool = False) -> list[str]:
-    """The URLs of a file in their order; of a text, .gz too, bytes that are no UTF-8 are written as \\xNN.
+    """The URLs of a file in their order; a text may end in .gz.
 
     empty: whether empty lines and nulls are there, as "", so that places are those of the file.
     Raises ValueError for a file or a column that is not there.
     """
     if Path(path).suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
         urls = _columns(path, column)[column]
-        return (urls.fill_null("") if empty else urls.drop_nulls()).to_list()
+        return [url or "" for url in urls] if empty else [url for url in urls if url is not None]
     is_packed = Path(path).suffix == ".gz"
     if is_packed and Path(path).with_suffix("").suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
         raise ValueError(f"{path}: a table that is not packed, or a text with one URL a line required; unpack it")
     try:
         content = Path(path).read_bytes()
-        text = (gzip.decompress(content) if is_packed else content).decode("utf-8-sig", errors="backslashreplace")
+        text = (gzip.decompress(content) if is_packed else content).decode("utf-8-sig", errors="surrogateescape")
     except (OSError, EOFError, zlib.error) as error:
         found = getattr(error, "strerror", None) or error
         raise ValueError(f"{path}: a readable file required, found: {found}") from None
@@ -36,10 +42,18 @@ def read_urls(path: str | Path, column: str = "url", *, empty: bool = False) -> 
     return [line if line.strip() else "" for line in lines if empty or line.strip()]
 
 
+def written(text: str) -> str:
+    """What `read_urls` has read, as a text that can be printed."""
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+
+
 def read_contents(path: str | Path, url: str = "url", content: str = "content_hash") -> ContentTable:
     """Fingerprints from a file with a URL and a hash of its page in every row. Raises ValueError as `read_urls`."""
-    frame = _columns(path, url, content)
-    return ContentTable(zip(frame[url].fill_null("").to_list(), frame[content].to_list()))
+    columns = _columns(path, url, content)
+    return ContentTable((one or "", hashed) for one, hashed in zip(columns[url], columns[content]))
 
 
 def named_fingerprint(name: str) -> Fingerprint:
@@ -64,23 +78,54 @@ def named_fingerprint(name: str) -> Fingerprint:
     return fingerprint
 
 
-def _columns(path: str | Path, url: str, *others: str) -> pl.DataFrame:
-    """These columns of a file, the URLs as text."""
+def _columns(path: str | Path, url: str, *others: str) -> dict[str, list[Any]]:
+    """These columns of a file, the URLs as text or None."""
+    if Path(path).suffix == ".jsonl":
+        return _columns_of_json(path, url, *others)
     readers = {
         ".parquet": pl.scan_parquet,
         ".csv": lambda file: pl.scan_csv(file, infer_schema=False),
         ".tsv": lambda file: pl.scan_csv(file, separator="\t", infer_schema=False),
-        ".jsonl": pl.scan_ndjson,
     }
     reader = readers.get(Path(path).suffix)
     if reader is None:
         raise ValueError(f"{path}: a file .parquet, .csv, .tsv or .jsonl required")
     try:
         frame = reader(Path(path))
-        found = frame.collect_schema().names()
-        missing = [name for name in (url, *others) if name not in found]
-        if missing:
-            raise ValueError(f"{path}: a column {missing[0]} required, found {', '.join(found)}")
-        return frame.select(pl.col(url).cast(pl.String), *others).collect()
+        _check_columns(path, frame.collect_schema().names(), url, *others)
+        return frame.select(pl.col(url).cast(pl.String), *others).collect().to_dict(as_series=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"{path}: a readable file required, found: {error}") from None
+
+
+def _columns_of_json(path: str | Path, url: str, *others: str) -> dict[str, list[Any]]:
+    """The same of JSON Lines, of which Polars makes one character of all halves of surrogate pairs."""
+    columns: dict[str, list[Any]] = {name: [] for name in (url, *others)}
+    found: dict[str, None] = {}
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: a readable file required, found: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            row = error
+        if not isinstance(row, dict) or isinstance(row.get(url), dict | list):
+            raise ValueError(f"{path}: an object with a text as {url} required, found on line {number}: {row!s:.200}")
+        found.update(dict.fromkeys(row))
+        for name, values in columns.items():
+            values.append(row.get(name))
+    _check_columns(path, list(found), *columns)
+    texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in columns[url])
+    return {**columns, url: list(texts)}
+
+
+def _check_columns(path: str | Path, found: list[str], *wanted: str) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(f"{path}: a column {missing[0]} required, found {', '.join(found)}")

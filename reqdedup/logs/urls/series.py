@@ -1,13 +1,21 @@
-"""The tests of a parameter: how many there are, when their answer is known, and how sure it is."""
+"""The tests of a parameter: of which URLs, how many there are, when their answer is known, and how sure it is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, zip_longest
+
+from reqdedup.logs.urls.parsing import SplitUrl, canonical
+from reqdedup.logs.urls.rules import Pattern
 
 DOUBT = 1 / 400
 """Probability, at most, that a parameter which changes `threshold` of the pages changed so few in the tests."""
+
+MAX_KEPT_BY_NOISE = 0.01
+"""Share of the parameters that do not matter, at most, that noise alone may keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +59,13 @@ class LearnConfig:
 
 def kept_by_noise(noise: float, samples: int, threshold: float) -> float:
     """Probability that a parameter that changes nothing is kept, if equal pages differ at the rate `noise`."""
-    needed = _needed(threshold, samples)
+    return by_chance(noise, samples, needed(threshold, samples))
+
+
+def by_chance(rate: float, tests: int, at_least: int) -> float:
+    """Probability that so many of the tests, or more, come out at this rate."""
     return sum(
-        math.comb(samples, count) * noise**count * (1 - noise) ** (samples - count)
-        for count in range(needed, samples + 1)
+        math.comb(tests, count) * rate**count * (1 - rate) ** (tests - count) for count in range(at_least, tests + 1)
     )
 
 
@@ -89,9 +100,9 @@ class Series:
         most, least = self.done + self.left, self._config.min_samples
         if most < least:
             return self.planned < least or self.changed > 0
-        if self.changed >= _needed(self._config.threshold, most):
+        if self.changed >= needed(self._config.threshold, most):
             return True
-        return self.done >= least and self.changed + self.left < _needed(self._config.threshold, most)
+        return self.done >= least and self.changed + self.left < needed(self._config.threshold, most)
 
     @property
     def is_too_short(self) -> bool:
@@ -105,7 +116,7 @@ class Series:
     @property
     def matters(self) -> bool:
         """The answer, if the tests that are left change nothing of it."""
-        return self.is_too_short or self.changed >= _needed(self._config.threshold, self.done + self.left)
+        return self.is_too_short or self.changed >= needed(self._config.threshold, self.done + self.left)
 
     @property
     def is_rare(self) -> bool:
@@ -122,6 +133,37 @@ def is_rare(changed: int, tests: int, threshold: float) -> bool:
     return likelihood <= DOUBT
 
 
-def _needed(threshold: float, tests: int) -> int:
+def needed(threshold: float, tests: int) -> int:
     """Number of changed pages from which on a parameter matters; 0.3 of 10 are 3, whatever floats make of it."""
     return max(1, math.ceil(threshold * tests - 1e-9))
+
+
+def choose(names: frozenset[str], urls: list[SplitUrl], samples: int) -> list[SplitUrl]:
+    """Up to `samples` URLs with different values of these parameters; if there are fewer, further ones in turn.
+
+    In turn, as a value that nearly all URLs have is often the default (page=1), which changes nothing, and would hide
+    what the others change.
+    """
+    by_value: dict[tuple[str, ...], list[SplitUrl]] = {}
+    places: dict[tuple[str, ...], list[int]] = {}
+    for split in urls:
+        if split.names not in places:
+            places[split.names] = [at for at, own in enumerate(split.names) if canonical(own) in names]
+        value = tuple([canonical(split.values[at]) for at in places[split.names]])
+        same = by_value.setdefault(value, [])
+        if len(same) < samples:
+            same.append(split)
+        if len(by_value) == samples:
+            break
+    turns = zip_longest(*by_value.values())
+    return list(islice((split for turn in turns for split in turn if split is not None), samples))
+
+
+def fewer_names(
+    names: frozenset[str], neutral: frozenset[str], unknown: set[str], patterns: Iterable[Pattern]
+) -> list[frozenset[str]]:
+    """The sets of names that a pattern may be cut down to, the smallest first: those that matter, with none or one of
+    the unknown ones, or with those that another pattern has."""
+    least = names - neutral - unknown
+    found = {least, *(least | {name} for name in unknown), *map(frozenset, patterns)}
+    return sorted((left for left in found if least <= left < names), key=lambda left: (len(left), sorted(left)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from pyiceberg.table import Table
 
 URL_RULES_PROPERTY = "reqdedup.url-rules"
@@ -24,3 +26,22 @@ def check_same_url_rules(table: Table, given: str) -> None:
             f"{own or 'none'}), found rows of URL rules {given or 'none'}, with which a page may be another item; use "
             "the rules of the table, or read all of its logs again with the new ones"
         )
+
+
+def warn_of_other_url_rules(items: Table, given: str) -> None:
+    """Warn if the keys of a namespace's vocabulary came last from a log with other rules than these."""
+    known = url_rules_of(items)
+    if known != given and items.current_snapshot() is not None:
+        warnings.warn(
+            f"{'.'.join(items.name())}: keys of URL rules {known or 'none'} are there, those of this log are of "
+            f"{given or 'none'}: a page may be one item in this table and another in the others of the namespace; read "
+            "their logs again with the same rules",
+            stacklevel=2,
+        )
+
+
+def note_url_rules(items: Table, given: str) -> None:
+    """Write into a vocabulary which rules the latest keys are of."""
+    if url_rules_of(items) != given:
+        with items.transaction() as transaction:
+            transaction.set_properties({URL_RULES_PROPERTY: given})

@@ -71,10 +71,21 @@ def test_a_server_that_is_gone_is_an_unknown_page_and_one_elsewhere_is_refused()
         "http://127.0.0.1/a",
         "",
     ]
+    for server, reason in (("https://127.0.0.1", "https, and"), ("http://127.0.0.1/a", "serve the copy at /")):
+        with pytest.raises(ValueError, match=reason):
+            BodyChecksum(server)
     elsewhere = ["http://192.0.2.1:80", "https://127.0.0.1", "file:///etc/passwd", "127.0.0.1:80", "http://"]
     for server in [*elsewhere, *odd]:
         with pytest.raises(ValueError, match="a server on a loopback address"):
             BodyChecksum(server)
+
+
+def test_what_a_server_answered_is_said_if_no_page_is_known(server):
+    urls = [f"https://gone.example{path}?id={number}" for path in ("/gone", "/moved") for number in range(4)]
+    checksum = BodyChecksum(server)
+    with pytest.raises(ValueError, match=r"found none of \d+ known \(status 302: \d+, status 410: \d+\)"):
+        learn(urls, checksum)
+    assert set(checksum.statuses) == {302, 410}
 
 
 def test_a_server_that_never_answers_is_given_up():
@@ -83,6 +94,7 @@ def test_a_server_that_never_answers_is_given_up():
         ValueError, match=r"found 20 pages in a row without an answer, the last 'http://a.example/\?id=19'"
     ):
         [checksum(f"http://a.example/?id={number}") for number in range(30)]
+    assert checksum.answers == "no answer: 20"
 
 
 @pytest.mark.parametrize(

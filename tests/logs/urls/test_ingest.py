@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 
 import polars as pl
 import pytest
@@ -245,3 +246,22 @@ def test_a_click_on_any_url_of_a_page_is_one_of_the_page(folder, labels):
     found = {row["item_url"]: row["click"] for row in lake.table(TABLE).to_arrow().to_pylist()}
     assert found == {url(0): max(labels), url(1): 0}
     assert report.rejected == {"duplicate": 2}
+    assert report.urls.labels_differ == (max(labels) > 0)
+
+
+def test_a_namespace_with_keys_of_other_rules_warns(folder):
+    lake = rd.open(folder / "lake")
+
+    def ingest(table, path=folder / "mapping.toml"):
+        lake.ingest(folder / "log.jsonl", table, mapping=path, num_buckets=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ingest(TABLE)
+        ingest(TABLE)
+    Rules().save(folder / "miqps.json")
+    with pytest.warns(UserWarning, match=rf"a.items: keys of URL rules .*{RULES.fingerprint}.*{Rules().fingerprint}"):
+        ingest("a.other")
+    plain = {"user_id": "user", "item_id": "url", "time": {"column": "ts"}, "labels": {"click": "click"}}
+    with pytest.warns(UserWarning, match=rf"{Rules().fingerprint}.*those of this log are of none"):
+        ingest("a.third", plain)

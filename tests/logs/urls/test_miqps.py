@@ -182,6 +182,43 @@ def test_a_wall_before_one_path_of_a_host_merges_nothing_and_trackers_are_left_o
     assert (learned.alike, learned.alike_patterns) == ([], [("s.example", ("order", "tab"))])
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.95])
+def test_a_wall_before_one_path_of_a_pattern_hides_nothing_of_its_other_paths(share):
+    rng = random.Random(7)
+    paths = ["order" if rng.random() < share else "p" for _ in range(1_000)]
+    urls = [
+        f"http://s.example/{path}?id={at % 90}&lang={['de', 'en'][at % 2]}&ref={at}" for at, path in enumerate(paths)
+    ]
+
+    def page(url):
+        found = query(url)
+        is_german = found.get("lang") == "de" and int(found.get("id", 1)) % 4 == 0
+        return "log in" if "/order" in url else (found.get("id"), is_german)
+
+    learned = learn(urls, page)
+    assert learned.rules.hosts["s.example"] == {("id", "lang", "ref"): {"id", "lang"}}
+    assert learned.walled == [("s.example", ("id", "lang", "ref"))]
+    whole = learn(urls[::-1], page, LearnConfig(early_exit=False))
+    assert (whole.rules, whole.walled) == (learned.rules, learned.walled)
+
+
+def test_a_front_page_with_most_of_the_urls_keeps_no_trackers_and_noise_finds_no_wall():
+    urls = [f"http://s.example/?ref={number}" for number in range(400)]
+    urls += [f"http://s.example/p{number}?ref={number}" for number in range(60)]
+    learned = learn(urls, lambda url: urlsplit(url).path)
+    assert (learned.rules.hosts, learned.walled) == ({"s.example": {("ref",): set()}}, [])
+    rng = random.Random(3)
+    unstable = learn(urls, lambda url: rng.random() if rng.random() < 0.05 else urlsplit(url).path, UNSTABLE_CONFIG)
+    assert (unstable.rules.hosts, unstable.walled) == (learned.rules.hosts, [])
+
+
+def test_looks_are_told_and_how_many_they_are_at_most():
+    urls, told = [f"http://s.example/p?id={number}&ref={number}" for number in range(60)], []
+    learned = learn(urls, lambda url: query(url).get("id", "none"), progress=lambda *counts: told.append(counts))
+    assert [done for done, _ in told] == list(range(1, learned.renders + 1))
+    assert {most for _, most in told} == {2 * (50 + 2 * 20)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_parameter_that_changes_a_quarter_of_the_pages_is_kept_in_every_pattern(seed):
