@@ -115,6 +115,10 @@ def train(arguments: Options) -> int:
                 "last_loss": result.last_loss,
                 "rows_per_s": result.rows_per_s,
                 "peak_memory_bytes": result.peak_memory_bytes,
+                "mean_wait_s": result.mean_wait_s,
+                "longest_wait_s": result.longest_wait_s,
+                "mean_core_busy": result.mean_core_busy,
+                "busiest_core_busy": result.busiest_core_busy,
                 "metrics": result.metrics,
                 "judgement": result.judgement,
             }
@@ -123,6 +127,10 @@ def train(arguments: Options) -> int:
     say(
         f"{out}: {config.task}, {result.steps:,} steps of {arguments.table} in {result.training_s:.1f} s, "
         f"{result.rows_per_s:,.0f} rows/s, {format_bytes(result.peak_memory_bytes)} at most in a rank"
+    )
+    say(
+        f"  waited for the slowest rank {result.longest_wait_s:.1f} s at most, {result.mean_wait_s:.1f} s on average; "
+        f"the busiest core {result.busiest_core_busy:.0%} busy, all {result.mean_core_busy:.0%}"
     )
     if result.stopped_by == "epochs":
         say(

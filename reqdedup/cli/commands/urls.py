@@ -122,7 +122,7 @@ def learn(arguments: Options) -> int:
         say(f"and {len(learned.alike_patterns) - 5:,} patterns more")
     for host, pattern in learned.walled[:5]:
         say(
-            f"{host} ({', '.join(pattern)}): most of its URLs show one page (a wall to log in before some paths?); what "
+            f"{host} ({', '.join(pattern)}): most of its URLs show one page (a wall to log in before a path?); what "
             "changes the others is kept"
         )
     if len(learned.walled) > 5:

@@ -139,8 +139,8 @@ def _loopback(server: str) -> tuple[str, int]:
             wrong = f"an address of elsewhere; {own}"
         elif parts.path not in ("", "/") or parts.query or parts.fragment:
             wrong = (
-                f"a path: each page is asked for by the path of its own URL and its host as Host; serve the copy at /, or "
-                f"{own}"
+                f"a path: each page is asked for by the path of its own URL, its host as Host; serve the copy at /, "
+                f"or {own}"
             )
         elif port == 0:
             wrong = "port 0"

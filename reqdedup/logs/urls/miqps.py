@@ -93,7 +93,7 @@ def learn(
     """Rules of the hosts of these URLs, and what finding them took.
 
     The same for the same URLs in any order, if the fingerprint is. layers: rules whose allowlists and regular
-    expressions the new ones have, too, and what they say of hosts that these URLs do not have. progress: for a terminal.
+    expressions the new ones have, too, and what they say of hosts that these URLs do not have. progress: for terminals.
     Raises ValueError if the fingerprint knows no page at all, changes by itself on so many pages of all hosts together
     that the threshold does not stand above it, takes most of the log for a few pages, or says what has no hash.
     """
