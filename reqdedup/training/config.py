@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
 from reqdedup.training.devices import DeviceKind, Precision
 from reqdedup.training.loss import check_same_user_share
 from reqdedup.training.optimizers import TableOptimizer
+from reqdedup.training.ranking_loss import RankingLoss, Within
 from reqdedup.training.split import SplitBy, Splits
 
 LogQ = Literal["exact", "streaming", "none"]
@@ -25,8 +26,8 @@ Negatives = Literal["batch", "catalogue"]
 class TrainingConfig:
     """How one model is trained; the model's configuration decides the task.
 
-    model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking: binary
-        cross-entropy over its labels, missing ones left out).
+    model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking:
+        `ranking_loss` over its labels, missing ones left out).
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     max_epochs: passes over the training requests, after which training ends whatever num_steps says; 0: no limit. A
         second pass over a log is known to hurt models with embeddings of ids.
@@ -43,6 +44,11 @@ class TrainingConfig:
     history_stride: of the anchored windows if the log's histories are longer than model.max_history; 0 means a
         quarter of it.
     positive_label: retrieval learns from the rows where it is positive; None means every row.
+    ranking_loss: cross_entropy of each row, or pairwise or listwise: positive rows beside the negatives of their
+        request, or of their user's rows in the step (`contrast_within`).  focal_gamma, positive_weight: of
+        cross_entropy; see `reqdedup.training.ranking_loss`.
+    label_maturity_s: by label, its attribution window [s]: rows of requests that are younger, counted from the log's
+        newest request, have no such label yet: they are left out, in evaluation too, and are not negative.
     negatives: of retrieval; batch: items of other users' rows in the batch (masked InfoNCE), or catalogue: a softmax
         over all items but those of the history.  negatives_per_step: at most so many items of the catalogue, drawn anew
         each step.  temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
@@ -83,6 +89,11 @@ class TrainingConfig:
     prefetch_batches: int = 2
     history_stride: int = 0
     positive_label: str | None = "click"
+    ranking_loss: RankingLoss = "cross_entropy"
+    contrast_within: Within = "request"
+    focal_gamma: float = 0.0
+    positive_weight: float = 1.0
+    label_maturity_s: Mapping[str, float] = field(default_factory=dict)
     negatives: Negatives = "batch"
     negatives_per_step: int = 4096
     temperature: float = 0.1
@@ -131,6 +142,8 @@ class TrainingConfig:
         for name, kind in (
             ("log_q", LogQ),
             ("negatives", Negatives),
+            ("ranking_loss", RankingLoss),
+            ("contrast_within", Within),
             ("table_optimizer", TableOptimizer),
             ("split_by", SplitBy),
             ("device", DeviceKind),
@@ -138,6 +151,28 @@ class TrainingConfig:
         ):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"training: {name} one of {get_args(kind)} required, found {getattr(self, name)!r}")
+
+        self._check_ranking()
+
+    def _check_ranking(self) -> None:
+        if 0 < self.focal_gamma < 1 or self.focal_gamma < 0:
+            raise ValueError(
+                f"training: focal_gamma of 0, or of at least 1, required, found {self.focal_gamma}; below 1 its "
+                "gradient has no bound"
+            )
+        if self.positive_weight <= 0:
+            raise ValueError(f"training: positive_weight above 0 required, found {self.positive_weight}")
+        if self.ranking_loss != "cross_entropy" and (self.focal_gamma, self.positive_weight) != (0, 1):
+            raise ValueError(
+                f"training: focal_gamma and positive_weight are of cross_entropy, found ranking_loss "
+                f"{self.ranking_loss}; leave them out"
+            )
+        labels = getattr(self.model, "labels", ())
+        if unknown := sorted(set(self.label_maturity_s) - set(labels)):
+            raise ValueError(
+                f"training: label_maturity_s: labels of the model required, found {', '.join(unknown)}; it has "
+                f"{', '.join(labels) or 'none'}"
+            )
 
     @property
     def task(self) -> str:

@@ -59,6 +59,7 @@ class Survey:
     num_requests: int = 0
     lowest_user: int = 2**63 - 1
     highest_user: int = -(2**63)
+    newest_us: int = 0
 
     @classmethod
     def of(cls, model: ModelConfig, counted: Split, **options: str | int | tuple[str, ...] | None) -> Survey:
@@ -90,6 +91,7 @@ class Survey:
             total.num_requests += other.num_requests
             total.lowest_user = min(total.lowest_user, other.lowest_user)
             total.highest_user = max(total.highest_user, other.highest_user)
+            total.newest_us = max(total.newest_us, other.newest_us)
         return total
 
     def check_inputs(self) -> None:
@@ -155,6 +157,8 @@ class Survey:
             bad_RV = ~(x_RV.abs() <= LARGEST_IN_VECTOR)
             first_R = x_RV.gather(1, bad_RV.int().argmax(1, keepdim=True)).squeeze(1) if x_RV.numel() else x_RV.sum(1)
             self._note(name, first_R, bad_RV.any(1), batch.user_id_R, batch.request[REQUEST_ID])
+        if batch.num_requests:
+            self.newest_us = max(self.newest_us, int(batch.request[REQUEST_TS].max()))
         is_counted_R = torch.from_numpy(
             self.counted.contains(batch.user_id_R.numpy(), batch.request[REQUEST_TS].numpy())
         )

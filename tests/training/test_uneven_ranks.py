@@ -51,6 +51,9 @@ def _case(task_name, sizes, **options):
 
 
 CASES = {(task, name): _case(task, sizes) for task in ("ranking", "retrieval") for name, sizes in SIZES.items()}
+for loss in ("pairwise", "listwise"):
+    CASES["ranking", f"uneven, {loss}"] = _case("ranking", SIZES["uneven"], ranking_loss=loss)
+CASES["ranking", "uneven, focal"] = _case("ranking", SIZES["uneven"], focal_gamma=2.0, positive_weight=4.0)
 CASES["retrieval", "uneven, same-user share"] = _case("retrieval", SIZES["uneven"], same_user_share=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Ranking: binary cross-entropy over labels."""
+"""Ranking: cross-entropy of each row and label, or positive rows beside the negatives of their request or user."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig
+from reqdedup.schema import REQUEST_TS
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.judgement.outcomes import Scored, rows_of
 from reqdedup.training.plan import Split
+from reqdedup.training.ranking_loss import cross_entropy_losses, listwise_losses, pairwise_losses
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 
 
 class Ranking:
-    """A model with a logit for each of `config.labels`; a missing label (NaN) is no term."""
+    """A model with a logit for each of `config.labels`; a missing label (NaN) is no term.
+
+    newest_us: time of the newest request of the log, from which label_maturity_s counts back.
+    """
 
     def __init__(self, config: TrainingConfig) -> None:
         model = cast(DCATConfig, config.model)  # or any other with labels
-        self.labels = model.labels
+        self.config, self.labels = config, model.labels
+        self.newest_us = 0
         self.columns = (*model.columns, *model.labels)
         self.positive_label = None
         self.slice_by = config.slice_by
@@ -39,25 +44,34 @@ class Ranking:
         survey = survey.over_ranks()
         survey.check_inputs()
         survey.check_labels()
-        task.num_requests = survey.num_requests
+        task.num_requests, task.newest_us = survey.num_requests, survey.newest_us
         return task
 
     def inputs(self, batch: RequestBatch) -> tuple[()]:
         return ()
 
     def loss(self, outputs: torch.Tensor, batch: RequestBatch, *inputs: Any) -> tuple[torch.Tensor, int]:
-        label_BL = self._labels(batch)
-        is_known_BL = ~torch.isnan(label_BL)
-        terms_BL = F.binary_cross_entropy_with_logits(
-            outputs, label_BL.nan_to_num().to(outputs.dtype), reduction="none"
-        )
-        return torch.where(is_known_BL, terms_BL, terms_BL * 0.0).sum(), int(is_known_BL.sum())
+        config, label_BL = self.config, self.labels_of(batch)
+        group_of_row_B = batch.request_of_row_B
+        if config.contrast_within == "user":
+            group_of_row_B = batch.user_id_R.unique(return_inverse=True)[1][group_of_row_B]
+        loss_sum, num_terms = outputs.sum() * 0.0, 0
+        for logit_B, label_B in zip(outputs.unbind(1), label_BL.unbind(1), strict=True):
+            if config.ranking_loss == "cross_entropy":
+                options = {"gamma": config.focal_gamma, "positive_weight": config.positive_weight}
+                loss_B, is_term_B = cross_entropy_losses(logit_B, label_B, **options)
+            elif config.ranking_loss == "pairwise":
+                loss_B, is_term_B = pairwise_losses(logit_B, label_B, group_of_row_B)
+            else:
+                loss_B, is_term_B = listwise_losses(logit_B, label_B, group_of_row_B)
+            loss_sum, num_terms = loss_sum + loss_B.sum(), num_terms + int(is_term_B.sum())
+        return loss_sum, num_terms
 
     def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Scored:
         return Scored(
             labels=self.labels,
             logit_BL=torch.cat([model(batch).double().cpu() for batch in batches]).numpy(),
-            label_BL=torch.cat([self._labels(batch).double().cpu() for batch in batches]).numpy(),
+            label_BL=torch.cat([self.labels_of(batch).double().cpu() for batch in batches]).numpy(),
             **rows_of(batches, self.slice_by),
         )
 
@@ -67,5 +81,12 @@ class Ranking:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
-    def _labels(self, batch: RequestBatch) -> torch.Tensor:
-        return torch.stack([batch.row[label] for label in self.labels], dim=1)
+    def labels_of(self, batch: RequestBatch) -> torch.Tensor:
+        """[B, labels], NaN if it is missing or may still become another: the attribution window is not over."""
+        label_BL = torch.stack([batch.row[label] for label in self.labels], dim=1)
+        if not self.config.label_maturity_s:
+            return label_BL
+        window_us_L = [1_000_000 * self.config.label_maturity_s.get(label, 0.0) for label in self.labels]
+        age_us_B = (self.newest_us - batch.request[REQUEST_TS])[batch.request_of_row_B]
+        is_young_BL = age_us_B[:, None] < torch.tensor(window_us_L, device=label_BL.device)
+        return label_BL.masked_fill(is_young_BL, torch.nan)
