@@ -140,6 +140,25 @@ class RequestBatch:
         request_offsets_G1 = torch.cat([first_G, first_G.new_full((1,), num_requests)])
         return ContextGroups(Prefixes(request_offsets_G1, length_R), longest_G)
 
+    def cut(self, num_pieces: int) -> list[RequestBatch]:
+        """The batch in so many pieces of equally many neighbouring requests, as views; some empty if it has fewer."""
+        bounds = np.linspace(0, self.num_requests, num_pieces + 1).astype(int).tolist()
+        return [self._requests(begin, end) for begin, end in itertools.pairwise(bounds)]
+
+    def _requests(self, begin: int, end: int) -> RequestBatch:
+        row_offsets, history_offsets = (x[begin : end + 1] for x in (self.row_offsets_R1, self.history_offsets_R1))
+        rows, events = (slice(int(x[0]), int(x[-1])) for x in (row_offsets, history_offsets))
+        return RequestBatch(
+            user_id_R=self.user_id_R[begin:end],
+            item_id_B=self.item_id_B[rows],
+            request_of_row_B=self.request_of_row_B[rows] - begin,
+            row_offsets_R1=row_offsets - row_offsets[0],
+            history_offsets_R1=history_offsets - history_offsets[0],
+            request={name: x_R[begin:end] for name, x_R in self.request.items()},
+            row={name: x_B[rows] for name, x_B in self.row.items()},
+            history={name: x_T[events] for name, x_T in self.history.items()},
+        )
+
     def with_padded_rows(self, multiple: int) -> tuple[RequestBatch, torch.Tensor]:
         """The batch with each request's rows repeated up to a multiple, and where the rows themselves stand then, [B].
 

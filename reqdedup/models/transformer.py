@@ -9,11 +9,13 @@ No BatchNorm in here: a context that depends on the other requests of a batch co
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from reqdedup.models.config import ModelConfig
 from reqdedup.ops.attention import SOFTMAX, Attention
@@ -160,7 +162,13 @@ class Positions(nn.Module):
 
 
 class HistoryTransformer(nn.Module):
-    """Layers over packed histories; iterating gives the layers."""
+    """Layers over packed histories; iterating gives the layers.
+
+    recomputes: in training keep of each layer what it gives, keys, values and output, and compute the rest again for
+        the gradient: memory of one layer's insides instead of all, for a third more work.
+    """
+
+    recomputes = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -187,17 +195,32 @@ class HistoryTransformer(nn.Module):
         rotation = self.positions.rotation(position_T, x_TD.dtype)
         keys_values = []
         for number, layer in enumerate(self, start=1):
-            normed = layer.attention_norm(x_TD)
-            key, value = layer.keys_values(normed, rotation)
-            keys_values.append((key, value))
             if keys_values_only and number == len(self.layers):
+                keys_values.append(layer.keys_values(layer.attention_norm(x_TD), rotation))
                 break
-            query = layer.queries(normed, rotation)
-            attended = layer.attention.history(
-                query, key, value, history_offsets_G1, padding=padding, is_causal=self.is_causal
-            )
-            x_TD = layer.finish(x_TD, attended)
+            one = partial(self._layer, layer, rotation=rotation, offsets_G1=history_offsets_G1, padding=padding)
+            if self.recomputes and self.training and torch.is_grad_enabled():
+                x_TD, key, value = checkpoint(one, x_TD, use_reentrant=False)
+            else:
+                x_TD, key, value = one(x_TD)
+            keys_values.append((key, value))
         return x_TD, keys_values
+
+    def _layer(
+        self,
+        layer: Layer,
+        x_TD: torch.Tensor,
+        *,
+        rotation: Rotation | None,
+        offsets_G1: torch.Tensor,
+        padding: Padding,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One layer's output [T, D], keys and values [T, H, K]."""
+        normed = layer.attention_norm(x_TD)
+        key, value = layer.keys_values(normed, rotation)
+        query = layer.queries(normed, rotation)
+        attended = layer.attention.history(query, key, value, offsets_G1, padding=padding, is_causal=self.is_causal)
+        return layer.finish(x_TD, attended), key, value
 
     def check_grows(self, length: int) -> None:
         """Raises ValueError for a transformer whose keys and values change when a history grows, and for one that

@@ -33,6 +33,11 @@ class TrainingConfig:
         second pass over a log is known to hurt models with embeddings of ids.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
     table_optimizer: adagrad (row-wise, sparse) or adamw (dense), of embedding tables.  table_learning_rate: of adagrad.
+    rate_factors: of parameters whose names begin so, on both rates: {"transformer": 0.1, "embedding": 0} lets the
+        transformer learn at a tenth and leaves the tables as they are.
+    pieces: parts that each rank cuts its requests of a step into, computed one after the other: less memory, the same
+        step, but norms and in-batch negatives know of their own piece alone.
+    recompute_layers: keep only what the transformer's layers give, and compute their insides again for the gradient.
     clip_norm: largest norm of the gradient of all but adagrad's tables; 0: as it is.
     hide_events: share of the events of the histories that training hides in each step.  permute_judgements: each user's
         rows of a batch in a new order in each step, and histories that follow (`reqdedup.training.augment`); for logs
@@ -76,6 +81,9 @@ class TrainingConfig:
     table_optimizer: TableOptimizer = "adagrad"
     table_learning_rate: float = 0.02
     clip_norm: float = 0.0
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    pieces: int = 1
+    recompute_layers: bool = False
     hide_events: float = 0.0
     permute_judgements: bool = False
     device: DeviceKind = "cpu"
@@ -122,6 +130,11 @@ class TrainingConfig:
         for name in ("max_epochs", "validate_every", "patience", "clip_norm", "hide_events", "negatives_per_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training: {name} of at least 0 required, found {getattr(self, name)}")
+        if self.pieces < 1 or any(factor < 0 for factor in self.rate_factors.values()):
+            raise ValueError(
+                "training: pieces of at least 1 and rate_factors of at least 0 required, found "
+                f"{self.pieces} and {dict(self.rate_factors)}"
+            )
         if self.hide_events >= 1 or self.table_learning_rate <= 0 or self.validate_every < 1:
             raise ValueError(
                 "training: hide_events below 1, table_learning_rate above 0 and validate_every of at least 1 required, "

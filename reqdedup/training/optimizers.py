@@ -8,7 +8,7 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -27,7 +27,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     Source: FBGEMM and torchrec, `EXACT_ROW_WISE_ADAGRAD`.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> None:
+    def __init__(self, params: Iterable[nn.Parameter] | list[dict[str, Any]], lr: float, eps: float = 1e-8) -> None:
         super().__init__(params, {"lr": lr, "eps": eps})
         for group in self.param_groups:
             for table in group["params"]:
@@ -71,6 +71,7 @@ class Optimizers:
         table_optimizer: TableOptimizer,
         weight_decay: float,
         clip_norm: float,
+        rate_factors: Mapping[str, float] | None = None,
     ) -> None:
         is_sparse = table_optimizer == "adagrad"
         found = [module for module in model.modules() if isinstance(module, HashedEmbedding) and is_sparse]
@@ -79,18 +80,33 @@ class Optimizers:
         self._tables = list(tables.values())
         self._dense = [parameter for parameter in model.parameters() if id(parameter) not in tables]
         self._clip_norm = clip_norm
-        self._rates = {"dense": learning_rate, "tables": table_learning_rate}
-        self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "dense": torch.optim.AdamW(self._dense, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        }
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        factors = rate_factors or {}
+        if unknown := [begin for begin in factors if not any(name.startswith(begin) for name in names.values())]:
+            raise ValueError(
+                f"training: beginnings of names of the model's parameters required in rate_factors, found {unknown[0]};"
+                f" it has {', '.join(sorted({name.split('.')[0] for name in names.values()}))}"
+            )
+        self._rates: dict[str, list[float]] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        dense, rates = _grouped(self._dense, names, factors, learning_rate)
+        self._rates["dense"] = rates
+        self._optimizers["dense"] = torch.optim.AdamW(dense, lr=learning_rate, weight_decay=weight_decay, fused=True)
         if tables:
             for module in found:
                 module.sparse = True
-            self._optimizers["tables"] = RowwiseAdagrad(self._tables, lr=table_learning_rate)
+            grouped, self._rates["tables"] = _grouped(self._tables, names, factors, table_learning_rate)
+            self._optimizers["tables"] = RowwiseAdagrad(grouped, lr=table_learning_rate)
 
     def zero_grad(self) -> None:
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
+
+    def divide_gradients(self, by: float) -> None:
+        """Of a step whose gradients are a sum over `by` terms."""
+        for parameter in (*self._dense, *self._tables):
+            if parameter.grad is not None:
+                parameter.grad /= by
 
     def step(self, share: float) -> None:
         """share: of the highest rates. A collective if there are tables."""
@@ -100,8 +116,8 @@ class Optimizers:
         if self._clip_norm:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
         for name, optimizer in self._optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = share * self._rates[name]
+            for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
+                group["lr"] = share * rate
             optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,3 +126,14 @@ class Optimizers:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state[name])
+
+
+def _grouped(
+    parameters: Iterable[nn.Parameter], names: Mapping[int, str], factors: Mapping[str, float], rate: float
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The parameters in a group for each rate, and these rates."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        fitting = [begin for begin in factors if names[id(parameter)].startswith(begin)]
+        groups.setdefault(factors[max(fitting, key=len)] if fitting else 1.0, []).append(parameter)
+    return [{"params": group} for group in groups.values()], [rate * factor for factor in groups]

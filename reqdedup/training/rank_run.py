@@ -19,13 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from reqdedup.batch import RequestBatch
 from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.models.registry import build_model
-from reqdedup.training.augment import hide_events, permute_judgements
+from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import (
     FreedMemory,
-    autocast,
     device_of_rank,
-    in_float32,
     memory_bytes,
     peak_device_memory_bytes,
     peak_memory_bytes,
@@ -33,13 +31,13 @@ from reqdedup.training.devices import (
 from reqdedup.training.judgement.judge import flat, judge
 from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters, CoreTimes
 from reqdedup.training.metrics_file import METRICS_NAME, MetricsFile
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.plan import Source, Split, with_credentials
-from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size, sum_over_ranks
+from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size
+from reqdedup.training.step import Stepper
 from reqdedup.training.tasks import prepare_task
 from reqdedup.training.watch import Watch
 
@@ -160,8 +158,20 @@ class RankRun:
             table_optimizer=config.table_optimizer,
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
+            rate_factors=config.rate_factors,
         )
-        self.trained = self.distributed_model()
+        for module in self.model.modules():
+            if isinstance(module, HistoryTransformer):
+                module.recomputes = config.recompute_layers
+        self.stepper = Stepper(
+            config=config,
+            task=self.task,
+            trained=self.distributed_model(),
+            optimizer=self.optimizer,
+            device=self.device,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     def make_loader(self, *, requests: int, columns: tuple[str, ...], **options: Any) -> RequestLoader:
         config = self.config
@@ -274,34 +284,17 @@ class RankRun:
 
     def step(self, batch: RequestBatch) -> tuple[float, BatchMeters]:
         """One optimiser step; the mean loss over all ranks' terms [nats], and what all ranks' batches held."""
-        # So that a resumed run draws the same dropout, hidden events and items as one that was not interrupted.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.result.steps * self.world_size + self.rank)
-        self.trained.train()
-        if self.config.permute_judgements:
-            batch = permute_judgements(batch, getattr(self.config.model, "labels", ()))
-        whole, batch = batch, hide_events(batch, self.config.hide_events)
-        inputs = self.task.inputs(batch)
-        self.optimizer.zero_grad()
-        with autocast(self.device, self.config.precision):
-            outputs = self.trained(batch, *inputs)
-        loss_sum, num_terms = self.task.loss(in_float32(outputs), whole, *inputs)
-        meters = BatchMeters.of(batch)
-        names = list(vars(meters))
-        sums = [float(loss_sum.detach()), num_terms, *(getattr(meters, name) for name in names)]
-        before = time.monotonic()
-        total, num_global_terms, *counts = sum_over_ranks(sums)
-        self.result.wait_s += time.monotonic() - before  # for the slowest rank: all others are here
-        loss = total / max(num_global_terms, 1)
-        self.num_barren_steps += not num_global_terms
-        if not math.isfinite(loss):
+        found = self.stepper.compute_gradients(batch, self.result.steps)
+        self.result.wait_s += found.wait_s
+        self.num_barren_steps += not found.num_terms
+        if not math.isfinite(found.loss):
             raise FloatingPointError(
-                f"{self.config.task}: the loss became {loss} at step {self.result.steps + 1}; "
+                f"{self.config.task}: the loss became {found.loss} at step {self.result.steps + 1}; "
                 f"{self.last_checkpoint()}. Lower the learning rate, or look for extreme values in the request's "
                 "numbers"
             )
-        scale_for_mean_over_ranks(loss_sum, num_global_terms, self.world_size).backward()
         self.optimizer.step(self.config.rate_at(self.result.steps, self.num_steps))
-        return loss, BatchMeters(**{name: int(count) for name, count in zip(names, counts)})
+        return found.loss, found.meters
 
     @torch.no_grad()
     def evaluate(self, part: Split) -> Outcomes | None:

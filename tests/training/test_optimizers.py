@@ -78,6 +78,20 @@ def test_a_rate_of_zero_moves_nothing_and_a_clipped_gradient_moves_the_head_alik
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_rates_are_of_the_longest_beginning_of_a_name_that_fits():
+    model, optimizers = made(rate_factors={"head": 0.5, "head.bias": 0.0, "table": 0.0})
+    plain, as_ever = made()
+    before = {name: x.detach().clone() for name, x in model.named_parameters()}
+    for one in ((model, optimizers), (plain, as_ever)):
+        stepped(*one, [1, 2])
+    moved = {name: x.detach() - before[name] for name, x in model.named_parameters()}
+    assert not moved["table.weight"].any()
+    assert not moved["head.bias"].any()
+    torch.testing.assert_close(moved["head.weight"], 0.5 * (plain.head.weight.detach() - before["head.weight"]))
+    with pytest.raises(ValueError, match="found neck; it has head, table"):
+        made(rate_factors={"neck": 1.0})
+
+
 def test_a_state_goes_on_where_it_was():
     model, optimizers = made()
     stepped(model, optimizers, [1, 2, 3])
