@@ -27,7 +27,7 @@ HistoryAttention = Literal["causal", "bidirectional"]
 ShareContext = Literal["request", "user"]
 LayerKind = Literal["softmax", "hstu"]
 _HISTORY_PREFIX = "history_"
-LATER_FIELDS = {"dropout": 0.0, "pooling": "mean", "layer": "softmax"}
+LATER_FIELDS = {"dropout": 0.0, "pooling": "mean", "layer": "softmax", "item_bias": False}
 """Fields that configurations of version 0.1.0 do not have, and what these mean by it."""
 _NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
 _CATEGORY_TYPES = ("bool", "int32", "int64")

@@ -33,6 +33,25 @@ def test_dcat_equals_the_causal_pass_over_history_and_candidate(shape, positions
     assert_same(ours, duplicated)
 
 
+def test_an_item_bias_is_added_to_each_logit_in_both_and_in_the_folded_model():
+    config = dcat_config(item_bias=True)
+    assert not DCAT(config).item_bias.weight.any(), "a fresh model says nothing of an item by itself"
+    ours, duplicated = twins(DCAT(config), naive.DCAT(config))
+    batch = random_batch(*SHAPES["ragged, empty histories and requests"])
+    weight = torch.randn(batch.num_rows, 2)
+    found, expected = ours(batch), duplicated(batch)
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert_same(ours, duplicated)
+    ours.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.predict_exact(batch), ours(batch), rtol=TOLERANCE, atol=TOLERANCE)
+        before = ours(batch)
+        ours.item_bias.weight += 3
+        torch.testing.assert_close(ours(batch), before + 3, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("positions_from", ["start", "end"])
 @pytest.mark.parametrize("history_attention", ["causal", "bidirectional"])

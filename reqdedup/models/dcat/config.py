@@ -12,9 +12,15 @@ from reqdedup.schema import EngagementSchema
 
 @dataclass(frozen=True, kw_only=True)
 class DCATConfig(ModelConfig):
-    """A ranking model. labels: names of the logits, one for each, in this order."""
+    """A ranking model.
+
+    labels: names of the logits, one for each, in this order.
+    item_bias: add a number of each item's own to each logit, so that how well an item does at all need not pass through
+        the crossing.
+    """
 
     labels: tuple[str, ...] = ("click",)
+    item_bias: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -153,7 +153,7 @@ class FoldedDCAT:
         self._event_position = None if table is None else table.weight
         self._candidate_position = None if table is None else table.weight + self._marker
         self._layers = [_folded(layer) for layer in model.transformer]
-        self._eps = model.final_norm.eps
+        self._eps, self._item_bias = model.final_norm.eps, model.item_bias
         self._fold_head(model)
 
     def _fold_head(self, model: DCAT) -> None:
@@ -274,6 +274,8 @@ class FoldedDCAT:
             hidden_B = self._add(hidden_B, self._shares(batch, is_exact=is_exact), batch)
         for product in self._head:
             hidden_B = _times(F.relu_(hidden_B), product)
+        if self._item_bias is not None:
+            hidden_B += _looked_up(self._item_bias, batch.item_id_B)
         return hidden_B[row_B] if is_exact else hidden_B
 
     def _cross(self, contexts: BlockContexts, batch: RequestBatch) -> torch.Tensor:

@@ -27,7 +27,7 @@ from reqdedup.models.dcat.block_context import BlockContext, BlockContexts, Bloc
 from reqdedup.models.dcat.config import DCATConfig
 from reqdedup.models.dcat.folded import DEFAULT_BLOCKS, EXACT_ROWS, FoldedDCAT
 from reqdedup.models.histories import Histories
-from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
+from reqdedup.models.inputs import HashedEmbedding, ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer, dropped
 from reqdedup.ops.attention import SOFTMAX, Attention
@@ -126,6 +126,9 @@ class DCAT(nn.Module):
             nn.Linear(self.features.width, config.hidden_widths[0], bias=False) if self.features.width else None
         )
         self.head = NormedMLP(config.hidden_widths, len(config.labels))
+        self.item_bias = HashedEmbedding(config.item_table_rows, len(config.labels)) if config.item_bias else None
+        if self.item_bias is not None:
+            nn.init.zeros_(self.item_bias.weight)
 
     def encode_context(self, batch: RequestBatch) -> Context:
         """One pass over the histories; reads `batch.history`, its offsets and what says which requests can share."""
@@ -172,11 +175,16 @@ class DCAT(nn.Module):
                 f"score: a context of the batch's {batch.num_requests} requests required, found {context.num_requests}"
             )
         if not is_exact:
-            return self.head(self.head_input(self.cross(context, batch), batch))
+            return self.biased(self.head(self.head_input(self.cross(context, batch), batch)), batch)
         padded, row_B = batch.with_padded_rows(EXACT_ROWS)
         if isinstance(context, BlockContexts):
             context = replace(context, num_rows=tuple(batch.row_offsets_R1.diff().tolist()))
-        return self.head(self.head_input(self.cross(context, padded), padded, is_exact=True))[row_B]
+        logit_BL = self.head(self.head_input(self.cross(context, padded), padded, is_exact=True))[row_B]
+        return self.biased(logit_BL, batch)
+
+    def biased(self, logit_BL: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
+        """Logits with what each item has on its own."""
+        return logit_BL if self.item_bias is None else logit_BL + self.item_bias(batch.item_id_B)
 
     def cross(self, context: RequestContexts, batch: RequestBatch) -> torch.Tensor:
         """The candidates after all layers, [B, D]: each stands right after its request's history."""

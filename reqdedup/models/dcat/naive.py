@@ -24,4 +24,4 @@ class DCAT(model.DCAT):
         head_in = self.head_in(crossed_BD)
         if self.head_in_request is not None:
             head_in = head_in + self.head_in_request(self.features(rows.request, head_in.dtype))
-        return self.head(head_in)
+        return self.biased(self.head(head_in), rows)
