@@ -3,6 +3,7 @@
 Users and items have latent factors; a user's history is drawn by popularity and taste, candidates are half taste and
 half chance, and clicks follow affinity, item quality, surface and position. So a model that sees only the history and
 the item id can learn, and AUC and recall mean something. A click becomes an event of the user's later histories.
+With `mood_days` each user has two tastes that take turns, so that the order of a history says which holds now.
 
 The same configuration gives the same bytes in every process (same numpy and kind of CPU): every block of users has its
 own counter-based streams. `users_per_block` is therefore part of the log, not a matter of speed.
@@ -35,7 +36,7 @@ from reqdedup.logs.synthetic_config import (
     synthetic_schema,
 )
 
-_USER_STREAM, _LOG_STREAM, _EMBEDDING_STREAM = 1, 2, 3
+_USER_STREAM, _LOG_STREAM, _EMBEDDING_STREAM, _MOOD_STREAM = 1, 2, 3, 4
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 _REQUEST_SIGMA, _FAN_OUT_SIGMA = 1.0, 0.6
 _ACTIVITY_CORRELATION = 0.5
@@ -67,12 +68,40 @@ def user_factors(config: SyntheticLogConfig, block: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Moods:
+    """Each user's other taste, and when it holds: in every second of the user's periods."""
+
+    other_ND: np.ndarray
+    period_ms_N: np.ndarray
+    phase_N: np.ndarray
+
+    @classmethod
+    def of(cls, config: SyntheticLogConfig, block: int, num_users: int) -> _Moods | None:
+        if not config.mood_days:
+            return None
+        rng = random_stream(config.seed, _MOOD_STREAM, block)
+        return cls(
+            other_ND=rng.standard_normal((num_users, config.latent_width), np.float32),
+            period_ms_N=config.mood_days * _DAY_MS * rng.uniform(0.5, 1.5, num_users),
+            phase_N=rng.uniform(0, 2, num_users),
+        )
+
+    def is_other(self, user_T: np.ndarray, ts_ms_T: np.ndarray) -> np.ndarray:
+        """[T] bool: whether the other taste of these users holds at these times."""
+        return np.floor(ts_ms_T / self.period_ms_N[user_T] + self.phase_N[user_T]) % 2 == 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Requests:
-    """One block's N users and R requests, in (user, time) order; `rng` is the block's stream, used in a fixed order."""
+    """One block's N users and R requests, in (user, time) order; `rng` is the block's stream, used in a fixed order.
+
+    moods: the tastes that take turns with factors_ND; None if users have one.
+    """
 
     rng: np.random.Generator
     first_user: int
     factors_ND: np.ndarray
+    moods: _Moods | None
     events_before_N: np.ndarray
     user_R: np.ndarray
     ordinal_R: np.ndarray
@@ -80,6 +109,13 @@ class _Requests:
     device_R: np.ndarray
     surface_R: np.ndarray
     fan_out_R: np.ndarray
+
+    def tastes(self, user_T: np.ndarray, ts_ms_T: np.ndarray) -> np.ndarray:
+        """[T, latent_width]: what these users like at these times."""
+        factors_TD = self.factors_ND[user_T]
+        if self.moods is None:
+            return factors_TD
+        return np.where(self.moods.is_other(user_T, ts_ms_T)[:, None], self.moods.other_ND[user_T], factors_TD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +166,7 @@ def _draw_requests(config: SyntheticLogConfig, block: int) -> _Requests:
         rng=rng,
         first_user=block * config.users_per_block,
         factors_ND=factors_ND,
+        moods=_Moods.of(config, block, num_users),
         events_before_N=events,
         user_R=user_R,
         ordinal_R=ordinal_R,
@@ -143,7 +180,7 @@ def _draw_requests(config: SyntheticLogConfig, block: int) -> _Requests:
 def _draw_rows(config: SyntheticLogConfig, catalogue: Catalogue, requests: _Requests) -> _Rows:
     rng = requests.rng
     request_B = np.repeat(np.arange(len(requests.user_R)), requests.fan_out_R)
-    factors_BD = requests.factors_ND[requests.user_R[request_B]]
+    factors_BD = requests.tastes(requests.user_R[request_B], requests.ts_ms_R[request_B])
     item_B, _ = catalogue.draw_by_taste(rng, factors_BD, config.candidate_taste_share, config.taste_proposals)
     item_B = _replace_repeats(rng, request_B, item_B, config.num_items)
     position_B = ranges(np.zeros(len(requests.fan_out_R), np.int64), requests.fan_out_R).astype(np.int32)
@@ -189,13 +226,15 @@ def _draw_timelines(config: SyntheticLogConfig, catalogue: Catalogue, requests: 
     made_offsets = offsets_of(made_R)
 
     request_T = np.repeat(np.arange(len(user_R)), made_R)
-    factors_TD = requests.factors_ND[user_R[request_T]]
+    span_ms_R = np.where(is_first_R, made_R / per_ms_R, gap_ms_R)
+    place_T = np.arange(len(request_T)) - made_offsets[request_T]
+    about_ms_T = ts_ms_R[request_T] - span_ms_R[request_T] * (1.0 - (place_T + 0.5) / made_R[request_T])
+    factors_TD = requests.tastes(user_R[request_T], about_ms_T)
     item_T, affinity_T = catalogue.draw_by_taste(rng, factors_TD, config.history_taste_share, config.taste_proposals)
     save_T, long_dwell_T = _later_steps(rng, affinity_T)
     action_T = 1 + 2 * save_T + 4 * long_dwell_T
 
-    span_ms_R = np.where(is_first_R, made_R / per_ms_R, gap_ms_R)
-    step_T = (np.arange(len(request_T)) - made_offsets[request_T] + rng.random(len(request_T))) / made_R[request_T]
+    step_T = (place_T + rng.random(len(request_T))) / made_R[request_T]
     ts_ms_T = ts_ms_R[request_T] - np.ceil(span_ms_R[request_T] * (1.0 - step_T)).astype(np.int64)
     ts_ms_T = np.minimum(ts_ms_T, ts_ms_R[request_T] - 1)
     late_T = rng.random(len(request_T)) < config.late_event_share
@@ -286,10 +325,13 @@ def _batch(
 
 
 def _embeddings(config: SyntheticLogConfig, requests: _Requests) -> np.ndarray:
-    """[N, user_embedding_width] float32: tastes seen through a fixed random projection, with noise."""
-    width = config.user_embedding_width
+    """[N, user_embedding_width] float32: tastes seen through a fixed random projection, with noise; of two tastes that
+    take turns, what they have in common."""
+    width, factors_ND = config.user_embedding_width, requests.factors_ND
+    if requests.moods is not None:
+        factors_ND = (factors_ND + requests.moods.other_ND) * np.float32(math.sqrt(0.5))
     projection = random_stream(config.seed, _EMBEDDING_STREAM).standard_normal((config.latent_width, width), np.float32)
-    seen = np.einsum("nd,dw->nw", requests.factors_ND, projection) / np.float32(math.sqrt(config.latent_width))
+    seen = np.einsum("nd,dw->nw", factors_ND, projection) / np.float32(math.sqrt(config.latent_width))
     noise = requests.rng.standard_normal(seen.shape, np.float32)
     return seen + np.float32(config.embedding_noise) * noise
 

@@ -37,6 +37,8 @@ class SyntheticLogConfig:
     latent_width: length of the factors.
     user_embedding_width: length of the noisy view of them that requests carry.
     embedding_noise: standard deviation added to the embedding, whose own is 1.
+    mood_days: mean time for which one of a user's two tastes holds before the other takes its turn, in days; 0 means
+        one taste for ever. What is liked now then follows from the order of the history, not from its items alone.
     taste_proposals: number of draws by popularity of which a taste-driven choice is the best.
     history_taste_share, candidate_taste_share: ratio of events and candidates chosen by taste, not popularity.
     click_intercept, affinity_weight, quality_weight, position_weight, logit_noise: terms of the click's logit,
@@ -68,6 +70,7 @@ class SyntheticLogConfig:
     latent_width: int = 16
     user_embedding_width: int = 32
     embedding_noise: float = 0.5
+    mood_days: float = 0.0
     taste_proposals: int = 4
     history_taste_share: float = 0.8
     candidate_taste_share: float = 0.5
@@ -89,6 +92,8 @@ class SyntheticLogConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: at least 1 required, found {getattr(self, name)}")
+        if self.mood_days < 0:
+            raise ValueError(f"mood_days: at least 0 required, found {self.mood_days}")
         if self.seed < 0:
             raise ValueError(f"seed: an integer >= 0 required, found {self.seed}")
         for mean, cap in (("mean_requests_per_user", "max_requests_per_user"), ("mean_fan_out", "max_fan_out")):

@@ -262,6 +262,31 @@ def test_clicks_and_histories_follow_the_users_taste():
 
 
 @pytest.mark.slow
+def test_with_moods_the_newest_events_say_more_than_all_and_without_them_less():
+    def skills(mood_days):
+        """AUC of clicks by the mean item of the newest 16 events, and by that of all."""
+        config = SyntheticLogConfig(
+            num_users=300, num_items=20_000, mean_fan_out=30, history_scale=0.03, users_per_block=100, seed=6,
+            mood_days=mood_days,
+        )  # fmt: skip
+        catalogue, newest, everything, label = make_catalogue(config), [], [], []
+        for batch in synthesize(config):
+            values, offsets = numpy_from_blobs(batch["history_item_id"].dictionary, "int64")
+            factors = [catalogue.factors(values[begin:end]) for begin, end in pairwise(offsets.tolist())]
+            request, item = batch["history_item_id"].indices.to_numpy(), batch["item_id"].to_numpy()
+            for scores, last in ((newest, 16), (everything, 100_000)):
+                guess = np.stack([x[-last:].mean(0) if len(x) else np.zeros(16) for x in factors])
+                scores.append(catalogue.affinity(guess[request].astype(np.float32), item))
+            label.append(batch["click"].to_numpy())
+        return [area_under_curve(np.concatenate(scores), np.concatenate(label)) for scores in (newest, everything)]
+
+    newest, everything = skills(0.0)
+    assert newest < everything
+    newest, everything = skills(60.0)
+    assert newest > everything + 0.02
+
+
+@pytest.mark.slow
 def test_memory_is_that_of_a_block_and_batches_come_lazily():
     endless = replace(SMALL, num_users=10**9)
     assert len(list(islice(synthesize(endless), 3))) == 3
@@ -309,6 +334,7 @@ def test_new_users_have_empty_histories():
         ({"max_history": 100, "anchor_stride": 101}, "anchor_stride"),
         ({"late_event_share": 1.5}, "late_event_share"),
         ({"num_users": 0}, "num_users"),
+        ({"mood_days": -1.0}, "mood_days"),
     ],
 )
 def test_an_impossible_configuration_is_refused_by_name(changes, named):
