@@ -29,6 +29,8 @@ class TrainingConfig:
     model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking:
         `ranking_loss` over its labels, missing ones left out).
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
+    warm_start: a checkpoint of the same model to go on from, with the requests that are later than those it learned
+        from (`reqdedup.training.warm_start`); empty: none.
     max_epochs: passes over the training requests, after which training ends whatever num_steps says; 0: no limit. A
         second pass over a log is known to hurt models with embeddings of ids.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
@@ -77,6 +79,7 @@ class TrainingConfig:
     learning_rate: float
     warmup_steps: int = 10
     weight_decay: float = 0.0
+    warm_start: str = ""
     max_epochs: int = 1
     table_optimizer: TableOptimizer = "adagrad"
     table_learning_rate: float = 0.02

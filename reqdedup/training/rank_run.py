@@ -39,6 +39,7 @@ from reqdedup.training.plan import Source, Split, with_credentials
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size
 from reqdedup.training.step import Stepper
 from reqdedup.training.tasks import prepare_task
+from reqdedup.training.warm_start import LEARNED_UNTIL, WarmStart
 from reqdedup.training.watch import Watch
 
 PROGRESS_EVERY_S = 0.25
@@ -139,6 +140,9 @@ class RankRun:
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device)
         self.splits = config.splits(self.table_loader(()))
+        warm = WarmStart.load(config) if config.warm_start else None
+        if warm is not None:
+            self.splits = warm.splits(self.splits)
         self.task = prepare_task(config, self.table_loader, self.device, self.splits.train)
         self.loader = self.make_loader(
             columns=self.task.columns,
@@ -160,6 +164,8 @@ class RankRun:
             clip_norm=config.clip_norm,
             rate_factors=config.rate_factors,
         )
+        if warm is not None:
+            warm.fill(self.model, self.optimizer, self.task)
         for module in self.model.modules():
             if isinstance(module, HistoryTransformer):
                 module.recomputes = config.recompute_layers
@@ -343,6 +349,7 @@ class RankRun:
                 "optimizer": self.optimizer.state_dict(),
                 "loaders": loaders,
                 "log_q": self.task.state_dict(),
+                LEARNED_UNTIL: self.task.learned_until_us,
                 "watch": self.watch.state_dict(),
             }
             save_checkpoint(self.out_dir / CHECKPOINT_NAME, state)

@@ -87,6 +87,21 @@ class TheseUsers:
 
 
 @dataclass(frozen=True)
+class Later:
+    """Those requests of a part that are later than `after_us` [microseconds since 1970, UTC]."""
+
+    part: Split
+    after_us: int
+
+    def contains(self, user_id_R: np.ndarray, request_ts_R: np.ndarray) -> np.ndarray:
+        """[R] bool."""
+        return self.part.contains(user_id_R, request_ts_R) & (request_ts_R > self.after_us)
+
+    def state(self) -> dict[str, Any]:
+        return {"part": self.part.state(), "after_us": self.after_us}
+
+
+@dataclass(frozen=True)
 class Splits:
     """The three parts of a table, which share no request."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import torch
 
@@ -60,6 +61,7 @@ class Survey:
     lowest_user: int = 2**63 - 1
     highest_user: int = -(2**63)
     newest_us: int = 0
+    newest_counted_us: int = 0
 
     @classmethod
     def of(cls, model: ModelConfig, counted: Split, **options: str | int | tuple[str, ...] | None) -> Survey:
@@ -92,7 +94,20 @@ class Survey:
             total.lowest_user = min(total.lowest_user, other.lowest_user)
             total.highest_user = max(total.highest_user, other.highest_user)
             total.newest_us = max(total.newest_us, other.newest_us)
+            total.newest_counted_us = max(total.newest_counted_us, other.newest_counted_us)
         return total
+
+    def check_rows(self) -> None:
+        """Raises ValueError if there is nothing to learn from."""
+        if not self.num_rows:
+            after_us = getattr(self.counted, "after_us", None)
+            later = (
+                "" if after_us is None else f" later than {datetime.fromtimestamp(after_us / 1e6, UTC):%Y-%m-%d %H:%M}"
+            )
+            raise ValueError(
+                f"training: requests to learn from{later} required, found none; "
+                + ("use more of the log" if after_us is None else "the warm start has learned from all that there are")
+            )
 
     def check_inputs(self) -> None:
         """Raises ValueError for a number that is infinite or a vector that is not finite, or as good as."""
@@ -157,11 +172,12 @@ class Survey:
             bad_RV = ~(x_RV.abs() <= LARGEST_IN_VECTOR)
             first_R = x_RV.gather(1, bad_RV.int().argmax(1, keepdim=True)).squeeze(1) if x_RV.numel() else x_RV.sum(1)
             self._note(name, first_R, bad_RV.any(1), batch.user_id_R, batch.request[REQUEST_ID])
-        if batch.num_requests:
-            self.newest_us = max(self.newest_us, int(batch.request[REQUEST_TS].max()))
         is_counted_R = torch.from_numpy(
             self.counted.contains(batch.user_id_R.numpy(), batch.request[REQUEST_TS].numpy())
         )
+        time_R = batch.request[REQUEST_TS]
+        self.newest_us = max(self.newest_us, _newest(time_R))
+        self.newest_counted_us = max(self.newest_counted_us, _newest(time_R[is_counted_R]))
         is_counted_B = is_counted_R[batch.request_of_row_B]
         self.num_rows += int(is_counted_B.sum())
         for name in self.labels:
@@ -191,6 +207,10 @@ class Survey:
             first = min(Fault(*values) for values in faults)
             self.faults[name] = min(first, self.faults.get(name, first))
             self.num_faults[name] = self.num_faults.get(name, 0) + len(found)
+
+
+def _newest(time_us_R: torch.Tensor) -> int:
+    return int(time_us_R.max()) if len(time_us_R) else 0
 
 
 def _warn(text: str) -> None:

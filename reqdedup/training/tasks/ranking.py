@@ -32,7 +32,7 @@ class Ranking:
         self.columns = (*model.columns, *model.labels)
         self.positive_label = None
         self.slice_by = config.slice_by
-        self.num_requests = 0
+        self.num_requests = self.learned_until_us = 0
 
     @classmethod
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
@@ -42,9 +42,12 @@ class Ranking:
         for _ in survey.passing(loader_of(survey.columns)):
             pass
         survey = survey.over_ranks()
+        survey.check_rows()
         survey.check_inputs()
         survey.check_labels()
         task.num_requests, task.newest_us = survey.num_requests, survey.newest_us
+        mature_us = task.newest_us - round(1_000_000 * max(config.label_maturity_s.values(), default=0.0))
+        task.learned_until_us = min(survey.newest_counted_us, mature_us)
         return task
 
     def inputs(self, batch: RequestBatch) -> tuple[()]:

@@ -54,7 +54,7 @@ class Retrieval:
         self, config: TrainingConfig, catalogue: Catalogue, device: torch.device, num_requests: int = 0
     ) -> None:
         model = config.model
-        self.num_requests = num_requests
+        self.num_requests, self.learned_until_us = num_requests, 0
         self.config = config
         self.columns = (*model.columns, *([config.positive_label] if config.positive_label else []))
         self.positive_label = config.positive_label
@@ -86,10 +86,13 @@ class Retrieval:
         batches = survey.passing(chain([loader.empty_batch()], loader))
         catalogue = Catalogue.read(batches, items, counted=train, label=label)
         survey = survey.over_ranks()
+        survey.check_rows()
         survey.check_inputs()
         num_items = int((catalogue.count_V > 0).sum())
         survey.check_contrast(num_items, mask_same_user=config.mask_same_user and config.negatives == "batch")
-        return cls(config, catalogue, device, survey.num_requests)
+        task = cls(config, catalogue, device, survey.num_requests)
+        task.learned_until_us = survey.newest_counted_us
+        return task
 
     def inputs(self, batch: RequestBatch) -> tuple[Any, ...]:
         """Ids and columns of the items that a softmax runs over: all, or as many as are drawn with the batch's own."""

@@ -48,6 +48,11 @@ class Task(Protocol):
         """Requests, or chunks of them, that an epoch of all ranks holds."""
         ...
 
+    @property
+    def learned_until_us(self) -> int:
+        """Time of the newest request of the training part whose labels were known [microseconds since 1970, UTC]."""
+        ...
+
     def inputs(self, batch: RequestBatch) -> tuple[Any, ...]:
         """What the model is given beside the batch."""
         ...
