@@ -51,8 +51,10 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def in_float32(outputs: Any) -> Any:
-    """A model's output or outputs as float32: losses are computed in it whatever the matrix products were in."""
-    return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
+    """A model's output or outputs in float32 at least: losses are computed so whatever the matrix products were in."""
+    if isinstance(outputs, tuple):
+        return tuple(in_float32(x) for x in outputs)
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_pieces_add_up_to_the_gradient_of_the_mean_over_all_terms(pieces):
     batch, stepper = _batch(), _stepper(pieces=pieces)
     twin = copy.deepcopy(stepper.trained).train()
-    total, terms = torch.zeros(()), 0
+    total, terms = torch.zeros((), dtype=torch.float64), 0
     for piece in batch.cut(pieces):
         loss_sum, num_terms = stepper.task.loss(twin(piece), piece)
         total, terms = total + loss_sum, terms + num_terms

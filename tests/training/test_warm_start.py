@@ -21,7 +21,7 @@ LABEL = ("click",)
 
 
 def config(**options) -> TrainingConfig:
-    model = DCATConfig.from_schema(SCHEMA, labels=LABEL, **SIZES)
+    model = options.pop("model", None) or DCATConfig.from_schema(SCHEMA, labels=LABEL, **SIZES)
     values = {"num_steps": 3, "requests_per_step": 8, "learning_rate": 0.01, "world_size": 1, "split_by": "time"}
     return TrainingConfig(model=model, **{**values, "held_out": 0.4, "baselines": False, **options})
 
@@ -30,9 +30,13 @@ def silent(progress) -> None:
     pass
 
 
+LOG = random_log(num_groups=4, requests_per_group=20, seed=2)
+TIMES = sorted(request["request_ts"] for request in LOG.requests.values())
+
+
 @pytest.fixture(scope="module")
 def source():
-    return with_signal(random_log(num_groups=4, requests_per_group=20, seed=2))
+    return with_signal(LOG)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +49,13 @@ def first(source, tmp_path_factory):
 def test_it_goes_on_with_later_requests_from_the_same_weights_and_squares(source, first, tmp_path):
     state = load_checkpoint(first)
     until_us = state[LEARNED_UNTIL]
-    times = sorted(request["request_ts"] for request in source.requests.values())
-    assert until_us == times[round(0.6 * len(times)) - 1], "the newest before those held out"
+    assert until_us == TIMES[round(0.6 * len(TIMES)) - 1], "the newest before those held out"
     run = RankRun(silent, config(warm_start=str(first), held_out=0.1), source, tmp_path, None)
     assert all(torch.equal(x, state["model"][name]) for name, x in run.model.state_dict().items())
     found, wanted = run.optimizer.state_dict()["tables"]["state"], state["optimizer"]["tables"]["state"]
     assert all(torch.equal(found[n]["squares_V"], wanted[n]["squares_V"]) for n in wanted)
     seen = [time for batch in run.loader for time in batch.request["request_ts"].tolist()]
-    assert sorted(set(seen)) == sorted({time for time in times[: round(0.9 * len(times))] if time > until_us})
+    assert sorted(set(seen)) == sorted({time for time in TIMES[: round(0.9 * len(TIMES))] if time > until_us})
 
 
 def test_a_resumed_warm_start_is_the_same(source, first, tmp_path):
@@ -75,10 +78,9 @@ def test_what_cannot_go_on_is_refused(source, first, tmp_path):
 
 
 def test_immature_labels_are_learned_from_later(source, tmp_path):
-    times = sorted(request["request_ts"] for request in source.requests.values())
-    window_us = times[-1] - times[10]
+    window_us = TIMES[-1] - TIMES[10]
     run = RankRun(silent, config(label_maturity_s={"click": window_us / 1e6}), source, tmp_path, None)
-    assert run.task.learned_until_us == pytest.approx(times[10], abs=1)
+    assert run.task.learned_until_us == pytest.approx(TIMES[10], abs=1)
 
 
 def test_later_is_the_part_after_a_time():
