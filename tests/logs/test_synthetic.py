@@ -264,9 +264,9 @@ def test_clicks_and_histories_follow_the_users_taste():
 @pytest.mark.slow
 def test_with_moods_the_newest_events_say_more_than_all_and_without_them_less():
     def skills(mood_days):
-        """AUC of clicks by the mean item of the newest 16 events, and by that of all."""
+        """AUC of clicks by the mean item of the newest 64 events, and by that of all."""
         config = SyntheticLogConfig(
-            num_users=300, num_items=20_000, mean_fan_out=30, history_scale=0.03, users_per_block=100, seed=6,
+            num_users=150, num_items=20_000, mean_fan_out=30, history_scale=0.1, users_per_block=100, seed=6,
             mood_days=mood_days,
         )  # fmt: skip
         catalogue, newest, everything, label = make_catalogue(config), [], [], []
@@ -274,7 +274,7 @@ def test_with_moods_the_newest_events_say_more_than_all_and_without_them_less():
             values, offsets = numpy_from_blobs(batch["history_item_id"].dictionary, "int64")
             factors = [catalogue.factors(values[begin:end]) for begin, end in pairwise(offsets.tolist())]
             request, item = batch["history_item_id"].indices.to_numpy(), batch["item_id"].to_numpy()
-            for scores, last in ((newest, 16), (everything, 100_000)):
+            for scores, last in ((newest, 64), (everything, 100_000)):
                 guess = np.stack([x[-last:].mean(0) if len(x) else np.zeros(16) for x in factors])
                 scores.append(catalogue.affinity(guess[request].astype(np.float32), item))
             label.append(batch["click"].to_numpy())
@@ -282,7 +282,7 @@ def test_with_moods_the_newest_events_say_more_than_all_and_without_them_less():
 
     newest, everything = skills(0.0)
     assert newest < everything
-    newest, everything = skills(60.0)
+    newest, everything = skills(120.0)
     assert newest > everything + 0.02
 
 

@@ -89,8 +89,8 @@ def test_a_checkpoint_has_these_keys(tmp_path):
     run_rank(lambda progress: None, config, with_signal(random_log()), str(tmp_path))
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert sorted(state) == [
-        "config", "format", "loaders", "log_q", "losses", "metrics", "model", "optimizer", "rows", "snapshot_id", "step",
-        "watch",
+        "config", "format", "learned_until_us", "loaders", "log_q", "losses", "metrics", "model", "optimizer", "rows",
+        "snapshot_id", "step", "watch",
     ]  # fmt: skip
     assert state["format"] == CHECKPOINT_FORMAT == 2
     assert json.loads(json.dumps(state["config"])) == json.loads(config.to_json())
