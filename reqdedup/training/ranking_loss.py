@@ -107,7 +107,7 @@ def naive_losses(
         if not label > 0 or not negatives:
             continue
         if kind == "pairwise":
-            found[i] = sum(torch.log(1 + torch.exp(logits[j] - logits[i])) for j in negatives) / len(negatives)
+            found[i] = torch.stack([torch.log(1 + torch.exp(logits[j] - logits[i])) for j in negatives]).mean()
         else:
-            found[i] = torch.log(logits[i].exp() + sum(logits[j].exp() for j in negatives)) - logits[i]
+            found[i] = torch.stack([logits[i].exp(), *(logits[j].exp() for j in negatives)]).sum().log() - logits[i]
     return found
