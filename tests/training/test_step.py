@@ -67,9 +67,11 @@ def test_a_step_whose_pieces_would_be_too_small_for_a_norm_stays_whole():
     assert in_pieces.compute_gradients(batch, step=0).loss == whole.compute_gradients(batch, step=0).loss
 
 
+@pytest.mark.parametrize("layer", ["softmax", "hstu"])
 @pytest.mark.parametrize("config", [dcat_config, two_tower_config])
-def test_layers_that_are_computed_again_give_the_same_values_and_gradients(config):
-    batch, sizes = random_batch([5, 0, 63, 1, 0, 7], [3, 4, 1, 7, 0, 2]), {"dropout": 0.2, "num_layers": 3}
+def test_layers_that_are_computed_again_give_the_same_values_and_gradients(config, layer):
+    batch = random_batch([5, 0, 63, 1, 0, 7], [3, 4, 1, 7, 0, 2])
+    sizes = {"dropout": 0.2, "num_layers": 3, "layer": layer}
     found = []
     for recomputes in (False, True):
         torch.manual_seed(0)
