@@ -105,7 +105,7 @@ def tables_of(folder: Path, rows: int) -> dict[str, dict[str, int]]:
         if pq.read_metadata(path).num_rows != pq.read_metadata(dense).num_rows:
             raise ValueError(f"{name}: all rows required, found {pq.read_metadata(path).num_rows}; nothing is reported")
     made[ORDER_0] = order_0_bytes(dense, made["BY_REQUEST"])
-    for name in ("BY_REQUEST", "BY_REQUEST, texts"):
+    for name in ("BY_REQUEST", "SORTED_LARGE_PAGES", "BY_REQUEST, texts"):
         report = compression_report({name: ours[name]}).to_pylist()
         made[f"limit of {name}"] = {row["column"]: row["store_once_bytes"] for row in report}
     return made

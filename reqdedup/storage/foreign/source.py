@@ -32,7 +32,7 @@ from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.scan import deleted_positions, projected_batches
 from reqdedup.storage.write.spill import greedy_ranges
 
-PIECE_BYTES = 32 * 2**20
+PIECE_BYTES = 16 * 2**20
 """Of a piece's rows, laid down as the plain lists that they are."""
 
 MAX_PIECE_BYTES = 2 * PIECE_BYTES

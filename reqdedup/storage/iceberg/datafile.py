@@ -35,7 +35,7 @@ from pyiceberg.types import TimestampType, TimestamptzType
 
 from reqdedup.arrays.keys import first_disorder
 from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema, type_tree
-from reqdedup.storage.iceberg.encodings import choose, stored_choices, writer_options
+from reqdedup.storage.iceberg.encodings import PAGES_BY_BYTES, choose, stored_choices, writer_options
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
     Layout,
@@ -99,6 +99,7 @@ class FileSettings:
             "write_page_checksum": True,  # so that a flipped bit is an error, not another value
             "data_page_size": self.settings.page_bytes,
             "dictionary_pagesize_limit": self.settings.page_bytes if lists else 2**31 - 1,
+            **({} if lists else PAGES_BY_BYTES),
         }
 
 

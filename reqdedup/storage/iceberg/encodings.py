@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reqdedup.dedup.parts import blob_bytes
-from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema, Level, type_tree
+from reqdedup.schema import ITEM_ID, KEYS, REQUEST_ID, USER_ID, Column, EngagementSchema, Level, type_tree
 from reqdedup.storage.iceberg.settings import COMPACT, WriteSettings
 from reqdedup.storage.iceberg.stored_types import leaves
 
@@ -36,8 +37,9 @@ SAMPLE_BYTES = 32 * 2**20
 SAMPLE_ROWS = 16_384
 """Rows of a scalar column that are tried, at most."""
 
-ITEM_SAMPLE_ROWS = 262_144
-"""Of `item_id`, whose dictionary pays only after many rows."""
+KEY_SAMPLE_ROWS = 262_144
+"""Of keys: a dictionary of `item_id` pays only after many rows, and which level finds more in hashed ids of users
+depends on how long a page is."""
 
 BLOB_SAMPLE_BYTES = 2 * 2**20
 """Of the distinct values of a sequence column that are tried."""
@@ -58,9 +60,18 @@ DELTA, SPLIT = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"
 FEW_VALUES = 4096
 """Distinct elements of a list column, at most, that are few."""
 
-FEW_VALUES_LEVEL = 16
-"""zstd's level for plain lists of few distinct values: the first of its optimal parsers, which find long repetitions
-behind many short ones. It takes half as much CPU again as level 6 does with a dictionary of elements."""
+THOROUGH_LEVEL = 16
+"""zstd's level for plain lists in which it finds much that lower ones miss: the first of its optimal parsers, which
+find long repetitions behind many short ones. It takes half as much CPU again as level 6 does with a dictionary of
+elements, and five times as much as level 6 of short lists of popular items."""
+
+WORTH_THOROUGH = 1 / 8
+"""Of the bytes of a list column of many distinct elements that this level must save."""
+
+PAGES_BY_BYTES: dict[str, Any] = (
+    {"max_rows_per_page": 2**31 - 1} if "max_rows_per_page" in signature(pq.ParquetWriter.__init__).parameters else {}
+)
+"""For `pq.ParquetWriter`: it ends pages at 20,000 rows besides, each with a header and a table of zstd's own."""
 
 Choices = dict[str, str]
 """By column: its encoding ("dictionary" or one of Parquet's), then "/none" or "/<level>" if the
@@ -134,6 +145,7 @@ def bytes_in(
     """Bytes of these rows as one row group in these forms."""
     limit = 2**31 - 1 if blobs else settings.page_bytes
     options = writer_options(choices, schema, settings, blobs=blobs)
+    options |= PAGES_BY_BYTES if blobs else {}
     return _written(rows, dictionary_pagesize_limit=limit, data_page_size=settings.page_bytes, **options).size
 
 
@@ -198,8 +210,11 @@ def _others(column: Column, settings: WriteSettings, *, row_is_request: bool) ->
     """What a scalar may be written in beside a dictionary: plain, at a level that finds the copies of a request's
     value, or at one that looks for no short matches among values of rows."""
     is_repeated = not row_is_request and (column.name in (USER_ID, REQUEST_ID) or column.level is Level.REQUEST)
-    level, wanted = settings.level_of(), FAST_LEVELS[is_repeated]
-    found = [f"PLAIN/{wanted}" if settings.codec == "zstd" and level is not None and wanted < level else "PLAIN"]
+    level, levels = settings.level_of(), FAST_LEVELS if is_repeated and column.name in KEYS else FAST_LEVELS[:1]
+    if is_repeated and column.name not in KEYS:
+        levels = FAST_LEVELS[1:]
+    fast = [f"PLAIN/{one}" for one in levels if settings.codec == "zstd" and level is not None and one < level]
+    found = fast or ["PLAIN"]
     if settings.encodings == COMPACT and column.dtype in ("int32", "int64", "timestamp"):
         found += [DELTA, SPLIT]
     elif settings.encodings == COMPACT and column.dtype.startswith("float"):
@@ -228,25 +243,30 @@ def _list_choices(rows: pa.Table, schema: EngagementSchema, settings: WriteSetti
     repetition of whole lists from the codec. Few distinct ones (actions) want one of both: their plain bytes hold so
     many short repetitions that zstd's fast levels miss the long ones, by two orders of magnitude. A dictionary removes
     the short ones, but the copies of a list begin at eight different bits of a byte; a level that looks further needs
-    half its bytes, and is tried whichever of the first two is smaller: on a few requests that is chance.
+    half its bytes, and is tried whichever of the first two is smaller: on a few requests that is chance. Short lists of
+    popular items are like that too (docs/decisions/0096): there it must be worth its CPU.
     """
     chosen = {}
     for column in schema.blobs:
         row_bytes = max(rows.column(column.name).nbytes // max(len(rows), 1), 1)
         sample = rows.select([column.name]).slice(0, max(SAMPLE_BYTES // row_bytes, 1))
-        thorough = f"PLAIN/{max(settings.level, FEW_VALUES_LEVEL)}"
-        fast = [f"PLAIN/{FAST_LEVELS[0]}"] if settings.codec == "zstd" and settings.level > FAST_LEVELS[0] else []
-        others = [*fast, DICTIONARY, *([SPLIT] if settings.encodings == COMPACT else [])]
-        sizes = {form: _list_bytes(sample, column, settings, form) for form in ("PLAIN", *others)}
+        thorough = f"PLAIN/{max(settings.level, THOROUGH_LEVEL)}"
+        fast = [f"/{FAST_LEVELS[0]}"] if settings.codec == "zstd" and settings.level > FAST_LEVELS[0] else []
+        plain, split = ([encoding, *(encoding + level for level in fast)] for encoding in ("PLAIN", SPLIT))
+        tried = [*plain, DICTIONARY, *(split if settings.encodings == COMPACT else [])]
+        sizes = {form: _list_bytes(sample, column, settings, form) for form in tried}
         chosen[column.name] = min(sizes, key=lambda form: sizes[form])
-        plain, with_dictionary = min(sizes[form] for form in ("PLAIN", *fast)), sizes[DICTIONARY]
-        if chosen[column.name] == SPLIT:
+        if chosen[column.name] in split or settings.codec != "zstd":
             continue
-        if with_dictionary >= plain and len(pc.unique(sample[column.name].combine_chunks().flatten())) > FEW_VALUES:
-            continue
-        if _list_bytes(sample, column, settings, thorough) < min(with_dictionary, plain):
+        best = sizes[chosen[column.name]]
+        is_few = chosen[column.name] == DICTIONARY or len(pc.unique(_elements(sample, column))) <= FEW_VALUES
+        if _list_bytes(sample, column, settings, thorough) < best * (1 if is_few else 1 - WORTH_THOROUGH):
             chosen[column.name] = thorough
     return chosen
+
+
+def _elements(sample: pa.Table, column: Column) -> pa.Array:
+    return sample[column.name].combine_chunks().flatten()
 
 
 def _list_bytes(sample: pa.Table, column: Column, settings: WriteSettings, form: str) -> int:
@@ -271,10 +291,10 @@ def _chunks(
     if not columns or not len(rows):
         return {}
     found: dict[str, pq.ColumnChunkMetaData] = {}
-    items = [column.name for column in columns if column.name == ITEM_ID]
+    keys = [column.name for column in columns if column.name in KEYS]
     for names, num_rows in (
-        (items, ITEM_SAMPLE_ROWS),
-        ([column.name for column in columns if column.name != ITEM_ID], SAMPLE_ROWS),
+        (keys, KEY_SAMPLE_ROWS),
+        ([column.name for column in columns if column.name not in KEYS], SAMPLE_ROWS),
     ):
         if not names:
             continue
@@ -288,6 +308,7 @@ def _chunks(
             compression=settings.parquet_codec,
             compression_level=levels if settings.level_of() is not None else None,
             dictionary_pagesize_limit=2**31 - 1,
+            **PAGES_BY_BYTES,
         )
         group = pq.read_metadata(pa.BufferReader(written)).row_group(0)
         found |= {name: group.column(index) for index, name in enumerate(names)}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reqdedup.audit.pages import chunk_range, read_pages
 from reqdedup.dedup.encoding import blobs_from_numpy, lists_from_blobs
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage import (
@@ -25,7 +26,7 @@ from reqdedup.storage import (
 from reqdedup.storage.iceberg.encodings import (
     CHOICES_PROPERTY,
     DELTA,
-    FEW_VALUES_LEVEL,
+    THOROUGH_LEVEL,
     choose,
     stored_choices,
     to_json,
@@ -113,12 +114,12 @@ def test_lists_of_few_values_take_the_smallest_form(share_of_first, wanted):
     schema, ours = EngagementSchema((*keys, few, many)), WriteSettings(page_bytes=LARGE_PAGE_BYTES)
     scalars = {column.name: pa.array(np.repeat(np.arange(6), 120)) for column in keys}
     chosen = choose(pa.table(scalars | columns), schema, ours, blobs=False)
-    assert chosen["few"] == ("dictionary" if wanted == "dictionary" else f"PLAIN/{FEW_VALUES_LEVEL}")
+    assert chosen["few"] == ("dictionary" if wanted == "dictionary" else f"PLAIN/{THOROUGH_LEVEL}")
     assert chosen["many"] == "PLAIN"
     forms = {
         "low level": {},
         "dictionary": {"use_dictionary": ["few.list.element"]},
-        "high level": {"compression_level": FEW_VALUES_LEVEL},
+        "high level": {"compression_level": THOROUGH_LEVEL},
     }
     sizes = {}
     for name, options in forms.items():
@@ -203,3 +204,35 @@ def test_settings_are_what_the_files_have(catalog):
         transaction.set_properties({"write.parquet.row-group-limit": "many"})
     with pytest.raises(ValueError, match=r"row-group-limit: a whole number required, found 'many'"):
         write(table, to_batches(make_log(num_users=2)))
+
+
+@pytest.mark.slow
+def test_short_lists_of_popular_items_take_the_thorough_level_of_zstd_alone():
+    """Popular items come again soon, so that fast levels find those and miss the list itself."""
+    column = Column(name="items", dtype="int64", level=Level.REQUEST, kind=Kind.SEQUENCE)
+    keys = [log_schema()[name] for name in ("user_id", "request_id", "item_id", "request_ts")]
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(5, 60, 400))])
+    items = (rng.zipf(1.3, int(offsets[-1])) % 30_000).astype(np.int64)
+    rows = lists_from_blobs(blobs_from_numpy(items, offsets), column).take(pa.array(np.repeat(np.arange(400), 40)))
+    scalars = {key.name: pa.array(np.repeat(np.arange(400), 40)) for key in keys}
+    table, schema = pa.table(scalars | {"items": rows}), EngagementSchema((*keys, column))
+    forms = {"zstd": f"PLAIN/{THOROUGH_LEVEL}", "gzip": "PLAIN"}
+    for codec, form in forms.items():
+        assert (
+            choose(table, schema, WriteSettings(page_bytes=LARGE_PAGE_BYTES, codec=codec), blobs=False)["items"] == form
+        )
+
+
+@pytest.mark.slow
+def test_pages_end_by_their_bytes_and_not_by_a_count_of_rows(catalog):
+    table = create_table(catalog, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=1)
+    write(table, to_batches(make_log(num_users=60, mean_fan_out=200), size=50))
+    (path,) = files_of(table)
+    footer = pq.read_metadata(path)
+    assert footer.num_rows > 20_000
+    for name in ("user_id", "history_item_id"):
+        chunk = footer.row_group(0).column(footer.schema.to_arrow_schema().get_field_index(name))
+        with Path(path).open("rb") as file:
+            pages = [page for page in read_pages(file, *chunk_range(chunk)) if not page.is_dictionary]
+        assert [page.num_values for page in pages] == [footer.row_group(0).num_rows]
