@@ -23,6 +23,7 @@ from reqdedup.cli.commands.conversion import format_conversion
 from reqdedup.cli.commands.health import format_health
 from reqdedup.convert import ColumnMapping
 from reqdedup.display import format_bytes
+from reqdedup.distributed import counted
 from reqdedup.environment import LakePlace, find_lake
 from reqdedup.lake import Lake
 from reqdedup.masking import mask
@@ -238,14 +239,15 @@ def compact_op(config: CompactConfig, own_lake: OwnLake) -> dg.Output:
                 )
             }
         )
-    report = one.compact(buckets=config.buckets or None)
+    with counted() as totals:
+        report = one.compact(buckets=config.buckets or None)
     glance = facts(
         rewritten=f"{len(report.buckets):,}",
         left_alone=f"{report.left_alone:,}",
         files=f"{report.old_files:,} -> {report.files:,}",
         stored=f"{format_bytes(report.old_bytes)} -> {format_bytes(report.bytes)}",
     )
-    return _output({GLANCE: glance, "bytes": report.bytes, "files": report.files})
+    return _output({GLANCE: glance, "bytes": report.bytes, "files": report.files, **totals.figures})
 
 
 @dg.op(name="expire", pool=TABLE_POOL)
@@ -286,19 +288,20 @@ def sweep_op(config: SweepConfig, own_lake: OwnLake) -> dg.Output:
 @dg.op(name="delete_user", pool=TABLE_POOL)
 def delete_user_op(config: DeleteUserConfig, own_lake: OwnLake) -> dg.Output:
     """Deletes users from all tables that are named and from what serving keeps; what was not searched is named."""
-    done = own_lake.open().delete_user(
-        config.user_ids,
-        keys=config.keys,
-        namespaces=config.namespaces,
-        tables=config.tables,
-        store=config.store or None,
-        impressions=config.impressions or None,
-        user_states=config.user_states or None,
-        online=config.online or None,
-        apply=config.apply,
-        drop_refs=config.drop_refs,
-        erase=config.erase,
-    )
+    with counted() as totals:
+        done = own_lake.open().delete_user(
+            config.user_ids,
+            keys=config.keys,
+            namespaces=config.namespaces,
+            tables=config.tables,
+            store=config.store or None,
+            impressions=config.impressions or None,
+            user_states=config.user_states or None,
+            online=config.online or None,
+            apply=config.apply,
+            drop_refs=config.drop_refs,
+            erase=config.erase,
+        )
     rows = [
         {
             "table": one.table,
@@ -312,7 +315,8 @@ def delete_user_op(config: DeleteUserConfig, own_lake: OwnLake) -> dg.Output:
         {"table": one.place, "rows": f"{one.num_records:,} records", "files": "-", "held by": "-"}
         for one in done.places
     ]
-    return _output({GLANCE: table([*rows, *others]), "rows": sum(one.rows for one in done.reports)}, str(done))
+    found = {GLANCE: table([*rows, *others]), "rows": sum(one.rows for one in done.reports)}
+    return _output(found | totals.figures, str(done))
 
 
 @dg.op(name="backfill_sequences", pool=TABLE_POOL)

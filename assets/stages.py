@@ -13,6 +13,8 @@ from typing import Any
 
 import dagster as dg
 
+from reqdedup.distributed import counted, preferred
+
 STORAGE: dict[str, Any] = {"group_name": "storage", "owners": ["team:storage"]}
 TRAINING: dict[str, Any] = {"group_name": "training", "owners": ["team:modeling"]}
 SERVING: dict[str, Any] = {"group_name": "serving", "owners": ["team:serving"]}
@@ -28,11 +30,12 @@ TABLE_POOL = "tables"
 """Of steps that change tables outside the graph: one of them at a time (`dagster.yaml`). The graph has its namespace to
 itself."""
 
-WALL, CPU, PEAK = "wall_s", "cpu_s", "peak_memory_bytes"
+WALL, CPU, PEAK, ENGINE = "wall_s", "cpu_s", "peak_memory_bytes", "engine"
 
 
 def stage(**arguments: Any) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
-    """`dg.asset`, and its result says what it took: wall time, CPU time, peak memory. arguments: of `dg.asset`.
+    """`dg.asset` on the engine of its `store`, and its result says what it took: wall time, CPU time, peak memory; and
+    of operations that are tasks, their engine, tasks, repetitions and bytes. arguments: of `dg.asset`.
 
     CPU time is that of this process and of those that it started and saw the end of, the ranks of a training among
     them. Peak memory is this process's; a stage that knows better, as a training does of its rank 0, says its own.
@@ -43,14 +46,16 @@ def stage(**arguments: Any) -> Callable[[Callable[..., dg.MaterializeResult]], d
         def measured(*given: Any, **resources: Any) -> dg.MaterializeResult:
             _forget_peak()
             wall, cpu = time.perf_counter(), _cpu_s()
-            result = make(*given, **resources)
+            with preferred(getattr(resources.get("store"), "engine", "")), counted() as totals:
+                result = make(*given, **resources)
             took = {WALL: time.perf_counter() - wall, CPU: _cpu_s() - cpu, PEAK: _peak_bytes()}
             said = dict(result.metadata or {})
             of = f"{said['namespace']}/" if "namespace" in said else ""
             numbers = {f"{of}{name}": value if name == PEAK else round(value, 2) for name, value in took.items()}
+            ran = {name if name == ENGINE else f"{of}{name}": value for name, value in totals.figures.items() if totals}
             return dg.MaterializeResult(
                 asset_key=result.asset_key,
-                metadata=said | {name: number for name, number in numbers.items() if name not in said},
+                metadata=said | {name: number for name, number in (numbers | ran).items() if name not in said},
                 check_results=result.check_results,
                 data_version=result.data_version,
                 tags=result.tags,

@@ -95,6 +95,10 @@ class Hosts:
         """Cut the link of a host, which is not the first: both ends lose packets without a word."""
         _ip("-n", self.names[0], "link", "set", f"port{number}", "down")
 
+    def mend(self, number: int) -> None:
+        """Join the link again."""
+        _ip("-n", self.names[0], "link", "set", f"port{number}", "up")
+
     def pids(self, name: str) -> list[int]:
         found = _ip("netns", "pids", name, check=False)
         return [int(pid) for pid in found.stdout.split()] if not found.returncode else []

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipelines.ray_cluster import Cluster, Hosts, why_not
+from pipelines.ray_cluster import Cluster, Hosts
 from reqdedup.distributed.engine import named_engine
 from reqdedup.storage import Layout, TableSource, compact, create_table, write
+from tests.distributed.clusters import ROOT, ray_cluster
 from tests.distributed.listeners import listening_by, processes_of
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tables import files_of
 from tests.storage.tasks.secret_lake import SECRETS, open_lake
 
-ROOT = Path(__file__).resolve().parents[2]
 LOG = make_log(num_users=40, seed=11, mean_fan_out=50)
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """Two hosts with a token, in network namespaces; skipped if this machine has none."""
-    if reason := why_not():
-        pytest.skip(f"Ray listens on all interfaces, so its tests need network namespaces: {reason}")
-    folder = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
-    try:
-        with Hosts(2) as hosts, Cluster(hosts, folder, PYTHONPATH=str(ROOT)) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_cluster() as made:
+        yield made
 
 
 def contents(table) -> dict[str, bytes]:
@@ -81,26 +72,6 @@ def test_a_cluster_of_two_hosts_writes_the_same_bits_repeats_faults_and_is_not_r
     texts = [path.read_bytes() for path in cluster.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert texts
     assert not [secret for secret in {*SECRETS.values(), "PASSWORD"} if any(secret.encode() in one for one in texts)]
-
-
-@pytest.mark.soak
-def test_a_cluster_of_several_hosts_without_a_token_is_refused(tmp_path):
-    if reason := why_not():
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
-    program = "import sys; from reqdedup.distributed import engine_for; from tests.distributed.work import *\n" + (
-        "list(engine_for(None, None, num_tasks=1).run(Squares(__import__('pathlib').Path(sys.argv[1])), [Square(1)]))"
-    )
-    try:
-        with Hosts(2) as hosts, Cluster(hosts, folder, token=False, PYTHONPATH=str(ROOT)) as made:
-            command = [sys.executable, "-c", program, str(tmp_path)]
-            driver = made.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-            _, errors = driver.communicate(timeout=120)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    assert driver.returncode == 1
-    assert "token authentication of a cluster of several hosts (10.77.0.2, and this one) required" in errors
-    assert not list(tmp_path.iterdir()), "no task ran"
 
 
 @pytest.mark.parametrize("wrong", ["ray:", "ray://10.0.0.1:10001", "ray:host", "ray:host:port", "ray:a b:1"])

@@ -20,11 +20,13 @@ from assets.resources import RunRecipe, Warehouse
 from assets.stages import stage
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from reqdedup.distributed import engine_for
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.rerank.scored import curve_table
 from reqdedup.rerank.sweep import sweep, weight_grid
 from reqdedup.storage import UserOverlap
 from reqdedup.storage.measure.compression import REPORT_SCHEMA
+from tests.distributed.work import Square, Squares
 from warehouse import embedded_catalog, open_catalog, replace_engagement_table, write_report_table
 
 LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
@@ -183,6 +185,28 @@ def test_every_stage_says_what_it_took():
     graph = build_definitions(Environment()).get_repository_def().assets_defs_by_key
     plain = [key for key, made in graph.items() if not hasattr(made.op.compute_fn.decorated_fn, "__wrapped__")]
     assert plain == []
+
+
+@pytest.mark.slow
+def test_a_stage_runs_on_the_engine_of_its_store_and_says_tasks_repetitions_and_bytes(tmp_path):
+    @stage(name="asks")
+    def asks(store: Warehouse) -> dg.MaterializeResult:
+        """Squares two numbers, one of them with a process that dies."""
+        engine = engine_for(None, None, num_tasks=2)
+        (tmp_path / "marks").mkdir()
+        assert len(list(engine.run(Squares(tmp_path / "marks"), [Square(2), Square(3, "kill", once=True)]))) == 2
+        return dg.MaterializeResult(metadata={"namespace": "ns"})
+
+    store = Warehouse(run_recipe=RunRecipe(), namespace="ns", data_dir=str(tmp_path), engine="processes:1")
+    done = dg.materialize([asks], resources={"store": store}, instance=dg.DagsterInstance.ephemeral())
+    (event,) = done.get_asset_materialization_events()
+    found = {name: value.value for name, value in event.materialization.metadata.items()}
+    wanted = {"engine": "processes:1", "ns/tasks": 2, "ns/retries": 1, "ns/bytes_moved": 0}
+    assert {name: found.get(name) for name in wanted} == wanted
+    wrong = Warehouse(run_recipe=RunRecipe(), namespace="ns", data_dir=str(tmp_path), engine="spark")
+    with pytest.raises(dg.DagsterResourceFunctionError) as raised:
+        dg.materialize([asks], resources={"store": wrong}, instance=dg.DagsterInstance.ephemeral())
+    assert "required, found 'spark'" in str(raised.value.__cause__)
 
 
 def test_every_asset_says_what_it_is_and_whose_and_its_group_reads_in_order():

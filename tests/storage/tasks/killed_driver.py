@@ -1,4 +1,5 @@
-"""A driver to be killed: `python -m tests.storage.tasks.killed_driver FOLDER`, which says when it begins to write."""
+"""A driver to be killed: `python -m tests.storage.tasks.killed_driver FOLDER [ENGINE]`, which says when it begins to write,
+and when it has ended."""
 
 from __future__ import annotations
 
@@ -19,4 +20,6 @@ if __name__ == "__main__":
     lake = open_lake(Path(sys.argv[1]))
     shuffle.MAP_ROWS = 3_000
     print("begins", flush=True)
-    write(lake.load_table("test.t"), TableSource(lake.load_table("test.source")), engine="processes:2")
+    engine = sys.argv[2] if len(sys.argv) > 2 else "processes:2"
+    write(lake.load_table("test.t"), TableSource(lake.load_table("test.source")), engine=engine)
+    print("ended", flush=True)
