@@ -18,6 +18,7 @@ class EngineName(StrEnum):
 
     inline = "inline"
     processes = "processes"
+    ray = "ray"
 
 
 class OnEngine(dg.ConfigurableResource):
@@ -25,8 +26,9 @@ class OnEngine(dg.ConfigurableResource):
 
     engine: EngineName | None = Field(
         default=None,
-        description="Where work on buckets runs: inline (in the run's own process) or processes (of this machine); "
-        "the same bits on each. Empty: as REQDEDUP_ENGINE says, else processes for large tables alone.",
+        description="Where work on buckets runs: inline (in the run's own process), processes (of this machine) or ray "
+        "(the cluster of RAY_ADDRESS, or of this host); the same bits on each. Empty: as REQDEDUP_ENGINE says, else "
+        "processes for large tables alone.",
     )
     num_processes: int | None = Field(
         default=None, ge=1, description="How many, with engine processes. Empty: one per core."

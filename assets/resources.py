@@ -15,7 +15,6 @@ import warehouse
 from assets.engine import OnEngine
 from assets.metadata import table_metadata
 from assets.run_recipe import RunRecipe
-from reqdedup.distributed.engine import named_engine
 from reqdedup.environment import LakePlace
 from reqdedup.ingest import IngestReport, ingest
 from reqdedup.logs import LogReader
@@ -43,11 +42,6 @@ class Warehouse(OnEngine):
         default="", description="Namespace of the tables. Empty: named for the run's own log, or for its recipe."
     )
     data_dir: str = Field(default=str(DATA_DIR), description="Folder of the embedded catalog, tables and models.")
-    engine: str = Field(
-        default="",
-        description="Where what goes by bucket runs: inline, processes, processes:N, ray or ray:HOST:PORT. Empty: what "
-        "REQDEDUP_ENGINE says, else as the job's size asks for.",
-    )
     take_over: bool = Field(
         default=False, description="Take the namespace from a run of another machine, if that run is known to be dead."
     )
@@ -57,8 +51,6 @@ class Warehouse(OnEngine):
         if run is None or context.instance is None:  # made for a look at the tables, not for a run
             return
         self.run_recipe.check_log()
-        if self.engine:
-            named_engine(self.engine)
         warehouse.check_name(self.resolved_namespace)
         instance, catalog, record = context.instance, self.catalog(), self.run_recipe.log_record()
         mine = warehouse.GraphRun.begin(run.run_id, record[warehouse.LOG])

@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from reqdedup.distributed import counted, preferred
+from reqdedup.distributed import counted
 
 STORAGE: dict[str, Any] = {"group_name": "storage", "owners": ["team:storage"]}
 TRAINING: dict[str, Any] = {"group_name": "training", "owners": ["team:modeling"]}
@@ -34,7 +34,7 @@ WALL, CPU, PEAK, ENGINE = "wall_s", "cpu_s", "peak_memory_bytes", "engine"
 
 
 def stage(**arguments: Any) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
-    """`dg.asset` on the engine of its `store`, and its result says what it took: wall time, CPU time, peak memory; and
+    """`dg.asset`, and its result says what it took: wall time, CPU time, peak memory; and
     of operations that are tasks, their engine, tasks, repetitions and bytes. arguments: of `dg.asset`.
 
     CPU time is that of this process and of those that it started and saw the end of, the ranks of a training among
@@ -46,7 +46,7 @@ def stage(**arguments: Any) -> Callable[[Callable[..., dg.MaterializeResult]], d
         def measured(*given: Any, **resources: Any) -> dg.MaterializeResult:
             _forget_peak()
             wall, cpu = time.perf_counter(), _cpu_s()
-            with preferred(getattr(resources.get("store"), "engine", "")), counted() as totals:
+            with counted() as totals:
                 result = make(*given, **resources)
             took = {WALL: time.perf_counter() - wall, CPU: _cpu_s() - cpu, PEAK: _peak_bytes()}
             said = dict(result.metadata or {})

@@ -8,7 +8,7 @@ all engines; `pooled` is what they share. docs/decisions/0081, 0101.
 """
 
 from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S
-from reqdedup.distributed.engine import Engine, Inline, Task, Work, engine_for, preferred
+from reqdedup.distributed.engine import Engine, Inline, Task, Work, engine_for
 from reqdedup.distributed.processes import Processes
 from reqdedup.distributed.totals import Totals, counted
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 from reqdedup.distributed.attempts import DEADLINE_S
@@ -77,14 +75,14 @@ class Inline:
 def engine_for(engine: str | Engine | None, work: Work | None, *, num_tasks: int, num_bytes: int = 0) -> Engine:
     """The engine that is meant, for this work.
 
-    engine: its name, one that was made, or None: the `preferred` one, else what REQDEDUP_ENGINE names, else all cores
-        for a large job and this process for a small one, or one that cannot be pickled.
+    engine: its name, one that was made, or None: what REQDEDUP_ENGINE names, else all cores for a large job and this
+        process for a small one, or one that cannot be pickled.
     num_tasks, num_bytes: of the job; stored bytes that it reads.
     Raises ValueError for an unknown name.
     """
     if engine is not None and not isinstance(engine, str):
         return engine
-    named = engine or _preferred.get() or variables().get(ENGINE_VARIABLE, "")
+    named = engine or variables().get(ENGINE_VARIABLE, "")
     if named:
         return named_engine(named)
     cores = num_cores()
@@ -95,19 +93,6 @@ def engine_for(engine: str | Engine | None, work: Work | None, *, num_tasks: int
     except Exception:
         return Inline()
     return Processes(min(cores, num_tasks), deadline_s=deadline_s())
-
-
-_preferred: ContextVar[str] = ContextVar("preferred engine", default="")
-
-
-@contextmanager
-def preferred(engine: str) -> Iterator[None]:
-    """In the block, and this thread, what names no engine runs on this one, if it can; '' changes nothing."""
-    token = _preferred.set(engine or _preferred.get())
-    try:
-        yield
-    finally:
-        _preferred.reset(token)
 
 
 def named_engine(name: str) -> Engine:
