@@ -159,32 +159,23 @@ class RequestBatch:
             history={name: x_T[events] for name, x_T in self.history.items()},
         )
 
-    def with_padded_rows(self, multiple: int) -> tuple[RequestBatch, torch.Tensor]:
-        """The batch with each request's rows repeated up to a multiple, and where the rows themselves stand then, [B].
+    def with_padded_rows(self, multiple: int) -> RequestBatch:
+        """The batch with its last row repeated, as rows of that row's request, up to a multiple."""
+        more = -self.num_rows % multiple
+        if not more:
+            return self
 
-        The padding of a request repeats its first row; a request without rows stays without.
-        """
-        counts = self.row_offsets_R1.diff().tolist()
-        padded_counts = [-(-count // multiple) * multiple for count in counts]
-        begins, places = (list(itertools.accumulate(x, initial=0)) for x in (counts, padded_counts))
-        repeats_R = np.array(padded_counts, np.int64)
-        from_B = np.repeat(np.array(begins[:-1], np.int64), repeats_R)
-        row_B = np.empty(begins[-1], np.int64)
-        for begin, place, count in zip(begins, places, counts, strict=False):
-            rows = np.arange(count)
-            from_B[place : place + count] += rows
-            row_B[begin : begin + count] = place + rows
-        request_of_row_B = np.repeat(np.arange(self.num_requests), repeats_R)
-        device = self.item_id_B.device
-        from_row_B = torch.from_numpy(from_B).to(device)
-        padded = replace(
+        def padded(x_B: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x_B, x_B[-1:].expand(more, *x_B.shape[1:])])
+
+        ends_R1 = self.row_offsets_R1
+        return replace(
             self,
-            item_id_B=self.item_id_B[from_row_B],
-            request_of_row_B=torch.from_numpy(request_of_row_B).to(device),
-            row_offsets_R1=torch.tensor(places, device=device),
-            row={name: x_B[from_row_B] for name, x_B in self.row.items()},
+            item_id_B=padded(self.item_id_B),
+            request_of_row_B=padded(self.request_of_row_B),
+            row_offsets_R1=torch.where(ends_R1 == self.num_rows, ends_R1 + more, ends_R1),
+            row={name: padded(x_B) for name, x_B in self.row.items()},
         )
-        return padded, torch.from_numpy(row_B).to(device)
 
     @staticmethod
     def concatenate(batches: Sequence[RequestBatch]) -> RequestBatch:

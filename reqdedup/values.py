@@ -37,6 +37,7 @@ _LARGEST = {name: float(np.finfo(name).max) for name in ("float32", "float64")}
 _PLAIN_KINDS = {"b": "b", "i": "iu", "f": "iuf"}
 """Kinds of numpy types that may become a type of this kind without a change of value (float64 to float32 rounds)."""
 _BOOLS = frozenset({bool, np.bool_})
+_INTS = frozenset({int})
 _NO_NUMBERS = frozenset({str, bytes, dict})
 
 
@@ -150,10 +151,12 @@ def many(
     if fits and wanted.kind == "i" and values.dtype != wanted:
         least, most = _BOUNDS[column.dtype]
         fits = bool(values.min() >= least and values.max() <= most)
+    if fits and wanted.kind != "f":
+        return _writable(numbers(column, values))
     if fits:
         with np.errstate(over="ignore"):
             result = numbers(column, values)
-        if wanted.kind != "f" or np.isfinite(result).all() or (takes_nan and not np.isinf(result).any()):
+        if np.isfinite(result).all() or (takes_nan and not np.isinf(result).any()):
             return _writable(result)
     raise _unfit(given, column, path, takes_nan=takes_nan)
 
@@ -170,6 +173,8 @@ def _array(given: Any, kinds: set[type], column: Column, path: str, *, takes_nan
     if wrong or (kinds & _BOOLS and (column.dtype != "bool" or kinds - _BOOLS)):
         raise _unfit(given, column, path, takes_nan=takes_nan)
     try:
+        if kinds == _INTS and column.dtype in _BOUNDS:
+            return np.array(given, type_of(column))  # one that is too large is an OverflowError
         values = np.array(given)
         if values.dtype == object and column.dtype in _LARGEST and type(None) not in kinds:
             return np.array(given, np.float64)  # whole numbers beyond 64 bits

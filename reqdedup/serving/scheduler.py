@@ -158,36 +158,41 @@ class Scheduler:
         self._costs: dict[type, Cost] = {}
         self._step_ends = -math.inf  # as expected, of the step that runs
         self._is_open = True
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._has_work, self._sleeps = threading.Lock(), False  # cheaper than a condition, and one thread waits at most
+        self._has_work.acquire()
         self._thread = threading.Thread(target=self._compute, name="compute", daemon=True)
         self._thread.start()
 
     def submit(self, work: Work) -> Any:
         """Its `answer`. Raises OverloadedError at once if the queue is full or closed."""
-        with self._changed:
+        with self._lock:
             if not self._is_open:
                 raise OverloadedError("a server that takes requests required, found one that is shutting down", 1)
             if work.deferred:
                 self._deferred.append(work)
-                self._changed.notify()
+                self._wake()
                 return work.answer
             if not work.must_run:
                 self._refuse(work.rows)
             self._waiting.append(work)
             self._count(work, 1)
-            self._changed.notify()
+            self._wake()
         return work.answer
 
     def refuse_if_full(self) -> None:
         """Raises OverloadedError as `submit` would, before a request was read."""
-        with self._changed:
+        with self._lock:
             self._refuse(1)
 
     def _refuse(self, rows: int) -> None:
         """A request of so many rows, if the queue is full."""
-        limits, waiting, wait_s = self.limits, len(self._waiting), self.wait_s
+        limits, waiting = self.limits, len(self._waiting)
+        if not waiting:
+            return
+        wait_s = self.wait_s
         is_full = waiting >= limits.max_waiting or self._rows + rows > limits.max_waiting_rows
-        if not waiting or not (is_full or 1000 * wait_s > limits.max_wait_ms):
+        if not is_full and 1000 * wait_s <= limits.max_wait_ms:
             return
         self.counts.refused += 1
         raise OverloadedError(
@@ -210,11 +215,11 @@ class Scheduler:
 
     def close(self, *, drain_s: float = 30.0) -> bool:
         """Take no more, finish what waits for at most `drain_s`, refuse the rest; False if some had to be refused."""
-        with self._changed:
+        with self._lock:
             self._is_open = False
-            self._changed.notify()
+            self._wake()
         self._thread.join(drain_s)
-        with self._changed:
+        with self._lock:
             left = list(self._waiting)
             self._waiting.clear()
             for work in left:
@@ -231,15 +236,23 @@ class Scheduler:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _wake(self) -> None:
+        """The compute thread, with the lock held."""
+        if self._sleeps:
+            self._sleeps = False
+            self._has_work.release()
+
     def _compute(self) -> None:
         while True:
-            with self._changed:
-                while self._is_open and not self._waiting and not self._deferred:
-                    self._changed.wait()
+            with self._lock:
                 if not self._waiting and not self._is_open:
                     return
-                step = self._take() if self._waiting else [self._deferred.popleft()]
-            self._run(step)
+                step = self._take() if self._waiting else [self._deferred.popleft()] if self._deferred else []
+                self._sleeps = not step
+            if step:
+                self._run(step)
+            else:
+                self._has_work.acquire()
 
     def _take(self) -> list[Work]:
         first = self._waiting.popleft()

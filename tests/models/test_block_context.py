@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import torch
@@ -212,15 +211,14 @@ def test_what_blocks_cannot_do_is_refused():
         model().predict_exact(random_batch([3, 4], [1, 1]), [model().encode_blocks(history)])
 
 
-def test_padded_rows_repeat_a_request_s_first_row_and_say_where_the_others_are():
-    batch = random_batch([5, 0, 3], [4, 0, 9])
-    padded, row_B = batch.with_padded_rows(4)
+def test_padded_rows_repeat_the_last_one_behind_the_others():
+    batch = random_batch([5, 3, 0], [4, 9, 0])
+    padded = batch.with_padded_rows(4)
     padded.validate()
-    assert padded.row_offsets_R1.tolist() == [0, 4, 4, 16]
-    assert torch.equal(padded.item_id_B[row_B], batch.item_id_B)
-    assert torch.equal(padded.row["click"][row_B], batch.row["click"])
-    assert set(padded.item_id_B[13:].tolist()) == {int(batch.item_id_B[4])}
+    assert padded.row_offsets_R1.tolist() == [0, 4, 16, 16]
+    for name, x_B in batch.row.items():
+        assert torch.equal(padded.row[name], torch.cat([x_B, x_B[-1:].repeat(3)])), name
+    assert padded.item_id_B.tolist() == [*batch.item_id_B.tolist(), *batch.item_id_B[-1:].tolist() * 3]
     assert padded.history is batch.history
-    unchanged, row_B = replace(batch).with_padded_rows(1)
-    assert torch.equal(unchanged.item_id_B, batch.item_id_B)
-    assert row_B.tolist() == list(range(13))
+    assert padded.with_padded_rows(8) is padded
+    assert (none := random_batch([], [])).with_padded_rows(16) is none

@@ -264,10 +264,10 @@ class FoldedDCAT:
             raise ValueError(
                 f"score: a context of the batch's {batch.num_requests} requests required, found {len(contexts)}"
             )
-        num_rows = None
+        num_logits, num_rows = batch.num_rows, None
         if is_exact:
             num_rows = tuple(batch.row_offsets_R1.diff().tolist())
-            batch, row_B = batch.with_padded_rows(EXACT_ROWS)
+            batch = batch.with_padded_rows(EXACT_ROWS)
         x_BD = self._cross(BlockContexts(tuple(contexts), num_rows), batch)
         hidden_B = _times(_normed(x_BD, self._eps), self._head_in)
         if self._request is not None:
@@ -276,7 +276,7 @@ class FoldedDCAT:
             hidden_B = _times(F.relu_(hidden_B), product)
         if self._item_bias is not None:
             hidden_B += _looked_up(self._item_bias, batch.item_id_B)
-        return hidden_B[row_B] if is_exact else hidden_B
+        return hidden_B[:num_logits]
 
     def _cross(self, contexts: BlockContexts, batch: RequestBatch) -> torch.Tensor:
         """The candidates after all layers, [B, D]."""

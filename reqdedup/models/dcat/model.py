@@ -166,9 +166,9 @@ class DCAT(nn.Module):
     def score(self, context: RequestContexts, batch: RequestBatch, *, is_exact: bool = False) -> torch.Tensor:
         """Logits [B, num_labels] of the batch's candidates; reads no history, only the context of its R requests.
 
-        is_exact: pad each request's rows, and the requests, to multiples of EXACT_ROWS while they are computed. Kernels
-            take other paths at one row and at the last rows of a tile; with it, and a context that is read request by
-            request, the bits of a request do not depend on the others.
+        is_exact: pad the batch's rows, and its requests, to multiples of EXACT_ROWS while they are computed. Kernels
+            take other paths at one row and at the last rows of a tile; with it, and contexts that are read request by
+            request (`BlockContexts`), the bits of a request do not depend on the others.
         """
         if context.num_requests != batch.num_requests:
             raise ValueError(
@@ -176,10 +176,10 @@ class DCAT(nn.Module):
             )
         if not is_exact:
             return self.biased(self.head(self.head_input(self.cross(context, batch), batch)), batch)
-        padded, row_B = batch.with_padded_rows(EXACT_ROWS)
+        padded = batch.with_padded_rows(EXACT_ROWS)
         if isinstance(context, BlockContexts):
             context = replace(context, num_rows=tuple(batch.row_offsets_R1.diff().tolist()))
-        logit_BL = self.head(self.head_input(self.cross(context, padded), padded, is_exact=True))[row_B]
+        logit_BL = self.head(self.head_input(self.cross(context, padded), padded, is_exact=True))[: batch.num_rows]
         return self.biased(logit_BL, batch)
 
     def biased(self, logit_BL: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
