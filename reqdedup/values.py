@@ -12,6 +12,7 @@ have their type already: a table's. Text is none of a model's: texts become ids 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +38,7 @@ _LARGEST = {name: float(np.finfo(name).max) for name in ("float32", "float64")}
 _PLAIN_KINDS = {"b": "b", "i": "iu", "f": "iuf"}
 """Kinds of numpy types that may become a type of this kind without a change of value (float64 to float32 rounds)."""
 _BOOLS = frozenset({bool, np.bool_})
-_INTS = frozenset({int})
+_INTS, _FLOATS = frozenset({int}), frozenset({float})
 _NO_NUMBERS = frozenset({str, bytes, dict})
 
 
@@ -100,6 +101,10 @@ def one(given: Any, column: Column, path: str = "") -> Any:
     """One value of a column, as what it is: a bool, an int, a float, or an array [width]. Raises UnfitError."""
     path = path or column.name
     if column.width:
+        if type(given) is list and len(given) == column.width and set(map(type, given)) == _FLOATS:
+            most = _LARGEST.get(column.dtype, 0.0)
+            if -most <= min(given) and max(given) <= most and sum(given) == sum(given):  # NaN is in no order
+                return np.array(given, column.dtype)
         return many([given], column, path)[0]
     dtype = column.dtype
     if dtype in _BOUNDS:
@@ -129,6 +134,9 @@ def many(
     """
     path = path or column.name
     wanted, is_vector = type_of(column), column.kind is Kind.VECTOR
+    if type(given) is list and wanted.kind == "i" and not is_vector and set(map(type, given)) == _INTS:
+        with suppress(OverflowError):  # one of them is too large
+            return np.array(given, wanted)
     if isinstance(given, np.ndarray) or getattr(given, "ndim", None):
         values = np.asarray(given)
         if values.dtype == wanted and values.ndim == 1 and wanted.kind != "f" and not is_vector:
@@ -173,8 +181,6 @@ def _array(given: Any, kinds: set[type], column: Column, path: str, *, takes_nan
     if wrong or (kinds & _BOOLS and (column.dtype != "bool" or kinds - _BOOLS)):
         raise _unfit(given, column, path, takes_nan=takes_nan)
     try:
-        if kinds == _INTS and column.dtype in _BOUNDS:
-            return np.array(given, type_of(column))  # one that is too large is an OverflowError
         values = np.array(given)
         if values.dtype == object and column.dtype in _LARGEST and type(None) not in kinds:
             return np.array(given, np.float64)  # whole numbers beyond 64 bits

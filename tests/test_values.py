@@ -110,3 +110,12 @@ def test_a_type_that_no_tensor_has_is_no_input(dtype):
         ValueError, match="input x: a dtype of bool, int32, int64, float32, float64, timestamp required"
     ):
         check_readable("x", dtype)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from([value for value in VALUES if type(value) is float]), min_size=2, max_size=2))
+def test_a_vector_of_floats_is_what_a_list_of_such_vectors_has(values):
+    found, wanted = outcome(one, values, VECTOR), outcome(many, [values], VECTOR)
+    assert (found is None) == (wanted is None)
+    if wanted is not None:
+        np.testing.assert_array_equal(found, wanted[0], strict=True)

@@ -352,7 +352,10 @@ class Application:
 
 def header(request: Request, name: bytes) -> str | None:
     """Of lower-case name, without Starlette's copy of all of them."""
-    found: bytes | None = dict(request.scope["headers"]).get(name)
+    headers = request.scope.get("headers_by_name")
+    if headers is None:
+        headers = request.scope["headers_by_name"] = dict(request.scope["headers"])
+    found: bytes | None = headers.get(name)
     return None if found is None else found.decode("latin-1")
 
 

@@ -19,16 +19,24 @@ from reqdedup.serving.limits import Limits
 from reqdedup.serving.names import ANSWER_KEY, REQUEST_KEY
 from reqdedup.serving.requests import Ranked, RequestError
 from reqdedup.serving.wire.answers import encode, ranked_head
+from reqdedup.serving.wire.arrow_layouts import END, columns_of, field, stream_of
 from reqdedup.serving.wire.bodies import Asked, Inputs, parse_object, rank_request
 
-_END = b"\xff\xff\xff\xff\0\0\0\0"
 _PLAIN = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_timestamp)
 
 
 def rank_request_of(body: bytes, inputs: Inputs, limits: Limits) -> Asked:
     """Raises RequestError for a body that is cut, compressed, or not what the signature says."""
-    if not body.endswith(_END):  # allowed to be left out, but then a stream that was cut between batches looks whole
+    if not body.endswith(END):  # allowed to be left out, but then a stream that was cut between batches looks whole
         raise RequestError("body", "an Arrow IPC stream with its end-of-stream mark", "none", status=400)
+    wanted = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
+    said, columns = columns_of(body, REQUEST_KEY) or _by_pyarrow(body, wanted, limits)
+    candidates = {name: values if name in wanted else None for name, values in columns.items()}
+    return rank_request(parse_object(said), inputs, limits, candidates)
+
+
+def _by_pyarrow(body: bytes, wanted: set[str], limits: Limits) -> tuple[bytes, dict[str, Any]]:
+    """The request's JSON, and the columns by name; None of those that are not wanted."""
     try:
         schema, batches = _read(body)
         names, metadata = schema.names, schema.metadata or {}
@@ -47,9 +55,7 @@ def rank_request_of(body: bytes, inputs: Inputs, limits: Limits) -> Asked:
         raise RequestError(
             "candidates.item_id", f"at most {limits.max_candidates} entries", str(columns.num_rows), status=413
         )
-    wanted = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
-    candidates = {name: _values(columns, name) if name in wanted else None for name in names}
-    return rank_request(parse_object(metadata[REQUEST_KEY]), inputs, limits, candidates)
+    return metadata[REQUEST_KEY], {name: _values(columns, name) if name in wanted else None for name in names}
 
 
 def _read(body: bytes) -> tuple[pa.Schema, list[pa.RecordBatch]]:
@@ -82,12 +88,7 @@ def _values(columns: pa.RecordBatch | pa.Table, name: str) -> np.ndarray | list[
 
 def ranked_body(ranked: Ranked) -> bytes:
     logits = {name: np.ascontiguousarray(one, np.float32) for name, one in ranked.logits.items()}
-    schema = pa.schema([(name, pa.float32()) for name in logits], {ANSWER_KEY: encode(ranked_head(ranked))})
-    batch = pa.record_batch([pa.array(one) for one in logits.values()], schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return stream_of(logits, ANSWER_KEY, encode(ranked_head(ranked)))
 
 
 def _refuse_compressed(head: bytes) -> None:
@@ -97,18 +98,9 @@ def _refuse_compressed(head: bytes) -> None:
     compression, ...), format/Message.fbs of Apache Arrow.
     """
     (root,) = struct.unpack_from("<I", head, 0)
-    header = _field(head, root, 2)
+    header = field(head, root, 2)
     if header is None:
         raise RequestError("body", "record batches", "one without a head", status=400)
     batch = header + struct.unpack_from("<I", head, header)[0]
-    if _field(head, batch, 3) is not None:
+    if field(head, batch, 3) is not None:
         raise RequestError("body", "an uncompressed Arrow IPC stream", "a compressed one", status=415)
-
-
-def _field(head: bytes, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffer's table stands, None if it is left out."""
-    vtable = table - struct.unpack_from("<i", head, table)[0]
-    (size,) = struct.unpack_from("<H", head, vtable)
-    place = 4 + 2 * number
-    offset = struct.unpack_from("<H", head, vtable + place)[0] if place < size else 0
-    return table + offset if offset else None
