@@ -33,7 +33,7 @@ class Column(NamedTuple):
     name: str
     dtype: np.dtype
     offset: int
-    count: int
+    length: int
 
 
 def columns_of(body: bytes, key: bytes) -> tuple[bytes, dict[str, np.ndarray]] | None:
@@ -57,7 +57,7 @@ def columns_of(body: bytes, key: bytes) -> tuple[bytes, dict[str, np.ndarray]] |
     layout = _layout(schema_head, body[first:second], len(body) - second - len(END))
     if layout is None:
         return None
-    columns = {one.name: np.frombuffer(body, one.dtype, one.count, second + one.offset) for one in layout}
+    columns = {one.name: np.frombuffer(body, one.dtype, one.length, second + one.offset) for one in layout}
     return body[begin:end], columns
 
 
