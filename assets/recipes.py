@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,6 +43,7 @@ class TrainRecipe:
     num_steps: optimiser steps. max_epochs: passes over the sample, after which training ends whatever num_steps says.
         requests_per_step: over all ranks. learning_rate: decays to zero.
     width: D.  num_layers: of the history transformer.  max_history: S, tokens read of a history.
+    options: any other fields of the model's configuration, a variant of docs/models.md for example.
     """
 
     num_steps: int
@@ -54,6 +55,7 @@ class TrainRecipe:
     num_layers: int = 1
     num_ranks: int = 2
     seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def sizes(self) -> dict[str, Any]:
         """Of the model."""
@@ -63,6 +65,7 @@ class TrainRecipe:
             "ffn_width": 2 * self.width,
             "max_history": self.max_history,
             "numbers": COUNTS,
+            **self.options,
         }
 
     def training(self, model: TwoTowerConfig | DCATConfig, *, label: str) -> TrainingConfig:

@@ -27,7 +27,20 @@ HistoryAttention = Literal["causal", "bidirectional"]
 ShareContext = Literal["request", "user"]
 LayerKind = Literal["softmax", "hstu"]
 _HISTORY_PREFIX = "history_"
-LATER_FIELDS = {"dropout": 0.0, "pooling": "mean", "layer": "softmax", "item_bias": False}
+LATER_FIELDS: dict[str, Any] = {
+    "dropout": 0.0,
+    "pooling": "mean",
+    "layer": "softmax",
+    "item_bias": False,
+    "tower": "mlp",
+    "cross_layers": 2,
+    "cross_rank": 16,
+    "context_categories": (),
+    "context_vectors": (),
+    "context_dropout": 0.5,
+    "context_from": "logged",
+    "fusion": "concat",
+}
 """Fields that configurations of version 0.1.0 do not have, and what these mean by it."""
 _NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
 _CATEGORY_TYPES = ("bool", "int32", "int64")
@@ -128,6 +141,16 @@ class ModelConfig:
         vectors = tuple(name for name, _ in self.request_vectors)
         shared = (HISTORY_END, TIMELINE_VERSION) if self.share_context == "user" else ()
         return (*history, *self.request_categories, *vectors, *self.request_numbers, *self.item_categories, *shared)
+
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Request columns that are read as numbers."""
+        return self.request_numbers
+
+    @property
+    def vector_columns(self) -> tuple[tuple[str, int], ...]:
+        """(name, width) of the request's vectors."""
+        return self.request_vectors
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` is the inverse. Fields of later versions are left out at the value

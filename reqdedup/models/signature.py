@@ -185,7 +185,7 @@ def _read_as(column: Column, config: ModelConfig) -> str:
         return "window"
     if column.kind is Kind.VECTOR:
         return "vector"
-    return "number" if column.name in config.request_numbers else "category"
+    return "number" if column.name in config.number_columns else "category"
 
 
 def _is_null(default: bool | int | float, column: Column) -> bool:

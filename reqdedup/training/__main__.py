@@ -22,7 +22,8 @@ from reqdedup.training.devices import backend_of
 from reqdedup.training.export import export_checkpoint
 from reqdedup.training.launch import RankError
 from reqdedup.training.loop import BUNDLE_NAME, read_run, train
-from reqdedup.training.rank_run import TrainingProgress, run_rank
+from reqdedup.training.progress import TrainingProgress
+from reqdedup.training.rank_run import run_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from reqdedup.training.judgement.baselines import judge_run
 from reqdedup.training.judgement.judge import flat
 from reqdedup.training.loop import RUN_NAME, read_run
 from reqdedup.training.plan import Source, snapshot_id_of
-from reqdedup.training.rank_run import RankRun, TrainingProgress
+from reqdedup.training.progress import TrainingProgress
+from reqdedup.training.rank_run import RankRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def evaluate_run(
     run.result.steps = state["step"]
     run.tell("evaluating")
     outcomes = run.evaluate(run.splits.test)
-    judgement = judge_run(config, source or files, outcomes)
+    judgement = judge_run(config, source or files, outcomes, run.rivals(run.splits.test))
     on = trained_on if source is None else snapshot_id_of(source)
     return Evaluation(
         task=config.task,

@@ -34,7 +34,8 @@ from reqdedup.training.plan import (
     source_from_dict,
     source_to_dict,
 )
-from reqdedup.training.rank_run import RankResult, TrainingProgress, run_rank
+from reqdedup.training.progress import TrainingProgress
+from reqdedup.training.rank_run import RankResult, run_rank
 from reqdedup.training.report import RESULT_FORMAT, RESULT_NAME
 
 RUN_NAME = "run.json"
@@ -142,7 +143,7 @@ def train(
             on_event=progress,
         )
     first = results[0]
-    judgement = judge_run(config, source, first.outcomes)
+    judgement = judge_run(config, source, first.outcomes, first.rivals)
     result = TrainingResult(
         checkpoint=out_dir / CHECKPOINT_NAME,
         metrics_file=out_dir / METRICS_NAME,

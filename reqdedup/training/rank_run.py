@@ -36,6 +36,7 @@ from reqdedup.training.metrics_file import METRICS_NAME, MetricsFile
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.plan import Source, Split, with_credentials
+from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size
 from reqdedup.training.step import Stepper
 from reqdedup.training.tasks import prepare_task
@@ -47,44 +48,13 @@ EVAL_BATCH_REQUESTS = 32
 """Small, so that evaluation needs no more memory than training."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingProgress:
-    """Where a run stands: `stage` is reading, training or evaluating; loss [nats], rows per second since the last."""
-
-    stage: str
-    step: int
-    num_steps: int
-    loss: float = math.nan
-    rows_per_s: float = 0.0
-
-    @property
-    def phase(self) -> str:
-        """The stage, and where training stands."""
-        if self.stage != "training":
-            return self.stage
-        return f"loss {self.loss:.4f}, {self.rows_per_s:,.0f} rows/s"
-
-    @property
-    def done(self) -> int:
-        return self.step
-
-    @property
-    def total(self) -> int | None:
-        """Steps, while they are taken."""
-        return self.num_steps if self.stage == "training" else None
-
-    def __str__(self) -> str:
-        if self.stage != "training":
-            return f"{self.stage} ({self.step}/{self.num_steps} steps done)"
-        return f"step {self.step}/{self.num_steps}  loss {self.loss:.4f}  {self.rows_per_s:,.0f} rows/s"
-
-
 @dataclass(kw_only=True)
 class RankResult:
-    """What a rank hands back; figures that all ranks share are the same on each. outcomes: of rank 0."""
+    """What a rank hands back; figures that all ranks share are the same on each. outcomes, rivals: of rank 0."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     outcomes: Outcomes | None = None
+    rivals: dict[str, Outcomes] = field(default_factory=dict)
     stopped_by: str = "steps"
     validations: list[tuple[int, float]] = field(default_factory=list)
     best_step: int = 0
@@ -250,7 +220,9 @@ class RankRun:
         self.tell("evaluating")
         outcomes = self.evaluate(self.splits.test) if self.config.held_out else None
         self.result.metrics = flat(judge(outcomes, replicates=0)) if outcomes is not None else {}
-        self.result.outcomes = outcomes if self.rank == 0 else None
+        if outcomes is not None:
+            rivals = self.rivals(self.splits.test)
+            self.result.outcomes, self.result.rivals = (outcomes, rivals) if self.rank == 0 else (None, {})
         self.result.evaluation_s = time.monotonic() - started - self.result.training_s
         self.checkpoint()
         self.result.peak_memory_bytes = peak_memory_bytes()
@@ -303,8 +275,13 @@ class RankRun:
         return found.loss, found.meters
 
     @torch.no_grad()
-    def evaluate(self, part: Split) -> Outcomes | None:
-        """What the model says of the rows of a part, those of all ranks together; None without any."""
+    def evaluate(
+        self, part: Split, *, altered: Callable[[RequestBatch], RequestBatch] | None = None
+    ) -> Outcomes | None:
+        """What the model says of the rows of a part, those of all ranks together; None without any.
+
+        altered: what is done with every batch before.
+        """
         if not self.config.eval_requests:
             return None
         per_rank = max(1, self.config.eval_requests // self.world_size)
@@ -318,12 +295,17 @@ class RankRun:
         )
         batches: list[RequestBatch] = [loader.empty_batch()]
         for batch in loader:
-            batches.append(batch)
+            batches.append(batch if altered is None else altered(batch))
             if sum(b.num_requests for b in batches) >= per_rank:
                 break
         self.model.eval()
         outcomes = Outcomes.concatenate(from_all_ranks(self.task.evaluate(self.model, batches)))
         return outcomes if len(outcomes) else None
+
+    def rivals(self, part: Split) -> dict[str, Outcomes]:
+        """What the model says if its task takes something away: by name, of the same rows."""
+        found = {name: self.evaluate(part, altered=altered) for name, altered in self.task.rivals().items()}
+        return {name: outcomes for name, outcomes in found.items() if outcomes is not None}
 
     @torch.no_grad()
     def look(self) -> None:

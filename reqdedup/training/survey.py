@@ -65,8 +65,8 @@ class Survey:
 
     @classmethod
     def of(cls, model: ModelConfig, counted: Split, **options: str | int | tuple[str, ...] | None) -> Survey:
-        vectors = tuple(name for name, _ in model.request_vectors)
-        return cls(model.request_numbers, vectors, counted, **options)  # type: ignore[arg-type]
+        vectors = tuple(name for name, _ in model.vector_columns)
+        return cls(model.number_columns, vectors, counted, **options)  # type: ignore[arg-type]
 
     @property
     def columns(self) -> tuple[str, ...]:

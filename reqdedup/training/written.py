@@ -92,7 +92,12 @@ def _fits(value: Any, wanted: Any) -> bool:
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
     if get_origin(wanted) is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(one, get_args(wanted)[0]) for one in value)
+        if not isinstance(value, (list, tuple)):
+            return False
+        each = get_args(wanted)
+        if each[-1] is Ellipsis:
+            return all(_fits(one, each[0]) for one in value)
+        return len(value) == len(each) and all(map(_fits, value, each))
     if wanted in (int, float):
         kinds: tuple[type, ...] = (int, float) if wanted is float else (int,)
         return isinstance(value, kinds) and not isinstance(value, bool)
@@ -106,6 +111,9 @@ def _named(wanted: Any) -> str:
     if get_origin(wanted) is Literal:
         return f"one of {', '.join(map(str, get_args(wanted)))}"
     if get_origin(wanted) is tuple:
-        return f"a list of which each is {_named(get_args(wanted)[0])}"
+        each = get_args(wanted)
+        if each[-1] is Ellipsis:
+            return f"a list of which each is {_named(each[0])}"
+        return f"a list of {', '.join(map(_named, each))}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "nothing"}
     return words.get(wanted, str(wanted))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reqdedup import cli
 from reqdedup.cli import build_program, commands, output
 from reqdedup.cli.options import Options, Subcommand, option, subcommand
-from reqdedup.training.rank_run import TrainingProgress
+from reqdedup.training.progress import TrainingProgress
 
 
 @subcommand(help="try", description="try")

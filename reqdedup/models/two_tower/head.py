@@ -21,6 +21,25 @@ from reqdedup.models.inputs import HashedEmbedding, hashed_row_of
 from reqdedup.models.two_tower.model import TwoTower
 
 
+class ModuleHead:
+    """A user head as the modules are: of models with cross layers or a context, which nothing is folded of."""
+
+    def __init__(self, model: TwoTower) -> None:
+        model.check_evaluates()
+        self._model = model
+
+    def __call__(self, state_D: np.ndarray, request: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """As `UserHead`."""
+        user_1D = self._model.user_head(torch.from_numpy(np.ascontiguousarray(state_D))[None], request)
+        return user_1D[0].float().numpy()
+
+
+def user_head(model: TwoTower) -> UserHead | ModuleHead:
+    """The fastest head that the model has. Raises ValueError for a model in training mode."""
+    is_plain = model.config.tower == "mlp" and not model.config.has_context
+    return UserHead(model) if is_plain else ModuleHead(model)
+
+
 class UserHead:
     """States and request features to user vectors, for one request at a time. Threads may share it."""
 

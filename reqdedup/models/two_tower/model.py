@@ -7,7 +7,9 @@ share_context="user" its transformer runs once per group of requests whose histo
     user_state(history) -> [D]                    the heavy half, of one history: kept, or computed ahead
     user_head(states, request) -> [R, width]      the light half: the request's features enter here
 
-Both halves compute in calls of one history and of one request, so that their bits depend on nothing else.
+Both halves compute in calls of one history and of one request, so that their bits depend on nothing else. What the
+request is about right now (`reqdedup.models.two_tower.context`) and cross layers (`reqdedup.models.cross`) are in the
+light half.
 """
 
 from __future__ import annotations
@@ -19,16 +21,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from reqdedup.batch import RequestBatch
+from reqdedup.models.cross import Crossing
 from reqdedup.models.histories import Histories, last_of_history, mean_over_history
 from reqdedup.models.inputs import ItemEmbedding, RequestFeatures, column
 from reqdedup.models.mlp import NormedMLP
 from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.models.two_tower.config import TwoTowerConfig
+from reqdedup.models.two_tower.context import ContextFusion, ContextLayer
 from reqdedup.ops.prefixes import Prefixes
 
 
 class TwoTower(nn.Module):
-    """User vectors [R, output_width] and item vectors [B, output_width], both of length 1."""
+    """User vectors [R, output_width] and item vectors [B, output_width], both of length 1.
+
+    If config.has_row_heads, training makes user vectors of the rows, [B, output_width].
+    """
 
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__()
@@ -37,22 +44,36 @@ class TwoTower(nn.Module):
         self.transformer = HistoryTransformer(config)
         self.final_norm = nn.LayerNorm(config.width)
         self.features = RequestFeatures(config)
-        self.user_in = nn.Linear(config.state_width + self.features.width, config.hidden_widths[0])
+        user_width = config.state_width + self.features.width + (config.width if config.has_context else 0)
+        self.user_in = nn.Linear(user_width, config.hidden_widths[0])
         self.user_mlp = NormedMLP(config.hidden_widths, config.output_width)
         self.item_in = nn.Linear(config.width, config.hidden_widths[0])
         self.item_mlp = NormedMLP(config.hidden_widths, config.output_width)
+        sizes = {"num_layers": config.cross_layers, "rank": config.cross_rank}
+        self.user_cross = Crossing(config.tower, user_width, config.output_width, **sizes)
+        self.item_cross = Crossing(config.tower, config.width, config.output_width, **sizes)
+        self.context, self.fusion = ContextLayer(config), ContextFusion(config)
 
     def user_tower(self, batch: RequestBatch) -> torch.Tensor:
-        """User vectors, one per request: [R, output_width]."""
+        """User vectors, one per request: [R, output_width]; see the class for training."""
         histories = Histories.of(batch, self.config)
-        return self.user_vectors(self._states(histories.tokens, histories.offsets_G1, histories.prefixes), batch)
+        state_RD = self._states(histories.tokens, histories.offsets_G1, histories.prefixes)
+        if self.training and self.config.has_row_heads:
+            return self.row_vectors(batch.expand(state_RD), batch)
+        return self.user_vectors(state_RD, batch)
+
+    def row_vectors(self, state_BD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
+        """User vectors of the rows, [B, output_width], each with the context that its own item makes."""
+        x_BD = self.fusion(state_BD, self.context.of_items(batch.row, state_BD.dtype))
+        if self.features.width:
+            x_BD = torch.cat([x_BD, batch.expand(self.features(batch.request, state_BD.dtype))], dim=1)
+        return self._of_input(x_BD, self.user_mlp(self.user_in(self.user_cross.before(x_BD))))
 
     def user_vectors(self, state_RD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
         """User vectors of the batch's requests in one call, [R, output_width]; in training statistics weigh rows."""
-        user_RD = self.user_mlp.on_requests(
-            self._head_in(state_RD, batch.request), batch.row_offsets_R1, batch.num_rows
-        )
-        return F.normalize(user_RD, dim=1)
+        x_RD = self._head_in(state_RD, batch.request)
+        hidden_RD = self.user_in(self.user_cross.before(x_RD))
+        return self._of_input(x_RD, self.user_mlp.on_requests(hidden_RD, batch.row_offsets_R1, batch.num_rows))
 
     @torch.no_grad()
     def user_state(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -74,12 +95,11 @@ class TwoTower(nn.Module):
         Raises ValueError for a model in training mode, whose BatchNorm would learn from the requests.
         """
         self.check_evaluates()
-        users = [
-            self.user_mlp(self._head_in(state_RD[r : r + 1], {name: x_R[r : r + 1] for name, x_R in request.items()}))
-            for r in range(len(state_RD))
-        ]
-        empty = state_RD.new_zeros(0, self.config.output_width)
-        return torch.cat([empty, *(F.normalize(user_1D, dim=1) for user_1D in users)])
+        users = [state_RD.new_zeros(0, self.config.output_width)]
+        for r in range(len(state_RD)):
+            x_1D = self._head_in(state_RD[r : r + 1], {name: x_R[r : r + 1] for name, x_R in request.items()})
+            users.append(self._of_input(x_1D, self.user_mlp(self.user_in(self.user_cross.before(x_1D)))))
+        return torch.cat(users)
 
     def check_evaluates(self) -> None:
         """Raises ValueError for a model in training mode."""
@@ -100,10 +120,17 @@ class TwoTower(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _head_in(self, state_RD: torch.Tensor, request: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[state ; request features] -> the MLP's first pre-activation."""
+        """The light half's input: [state ; context ; request features]."""
+        x_RD = state_RD
+        if self.config.has_context:
+            x_RD = self.fusion(x_RD, self.context.of_requests(request, x_RD.dtype))
         if self.features.width:
-            state_RD = torch.cat([state_RD, self.features(request, state_RD.dtype)], dim=1)
-        return self.user_in(state_RD)
+            x_RD = torch.cat([x_RD, self.features(request, x_RD.dtype)], dim=1)
+        return x_RD
+
+    def _of_input(self, x_ND: torch.Tensor, out_NO: torch.Tensor) -> torch.Tensor:
+        """User vectors from the light half's input and what the MLP made of it."""
+        return F.normalize(self.user_cross.beside(out_NO, x_ND), dim=1)
 
     def item_tower(self, batch: RequestBatch) -> torch.Tensor:
         """Item vectors, one per row: [B, output_width]."""
@@ -111,7 +138,9 @@ class TwoTower(nn.Module):
 
     def encode_items(self, item_id_N: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Item vectors of any items: [N, output_width]. columns: config.item_categories of these items, [N] each."""
-        return F.normalize(self.item_mlp(self.item_in(self.embedding.candidates(item_id_N, columns))), dim=1)
+        x_ND = self.embedding.candidates(item_id_N, columns)
+        out_NO = self.item_mlp(self.item_in(self.item_cross.before(x_ND)))
+        return F.normalize(self.item_cross.beside(out_NO, x_ND), dim=1)
 
     def forward(
         self, batch: RequestBatch, catalogue: tuple[torch.Tensor, Mapping[str, torch.Tensor]] | None = None

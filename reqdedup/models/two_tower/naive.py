@@ -29,6 +29,11 @@ class TwoTower(model.TwoTower):
             is_last_BS1 = (torch.arange(longest, device=length_B.device) == length_B[:, None] - 1)[..., None]
             parts.append((x_BSD * is_last_BS1).sum(1))
         pooled_BD = torch.cat(parts, dim=1)
+        if self.config.has_context:
+            is_synthetic = self.training and self.config.context_from == "positive"
+            of, values = (self.context.of_items, rows.row) if is_synthetic else (self.context.of_requests, rows.request)
+            pooled_BD = self.fusion(pooled_BD, of(values, pooled_BD.dtype))
         if self.features.width:
             pooled_BD = torch.cat([pooled_BD, self.features(rows.request, pooled_BD.dtype)], dim=1)
-        return F.normalize(self.user_mlp(self.user_in(pooled_BD)), dim=1)
+        out_BO = self.user_mlp(self.user_in(self.user_cross.before(pooled_BD)))
+        return F.normalize(self.user_cross.beside(out_BO, pooled_BD), dim=1)

@@ -14,7 +14,7 @@ import torch
 
 from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import Transforms
-from reqdedup.models.two_tower import TwoTower, UserHead
+from reqdedup.models.two_tower import TwoTower, user_head
 from reqdedup.sequences.store import Store, Window, events_digest
 from reqdedup.serving.inputs import InputReader
 from reqdedup.serving.limits import MAX_FEATURE_AGE_S
@@ -63,7 +63,7 @@ class Retriever:
     ) -> None:
         """fingerprint: of the model's weights and configuration.  index: exact search if left out.
         state_bytes: of the states kept."""
-        self._head = UserHead(model)
+        self._head = user_head(model)
         self.model, self.transforms, self.items, self.index = model, transforms, items, index or ExactIndex(items)
         self.fingerprint, self.states = fingerprint, StateCache(state_bytes)
         self._inputs = InputReader(

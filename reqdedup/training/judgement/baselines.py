@@ -10,6 +10,7 @@ worth its training. One process reads them: scalar columns, and for retrieval hi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,12 +42,17 @@ def baselines_of(config: TrainingConfig, source: Source, model: Outcomes) -> dic
     return retrieval_baselines(config, source, model, splits.train)
 
 
-def judge_run(config: TrainingConfig, source: Source, model: Outcomes | None) -> dict[str, Any] | None:
-    """The judgement of a run's held-out rows, with its baselines unless config.baselines is off; None without rows."""
+def judge_run(
+    config: TrainingConfig, source: Source, model: Outcomes | None, rivals: Mapping[str, Outcomes] | None = None
+) -> dict[str, Any] | None:
+    """The judgement of a run's held-out rows, with its baselines unless config.baselines is off; None without rows.
+
+    rivals: more of them, of the same rows.
+    """
     if model is None:
         return None
-    rivals = baselines_of(config, source, model) if config.baselines else {}
-    return judge(model, rivals, seed=config.seed)
+    baselines = baselines_of(config, source, model) if config.baselines else {}
+    return judge(model, {**baselines, **(rivals or {})}, seed=config.seed)
 
 
 def splits_of(config: TrainingConfig, source: Source) -> Splits:

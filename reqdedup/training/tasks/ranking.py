@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -77,6 +77,9 @@ class Ranking:
             label_BL=torch.cat([self.labels_of(batch).double().cpu() for batch in batches]).numpy(),
             **rows_of(batches, self.slice_by),
         )
+
+    def rivals(self) -> Mapping[str, Callable[[RequestBatch], RequestBatch]]:
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Self, cast
 
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models import TwoTower
+from reqdedup.models import TwoTower, TwoTowerConfig
+from reqdedup.models.two_tower.context import with_shuffled_context, without_context
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.catalogue_loss import catalogue_losses
 from reqdedup.training.config import TrainingConfig
@@ -54,6 +56,12 @@ class Retrieval:
         self, config: TrainingConfig, catalogue: Catalogue, device: torch.device, num_requests: int = 0
     ) -> None:
         model = config.model
+        self.has_row_heads = getattr(model, "has_row_heads", False)
+        if self.has_row_heads and config.negatives == "catalogue":
+            raise ValueError(
+                "training: negatives='batch' required with context_from='positive', whose user vectors are of rows, "
+                "found 'catalogue'"
+            )
         self.num_requests, self.learned_until_us = num_requests, 0
         self.config = config
         self.columns = (*model.columns, *([config.positive_label] if config.positive_label else []))
@@ -112,11 +120,15 @@ class Retrieval:
             user_id_N=batch.user_id_R[batch.request_of_row_B],
             log_q_N=self._log_q(batch.item_id_B),
         )
+        request_of_row_B, user_id_R = batch.request_of_row_B, batch.user_id_R
+        if self.has_row_heads:  # each row counts as a request of its own
+            request_of_row_B = torch.arange(batch.num_rows, device=user_RD.device)
+            user_id_R = columns.user_id_N
         losses = row_losses(
             user_RD,
             gather_columns(columns) if self.config.gather_negatives else columns,
-            request_of_row_B=batch.request_of_row_B,
-            user_id_R=batch.user_id_R,
+            request_of_row_B=request_of_row_B,
+            user_id_R=user_id_R,
             item_id_B=batch.item_id_B,
             temperature=self.config.temperature,
             mask_same_user=self.config.mask_same_user,
@@ -191,6 +203,17 @@ class Retrieval:
         )
         is_seen_B = holds(seen_id_T, offsets_R1, request_of_row_B, item_id_B)
         return rank_B, np.where(is_seen_B, np.nan, unseen_rank_B), best_places(score_RC)[request_of_row_B]
+
+    def rivals(self) -> Mapping[str, Callable[[RequestBatch], RequestBatch]]:
+        """A context that only leaks is worth as much when it is another request's: then no rival is worse."""
+        model = self.config.model
+        if not getattr(model, "has_context", False):
+            return {}
+        config = cast(TwoTowerConfig, model)
+        return {
+            "no context": partial(without_context, config=config),
+            "shuffled context": partial(with_shuffled_context, config=config),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.frequency is None else self.frequency.state_dict()

@@ -6,7 +6,7 @@ The loss is given as (sum over this rank's terms, number of terms), so that the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -66,6 +66,10 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, batches: Sequence[RequestBatch]) -> Outcomes:
         """What the model says of these rows; it is in evaluation mode, no collectives. batches: at least one."""
+        ...
+
+    def rivals(self) -> Mapping[str, Callable[[RequestBatch], RequestBatch]]:
+        """Requests made worse on purpose, by name: what the same model says of them is judged beside it."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
