@@ -27,22 +27,28 @@ class OnEngine(dg.ConfigurableResource):
     engine: EngineName | None = Field(
         default=None,
         description="Where work on buckets runs: inline (in the run's own process), processes (of this machine) or ray "
-        "(the cluster of RAY_ADDRESS, or of this host); the same bits on each. Empty: as REQDEDUP_ENGINE says, else "
-        "processes for large tables alone.",
+        "(a cluster); the same bits on each. Empty: as REQDEDUP_ENGINE says, else processes for large tables alone.",
     )
     num_processes: int | None = Field(
         default=None, ge=1, description="How many, with engine processes. Empty: one per core."
+    )
+    ray_address: str = Field(
+        default="",
+        description="HOST:PORT of the cluster, with engine ray. Empty: that of RAY_ADDRESS, or of this host.",
     )
 
     @property
     def engine_name(self) -> str:
         """As the library has it; "" if nothing was chosen."""
-        if self.num_processes is None:
-            return self.engine.value if self.engine else ""
-        if self.engine is not EngineName.processes:
-            found = self.engine.value if self.engine else "none"
-            raise ValueError(f"num_processes: engine processes beside it required, found {found}")
-        return f"{self.engine.value}:{self.num_processes}"
+        name = self.engine.value if self.engine else ""
+        for field, value, of in (
+            ("num_processes", self.num_processes, EngineName.processes),
+            ("ray_address", self.ray_address, EngineName.ray),
+        ):
+            if value and self.engine is not of:
+                raise ValueError(f"{field}: engine {of.value} beside it required, found {name or 'none'}")
+        of_engine = self.num_processes or self.ray_address
+        return f"{name}:{of_engine}" if of_engine else name
 
     @contextlib.contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Any]:

@@ -13,7 +13,9 @@ from reqdedup.environment import LakePlace
 
 
 class DeployedWarehouse(Warehouse):
-    """The lake that the environment names, read when it is opened, so that Dagster never holds a credential.
+    """Where a run's tables go: the lake that the environment names, a namespace of it; and on which engine.
+
+    The environment is read when the lake is opened, so that Dagster never holds a credential.
 
     Another data_dir, given at launch, is an argument: it stands alone beside an embedded lake.
     """

@@ -16,9 +16,12 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 
 
 def lines_of_prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of the docstrings and comments of a Python file, but for tables, each with its number."""
+    """Lines of the docstrings and comments of a Python file, but for tables, each with its number; of a file that has
+    no long line, none."""
     text = path.read_text()
     lines = text.splitlines()
+    if max(map(len, lines), default=0) <= COLUMNS:
+        return
     with path.open("rb") as file:
         found = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
     comments = {token.start[0] for token in found if not re.match(r"# (type: ignore|noqa|fmt:)", token.string)}

@@ -18,7 +18,7 @@ from reqdedup.audit.report import (
     Spread,
 )
 from reqdedup.audit.verdict import format_count, format_times
-from reqdedup.display import fit, format_bytes
+from reqdedup.display import counted, fit, format_bytes
 
 WIDTH = 110
 NAME_WIDTH = 28
@@ -62,7 +62,8 @@ def table_lines(report: AuditReport, width: int) -> list[str]:
     table, requests, sample = report.table, report.requests, report.sample
     about = "" if requests.is_exact else "about "
     lines = [
-        f"{table.name}: {table.rows:,} rows in {table.files:,} files and {table.row_groups:,} row groups "
+        f"{table.name}: {table.rows:,} rows in {counted(table.files, 'file')} and "
+        f"{counted(table.row_groups, 'row group')} "
         f"({table.median_row_group_rows:,} rows, {format_bytes(table.median_row_group_bytes)} in the median), "
         f"{format_bytes(table.file_bytes)} on disk, {format_bytes(table.uncompressed_bytes)} before compression",
         f"requests: {about}{requests.requests:,} by {', '.join(requests.request_key)}"

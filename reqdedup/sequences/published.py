@@ -65,7 +65,12 @@ def read_definitions(path: str | Path) -> DefinitionFile:
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: a Python file with definitions required, found no file")
-    found = runpy.run_path(str(path))
+    try:
+        found = runpy.run_path(str(path))
+    except ValueError:  # of a definition in it
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: Python that runs required, found {type(error).__name__}: {error}") from error
     logs = [value for value in found.values() if isinstance(value, EventLog)]
     definitions = [value for value in found.values() if isinstance(value, SequenceDefinition)]
     if len(logs) != 1:

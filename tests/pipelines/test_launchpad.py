@@ -109,9 +109,17 @@ def test_a_run_works_on_the_engine_of_its_own_configuration(monkeypatch, values,
     assert os.environ.get(ENGINE_VARIABLE) == named
 
 
-def test_a_number_of_processes_without_their_engine_is_refused():
-    with pytest.raises(ValueError, match="num_processes: engine processes beside it required, found inline"):
-        OwnLake(engine=EngineName.inline, num_processes=2).engine_name  # noqa: B018
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"engine": EngineName.inline, "num_processes": 2}, "num_processes: engine processes beside it required"),
+        ({"ray_address": "127.0.0.1:6379"}, "ray_address: engine ray beside it required, found none"),
+    ],
+)
+def test_what_belongs_to_another_engine_is_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        OwnLake(**values).engine_name  # noqa: B018
+    assert OwnLake(engine=EngineName.ray, ray_address="127.0.0.1:6379").engine_name == "ray:127.0.0.1:6379"
 
 
 def test_a_field_that_is_given_is_the_only_one_that_changes():

@@ -109,3 +109,10 @@ def test_a_file_of_definitions_is_python(tmp_path: Path):
     path.write_text("x = 1\n")
     with pytest.raises(ValueError, match="one EventLog required, found 0"):
         read_definitions(path)
+
+
+@pytest.mark.parametrize("text", ["1\tx\t5\n", "1 / 0\n", "import nowhere_at_all\n"])
+def test_a_file_that_does_not_run_is_refused_by_its_name(tmp_path, text):
+    (tmp_path / "one.py").write_text(text)
+    with pytest.raises(ValueError, match=r"one\.py: Python that runs required, found \w+Error: "):
+        read_definitions(tmp_path / "one.py")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from pyiceberg.catalog import load_catalog
+from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.table import Table
 
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
@@ -79,33 +81,48 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def trained_bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedBundles]:
-    """Treat them as read-only; copy a folder that a test changes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a server's; on a busy machine ten times faster too
-    try:
-        yield _trained(tmp_path_factory.mktemp("trained"))
-    finally:
-        torch.set_num_threads(threads)
+def trained_bundles(tmp_path_factory: pytest.TempPathFactory) -> TrainedBundles:
+    """Treat them as read-only; copy a folder that a test changes. Trained once for all processes of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # as a server's; on a busy machine ten times faster too
+            _train(folder)
+            torch.set_num_threads(threads)
+            (folder / "done").touch()
+    return _trained(folder)
+
+
+def _catalog(folder: Path) -> Catalog:
+    return load_catalog("test", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
 
 
 def _trained(folder: Path) -> TrainedBundles:
-    catalog = load_catalog("test", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
+    catalog = _catalog(folder)
+    main, features, sample = (catalog.load_table(f"lake.{name}") for name in ("main", "features", "sample"))
+    bundles = {task: folder / "bundles" / task for task in ("ranking", "retrieval")}
+    checkpoints = {task: folder / task / CHECKPOINT_NAME for task in bundles}
+    return TrainedBundles(bundles["ranking"], bundles["retrieval"], main, features, sample, checkpoints)
+
+
+def _train(folder: Path) -> None:
+    catalog = _catalog(folder)
     layout = Layout.BY_REQUEST
     replace_table(catalog, "lake.main", synthetic_schema(LOG), layout, synthesize(LOG), num_buckets=4)
     main = catalog.load_table("lake.main")
     feature = recent_event_counts(24 * 3600)
     replace_feature_table(catalog, "lake.features", main, [feature.column], feature)
-    features = catalog.load_table("lake.features")
-    joined = bucket_join(main, features)
+    joined = bucket_join(main, catalog.load_table("lake.features"))
     replace_table(catalog, "lake.sample", joined.schema, layout, joined.batches(), num_buckets=4)
-    sample = catalog.load_table("lake.sample")
-    source = TableSource(sample)
+    source = TableSource(catalog.load_table("lake.sample"))
     models = {
         "ranking": DCATConfig.from_schema(source.schema, **SIZES),
         "retrieval": TwoTowerConfig.from_schema(source.schema, output_width=8, **SIZES),
     }
-    checkpoints, bundles = {}, {}
     for task, model in models.items():
         training = TrainingConfig(
             model=model,
@@ -117,7 +134,5 @@ def _trained(folder: Path) -> TrainedBundles:
             eval_requests=32,
         )
         run_rank(lambda _: None, training, source, str(folder / task), source.snapshot_id)
-        checkpoints[task] = folder / task / CHECKPOINT_NAME
-        bundles[task] = export_checkpoint(checkpoints[task], source, folder / "bundles" / task)
-        Bundle.load(bundles[task])
-    return TrainedBundles(bundles["ranking"], bundles["retrieval"], main, features, sample, checkpoints)
+        bundle = export_checkpoint(folder / task / CHECKPOINT_NAME, source, folder / "bundles" / task)
+        Bundle.load(bundle)

@@ -209,8 +209,8 @@ def rebucket(arguments: Options) -> int:
         print_json({"table": arguments.table, **vars(report), "feature_tables": unfit, **progress.totals.figures})
         return 0
     say(
-        f"{arguments.table}: {report.old_buckets} buckets became {report.num_buckets}; {report.rows:,} rows in "
-        f"{counted(report.files, 'file')}, {format_bytes(report.bytes)}, {report.seconds:.1f} s"
+        f"{arguments.table}: {counted(report.old_buckets, 'bucket')} became {report.num_buckets}; "
+        f"{report.rows:,} rows in {counted(report.files, 'file')}, {format_bytes(report.bytes)}, {report.seconds:.1f} s"
     )
     for name, advice in unfit.items():
         say(f"  {name}: {advice}")
