@@ -4,6 +4,18 @@ from reqdedup.models import naive
 from reqdedup.models.bundle import Bundle
 from reqdedup.models.checkpoint import load_model
 from reqdedup.models.dcat import DCAT, Context, DCATConfig
+from reqdedup.models.foundation import Foundation, FoundationConfig
 from reqdedup.models.two_tower import TwoTower, TwoTowerConfig
 
-__all__ = ["DCAT", "Bundle", "Context", "DCATConfig", "TwoTower", "TwoTowerConfig", "load_model", "naive"]
+__all__ = [
+    "DCAT",
+    "Bundle",
+    "Context",
+    "DCATConfig",
+    "Foundation",
+    "FoundationConfig",
+    "TwoTower",
+    "TwoTowerConfig",
+    "load_model",
+    "naive",
+]

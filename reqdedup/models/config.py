@@ -32,6 +32,7 @@ LATER_FIELDS: dict[str, Any] = {
     "pooling": "mean",
     "layer": "softmax",
     "item_bias": False,
+    "random_candidates": 0.0,
     "tower": "mlp",
     "cross_layers": 2,
     "cross_rank": 16,

@@ -2,6 +2,7 @@
 
 from reqdedup.models.dcat.naive import DCAT
 from reqdedup.models.duplicated import duplicate
+from reqdedup.models.foundation.naive import Foundation
 from reqdedup.models.two_tower.naive import TwoTower
 
-__all__ = ["DCAT", "TwoTower", "duplicate"]
+__all__ = ["DCAT", "Foundation", "TwoTower", "duplicate"]

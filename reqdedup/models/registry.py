@@ -14,6 +14,8 @@ from torch import nn
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.dcat import DCAT, DCATConfig
 from reqdedup.models.dcat import naive as naive_dcat
+from reqdedup.models.foundation import Foundation, FoundationConfig
+from reqdedup.models.foundation import naive as naive_foundation
 from reqdedup.models.two_tower import TwoTower, TwoTowerConfig
 from reqdedup.models.two_tower import naive as naive_two_tower
 
@@ -34,6 +36,7 @@ class ModelKind:
 
 MODELS = {
     "dcat": ModelKind(DCATConfig, DCAT, naive_dcat.DCAT, task="ranking"),
+    "foundation": ModelKind(FoundationConfig, Foundation, naive_foundation.Foundation, task="pretraining"),
     "two_tower": ModelKind(TwoTowerConfig, TwoTower, naive_two_tower.TwoTower, task="retrieval"),
 }
 

@@ -28,6 +28,8 @@ class TrainingConfig:
 
     model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking:
         `ranking_loss` over its labels, missing ones left out).
+    foundation: checkpoint of a foundation model whose tables of items and events and whose transformer the model begins
+        with (`reqdedup.models.foundation.beginning`); empty: none.
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     warm_start: a checkpoint of the same model to go on from, with the requests that are later than those it learned
         from (`reqdedup.training.warm_start`); empty: none.
@@ -81,6 +83,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     warm_start: str = ""
     max_epochs: int = 1
+    foundation: str = ""
     table_optimizer: TableOptimizer = "adagrad"
     table_learning_rate: float = 0.02
     clip_norm: float = 0.0

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from reqdedup.models.foundation.beginning import fill_from_foundation
 from reqdedup.models.registry import build_model
 from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.training.config import TrainingConfig, check_same_run
@@ -109,6 +110,8 @@ class RankRun:
         self.tell("reading")
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device)
+        if config.foundation:
+            fill_from_foundation(self.model, config.foundation)
         self.splits = config.splits(self.table_loader(()))
         warm = WarmStart.load(config) if config.warm_start else None
         if warm is not None:

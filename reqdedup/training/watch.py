@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-METRICS = {"ranking": ("auc_", 1), "retrieval": ("mean_log_rank", -1)}
+METRICS = {"ranking": ("auc_", 1), "retrieval": ("mean_log_rank", -1), "pretraining": ("mean_log_rank", -1)}
 """Beginning of the watched figure's name by task, and 1 if more of it is better; of several labels the mean."""
 
 

@@ -43,7 +43,7 @@ def config_for(task: str, schema: EngagementSchema, values: Mapping[str, Any], *
     _check(model, kinds[0], f"{said_in}: model.", more=_OF_SCHEMA)
     if "positive_label" not in given:
         labels = [column.name for column in schema.labels]
-        if task == "retrieval" and "click" not in labels:
+        if task != "ranking" and "click" not in labels:
             given["positive_label"] = labels[0] if len(labels) == 1 else None
     # Every configuration of a kind has it, with options of its own, so that `ModelConfig` declares none.
     from_schema: Any = kinds[0].from_schema  # type: ignore[attr-defined]

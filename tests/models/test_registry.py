@@ -53,7 +53,8 @@ def test_a_kind_builds_its_model_and_its_twin_and_survives_json(config):
 def test_a_toy_model_trains_by_one_line_of_the_registry(monkeypatch, tmp_path):
     config = ToyConfig(width=8, item_table_rows=64)
     with pytest.raises(
-        ValueError, match=r"models dcat, two_tower required, found ToyConfig; add its kind to reqdedup\.models"
+        ValueError,
+        match=r"models dcat, foundation, two_tower required, found ToyConfig; add its kind to reqdedup\.models",
     ):
         registry.build_model(config)
     monkeypatch.setitem(registry.MODELS, "toy", ModelKind(ToyConfig, Toy, Toy, task="ranking"))

@@ -39,7 +39,7 @@ OF_MODEL = {"layers": "num_layers", **{name: name for name in ("labels", "exclud
     ],
 )
 @click.argument("table", metavar="NAMESPACE.NAME")
-@option("--task", type=OneOf(("ranking", "retrieval")), help="needed unless --resume is given")
+@option("--task", type=OneOf(("ranking", "retrieval", "pretraining")), help="needed unless --resume is given")
 @option("--out", required=True, metavar="DIR", help="folder of the run, new or empty")
 @option(
     "--resume", is_flag=True, help="go on from the checkpoint in DIR, with the configuration and files in its run.json"
@@ -78,7 +78,7 @@ def train(arguments: Options) -> int:
             raise ValueError(f"{checkpoint}: a checkpoint to resume from required, found none; train without --resume")
     else:
         if not arguments.task:
-            raise ValueError("--task ranking or --task retrieval required, found neither")
+            raise ValueError("--task ranking, retrieval or pretraining required, found none")
         if checkpoint.exists() and not arguments.replace:
             raise ValueError(
                 f"--out: a folder without a run required, found one in {out}; --resume goes on with it, --replace "

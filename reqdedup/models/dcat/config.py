@@ -17,15 +17,20 @@ class DCATConfig(ModelConfig):
     labels: names of the logits, one for each, in this order.
     item_bias: add a number of each item's own to each logit, so that how well an item does at all need not pass through
         the crossing.
+    random_candidates: share of the candidates that get an id drawn by chance in training, so that a model that begins
+        with pre-trained tables leans on the history and does not learn each candidate's id by heart.
     """
 
     labels: tuple[str, ...] = ("click",)
     item_bias: bool = False
+    random_candidates: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.labels:
             raise ValueError("DCATConfig: at least one label required, found none")
+        if not 0 <= self.random_candidates < 1:
+            raise ValueError(f"DCATConfig: random_candidates in [0, 1) required, found {self.random_candidates}")
 
     @classmethod
     def from_schema(

@@ -186,9 +186,16 @@ class DCAT(nn.Module):
         """Logits with what each item has on its own."""
         return logit_BL if self.item_bias is None else logit_BL + self.item_bias(batch.item_id_B)
 
+    def candidate_ids(self, item_id_B: torch.Tensor) -> torch.Tensor:
+        """In training some of them drawn by chance, if the configuration says so."""
+        if not (self.training and self.config.random_candidates):
+            return item_id_B
+        is_drawn_B = torch.rand(len(item_id_B), device=item_id_B.device) < self.config.random_candidates
+        return torch.where(is_drawn_B, torch.randint_like(item_id_B, 2**62), item_id_B)
+
     def cross(self, context: RequestContexts, batch: RequestBatch) -> torch.Tensor:
         """The candidates after all layers, [B, D]: each stands right after its request's history."""
-        x_BD = self.embedding.candidates(batch.item_id_B, batch.row) + self.candidate_marker
+        x_BD = self.embedding.candidates(self.candidate_ids(batch.item_id_B), batch.row) + self.candidate_marker
         length_R = context.request_lengths.to(x_BD.device)
         position_B = batch.expand(self.transformer.positions.of_candidates(length_R))
         x_BD = dropped(self.transformer.positions.add(x_BD, position_B), self.transformer)

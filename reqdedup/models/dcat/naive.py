@@ -17,7 +17,7 @@ class DCAT(model.DCAT):
         length_B = rows.history_offsets_R1.diff()
         longest = int(length_B.max()) if batch.num_rows else 0
         x_BSD = pad_histories(self.embedding.events(rows.history), rows.history_offsets_R1, longest=longest)
-        candidate_BD = self.embedding.candidates(rows.item_id_B, rows.row) + self.candidate_marker
+        candidate_BD = self.embedding.candidates(self.candidate_ids(rows.item_id_B), rows.row) + self.candidate_marker
         x_BSD = torch.cat([x_BSD, x_BSD.new_zeros(len(length_B), 1, x_BSD.shape[2])], dim=1)
         x_BSD[torch.arange(len(length_B), device=length_B.device), length_B] = candidate_BD
         crossed_BD = self.final_norm(transformer_pass(self.transformer, x_BSD, length_B, read_candidate=True))

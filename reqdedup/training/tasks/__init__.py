@@ -6,11 +6,12 @@ import torch
 
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.plan import Split
+from reqdedup.training.tasks.pretraining import Pretraining
 from reqdedup.training.tasks.ranking import Ranking
 from reqdedup.training.tasks.retrieval import Retrieval
 from reqdedup.training.tasks.task import LoaderOf, Task
 
-TASKS: dict[str, type[Task]] = {"ranking": Ranking, "retrieval": Retrieval}
+TASKS: dict[str, type[Task]] = {"ranking": Ranking, "retrieval": Retrieval, "pretraining": Pretraining}
 
 
 def prepare_task(config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Task:
@@ -18,4 +19,4 @@ def prepare_task(config: TrainingConfig, loader_of: LoaderOf, device: torch.devi
     return TASKS[config.task].prepare(config, loader_of, device, train)
 
 
-__all__ = ["TASKS", "Ranking", "Retrieval", "Task", "prepare_task"]
+__all__ = ["TASKS", "Pretraining", "Ranking", "Retrieval", "Task", "prepare_task"]

@@ -1,0 +1,79 @@
+"""Pre-training on timelines, then a ranking model that begins with it: its loss is the double loop, frozen weights stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reqdedup.models import DCATConfig
+from reqdedup.models.checkpoint import load_checkpoint
+from reqdedup.models.foundation.beginning import TAKEN
+from reqdedup.training import TrainingConfig
+from reqdedup.training.loss import info_nce_naive
+from reqdedup.training.rank_run import RankRun, run_rank
+from reqdedup.training.written import config_for
+from tests.training.logs import random_log, with_signal
+
+pytestmark = pytest.mark.slow
+SIZES = {"width": 8, "num_layers": 1, "item_table_rows": 64, "category_table_rows": 16, "max_history": 16}
+
+
+def pretraining(schema, **changes) -> TrainingConfig:
+    values = {"num_steps": 12, "max_epochs": 0, "requests_per_step": 16, "learning_rate": 0.02, "world_size": 1}
+    return config_for("pretraining", schema, {**values, **changes, "model": SIZES}, said_in="a test")
+
+
+@pytest.fixture(scope="module")
+def log():
+    return with_signal(random_log())
+
+
+@pytest.fixture(scope="module")
+def pretrained(log, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foundation")
+    return folder, run_rank(lambda _: None, pretraining(log.schema), log, str(folder))
+
+
+def test_the_loss_is_the_double_loop_over_pairs(log, tmp_path):
+    run = RankRun(lambda _: None, pretraining(log.schema), log, tmp_path, None)
+    batch = next(iter(run.loader))
+    (pairs,) = run.task.inputs(batch)
+    event_PD, item_PD = run.model(batch, pairs)
+    loss_sum, num_terms = run.task.loss((event_PD, item_PD), batch, pairs)
+    expected = info_nce_naive(
+        event_PD,
+        item_PD,
+        request_of_row_B=torch.arange(len(event_PD)),
+        user_id_R=pairs.user_id_P,
+        item_id_B=pairs.item_id_P,
+        log_q_B=run.task._log_q(pairs.item_id_P),
+        temperature=run.config.temperature,
+    )
+    torch.testing.assert_close(loss_sum / num_terms, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns_what_comes_next(pretrained):
+    _, result = pretrained
+    assert sum(result.losses[-3:]) < sum(result.losses[:3])
+    assert result.outcomes is not None
+    assert result.metrics["mean_log_rank"] > 0
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1])
+def test_a_ranking_model_begins_with_it_frozen_or_at_a_rate_of_its_own(log, pretrained, factor, tmp_path):
+    checkpoint = pretrained[0] / "checkpoint.pt"
+    config = TrainingConfig(
+        model=DCATConfig.from_schema(log.schema, **SIZES, hidden_widths=(8,)),
+        foundation=str(checkpoint),
+        rate_factors={"transformer": factor, "embedding.item": factor, "embedding.of_event": factor},
+        num_steps=4, max_epochs=0, requests_per_step=16, learning_rate=0.02, world_size=1, held_out=0.2,
+    )  # fmt: skip
+    run_rank(lambda _: None, config, log, str(tmp_path))
+    before, after = load_checkpoint(checkpoint)["model"], load_checkpoint(tmp_path / "checkpoint.pt")["model"]
+    moved = [name for name in after if name.startswith(TAKEN) and not torch.equal(after[name], before[name])]
+    assert bool(moved) == bool(factor)
+
+
+def test_a_softmax_over_the_catalogue_is_refused(log, tmp_path):
+    with pytest.raises(ValueError, match="negatives='batch' required in pre-training, found 'catalogue'"):
+        RankRun(lambda _: None, pretraining(log.schema, negatives="catalogue"), log, tmp_path, None)
