@@ -17,11 +17,24 @@ from hashlib import blake2b
 
 import numpy as np
 
+MIXED_TOGETHER = 8192
+"""Numbers that are mixed together: they stay in the cache of a core for all of it."""
+
 
 def mix(z: np.ndarray) -> np.ndarray:
     """One step of SplitMix64 on each uint64."""
     z = z + np.uint64(0x9E3779B97F4A7C15)
-    z ^= z >> np.uint64(30)  # in place: a long array is made once and not seven times
+    if np.size(z) <= MIXED_TOGETHER:
+        return _stirred(z)
+    flat = z.ravel(order="K")
+    for start in range(0, len(flat), MIXED_TOGETHER):
+        _stirred(flat[start : start + MIXED_TOGETHER])
+    return z
+
+
+def _stirred(z: np.ndarray) -> np.ndarray:
+    """The same array, changed in place."""
+    z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
     z *= np.uint64(0x94D049BB133111EB)

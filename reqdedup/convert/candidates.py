@@ -21,7 +21,7 @@ from pyiceberg.table import Table
 
 from reqdedup.dedup.stored import is_list, value_bytes
 from reqdedup.storage.foreign.leaves import Leaf, Shape
-from reqdedup.storage.foreign.source import MAX_PIECE_BYTES, Piece, RowSource
+from reqdedup.storage.foreign.source import MAX_PIECE_BYTES, Piece, RowSource, Stretch
 from reqdedup.storage.write.spill import greedy_ranges
 
 
@@ -44,14 +44,14 @@ class CandidateSource(RowSource):
         self.num_candidates = self.num_empty = 0
         self.leaves |= {name: _element(self.leaves[name]) for name in self.exploded}
 
-    def pieces(self, names: Sequence[str]) -> Iterator[Piece]:
+    def pieces(self, names: Sequence[str], part: Sequence[Stretch] | None = None) -> Iterator[Piece]:
         """All candidates, with the leaves of their requests on each."""
         self.num_candidates = self.num_empty = 0
-        for piece in super().pieces(list(dict.fromkeys((*names, self._item)))):
+        for piece in super().pieces(list(dict.fromkeys((*names, self._item))), part):
             yield from self._rows(piece)
 
-    def independent_pieces(self, names: Sequence[str]) -> Iterator[Piece]:
-        for piece in super().independent_pieces(list(dict.fromkeys((*names, self._item)))):
+    def independent_pieces(self, names: Sequence[str], part: int | None = None) -> Iterator[Piece]:
+        for piece in super().independent_pieces(list(dict.fromkeys((*names, self._item))), part):
             yield from self._rows(piece)
 
     def _rows(self, piece: Piece) -> Iterator[Piece]:

@@ -12,14 +12,12 @@ recognised when they come again. The source is only read. Nothing is visible bef
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
-from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from reqdedup.convert.append import in_table_order, known_columns, open_for_append
@@ -35,17 +33,19 @@ from reqdedup.convert.mapping import (
     plan_columns,
 )
 from reqdedup.convert.place import in_source
-from reqdedup.convert.repeats import repeated_rows
-from reqdedup.convert.rows import Converter, item_ids
+from reqdedup.convert.rows import Converter
 from reqdedup.convert.sessions import find_sessions
-from reqdedup.dedup.checksum import ContentChecksum, content_checksum
+from reqdedup.convert.tasks import keys_by, sessions_by
+from reqdedup.convert.text_ids import item_keys
+from reqdedup.convert.writing import write_converted
+from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.dedup.parts import RequestValuesError
+from reqdedup.distributed import Engine, engine_for
+from reqdedup.distributed.engine import named_engine
 from reqdedup.masking import mask
 from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, EngagementSchema, Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
-from reqdedup.storage.iceberg.commit import StagedFiles
-from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
     LAYOUT_PROPERTY,
     Layout,
@@ -58,16 +58,9 @@ from reqdedup.storage.iceberg.layout import (
     table_schema,
 )
 from reqdedup.storage.iceberg.names import check_free_name, check_location
-from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY, check_same_url_rules, url_rules_of
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
 from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
-from reqdedup.storage.read.reader import FileSource
-from reqdedup.storage.write.writer import set_properties, write_rows
-
-REMEMBERED_REQUESTS = 20_000_000
-"""Of a shuffled source; 0.8 GB where it has as many. Further ones take their place on disk once per
-piece of the source."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +123,7 @@ def convert_table(
     seed: int = 0,
     progress: Callable[[ConvertProgress], None] | None = None,
     spill_dir: str | Path | None = None,
+    engine: str | Engine | None = None,
 ) -> ConvertReport:
     """Make the table `identifier` of `layout` from an Iceberg table of any catalog or Parquet files, or append them.
 
@@ -139,6 +133,8 @@ def convert_table(
     append: the table is there, and the rows are added to it in one commit, with its columns, layout and buckets. What
     is appended twice is there twice, and counted (`repeated_rows`).
     spill_dir: for temporary files, which take the deduplicated rows.
+    engine: where its files are read and the new ones written: "inline", "processes:N"; see `reqdedup.distributed`. The
+        table is the same, bit for bit. One of the SHUFFLED layout is written by this process alone.
     Raises ValueError for columns that are missing, of a type without a place, or of another level than thought (with
     the request that shows it), for nulls in keys, for times of history events in another unit than said, and where the
     new table is there already; with append if columns differ from the table's, or the URL rules of a table of ours.
@@ -177,15 +173,17 @@ def convert_table(
             plan_columns(rows, mapping, *known_columns(rows, mapping, schema), schema[ITEM_ID].vocabulary),
             *(table, schema, rows),
         )
-        converter = _converter(rows, columns, mapping, report)
+        chosen = _engine_of(rows, table_layout(table), engine)
+        converter = _converter(rows, columns, mapping, report, chosen)
     else:
         _check_new(catalog, identifier)
         found = find_levels(rows, mapping, progress=report, temp_dir=spill_dir)
         vocabulary = "" if mapping.hash_items else items_identifier(identifier)
         columns = plan_columns(rows, mapping, found.levels, found.widths, found.sequences, vocabulary)
         notes += [*found.notes, *_notes_on_models(columns)]
-        converter = _converter(rows, columns, mapping, report)
         layout = layout or Layout.BY_REQUEST
+        chosen = _engine_of(rows, layout, engine)
+        converter = _converter(rows, columns, mapping, report, chosen)
         if num_buckets is None:
             requests = converter.sessions.count if converter.sessions is not None else found.num_requests
             repeats = max(rows.num_rows / max(requests, 1), 1.0) if layout is not Layout.SHUFFLED else 1.0
@@ -195,10 +193,13 @@ def convert_table(
         schema = engagement_schema(columns)
         table = _new_table(catalog, identifier, schema, layout, num_buckets, location)
     if any(target.conversion is Conversion.ITEM for target in columns):
-        converter.items = item_ids(rows, columns, Vocabulary(catalog, schema[ITEM_ID].vocabulary))
+        keys = item_keys(rows, columns) if chosen.is_here else keys_by(chosen, converter, mapping, report)
+        keys.settle(Vocabulary(catalog, schema[ITEM_ID].vocabulary))
+        converter.items = keys
     try:
-        written = _write(
+        written = write_converted(
             *(table, converter, rows.num_rows, report),
+            engine=chosen,
             replace=not append,
             seed=seed,
             spill_dir=spill_dir,
@@ -239,53 +240,6 @@ def convert_table(
     )
 
 
-@dataclass(frozen=True)
-class _Written:
-    data_files: list[DataFile]
-    num_requests: int
-    num_repeated: int
-
-
-def _write(
-    table: Table,
-    converter: Converter,
-    num_rows: int,
-    report: Callable[[str, int, int], None],
-    *,
-    replace: bool,
-    seed: int,
-    spill_dir: str | Path | None,
-    properties: Mapping[str, str] | None,
-) -> _Written:
-    """All rows of the source as new files of the table, compared with the source and committed.
-
-    replace: the table must hold them alone; else another's rows may have come meanwhile.  properties: of the table.
-    """
-    layout, name = table_layout(table), ".".join(table.name())
-    with StagedFiles(table, updates=set_properties(properties)) as files:
-        batches = _reporting(converter.batches(), num_rows, report)
-        written = write_rows(
-            files, batches, converter.schema, seed=seed, spill_dir=spill_dir, remember=REMEMBERED_REQUESTS
-        )
-        if isinstance(converter.source, CandidateSource):  # how many there are, nothing says before
-            num_rows = converter.num_rows
-        files.verify(num_rows=num_rows, num_requests=written.requests if layout.is_bucketed else None)
-        report("verify", 0, written.rows)
-        for done in converter.read_independently():
-            report("verify", done, written.rows)
-        paths = [file.file_path for file in files.data_files]
-        checksum = content_checksum(FileSource(paths, converter.schema, io=table.io, merge_pieces=False))
-        if checksum != converter.checksum.so_far:
-            raise IntegrityError(
-                f"{name}: the rows of {converter.source.name} required ({converter.checksum.so_far}, "
-                f"{converter.compared_with}), found {checksum}; nothing was committed. This is a defect of the "
-                "conversion: report it"
-            )
-        repeated = 0 if replace else repeated_rows(table, files.data_files, converter.schema)
-        files.commit(replace=replace, properties={OPERATION: "convert"})
-        return _Written(files.data_files, written.requests, repeated)
-
-
 def open_source(source: Table | str | Path | Sequence[str | Path], mapping: ColumnMapping) -> RowSource:
     """The source's rows: its own, or if the item is in a list, one for each of its elements.
 
@@ -319,12 +273,31 @@ def _has_their_items(rows: RowSource, catalog: Catalog) -> bool:
         return False
 
 
+def _engine_of(rows: RowSource, layout: Layout, engine: str | Engine | None) -> Engine:
+    if layout is not Layout.SHUFFLED:
+        return engine_for(engine, rows, num_tasks=len(rows.parts()), num_bytes=rows.num_bytes)  # type: ignore[arg-type]
+    asked = named_engine(engine) if isinstance(engine, str) else engine
+    if asked is not None and not asked.is_here:
+        raise ValueError(
+            f"{rows.name}: another layout than SHUFFLED, whose random order goes over all rows, required by engine "
+            f"{asked.name}; leave the engine out"
+        )
+    return engine_for("inline", None, num_tasks=1)
+
+
 def _converter(
-    rows: RowSource, columns: Sequence[TargetColumn], mapping: ColumnMapping, report: Callable[[str, int, int], None]
+    rows: RowSource,
+    columns: Sequence[TargetColumn],
+    mapping: ColumnMapping,
+    report: Callable[[str, int, int], None],
+    engine: Engine,
 ) -> Converter:
     converter = Converter(rows, columns, time_unit=mapping.time_unit, history_time_unit=mapping.history_time_unit)
     if mapping.session_gap_s is not None:
-        converter.sessions = find_sessions(rows, mapping, converter.times_us, report)
+        if engine.is_here:
+            converter.sessions = find_sessions(rows, mapping, converter.times_us, report)
+        else:
+            converter.sessions = sessions_by(engine, converter, mapping, report)
     return converter
 
 
@@ -378,13 +351,3 @@ def _new_table(
             f"({'; '.join(differences)}). Nothing was changed: choose another name, or drop it first"
         )
     return table
-
-
-def _reporting(
-    batches: Iterator[pa.RecordBatch], total: int, report: Callable[[str, int, int], None]
-) -> Iterator[pa.RecordBatch]:
-    done = 0
-    for batch in batches:
-        yield batch
-        done += batch.num_rows
-        report("rows", done, total)

@@ -7,6 +7,8 @@ all their users, so that the count is that of a uniform sample of ids.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from reqdedup.arrays.hashing import mix
@@ -28,12 +30,28 @@ class RequestOwners:
         starts = run_starts([request_id, user_id])
         self._pairs.append(self._followed(np.stack([request_id[starts], user_id[starts]], axis=1)))
         self._num_pairs += len(self._pairs[-1])
+        self._bound()
+
+    def absorb(self, other: RequestOwners) -> None:
+        """Take the rows that another has taken."""
+        if other._shift > self._shift:
+            self._shift = other._shift
+            self._pairs = [self._followed(pairs) for pairs in self._pairs]
+        self._pairs += [self._followed(pairs) for pairs in other._pairs]
+        self._num_pairs = sum(map(len, self._pairs))
+        self._bound()
+
+    def _bound(self) -> None:
         if self._num_pairs > MAX_PAIRS:
             self._merge()
             while self._num_pairs > MAX_PAIRS // 2:
                 self._shift += 1
                 self._pairs = [self._followed(self._pairs[0])]
                 self._num_pairs = len(self._pairs[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._merge()
+        return self.__dict__
 
     def num_shared(self) -> int:
         """Request ids of more than one user; about, if not all were followed."""

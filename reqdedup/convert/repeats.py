@@ -20,7 +20,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import NestedField, PrimitiveType
 
 from reqdedup.arrays.hashing import mix
-from reqdedup.dedup.checksum import row_hashes, value_hashes
+from reqdedup.dedup.checksum import batch_hashes
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
 from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.read.reader import FileSource, RowGroup
@@ -83,7 +83,7 @@ def _hashes(source: FileSource, groups: Iterable[RowGroup], requests: np.ndarray
         if not any(_is_of(batch, requests).any() for batch in source.stream([group], [USER_ID, REQUEST_ID])):
             continue
         for batch in source.stream([group]):
-            hashes = row_hashes(batch.schema.names, map(value_hashes, batch.columns), batch.num_rows)
+            hashes = batch_hashes(batch)
             found.append(hashes[_is_of(batch, requests)])
     return np.concatenate(found)
 

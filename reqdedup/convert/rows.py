@@ -7,30 +7,40 @@ and their hashes are taken of what was read. The checksums agree exactly if the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reqdedup.arrays.hashing import mix
 from reqdedup.arrays.ranges import offsets_of
 from reqdedup.audit.keys import hash_keys
 from reqdedup.convert.mapping import Conversion, TargetColumn, engagement_schema
 from reqdedup.convert.owners import RequestOwners
 from reqdedup.convert.sessions import Sessions, session_ids
-from reqdedup.dedup.checksum import RunningChecksum, bytes_hash, row_hashes, value_hashes
+from reqdedup.convert.text_ids import by_value, check_text, hash_ids, hex_text, is_bytes
+from reqdedup.dedup.checksum import ContentChecksum, RunningChecksum, row_hashes, value_hashes
 from reqdedup.dedup.encoding import blobs_from_numpy, deduplicated_schema, element_type
 from reqdedup.dedup.history_time import check_history_times, milliseconds, newest_events
-from reqdedup.dedup.stored import arrow_type, is_binary, is_list, is_text
-from reqdedup.logs.ids import ItemKeys, hash_strings
+from reqdedup.dedup.stored import arrow_type, is_list
+from reqdedup.logs.ids import ItemKeys
 from reqdedup.schema import HISTORY_TS, KEYS, REQUEST_ID, REQUEST_TS, USER_ID, Column, EngagementSchema
-from reqdedup.storage.foreign.source import Piece, RowSource
-from reqdedup.storage.iceberg.vocabulary import Vocabulary
+from reqdedup.storage.foreign.source import Piece, RowSource, Stretch
 
-_ID_MASK = np.uint64(2**63 - 1)
 _NO_PLACE = (ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a converter has read. num_empty: rows of the source without a candidate."""
+
+    num_rows: int
+    null_lists: int
+    num_empty: int
+    checksum: ContentChecksum
+    owners: RequestOwners
 
 
 class Converter:
@@ -38,7 +48,7 @@ class Converter:
 
     checksum: of the source's values so far, as `content_checksum` of the target must be.
     null_lists: lists that were null and become empty, since a sequence cannot be null.
-    items, sessions: ids of the keys of its items, from `item_ids`, and its sessions; set before the rows are asked for,
+    items, sessions: the keys of its items with their ids, and its sessions; set before the rows are asked for,
     if columns need them.
     owners: which users each request id has, so far; not of sessions, which are made here.
     num_rows: given so far.  time_unit, history_time_unit: see `ColumnMapping`.
@@ -67,9 +77,12 @@ class Converter:
         """What `checksum` is taken of, in words."""
         return self.source.independent_reader or "the values as they were read from the files"
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Deduplicated batches of all rows. Raises ValueError for values that the target cannot hold, naming where."""
-        for piece in self.source.pieces(self._names):
+    def batches(self, part: Sequence[Stretch] | None = None) -> Iterator[pa.RecordBatch]:
+        """Deduplicated batches of all rows, or of a part.
+
+        Raises ValueError for values that the target cannot hold, naming where.
+        """
+        for piece in self.source.pieces(self._names, part):
             plain = self._plain(piece)
             self.num_rows += piece.num_rows
             self.null_lists += sum(plain[column.name].null_count for column in self.schema.blobs)
@@ -84,10 +97,40 @@ class Converter:
             ]
             yield pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(self.schema))
 
-    def read_independently(self) -> Iterator[int]:
+    def fresh(self) -> Converter:
+        """Another for the same columns, which has read nothing and leaves times of history events unchecked."""
+        other = copy.copy(self)
+        other.checksum, other.owners, other.null_lists, other.num_rows = RunningChecksum(), RequestOwners(), 0, 0
+        other._history_times = None
+        return other
+
+    def counted(self) -> Counted:
+        """What it has read."""
+        num_empty = getattr(self.source, "num_empty", 0)
+        return Counted(self.num_rows, self.null_lists, num_empty, self.checksum.so_far, self.owners)
+
+    def absorb(self, other: Counted) -> None:
+        """Count what another one has read, beside what this one has."""
+        self.num_rows += other.num_rows
+        self.null_lists += other.null_lists
+        self.checksum.take(other.checksum)
+        self.owners.absorb(other.owners)
+
+    def check_history_times(self) -> None:
+        """Raise ValueError if the first rows with events have them in another unit than said."""
+        times = self._history_times
+        if times is None:
+            return
+        targets = [times, next(one for one in self.columns if one.column.name == REQUEST_TS)]
+        for piece in self.source.pieces(list(dict.fromkeys(name for one in targets for name in one.sources))):
+            plain = {one.column.name: self._checked(piece, one) for one in targets}
+            if self._is_plausible(plain, times):
+                return
+
+    def read_independently(self, part: int | None = None) -> Iterator[int]:
         """Complete `checksum` with an independent reader, if the source has one; rows done so far, piece by piece."""
         if self.source.independent_reader is not None:
-            for piece in self.source.independent_pieces(self._names):
+            for piece in self.source.independent_pieces(self._names, part):
                 self._count(self._plain(piece), piece)
                 yield self.checksum.so_far.rows
 
@@ -162,7 +205,7 @@ class Converter:
             return hash_ids(found)
         if target.conversion is Conversion.ITEM and self.items is not None:
             flat = found[0].flatten() if target.column.is_blob else found[0]
-            ids = _by_value(flat, self.items.ids).cast(kind)
+            ids = by_value(flat, self.items.ids).cast(kind)
             return _relist(found[0], ids) if target.column.is_blob else ids
         if target.conversion is Conversion.HISTORY_TIME:
             return _relist(found[0], milliseconds(found[0].flatten(), self._history_time_unit))
@@ -208,111 +251,6 @@ def _check_values(array: pa.Array, column: Column) -> None:
         raise ValueError(f"no nulls allowed, found {array.null_count}; filter them, or give them a value")
 
 
-def check_text(array: pa.Array, rows: np.ndarray) -> None:
-    """Raise ValueError, naming the row, for a string that is not UTF-8: other engines could not read it back."""
-    lists = array if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) else None
-    array = array if lists is None else array.flatten()
-    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        return
-    try:
-        (array.dictionary if pa.types.is_dictionary(array.type) else array).validate(full=True)
-    except pa.ArrowInvalid:
-        if lists is not None:
-            rows = np.repeat(rows, pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False))
-        plain = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-        for row, value in zip(rows.tolist(), plain.cast(pa.large_binary()).to_pylist()):
-            try:
-                (value or b"").decode()
-            except UnicodeDecodeError:
-                raise ValueError(
-                    f"text in UTF-8 required, found {value[:40]!r} at row {row}; put it right in the source, or "
-                    "exclude the column"
-                ) from None
-
-
-def hash_ids(columns: Sequence[pa.Array]) -> pa.Array:
-    """int64 ids of strings, as `ingest` gives them; of several columns together, or of others, another stable hash.
-
-    A string becomes the first 8 bytes of its BLAKE2b digest without the top bit, a binary id those of its hexadecimal
-    text; null stays null.
-    """
-    if len(columns) == 1 and (is_text(columns[0].type) or _is_bytes(columns[0].type)):
-        return _string_ids(columns[0])
-    combined = np.zeros(len(columns[0]), np.uint64)
-    missing = np.zeros(len(columns[0]), bool)
-    for column in columns:
-        missing |= column.is_null().to_numpy(zero_copy_only=False)
-        combined = mix(combined ^ mix(_word(column)))
-    return pa.array((combined & _ID_MASK).view(np.int64), mask=missing)
-
-
-def _word(column: pa.Array) -> np.ndarray:
-    """Numbers that tell the values of a key apart, [N] uint64: the same for a time in whatever unit."""
-    kind = column.type
-    if is_text(kind) or _is_bytes(kind):
-        column = _string_ids(column)
-    elif pa.types.is_timestamp(kind):
-        whole = column.cast(pa.timestamp("us", kind.tz), safe=False)
-        finer = pc.subtract(column.cast(pa.int64()), whole.cast(column.type).cast(pa.int64()))
-        us, rest = (pc.fill_null(one.cast(pa.int64()), 0).to_numpy().view(np.uint64) for one in (whole, finer))
-        return us ^ np.where(rest == 0, np.uint64(0), mix(rest))
-    elif pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return value_hashes(column)
-    elif pa.types.is_uint64(kind):
-        return pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
-    return pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False).view(np.uint64)
-
-
-def _string_ids(array: pa.Array) -> pa.Array:
-    return _by_value(array, lambda texts: hash_strings(texts).to_numpy())
-
-
-def _by_value(array: pa.Array, ids: Callable[[pl.Series], np.ndarray]) -> pa.Array:
-    """int64 ids of texts, which are asked for once per distinct text; null stays null."""
-    encoded = _encoded(array)
-    return pa.array(ids(pl.Series(encoded.dictionary, dtype=pl.String))).take(encoded.indices)
-
-
-def _encoded(array: pa.Array) -> pa.DictionaryArray:
-    """The distinct texts without null, and which of them each value is; binary ids as hexadecimal text."""
-    if _is_bytes(array.type):
-        array = _hex_text(array)
-    if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
-        array = array.dictionary_decode()
-    return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-
-
-def item_ids(source: RowSource, columns: Sequence[TargetColumn], vocabulary: Vocabulary) -> ItemKeys:
-    """The ids of all items of a source, those that are new to the vocabulary committed. Reads their columns alone."""
-    names, keys = [target.sources[0] for target in columns if target.conversion is Conversion.ITEM], ItemKeys()
-    for piece in source.pieces(names):
-        for name in names:
-            array = piece.arrays[name]
-            try:
-                check_text(array, piece.rows)
-            except ValueError as error:
-                raise ValueError(f"{piece.path}: column {name}: {error}") from None
-            is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-            encoded = _encoded(array.flatten() if is_list else array)
-            keys.add(pl.Series(encoded.dictionary, dtype=pl.String), _counts(encoded))
-    keys.settle(vocabulary)
-    return keys
-
-
-def _counts(encoded: pa.DictionaryArray) -> np.ndarray:
-    indices = encoded.indices.drop_null().to_numpy(zero_copy_only=False)
-    return np.bincount(indices, minlength=len(encoded.dictionary))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return is_binary(kind) or pa.types.is_fixed_size_binary(kind)
-
-
-def _hex_text(array: pa.Array) -> pa.Array:
-    return pa.array([None if value is None else value.hex() for value in array.to_pylist()], pa.string())
-
-
 def blobs_of(lists: pa.LargeListArray) -> pa.DictionaryArray:
     """Lists as dictionary-encoded blobs; a null list as an empty one."""
     values, offsets = _packed(lists)
@@ -329,7 +267,7 @@ def list_hashes(lists: pa.LargeListArray) -> np.ndarray:
     ends = pa.py_buffer(offsets * values.itemsize)
     rows = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lists), [None, ends, data])
     starts, run_of_row = _runs(rows)
-    return np.array([bytes_hash(rows[row].as_buffer()) for row in starts.tolist()], np.uint64)[run_of_row]
+    return value_hashes(rows.take(pa.array(starts)))[run_of_row]
 
 
 def _runs(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -364,8 +302,8 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
         array = array.dictionary_decode()
     if pa.types.is_date(array.type) and pa.types.is_timestamp(kind):
         array = array.cast(pa.timestamp("us"))
-    if _is_bytes(array.type) and pa.types.is_string(kind):
-        return _hex_text(array)
+    if is_bytes(array.type) and pa.types.is_string(kind):
+        return hex_text(array)
     if array.type == kind:
         return array
     try:

@@ -6,7 +6,7 @@ are one, whatever file or order their rows come in; memory is 24 bytes for each 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow as pa
 from reqdedup.audit.keys import hash_keys, null_keys
 from reqdedup.convert.mapping import ColumnMapping
 from reqdedup.logs.ids import timed_request_ids
-from reqdedup.storage.foreign.source import RowSource
+from reqdedup.storage.foreign.source import RowSource, Stretch
 
 
 class Sessions:
@@ -34,6 +34,13 @@ class Sessions:
         """Take rows: [N] uint64 hashes of their users, [N] int64 times."""
         self._waiting.append(self._merged(user, time_us, time_us))
         self._num_waiting += len(self._waiting[-1][0])
+        if self._num_waiting > len(self._user):
+            self.finish()
+
+    def absorb(self, other: Sessions) -> None:
+        """Take the rows that another has taken, and put together."""
+        self._waiting.append((other._user, other._start, other._end))
+        self._num_waiting += other.count
         if self._num_waiting > len(self._user):
             self.finish()
 
@@ -76,10 +83,11 @@ def find_sessions(
     mapping: ColumnMapping,
     times_us: Callable[[pa.Array], np.ndarray],
     progress: Callable[[str, int, int], None],
+    part: Sequence[Stretch] | None = None,
 ) -> Sessions:
-    """The sessions of all rows. Raises ValueError for a null user or time, naming file and row."""
+    """The sessions of all rows, or of a part of them. Raises ValueError for a null user or time, naming file and row."""
     sessions, done = Sessions(round((mapping.session_gap_s or 0) * 1e6)), 0
-    for piece in source.pieces([mapping.user, mapping.time]):
+    for piece in source.pieces([mapping.user, mapping.time], part):
         columns = [piece.arrays[mapping.user], piece.arrays[mapping.time]]
         missing = null_keys(columns)
         if missing.any():

@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from reqdedup.arrays.hashing import mix
+from reqdedup.arrays.keys import run_starts
 from reqdedup.dedup.source import BatchSource
 from reqdedup.dedup.stored import is_binary, is_nested, is_text, packed
 
 _NULL = np.uint64(0x9AE16A3B2F90404F)
 _NAN = np.uint64(0xC3A5C85C97CB3127)
+_BITS = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,17 @@ class RunningChecksum:
     def through(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The batches, each counted before it is handed on."""
         for batch in batches:
-            self.add(batch.num_rows, row_hashes(batch.schema.names, map(value_hashes, batch.columns), batch.num_rows))
+            self.add(batch.num_rows, batch_hashes(batch))
             yield batch
 
     def add(self, num_rows: int, hashes: np.ndarray) -> None:
         """Count rows whose `row_hashes` these are."""
         self._rows += num_rows
         self._total = (self._total + int(np.sum(hashes, dtype=np.uint64))) % 2**64
+
+    def take(self, other: ContentChecksum) -> None:
+        """Count rows that were counted elsewhere."""
+        self._rows, self._total = self._rows + other.rows, (self._total + other.checksum) % 2**64
 
     @property
     def so_far(self) -> ContentChecksum:
@@ -67,6 +74,29 @@ def content_checksum(source: BatchSource) -> ContentChecksum:
     for _ in running.through(source.batches()):
         pass
     return running.so_far
+
+
+def batch_hashes(batch: pa.RecordBatch) -> np.ndarray:
+    """`row_hashes` of all values of a batch, [N] uint64. A value of many neighbouring rows is hashed once."""
+    total = np.zeros(batch.num_rows, np.uint64)
+    for name, array in zip(batch.schema.names, batch.columns):
+        own = bytes_hash(name.encode())
+        if pa.types.is_dictionary(array.type):
+            total += mix(_blob_hashes(array.dictionary) ^ own)[array.indices.to_numpy()]
+        elif (starts := _runs(array)) is None:
+            total += mix(value_hashes(array) ^ own)
+        else:
+            of_run = mix(value_hashes(array.take(pa.array(starts))) ^ own)
+            total += np.repeat(of_run, np.diff(np.append(starts, len(array))))
+    return mix(total)
+
+
+def _runs(array: pa.Array) -> np.ndarray | None:
+    """Where stretches of one number begin, by its bits; None if they are short, and for nulls and other values."""
+    if array.null_count or not (pa.types.is_primitive(array.type) and array.type.bit_width in _BITS):
+        return None
+    starts = run_starts([array.view(_BITS[array.type.bit_width]).to_numpy()])
+    return starts if 2 * len(starts) < len(array) else None
 
 
 def row_hashes(names: Iterable[str], hashes: Iterable[np.ndarray], num_rows: int) -> np.ndarray:
@@ -127,8 +157,15 @@ def _compact(array: pa.Array) -> pa.Array:
     return pa.concat_arrays([array.fill_null(0)])
 
 
-def _blob_hashes(blobs: pa.BinaryArray) -> np.ndarray:
-    return np.array([bytes_hash(blob.as_buffer()) for blob in blobs], np.uint64)
+def _blob_hashes(blobs: pa.Array) -> np.ndarray:
+    if not len(blobs):
+        return np.zeros(0, np.uint64)
+    blobs = blobs.cast(pa.large_binary())
+    _, ends, data = blobs.buffers()
+    offsets = np.frombuffer(ends, np.int64, len(blobs) + 1, 8 * blobs.offset).tolist()
+    view = memoryview(data) if data is not None else b""
+    digests = [hashlib.blake2b(view[start:end], digest_size=8).digest() for start, end in pairwise(offsets)]
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def bytes_hash(value: bytes | pa.Buffer) -> np.uint64:

@@ -6,6 +6,8 @@ A *part* is what one batch holds of one request. A request may come in several b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +75,10 @@ class RequestValuesError(ValueError):
     def __init__(self, message: str, *, columns: tuple[str, ...], user_id: int, request_id: int) -> None:
         super().__init__(message)
         self.columns, self.user_id, self.request_id = columns, user_id, request_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        known = {"columns": self.columns, "user_id": self.user_id, "request_id": self.request_id}
+        return partial(type(self), **known), self.args  # type: ignore[arg-type]
 
 
 def two_values_error(name: str, user: int, request: int, where: str) -> RequestValuesError:

@@ -9,7 +9,7 @@ all: dense, 32 bits, no two the same (`ItemKeys`).
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -87,6 +87,25 @@ class ItemKeys:
             self._count = np.append(self._count, np.zeros(more, np.int64))
         self._keys.append(keys.filter(pl.Series((self._count[code] == 0) & (count > 0))))
         self._count[code] += count
+
+    def absorb(self, other: ItemKeys) -> None:
+        """Note the keys that another has noted, which a task has sent."""
+        state = other.__getstate__()
+        self.add(state["keys"], state["count"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        keys = pl.concat(self._keys)
+        code = keys.to_physical().to_numpy()
+        ids = self._id[code] if len(self._id) else self._id
+        return {"keys": keys.cast(pl.String), "count": self._count[code], "ids": ids}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        keys = state["keys"]
+        self.add(keys, state["count"])
+        if len(state["ids"]):
+            self._id = np.full(len(self._count), -1, np.int64)
+            self._id[keys.cast(self._dtype).to_physical().to_numpy()] = state["ids"]
 
     def settle(self, vocabulary: Vocabulary | None) -> None:
         """Give every key its id: the vocabulary's, or its hash if there is none."""

@@ -25,6 +25,7 @@ from reqdedup.cli.options import (
     PAIR,
     OneOf,
     Options,
+    engine_option,
     layout_option,
     option,
     spill_option,
@@ -73,6 +74,7 @@ column_option = partial(option, heading="columns (a file says the same, options 
 @layout_option(default=None)
 @option("--buckets", type=BUCKETS, metavar="N", help="partitions by user (default: what fits the size)")
 @spill_option()
+@engine_option()
 @column_option(
     "--mapping", type=click.Path(path_type=Path), metavar="FILE", help="TOML with the keys of docs/convert.md"
 )
@@ -133,6 +135,7 @@ def convert(arguments: Options) -> int:
             append=arguments.append,
             progress=progress,
             spill_dir=arguments.spill_dir,
+            engine=arguments.engine,
         )
     if report.repeated_rows:
         which = "all" if report.repeated_rows == report.rows else f"{report.repeated_rows:,} of"

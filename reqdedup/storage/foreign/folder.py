@@ -7,14 +7,16 @@ folder, all folders in it and all around it are searched for what these formats 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from reqdedup.masking import mask
+from reqdedup.masking import has_credentials, mask
 from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, united
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -38,7 +40,7 @@ def folder_files(uri: str) -> TableFiles:
         raise ValueError(f"{location}: a folder of Parquet files, or one file, required; found nothing there")
     around = table_around(filesystem, root)
     if info.type == pafs.FileType.File:
-        return _marked(united(location, "file", [_file(filesystem, root, info.size)]), around)
+        return _marked(united(location, "file", [_file(filesystem, root, info.size, uri)]), around)
     found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     inside = {entry.path: entry.path[len(root) :].strip("/") for entry in found}
     kept = [
@@ -54,7 +56,7 @@ def folder_files(uri: str) -> TableFiles:
             "other entries; give the folder that holds the data files"
         )
     kept.sort(key=lambda entry: entry.path)
-    files = [_file(filesystem, entry.path, entry.size) for entry in kept]
+    files = [_file(filesystem, entry.path, entry.size, uri) for entry in kept]
     values = _partition_values({entry.path: inside[entry.path] for entry in kept})
     files = [replace(file, constants=values.get(file.path, {})) for file in files]
     within = next((table for name in inside.values() if (table := _format_of(root, name))), None)
@@ -161,5 +163,34 @@ def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     return pafs.FileSystem.from_uri(location)
 
 
-def _file(filesystem: pafs.FileSystem, path: str, size_bytes: int) -> DataFile:
-    return open_file(path, lambda: filesystem.open_input_file(path), size_bytes)
+@dataclass(frozen=True)
+class _Opened:
+    """Opens one file. uri: that its storage was found by, for another process."""
+
+    filesystem: pafs.FileSystem
+    path: str
+    uri: str
+
+    def __call__(self) -> Any:
+        return self.filesystem.open_input_file(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if has_credentials(self.uri):
+            raise ValueError(
+                f"{mask(self.uri)}: an address without keys required to be read by other processes, which find them in "
+                "their environment; leave the keys out of it, or choose engine='inline'"
+            )
+        return _opened, (self.uri, self.path)
+
+
+def _opened(uri: str, path: str) -> _Opened:
+    return _Opened(_filesystem_of(uri), path, uri)
+
+
+@cache
+def _filesystem_of(uri: str) -> pafs.FileSystem:
+    return _filesystem(uri)[0]
+
+
+def _file(filesystem: pafs.FileSystem, path: str, size_bytes: int, uri: str) -> DataFile:
+    return open_file(path, _Opened(filesystem, path, uri), size_bytes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, with
 from reqdedup.storage.foreign.leaves import Leaf, has_ids, leaves_of, small_types, wholes_of, with_ids
 from reqdedup.storage.iceberg.manifests import COPY_THERE, scan_tasks
 from reqdedup.storage.iceberg.paths import local_path
+from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.small_files import SmallFiles
 
 
@@ -43,7 +45,8 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
     schema = small_types(schema_to_pyarrow(scan.projection()))
     leaves, wholes = leaves_of(schema), wholes_of(schema)
     kept = SmallFiles()
-    files = [_file(table, task, scan.projection(), leaves, wholes, kept) for task in tasks]
+    portable = PortableTable(table)
+    files = [_file(portable, task, scan.projection(), leaves, wholes, kept) for task in tasks]
     deletes = {delete.file_path for task in tasks for delete in task.delete_files}
     notes = (
         (
@@ -57,12 +60,17 @@ def snapshot_files(table: Table, snapshot_id: int | None = None) -> TableFiles:
 
 
 def _file(
-    table: Table, task: FileScanTask, schema: Schema, leaves: list[Leaf], wholes: list[Leaf], kept: SmallFiles
+    portable: PortableTable,
+    task: FileScanTask,
+    schema: Schema,
+    leaves: list[Leaf],
+    wholes: list[Leaf],
+    kept: SmallFiles,
 ) -> DataFile:
-    path = task.file.file_path
+    path, table = task.file.file_path, portable.table
     file = open_file(
         path,
-        _opener(table, path, kept),
+        _opener(portable, path, kept),
         task.file.file_size_in_bytes,
         ids=lambda found: _schema_with_ids(table, path, found),
         leaves=leaves,
@@ -90,11 +98,13 @@ def _paths(fields: Iterable[MappedField], prefix: str = "") -> Iterable[tuple[st
             yield from _paths(field.fields, f"{prefix}{name}.")
 
 
-def _opener(table: Table, path: str, kept: SmallFiles) -> Callable[[], Any]:
+def _opener(table: PortableTable, path: str, kept: SmallFiles) -> Callable[[], Any]:
     local = local_path(path)
-    if local is not None:
-        return lambda: pa.OSFile(local)
-    return lambda: kept.open(path, table.io.new_input(path).open)
+    return partial(pa.OSFile, local) if local is not None else partial(_open_stored, table, path, kept)
+
+
+def _open_stored(table: PortableTable, path: str, kept: SmallFiles) -> Any:
+    return kept.open(path, table.table.io.new_input(path).open)
 
 
 def _constants(

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,9 @@ from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, r
 from reqdedup.storage.foreign.table import open_table
 from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import scan_tasks
+from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.scan import deleted_positions, projected_batches
+from reqdedup.storage.tasks.parts import grouped
 from reqdedup.storage.write.spill import greedy_ranges
 
 PIECE_BYTES = 16 * 2**20
@@ -57,6 +60,14 @@ class Piece:
         """Rows `start` to `end` of it."""
         arrays = {name: array.slice(start, end - start) for name, array in self.arrays.items()}
         return Piece(arrays, end - start, self.path, self.rows[start:end])
+
+
+class Stretch(NamedTuple):
+    """A row group. file: number of its file."""
+
+    file: int
+    group: int
+    num_rows: int
 
 
 class RowSource:
@@ -94,6 +105,15 @@ class RowSource:
         self.leaves |= {whole.name: whole for whole in self.files.wholes}
         self._footers: dict[str, pq.FileMetaData] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to read it: neither catalog nor footers."""
+        table = None if self.table is None else PortableTable(self.table)
+        return {**self.__dict__, "table": table, "_footers": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.table = None if state["table"] is None else state["table"].table
+
     @property
     def name(self) -> str:
         return self.files.name
@@ -121,28 +141,52 @@ class RowSource:
         """The reader of `independent_pieces`, in words; None if there is no other than this one."""
         return None if self.table is None else "pyiceberg's own scan"
 
-    def pieces(self, names: Sequence[str]) -> Iterator[Piece]:
-        """All rows of these leaves, file by file."""
-        for file in self.files.files:
-            yield from self._pieces_of(file, names)
+    def parts(self) -> list[tuple[Stretch, ...]]:
+        """All rows in parts for several processes: neighbouring row groups, in the order of the files."""
+        stretches = []
+        for number, file in enumerate(self.files.files):
+            footer = self._footer(file)
+            rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+            stretches += [Stretch(number, group, count) for group, count in enumerate(rows)]
+        return grouped(stretches, lambda one: one.num_rows)
 
-    def independent_pieces(self, names: Sequence[str]) -> Iterator[Piece]:
-        """The same rows in the same pieces or others, as pyiceberg projects them; the rows' numbers are not known."""
+    def pieces(self, names: Sequence[str], part: Sequence[Stretch] | None = None) -> Iterator[Piece]:
+        """The rows of these leaves, file by file: all, or those of a part."""
+        if part is None:
+            for file in self.files.files:
+                yield from self._pieces_of(file, names)
+            return
+        for number, stretches in groupby(part, key=lambda one: one.file):
+            yield from self._pieces_of(self.files.files[number], names, [one.group for one in stretches])
+
+    def independent_parts(self) -> list[int]:
+        """Parts of `independent_pieces`: files."""
+        return list(range(len(self._tasks)))
+
+    def independent_pieces(self, names: Sequence[str], part: int | None = None) -> Iterator[Piece]:
+        """The same rows in the same pieces or others, as pyiceberg projects them; the rows' numbers are not known.
+
+        part: one of the files, all of them by default.
+        """
         if self.table is None:
             raise ValueError(f"{self.name}: an Iceberg table required for another reader, found a {self.files.kind}")
         tops = list(dict.fromkeys(self.leaves[name].column for name in names))
         schema = self.table.scan().projection().select(*tops)
-        for batch in projected_batches(self.table, self._tasks, schema, _piece_rows):
+        tasks = self._tasks if part is None else [self._tasks[part]]
+        for batch in projected_batches(self.table, tasks, schema, _piece_rows):
             arrays: dict[str, pa.Array] = {}
             for column in batch.schema.names:
                 arrays |= leaf_arrays(column, batch.column(column))
             yield from self._cut(arrays, names, batch.num_rows, self.name, np.full(batch.num_rows, -1), {})
 
-    def _pieces_of(self, file: DataFile, names: Sequence[str]) -> Iterator[Piece]:
+    def _pieces_of(self, file: DataFile, names: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[Piece]:
         in_file = file.columns(names)
         deleted, first = self._deleted.get(file.path), 0
         with file.parquet(list(self._blobs)) as parquet:
             for group in range(parquet.num_row_groups):
+                if groups is not None and group not in groups:
+                    first += parquet.metadata.row_group(group).num_rows
+                    continue
                 rows = _piece_rows(parquet.metadata.row_group(group), in_file)
                 for batch in file.batches(parquet, rows, row_groups=[group], columns=in_file):
                     arrays = file.arrays(batch, names)

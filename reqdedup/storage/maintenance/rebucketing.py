@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
@@ -29,6 +30,7 @@ from reqdedup.storage.iceberg.commit import StagedFiles
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.form import spec_updates
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets, table_layout
+from reqdedup.storage.iceberg.manifests import stored_bytes
 from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.same_requests import OPERATION
 from reqdedup.storage.iceberg.written import Written
@@ -37,8 +39,11 @@ from reqdedup.storage.maintenance.live import LiveFile, live_files
 from reqdedup.storage.maintenance.user_rows import made_from, rewrite_schema
 from reqdedup.storage.read.buckets import SortedTable
 from reqdedup.storage.read.feature_table import buckets_of_files, is_by_position, is_feature_table
+from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.read.table_source import table_files
 from reqdedup.storage.tasks import BucketTask, adopt_all, is_decided
+from reqdedup.storage.tasks.parts import row_groups_of
+from reqdedup.storage.tasks.shuffle import shuffle
 from reqdedup.storage.write.writer import Counts, write_in_order, write_rows
 
 MAX_READS = 4
@@ -69,8 +74,8 @@ def rebucket(
     """Write all rows of a bucketed table, or of a feature table with keys, into `num_buckets` buckets.
 
     progress: called with rows done and rows in total.  spill_dir: for temporary files, which take the table's
-    deduplicated rows once if they must be sorted anew; this process then does it alone.
-    engine: where new buckets are written else: "inline", "processes:N"; see `reqdedup.distributed`.
+    deduplicated rows once if they must be sorted anew.
+    engine: where buckets are read and written: "inline", "processes:N"; see `reqdedup.distributed`.
     Joined tables need counts that divide each other, and a feature table the count of its main table for new backfills:
     change them together. Verified by checksum before the commit. Raises ValueError for tables without buckets, for a
     feature table by position (create it again) and one whose counts do not divide each other; ConflictError if another
@@ -99,6 +104,7 @@ def rebucket(
     updates = spec_updates(table, PartitionSpec(field))
     schema, old = rewrite_schema(table), live_files(table)
     num_rows, before = sum(file.num_rows for file in old), RunningChecksum()
+    source = table_files(table, [file.path for file in old], schema)
 
     def report(done: int) -> None:
         if progress is not None:
@@ -120,8 +126,16 @@ def rebucket(
                     f"{name}: {num_rows:,} rows required in the new buckets, found {_num_rows(files.data_files):,}; "
                     "nothing was committed"
                 )
+        elif not (chosen := _engine_of(table, source, engine)).is_here:
+            parts = row_groups_of(source, schema)
+            shuffle(
+                *(files, parts, schema),
+                engine=chosen,
+                report=lambda phase, done, total: report(done) if phase == "write" else None,
+                spill_dir=spill_dir,
+            )
         else:
-            batches = before.through(table_files(table, [file.path for file in old], schema).batches())
+            batches = before.through(source.batches())
             num_requests = write_rows(files, _reporting(batches, report), schema, spill_dir=spill_dir).requests
             files.verify(num_rows=num_rows, num_requests=num_requests)
             check_same_rows(table, schema, before, files.data_files)
@@ -141,6 +155,12 @@ def rebucket(
         seconds=time.monotonic() - started,
         snapshot_id=snapshot_id,
     )
+
+
+def _engine_of(table: Table, source: FileSource, engine: str | Engine | None) -> Engine:
+    """For rows that must be sorted anew."""
+    work: Any = (PortableTable(table), source)
+    return engine_for(engine, work, num_tasks=len(source.paths), num_bytes=stored_bytes(table))
 
 
 def _in_order(old: Sequence[LiveFile], old_buckets: int, num_buckets: int) -> bool:

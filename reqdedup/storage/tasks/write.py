@@ -2,6 +2,7 @@
 
 a stream of batches, InOrder            this process
 a source with row groups (TableSource)  maps and reduces (`shuffle`); the SHUFFLED layout: this process
+a log (`SplitSource`)                   the same, if it is given an engine; else this process
 a join, a sample, in fitting buckets    a task per bucket (`buckets`)
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pyiceberg.table import Table
@@ -19,11 +20,12 @@ from reqdedup.distributed import Engine, engine_for
 from reqdedup.distributed.engine import named_engine
 from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
-from reqdedup.storage.iceberg.layout import Layout, table_layout
+from reqdedup.storage.iceberg.layout import Layout, table_layout, table_schema
 from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.tasks.buckets import BucketSource, commit_buckets, fits
-from reqdedup.storage.tasks.shuffle import MapWork, commit_shuffled, map_tasks
+from reqdedup.storage.tasks.parts import SplitSource, row_groups_of
+from reqdedup.storage.tasks.shuffle import shuffle
 from reqdedup.storage.write.writer import (
     WriteProgress,
     WriteReport,
@@ -32,7 +34,7 @@ from reqdedup.storage.write.writer import (
     set_properties,
 )
 
-Rows = Iterable[pa.RecordBatch] | FileSource | BucketSource
+Rows = Iterable[pa.RecordBatch] | FileSource | BucketSource | SplitSource
 
 
 def write(
@@ -50,7 +52,8 @@ def write(
     """Write deduplicated batches into `table` in one commit; what was written.
 
     batches: of the table's schema, any size and order; a request may be split over them. Wrapped in `InOrder`, they are
-        not spilled. Or what several processes can read: a source with row groups (`TableSource`), a join, a sample.
+        not spilled. Or what several processes can read: a source with row groups (`TableSource`), a join, a sample, a
+        log.
     layout: the table's own if None; must be it if given (`replace_table` changes it).
     mode: "replace", the table then holds exactly these rows, or "append".
     progress: called while it runs.  seed: of the SHUFFLED order.  spill_dir: for the temporary files.
@@ -97,12 +100,15 @@ def commit_source(
         counts, snapshot_id = commit_buckets(
             files, source, replace=replace, report=report, spill_dir=spill_dir, engine=engine
         )
-    elif isinstance(source, FileSource) and not (chosen := _engine_of(files, source, engine)).is_here:
-        counts, spill_bytes, snapshot_id = commit_shuffled(
-            files, source, replace=replace, report=report, spill_dir=spill_dir, engine=chosen
-        )
+    elif isinstance(source, FileSource | SplitSource) and not (chosen := _engine_of(files, source, engine)).is_here:
+        schema = table_schema(target)
+        parts = row_groups_of(source, schema) if isinstance(source, FileSource) else source
+        done = shuffle(files, parts, schema, engine=chosen, report=report, renew=replace, spill_dir=spill_dir)
+        counts, spill_bytes = done.counts, done.exchanged_bytes
+        report("commit", counts.rows, counts.rows)
+        snapshot_id = files.commit(replace=replace)
     else:
-        if not isinstance(source, FileSource):
+        if not isinstance(source, FileSource | SplitSource):
             _refuse(files, source, engine)
         batches = source.batches() if isinstance(source, FileSource | BucketSource) else source
         counts, spill_bytes, snapshot_id = commit_rows(
@@ -122,13 +128,18 @@ def commit_source(
     )
 
 
-def _engine_of(files: StagedFiles, source: FileSource, engine: str | Engine | None) -> Engine:
-    """For row groups; the random order of the SHUFFLED layout goes over all of them."""
+def _engine_of(files: StagedFiles, source: FileSource | SplitSource, engine: str | Engine | None) -> Engine:
+    """For rows in parts; the random order of the SHUFFLED layout goes over all of them."""
     if table_layout(files.target) is Layout.SHUFFLED:
         _refuse(files, source, engine)
         return engine_for("inline", None, num_tasks=1)
-    work = MapWork(table=PortableTable(files.table), source=source, updates=files.updates, spill_dir=None)
-    return engine_for(engine, work, num_tasks=len(map_tasks(source, "")), num_bytes=getattr(source, "num_bytes", 0))
+    if isinstance(source, FileSource):
+        num_tasks = len(row_groups_of(source, source.schema).parts())
+        num_bytes = getattr(source, "num_bytes", 0)
+    else:
+        num_tasks, num_bytes = source.split_size()
+    work: Any = (PortableTable(files.table), source)
+    return engine_for(engine, work, num_tasks=num_tasks, num_bytes=num_bytes)
 
 
 def _refuse(files: StagedFiles, source: Rows, engine: str | Engine | None) -> None:
@@ -137,7 +148,7 @@ def _refuse(files: StagedFiles, source: Rows, engine: str | Engine | None) -> No
     if asked is not None and not asked.is_here:
         target = files.target
         raise ValueError(
-            f"{'.'.join(target.name())}: what several processes can read (a TableSource; a join or a sample whose "
-            f"bucket count and the table's divide each other), and another layout than SHUFFLED, required by engine "
+            f"{'.'.join(target.name())}: what several processes can read (a TableSource, a log; a join or a sample "
+            f"whose bucket count and the table's divide each other), and another layout than SHUFFLED, required by engine "
             f"{asked.name}, found a {type(source).__name__} and {table_layout(target).name}; leave the engine out"
         )

@@ -4,7 +4,8 @@
     in_arrival_order   one day, as it came
     in_random_order    all rows, a permutation fixed by the seed
 
-Memory: the rows (not the blobs) of one partition, and the blobs of the batch in hand.
+Memory: the rows (not the blobs) of one partition, and the blobs of the batch in hand. Of a bucket with more than
+RANGE_ROWS rows it is those of a stretch of its users and requests, and of all of it 4 bytes a row and some 50 a request.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ NUM_SHUFFLE_PARTITIONS = 64
 SHUFFLE_ROWS = 262_144
 """Small partitions are permuted together."""
 
+RANGE_ROWS = 2**22
+"""Rows of a bucket that are held at once, some hundred bytes each; which rows lie in which file does not depend on it."""
+
+RELEASE_BYTES = 16 * 2**20
+"""Read from the spill before its pages are given back: pages of a mapped file count as memory of the process."""
+
 
 def in_request_order(
     spill: Spill, partition: int, *, max_rows: int, max_column_bytes: int, max_fat_bytes: int | None = None
@@ -47,26 +54,68 @@ def in_request_order(
     position_of_request = by_key[starts]
     _check_parts_agree(spill, requests, by_key, starts)
 
-    rows = spill.rows(partition)
-    request_of_row = request_of_part[_part_positions(requests, rows)]
-    order = order_in_groups(request_of_row, rows.column(ITEM_ID).to_numpy())
-    rows_per_request = np.bincount(request_of_row, minlength=len(starts))
-    row_ends = np.cumsum(rows_per_request)
-
+    part, batches = _numbers(requests, PART), spill.row_batches(partition)
+    request_of_row = [  # of each batch
+        request_of_part[np.searchsorted(part, batch.column(PART).to_numpy())].astype(np.int32) for batch in batches
+    ]
+    rows_per_request = _per_request(request_of_row, len(starts))
     column_bytes = _blob_bytes(requests, spill.schema)
     limits = [(max_rows, rows_per_request)]
     limits += [(max_column_bytes, sizes[position_of_request]) for sizes in column_bytes]
-    text_bytes = _text_bytes(spill, requests, rows, position_of_request[request_of_row])
-    limits += [
-        (max_column_bytes, np.bincount(request_of_row, sizes, len(starts)).astype(np.int64)) for sizes in text_bytes
-    ]
+    for column in spill.schema.columns:
+        if column.is_blob or not has_offsets(element_type(column)):
+            continue
+        if column in spill.row_columns:
+            of_row = [value_bytes(batch.column(column.name)) for batch in batches]
+            limits.append((max_column_bytes, _per_request(request_of_row, len(starts), of_row)))
+        else:
+            of_part = np.concatenate([value_bytes(one.column(column.name)) for one in requests])
+            limits.append((max_column_bytes, rows_per_request * of_part[position_of_request]))
     if max_fat_bytes is not None:
         row_bytes = sum(column_bytes, np.zeros(len(by_key), np.int64)) + scalar_bytes(spill.schema)
         limits.append((max_fat_bytes, rows_per_request * row_bytes[position_of_request]))
-    for start, end in greedy_ranges(*limits):
-        first, last = (int(row_ends[start - 1]) if start else 0), int(row_ends[end - 1])
-        in_order = order[first:last]
-        yield _batch(spill, requests, rows.take(pa.array(in_order)), position_of_request[request_of_row[in_order]])
+    ends = np.concatenate([[0], np.cumsum(rows_per_request)])
+    groups = greedy_ranges(*limits)
+    for first, last in greedy_ranges((RANGE_ROWS, np.diff(ends[[0, *(end for _, end in groups)]]))):
+        low, high = groups[first][0], groups[last - 1][1]
+        rows, request = _rows_of(spill, batches, request_of_row, low, high)
+        order = order_in_groups(request - low, rows.column(ITEM_ID).to_numpy())
+        for start, end in groups[first:last]:
+            in_order = order[ends[start] - ends[low] : ends[end] - ends[low]]
+            yield _batch(spill, requests, rows.take(pa.array(in_order)), position_of_request[request[in_order]])
+
+
+def _per_request(
+    request_of_row: Sequence[np.ndarray], num_requests: int, weights: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """Rows of each request, or the sum of the weights of its rows, [R] int64."""
+    total = np.zeros(num_requests, np.int64)
+    for number, request in enumerate(request_of_row):
+        if len(request):
+            low = int(request.min())
+            found = np.bincount(request - low, None if weights is None else weights[number])
+            total[low : low + len(found)] += found.astype(np.int64)
+    return total
+
+
+def _rows_of(
+    spill: Spill, batches: Sequence[pa.RecordBatch], request_of_row: Sequence[np.ndarray], low: int, high: int
+) -> tuple[pa.RecordBatch, np.ndarray]:
+    """The rows of the requests from `low` to before `high`, in arrival order, and the request of each, [N] int64."""
+    taken, requests, read_bytes = [], [], 0
+    for batch, request in zip(batches, request_of_row):
+        inside = (request >= low) & (request < high)
+        requests.append(request[inside])
+        if inside.all():
+            taken.append(batch)
+        elif inside.any():
+            taken.append(batch.filter(pa.array(inside)))
+            read_bytes += batch.nbytes
+            if read_bytes >= RELEASE_BYTES:
+                spill.release()
+                read_bytes = 0
+    rows = pa.Table.from_batches(taken).combine_chunks().to_batches()[0]
+    return rows, np.concatenate(requests).astype(np.int64)
 
 
 def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_bytes: int) -> Iterator[pa.RecordBatch]:

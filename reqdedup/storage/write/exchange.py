@@ -10,18 +10,18 @@ made for it. docs/decisions/0082.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyiceberg.io import FileIO
-from pyiceberg.table import Table
 
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.storage.iceberg.files import EXCHANGE_FOLDER
+from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.write.spill import Spill
 
 OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
@@ -32,7 +32,7 @@ class Exchanged:
     """One exchange file. partitions: that it has, rising, [K].  ends: where each ends in the file, [K].
 
     num_requests: messages of requests in each, [K]; those of rows follow them.  num_rows: of each, [K].
-    checksum: of all its rows.
+    checksum: of all its rows.  note: what the source had to say about them.
     """
 
     path: str
@@ -41,6 +41,7 @@ class Exchanged:
     num_requests: np.ndarray
     num_rows: np.ndarray
     checksum: ContentChecksum
+    note: Any = None
 
     @property
     def num_bytes(self) -> int:
@@ -65,16 +66,45 @@ class Range:
     num_requests: int
 
 
-def exchange_path(table: Table, write_id: str, number: int) -> str:
-    """A new file for what map task `number` of a write has; its name begins with the write id."""
-    return f"{table.location().rstrip('/')}/{EXCHANGE_FOLDER}/{write_id}-map{number}-{uuid.uuid4().hex[:12]}.arrows"
+class ExchangeFolder:
+    """Where tasks of a write leave files for one another: under the table's location, named by the write.
+
+    Whoever can write the table can write and read there, and `sweep` finds what a killed driver left.
+    paths: of files that the write needs to its end.
+    """
+
+    def __init__(self, table: PortableTable, write_id: str) -> None:
+        self._table, self._write_id = table, write_id
+        self.paths: list[str] = []
+
+    def new_path(self, name: str) -> str:
+        """Of a file that nobody has. name: which of the write's."""
+        folder = f"{self._table.table.location().rstrip('/')}/{EXCHANGE_FOLDER}"
+        return f"{folder}/{self._write_id}-{name}-{uuid.uuid4().hex[:12]}.arrows"
+
+    def create(self, path: str) -> Any:
+        """A stream to write the file by, a context manager."""
+        return self._table.table.io.new_output(path).create(overwrite=True)  # nobody has this name: do not ask
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Its bytes from `start` to `end`."""
+        with self._table.table.io.new_input(path).open() as stream:
+            stream.seek(start)
+            return stream.read(end - start)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Delete these files. What stays is found by the sweep of orphans."""
+        for path in paths:
+            with contextlib.suppress(Exception):
+                self._table.table.io.delete(path)
 
 
-def write_exchange(io: FileIO, path: str, spill: Spill, checksum: ContentChecksum) -> Exchanged:
-    """Write a spill that is finished, partition after partition."""
+def write_exchange(folder: ExchangeFolder, name: str, spill: Spill, checksum: ContentChecksum, note: Any) -> Exchanged:
+    """Write a spill that is finished, partition after partition, into a file of this name."""
+    path = folder.new_path(name)
     partitions = spill.request_partitions()
     ends, num_requests, num_rows = [], [], []
-    with io.new_output(path).create(overwrite=True) as stream:  # nobody has this name
+    with folder.create(path) as stream:
         sink = _Messages(stream)
         of_requests, of_rows = sink.writer(spill.request_schema), sink.writer(spill.row_schema)
         for partition in partitions:
@@ -94,6 +124,7 @@ def write_exchange(io: FileIO, path: str, spill: Spill, checksum: ContentChecksu
         num_requests=np.array(num_requests, np.int32),
         num_rows=np.array(num_rows, np.int32),
         checksum=checksum,
+        note=note,
     )
 
 
@@ -125,13 +156,10 @@ class _Messages:
         pass
 
 
-def read_exchange(io: FileIO, ranges: Sequence[Range], spill: Spill, partition: int) -> None:
+def read_exchange(folder: ExchangeFolder, ranges: Sequence[Range], spill: Spill, partition: int) -> None:
     """Put one partition of several exchange files into a spill, in their order."""
     for one in ranges:
-        with io.new_input(one.path).open() as stream:
-            stream.seek(one.start)
-            buffer = pa.py_buffer(stream.read(one.end - one.start))
-        messages = list(_messages(buffer))
+        messages = list(_messages(pa.py_buffer(folder.read(one.path, one.start, one.end))))
         requests = [pa.ipc.read_record_batch(message, spill.request_schema) for message in messages[: one.num_requests]]
         rows = [pa.ipc.read_record_batch(message, spill.row_schema) for message in messages[one.num_requests :]]
         spill.adopt(partition, requests, rows)

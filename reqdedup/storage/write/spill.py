@@ -141,14 +141,18 @@ class Spill:
 
     def adopt(self, partition: int, requests: Sequence[pa.RecordBatch], rows: Sequence[pa.RecordBatch]) -> None:
         """Take a partition of another spill, as that one keeps it: its parts follow those of before."""
-        first, theirs = self.num_parts, np.zeros(0, np.int64)
+        theirs, own = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for batch in requests:
-            own = pa.array(np.arange(self.num_parts, self.num_parts + batch.num_rows))
+            number, is_new = self._number_parts(batch, np.arange(batch.num_rows))
             theirs = np.append(theirs, batch.column(PART).to_numpy())  # rising, as parts are numbered in their arrival
-            self._requests.add(batch.set_column(0, self._requests.schema[0], own), np.full(batch.num_rows, partition))
+            own = np.append(own, number)
+            batch = batch.set_column(0, self._requests.schema[0], pa.array(number))
+            if not is_new.all():
+                batch = batch.filter(pa.array(is_new))
+            self._requests.add(batch, np.full(batch.num_rows, partition))
             self.num_parts += batch.num_rows
         for batch in rows:
-            part = pa.array(first + np.searchsorted(theirs, batch.column(PART).to_numpy()))
+            part = pa.array(own[np.searchsorted(theirs, batch.column(PART).to_numpy())])
             self._rows.add(batch.set_column(0, self._rows.schema[0], part), np.full(batch.num_rows, partition))
             self.num_rows += batch.num_rows
 

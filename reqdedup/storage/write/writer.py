@@ -29,13 +29,10 @@ from reqdedup.storage.iceberg.datafile import DAY_MICROSECONDS
 from reqdedup.storage.iceberg.encodings import ENOUGH_ROWS
 from reqdedup.storage.iceberg.layout import Layout, buckets_of, table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.settings import WriteSettings
-from reqdedup.storage.write.arrange import DealRows, in_arrival_order, in_random_order, in_request_order
+from reqdedup.storage.write.arrange import RELEASE_BYTES, DealRows, in_arrival_order, in_random_order, in_request_order
 from reqdedup.storage.write.form import fat_rows, in_form
 from reqdedup.storage.write.in_order import InOrder, row_groups_in_order
 from reqdedup.storage.write.spill import Spill
-
-RELEASE_BYTES = 16 * 2**20
-"""Read from the spill before its pages are given back: pages of a mapped file count as memory of the process."""
 
 PIECE_BYTES = 32 * 2**20
 """Shuffled rows are gathered in pieces of about this many bytes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import duckdb
 import numpy as np
 import pytest
@@ -28,8 +30,10 @@ from reqdedup.storage.maintenance import (
 )
 from reqdedup.storage.measure import checks
 from reqdedup.storage.write import writer
+from tests.distributed.faulty import Faulty
 from tests.storage.feature_tables import COUNT, SEQUENCE, constant, of_request
 from tests.storage.maintenance.appended_days import append_days, days, new_table, same_forms
+from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
 from tests.storage.tables import files_of, rows_of
 
@@ -125,6 +129,23 @@ def test_another_bucket_count_keeps_every_row(catalog, layout, num_buckets):
         mine = rows_of(source.batches(users=user))
         assert mine
         assert mine == rows_of(batch.filter(np.isin(batch["user_id"].to_numpy(), user)) for batch in batches)
+
+
+@pytest.mark.slow
+def test_tasks_change_the_count_to_one_that_does_not_divide_it(catalog):
+    here, there = new_table(catalog), new_table(catalog, name="there")
+    for table, engine in ((here, "inline"), (there, Faulty(1))):
+        append_days(table, days(2))
+        report = rebucket(table, 3, engine=engine)
+        assert (report.num_buckets, table_buckets(table)) == (3, 3)
+    contents = [
+        sorted(
+            (task.file.partition[0], Path(task.file.file_path[7:]).read_bytes()) for task in table.scan().plan_files()
+        )
+        for table in (here, there)
+    ]
+    assert contents[0] == contents[1]
+    assert on_disk(there) == needed_by(there)
 
 
 @pytest.mark.slow

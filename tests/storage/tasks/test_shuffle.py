@@ -10,7 +10,7 @@ import pytest
 from reqdedup.distributed import Inline, Processes
 from reqdedup.storage import Layout, TableSource, create_table, sweep_orphans, write
 from reqdedup.storage.iceberg.errors import IntegrityError
-from reqdedup.storage.tasks import shuffle
+from reqdedup.storage.tasks import parts, shuffle
 from tests.distributed.faulty import Faulty
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
@@ -26,7 +26,7 @@ LOG = make_log(num_users=40, seed=11, mean_fan_out=50)
 @pytest.fixture
 def source(catalog, monkeypatch) -> TableSource:
     """Shuffled rows in several row groups, requests cut anywhere."""
-    monkeypatch.setattr(shuffle, "MAP_ROWS", 1_000)
+    monkeypatch.setattr(parts, "MAP_ROWS", 1_000)
     table = create_table(catalog, "test.source", log_schema(), Layout.SHUFFLED)
     for start in range(0, len(LOG), 20):
         write(table, to_batches(LOG[start : start + 20]), mode="append")
@@ -88,8 +88,9 @@ def test_what_a_killed_driver_left_is_swept(catalog, source):
 
     table = made(catalog, Layout.BY_REQUEST, "t")
     write(table, source)
-    work = shuffle.MapWork(table=shuffle.PortableTable(table), source=source, updates=(), spill_dir=None)
-    list(Killed().run(work, shuffle.map_tasks(source, "0" * 32)))
+    groups = parts.row_groups_of(source, source.schema)
+    of_write = shuffle.Shuffle(table=shuffle.PortableTable(table), schema=source.schema, updates=())
+    list(Killed().run(shuffle.MapWork(shuffle=of_write, source=groups), shuffle.map_tasks(groups, "0" * 32)))
     left = on_disk(table) - needed_by(table)
     assert len(left) > 0
     assert all("_exchange" in path for path in left)

@@ -1,0 +1,89 @@
+"""A bucket with more rows than are held at once is written in stretches: the same files, in memory that is bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reqdedup.storage import Layout, TableSource, WriteSettings, compact, create_table, write
+from reqdedup.storage.maintenance.live import by_partition, is_compact, live_files
+from reqdedup.storage.write import arrange
+from tests.distributed.faulty import Faulty
+from tests.storage.small_log import log_schema, make_log, make_request, to_batches
+from tests.storage.tables import rows_of
+
+pytestmark = pytest.mark.slow
+HELD = 300
+"""Rows at once."""
+
+
+def heavy_tailed() -> list[dict]:
+    """One user has half of the rows, in requests that come again in several batches, others few."""
+    rng = np.random.default_rng(3)
+    events = np.zeros((0, 3), np.int64)
+    fan_outs = [2 * HELD if number == 7 else int(rng.integers(1, 90)) for number in range(40)]
+    of_heavy = [make_request(rng, 12, 100 + n, fan_out=count, events=events, day=1) for n, count in enumerate(fan_outs)]
+    return [*make_log(num_users=40, seed=5, mean_fan_out=20), *of_heavy]
+
+
+def made(catalog, name, layout=Layout.BY_REQUEST, **settings):
+    settings = {"row_group_rows": 60, **settings}
+    return create_table(
+        catalog, f"test.{name}", log_schema(), layout, num_buckets=2, settings=WriteSettings(**settings)
+    )
+
+
+def contents(table) -> dict[str, list[bytes]]:
+    """Bytes of the files of each bucket, in the order of their users."""
+    files = by_partition(live_files(table.refresh()))
+    return {
+        str(bucket): [
+            Path(one.path.removeprefix("file://")).read_bytes() for one in sorted(of, key=lambda one: one.users)
+        ]
+        for bucket, of in files.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout.BY_REQUEST,
+        *(pytest.param(one, marks=pytest.mark.soak) for one in (Layout.SORTED, Layout.SORTED_LARGE_PAGES)),
+    ],
+)
+def test_files_are_the_same_bits_and_few_rows_are_held(catalog, monkeypatch, layout):
+    rows, held = to_batches(heavy_tailed(), size=5), []
+    whole, cut, shared = (made(catalog, name, layout) for name in ("whole", "cut", "shared"))
+    write(whole, rows)
+    monkeypatch.setattr(arrange, "RANGE_ROWS", HELD)
+    taken = arrange._rows_of
+    monkeypatch.setattr(arrange, "_rows_of", lambda *given: held.append(taken(*given)) or held[-1])
+    write(cut, rows)
+    assert contents(cut) == contents(whole)
+    sizes = [(part.num_rows, len(np.unique(requests))) for part, requests in held]
+    assert len(sizes) > 4
+    assert all(count <= HELD or requests == 1 for count, requests in sizes), "one request is never cut"
+    source = create_table(catalog, "test.source", log_schema(), Layout.SHUFFLED)
+    write(source, rows)
+    write(shared, TableSource(source), engine=Faulty(1))
+    assert contents(shared) == contents(whole)
+
+
+def test_several_files_of_a_bucket_are_read_left_alone_and_compacted(catalog, monkeypatch):
+    monkeypatch.setattr(arrange, "RANGE_ROWS", HELD)
+    rows = to_batches(heavy_tailed(), size=5)
+    table = made(catalog, "small", file_bytes=8_000)
+    write(table, rows)
+    groups = by_partition(live_files(table.refresh()))
+    assert all(len(files) > 2 and is_compact(files, Layout.BY_REQUEST) for files in groups.values())
+    assert rows_of(TableSource(table).batches()) == rows_of(rows)
+    report = compact(table)
+    assert (report.buckets, report.left_alone) == ((), 2)
+    late = to_batches(make_log(num_users=9, seed=6))
+    write(table, late, mode="append")
+    assert compact(table, engine=Faulty(2)).left_alone == 0
+    files = by_partition(live_files(table.refresh()))
+    assert all(len(one) > 2 and is_compact(one, Layout.BY_REQUEST) for one in files.values())
+    assert rows_of(TableSource(table).batches()) == rows_of([*rows, *late])
