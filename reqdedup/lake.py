@@ -18,6 +18,7 @@ from pyiceberg.table import Table
 
 from reqdedup import storage
 from reqdedup.display import ReportTable, counted
+from reqdedup.distributed import Engine
 from reqdedup.environment import LakePlace, find_lake
 from reqdedup.ingest import IngestReport, append_log, ingest
 from reqdedup.logs import LogReader, read_log
@@ -117,17 +118,23 @@ class Lake:
         num_buckets: int = 16,
         replace: bool = False,
         progress: Callable[[object], None] | None = None,
+        engine: str | Engine | None = None,
         **options: Any,
     ) -> IngestReport:
         """Read a log into `table`, which then holds exactly its rows; those that cannot be read go beside it.
 
         preset, mapping, options: as of `reqdedup.logs.read_log`.  replace: also if the table has another form.
+        engine: as of `storage.write`.
         Raises ValueError for a log, a mapping or a table that does not fit; then no table is new or changed.
         """
         rejects_identifier(table)  # refused before anything is read
         reader = log if isinstance(log, LogReader) else read_log(log, preset=preset, mapping=mapping, **options)
         return ingest(
-            self.make(), table, reader, Layout(layout), num_buckets=num_buckets, replace=replace, progress=progress
+            *(self.make(), table, reader, Layout(layout)),
+            num_buckets=num_buckets,
+            replace=replace,
+            progress=progress,
+            engine=engine,
         )
 
     def convert(

@@ -85,7 +85,7 @@ def find_sessions(
     progress: Callable[[str, int, int], None],
     part: Sequence[Stretch] | None = None,
 ) -> Sessions:
-    """The sessions of all rows, or of a part of them. Raises ValueError for a null user or time, naming file and row."""
+    """The sessions of all rows, or of a part. Raises ValueError for a null user or time, naming file and row."""
     sessions, done = Sessions(round((mapping.session_gap_s or 0) * 1e6)), 0
     for piece in source.pieces([mapping.user, mapping.time], part):
         columns = [piece.arrays[mapping.user], piece.arrays[mapping.time]]

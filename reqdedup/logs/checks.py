@@ -120,6 +120,13 @@ class Rejects:
         self._kept += rows.height
         self._frames.append(rows)
 
+    def absorb(self, other: Rejects) -> None:
+        """Take what another reading, of a later part of the same log, has rejected."""
+        self.by_reason.update(other.by_reason)
+        for rows in other._frames:
+            self._frames.append(rows.head(MAX_KEPT_REJECTS - self._kept))
+            self._kept += self._frames[-1].height
+
     def split(self, frame: pl.DataFrame, checks: Sequence[Check]) -> pl.DataFrame:
         """The rows that pass every check; the others are rejected for the first one they fail.
 

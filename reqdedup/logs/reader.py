@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import polars as pl
 import pyarrow as pa
 
 from reqdedup.arrays.windows import default_stride
+from reqdedup.distributed import Engine
 from reqdedup.logs.checks import LogError, Rejects, UnreadableFile
+from reqdedup.logs.counts import LogCounts as LogCounts
 from reqdedup.logs.formats import find_files, format_of, read_blocks, read_size
 from reqdedup.logs.ids import ItemKeys, Vocabulary
 from reqdedup.logs.impressions import IdTypes, ImpressionParser, detect_id_types
@@ -30,6 +32,7 @@ from reqdedup.logs.partitions import Partitions
 from reqdedup.logs.presets import Preset, load_preset
 from reqdedup.logs.requests import count_owners, find_disputed, form_requests
 from reqdedup.logs.sequences import emit_batches, log_schema
+from reqdedup.logs.tasks import Folder, LogParts, Told, neighbours, split_log
 from reqdedup.logs.text import BLOCK_BYTES
 from reqdedup.logs.urls.items import UrlItems, UrlMerges
 from reqdedup.logs.values import check_time_rule
@@ -40,42 +43,6 @@ DEFAULT_MAX_REJECTS = 0.1
 PARTITION_BYTES = 256 * 2**20
 _MAX_PARTITIONS = 256
 _PROBE_BYTES = 2**20
-
-
-@dataclass
-class LogCounts:
-    """What one reading has found so far; complete when the reading is.
-
-    files: number of files that the log has.
-    bytes_read: size of the rows read, uncompressed.
-    rows_read: number of rows that could be split into fields.
-    rows, requests, users: number of accepted ones.
-    rejected: number of rejected rows by reason.
-    unread_ratio: share of the log's bytes in files that could not be read, or not to their end.
-    leaking: number of requests whose history would hold a row that had not arrived yet, were it in the order of time;
-        None if the log does not say when rows arrived.
-    """
-
-    files: int = 0
-    bytes_read: int = 0
-    rows_read: int = 0
-    rows: int = 0
-    requests: int = 0
-    users: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    unread_ratio: float = 0.0
-    leaking: int | None = None
-
-    @property
-    def rejected_ratio(self) -> float:
-        """Rejected rows per row, or the share of the bytes in unread files if that is more."""
-        rejected = sum(self.rejected.values())
-        return max(rejected / max(1, self.rows + rejected), self.unread_ratio)
-
-    @property
-    def fan_out(self) -> float:
-        """Accepted rows per request; 0 before the first."""
-        return self.rows / self.requests if self.requests else 0.0
 
 
 def read_log(
@@ -136,6 +103,19 @@ def read_log(
         spill_folder=spill_folder,
         progress=progress,
     )
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Impressions and owners of requests that were set aside. missing: columns without a value so far.
+
+    unread_bytes: of files that could not be read to their end.
+    """
+
+    impressions: Partitions
+    owners: Partitions
+    missing: set[str]
+    unread_bytes: int
 
 
 class LogReader:
@@ -202,24 +182,79 @@ class LogReader:
         return self._rejects.table()
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
+        self.begin()
+        with tempfile.TemporaryDirectory(prefix="reqdedup-", dir=self._spill_folder) as folder:
+            aside = self.set_aside(range(len(self._files)), self.num_partitions(), Path(folder))
+            self.check_aside(aside.missing, aside.unread_bytes)
+            self.settle()
+            disputed = find_disputed(aside.owners)
+            for part in range(aside.impressions.count):
+                frame = aside.impressions.read(part)
+                if frame is not None:
+                    yield from self.batches_of(frame, disputed)
+        self.finish()
+
+    def begin(self) -> None:
+        """Read anew: nothing is found yet."""
         self._rejects = Rejects(self._names)
         self.counts = LogCounts(files=len(self._files))
+        self.keys = ItemKeys()
         if self._urls is not None:
             self._urls.forget()
         self._labels_differ = 0
-        with tempfile.TemporaryDirectory(prefix="reqdedup-", dir=self._spill_folder) as folder:
-            self._keys = ItemKeys()
-            impressions, disputed = self._set_aside(Path(folder))
-            self._keys.settle(self._vocabulary)
-            for part in range(impressions.count):
-                frame = impressions.read(part)
-                if frame is not None:
-                    yield from self._batches(frame, disputed)
+
+    def settle(self) -> None:
+        """Give the keys of all items their ids."""
+        self.keys.settle(self._vocabulary)
+
+    def finish(self) -> None:
+        """Raise LogError if nothing is left, or too much was rejected."""
         self._note_rejects()
         if self.counts.rows == 0:
             raise self._nothing_left()
         if self.counts.rejected_ratio > self._max_rejects:
             raise self._too_many()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to read a part."""
+        return {**self.__dict__, "_vocabulary": None, "_progress": None, "_rejects": Rejects(), "_of_parts": {}}
+
+    def split_size(self) -> tuple[int, int]:
+        """Tasks that read its files, and their bytes; see `storage.tasks.parts`."""
+        return len(self._file_groups()), sum(file.stat().st_size for file in self._files)
+
+    def split(self, engine: Engine, folder: Folder) -> LogParts:
+        """Its files read by tasks, and its users in shares for others; see `logs.tasks`."""
+        self._of_parts: dict[int, Told] = {}
+        return split_log(self, self._file_groups(), engine, folder)
+
+    def take(self, number: int, notes: list[Told]) -> None:
+        """What the task of a share has found."""
+        self._of_parts[number] = notes[0]
+        self._report()
+
+    def was_read(self) -> None:
+        """All shares were read. Raises as `finish` does."""
+        for number in sorted(self._of_parts):
+            self.absorb(self._of_parts[number])
+        self.finish()
+
+    def told(self) -> Told:
+        """What it has found."""
+        urls = () if self._urls is None else self._urls.seen()
+        return Told(counts=self.counts, rejects=self._rejects, urls=urls, labels_differ=self._labels_differ)
+
+    def absorb(self, told: Told) -> None:
+        """Count what another has found in a later part of the log."""
+        self.counts.take(told.counts)
+        self._rejects.absorb(told.rejects)
+        self._labels_differ += told.labels_differ
+        if self._urls is not None:
+            self._urls.absorb(told.urls)
+        self._report()
+
+    def _file_groups(self) -> list[tuple[int, ...]]:
+        return neighbours([read_size(file, self.mapping) for file in self._files])
 
     def _probe(self) -> IdTypes:
         """Types of the ids, from the first rows that have them."""
@@ -243,21 +278,25 @@ class LogReader:
             if empty and self._rejects.count == rejected:
                 self._rejects.add("empty_file", "at least one row required", number, 0)
 
-    def _set_aside(self, folder: Path) -> tuple[Partitions, pl.DataFrame]:
-        """First pass: all parsed impressions by user, and the requests that several users claim."""
+    def num_partitions(self) -> int:
+        """Shares of the users that are read one at a time."""
         size = sum(read_size(file, self.mapping) for file in self._files)
-        count = min(_MAX_PARTITIONS, 1 + size // self._partition_bytes)
+        return min(_MAX_PARTITIONS, 1 + size // self._partition_bytes)
+
+    def set_aside(self, numbers: Iterable[int], count: int, folder: Path) -> Aside:
+        """First pass over the files of these numbers: their parsed impressions, by user."""
         impressions = Partitions(count, "user_id", folder, "impressions")
         owners = Partitions(count, "request_id", folder, "owners")
         missing = {name for name in self.schema.names if name in self.mapping.read_names}
         parser = ImpressionParser(
             *(self.mapping, self._ids, self._rejects),
             request_scope=self._request_scope,
-            keys=self._keys,
+            keys=self.keys,
             urls=self._urls,
         )
         unread = 0
-        for number, file in enumerate(self._files):
+        for number in numbers:
+            file = self._files[number]
             rows_before, rejects_before = self.counts.rows_read, self._rejects.count
             try:
                 for block in read_blocks(file, self.mapping, self._rejects, number, block_bytes=self._block_bytes):
@@ -274,20 +313,23 @@ class LogReader:
                 unread += file.stat().st_size
             if self.counts.rows_read == rows_before and self._rejects.count == rejects_before:
                 self._rejects.add("empty_file", "at least one row required", number, 0)
-        self.counts.unread_ratio = unread / max(1, sum(file.stat().st_size for file in self._files))
         impressions.finish()
         owners.finish()
+        return Aside(impressions, owners, missing, unread)
+
+    def check_aside(self, missing: set[str], unread_bytes: int) -> None:
+        """Note how much of the log could not be read, and warn of columns without a value on any row."""
+        self.counts.unread_ratio = unread_bytes / max(1, sum(file.stat().st_size for file in self._files))
         if missing and self.counts.rows_read > self._rejects.count:
             warnings.warn(
                 f"{self.path}: {', '.join(sorted(missing))} missing on every row; check what the mapping names for it",
                 stacklevel=2,
             )
-        return impressions, find_disputed(owners)
 
-    def _batches(self, frame: pl.DataFrame, disputed: pl.DataFrame) -> Iterator[pa.RecordBatch]:
-        """Second pass over one partition."""
+    def batches_of(self, frame: pl.DataFrame, disputed: pl.DataFrame) -> Iterator[pa.RecordBatch]:
+        """Second pass over one partition. disputed: requests that several users claim."""
         if self._ids.item:
-            frame = frame.with_columns(pl.Series("item_id", self._keys.ids(frame["item_key"]), pl.Int64))
+            frame = frame.with_columns(pl.Series("item_id", self.keys.ids(frame["item_key"]), pl.Int64))
         frame = form_requests(
             frame,
             self.mapping,
@@ -303,7 +345,7 @@ class LogReader:
             frame,
             self.mapping,
             self.schema,
-            keys=self._keys if self._ids.item else None,
+            keys=self.keys if self._ids.item else None,
             max_history=self._max_history,
             stride=self._stride,
             count_leaking=self._count_leaking,

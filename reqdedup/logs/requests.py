@@ -35,15 +35,17 @@ def find_disputed(owners: Partitions) -> pl.DataFrame:
     disputed: list[pl.DataFrame] = [pl.DataFrame(schema={"request_id": pl.Int64, "owner": pl.Int64})]
     for part in range(owners.count):
         counts = owners.read(part)
-        if counts is None:
-            continue
-        users = counts.group_by("request_id", "user_id").agg(pl.col("rows").sum(), pl.col("place").min())
-        several = users.filter(pl.len().over("request_id") > 1)
-        best = several.sort("request_id", "rows", "place", descending=[False, True, False])
-        disputed.append(
-            best.unique("request_id", keep="first", maintain_order=True).select("request_id", owner="user_id")
-        )
+        if counts is not None:
+            disputed.append(disputed_of(counts))
     return pl.concat(disputed)
+
+
+def disputed_of(counts: pl.DataFrame) -> pl.DataFrame:
+    """The same of what `count_owners` gave of all rows of some requests."""
+    users = counts.group_by("request_id", "user_id").agg(pl.col("rows").sum(), pl.col("place").min())
+    several = users.filter(pl.len().over("request_id") > 1)
+    best = several.sort("request_id", "rows", "place", descending=[False, True, False])
+    return best.unique("request_id", keep="first", maintain_order=True).select("request_id", owner="user_id")
 
 
 def form_requests(

@@ -26,11 +26,15 @@ from reqdedup.training.plan import (
     RowGroupSource,
     Source,
     Split,
+    UnitSource,
     epoch_order,
     generator,
+    num_units_of,
     read_dealt,
     read_shares,
+    read_units,
     shares_of_rank,
+    unit_shares,
 )
 from reqdedup.training.prefetch import prefetched
 
@@ -58,8 +62,8 @@ class Position:
 class RequestLoader:
     """Iterating yields one epoch of this rank's RequestBatches; the next iteration is the next epoch.
 
-    source: a table or files (`TableSource`, `FileSource`): each rank reads its own row groups; any other BatchSource
-        (a join, a sample) is read in full by every rank.
+    source: a table or files (`TableSource`, `FileSource`): each rank reads its own row groups; of a join, or of a
+        sample of what lies in buckets, its own buckets; any other BatchSource is read in full by every rank.
     requests_per_batch, rows_per_batch: one of them; rows_per_batch is an upper bound that only a single larger request
         may pass. The last batch of an epoch is smaller.
     shuffle: `requests`; `users`, whose requests stay together, so that a model can share their context
@@ -184,7 +188,9 @@ class RequestLoader:
 
     def _order(self) -> dict[str, Any]:
         """Everything that decides which request comes when."""
+        num_units = num_units_of(self.source)
         return {
+            **({} if num_units is None else {"units": num_units}),
             "requests_per_batch": self.requests_per_batch,
             "rows_per_batch": self.rows_per_batch,
             "shuffle": self.shuffle,
@@ -269,6 +275,12 @@ class RequestLoader:
             order = epoch_order(self.source.row_groups(), rng)
             shares = shares_of_rank(order, rank=self.rank, world_size=self.world_size)[start.block :]
             blocks = read_shares(self.source, shares, self.schema, first_number=start.block)
+        elif (num_units := num_units_of(self.source)) is not None:
+            assert isinstance(self.source, UnitSource)
+            rng = None if self.shuffle == "none" else generator(self.seed, "units", start.epoch)
+            units = epoch_order(range(num_units), rng)
+            of_rank = unit_shares(self.source.weights(num_units), units, rank=self.rank, world_size=self.world_size)
+            blocks = read_units(self.source, num_units, of_rank, self.schema, first_number=start.block)
         else:
             dealt = read_dealt(self.source, self.schema, rank=self.rank, world_size=self.world_size)
             blocks = ((number, block) for number, block in dealt if number >= start.block)

@@ -5,7 +5,9 @@
 
 A request belongs to the rank in whose share its first row lies. So every request is read exactly once, the ranks' rows
 differ by less than one request each, and a rank opens its own row groups and at most two that it shares. All ranks
-compute the same plan; none talks to another.
+compute the same plan; none talks to another. A join, or a sample of what lies in buckets, has its buckets for row
+groups: how many rows come out of one nobody knows before, so shares are of the rows, or users, that go in, and of a
+bucket that two ranks share each request is dealt by a hash of its keys.
 """
 
 from __future__ import annotations
@@ -15,19 +17,22 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.arrays.hashing import below_rate, stable_hash
+from reqdedup.arrays.hashing import below_rate, mix, stable_hash
 from reqdedup.dedup.source import BatchSource
+from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage.iceberg.reference import open_store, store_properties
 from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.training.blocks import RequestBlock
+
+Item = TypeVar("Item")
 
 
 @runtime_checkable
@@ -43,6 +48,23 @@ class RowGroupSource(Protocol):
 
 
 @runtime_checkable
+class UnitSource(Protocol):
+    """A source in units without a request in common, to be read apart: a join, a sample of what lies in buckets."""
+
+    @property
+    def schema(self) -> EngagementSchema: ...
+
+    @property
+    def num_buckets(self) -> int | None: ...
+
+    def weights(self, num_units: int) -> np.ndarray: ...
+
+    def of_unit(
+        self, unit: int, num_units: int, notes: list[Any], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]: ...
+
+
+@runtime_checkable
 class KeyedSource(Protocol):
     """A source that may know the log's own ids of items: all of `reqdedup.storage`."""
 
@@ -50,7 +72,7 @@ class KeyedSource(Protocol):
 
 
 Source = RowGroupSource | BatchSource
-"""What a loader reads: with row groups each rank reads its own, else every rank reads everything."""
+"""What a loader reads: with row groups, or buckets, each rank reads its own, else every rank reads everything."""
 
 
 def snapshot_id_of(source: Source) -> int | None:
@@ -187,8 +209,62 @@ def shares_of_rank(groups: Sequence[RowGroup], *, rank: int, world_size: int) ->
     return shares
 
 
-def epoch_order(groups: Sequence[RowGroup], rng: np.random.Generator | None) -> list[RowGroup]:
-    """The row groups in an epoch's order: shuffled, or as the table has them if `rng` is None."""
+UNIT_BLOCKS = 2**32
+"""Blocks are numbered anew in each unit, from the number of the unit in the rank's order times this."""
+
+
+@dataclass(frozen=True)
+class UnitShare:
+    """Part of one unit: the requests whose hash lies in [low, high) of 2^64."""
+
+    unit: int
+    low: int
+    high: int
+
+    def contains(self, block: RequestBlock) -> np.ndarray:
+        """[R] bool."""
+        first = pa.array(block.row_offsets[:-1])
+        user, request = (block.rows.column(name).take(first).to_numpy().view(np.uint64) for name in REQUEST_KEY)
+        hash_R = mix(mix(user) ^ request)
+        return (hash_R >= np.uint64(self.low)) & (hash_R <= np.uint64(self.high - 1))
+
+
+def num_units_of(source: Source) -> int | None:
+    """Units that ranks read apart; None if the source has row groups for that, or neither."""
+    if isinstance(source, RowGroupSource) or not isinstance(source, UnitSource):
+        return None
+    return source.num_buckets
+
+
+def unit_shares(weights: np.ndarray, order: Sequence[int], *, rank: int, world_size: int) -> list[UnitShare]:
+    """What a rank reads of units in this order. weights: of each unit, [N], what its share is measured by."""
+    total = int(sum(weights))
+    first, end = total * rank // world_size, total * (rank + 1) // world_size
+    shares, position = [], 0
+    for unit in order:
+        weight = int(weights[unit])
+        low, high = max(first - position, 0), min(end - position, weight)
+        if low < high:
+            shares.append(UnitShare(unit, 2**64 * low // weight, 2**64 * high // weight))
+        position += weight
+    return shares
+
+
+def read_units(
+    source: UnitSource, num_units: int, shares: Sequence[UnitShare], schema: EngagementSchema, *, first_number: int = 0
+) -> Iterator[tuple[int, RequestBlock]]:
+    """(number, block) of each share in order, from block `first_number` on; units before its own are not read."""
+    for own in range(first_number // UNIT_BLOCKS, len(shares)):
+        share = shares[own]
+        batches = _whole_requests(source.of_unit(share.unit, num_units, [], schema.names), schema)
+        for number, rows in enumerate(batches, start=own * UNIT_BLOCKS):
+            if number >= first_number:
+                block = RequestBlock.of(rows, schema)
+                yield number, block.where_requests(share.contains(block))
+
+
+def epoch_order(groups: Sequence[Item], rng: np.random.Generator | None) -> list[Item]:
+    """The row groups, or units, in an epoch's order: shuffled, or as the table has them if `rng` is None."""
     return list(groups) if rng is None else [groups[i] for i in rng.permutation(len(groups))]
 
 
@@ -213,7 +289,7 @@ def read_shares(
 def read_dealt(
     source: BatchSource, schema: EngagementSchema, *, rank: int, world_size: int
 ) -> Iterator[tuple[int, RequestBlock]]:
-    """(number, block) of a source that has no row groups (a join, a sample): every rank reads all and keeps its turn.
+    """(number, block) of a source with neither row groups nor units: every rank reads all and keeps its turn.
 
     Requests that a source cuts between two batches are put together again.
     """

@@ -110,7 +110,9 @@ def test_what_is_wrong_is_said_in_the_words_of_the_source_and_leaves_nothing(cat
     wrong = ColumnMapping(**{**vars(MAPPING), "levels": {"rank": Level.REQUEST}})
     folder = folder_of(tmp_path, their_rows())
     for engine in ("inline", Faulty(6)):
-        with pytest.raises(ValueError, match=r"column rank: one value .* at row \d+\) in request '.*' of user 'mitglied"):
+        with pytest.raises(
+            ValueError, match=r"column rank: one value .* at row \d+\) in request '.*' of user 'mitglied"
+        ):
             convert_table(folder, catalog, "lake.ours", wrong, num_buckets=3, engine=engine)
     assert not catalog.table_exists("lake.ours")
     assert not list((tmp_path / "lake").rglob("*.arrows"))

@@ -85,3 +85,73 @@ def test_a_side_feature_arrives_once_per_request_on_one_rank(joined, world_size)
     assert max(wanted.values()) > 0
     rows = sum(batch.num_rows for loader in loaders for batch in loader)
     assert rows == TableSource(main).num_rows
+
+
+def requests_of(loader) -> list[int]:
+    return [request for batch in loader for request in batch.request["request_id"].tolist()]
+
+
+class Buckets:
+    """A source that can be read bucket by bucket alone. read: which were."""
+
+    def __init__(self, source):
+        self.schema, self.num_buckets, self.weights = source.schema, source.num_buckets, source.weights
+        self._source, self.read = source, []
+
+    def of_unit(self, unit, *more):
+        self.read.append(unit)
+        return self._source.of_unit(unit, *more)
+
+
+def sources_of(main, join):
+    return {
+        "join": join,
+        "sample of a table": sample_users(main, rate=0.8),
+        "sample of a join": sample_users(join, rate=0.8),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["join", "sample of a table", "sample of a join"])
+def test_ranks_read_their_own_buckets_and_together_every_request_once(joined, name):
+    main, _, join = joined
+    source = sources_of(main, join)[name]
+    plain = [one for batch in source.batches(["request_id"]) for one in batch.column("request_id").to_pylist()]
+    wanted = list(dict.fromkeys(plain))
+    assert requests_of(RequestLoader(source, requests_per_batch=7, shuffle="none")) == wanted, "in the table's order"
+    for shuffle in ("requests", "users", "none"):
+        for world_size in (2, 3, 7):
+            read, found = [], []
+            for rank in range(world_size):
+                of_rank = Buckets(source)
+                options = {"shuffle": shuffle, "rank": rank, "world_size": world_size}
+                found.append(requests_of(RequestLoader(of_rank, requests_per_batch=4, **options)))
+                read += of_rank.read
+            assert sorted(one for part in found for one in part) == sorted(wanted)
+            assert len(read) <= 4 + world_size - 1, "of each bucket one rank, or those at its ends"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffle", ["requests", "none"])
+def test_every_position_of_a_rank_is_resumed_without_the_buckets_before(joined, shuffle):
+    main, _, join = joined
+    options = {"requests_per_batch": 3, "shuffle": shuffle, "buffer_requests": 5, "rank": 1, "world_size": 3}
+    for source in (join, sample_users(main, rate=0.8)):
+        one = RequestLoader(source, **options)
+        whole = [batch.request["request_id"].tolist() for batch in one]
+        for position in range(1, len(whole)):
+            one.set_epoch(0)
+            iterator = iter(one)
+            for _ in range(position):
+                next(iterator)
+            iterator.close()
+            other = RequestLoader(source, **options)
+            other.load_state_dict(one.state_dict())
+            assert [batch.request["request_id"].tolist() for batch in other] == whole[position:]
+
+
+def test_a_position_among_rows_that_every_rank_read_is_refused(joined):
+    state = RequestLoader(joined[2], requests_per_batch=3).state_dict()
+    del state["order"]["units"]
+    with pytest.raises(ValueError, match="units = None required to continue, found 4"):
+        RequestLoader(joined[2], requests_per_batch=3).load_state_dict(state)

@@ -15,6 +15,7 @@ from reqdedup.cli.options import (
     SHARE,
     OneOf,
     Options,
+    engine_option,
     layout_option,
     option,
     subcommand,
@@ -54,6 +55,7 @@ PRESETS = (
     metavar="SHARE",
     help="write nothing and fail if more of the rows are rejected (default: 0.1)",
 )
+@engine_option()
 @option("--strict", is_flag=True, help="write nothing and fail if a row is rejected")
 def ingest(arguments: Options) -> int:
     """Read, write, commit, then say what was taken and what was not."""
@@ -86,6 +88,7 @@ def ingest(arguments: Options) -> int:
                 num_buckets=arguments.buckets,
                 replace=arguments.replace,
                 progress=progress,
+                engine=arguments.engine,
             )
     if arguments.json:
         counts = {name: getattr(report.written, name) for name in ("rows", "requests", "users", "bytes")}

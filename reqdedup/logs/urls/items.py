@@ -57,6 +57,15 @@ class UrlItems:
     def merges(self) -> UrlMerges:
         return UrlMerges(self._urls.count, self._items.count, self._not_urls.count, self.rules.fingerprint)
 
+    def seen(self) -> tuple[np.ndarray, ...]:
+        """Hashes of what was counted so far, for `absorb`."""
+        return tuple(one.hashes for one in (self._urls, self._items, self._not_urls))
+
+    def absorb(self, seen: tuple[np.ndarray, ...]) -> None:
+        """Count what another has seen."""
+        for own, theirs in zip((self._urls, self._items, self._not_urls), seen):
+            own.add_hashes(theirs)
+
     def normalised(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with normal forms as item_key and in its packed histories; the URLs as item_url."""
         urls = frame["item_key"]
@@ -101,15 +110,22 @@ class _Distinct:
         self._added = 0
 
     def add(self, texts: pl.Series) -> None:
-        self._parts.append(texts.hash().to_numpy())
-        self._added += len(texts)
+        self.add_hashes(texts.hash().to_numpy())
+
+    def add_hashes(self, hashes: np.ndarray) -> None:
+        self._parts.append(hashes)
+        self._added += len(hashes)
         if self._added > max(_SETTLE_AT, len(self._settled)):  # as many as there are, so that sorting stays cheap
             self._settle()
 
     @property
     def count(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def hashes(self) -> np.ndarray:
         self._settle()
-        return len(self._settled)
+        return self._settled
 
     def _settle(self) -> None:
         self._settled = np.unique(np.concatenate([self._settled, *self._parts]))

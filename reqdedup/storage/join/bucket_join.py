@@ -148,11 +148,17 @@ class BucketJoin(Readable):
     def in_order(self, num_units: int) -> bool:
         return True
 
-    def of_unit(self, unit: int, num_units: int, notes: list[Any]) -> Iterator[pa.RecordBatch]:
+    def weights(self, num_units: int) -> np.ndarray:
+        """Rows of the left side in each unit, [num_units] int64."""
+        return self._left.weights(num_units)
+
+    def of_unit(
+        self, unit: int, num_units: int, notes: list[Any], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """See `BucketSource`; it notes the counts."""
-        counts = JoinCounts()
+        counts, names = JoinCounts(), self.schema.names if columns is None else columns
         units = [own for own in range(self.num_buckets) if own % num_units == unit]
-        streams = [self._unit(own, self.num_buckets, self.schema.names, None, counts) for own in units]
+        streams = [self._unit(own, self.num_buckets, names, None, counts) for own in units]
         yield from merge_streams(streams, REQUEST_KEY, self.name)
         notes.append(counts)
 

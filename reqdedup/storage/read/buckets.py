@@ -48,6 +48,10 @@ class SortedSource(Protocol):
         """
         ...
 
+    def weights(self, num_units: int) -> np.ndarray:
+        """Rows of each unit, [num_units] int64."""
+        ...
+
     def fingerprint(self) -> dict[str, str]:
         """See `BatchSource`."""
         ...
@@ -88,6 +92,13 @@ class SortedTable:
         read = partial(self._read, columns=columns, users=users)
         streams = [read([group for path in chain for group in groups[path]]) for chain in chains]
         return merge_streams(streams, self._order, self.name) if streams else iter(())
+
+    def weights(self, num_units: int) -> np.ndarray:
+        """Rows of each unit, by the footers."""
+        rows = np.zeros(num_units, np.int64)
+        for bucket in range(self.num_buckets):
+            rows[bucket % num_units] += sum(group.num_rows for group in self._groups_of(bucket, None))
+        return rows
 
     def fingerprint(self) -> dict[str, str]:
         return self._source.fingerprint()

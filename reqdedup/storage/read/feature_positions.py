@@ -118,6 +118,13 @@ class PositionSource:
         ]
         return merge_streams(streams, REQUEST_KEY, self.name) if streams else iter(())
 
+    def weights(self, num_units: int) -> np.ndarray:
+        """Requests of each unit, by the footers."""
+        rows = np.zeros(num_units, np.int64)
+        for bucket in range(self.num_buckets):
+            rows[bucket % num_units] += sum(group.num_rows for group in self._groups(bucket))
+        return rows
+
     def fingerprint(self) -> dict[str, str]:
         return self._source.fingerprint()
 

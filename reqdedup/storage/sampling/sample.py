@@ -87,9 +87,15 @@ class UserSample(Readable):
     def in_order(self, num_units: int) -> bool:
         return self.requests_whole and num_units == self.num_buckets
 
-    def of_unit(self, unit: int, num_units: int, notes: list[Any]) -> Iterator[pa.RecordBatch]:
+    def weights(self, num_units: int) -> np.ndarray:
+        """Users of each unit, [num_units] int64."""
+        return np.bincount(buckets_of(self._user_ids, num_units), minlength=num_units)
+
+    def of_unit(
+        self, unit: int, num_units: int, notes: list[Any], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """See `BucketSource`; it notes nothing."""
-        return self.batches(users=self._user_ids[buckets_of(self._user_ids, num_units) == unit])
+        return self.batches(columns, users=self._user_ids[buckets_of(self._user_ids, num_units) == unit])
 
     def fingerprint(self) -> dict[str, str] | None:
         """Of the source, of the users, and of the requests kept of those with too many; None if the source has none."""

@@ -6,7 +6,7 @@ table of N, or of a multiple         bucket 1 -> task -> files of bucket 1 ...  
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -51,10 +51,12 @@ class BucketSource(Protocol):
         """Whether `of_unit` gives rows by their keys."""
         ...
 
-    def of_unit(self, unit: int, num_units: int, notes: list[Any]) -> Iterator[pa.RecordBatch]:
+    def of_unit(
+        self, unit: int, num_units: int, notes: list[Any], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of every bucket b with b % num_units == unit; num_units divides num_buckets.
 
-        notes: takes what the source has to say about them, once they are read.
+        notes: takes what the source has to say about them, once they are read.  columns: all by default.
         """
         ...
 

@@ -187,7 +187,7 @@ def shuffle(
 ) -> Shuffled:
     """Write a source by maps and reduces as files of `files`, which it does not commit.
 
-    renew, remember, spill_dir: as of `write_rows`.  take: called with the number and the notes of each part, in any order.
+    renew, remember, spill_dir: as of `write_rows`.  take: called with number and notes of each part, in any order.
     Raises IntegrityError if the rows of all files are not those of all parts.
     """
     table, write_id = files.table, files.write_id

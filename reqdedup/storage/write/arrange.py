@@ -5,7 +5,7 @@
     in_random_order    all rows, a permutation fixed by the seed
 
 Memory: the rows (not the blobs) of one partition, and the blobs of the batch in hand. Of a bucket with more than
-RANGE_ROWS rows it is those of a stretch of its users and requests, and of all of it 4 bytes a row and some 50 a request.
+RANGE_ROWS rows it is those of a stretch of its requests, and of all of it 4 bytes a row and some 50 a request.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHUFFLE_ROWS = 262_144
 """Small partitions are permuted together."""
 
 RANGE_ROWS = 2**22
-"""Rows of a bucket that are held at once, some hundred bytes each; which rows lie in which file does not depend on it."""
+"""Rows of a bucket that are held at once, some hundred bytes each; what lies in which file does not depend on it."""
 
 RELEASE_BYTES = 16 * 2**20
 """Read from the spill before its pages are given back: pages of a mapped file count as memory of the process."""

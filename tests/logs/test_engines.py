@@ -1,0 +1,86 @@
+"""A log that is read by tasks gives the rows, rejects, ids and counts of one process, whatever goes wrong with tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reqdedup.ingest import ingest
+from reqdedup.logs import read_log, tasks
+from reqdedup.storage import Layout
+from reqdedup.storage.iceberg.vocabulary import Vocabulary
+from tests.distributed.faulty import Faulty
+from tests.storage.maintenance.stored_files import needed_by, on_disk
+from tests.storage.tables import files_of
+
+pytestmark = pytest.mark.slow
+SESSIONS = {
+    "user_id": "user",
+    "item_id": "item",
+    "time": {"column": "ts"},
+    "session_gap_s": 600,
+    "labels": {"click": "click"},
+    "item_columns": {"price": {"column": "price", "dtype": "float32"}},
+}
+REQUESTS = {**SESSIONS, "request_id": "request", "request_columns": {"city": {"column": "city", "dtype": "string"}}}
+REQUESTS.pop("session_gap_s")
+
+
+def write_log(folder: Path, *, num_files: int = 5, rows: int = 90) -> Path:
+    """Files of rows of the same users in any order; some broken, some twice, requests that two users claim, no row at
+    all in one file and no UTF-8 in another."""
+    rng = np.random.default_rng(7)
+    folder.mkdir()
+    for number in range(num_files):
+        lines = ["user,request,item,ts,click,price,city"]
+        for _ in range(rows):
+            request = int(rng.integers(0, 60))
+            user = f"u{request // 3}" if rng.random() < 0.97 else "thief"
+            city = f"city {request % 4}" if rng.random() < 0.98 else "elsewhere"
+            item = f"item {int(rng.zipf(1.6)) % 40}"
+            ts = 1_700_000_000 + 100 * request + int(rng.integers(0, 50))
+            line = f"{user},r{request},{item},{ts},{int(rng.random() < 0.3)},{rng.random():.3f},{city}"
+            lines.append(line if rng.random() < 0.97 else line.replace(str(ts), "never"))
+        if number == 2:
+            lines = lines[:1]
+        text = "\n".join(lines) + "\n"
+        data = text.encode() + (b"u1,r3,item \xff,1700000300,1,1,city 3\n" if number == 3 else b"")
+        (folder / f"part-{number}.csv").write_bytes(data)
+    return folder
+
+
+def contents(table) -> dict[str, bytes]:
+    return {Path(path).parent.name: Path(path).read_bytes() for path in files_of(table.refresh())}
+
+
+def made(catalog, name, log, layout, engine):
+    """The table, its rejects, its items, and what is said of them."""
+    report = ingest(catalog, f"{name}.t", log, layout, num_buckets=3, engine=engine)
+    table = catalog.load_table(f"{name}.t")
+    rejects = catalog.load_table(report.rejects_table).scan().to_arrow().drop_columns("table_name")
+    counted = ("rows", "requests", "users", "files", "row_groups", "bytes")
+    told = [getattr(report.written, one) for one in counted]
+    return table, rejects.to_pylist(), [told, report.rejected, report.leaking, report.urls, vars(log.counts)]
+
+
+@pytest.mark.parametrize("mapping", [SESSIONS, REQUESTS], ids=["sessions", "requests"])
+@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.ARRIVAL])
+def test_tables_rejects_items_and_counts_are_the_same(catalog, tmp_path, monkeypatch, mapping, layout):
+    monkeypatch.setattr(tasks, "FILES_BYTES", 4_000)
+    folder = write_log(tmp_path / "log")
+    found = []
+    for name, engine in (("here", "inline"), ("there", Faulty(3))):
+        log = read_log(folder, mapping=mapping, max_rejects=1, partition_bytes=5_000)
+        found.append(made(catalog, name, log, layout, engine))
+    (here, *told_here), (there, *told_there) = found
+    assert told_here == told_there
+    assert told_here[0], "some rows are rejected"
+    assert contents(here) == contents(there)
+    items = [
+        Vocabulary(catalog, f"{name}.items").table().scan().to_arrow().drop_columns("first_seen").sort_by("item_id")
+        for name in ("here", "there")
+    ]
+    assert items[0].equals(items[1])
+    assert on_disk(there) == needed_by(there)
