@@ -64,7 +64,7 @@ class ParseTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Where the shares of some files lie in one file: impressions, then owners; each from `ends[i]` to `ends[i + 1]`."""
+    """Where the shares of some files lie in one file: impressions, then owners; each from `ends[i]` to `ends[i+1]`."""
 
     path: str
     ends: np.ndarray

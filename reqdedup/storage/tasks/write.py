@@ -149,6 +149,6 @@ def _refuse(files: StagedFiles, source: Rows, engine: str | Engine | None) -> No
         target = files.target
         raise ValueError(
             f"{'.'.join(target.name())}: what several processes can read (a TableSource, a log; a join or a sample "
-            f"whose bucket count and the table's divide each other), and another layout than SHUFFLED, required by "
-            f"engine {asked.name}, found a {type(source).__name__} and {table_layout(target).name}; leave the engine out"
+            f"whose bucket count and the table's divide each other), and another layout than SHUFFLED, required "
+            f"by engine {asked.name}, found a {type(source).__name__} and {table_layout(target).name}; leave it out"
         )
