@@ -2,7 +2,8 @@
 
 from reqdedup.models.dcat.naive import DCAT
 from reqdedup.models.duplicated import duplicate
+from reqdedup.models.early.naive import EarlyRanker
 from reqdedup.models.foundation.naive import Foundation
 from reqdedup.models.two_tower.naive import TwoTower
 
-__all__ = ["DCAT", "Foundation", "TwoTower", "duplicate"]
+__all__ = ["DCAT", "EarlyRanker", "Foundation", "TwoTower", "duplicate"]

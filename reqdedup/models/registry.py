@@ -14,6 +14,8 @@ from torch import nn
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.dcat import DCAT, DCATConfig
 from reqdedup.models.dcat import naive as naive_dcat
+from reqdedup.models.early import EarlyRanker, EarlyRankerConfig
+from reqdedup.models.early import naive as naive_early
 from reqdedup.models.foundation import Foundation, FoundationConfig
 from reqdedup.models.foundation import naive as naive_foundation
 from reqdedup.models.two_tower import TwoTower, TwoTowerConfig
@@ -34,8 +36,9 @@ class ModelKind:
     task: str
 
 
-MODELS = {
+MODELS = {  # of several for a task the first is what `reqdedup train` takes unless it is told another
     "dcat": ModelKind(DCATConfig, DCAT, naive_dcat.DCAT, task="ranking"),
+    "early_ranker": ModelKind(EarlyRankerConfig, EarlyRanker, naive_early.EarlyRanker, task="ranking"),
     "foundation": ModelKind(FoundationConfig, Foundation, naive_foundation.Foundation, task="pretraining"),
     "two_tower": ModelKind(TwoTowerConfig, TwoTower, naive_two_tower.TwoTower, task="retrieval"),
 }

@@ -30,6 +30,8 @@ class TrainingConfig:
         `ranking_loss` over its labels, missing ones left out).
     foundation: checkpoint of a foundation model whose tables of items and events and whose transformer the model begins
         with (`reqdedup.models.foundation.beginning`); empty: none.
+    teacher: checkpoint of a trained ranking model whose probabilities are mixed into the labels with the weight
+        `teacher_weight` (`reqdedup.training.teacher`); empty: none.
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     warm_start: a checkpoint of the same model to go on from, with the requests that are later than those it learned
         from (`reqdedup.training.warm_start`); empty: none.
@@ -84,6 +86,8 @@ class TrainingConfig:
     warm_start: str = ""
     max_epochs: int = 1
     foundation: str = ""
+    teacher: str = ""
+    teacher_weight: float = 0.5
     table_optimizer: TableOptimizer = "adagrad"
     table_learning_rate: float = 0.02
     clip_norm: float = 0.0
@@ -187,6 +191,13 @@ class TrainingConfig:
                 f"{self.ranking_loss}; leave them out"
             )
         labels = getattr(self.model, "labels", ())
+        if not 0 <= self.teacher_weight <= 1:
+            raise ValueError(f"training: teacher_weight in [0, 1] required, found {self.teacher_weight}")
+        if self.teacher and (not labels or self.ranking_loss != "cross_entropy"):
+            raise ValueError(
+                "training: a teacher says probabilities: a ranking model and ranking_loss='cross_entropy' required, "
+                f"found {self.task} and {self.ranking_loss}"
+            )
         if unknown := sorted(set(self.label_maturity_s) - set(labels)):
             raise ValueError(
                 f"training: label_maturity_s: labels of the model required, found {', '.join(unknown)}; it has "

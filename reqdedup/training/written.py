@@ -5,6 +5,7 @@ learning_rate = 0.003
 [model]
 width = 128                     fields of the model's configuration
 exclude = ["debug_flag"]        exclude and numbers: as of its `from_schema`
+kind = "early_ranker"           if a task has several models; else its first
 """
 
 from __future__ import annotations
@@ -32,21 +33,25 @@ _OF_SCHEMA = ("exclude", "numbers")
 def config_for(task: str, schema: EngagementSchema, values: Mapping[str, Any], *, said_in: str) -> TrainingConfig:
     """The configuration of a model for this task and these columns, with these values over the defaults.
 
-    values: fields of TrainingConfig; `model` holds those of the model.  said_in: where they were written, for messages.
+    values: fields of TrainingConfig; `model` holds those of the model, and its `kind` if the task has several.
+    said_in: where they were written, for messages.
     Raises ValueError for a name or a value that means nothing, naming it.
     """
-    kinds = [kind.config for kind in MODELS.values() if kind.task == task]
+    kinds = {name: kind.config for name, kind in MODELS.items() if kind.task == task}
     if not kinds:
         raise ValueError(f"a task among {', '.join(TASKS)} required, found {task!r}")
     model, given = dict(values.get("model") or {}), {name: x for name, x in values.items() if name != "model"}
     _check(given, TrainingConfig, f"{said_in}: ", without=("model",))
-    _check(model, kinds[0], f"{said_in}: model.", more=_OF_SCHEMA)
+    kind = model.pop("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise ValueError(f"{said_in}: model.kind: one of {', '.join(kinds)} required for {task}, found {kind!r}")
+    _check(model, kinds[kind], f"{said_in}: model.", more=_OF_SCHEMA)
     if "positive_label" not in given:
         labels = [column.name for column in schema.labels]
         if task != "ranking" and "click" not in labels:
             given["positive_label"] = labels[0] if len(labels) == 1 else None
     # Every configuration of a kind has it, with options of its own, so that `ModelConfig` declares none.
-    from_schema: Any = kinds[0].from_schema  # type: ignore[attr-defined]
+    from_schema: Any = kinds[kind].from_schema  # type: ignore[attr-defined]
     return TrainingConfig(model=from_schema(schema, **model), **{**DEFAULTS, **given})
 
 

@@ -54,7 +54,7 @@ def test_a_toy_model_trains_by_one_line_of_the_registry(monkeypatch, tmp_path):
     config = ToyConfig(width=8, item_table_rows=64)
     with pytest.raises(
         ValueError,
-        match=r"models dcat, foundation, two_tower required, found ToyConfig; add its kind to reqdedup\.models",
+        match=r"models dcat, early_ranker, foundation, two_tower required, found ToyConfig; add its kind to reqdedup\.models",
     ):
         registry.build_model(config)
     monkeypatch.setitem(registry.MODELS, "toy", ModelKind(ToyConfig, Toy, Toy, task="ranking"))

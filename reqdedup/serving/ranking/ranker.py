@@ -23,6 +23,7 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.models.dcat import DCAT, BlockContext, Blocks
 from reqdedup.models.dcat.block_context import KVType
 from reqdedup.models.items import Items
+from reqdedup.models.registry import name_of
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import HISTORY_END, TIMELINE_VERSION
 from reqdedup.sequences.store import Store, StoreUnavailableError
@@ -97,6 +98,11 @@ class Ranker:
         """Of a ranking model's bundle. options: of the constructor. Raises ValueError for one of another model."""
         if bundle.task != "ranking":
             raise ValueError(f"{bundle.folder}: the bundle of a ranking model required, found one of {bundle.task}")
+        if not hasattr(bundle.model, "folded"):
+            raise ValueError(
+                f"{bundle.folder}: a model whose contexts can be kept required (dcat), found {name_of(bundle.config)}, "
+                "which ranks in a process of yours: `Bundle.load(...).model.predict`"
+            )
         return cls(
             cast(DCAT, bundle.model),
             bundle.transforms,

@@ -17,19 +17,23 @@ from reqdedup.training.plan import Split
 from reqdedup.training.ranking_loss import cross_entropy_losses, listwise_losses, pairwise_losses
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
+from reqdedup.training.teacher import Teacher
 
 
 class Ranking:
     """A model with a logit for each of `config.labels`; a missing label (NaN) is no term.
 
+    teacher: what the labels are mixed with; None: nothing.
     newest_us: time of the newest request of the log, from which label_maturity_s counts back.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, device: torch.device | str = "cpu") -> None:
         model = cast(DCATConfig, config.model)  # or any other with labels
         self.config, self.labels = config, model.labels
         self.newest_us = 0
-        self.columns = (*model.columns, *model.labels)
+        self.teacher = Teacher(config.teacher, model, device) if config.teacher else None
+        taught = self.teacher.columns if self.teacher is not None else ()
+        self.columns = (*dict.fromkeys((*model.columns, *taught)), *model.labels)
         self.positive_label = None
         self.slice_by = config.slice_by
         self.num_requests = self.learned_until_us = 0
@@ -37,7 +41,7 @@ class Ranking:
     @classmethod
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
         """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
-        task = cls(config)
+        task = cls(config, device)
         survey = Survey.of(config.model, train, labels=task.labels, chunk_rows=config.chunk_rows)
         for _ in survey.passing(loader_of(survey.columns)):
             pass
@@ -58,6 +62,8 @@ class Ranking:
         group_of_row_B = batch.request_of_row_B
         if config.contrast_within == "user":
             group_of_row_B = batch.user_id_R.unique(return_inverse=True)[1][group_of_row_B]
+        if self.teacher is not None:
+            label_BL = self.teacher.mixed(label_BL, batch, weight=config.teacher_weight)
         loss_sum, num_terms = outputs.sum() * 0.0, 0
         for logit_B, label_B in zip(outputs.unbind(1), label_BL.unbind(1), strict=True):
             if config.ranking_loss == "cross_entropy":
