@@ -194,11 +194,13 @@ def plan_columns(
     rest = [leaf for leaf in source.leaves.values() if leaf.name not in used and leaf.name not in mapping.labels]
     wanted = [(leaf, levels[leaf.name], widths.get(leaf.name, 0)) for leaf in rest]
     wanted += [(source.leaves[name], Level.LABEL, 0) for name in mapping.labels]
-    lost = [leaf for leaf, _, _ in wanted if type_name(leaf.type) is None]
+    intervals = source.intervals
+    lost = [leaf for leaf, _, _ in wanted if type_name(leaf.type) is None or leaf.name in intervals]
     if lost:
+        shown = [f"{leaf.name} (interval)" if leaf.name in intervals else _shown(leaf) for leaf in lost]
         raise ValueError(
             f"{source.name}: columns that an Iceberg table can hold required, found without a type there: "
-            f"{', '.join(map(_shown, lost))}; cast them in the source, or leave them out with --exclude "
+            f"{', '.join(shown)}; cast them in the source, or leave them out with --exclude "
             f"{' '.join(leaf.name for leaf in lost)}"
         )
     planned, errors = [], []

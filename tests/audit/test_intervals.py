@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reqdedup.audit import audit_table
+from reqdedup.audit.estimate import MODEL_ERROR
 from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.storage import Layout
 
@@ -86,10 +88,8 @@ def rows_of(log: Log) -> pl.DataFrame:
     return rows if log.order == "time" else rows.sample(fraction=1.0, shuffle=True, seed=1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(LOGS))
-def test_the_interval_holds_the_bytes_of_a_conversion(catalog, tmp_path, name):
-    log, folder = LOGS[name], tmp_path / "theirs"
+def audited_and_converted(catalog, folder: Path, log: Log, namespace: str = "lake"):
+    """The report of the log's files, and what their conversions take in two layouts."""
     folder.mkdir()
     rows = rows_of(log)
     for number, part in enumerate(rows.iter_slices(-(-len(rows) // log.files))):
@@ -108,11 +108,36 @@ def test_the_interval_holds_the_bytes_of_a_conversion(catalog, tmp_path, name):
         rename={"hist": "history_item_id"},
         ids=["hist"] if log.text else [],
     )
+    taken = {}
     for layout in (Layout.BY_REQUEST, Layout.SORTED_LARGE_PAGES):
-        convert_table(str(folder), catalog, f"lake.{layout.value}", mapping, layout=layout)
-        found = report.layout(layout.name)
-        assert found.low <= column_bytes(catalog.load_table(f"lake.{layout.value}")) <= found.high, layout
+        convert_table(str(folder), catalog, f"{namespace}.{layout.value}", mapping, layout=layout)
+        taken[layout.name] = column_bytes(catalog.load_table(f"{namespace}.{layout.value}"))
+    return report, taken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(LOGS))
+def test_the_interval_holds_the_bytes_of_a_conversion(catalog, tmp_path, name):
+    report, taken = audited_and_converted(catalog, tmp_path / "theirs", LOGS[name])
+    for layout, num_bytes in taken.items():
+        assert report.layout(layout).low <= num_bytes <= report.layout(layout).high, layout
     assert report.model_check == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", list(LOGS))
+def test_the_models_own_error_is_less_than_every_interval_holds(catalog, tmp_path, name):
+    """The figures of decision 97: five logs of each kind, their whole tables audited, and 95% of the sampled ones."""
+    held = []
+    for seed in range(1, 6):
+        log = replace(LOGS[name], seed=1000 * seed + LOGS[name].seed)
+        report, taken = audited_and_converted(catalog, tmp_path / str(seed), log, f"lake{seed}")
+        for layout, num_bytes in taken.items():
+            found = report.layout(layout)
+            held.append(found.low <= num_bytes <= found.high)
+            if log.sample is None:
+                assert abs(found.bytes / num_bytes - 1) <= MODEL_ERROR, (seed, layout)
+    assert sum(held) >= 0.95 * len(held)
 
 
 def column_bytes(table) -> int:

@@ -7,6 +7,7 @@ import re
 import uuid
 from dataclasses import replace
 
+import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,6 +92,16 @@ def test_columns_without_a_place_are_named_together_with_the_exclude_that_takes_
     )
     assert report.left_out == ("how_long", "wide", "nothing")
     assert "ok: half-precision numbers (float16) as float32" in report.changes
+
+
+def test_intervals_have_no_type_there_though_arrow_reads_their_bytes(catalog, tmp_path):
+    rows = plain(extra=pa.array([{"n": 1}] * 4))  # noqa: F841
+    path = f"{tmp_path}/f.parquet"
+    duckdb.sql(f"copy (select extra, *, interval 3 days pause, [interval 1 day] pauses from rows) to '{path}'")
+    with pytest.raises(ValueError, match=r"there: pause \(interval\), pauses \(interval\);.*--exclude pause pauses$"):
+        convert_table(path, catalog, "lake.t", MAPPING)
+    assert not catalog.table_exists("lake.t")
+    assert convert_table(path, catalog, "lake.t", replace(MAPPING, exclude=["pause", "pauses"])).rows == 4
 
 
 @pytest.mark.parametrize("name", ["user", "request", "item"])

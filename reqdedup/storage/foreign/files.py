@@ -19,6 +19,9 @@ TAIL_BYTES, SIGNATURE_BYTES = 8, 28
 """The end of a Parquet file: the length of the footer, and `PAR1`; before it, where columns are
 encrypted, nonce and tag."""
 
+PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
+"""Of files that are compressed as a whole; Parquet compresses inside."""
+
 
 @dataclass(frozen=True)
 class DataFile:
@@ -146,8 +149,9 @@ def reading(path: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "ncrypt" in text or "PARE" in text:
             raise _encrypted(path) from error
+        found, todo = ("a packed", "unpack it") if path.endswith(PACKED_SUFFIXES) else ("a damaged", "restore it")
         raise ValueError(
-            f"{path}: a readable Parquet file required, found a damaged one ({text[:200]}); restore it or leave it out"
+            f"{path}: a readable Parquet file required, found {found} one ({text[:200]}); {todo} or leave it out"
         ) from error
 
 

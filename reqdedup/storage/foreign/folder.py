@@ -17,9 +17,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from reqdedup.masking import has_credentials, mask
-from reqdedup.storage.foreign.files import DataFile, TableFiles, open_file, united
+from reqdedup.storage.foreign.files import PACKED_SUFFIXES, DataFile, TableFiles, open_file, united
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+
+OTHER_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".orc")
+"""Of files that hold rows in other formats."""
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """Of a folder's name, the value null."""
@@ -50,17 +53,30 @@ def folder_files(uri: str) -> TableFiles:
         and entry.path.endswith(PARQUET_SUFFIXES)
         and not any(part.startswith(("_", ".")) for part in inside[entry.path].split("/"))
     ]
+    other = [name for entry in found if entry.type == pafs.FileType.File if _is_other_log(name := inside[entry.path])]
     if not kept:
+        shown = f" ({', '.join(sorted(other)[:3])})" if other else ""
         raise ValueError(
             f"{location}: at least one Parquet file ({', '.join(PARQUET_SUFFIXES)}) required, found {len(found):,} "
-            "other entries; give the folder that holds the data files"
+            f"other entries{shown}; give the folder that holds the data files. Packed ones must be unpacked; logs of "
+            "text are read by `reqdedup ingest`"
         )
     kept.sort(key=lambda entry: entry.path)
     files = [_file(filesystem, entry.path, entry.size, uri) for entry in kept]
     values = _partition_values({entry.path: inside[entry.path] for entry in kept})
     files = [replace(file, constants=values.get(file.path, {})) for file in files]
     within = next((table for name in inside.values() if (table := _format_of(root, name))), None)
-    return _marked(united(location, "folder", files), around or within)
+    read = _marked(united(location, "folder", files), around or within)
+    if not other:
+        return read
+    note = f"{len(other):,} files of the folder that are no Parquet files were left out: {', '.join(sorted(other)[:8])}"
+    return replace(read, notes=(*read.notes, note))
+
+
+def _is_other_log(name: str) -> bool:
+    """Whether a file that is no Parquet file by its name may hold rows nevertheless."""
+    is_shown = not any(part.startswith(("_", ".")) for part in name.split("/"))
+    return is_shown and name.endswith((*PACKED_SUFFIXES, *OTHER_SUFFIXES)) and not _is_iceberg_metadata(name)
 
 
 def _partition_values(names: dict[str, str]) -> dict[str, dict[str, pa.Scalar]]:

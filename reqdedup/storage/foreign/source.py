@@ -26,7 +26,7 @@ from reqdedup.dedup.parts import blob_bytes
 from reqdedup.schema import Column, Level
 from reqdedup.storage.foreign.files import DataFile, TableFiles
 from reqdedup.storage.foreign.folder import refuse_table
-from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, relist, uuid_text
+from reqdedup.storage.foreign.leaves import Leaf, Shape, is_text, leaf_arrays, leaves_of, relist, uuid_text
 from reqdedup.storage.foreign.table import open_table
 from reqdedup.storage.iceberg.layout import SCHEMA_PROPERTY, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import scan_tasks
@@ -128,6 +128,16 @@ class RowSource:
         """Without the deleted ones."""
         rows = sum(self._footer(file).num_rows for file in self.files.files)
         return rows - sum(len(positions) for positions in self._deleted.values())
+
+    @property
+    def intervals(self) -> frozenset[str]:
+        """Leaves that are spans of time in Parquet: Arrow gives their 12 bytes and does not say what they are."""
+        found: set[str] = set()
+        for file in self.files.files if self.table is None else ():
+            schema = self._footer(file).schema
+            numbered = enumerate(leaf.name for leaf in leaves_of(file.schema))
+            found |= {name for number, name in numbered if schema.column(number).converted_type == "INTERVAL"}
+        return frozenset(found)
 
     @property
     def notes(self) -> tuple[str, ...]:

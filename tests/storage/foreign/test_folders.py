@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,3 +79,23 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     pq.write_table(rows, tmp_path / "f.parquet")
     with pytest.raises(ValueError, match=r"one column per name required, found s\.a more than once"):
         open_table(tmp_path)
+
+
+def test_files_beside_a_log_are_named_and_a_packed_one_alone_writes_nothing(tmp_path):
+    catalog, folder = memory_catalog(tmp_path), tmp_path / "theirs"
+    folder.mkdir()
+    pq.write_table(ROWS, folder / "a.parquet")
+    packed = gzip.compress((folder / "a.parquet").read_bytes())
+    for name in ("b.parquet.gz", "c.csv", "_SUCCESS", ".d.csv", "readme.md"):
+        (folder / name).write_bytes(packed)
+    report = convert_table(folder, catalog, "a.ours", MAPPING)
+    assert report.rows == len(ROWS)
+    assert "2 files of the folder that are no Parquet files were left out: b.parquet.gz, c.csv" in report.notes
+    (folder / "a.parquet").unlink()
+    with pytest.raises(ValueError, match=r"found 5 other entries \(b.parquet.gz, c.csv\).*must be unpacked"):
+        convert_table(folder, catalog, "a.other", MAPPING)
+    for content in (packed, packed[: len(packed) // 2]):
+        (folder / "b.parquet.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"b.parquet.gz: a readable Parquet file required.*unpack it"):
+            convert_table(folder / "b.parquet.gz", catalog, "a.other", MAPPING)
+    assert [name for _, name in catalog.list_tables("a")] == ["ours"]
