@@ -111,7 +111,9 @@ def train(
 ) -> TrainingResult:
     """Train `config.model` on the source with `config.world_size` ranks, and evaluate it on held-out users.
 
-    source: a TableSource or FileSource; any other BatchSource must survive pickling and is read in full by every rank.
+    source: a TableSource or FileSource, a join or a sample, which nobody need write; another BatchSource must survive
+        pickling and is read in full by every rank. Only a table or files leave a run.json; under torchrun call
+        `run_rank` with a join.
     progress: called in this process a few times a second.
     resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption; if it
         is of another configuration or snapshot, ValueError is raised and the folder stays as it is.

@@ -27,7 +27,7 @@ from reqdedup.arrays.hashing import below_rate, mix, stable_hash
 from reqdedup.dedup.source import BatchSource
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.iceberg.reference import open_store, store_properties
+from reqdedup.storage.iceberg.reference import check_keys, open_store, store_properties
 from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.training.blocks import RequestBlock
@@ -83,10 +83,14 @@ def snapshot_id_of(source: Source) -> int | None:
 def source_for_ranks(source: Source) -> Source:
     """The same rows from something that another process can open: a snapshot's files, without table and catalog.
 
-    Raises ValueError for a source that cannot be pickled.
+    Raises ValueError for a source that cannot be pickled, and for a join or a sample whose store's keys only this
+    process has.
     """
     if isinstance(source, TableSource):
         return source.files()
+    for files in getattr(source, "file_sources", ()):
+        if files.paths and files.io is not None:
+            check_keys(repr(source), files.paths[0], files.io)
     try:
         pickle.dumps(source)
     except Exception as error:

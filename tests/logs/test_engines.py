@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyiceberg.catalog import load_catalog
 
+from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.ingest import ingest
-from reqdedup.logs import read_log, tasks
+from reqdedup.logs import LogError, read_log, tasks
 from reqdedup.storage import Layout
 from reqdedup.storage.iceberg.vocabulary import Vocabulary
 from tests.distributed.faulty import Faulty
+from tests.distributed.listening import Listening
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.tables import files_of
 
@@ -84,3 +87,38 @@ def test_tables_rejects_items_and_counts_are_the_same(catalog, tmp_path, monkeyp
     ]
     assert items[0].equals(items[1])
     assert on_disk(there) == needed_by(there)
+
+
+def test_nothing_that_is_sent_holds_a_secret_of_the_catalog(tmp_path):
+    (tmp_path / "PASSWORD").mkdir()
+    secrets = {"s3.secret-access-key": "TOPSECRET", "s3.access-key-id": "AKIDEXAMPLE", "token": "TOPSECRET"}
+    uri = f"sqlite:///{tmp_path}/PASSWORD/catalog.db"
+    lake = load_catalog("test", type="sql", uri=uri, warehouse=f"file://{tmp_path}/lake", **secrets)
+    listening = Listening()
+    log = read_log(write_log(tmp_path / "log"), mapping=REQUESTS, max_rejects=1)
+    ingest(lake, "lake.t", log, Layout.BY_REQUEST, num_buckets=2, engine=listening)
+    source = lake.load_table("lake.t")
+    mapping = {"user": "user_id", "request": "request_id", "item": "item_id", "time": "request_ts", "labels": ["click"]}
+    convert_table(source, lake, "lake.again", ColumnMapping(**mapping), num_buckets=2, engine=listening)
+    assert len(listening.sent) > 10
+    for secret in (b"TOPSECRET", b"AKIDEXAMPLE", b"PASSWORD", b"catalog.db"):
+        assert not any(secret in sent for sent in listening.sent)
+
+
+def test_a_log_that_is_refused_leaves_the_table_as_it_was(catalog, tmp_path):
+    folder = write_log(tmp_path / "log")
+    for engine in ("inline", Faulty(1)):
+        with pytest.raises(LogError, match=r"strict reading requires that no row is rejected, found"):
+            ingest(catalog, "lake.t", read_log(folder, mapping=SESSIONS, strict=True), Layout.BY_REQUEST, engine=engine)
+        assert not catalog.table_exists("lake.t")
+    assert not list((tmp_path / "lake").rglob("*.arrows"))
+
+
+@pytest.mark.soak
+def test_processes_ingest_to_the_same_bits(catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "FILES_BYTES", 4_000)
+    folder, found = write_log(tmp_path / "log"), []
+    for name, engine in (("here", "inline"), ("there", "processes:2")):
+        found.append(made(catalog, name, read_log(folder, mapping=REQUESTS, max_rejects=1), Layout.BY_REQUEST, engine))
+    assert found[0][1:] == found[1][1:]
+    assert contents(found[0][0]) == contents(found[1][0])

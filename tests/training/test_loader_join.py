@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
+from reqdedup.models import DCATConfig
 from reqdedup.storage import (
     Layout,
     TableSource,
@@ -18,7 +19,10 @@ from reqdedup.storage import (
     sample_users,
     write,
 )
-from reqdedup.training import RequestLoader
+from reqdedup.training import RequestLoader, TrainingConfig, train
+from reqdedup.training.launch import RankError, run_ranks
+from reqdedup.training.plan import source_for_ranks
+from tests.training import ranks
 
 LOG = SyntheticLogConfig(seed=5, num_users=40, mean_fan_out=5, max_fan_out=20, max_history=32, history_scale=1 / 100)
 
@@ -155,3 +159,39 @@ def test_a_position_among_rows_that_every_rank_read_is_refused(joined):
     del state["order"]["units"]
     with pytest.raises(ValueError, match="units = None required to continue, found 4"):
         RequestLoader(joined[2], requests_per_batch=3).load_state_dict(state)
+
+
+SIZES = {"width": 8, "num_layers": 1, "item_table_rows": 64, "category_table_rows": 8, "hidden_widths": (8,)}
+
+
+@pytest.mark.slow
+def test_a_join_that_nobody_wrote_is_trained_on_by_ranks_and_resumed_bit_for_bit(joined, tmp_path):
+    join = joined[2]
+    model = DCATConfig.from_schema(join.schema, **SIZES)
+    assert "recent_event_count" in model.columns
+    config = TrainingConfig(
+        model=model,
+        num_steps=12,
+        requests_per_step=8,
+        learning_rate=0.01,
+        checkpoint_every=4,
+        held_out=0.2,
+        world_size=2,
+    )
+    whole = train(config, join, out_dir=tmp_path / "whole")
+    assert whole.rows > 0
+    assert whole.steps == 12
+    with pytest.raises(RankError, match="killed by SIGKILL"):
+        run_ranks(ranks.train_and_die, config, join, tmp_path / "cut", 6, world_size=2)
+    assert train(config, join, out_dir=tmp_path / "cut", resume=True).losses == whole.losses
+
+
+def test_a_join_whose_keys_no_rank_would_have_is_refused_by_name(joined, tmp_path, monkeypatch):
+    join = joined[2]
+    for files in join.file_sources:
+        monkeypatch.setattr(files, "_paths", ["s3://lake/part.parquet"])
+        monkeypatch.setattr(files._io, "properties", {"s3.secret-access-key": "of the catalog"})
+    with pytest.raises(
+        ValueError, match=r"keys of its store that other processes have too required.*s3.secret-access-key"
+    ):
+        source_for_ranks(join)

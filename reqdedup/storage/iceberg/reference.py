@@ -120,26 +120,29 @@ class PortableTable:
         self.table = table
 
     def __getstate__(self) -> TableRef:
-        _check_keys(self.table)
+        check_keys(".".join(self.table.name()), self.table.location(), self.table.io)
         return TableRef.of(self.table)
 
     def __setstate__(self, reference: TableRef) -> None:
         self.table = reference.open()
 
 
-def _check_keys(table: Table) -> None:
-    """Raise ValueError if the catalog, or its configuration, gave this process keys that another has to find itself."""
-    if local_path(table.location()) is not None:
+def check_keys(name: str, location: str, io: FileIO) -> None:
+    """Raise ValueError if the catalog, or its configuration, gave this process keys that another has to find itself.
+
+    name: what is to be read, or written.  location: of its files, which `io` opens.
+    """
+    if local_path(location) is not None:
         return
     found = variables()
     given = [
-        name
-        for name, value in table.io.properties.items()
-        if name.startswith(_STORES) and SECRET_NAMES.search(name) and found.get(_VARIABLES.get(name, "")) != value
+        key
+        for key, value in io.properties.items()
+        if key.startswith(_STORES) and SECRET_NAMES.search(key) and found.get(_VARIABLES.get(key, "")) != value
     ]
     if given:
         raise ValueError(
-            f"{'.'.join(table.name())}: keys of its store that other processes have too required "
+            f"{name}: keys of its store that other processes have too required "
             f"({', '.join(_VARIABLES.values())}, or a role of the machine), found {', '.join(sorted(given))} of the "
             "catalog, which no task carries; set the variables, or choose engine='inline'"
         )

@@ -36,6 +36,7 @@ from reqdedup.storage.join.ordered import run_ordered
 from reqdedup.storage.read.buckets import SortedSource, SortedTable, check_sorted, join_units
 from reqdedup.storage.read.feature_positions import feature_side
 from reqdedup.storage.read.feature_table import is_feature_table
+from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.storage.tasks.write import write
 from reqdedup.storage.write.writer import WriteReport
@@ -147,6 +148,11 @@ class BucketJoin(Readable):
 
     def in_order(self, num_units: int) -> bool:
         return True
+
+    @property
+    def file_sources(self) -> list[FileSource]:
+        """What both sides read."""
+        return [*self._left.file_sources, *self._right.file_sources]
 
     def weights(self, num_units: int) -> np.ndarray:
         """Rows of the left side in each unit, [num_units] int64."""

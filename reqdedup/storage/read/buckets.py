@@ -48,6 +48,11 @@ class SortedSource(Protocol):
         """
         ...
 
+    @property
+    def file_sources(self) -> list[FileSource]:
+        """What it reads."""
+        ...
+
     def weights(self, num_units: int) -> np.ndarray:
         """Rows of each unit, [num_units] int64."""
         ...
@@ -92,6 +97,11 @@ class SortedTable:
         read = partial(self._read, columns=columns, users=users)
         streams = [read([group for path in chain for group in groups[path]]) for chain in chains]
         return merge_streams(streams, self._order, self.name) if streams else iter(())
+
+    @property
+    def file_sources(self) -> list[FileSource]:
+        """What it reads."""
+        return [self._source]
 
     def weights(self, num_units: int) -> np.ndarray:
         """Rows of each unit, by the footers."""

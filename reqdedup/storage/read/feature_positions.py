@@ -40,7 +40,7 @@ from reqdedup.storage.read.feature_table import (
     feature_buckets,
     is_by_position,
 )
-from reqdedup.storage.read.reader import RowGroup
+from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 
 FOOTER_KEY = "reqdedup.positions"
@@ -117,6 +117,11 @@ class PositionSource:
             self._bucket(bucket, groups, columns, users) for bucket in buckets if (groups := self._groups(bucket))
         ]
         return merge_streams(streams, REQUEST_KEY, self.name) if streams else iter(())
+
+    @property
+    def file_sources(self) -> list[FileSource]:
+        """What it reads, beside the keys of the main table."""
+        return [self._source]
 
     def weights(self, num_units: int) -> np.ndarray:
         """Requests of each unit, by the footers."""

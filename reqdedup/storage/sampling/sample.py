@@ -24,6 +24,7 @@ from reqdedup.dedup.source import BatchSource, digest, fingerprint_of
 from reqdedup.dedup.streams import REQUEST_KEY, key_columns
 from reqdedup.schema import REQUEST_ID, REQUEST_TS, USER_ID, EngagementSchema
 from reqdedup.storage.iceberg.layout import buckets_of
+from reqdedup.storage.read.reader import FileSource
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.storage.sampling.report import sampling_report
 from reqdedup.storage.sampling.strata import Activity, Division, Strata, divide, per_stratum, strata_columns
@@ -86,6 +87,11 @@ class UserSample(Readable):
 
     def in_order(self, num_units: int) -> bool:
         return self.requests_whole and num_units == self.num_buckets
+
+    @property
+    def file_sources(self) -> list[FileSource]:
+        """What its source reads, as far as it says."""
+        return [self._source] if isinstance(self._source, FileSource) else getattr(self._source, "file_sources", [])
 
     def weights(self, num_units: int) -> np.ndarray:
         """Users of each unit, [num_units] int64."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.measure.checks import content_checksum
 from reqdedup.storage.tasks import groups
 from tests.distributed.faulty import Faulty
+from tests.distributed.listening import Listening
 from tests.storage.feature_tables import COUNT, USERS, VECTOR, main_table, of_request
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import make_log, to_batches
@@ -101,21 +101,6 @@ def test_processes_compact_to_the_same_bits(inline, tmp_path):
 @pytest.mark.soak
 def test_files_of_processes_are_the_same_bits(inline, tmp_path):
     assert life(open_lake(tmp_path), "processes:2") == inline
-
-
-class Listening(Inline):
-    """An engine that keeps what it would send."""
-
-    is_here = False
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-
-    def run(self, work, tasks):
-        self.sent += [pickle.dumps(work), pickle.dumps(tasks)]
-        for number, result in super().run(pickle.loads(self.sent[-2]), tasks):
-            self.sent.append(pickle.dumps(result))
-            yield number, result
 
 
 @pytest.mark.slow
