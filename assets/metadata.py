@@ -268,24 +268,42 @@ def report_metadata(report: pa.Table) -> dict[str, Any]:
     return {"dagster/row_count": report.num_rows, "report": markdown_table(report)}
 
 
-def figures_table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue:
-    """Held-out figures, each with its interval, beside what guessing would give and the best baseline."""
+def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataValue]:
+    """Held-out figures beside what guessing would give and the best baseline: a table that is narrow enough for the page,
+    and one with intervals and the baselines' names."""
 
-    def text(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4g}"
+    def text(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:.{digits}g}"
 
-    return pictures.table(
-        [
-            {
-                "figure": ": ".join(filter(None, (row.get("model"), row["metric"]))),
-                "value": text(row["value"]),
-                "95%": "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}",
-                "chance": text(row["chance"]),
-                "best baseline": f"{row['best_baseline']}: {text(row['baseline'])}" if row["best_baseline"] else "-",
-            }
-            for row in rows
-        ]
-    )
+    every = list(rows)
+    compared = [row for row in every if row["chance"] is not None or row["baseline"] is not None]
+    return {
+        GLANCE: pictures.table(
+            [
+                {
+                    "figure": row["metric"],
+                    "value": text(row["value"], 3),
+                    "chance": text(row["chance"], 3),
+                    "baseline": text(row["baseline"], 3),
+                }
+                for row in compared or every
+            ]
+        ),
+        "with intervals": pictures.table(
+            [
+                {
+                    "figure": ": ".join(filter(None, (row.get("model"), row["metric"]))),
+                    "value": text(row["value"]),
+                    "95%": "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}",
+                    "chance": text(row["chance"]),
+                    "best baseline": f"{row['best_baseline']}: {text(row['baseline'])}"
+                    if row["best_baseline"]
+                    else "-",
+                }
+                for row in every
+            ]
+        ),
+    }
 
 
 def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[str, Any]:
@@ -306,7 +324,7 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
             first=f"loss {result.first_loss:.3g}",
             last=f"{result.last_loss:.3g} at step {result.steps:,}",
         ),
-        GLANCE: figures_table(held_out),
+        **figures_table(held_out),
         CHART: pictures.chart(plots.steps({"": metrics}, STEP_PANELS)),
         **({"calibration": pictures.chart(plots.calibration(calibration))} if calibration else {}),
         "task": config.task,

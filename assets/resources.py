@@ -25,8 +25,9 @@ from reqdedup.storage.tasks.write import Rows
 from warehouse.catalogs import DATA_DIR
 
 LOG_EVERY_S = 2.0
-PROCESS_TAG = "reqdedup/process"
-"""Tag of a run: the process that works on it, by which a run that was killed is found out."""
+PROCESS_TAG = ".dagster/reqdedup/process"
+"""Tag of a run, not shown in the UI: the process that works on it, by which a run that was killed is found out."""
+NAMESPACE_TAG = "namespace"
 
 
 class Warehouse(OnEngine):
@@ -55,6 +56,7 @@ class Warehouse(OnEngine):
         instance, catalog, record = context.instance, self.catalog(), self.run_recipe.log_record()
         mine = warehouse.GraphRun.begin(run.run_id, record[warehouse.LOG])
         tag_process(context)
+        instance.add_run_tags(run.run_id, {NAMESPACE_TAG: self.resolved_namespace})
 
         def is_finished(run_id: str) -> bool:
             other = instance.get_run_by_id(run_id)

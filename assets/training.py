@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 from pyiceberg.table import Table
 
-from assets.metadata import GLANCE, figures_table, report_metadata, training_metadata
+from assets.metadata import figures_table, report_metadata, training_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from assets.stages import MODEL, REPORT, TRAINING, WHEN_INPUTS_CHANGE, stage
 from reqdedup import training
@@ -54,7 +54,7 @@ def training_report(store: Warehouse) -> dg.MaterializeResult:
     check_one_sample(folders, sample)
     report = training.training_report(folders)
     store.write_report("training_report", report)
-    return store.result("training_report", **{GLANCE: figures_table(report.to_pylist())}, **report_metadata(report))
+    return store.result("training_report", **figures_table(report.to_pylist()), **report_metadata(report))
 
 
 @dg.asset_check(

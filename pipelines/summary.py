@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.environment import Environment
-from reqdedup.display import format_bytes
+from reqdedup.display import counted, format_bytes
 from reqdedup.storage.iceberg.catalogs import shown_uri
 
 RUNS_LOOKED_AT = 100
@@ -110,7 +110,7 @@ def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
         and not math.isnan(value)  # no AUC if held-out rows have one class only
     ]
     return [
-        f"  {model.removesuffix('_model'):<10} {figures['ranks']} ranks, {figures['steps']} steps, "
+        f"  {model.removesuffix('_model'):<10} {counted(figures['ranks'], 'rank')}, {figures['steps']} steps, "
         f"{figures['rows_per_s']:,} rows/s, loss {figures['loss_first_tenth']} -> {figures['loss_last_tenth']}",
         *(f"             held out: {', '.join(metrics[i : i + 2])}" for i in range(0, len(metrics), 2)),
     ]
