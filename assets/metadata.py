@@ -269,8 +269,8 @@ def report_metadata(report: pa.Table) -> dict[str, Any]:
 
 
 def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataValue]:
-    """Held-out figures beside what guessing would give and the best baseline: a table that is narrow enough for the page,
-    and one with intervals and the baselines' names."""
+    """Held-out figures beside what guessing would give and the best baseline: narrow enough for the page to show, and once
+    more with intervals and the names of the baselines."""
 
     def text(value: float | None, digits: int = 4) -> str:
         return "-" if value is None else f"{value:.{digits}g}"
