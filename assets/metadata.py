@@ -269,7 +269,7 @@ def report_metadata(report: pa.Table) -> dict[str, Any]:
 
 
 def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataValue]:
-    """Held-out figures beside what guessing would give and the best baseline: narrow enough for the page to show, and once
+    """Held-out figures beside what guessing would give and the best baseline: as narrow as the page shows it, and once
     more with intervals and the names of the baselines."""
 
     def text(value: float | None, digits: int = 4) -> str:
