@@ -29,6 +29,7 @@ SESSIONS = {
 }
 REQUESTS = {**SESSIONS, "request_id": "request", "request_columns": {"city": {"column": "city", "dtype": "string"}}}
 REQUESTS.pop("session_gap_s")
+URLS = {**SESSIONS, "item_id": {"column": "item", "type": "url"}}
 
 
 def write_log(folder: Path, *, num_files: int = 5, rows: int = 90) -> Path:
@@ -42,7 +43,7 @@ def write_log(folder: Path, *, num_files: int = 5, rows: int = 90) -> Path:
             request = int(rng.integers(0, 60))
             user = f"u{request // 3}" if rng.random() < 0.97 else "thief"
             city = f"city {request % 4}" if rng.random() < 0.98 else "elsewhere"
-            item = f"item {int(rng.zipf(1.6)) % 40}"
+            item = f"https://Example.com/{int(rng.zipf(1.6)) % 40}?utm_source={request % 3}"
             ts = 1_700_000_000 + 100 * request + int(rng.integers(0, 50))
             line = f"{user},r{request},{item},{ts},{int(rng.random() < 0.3)},{rng.random():.3f},{city}"
             lines.append(line if rng.random() < 0.97 else line.replace(str(ts), "never"))
@@ -68,7 +69,7 @@ def made(catalog, name, log, layout, engine):
     return table, rejects.to_pylist(), [told, report.rejected, report.leaking, report.urls, vars(log.counts)]
 
 
-@pytest.mark.parametrize("mapping", [SESSIONS, REQUESTS], ids=["sessions", "requests"])
+@pytest.mark.parametrize("mapping", [SESSIONS, REQUESTS, URLS], ids=["sessions", "requests", "urls"])
 @pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.ARRIVAL])
 def test_tables_rejects_items_and_counts_are_the_same(catalog, tmp_path, monkeypatch, mapping, layout):
     monkeypatch.setattr(tasks, "FILES_BYTES", 4_000)

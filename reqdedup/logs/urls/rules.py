@@ -44,7 +44,7 @@ class Rules:
     """
 
     hosts: Mapping[str, Mapping[Pattern, frozenset[str]]] = field(default_factory=dict)
-    allowlists: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PLATFORMS)
+    allowlists: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(PLATFORMS))
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
