@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
+from reqdedup.models.derived import Derived
 from reqdedup.schema import (
     HISTORY_END,
     HISTORY_ITEM_ID,
@@ -41,6 +42,9 @@ LATER_FIELDS: dict[str, Any] = {
     "context_dropout": 0.5,
     "context_from": "logged",
     "fusion": "concat",
+    "item_numbers": (),
+    "derived_request": (),
+    "derived_item": (),
 }
 """Fields that configurations of version 0.1.0 do not have, and what these mean by it."""
 _NO_FEATURE = (REQUEST_TS, HISTORY_END, TIMELINE_VERSION, HISTORY_TS, HISTORY_ITEM_ID)
@@ -56,7 +60,9 @@ class ModelConfig:
     request_categories, request_numbers: scalar request columns; numbers enter as sign(x) log(1 + |x|), NaN and
         infinite ones as 0.
     request_vectors: (name, width) of the request's vector columns.
-    item_categories: integer item-level columns of the candidate.
+    item_categories, item_numbers: integer, and fractional, item-level columns of the candidate; numbers as of requests.
+    derived_request, derived_item: features that follow from columns of the request, or of the candidate
+        (`reqdedup.models.derived`).
     item_table_rows: rows of the hashed item table, which histories and candidates share.
     category_table_rows: rows of each hashed table of a category.
     width: D of the transformer.  num_heads: H, a divisor of D.  feature_width: of each request category and vector.
@@ -78,6 +84,9 @@ class ModelConfig:
     request_vectors: tuple[tuple[str, int], ...] = ()
     request_numbers: tuple[str, ...] = ()
     item_categories: tuple[str, ...] = ()
+    item_numbers: tuple[str, ...] = ()
+    derived_request: tuple[Derived, ...] = ()
+    derived_item: tuple[Derived, ...] = ()
     item_table_rows: int = 65_536
     category_table_rows: int = 256
     width: int = 64
@@ -100,6 +109,7 @@ class ModelConfig:
             if isinstance(value, list):
                 frozen = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
                 object.__setattr__(self, field.name, frozen)
+        self._derive()
         name = type(self).__name__
         for field_name in ("item_table_rows", "category_table_rows", "width", "num_heads", "num_layers", "ffn_width"):
             if getattr(self, field_name) < 1:
@@ -130,6 +140,23 @@ class ModelConfig:
         if not self.hidden_widths or min(self.hidden_widths) < 1:
             raise ValueError(f"{name}: hidden_widths, at least one, required, found {self.hidden_widths}")
 
+    def _derive(self) -> None:
+        """Derived features of a file become what they are. Raises ValueError for two of one name."""
+        for field_name in ("derived_request", "derived_item"):
+            derived = (one if isinstance(one, Derived) else Derived(**one) for one in getattr(self, field_name))
+            object.__setattr__(self, field_name, tuple(derived))
+        names = [one.name for one in (*self.derived_request, *self.derived_item)]
+        if taken := [name for name in names if names.count(name) > 1 or name in self.columns]:
+            raise ValueError(
+                f"{type(self).__name__}: derived features: names that no other input has required, found {taken[0]}"
+            )
+
+    @property
+    def item_columns(self) -> tuple[str, ...]:
+        """Item-level columns that the model reads."""
+        sources = (name for one in self.derived_item for name in one.columns)
+        return tuple(dict.fromkeys((*self.item_categories, *self.item_numbers, *sources)))
+
     @property
     def head_width(self) -> int:
         """K."""
@@ -141,7 +168,9 @@ class ModelConfig:
         history = (HISTORY_ITEM_ID, *(_HISTORY_PREFIX + name for name in self.history_categories))
         vectors = tuple(name for name, _ in self.request_vectors)
         shared = (HISTORY_END, TIMELINE_VERSION) if self.share_context == "user" else ()
-        return (*history, *self.request_categories, *vectors, *self.request_numbers, *self.item_categories, *shared)
+        sources = (name for one in self.derived_request for name in one.columns)
+        request = (*self.request_categories, *vectors, *self.request_numbers, *sources)
+        return tuple(dict.fromkeys((*history, *request, *self.item_columns, *shared)))
 
     @property
     def number_columns(self) -> tuple[str, ...]:
@@ -173,6 +202,7 @@ def inputs_of(schema: EngagementSchema, *, exclude: Iterable[str], numbers: Iter
     left_out, counts = {*exclude, *_NO_FEATURE}, set(numbers)
     request = [column for column in schema.request_columns if column.name not in left_out]
     scalars = [column for column in request if column.kind is Kind.SCALAR]
+    of_item = [column for column in schema.row_columns if column not in schema.labels and column.name not in left_out]
 
     def is_category(column: Column) -> bool:
         return column.dtype in _CATEGORY_TYPES and column.name not in counts
@@ -188,9 +218,6 @@ def inputs_of(schema: EngagementSchema, *, exclude: Iterable[str], numbers: Iter
         "request_numbers": tuple(
             column.name for column in scalars if column.dtype in _NUMBER_TYPES or column.name in counts
         ),
-        "item_categories": tuple(
-            column.name
-            for column in schema.row_columns
-            if column not in schema.labels and column.name not in left_out and column.dtype in _CATEGORY_TYPES
-        ),
+        "item_categories": tuple(column.name for column in of_item if column.dtype in _CATEGORY_TYPES),
+        "item_numbers": tuple(column.name for column in of_item if column.dtype in _NUMBER_TYPES),
     }

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from reqdedup.models.config import ModelConfig
+from reqdedup.models.derived import with_derived
 
 _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signed 64-bit integer
 
@@ -59,15 +60,18 @@ class ItemEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.item_categories = config.item_categories
+        self.derived, self.item_numbers = config.derived_item, config.item_numbers
+        self.item_categories = (*config.item_categories, *(one.name for one in self.derived if not one.width))
         self.history_categories = config.history_categories
         self.item = HashedEmbedding(config.item_table_rows, config.width)
         self.of_item = nn.ModuleList(
-            HashedEmbedding(config.category_table_rows, config.width) for _ in config.item_categories
+            HashedEmbedding(config.category_table_rows, config.width) for _ in self.item_categories
         )
         self.of_event = nn.ModuleList(
             HashedEmbedding(config.category_table_rows, config.width) for _ in config.history_categories
         )
+        num_numbers = len(self.item_numbers) + sum(one.width for one in self.derived)
+        self.of_numbers = nn.Linear(num_numbers, config.width, bias=False) if num_numbers else None
 
     def events(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """History tokens: the item and its event's categories, [T, D]."""
@@ -77,11 +81,17 @@ class ItemEmbedding(nn.Module):
         return x_TD
 
     def candidates(self, item_id_B: torch.Tensor, row: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Candidates: the item and its own categories, [B, D]."""
+        """Candidates: the item and its own categories and numbers, [B, D]."""
         x_BD = self.item(item_id_B)
+        row = with_derived(self.derived, row)
         for name, table in zip(self.item_categories, self.of_item, strict=True):
             x_BD = x_BD + table(column(row, name, "row"))
-        return x_BD
+        return x_BD if self.of_numbers is None else x_BD + self.of_numbers(self.numbers(row, x_BD.dtype))
+
+    def numbers(self, row: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Numbers of candidates side by side. row: with what is derived."""
+        parts = [squeezed(column(row, name, "row"), dtype)[:, None] for name in self.item_numbers]
+        return torch.cat([*parts, *(row[one.name].to(dtype) for one in self.derived if one.width)], dim=1)
 
 
 def squeezed(number_R: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -91,23 +101,31 @@ def squeezed(number_R: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class RequestFeatures(nn.Module):
-    """The request's own features, side by side, once per request: [R, F]; `width` is F, 0 if there are none."""
+    """The request's own features, side by side, once per request: [R, F]; `width` is F, 0 if there are none.
+
+    In this order: categories, vectors, numbers, derived numbers; `widths` has the width of each.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.categories, self.vectors, self.numbers = (
-            config.request_categories,
+        self.derived, self.vectors, self.numbers = (
+            config.derived_request,
             config.request_vectors,
             config.request_numbers,
         )
+        self.categories = (*config.request_categories, *(one.name for one in self.derived if not one.width))
+        self.derived_numbers = tuple((one.name, one.width) for one in self.derived if one.width)
         self.of_category = nn.ModuleList(
             HashedEmbedding(config.category_table_rows, config.feature_width) for _ in self.categories
         )
         self.of_vector = nn.ModuleList(nn.Linear(width, config.feature_width) for _, width in self.vectors)
-        self.width = config.feature_width * (len(self.categories) + len(self.vectors)) + len(self.numbers)
+        self.widths = [config.feature_width] * (len(self.categories) + len(self.vectors)) + [1] * len(self.numbers)
+        self.widths += [width for _, width in self.derived_numbers]
+        self.width = sum(self.widths)
 
     def forward(self, request: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """request: values of R requests, as in `RequestBatch.request`."""
+        request = with_derived(self.derived, request)
         parts = [
             table(column(request, name, "request"))
             for name, table in zip(self.categories, self.of_category, strict=True)
@@ -116,4 +134,5 @@ class RequestFeatures(nn.Module):
             parts.append(project(column(request, name, "request").to(dtype)))
         for name in self.numbers:
             parts.append(squeezed(column(request, name, "request"), dtype)[:, None])
+        parts += [request[name].to(dtype) for name, _ in self.derived_numbers]
         return torch.cat(parts, dim=1)

@@ -185,7 +185,8 @@ def _read_as(column: Column, config: ModelConfig) -> str:
         return "window"
     if column.kind is Kind.VECTOR:
         return "vector"
-    return "number" if column.name in config.number_columns else "category"
+    is_number = column.name in (*config.number_columns, *config.item_numbers) or column.dtype.startswith("float")
+    return "number" if is_number else "category"
 
 
 def _is_null(default: bool | int | float, column: Column) -> bool:

@@ -256,10 +256,13 @@ class InputReader:
         return self._no_history if read.window is None else read.window
 
     def _features(self, request: OfUser, read: UserRead, marks: list[str]) -> Mapping[str, Any]:
-        lacking = [name for name in self._request_columns if name not in request.request]
+        given = request.request
+        if REQUEST_TS in self._request_columns and REQUEST_TS not in given:
+            given = {**given, REQUEST_TS: now_us()}
+        lacking = [name for name in self._request_columns if name not in given]
         if not lacking:
-            return request.request
-        values = {**read.features, **request.request}
+            return given
+        values = {**read.features, **given}
         lacking = [name for name in lacking if name not in values]
         if required := [name for name in lacking if name not in self._optional]:
             if read.failure is not None and self.users.store is not None:

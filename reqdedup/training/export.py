@@ -92,9 +92,9 @@ def read_items(source: Source, config: ModelConfig, *, impressions_too: bool = F
     impressions_too: keep the model's columns that differ between the rows of an item (a position, say); else they are
     left out, since they belong to an impression. A model that makes vectors of items needs a value of each.
     """
-    columns = [source.schema[name] for name in config.item_categories]
+    columns = [source.schema[name] for name in config.item_columns]
     has_keys = ITEM_KEY in source.schema
-    names = [ITEM_ID, REQUEST_TS, *config.item_categories, *([ITEM_KEY] if has_keys else [])]
+    names = [ITEM_ID, REQUEST_TS, *config.item_columns, *([ITEM_KEY] if has_keys else [])]
     parts: list[_Part] = []
     for batch in _batches(source, names):
         parts.append(_part(batch, [source.schema[ITEM_ID], source.schema[REQUEST_TS], *columns], has_keys))
@@ -156,7 +156,8 @@ def _distinct(
     for name, x in values.items():
         x = x[order]
         columns[name] = x[first]
-        if (x != columns[name][of_item]).any():
+        first_of_row = columns[name][of_item]
+        if ((x != first_of_row) & ((x == x) | (first_of_row == first_of_row))).any():  # two NaN are one value
             differing.add(name)
     items = Items(
         item_id_V=item_id[first],

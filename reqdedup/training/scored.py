@@ -33,7 +33,7 @@ def scored_candidates(ranking: Path, retrieval: Path, source: Source, *, num_req
     if not training.held_out:
         raise ValueError(f"{ranking}: a model with held-out users required, found one that was trained on all")
     ranker, tower = cast(DCAT, load_model(ranking)), cast(TwoTower, load_model(retrieval))
-    categories = tower.config.item_categories
+    categories = tower.config.item_columns
     loader = RequestLoader(
         source,
         requests_per_batch=BATCH_REQUESTS,

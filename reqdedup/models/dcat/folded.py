@@ -24,6 +24,7 @@ from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.dcat.block_context import BlockContext, BlockContexts, Blocks, KVType, Slab
+from reqdedup.models.derived import with_derived
 from reqdedup.models.inputs import HashedEmbedding, column, hashed_row, squeezed
 from reqdedup.models.transformer import HSTULayer, Layer, Rotation, SoftmaxLayer, rotate
 from reqdedup.ops.attention import Attention
@@ -158,11 +159,12 @@ class FoldedDCAT:
 
     def _fold_head(self, model: DCAT) -> None:
         head, features = model.head, model.features
+        self._features = features
         first, request = _behind(model.final_norm, model.head_in), model.head_in_request
         self._of_category = [*zip(features.categories, features.of_category, strict=True)]
         self._request: torch.Tensor | None = None
         if request is not None:
-            (weight, bias), parts = first, list(request.weight.T.split(_widths(model)))
+            (weight, bias), parts = first, list(request.weight.T.split(features.widths))
             for number, project in enumerate(features.of_vector, start=len(features.categories)):
                 bias = bias + project.bias @ parts[number]
                 parts[number] = project.weight.T @ parts[number]
@@ -281,8 +283,11 @@ class FoldedDCAT:
     def _cross(self, contexts: BlockContexts, batch: RequestBatch) -> torch.Tensor:
         """The candidates after all layers, [B, D]."""
         x_BD = _looked_up(self._embedding.item, batch.item_id_B)
+        row = with_derived(self._embedding.derived, batch.row)
         for name, table in zip(self._embedding.item_categories, self._embedding.of_item, strict=True):
-            x_BD += _looked_up(table, column(batch.row, name, "row"))
+            x_BD += _looked_up(table, column(row, name, "row"))
+        if self._embedding.of_numbers is not None:
+            x_BD += self._embedding.of_numbers(self._embedding.numbers(row, x_BD.dtype))
         length_R = contexts.request_lengths.to(x_BD.device)
         rotation = None
         if self._candidate_position is None:
@@ -300,9 +305,11 @@ class FoldedDCAT:
         """What each request's features add to the head's first layer, [R, first hidden width]."""
         assert self._request is not None
         dtype, num_requests = self._marker.dtype, batch.num_requests
-        parts = [_looked_up(table, column(batch.request, name, "request")) for name, table in self._of_category]
-        parts += [column(batch.request, name, "request").to(dtype) for name, _ in self.config.request_vectors]
-        parts += [squeezed(column(batch.request, x, "request"), dtype)[:, None] for x in self.config.request_numbers]
+        request = with_derived(self._features.derived, batch.request)
+        parts = [_looked_up(table, column(request, name, "request")) for name, table in self._of_category]
+        parts += [column(request, name, "request").to(dtype) for name, _ in self.config.request_vectors]
+        parts += [squeezed(column(request, x, "request"), dtype)[:, None] for x in self.config.request_numbers]
+        parts += [request[name].to(dtype) for name, _ in self._features.derived_numbers]
         features_RF = torch.cat(parts, dim=1)
         if is_exact and num_requests:
             features_RF = F.pad(features_RF, (0, 0, 0, -num_requests % EXACT_ROWS))
@@ -347,11 +354,3 @@ def _scale_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
-
-
-def _widths(model: DCAT) -> list[int]:
-    """Of the request features, side by side."""
-    config = model.config
-    return [config.feature_width] * (len(config.request_categories) + len(config.request_vectors)) + [1] * len(
-        config.request_numbers
-    )

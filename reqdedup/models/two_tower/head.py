@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from reqdedup.models.derived import with_derived
 from reqdedup.models.inputs import HashedEmbedding, hashed_row_of
 from reqdedup.models.two_tower.model import TwoTower
 
@@ -63,7 +64,13 @@ class UserHead:
             self._vectors.append((name, _frozen(share @ _array(project.weight))))
             bias = bias + share @ _array(project.bias)
             at += project.out_features
+        self._derived = features.derived
         self._numbers = [(name, _frozen(weight[:, at + n])) for n, name in enumerate(features.numbers)]
+        at += len(features.numbers)
+        self._derived_numbers: list[tuple[str, np.ndarray]] = []
+        for name, numbers in features.derived_numbers:
+            self._derived_numbers.append((name, _frozen(weight[:, at : at + numbers])))
+            at += numbers
         self._bias, self._layers = _frozen(bias), []
         for linear, scale_shift in zip(cast(Iterable[nn.Linear], model.user_mlp.linears), [*later, None], strict=True):
             weight, bias = _array(linear.weight), _array(linear.bias)
@@ -76,6 +83,8 @@ class UserHead:
 
         request: values of the request, as in `RequestBatch.request`, R = 1.
         """
+        if self._derived:
+            request = with_derived(self._derived, request)
         x = self._of_state @ state_D
         x += self._bias
         for name, table in self._categories:
@@ -86,6 +95,8 @@ class UserHead:
             value = float(request[name])
             if math.isfinite(value):
                 x += weight * np.float32(math.copysign(math.log1p(abs(value)), value))
+        for name, weight in self._derived_numbers:
+            x += weight @ request[name][0].float().numpy()
         for weight, bias in self._layers:
             np.maximum(x, 0, out=x)
             x = weight @ x

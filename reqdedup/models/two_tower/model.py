@@ -137,7 +137,7 @@ class TwoTower(nn.Module):
         return self.encode_items(batch.item_id_B, batch.row)
 
     def encode_items(self, item_id_N: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Item vectors of any items: [N, output_width]. columns: config.item_categories of these items, [N] each."""
+        """Item vectors of any items: [N, output_width]. columns: config.item_columns of these items, [N] each."""
         x_ND = self.embedding.candidates(item_id_N, columns)
         out_NO = self.item_mlp(self.item_in(self.item_cross.before(x_ND)))
         return F.normalize(self.item_cross.beside(out_NO, x_ND), dim=1)

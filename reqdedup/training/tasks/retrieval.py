@@ -66,7 +66,7 @@ class Retrieval:
         self.config = config
         self.columns = (*model.columns, *([config.positive_label] if config.positive_label else []))
         self.positive_label = config.positive_label
-        self.item_columns = model.item_categories
+        self.item_columns = model.item_columns
         item_id_C, columns = catalogue.sample(config.catalogue_items, config.seed)
         self.catalogue = item_id_C.to(device), {name: column.to(device) for name, column in columns.items()}
         self.counts = catalogue
@@ -88,7 +88,7 @@ class Retrieval:
                 f"training: at least two requests that are contrasted in a step required, found {requests}, whose "
                 "negatives mask_same_user takes out; raise requests_per_step"
             )
-        label, items = config.positive_label, config.model.item_categories
+        label, items = config.positive_label, config.model.item_columns
         survey = Survey.of(config.model, train, positive_label=label, chunk_rows=config.chunk_rows)
         loader = loader_of((*items, *survey.columns))
         batches = survey.passing(chain([loader.empty_batch()], loader))
