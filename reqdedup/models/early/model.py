@@ -49,7 +49,7 @@ class EarlyRanker(nn.Module):
         return self.head(share_BH + self.head_item(item_BD) + self.head_product(product_BD))
 
     def encode_items(self, item_id_N: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Item vectors [N, output_width] that `score` reads. columns: config.item_categories of these items."""
+        """Item vectors [N, output_width] that `score` reads. columns: config.item_columns of these items."""
         return self.towers.encode_items(item_id_N, columns)
 
     @torch.no_grad()
