@@ -24,6 +24,8 @@ from reqdedup.storage.measure.compression import layout_totals
 from reqdedup.training import TrainingConfig, TrainingResult, read_metrics
 
 PICTURE, GLANCE, CHART = "picture", "at a glance", "chart"
+HEADLINES = ("mean_log_rank", "recall_at_", "ndcg_at_", "auc_", "log_loss_")
+"""Beginnings of the names of the held-out figures that one screen has room for."""
 STEP_PANELS = (
     ("loss", "loss [nats]", 1),
     ("effective_users", "effective users of a step", 1),
@@ -276,17 +278,17 @@ def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataVal
         return "-" if value is None else f"{value:.{digits}g}"
 
     every = list(rows)
-    compared = [row for row in every if row["chance"] is not None or row["baseline"] is not None]
+    first = [row for row in every if row["metric"].startswith(HEADLINES) and not row["metric"].endswith("_unseen")]
     return {
         GLANCE: pictures.table(
             [
                 {
                     "figure": row["metric"],
                     "value": text(row["value"], 3),
-                    "chance": text(row["chance"], 3),
                     "baseline": text(row["baseline"], 3),
+                    "chance": text(row["chance"], 3),
                 }
-                for row in compared or every
+                for row in first or every
             ]
         ),
         "with intervals": pictures.table(

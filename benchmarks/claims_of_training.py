@@ -72,7 +72,7 @@ CLAIMS = (
             "a": ("ranking end to end, fan-out 10", "reqdedup"),
             "b": ("ranking end to end, fan-out 128", "reqdedup"),
         },
-        "ranking end to end, the same, history 512: fan-out 10; 128",
+        "ranking end to end, against reading and training row by row, history 512: fan-out 10; 128",
         TWO_RATIOS,
         "2.8x",
     ),

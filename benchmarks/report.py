@@ -36,8 +36,6 @@ CLAIMS = (
 
 HEADLINES = (
     "a log like a real one of news",
-    "the same, {polars[sizes]",
-    "sequence columns, ",
     "bucket join of {t[sizes][rows]:,} rows with as many, histories",
     "ranking end to end, ",
     "ranking, AUC against IID at equal rows, {a[sizes][ranks]} ranks",

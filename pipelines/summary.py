@@ -7,13 +7,12 @@ from typing import Any
 
 import dagster as dg
 
+from assets.metadata import HEADLINES
 from pipelines.environment import Environment
 from reqdedup.display import counted, format_bytes
 from reqdedup.storage.iceberg.catalogs import shown_uri
 
 RUNS_LOOKED_AT = 100
-SHOWN = ("mean_log_rank", "recall_at_", "ndcg_at_", "auc_", "log_loss_")
-"""Beginnings of the names of the held-out figures that one screen has room for."""
 LAYOUTS = ("engagements_shuffled", "engagements_sorted", "engagements_by_request")
 
 
@@ -105,7 +104,7 @@ def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
         f"{name} {value:.3f} (chance {figures[name + '_chance']:.3f}"
         + (f", best baseline {figures[name + '_baseline']:.3f})" if name + "_baseline" in figures else ")")
         for name, value in figures.items()
-        if name.startswith(SHOWN)
+        if name.startswith(HEADLINES)
         and name + "_chance" in figures
         and not math.isnan(value)  # no AUC if held-out rows have one class only
     ]
