@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table
 
 from reqdedup.storage import Layout, TableSource, create_table, write
-from reqdedup.storage.iceberg.reference import TableRef
+from reqdedup.storage.iceberg.reference import TableRef, check_keys
 from tests.storage.small_log import log_schema, make_log, to_batches
 
 SECRETS = {"s3.secret-access-key": "TOPSECRET", "s3.access-key-id": "AKIDEXAMPLE", "token": "TOPSECRET"}
@@ -79,3 +80,22 @@ def test_pickled_files_read_the_same_and_carry_no_credential(table: Table) -> No
     assert_no_secret(pickled)
     assert pickle.loads(pickled).to_arrow().equals(files.to_arrow())
     assert files.io.properties["s3.secret-access-key"] == "TOPSECRET"  # the one at hand keeps them
+
+
+VENDED = {"s3.access-key-id": "OF-THE-CATALOG", "s3.secret-access-key": "SECRET", "s3.session-token": "FOR-AN-HOUR"}
+
+
+def test_keys_that_a_catalog_vends_are_refused_by_name_unless_every_process_has_them(monkeypatch):
+    io = PyArrowFileIO({"s3.region": "eu-west-1", **VENDED})
+    with pytest.raises(
+        ValueError, match=r"^lake\.t: keys of its store.*found s3\.access-key-id, s3\.secret.*, s3\.session"
+    ):
+        check_keys("lake.t", "s3://lake/t", io)
+    check_keys("lake.t", "file:///lake/t", io)  # which need none
+    for name, value in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"), VENDED.values()):
+        monkeypatch.setenv(name, value)
+    check_keys("lake.t", "s3://lake/t", io)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "OF-ANOTHER-HOUR")
+    with pytest.raises(ValueError, match=r"found s3\.session-token of the catalog, which no task carries"):
+        check_keys("lake.t", "s3://lake/t", io)
+    check_keys("lake.t", "s3://lake/t", PyArrowFileIO({"s3.region": "eu-west-1"}))  # a role of the machine
