@@ -13,6 +13,7 @@ class LogCounts:
     bytes_read: size of the rows read, uncompressed.
     rows_read: number of rows that could be split into fields.
     rows, requests, users: number of accepted ones.
+    rows_merged: number of rows with another URL of a page that their request has already; they are no rejects.
     rejected: number of rejected rows by reason.
     unread_ratio: share of the log's bytes in files that could not be read, or not to their end.
     leaking: number of requests whose history would hold a row that had not arrived yet, were it in the order of time;
@@ -25,6 +26,7 @@ class LogCounts:
     rows: int = 0
     requests: int = 0
     users: int = 0
+    rows_merged: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     unread_ratio: float = 0.0
     leaking: int | None = None
@@ -32,8 +34,12 @@ class LogCounts:
     @property
     def rejected_ratio(self) -> float:
         """Rejected rows per row, or the share of the bytes in unread files if that is more."""
-        rejected = sum(self.rejected.values())
-        return max(rejected / max(1, self.rows + rejected), self.unread_ratio)
+        return max(sum(self.rejected.values()) / max(1, self.rows_told), self.unread_ratio)
+
+    @property
+    def rows_told(self) -> int:
+        """Rows of which it is known what became of them: accepted, merged into another, or rejected."""
+        return self.rows + self.rows_merged + sum(self.rejected.values())
 
     @property
     def fan_out(self) -> float:
@@ -42,7 +48,7 @@ class LogCounts:
 
     def take(self, other: LogCounts) -> None:
         """Add what was found in another part of the log."""
-        for name in ("bytes_read", "rows_read", "rows", "requests", "users"):
+        for name in ("bytes_read", "rows_read", "rows", "requests", "users", "rows_merged"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         if other.leaking is not None:
             self.leaking = (self.leaking or 0) + other.leaking

@@ -169,7 +169,9 @@ class LogReader:
     @property
     def url_merges(self) -> UrlMerges | None:
         """What the latest reading merged, if items are named by URLs."""
-        return None if self._urls is None else replace(self._urls.merges, labels_differ=self._labels_differ)
+        if self._urls is None:
+            return None
+        return replace(self._urls.merges, rows_merged=self.counts.rows_merged, labels_differ=self._labels_differ)
 
     @property
     def parquet_files(self) -> list[Path]:
@@ -336,7 +338,7 @@ class LogReader:
             disputed=disputed,
             session_gap_s=self.mapping.session_gap_s,
             rejects=self._rejects,
-            count_differing=self._count_differing,
+            count_merged=self._count_merged,
         )
         if frame.is_empty():
             return
@@ -355,8 +357,9 @@ class LogReader:
             self._report()
             yield batch
 
-    def _count_differing(self, num_items: int) -> None:
-        self._labels_differ += num_items
+    def _count_merged(self, num_rows: int, num_differing: int) -> None:
+        self.counts.rows_merged += num_rows
+        self._labels_differ += num_differing
 
     def _count_leaking(self, num_requests: int) -> None:
         if self.mapping.history.arrival_columns:
@@ -372,7 +375,7 @@ class LogReader:
 
     def _too_many(self) -> LogError:
         counts, count = self.counts, self._rejects.count
-        found = f"{count:,} of {counts.rows + count:,}, {count / (counts.rows + count):.2%}"
+        found = f"{count:,} of {counts.rows_told:,}, {count / counts.rows_told:.2%}"
         if counts.unread_ratio:
             found += f", and {counts.unread_ratio:.0%} of the log's bytes in files that cannot be read to their end"
         wanted, allow = (

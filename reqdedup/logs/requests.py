@@ -7,19 +7,20 @@ with a gap of 0, every line is a request of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import polars as pl
 
 from reqdedup.logs.checks import Check, Rejects
 from reqdedup.logs.ids import timed_request_ids
-from reqdedup.logs.mapping import LogMapping
+from reqdedup.logs.mapping import ITEM_URL, LogMapping
 from reqdedup.logs.partitions import Partitions
 
 _PLACE = ("file", "line")
 _REQUEST = ("user_id", "request_id")
 """Both, since an id made of a time may be that of another user's request, too."""
+_PAIR = (*_REQUEST, "item_id")
 
 
 def count_owners(frame: pl.DataFrame) -> pl.DataFrame:
@@ -55,14 +56,14 @@ def form_requests(
     disputed: pl.DataFrame,
     session_gap_s: float,
     rejects: Rejects,
-    count_differing: Callable[[int], None],
+    count_merged: Callable[[int, int], None],
 ) -> pl.DataFrame:
     """The impressions of a partition's users with request_id and request_ts_us, in (user, request time, place) order.
 
-    Rows of several URLs of one page in a request all get the largest of their labels. count_differing: is told of how
-    many such pages they were not the same.
-    Rejected are rows of a request that belongs to another user, repeated (request, item) pairs, and rows whose
-    request-level values are not those of most of the request's rows.
+    Rows of several URLs of one page in a request become one, the first, with the largest of their labels. count_merged:
+    is told how many rows went into another, and of how many pages the labels were not the same.
+    Rejected are rows of a request that belongs to another user, repeated (request, item) pairs, of URLs those with the
+    same text, and rows whose request-level values are not those of most of the request's rows.
     """
     frame = frame.with_columns(pl.format("user={}, item={}, time={} us", "user_id", "item_id", "ts_us").alias("raw"))
     if mapping.request_id:
@@ -82,11 +83,14 @@ def form_requests(
         frame = _add_line_requests(frame) if by_line else _add_sessions(frame, session_gap_s)
     frame = _reject_other_values(frame, mapping, rejects)
     if mapping.are_urls:
-        count_differing(_num_differing(frame, mapping.label_names))
+        num_differing = _num_differing(frame, mapping.label_names)
         # a page was clicked, if it was by any of its URLs
-        labels = [pl.col(name).max().over(*_REQUEST, "item_id") for name in mapping.label_names]
-        frame = frame.with_columns(labels)
-    frame = _reject_duplicates(frame, rejects)
+        labels = [pl.col(name).max().over(*_PAIR) for name in mapping.label_names]
+        every = _reject_duplicates(frame.with_columns(labels), (*_PAIR, ITEM_URL), rejects)
+        frame = every.filter(pl.int_range(pl.len()).over(_PAIR) == 0)
+        count_merged(every.height - frame.height, num_differing)
+    else:
+        frame = _reject_duplicates(frame, _PAIR, rejects)
     frame = frame.with_columns(pl.col("ts_us").min().over(_REQUEST).alias("request_ts_us")).drop("raw")
     if not mapping.request_id:
         return frame
@@ -113,15 +117,13 @@ def _add_line_requests(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _num_differing(frame: pl.DataFrame, labels: Collection[str]) -> int:
     """Number of items of requests whose rows have different labels."""
-    pair = (*_REQUEST, "item_id")
-    several = frame.filter(pl.len().over(pair) > 1)
-    same = several.group_by(pair).agg(pl.col(name).n_unique() for name in labels)
+    several = frame.filter(pl.len().over(_PAIR) > 1)
+    same = several.group_by(_PAIR).agg(pl.col(name).n_unique() for name in labels)
     return same.select(pl.any_horizontal(pl.col(name) > 1 for name in labels).sum()).item() if labels else 0
 
 
-def _reject_duplicates(frame: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:
-    """The first row of each item of a request."""
-    pair = (*_REQUEST, "item_id")
+def _reject_duplicates(frame: pl.DataFrame, pair: Sequence[str], rejects: Rejects) -> pl.DataFrame:
+    """The first row of each item of a request, or of each of its URLs. pair: columns that say which."""
     nth = frame.select(pl.int_range(pl.len()).over(pair)).to_series()
     if not (nth > 0).any():
         return frame

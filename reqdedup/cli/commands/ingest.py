@@ -106,6 +106,8 @@ def ingest(arguments: Options) -> int:
             f"{urls.urls:,} distinct URLs are {urls.items:,} items: {urls.merged:,} ids merged by rules {urls.rules}; "
             f"{urls.not_urls:,} texts are no URLs, kept as they are"
         )
+        if urls.rows_merged:
+            say(f"{urls.rows_merged:,} rows had another URL of a page that their request has already: the first stays")
         if urls.labels_differ:
             say(f"{urls.labels_differ:,} items of requests had rows with different labels: the largest stay")
     if log.skipped:

@@ -23,6 +23,7 @@ class UrlMerges:
     urls: number of distinct URLs of its items.  items: number of distinct normal forms.
     not_urls: number of distinct texts that are no URL of http or https, kept as they are.
     rules: fingerprint of the rules.
+    rows_merged: number of rows with another URL of a page that their request has already; its first row stays.
     labels_differ: number of items of requests that had rows with different labels, of which the largest stay.
     """
 
@@ -30,6 +31,7 @@ class UrlMerges:
     items: int
     not_urls: int
     rules: str
+    rows_merged: int = 0
     labels_differ: int = 0
 
     @property

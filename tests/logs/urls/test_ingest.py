@@ -242,11 +242,43 @@ def test_a_click_on_any_url_of_a_page_is_one_of_the_page(folder, labels):
     mapping = MAPPING.replace("session_gap_s = 0", 'request_id = "request"')
     (folder / "mapping.toml").write_text(mapping)
     lake = rd.open(folder / "lake")
-    report = lake.ingest(folder / "log.jsonl", TABLE, mapping=folder / "mapping.toml", max_rejects=1)
+    report = lake.ingest(folder / "log.jsonl", TABLE, mapping=folder / "mapping.toml", strict=True)
     found = {row["item_url"]: row["click"] for row in lake.table(TABLE).to_arrow().to_pylist()}
     assert found == {url(0): max(labels), url(1): 0}
-    assert report.rejected == {"duplicate": 2}
+    assert report.rejected == {}
+    assert report.urls.rows_merged == 2
     assert report.urls.labels_differ == (max(labels) > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [None, "processes:2"])
+def test_rejected_are_the_same_rows_with_rules_as_without(folder, engine):
+    rng = random.Random(3)
+    shown = [
+        {"user": rng.randrange(3), "request": 0, "ts": 1_700_000_000, "url": url(rng.randrange(9)), "click": number % 2}
+        for number in range(60)
+    ]
+    for row in shown:
+        row["request"] = 10 * row["user"] + rng.randrange(4)
+    pairs = {(row["request"], row["url"]) for row in shown}
+    pages = {(request, Normaliser(RULES)(text)) for request, text in pairs}
+    (folder / "log.jsonl").unlink()
+    for part in range(2):
+        lines = "".join(json.dumps(row) + "\n" for row in shown[part::2])
+        (folder / "log").mkdir(exist_ok=True)
+        (folder / "log" / f"{part}.jsonl").write_text(lines)
+    (folder / "mapping.toml").write_text(MAPPING.replace("session_gap_s = 0", 'request_id = "request"'))
+    log = read_log(folder / "log", mapping=folder / "mapping.toml", max_rejects=1)
+    lake = rd.open(folder / "lake")
+    report = lake.ingest(
+        folder / "log", TABLE, mapping=folder / "mapping.toml", max_rejects=1, num_buckets=1, engine=engine
+    )
+    assert report.rejected == {"duplicate": len(shown) - len(pairs)}
+    assert report.urls.rows_merged == len(pairs) - len(pages) > 0
+    assert report.written.rows == len(pages)
+    assert sum(batch.num_rows for batch in log) == len(pages)
+    assert log.counts.rejected == report.rejected
+    assert log.counts.rejected_ratio == (len(shown) - len(pairs)) / len(shown)
 
 
 def test_a_namespace_with_keys_of_other_rules_warns(folder):
