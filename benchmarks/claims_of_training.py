@@ -33,6 +33,18 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
     return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
 
 
+def movielens(task: str, metric: str, words: str, *rivals: str) -> Claim:
+    """A claim about quality on MovieLens-100K, one seed. words: what the metric is.  rivals: baselines beside it."""
+    beside = "; ".join(f"{{a[baselines][{rival}]:.3f}}" for rival in rivals)
+    return Claim(
+        file="movielens_quality",
+        rows={"a": (f"MovieLens-100K, {task}, split by time, all: {metric}", "seed 0")},
+        text=f"MovieLens-100K, each rating a request, the last fifth by time, one seed, {words}; {'; '.join(rivals)}",
+        ours=f"{{a[value]:.3f}} ({{a[spread][0]:.3f}} to {{a[spread][1]:.3f}}); {beside}",
+        command=f".venv/bin/python -m benchmarks.movielens_quality ml-100k --by time --task {task} --seeds 1",
+    )
+
+
 FASTEST = "against the fastest by hand"
 SPREAD = "{a[value]:.3g}x less CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g})"
 TWO_RATIOS = "{a[value]:.3g}x; {b[value]:.3g}x less CPU"
@@ -143,5 +155,12 @@ CLAIMS = (
         {"a": ("large catalogue: retrieval, 64 passes per step", "whole requests, rates x 1")},
         "the same at equal user-tower passes, whole requests shuffled, all fixes",
         "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
+    ),
+    *(
+        movielens("retrieval", metric, words, "item-kNN", "EASE", "iALS", "EASE with decay")
+        for metric, words in (
+            ("ndcg_at_10_unseen", "NDCG at 10 of items not seen before"),
+            ("recall_at_100_unseen", "recall at 100 of the same"),
+        )
     ),
 )

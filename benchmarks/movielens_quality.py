@@ -166,7 +166,7 @@ def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str,
     for row in judgement["figures"]:
         if row["metric"] in SHOWN[task] and row["slice"] in ("all", "history under 5"):
             yield {
-                "claim": f"MovieLens-100K, {task}, split by {by}, {row['slice']}",
+                "claim": f"MovieLens-100K, {task}, split by {by}, {row['slice']}: {row['metric']}",
                 "variant": name,
                 "value": row["value"],
                 "unit": row["metric"],
