@@ -43,7 +43,7 @@ def url_rules(store: Warehouse) -> dg.MaterializeResult:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = zip(pages["url"].to_pylist(), pages["content_hash"].to_pylist())
     learned = learn(items[ITEM_URL], ContentTable(rows), layers=load_rules(path) if path.exists() else None)
-    change = publish(learned.rules, path)
+    change = publish(learned.rules, path, absent=learned.absent)
     return store.result(
         **glance,
         **found,

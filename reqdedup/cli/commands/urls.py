@@ -82,7 +82,7 @@ def learn(arguments: Options) -> int:
             "text with one a line, or a table (.parquet, .csv, .tsv, .jsonl) with that --column?"
         )
     max_flagged = MAX_FLAGGED if arguments.max_flagged is None else arguments.max_flagged
-    change = publish(learned.rules, arguments.rules, max_flagged=max_flagged)
+    change = publish(learned.rules, arguments.rules, max_flagged=max_flagged, absent=learned.absent)
     rules = learned.rules
     answers = fingerprint.statuses if isinstance(fingerprint, BodyChecksum) else {}
     if arguments.json:

@@ -8,7 +8,7 @@ place: a new tracker on every URL gives all patterns another name. Above a share
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,11 +59,16 @@ class UrlDifference:
     examples: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def compare_rules(old: Rules, new: Rules) -> RulesChange:
-    """What became of the patterns, all layers of both rules applied."""
+def compare_rules(old: Rules, new: Rules, *, absent: Collection[str] = ()) -> RulesChange:
+    """What became of the patterns, all layers of both rules applied.
+
+    absent: hosts that were not learned again: their patterns have not changed, and are not compared.
+    """
     before, after = Normaliser(old), Normaliser(new)
-    own = {(host, pattern) for host, patterns in old.hosts.items() for pattern in patterns}
-    others = {(host, pattern) for host, patterns in new.hosts.items() for pattern in patterns}
+    own, others = (
+        {(host, pattern) for host, patterns in rules.hosts.items() if host not in absent for pattern in patterns}
+        for rules in (old, new)
+    )
     added: dict[str, list[Pattern]] = defaultdict(list)
     for host, pattern in sorted(others - own):
         added[host].append(pattern)
@@ -86,15 +91,18 @@ def _successors(pattern: Pattern, added: list[Pattern]) -> list[Pattern]:
     return [other for other, count in differences.items() if count == least]
 
 
-def publish(new: Rules, path: str | Path, *, max_flagged: float = MAX_FLAGGED) -> RulesChange | None:
+def publish(
+    new: Rules, path: str | Path, *, max_flagged: float = MAX_FLAGGED, absent: Collection[str] = ()
+) -> RulesChange | None:
     """Make the file at `path` hold the new rules; the change from those it had, None if there were none.
 
+    absent: hosts that were not learned again (`Learned.absent`): many of them hide nothing of what the others lost.
     Raises RulesRefused, with the file as it was, if more than `max_flagged` of the patterns that are compared lost a
     parameter, or the new rules have no pattern and the old ones do; ValueError if the file there holds no rules.
     """
     if not 0 <= max_flagged <= 1:
         raise ValueError(f"urls: a max_flagged from 0 to 1 required, found {max_flagged:g}")
-    change = compare_rules(load_rules(path), new) if Path(path).exists() else None
+    change = compare_rules(load_rules(path), new, absent=absent) if Path(path).exists() else None
     if change is not None and change.flagged_ratio > max_flagged:
         shown = "; ".join(
             f"{host} ({', '.join(pattern)}): {', '.join(lost)}" for host, pattern, lost in change.flagged[:5]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from reqdedup.logs.urls.parsing import canonical, host_of
+from reqdedup.logs.urls.parsing import canonical, host_of, split_url
 
 FORMAT = 1
 
@@ -48,6 +48,7 @@ class Rules:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_hosts("URL rules", self.allowlists)
         _check_expressions("URL rules", self.keep)
 
     @property
@@ -109,13 +110,8 @@ def _parse(where: str, content: Any) -> Rules:
         raise ValueError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     try:
         rules = Rules(
-            hosts={
-                host_of(host): {
-                    _pattern(entry["parameters"]): frozenset(map(canonical, _texts(entry["keep"]))) for entry in entries
-                }
-                for host, entries in content["hosts"].items()
-            },
-            allowlists={host: _texts(names) for host, names in content["allowlists"].items()},
+            hosts=_hosts(where, content["hosts"]),
+            allowlists=_check_hosts(where, {host: _texts(names) for host, names in content["allowlists"].items()}),
             keep=_check_expressions(where, _texts(content["keep"])),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -129,6 +125,40 @@ def _parse(where: str, content: Any) -> Rules:
             'were changed after they were written; if that was meant, remove the key "fingerprint"'
         )
     return rules
+
+
+def _hosts(where: str, content: Mapping[str, Any]) -> dict[str, dict[Pattern, frozenset[str]]]:
+    """Rules by host; of a pattern that is there twice, what any of them keeps."""
+    hosts: dict[str, dict[Pattern, frozenset[str]]] = {}
+    for host, entries in content.items():
+        _check_host(where, host)
+        patterns = hosts.setdefault(host_of(host), {})
+        for entry in entries:
+            pattern, kept = _pattern(entry["parameters"]), frozenset(map(canonical, _texts(entry["keep"])))
+            if not kept.issubset(pattern):
+                raise ValueError(
+                    f"{where}: {host}: of its parameters {', '.join(pattern)} those to keep required, found "
+                    f"{', '.join(sorted(kept.difference(pattern)))}"
+                )
+            patterns[pattern] = patterns.get(pattern, frozenset()) | kept
+    return hosts
+
+
+def _check_hosts(where: str, allowlists: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+    for host in allowlists:
+        if host != "*":
+            _check_host(where, host)
+            if host.startswith(("*", ".")):
+                raise ValueError(
+                    f"{where}: allowlists: a host, which stands for those below it, or * alone required, found {host!r}"
+                )
+    return allowlists
+
+
+def _check_host(where: str, host: str) -> None:
+    split = split_url(f"http://{host}/")
+    if split is None or split.page != f"http://{split.host}/":
+        raise ValueError(f"{where}: a host as shop.example required, without scheme and path, found {host!r:.200}")
 
 
 def _check_expressions(where: str, patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from reqdedup.logs.urls import Rules, RulesRefused, compare_rules, diff_urls, load_rules, publish
+from reqdedup.logs.urls import Rules, RulesRefused, compare_rules, diff_urls, learn, load_rules, publish
 
 
 def rules_of(*patterns, keep=("id",)):
@@ -55,6 +55,20 @@ def test_patterns_that_a_new_tracker_gives_another_name_are_compared(tmp_path):
     swapped = rules_of(("id", "gclid"), keep=())
     assert compare_rules(rules_of(("fbclid", "id")), swapped).flagged == (("s.example", ("fbclid", "id"), ("id",)),)
     assert compare_rules(old, rules_of(("a", "b"), keep=())).compared == 0
+
+
+def test_hosts_that_were_not_learned_again_hide_nothing_of_what_the_others_lost(tmp_path):
+    path = tmp_path / "rules.json"
+    old = Rules(hosts={f"h{number}.example": {("id",): frozenset({"id"})} for number in range(100)})
+    publish(old, path)
+    urls = [f"http://h{number % 5}.example/{number}?id=1" for number in range(150)]
+    learned = learn(urls, lambda url: url.partition("?")[0], layers=old)
+    assert len(learned.absent) == 95
+    with pytest.raises(RulesRefused, match=r"found 5 of 5 \(100.0%\)"):
+        publish(learned.rules, path, absent=learned.absent)
+    assert load_rules(path).hosts == old.hosts
+    same = learn(urls, lambda url: url, layers=old)
+    assert publish(same.rules, path, absent=same.absent).compared == 5
 
 
 def test_rules_without_a_pattern_never_replace_rules_that_have_some(tmp_path):

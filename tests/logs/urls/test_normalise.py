@@ -185,6 +185,13 @@ def test_hosts_and_names_of_a_file_may_be_written_as_one_writes_them():
     assert normaliser("http://bücher.example/?size[]=1&utm=2").endswith("/?size%5B%5D=1")
 
 
+def test_a_pattern_that_is_there_twice_keeps_what_either_does():
+    one, other = ({"parameters": names, "keep": names[:1]} for names in (["a", "b"], ["b", "a"]))
+    for hosts in ({"s.example": [one, other]}, {"s.example": [one], "S.Example": [other]}):
+        rules = load_rules({"format": 1, "allowlists": {}, "keep": [], "hosts": hosts})
+        assert rules.hosts == {"s.example": {("a", "b"): frozenset({"a", "b"})}}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -201,6 +208,19 @@ def test_hosts_and_names_of_a_file_may_be_written_as_one_writes_them():
         ('{"format": 1, "allowlists": {}, "keep": "id", "hosts": {}}', "a list of texts"),
         ('{"format": 1, "allowlists": {}, "keep": [], "hosts": {"a": [1]}}', "found another form"),
         ('{"format": 1, "allowlists": {}, "keep": [], "hosts": {}, "host": {}}', "unknown key 'host'"),
+        (
+            '{"format": 1, "allowlists": {}, "keep": [], "hosts": {"https://a.b": []}}',
+            "a host as .*found 'https://a.b'",
+        ),
+        (
+            '{"format": 1, "allowlists": {"*.a.b": ["v"]}, "keep": [], "hosts": {}}',
+            r"or \* alone required, found '\*.a",
+        ),
+        ('{"format": 1, "allowlists": {"a.b/c": ["v"]}, "keep": [], "hosts": {}}', "a host as .*found 'a.b/c'"),
+        (
+            '{"format": 1, "allowlists": {}, "keep": [], "hosts": {"a": [{"parameters": ["id"], "keep": ["idd"]}]}}',
+            "a: of its parameters id those to keep required, found idd",
+        ),
     ],
 )
 def test_what_is_no_rules_file_is_refused(tmp_path, content, message):
