@@ -1,6 +1,8 @@
 """What writing by tasks costs beside writing by one process, and what two processes gain.
 
     python -m benchmarks.storage_engines [--times 10]
+    python -m benchmarks.storage_engines --break-even
+    python -m pipelines.ray_cluster python -m benchmarks.storage_engines --break-even    # and on a Ray cluster
 
 A log in the order of its arrival, ARRIVAL -> BY_REQUEST, so many times the laptop recipe's. Variants are processes of
 their own, in turns; a variant's CPU counts its workers. `write` is what tasks are compared with; `write and checksums`
@@ -27,6 +29,7 @@ from benchmarks.own_process import Measured, in_turns, measure, shown
 from benchmarks.record import write_results
 from benchmarks.tables import local_catalog
 from reqdedup.dedup.checksum import ContentChecksum, content_checksum
+from reqdedup.environment import ENGINE_VARIABLE, variables
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.storage import Layout, TableSource, create_table, write
 from reqdedup.storage.tasks.shuffle import ReduceTasks
@@ -36,6 +39,10 @@ MODULE = "benchmarks.storage_engines"
 LAPTOP_USERS, NUM_BUCKETS, ROUNDS = 2_000, 8, 3
 MAPS, BUCKETS = 10_000, 1_000
 CLAIM = "a log written by tasks"
+BREAK_EVEN = (0.1, 0.3, 1, 3, 10)
+"""Of the laptop recipe's log: where more processes begin to pay, their start counted."""
+
+CLUSTER = "cluster"
 DRIVER = "driver"
 VARIANTS = {"write": "inline", "write and checksums": "inline", "one process": "processes:1", "two": "processes:2"}
 
@@ -65,7 +72,7 @@ def child(folder: Path, variant: str) -> str:
     exchanged = []
 
     def run() -> None:
-        report = write(table, source, engine=VARIANTS[variant])
+        report = write(table, source, engine=VARIANTS.get(variant))  # of a cluster: what REQDEDUP_ENGINE names
         if variant == "write and checksums":
             content_checksum(source)
             content_checksum(TableSource(table))
@@ -145,10 +152,31 @@ def run(folder: Path, *, times: float, rounds: int) -> Iterator[dict[str, Any]]:
     }
 
 
+def break_even(folder: Path, *, rounds: int) -> Iterator[dict[str, Any]]:
+    """Wall time of one process against that of two, and of the cluster that REQDEDUP_ENGINE names, by size."""
+    engine = variables().get(ENGINE_VARIABLE, "")
+    variants = ["write", "two", *([CLUSTER] if engine.startswith("ray") else [])]
+    for times in BREAK_EVEN:
+        log, place = log_of(times), folder / f"{times:g}"
+        place.mkdir()
+        raw = create_table(local_catalog(place), "bench.raw", synthetic_schema(log), Layout.ARRIVAL)
+        report = write(raw, synthesize(log), engine="inline")
+        sizes = {"rows": report.rows, "stored_bytes": report.bytes, "buckets": NUM_BUCKETS}
+        measured = in_turns(MODULE, variants, ["--folder", str(place)], rounds=rounds, compare=False)
+        for variant in variants[1:]:
+            ratios = [one.wall / more.wall for one, more in zip(measured["write"], measured[variant])]
+            yield {
+                **{"claim": f"{CLAIM}: break-even", "variant": f"{variant}, {times:g} laptop logs", "unit": "times"},
+                **{"value": statistics.median(ratios), "target": None, "spread": [min(ratios), max(ratios)]},
+                **{"runs": len(ratios), "sizes": sizes},
+            }
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--times", type=float, default=10, help="the laptop recipe's log (default 10)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each variant (default {ROUNDS})")
+    parser.add_argument("--break-even", action="store_true", help="from which size on processes pay, and nothing else")
     parser.add_argument("--no-record", action="store_true", help="print alone")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -158,12 +186,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     started, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="storage_engines") as temporary:
-        for row in run(Path(temporary), times=arguments.times, rounds=arguments.rounds):
+        folder = Path(temporary)
+        found = break_even(folder, rounds=arguments.rounds) if arguments.break_even else None
+        for row in found or run(folder, times=arguments.times, rounds=arguments.rounds):
             rows.append(row)
             print(shown(row), flush=True)
     print(f"{time.monotonic() - started:.0f} s")
     if not arguments.no_record:
-        print(write_results("storage_engines", rows))
+        print(write_results("storage_engines_break_even" if arguments.break_even else "storage_engines", rows))
     return 0
 
 

@@ -3,6 +3,8 @@ torchrun, as one of them.
 
 python -m reqdedup.training out_dir/run.json [--resume]
 torchrun --nproc-per-node 2 -m reqdedup.training out_dir/run.json
+
+When torchrun starts its ranks again (`--max-restarts`), they go on from the last checkpoint without being told to.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from reqdedup.environment import variables
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.training.devices import backend_of
 from reqdedup.training.export import export_checkpoint
@@ -24,6 +27,7 @@ from reqdedup.training.launch import RankError
 from reqdedup.training.loop import BUNDLE_NAME, read_run, train
 from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.rank_run import run_rank
+from reqdedup.training.ranks import sum_over_ranks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if dist.is_torchelastic_launched():
             torch.set_num_threads(1)
             dist.init_process_group(backend_of(config.device), timeout=timedelta(seconds=config.collective_timeout_s))
-            metrics = run_rank(_print_progress, config, source, str(out_dir), snapshot_id, options.resume).metrics
+            resume = options.resume or (_is_restarted() and (out_dir / CHECKPOINT_NAME).exists())
+            metrics = run_rank(_print_progress, config, source, str(out_dir), snapshot_id, resume).metrics
             is_first = dist.get_rank() == 0
             dist.destroy_process_group()
             if is_first:
@@ -57,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_first:
         print(json.dumps(metrics, indent=2))
     return 0
+
+
+def _is_restarted() -> bool:
+    """Whether torchrun has started the ranks before; only the agent whose rank failed counts it, so all are asked."""
+    return sum_over_ranks([int(variables().get("TORCHELASTIC_RESTART_COUNT", 0))])[0] > 0
 
 
 def _print_progress(progress: TrainingProgress) -> None:

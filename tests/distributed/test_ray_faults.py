@@ -96,7 +96,7 @@ def ends_well(driver: subprocess.Popen[str], folder: Path, wanted: ContentChecks
 
 def test_workers_that_are_killed_at_any_time_cost_repetitions(cluster, lake, wanted):
     rng = random.Random(1)
-    for _ in range(3):
+    for _ in range(2):
         driver = begin(cluster, lake)
         wait_for_workers(cluster, driver, 0, 1, 2)
         time.sleep(rng.uniform(0, 0.5))
@@ -109,7 +109,7 @@ def test_workers_that_are_killed_at_any_time_cost_repetitions(cluster, lake, wan
 
 def test_a_driver_that_is_killed_leaves_the_table_whole_and_a_sweep_the_rest(cluster, lake, wanted):
     rng = random.Random(2)
-    for _ in range(3):
+    for _ in range(2):
         before = committed(lake).current_snapshot()
         driver = begin(cluster, lake)
         wait_for_workers(cluster, driver, 0, 1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -81,6 +81,7 @@ class StagedFiles:
         self._paths: list[str] = []
         self._keep = False
         self._reachable = True
+        self._delete_manifests: Callable[[], None] = lambda: None
         self.num_requests = 0
 
     @property
@@ -273,6 +274,8 @@ class StagedFiles:
                 self._keep = not self._reachable or not isinstance(error, Exception) or is_outcome_unknown(error)
                 if self._keep:
                     error.add_note(MAY_LAND)
+                else:
+                    self._delete_manifests()
                 raise
         self._keep = True
         current = self.table.metadata.snapshot_by_name(branch)
@@ -299,9 +302,11 @@ class StagedFiles:
                 stage(transaction, (), requirements)
                 stage(transaction, self._updates)
                 if replace and (added or old):
-                    replace_files(transaction, old, added, summary=summary, branch=branch, deletes=is_all)
+                    self._delete_manifests = replace_files(
+                        transaction, old, added, summary=summary, branch=branch, deletes=is_all
+                    )
                 elif added:  # else an empty table takes another form
-                    append_files(transaction, added, summary=summary, branch=branch)
+                    self._delete_manifests = append_files(transaction, added, summary=summary, branch=branch)
                 if branch != MAIN:
                     stage(transaction, taken_back(now, self._updates))
         except Exception as error:

@@ -11,10 +11,11 @@ docs/decisions/0080.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from pyiceberg.exceptions import ValidationException
 from pyiceberg.manifest import (
@@ -33,6 +34,8 @@ from pyiceberg.utils.concurrent import ExecutorFactory
 from reqdedup.storage.iceberg.manifests import Lookup, with_sources
 from reqdedup.storage.iceberg.same_requests import REQUESTS_OF, brings_no_requests, same_requests
 
+Producer = TypeVar("Producer", bound=_SnapshotProducer[Any])
+
 FILES_PER_MANIFEST = 256
 """Data files that a manifest lists, at most: some 50 kB, which a commit reads and writes in a few hundredths of a
 second. A bucket with fewer is in one manifest."""
@@ -46,13 +49,13 @@ _BOUNDS = [
 
 def append_files(
     transaction: Transaction, added: Iterable[DataFile], *, summary: dict[str, str], branch: str = "main"
-) -> None:
-    """Put the snapshot into the transaction that has `added` beside what there is."""
+) -> Callable[[], None]:
+    """Put the snapshot into the transaction that has `added` beside what there is; what deletes its manifests again."""
     update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
-    with update.fast_append() as snapshot:
-        _group(snapshot)
+    with _grouped(update.fast_append()) as snapshot:
         for data_file in added:
             snapshot.append_data_file(data_file)
+    return snapshot._clean_all_uncommitted
 
 
 def replace_files(
@@ -63,19 +66,31 @@ def replace_files(
     summary: dict[str, str],
     branch: str = "main",
     deletes: bool = False,
-) -> None:
-    """Put the snapshot into the transaction that has `added` in place of `removed`.
+) -> Callable[[], None]:
+    """Put the snapshot into the transaction that has `added` in place of `removed`; what deletes its manifests again.
 
     It keeps no values of the removed files, since their bounds may be the last that is known of a deleted user.
     deletes: nor delete files of another engine, which apply to nothing if every data file is replaced.
     """
     update = transaction.update_snapshot(snapshot_properties=summary, branch=branch)
-    with update.overwrite() as snapshot:
-        _group(snapshot, deletes=deletes)
+    with _grouped(update.overwrite(), deletes=deletes) as snapshot:
         for data_file in removed:
             snapshot.delete_data_file(data_file)
         for data_file in added:
             snapshot.append_data_file(data_file)
+    return snapshot._clean_all_uncommitted
+
+
+@contextmanager
+def _grouped(producer: Producer, *, deletes: bool = False) -> Iterator[Producer]:
+    """A snapshot with manifests in groups; if they cannot be written, on a full disk, none of them stays."""
+    try:
+        with producer as snapshot:
+            _group(snapshot, deletes=deletes)
+            yield snapshot
+    except BaseException:  # nothing was offered to the catalog yet
+        producer._clean_all_uncommitted()
+        raise
 
 
 def _group(snapshot: _SnapshotProducer[Any], *, deletes: bool = False) -> None:

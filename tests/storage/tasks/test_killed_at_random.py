@@ -1,54 +1,78 @@
-"""Workers and drivers killed at random times: nothing lost, nothing half committed, no file left."""
+"""Workers and drivers killed at random times, errors and full disks at random places: nothing lost, nothing half
+committed, no file left."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from reqdedup.distributed import Processes
-from reqdedup.storage import Layout, TableSource, create_table, sweep_orphans, write
+from reqdedup.distributed import Inline, Processes
+from reqdedup.storage import (
+    Layout,
+    TableSource,
+    add_request_feature,
+    create_feature_table,
+    create_table,
+    sweep_orphans,
+    write,
+)
 from reqdedup.storage.measure.checks import content_checksum
 from reqdedup.storage.tasks import shuffle
+from tests.storage.feature_tables import COUNT, main_table
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tasks.killed_driver import open_lake
+from tests.storage.tasks.killing import FailsAt
 
 pytestmark = pytest.mark.soak
 
-WORKERS_KILLED, DRIVERS_KILLED = 6, 6
+TIMES = {"inline": 30, "processes:2": 12}
+"""Of each fault, by engine: what starts processes costs seconds."""
+
+WORKERS_KILLED = 30
+
+ENGINES = {"inline": Inline, "processes:2": lambda: Processes(2)}
 
 
-@pytest.fixture
-def lake(tmp_path, monkeypatch):
-    monkeypatch.setattr(shuffle, "MAP_ROWS", 3_000)
-    made = open_lake(tmp_path)
-    made.create_namespace("test")
+def make_lake(folder: Path, *, num_logs: int = 4):
+    made = open_lake(folder)
+    made.create_namespace_if_not_exists("test")
     source = create_table(made, "test.source", log_schema(), Layout.SHUFFLED)
-    for seed in range(4):
+    for seed in range(num_logs):
         write(source, to_batches(make_log(num_users=20, seed=seed, mean_fan_out=150)), mode="append")
     create_table(made, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=8)
     return made
 
 
+@pytest.fixture
+def lake(tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffle, "MAP_ROWS", 3_000)
+    return make_lake(tmp_path)
+
+
 def test_a_worker_that_is_killed_at_any_time_costs_a_repetition_at_most(lake):
     source, table = TableSource(lake.load_table("test.source")), lake.load_table("test.t")
-    wanted, rng, killed = content_checksum(source), random.Random(1), 0
+    wanted, rng, killed, engine = content_checksum(source), random.Random(1), 0, Processes(2)
+    write(table, source, engine=engine)  # its processes are there from now on
     for _ in range(WORKERS_KILLED):
-        engine = Processes(2)
         ended = threading.Event()
 
-        def kill_one(engine=engine, ended=ended) -> None:
+        def kill_one(ended=ended) -> None:
             nonlocal killed
-            ended.wait(rng.uniform(0.5, 4))
-            workers = list(engine._workers)
+            ended.wait(rng.uniform(0, 1))
+            workers = [worker for worker in list(engine._workers) if worker.attempt is not None]
             if workers and not ended.is_set():
                 os.kill(rng.choice(workers).process.pid, signal.SIGKILL)
                 killed += 1
@@ -60,23 +84,88 @@ def test_a_worker_that_is_killed_at_any_time_costs_a_repetition_at_most(lake):
         killer.join()
         assert content_checksum(TableSource(table.refresh())) == wanted
         assert on_disk(table) == needed_by(table)
-    assert killed > 0
+    assert killed > WORKERS_KILLED // 2
+    engine.close()
 
 
-def test_a_driver_that_is_killed_at_any_time_leaves_the_table_whole(lake, tmp_path):
-    wanted, rng = content_checksum(TableSource(lake.load_table("test.source"))), random.Random(2)
-    for _ in range(DRIVERS_KILLED):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_driver_that_is_killed_at_any_time_leaves_the_table_whole_and_a_sweep_the_rest(lake, tmp_path, engine):
+    wanted, rng, committed = content_checksum(TableSource(lake.load_table("test.source"))), random.Random(2), 0
+    for _ in range(TIMES[engine]):
         before = lake.load_table("test.t").current_snapshot()
-        command = [sys.executable, "-m", "tests.storage.tasks.killed_driver", str(tmp_path)]
+        command = [sys.executable, "-m", "tests.storage.tasks.killed_driver", str(tmp_path), engine]
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert driver.stdout is not None
         driver.stdout.readline()
-        time.sleep(rng.uniform(0, 4))
+        time.sleep(rng.uniform(0, 1 if engine == "inline" else 3))
         driver.kill()
         driver.wait()
-        time.sleep(0.5)  # its workers end by themselves
+        time.sleep(0.2 if engine != "inline" else 0)  # its workers end by themselves
         table = lake.load_table("test.t")
         if table.current_snapshot() != before:
+            committed += 1
             assert content_checksum(TableSource(table)) == wanted
         sweep_orphans(table, older_than=timedelta(0), dry_run=False)
         assert on_disk(table) == needed_by(table)
+    assert committed < TIMES[engine], "some were killed before they had done"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_error_in_any_bucket_ends_the_write_by_name_and_leaves_nothing(tmp_path, engine):
+    catalog = open_lake(tmp_path)
+    catalog.create_namespace_if_not_exists("lake")
+    main = main_table(catalog)
+    side = create_feature_table(catalog, "lake.side", main, [COUNT])
+    add_request_feature(main, side, FailsAt(-1), columns=[COUNT])
+    before, rng, runner = side.refresh().current_snapshot(), random.Random(3), ENGINES[engine]()
+    for _ in range(TIMES[engine]):
+        bucket = rng.randrange(4)
+        with pytest.raises(ValueError, match="of this one none can be said") as raised:
+            add_request_feature(main, side, FailsAt(bucket), columns=[COUNT], engine=runner)
+        if engine != "inline":
+            assert any(f"bucket {bucket}" in note for note in raised.value.__notes__)
+        assert side.refresh().current_snapshot() == before
+        assert on_disk(side) == needed_by(side)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """Where the table's files go: a disk of its own."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("root is required to mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_disk_that_is_full_at_any_point_leaves_the_table_as_it_was(lake, small_disk, engine):
+    lake.drop_table("test.t")
+    form = {"layout": Layout.BY_REQUEST, "num_buckets": 8, "location": f"file://{small_disk}"}
+    table = create_table(lake, "test.t", log_schema(), **form)
+    source, rng, runner, full = TableSource(lake.load_table("test.source")), random.Random(4), ENGINES[engine](), 0
+    wanted = content_checksum(source)
+    write(table, source, engine=runner)
+    of_one_write = shutil.disk_usage(small_disk).used
+    for _ in range(TIMES[engine]):
+        before = table.refresh().current_snapshot()
+        resize(small_disk, str(shutil.disk_usage(small_disk).used + int(rng.uniform(0, 1.5) * of_one_write)))
+        try:
+            write(table, source, engine=runner)
+            is_full = False
+        except OSError as error:
+            is_full = error.errno == errno.ENOSPC
+        full += is_full
+        resize(small_disk, "64m")
+        assert (table.refresh().current_snapshot() == before) == is_full
+        assert content_checksum(TableSource(table)) == wanted
+        left = on_disk(table) - needed_by(table)
+        assert all(path.endswith(".metadata.json") for path in left), "what the catalog itself could not write"
+        sweep_orphans(table, older_than=timedelta(0), dry_run=False)
+        assert on_disk(table) == needed_by(table)
+    assert full > TIMES[engine] // 4
