@@ -33,12 +33,13 @@ def study(rows: Mapping[str, tuple[str, str]], text: str, ours: str, article: st
     return Claim(file="study", rows=rows, text=text, ours=ours, article=article, command="make study")
 
 
-def movielens(task: str, metric: str, words: str, *rivals: str) -> Claim:
-    """A claim about quality on MovieLens-100K, one seed. words: what the metric is.  rivals: baselines beside it."""
+def movielens(task: str, metric: str, words: str, *rivals: str, histories: str = "all") -> Claim:
+    """A claim about quality on MovieLens-100K, one seed. words: what the metric is.  rivals: baselines beside it.
+    histories: a slice of them."""
     beside = "; ".join(f"{{a[baselines][{rival}]:.3f}}" for rival in rivals)
     return Claim(
         file="movielens_quality",
-        rows={"a": (f"MovieLens-100K, {task}, split by time, all: {metric}", "seed 0")},
+        rows={"a": (f"MovieLens-100K, {task}, split by time, {histories}: {metric}", "seed 0")},
         text=f"MovieLens-100K, each rating a request, the last fifth by time, one seed, {words}; {'; '.join(rivals)}",
         ours=f"{{a[value]:.3f}} ({{a[spread][0]:.3f}} to {{a[spread][1]:.3f}}); {beside}",
         command=f".venv/bin/python -m benchmarks.movielens_quality ml-100k --by time --task {task} --seeds 1",
@@ -155,6 +156,10 @@ CLAIMS = (
         {"a": ("large catalogue: retrieval, 64 passes per step", "whole requests, rates x 1")},
         "the same at equal user-tower passes, whole requests shuffled, all fixes",
         "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
+    ),
+    *(
+        movielens("ranking", "auc_click", words, "item + user mean", "item mean", histories=histories)
+        for histories, words in (("all", "AUC of a good rating"), ("history under 5", "AUC, histories under 5 events"))
     ),
     *(
         movielens("retrieval", metric, words, "item-kNN", "EASE", "iALS", "EASE with decay")
