@@ -46,15 +46,16 @@ class Catalogue:
 
     @classmethod
     def read(
-        cls, batches: Iterable[RequestBatch], columns: tuple[str, ...], *, counted: Split, label: str | None
+        cls, batches: Iterable[RequestBatch], columns: tuple[str, ...], *, counted: Split, labels: tuple[str, ...]
     ) -> Catalogue:
-        """Of all ranks' shares: every item, and its rows of the counted users where `label` is positive (None: all).
+        """Of all ranks' shares: every item, and its rows of the counted users where one of `labels` is positive (none:
+        all).
 
         batches: this rank's, over all users, at least one (an empty one, say); a collective, every rank must call it.
         """
         parts: list[Catalogue] = []
         for batch in batches:
-            parts.append(_part(batch, columns, counted, label))
+            parts.append(_part(batch, columns, counted, labels))
             if len(parts) >= _MERGED_TOGETHER:
                 parts = [cls.merged(parts)]
         return cls.merged(from_all_ranks(cls.merged(parts)))
@@ -73,9 +74,9 @@ class Catalogue:
         }
 
 
-def _part(batch: RequestBatch, columns: tuple[str, ...], counted: Split, label: str | None) -> Catalogue:
+def _part(batch: RequestBatch, columns: tuple[str, ...], counted: Split, labels: tuple[str, ...]) -> Catalogue:
     is_counted_R = counted.contains(batch.user_id_R.numpy(), batch.request[REQUEST_TS].numpy())
     is_counted_B = is_counted_R[batch.request_of_row_B.numpy()]
-    if label is not None:
-        is_counted_B &= np.nan_to_num(batch.row[label].numpy()) > 0
+    if labels:
+        is_counted_B &= np.any([np.nan_to_num(batch.row[label].numpy()) > 0 for label in labels], axis=0)
     return Catalogue.of_rows(batch.item_id_B.numpy(), is_counted_B, {name: batch.row[name].numpy() for name in columns})

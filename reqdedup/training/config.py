@@ -12,6 +12,7 @@ from reqdedup.arrays.windows import HistoryCut
 from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.registry import config_from_dict, config_to_dict, kind_of
+from reqdedup.training.conversions import ConversionLoss, Positive, check_positives
 from reqdedup.training.devices import DeviceKind, Precision
 from reqdedup.training.loss import check_same_user_share
 from reqdedup.training.optimizers import TableOptimizer
@@ -60,6 +61,10 @@ class TrainingConfig:
         cross_entropy; see `reqdedup.training.ranking_loss`.
     label_maturity_s: by label, its attribution window [s]: rows of requests that are younger, counted from the log's
         newest request, have no such label yet: they are left out, in evaluation too, and are not negative.
+    positives: of retrieval; (label, weight, duration column, cap [s]) of each label that makes a row worth learning, in
+        place of positive_label, by which the model is judged.  hard_negative_weight: of the rows of the same request
+        without any of them; 0: they are no negatives.  coarse_column: column of the rows that groups items; ""
+        for none.  coarse_weight: of the loss over groups. See `reqdedup.training.conversions`.
     negatives: of retrieval; batch: items of other users' rows in the batch (masked InfoNCE), or catalogue: a softmax
         over all items but those of the history.  negatives_per_step: at most so many items of the catalogue, drawn anew
         each step.  temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
@@ -112,6 +117,10 @@ class TrainingConfig:
     focal_gamma: float = 0.0
     positive_weight: float = 1.0
     label_maturity_s: Mapping[str, float] = field(default_factory=dict)
+    positives: tuple[Positive, ...] = ()
+    hard_negative_weight: float = 0.0
+    coarse_column: str = ""
+    coarse_weight: float = 0.5
     negatives: Negatives = "batch"
     negatives_per_step: int = 4096
     temperature: float = 0.1
@@ -176,6 +185,7 @@ class TrainingConfig:
                 raise ValueError(f"training: {name} one of {get_args(kind)} required, found {getattr(self, name)!r}")
 
         self._check_ranking()
+        self._check_conversions()
 
     def _check_ranking(self) -> None:
         if 0 < self.focal_gamma < 1 or self.focal_gamma < 0:
@@ -203,6 +213,43 @@ class TrainingConfig:
                 f"training: label_maturity_s: labels of the model required, found {', '.join(unknown)}; it has "
                 f"{', '.join(labels) or 'none'}"
             )
+
+    def _check_conversions(self) -> None:
+        object.__setattr__(self, "positives", tuple(tuple(one) for one in self.positives))
+        check_positives(self.positives)
+        if self.hard_negative_weight < 0 or self.coarse_weight < 0:
+            raise ValueError(
+                "training: hard_negative_weight and coarse_weight of at least 0 required, found "
+                f"{self.hard_negative_weight} and {self.coarse_weight}"
+            )
+        if self.conversion_loss is None:
+            return
+        if self.task != "retrieval" or self.negatives != "batch":
+            raise ValueError(
+                "training: positives, hard_negative_weight and coarse_column are of retrieval with negatives='batch', "
+                f"found {self.task} with {self.negatives!r}"
+            )
+
+    @property
+    def conversion_loss(self) -> ConversionLoss | None:
+        """None if a row with a positive label is as good as another, and its negatives are other users' rows."""
+        if not (self.positives or self.hard_negative_weight or self.coarse_column):
+            return None
+        positives = self.positives or (((self.positive_label, 1.0, "", 0.0),) if self.positive_label else ())
+        if not positives:
+            raise ValueError(
+                "training: a positive_label, or positives, required with hard negatives or groups, found none"
+            )
+        return ConversionLoss(
+            positives=positives,
+            hard_negative_weight=self.hard_negative_weight,
+            coarse_column=self.coarse_column,
+            coarse_weight=self.coarse_weight,
+            gather=self.gather_negatives,
+            temperature=self.temperature,
+            mask_same_user=self.mask_same_user,
+            same_user_share=self.same_user_share,
+        )
 
     @property
     def task(self) -> str:

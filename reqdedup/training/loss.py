@@ -108,9 +108,12 @@ def row_losses(
     temperature: float | torch.Tensor = 1.0,
     mask_same_user: bool = True,
     same_user_share: float = 0.0,
+    further_log_negatives_R: torch.Tensor | None = None,
 ) -> RowLosses:
     """The InfoNCE loss of every row of this batch against `columns`; see `info_nce` for the rest.
 
+    further_log_negatives_R: log of a sum of exponentials over negatives that each request has beside the columns, -inf
+        for none.
     With uneven ranks, sum the losses, count the legal rows over all ranks, and scale: `scale_for_mean_over_ranks`.
     """
     num_rows, num_columns = len(item_id_B), len(columns.item_id_N)
@@ -143,6 +146,13 @@ def row_losses(
     negatives_B = _log_sum_of_negatives(
         logits_NR, item_of_column_N, item_count_N, own_B=own_B, request_of_row_B=request_of_row_B, is_legal_B=is_legal_B
     )
+    if further_log_negatives_R is not None:
+        further_B = further_log_negatives_R[request_of_row_B]
+        has_further_B = torch.isfinite(further_B)
+        further_B = torch.where(has_further_B, further_B, torch.finfo(further_B.dtype).min)
+        both_B = torch.where(is_legal_B, torch.logaddexp(negatives_B, further_B), further_B)
+        negatives_B = torch.where(has_further_B, both_B, negatives_B)
+        is_legal_B = is_legal_B | has_further_B
     excess_B = torch.where(is_legal_B, negatives_B - positive_B, 0.0)
     loss_B = torch.logaddexp(excess_B, torch.zeros_like(excess_B))
     return RowLosses(loss_B=torch.where(is_legal_B, loss_B, positive_B * 0.0), is_legal_B=is_legal_B)

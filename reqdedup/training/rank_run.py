@@ -292,7 +292,7 @@ class RankRun:
             columns=(*self.task.columns, *self.config.slice_by),
             requests=min(per_rank, EVAL_BATCH_REQUESTS),
             shuffle="users" if self.config.shuffle == "users" else "requests",
-            positive_label=self.task.positive_label,
+            positive_label=self.task.judged_label,
             users=part,
             device=self.device,
         )

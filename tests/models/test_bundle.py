@@ -249,7 +249,10 @@ DAMAGES = {
     ),
     "a folder": (lambda f: [(f / "config.json").unlink(), (f / "config.json").mkdir()], "a file that the manifest nam"),
     "foreign file": (lambda f: (f / "model.pkl").write_bytes(b"x"), r"found model\.pkl; take it out"),
-    "unknown kind": (_json_file("config.json", lambda c: c.update(kind="gpt")), "kind one of dcat, two_tower required"),
+    "unknown kind": (
+        _json_file("config.json", lambda c: c.update(kind="gpt")),
+        "kind one of dcat, early_ranker, foundation, two_tower required",
+    ),
     "unknown field": (_json_file("config.json", lambda c: c.update(depth=3)), "a field is unknown or missing"),
     "other sizes": (_json_file("config.json", lambda c: c.update(width=8)), r"weights\.safetensors: a file of this"),
     "other nulls": (

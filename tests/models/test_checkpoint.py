@@ -131,7 +131,7 @@ def test_a_newer_format_is_refused_by_name(tmp_path):
 def test_what_is_no_model_of_ours_is_refused(tmp_path):
     path = tmp_path / "c.pt"
     for model, weights, message in (
-        ({"kind": "nobody"}, {}, "kind one of dcat, two_tower required, found 'nobody'"),
+        ({"kind": "nobody"}, {}, "kind one of dcat, early_ranker, foundation, two_tower required, found 'nobody'"),
         ({"kind": "dcat", "colour": 1}, {}, "a model of kind dcat: a field is unknown or missing"),
         ({"kind": "dcat"}, {}, "weights of the configured model required, found others"),
     ):

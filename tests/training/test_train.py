@@ -261,7 +261,9 @@ def test_a_configuration_survives_json_and_refuses_what_it_does_not_know(source)
         assert TrainingConfig.from_dict(json.loads(config.to_json())) == config
     with pytest.raises(ValueError, match="colour"):
         TrainingConfig.from_dict({**config.to_dict(), "colour": "red"})
-    with pytest.raises(ValueError, match="kind one of dcat, two_tower required, found 'cooking'"):
+    with pytest.raises(
+        ValueError, match="kind one of dcat, early_ranker, foundation, two_tower required, found 'cooking'"
+    ):
         TrainingConfig.from_dict({**config.to_dict(), "model": {"kind": "cooking"}})
     with pytest.raises(ValueError, match="a request per rank"):
         _config("ranking", source.schema, requests_per_step=1)

@@ -98,7 +98,7 @@ def test_a_wrong_file_is_one_sentence_that_names_it(here, capsys, monkeypatch, c
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "lake.t", "--out", "x"], "--task ranking or --task retrieval required, found neither"),
+        (["train", "lake.t", "--out", "x"], "--task ranking, retrieval or pretraining required, found none"),
         ([*TRAIN, "--out", "x", "--positive-label", "click"], "--positive-label is for another task than ranking"),
         ([*TRAIN, "--out", "x", "--config", "none.toml"], "none.toml: a file with the configuration required"),
         (["train", "lake.no", "--task", "ranking", "--out", "x"], "lake.no"),

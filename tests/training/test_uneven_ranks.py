@@ -56,6 +56,14 @@ for loss in ("pairwise", "listwise"):
 CASES["ranking", "uneven, focal"] = _case("ranking", SIZES["uneven"], focal_gamma=2.0, positive_weight=4.0)
 CASES["retrieval", "uneven, same-user share"] = _case("retrieval", SIZES["uneven"], same_user_share=0.1)
 
+CASES["retrieval", "uneven, conversions"] = _case(
+    "retrieval",
+    SIZES["uneven"],
+    positives=(("click", 1.0, "price", 1.0), ("is_new", 0.5, "", 0.0)),
+    hard_negative_weight=0.5,
+    coarse_column="position",
+)
+
 
 @pytest.fixture(scope="module")
 def results():

@@ -162,7 +162,9 @@ class Loader:
         for folder in folders:
             bundle = Bundle.load(folder)
             self._check_store(bundle)
-            make = self._ranking if bundle.task == "ranking" else self._retrieval
+            make = {"ranking": self._ranking, "retrieval": self._retrieval}.get(bundle.task)
+            if make is None:
+                raise ValueError(f"{folder}: a ranking or retrieval model required, found one of {bundle.task}")
             found.append(make(str(folder), bundle))
             logger.info("%s: %s model %s loaded", folder, bundle.task, bundle.fingerprint)
         return found

@@ -61,7 +61,7 @@ def retrieval_baselines(
 
     label = config.positive_label
     rows = loader((label,) if label else (), None)
-    catalogue = Catalogue.read([rows.empty_batch(), *rows], (), counted=train, label=label)
+    catalogue = Catalogue.read([rows.empty_batch(), *rows], (), counted=train, labels=(label,) if label else ())
     numbering = _Numbering(catalogue)
     sequences = _sequences(
         loader((HISTORY_ITEM_ID,), train), loader((label,) if label else (), train, positive_label=label)

@@ -34,7 +34,7 @@ class Ranking:
         self.teacher = Teacher(config.teacher, model, device) if config.teacher else None
         taught = self.teacher.columns if self.teacher is not None else ()
         self.columns = (*dict.fromkeys((*model.columns, *taught)), *model.labels)
-        self.positive_label = None
+        self.positive_label = self.judged_label = None
         self.slice_by = config.slice_by
         self.num_requests = self.learned_until_us = 0
 

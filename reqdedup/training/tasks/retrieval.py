@@ -64,8 +64,16 @@ class Retrieval:
             )
         self.num_requests, self.learned_until_us = num_requests, 0
         self.config = config
-        self.columns = (*model.columns, *([config.positive_label] if config.positive_label else []))
-        self.positive_label = config.positive_label
+        self.conversions = config.conversion_loss
+        if self.conversions is not None and self.has_row_heads:
+            raise ValueError(
+                "training: context_from='logged' required with positives, hard negatives or groups, found 'positive'"
+            )
+        labels = self.conversions.columns if self.conversions is not None else ()
+        own = (config.positive_label,) if config.positive_label else ()
+        self.columns = tuple(dict.fromkeys((*model.columns, *labels, *own)))
+        self.judged_label = config.positive_label
+        self.positive_label = config.positive_label if self.conversions is None else None
         self.item_columns = model.item_columns
         item_id_C, columns = catalogue.sample(config.catalogue_items, config.seed)
         self.catalogue = item_id_C.to(device), {name: column.to(device) for name, column in columns.items()}
@@ -89,10 +97,13 @@ class Retrieval:
                 "negatives mask_same_user takes out; raise requests_per_step"
             )
         label, items = config.positive_label, config.model.item_columns
+        labels: tuple[str, ...] = (label,) if label else ()
+        if config.conversion_loss is not None:  # reads all rows of a request
+            label, labels = None, config.conversion_loss.labels
         survey = Survey.of(config.model, train, positive_label=label, chunk_rows=config.chunk_rows)
-        loader = loader_of((*items, *survey.columns))
+        loader = loader_of(tuple(dict.fromkeys((*items, *survey.columns, *labels))))
         batches = survey.passing(chain([loader.empty_batch()], loader))
-        catalogue = Catalogue.read(batches, items, counted=train, label=label)
+        catalogue = Catalogue.read(batches, items, counted=train, labels=labels)
         survey = survey.over_ranks()
         survey.check_rows()
         survey.check_inputs()
@@ -114,6 +125,8 @@ class Retrieval:
         user_RD, item_BD = outputs
         if inputs:
             return self._catalogue_loss(user_RD, item_BD, batch, inputs[0][0])
+        if self.conversions is not None:
+            return self.conversions(user_RD, item_BD, batch, self._log_q(batch.item_id_B))
         columns = Columns(
             item_ND=item_BD,
             item_id_N=batch.item_id_B,

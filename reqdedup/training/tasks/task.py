@@ -44,6 +44,11 @@ class Task(Protocol):
     def positive_label(self) -> str | None: ...
 
     @property
+    def judged_label(self) -> str | None:
+        """Label that is positive in the rows that are judged (None: all)."""
+        ...
+
+    @property
     def num_requests(self) -> int:
         """Requests, or chunks of them, that an epoch of all ranks holds."""
         ...
