@@ -91,7 +91,7 @@ def load_rules(source: Rules | Mapping[str, Any] | str | Path) -> Rules:
         return _parse("URL rules", source)
     where = f"URL rules {source}"
     try:
-        content = json.loads(Path(source).read_text(encoding="utf-8"))
+        content = json.loads(Path(source).read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
         raise ValueError(
             f"{where}: a readable file required, found: {error.strerror}; `reqdedup urls learn` makes one"
@@ -99,6 +99,16 @@ def load_rules(source: Rules | Mapping[str, Any] | str | Path) -> Rules:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: JSON required, found: {error}") from None
     return _parse(where, content)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError if a key is there twice, of which the last would hide the others."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key!r:.200} twice in an object")
+        content[key] = value
+    return content
 
 
 def _parse(where: str, content: Any) -> Rules:

@@ -185,6 +185,12 @@ def test_hosts_and_names_of_a_file_may_be_written_as_one_writes_them():
     assert normaliser("http://bücher.example/?size[]=1&utm=2").endswith("/?size%5B%5D=1")
 
 
+def test_a_file_of_an_editor_that_marks_its_encoding_is_read(tmp_path):
+    RULES.save(tmp_path / "miqps.json")
+    (tmp_path / "miqps.json").write_text((tmp_path / "miqps.json").read_text(), encoding="utf-8-sig")
+    assert load_rules(tmp_path / "miqps.json").fingerprint == RULES.fingerprint
+
+
 def test_a_pattern_that_is_there_twice_keeps_what_either_does():
     one, other = ({"parameters": names, "keep": names[:1]} for names in (["a", "b"], ["b", "a"]))
     for hosts in ({"s.example": [one, other]}, {"s.example": [one], "S.Example": [other]}):
@@ -198,6 +204,7 @@ def test_a_pattern_that_is_there_twice_keeps_what_either_does():
         ("", "JSON required"),
         ("[" * 100_000, "JSON required"),
         ("[]", "format 1 required"),
+        ('{"format": 1, "allowlists": {"a.b": ["v"], "a.b": ["w"]}, "keep": [], "hosts": {}}', "the key 'a.b' twice"),
         ('{"format": 2}', "format 1 required, found 2"),
         ('{"format": 1}', '"hosts"'),
         (
