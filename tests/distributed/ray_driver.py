@@ -15,7 +15,7 @@ import numpy as np
 from reqdedup.distributed import Engine, counted, engine_for
 from reqdedup.distributed.ray import Ray
 from reqdedup.storage import TableSource, compact, write
-from reqdedup.storage.tasks import shuffle
+from reqdedup.storage.tasks import parts
 from tests.distributed.work import Square, Squares
 from tests.storage.tasks.secret_lake import open_lake
 
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
     for fault in ("value", "memory"):
         found[fault] = refused(folder / fault, soon, fault)
     lake = open_lake(folder)
-    shuffle.MAP_ROWS = 1_000
+    parts.MAP_ROWS = 1_000
     with counted() as totals:
         write(lake.load_table("lake.shared"), TableSource(lake.load_table("lake.source")), engine=name)
         compact(lake.load_table("lake.shared"), force=True, engine=name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pyiceberg.catalog import Catalog, load_catalog
 
 from reqdedup.storage import TableSource, write
-from reqdedup.storage.tasks import shuffle
+from reqdedup.storage.tasks import parts
 
 
 def open_lake(folder: Path) -> Catalog:
@@ -18,7 +18,7 @@ def open_lake(folder: Path) -> Catalog:
 
 if __name__ == "__main__":
     lake = open_lake(Path(sys.argv[1]))
-    shuffle.MAP_ROWS = 3_000
+    parts.MAP_ROWS = 3_000
     print("begins", flush=True)
     engine = sys.argv[2] if len(sys.argv) > 2 else "processes:2"
     write(lake.load_table("test.t"), TableSource(lake.load_table("test.source")), engine=engine)

@@ -29,7 +29,7 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.measure.checks import content_checksum
-from reqdedup.storage.tasks import shuffle
+from reqdedup.storage.tasks import parts
 from tests.storage.feature_tables import COUNT, main_table
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
@@ -58,7 +58,7 @@ def make_lake(folder: Path, *, num_logs: int = 4):
 
 @pytest.fixture
 def lake(tmp_path, monkeypatch):
-    monkeypatch.setattr(shuffle, "MAP_ROWS", 3_000)
+    monkeypatch.setattr(parts, "MAP_ROWS", 3_000)
     return make_lake(tmp_path)
 
 
