@@ -111,6 +111,7 @@ def daily_asset(days: dg.PartitionsDefinition) -> dg.AssetsDefinition:
             new_files=len(new),
             new_rows=report.rows,
             rejected_rows=sum(log.counts.rejected.values()),
+            merged_rows=log.counts.rows_merged,
             **_of_day(report),
         )
 

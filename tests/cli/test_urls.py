@@ -180,6 +180,8 @@ def test_a_list_without_urls_writes_no_rules_and_a_packed_one_is_read(run, tmp_p
     own = ("--contents", "pages.parquet", "--rules", "miqps.json")
     assert "found none among 0 texts" in run("learn", "none.txt", *own, code=2)
     assert "unpack it" in run("learn", "table.csv.gz", *own, code=2)
+    Path("western.csv").write_bytes("url\nhttps://a.example/\xe9\n".encode("latin-1"))
+    assert "iconv" in run("learn", "western.csv", *own, code=2)
     assert not Path("miqps.json").exists()
     assert "1 pattern of 1 host" in run("learn", "urls.txt.gz", *own)
 

@@ -95,7 +95,8 @@ def _columns(path: str | Path, url: str, *others: str) -> dict[str, list[Any]]:
         _check_columns(path, frame.collect_schema().names(), url, *others)
         return frame.select(pl.col(url).cast(pl.String), *others).collect().to_dict(as_series=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{path}: a readable file required, found: {error}") from None
+        advice = "; UTF-8 is read: convert it with iconv" if "utf-8" in str(error).lower() else ""
+        raise ValueError(f"{path}: a readable file required, found: {error}{advice}") from None
 
 
 def _columns_of_json(path: str | Path, url: str, *others: str) -> dict[str, list[Any]]:
