@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
@@ -40,7 +41,7 @@ from reqdedup.convert.text_ids import item_keys
 from reqdedup.convert.writing import write_converted
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.dedup.parts import RequestValuesError
-from reqdedup.distributed import Engine, engine_for
+from reqdedup.distributed import SHUFFLE_PAYS_FROM, Engine, engine_for
 from reqdedup.distributed.engine import named_engine
 from reqdedup.masking import mask
 from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, EngagementSchema, Kind, Level
@@ -275,7 +276,9 @@ def _has_their_items(rows: RowSource, catalog: Catalog) -> bool:
 
 def _engine_of(rows: RowSource, layout: Layout, engine: str | Engine | None) -> Engine:
     if layout is not Layout.SHUFFLED:
-        return engine_for(engine, rows, num_tasks=len(rows.parts()), num_bytes=rows.num_bytes)  # type: ignore[arg-type]
+        work: Any = rows
+        num_tasks, num_bytes = len(rows.parts()), rows.num_bytes
+        return engine_for(engine, work, num_tasks=num_tasks, num_bytes=num_bytes, pays_from=SHUFFLE_PAYS_FROM)
     asked = named_engine(engine) if isinstance(engine, str) else engine
     if asked is not None and not asked.is_here:
         raise ValueError(

@@ -18,6 +18,10 @@ NAMES = "inline, processes, processes:N, ray or ray:HOST:PORT"
 PAYS_BYTES = 2**30
 """Of stored files that an operation reads, from which on it runs on all cores if nobody says otherwise."""
 
+SHUFFLE_PAYS_FROM = 4
+"""Cores: rows that are exchanged between tasks take more than twice the CPU of one process, and gain in wall time
+alone."""
+
 
 class Task(Protocol):
     """One part of an operation: small, and the same wherever and however often it runs. name: for people.
@@ -72,12 +76,15 @@ class Inline:
             yield number, result
 
 
-def engine_for(engine: str | Engine | None, work: Work | None, *, num_tasks: int, num_bytes: int = 0) -> Engine:
+def engine_for(
+    engine: str | Engine | None, work: Work | None, *, num_tasks: int, num_bytes: int = 0, pays_from: int = 2
+) -> Engine:
     """The engine that is meant, for this work.
 
     engine: its name, one that was made, or None: what REQDEDUP_ENGINE names, else all cores for a large job and this
         process for a small one, or one that cannot be pickled.
     num_tasks, num_bytes: of the job; stored bytes that it reads.
+    pays_from: number of cores; SHUFFLE_PAYS_FROM for tasks that exchange their rows.
     Raises ValueError for an unknown name.
     """
     if engine is not None and not isinstance(engine, str):
@@ -86,7 +93,7 @@ def engine_for(engine: str | Engine | None, work: Work | None, *, num_tasks: int
     if named:
         return named_engine(named)
     cores = num_cores()
-    if cores < 2 or num_tasks < 2 or num_bytes < PAYS_BYTES:
+    if cores < pays_from or num_tasks < 2 or num_bytes < PAYS_BYTES:
         return Inline()
     try:
         pickle.dumps(work)

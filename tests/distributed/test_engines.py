@@ -118,6 +118,7 @@ def test_the_engine_that_a_name_means(tmp_path, monkeypatch):
     monkeypatch.setattr("reqdedup.distributed.engine.num_cores", lambda: 4)
     assert engine_for(None, work, **large).name == "processes:4"
     assert isinstance(engine_for(None, lambda: None, **large), Inline), "what cannot travel stays"
+    assert isinstance(engine_for(None, work, pays_from=8, **large), Inline), "too few cores for a shuffle"
     monkeypatch.setenv("REQDEDUP_ENGINE", "processes:3")
     assert engine_for(None, work, num_tasks=1).name == "processes:3"
     assert engine_for("inline", work, **large).name == "inline"

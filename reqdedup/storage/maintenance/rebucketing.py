@@ -22,7 +22,7 @@ from pyiceberg.transforms import BucketTransform
 from reqdedup.dedup.checksum import RunningChecksum
 from reqdedup.dedup.rows import take_rows
 from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY
-from reqdedup.distributed import Engine, engine_for
+from reqdedup.distributed import SHUFFLE_PAYS_FROM, Engine, engine_for
 from reqdedup.schema import ITEM_ID, USER_ID, EngagementSchema
 from reqdedup.storage.features.values import row_groups
 from reqdedup.storage.iceberg.changes import check_spec
@@ -160,7 +160,8 @@ def rebucket(
 def _engine_of(table: Table, source: FileSource, engine: str | Engine | None) -> Engine:
     """For rows that must be sorted anew."""
     work: Any = (PortableTable(table), source)
-    return engine_for(engine, work, num_tasks=len(source.paths), num_bytes=stored_bytes(table))
+    num_bytes = stored_bytes(table)
+    return engine_for(engine, work, num_tasks=len(source.paths), num_bytes=num_bytes, pays_from=SHUFFLE_PAYS_FROM)
 
 
 def _in_order(old: Sequence[LiveFile], old_buckets: int, num_buckets: int) -> bool:

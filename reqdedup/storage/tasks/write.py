@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyiceberg.table import Table
 
-from reqdedup.distributed import Engine, engine_for
+from reqdedup.distributed import SHUFFLE_PAYS_FROM, Engine, engine_for
 from reqdedup.distributed.engine import named_engine
 from reqdedup.storage.iceberg.changes import check_spec
 from reqdedup.storage.iceberg.commit import StagedFiles
@@ -139,7 +139,7 @@ def _engine_of(files: StagedFiles, source: FileSource | SplitSource, engine: str
     else:
         num_tasks, num_bytes = source.split_size()
     work: Any = (PortableTable(files.table), source)
-    return engine_for(engine, work, num_tasks=num_tasks, num_bytes=num_bytes)
+    return engine_for(engine, work, num_tasks=num_tasks, num_bytes=num_bytes, pays_from=SHUFFLE_PAYS_FROM)
 
 
 def _refuse(files: StagedFiles, source: Rows, engine: str | Engine | None) -> None:
