@@ -29,9 +29,11 @@ from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.published import published_definitions
 from reqdedup.sequences.tables import (
     INDEX,
+    LOG_PROPERTY,
     TIMELINE_PROPERTY,
     TIMELINE_TABLE,
     TimelineState,
+    add_optional_columns,
     delivered_of,
     load_raw,
     load_timeline,
@@ -109,13 +111,13 @@ def backfill(
 ) -> AdvanceReport:
     """Make the whole timeline anew from all delivered events, as a new version on a branch; see `publish_timeline`.
 
-    For a changed definition, a new one, or enrichments that were wrong. Readers see nothing of it. What was staged
+    For a changed definition, a new one, a log with more types or columns, or enrichments that were wrong. Readers see nothing of it. What was staged
     under the number and not published is replaced. Raises as `advance` does.
     """
     raw, table = load_raw(catalog, namespace), load_timeline(catalog, namespace)
     wanted = _definitions(catalog, namespace, log_of(raw), definitions)
     lookups = load_lookups(catalog, enrichments_of(wanted))
-    _add_columns(table, wanted, lookup_dtypes(enrichments_of(wanted), lookups))
+    _take_up(table, log_of(raw), wanted, lookup_dtypes(enrichments_of(wanted), lookups))
     version = state_of(table).version + 1
     branch = stage_branch(table, version, main=ref_snapshot(table, MAIN))
     empty = Timeline(table, None, TimelineState(version=version, definitions=texts(wanted)))
@@ -285,20 +287,21 @@ def _check_same(timeline: Timeline, wanted: Sequence[SequenceDefinition]) -> Non
         )
 
 
-def _add_columns(table: Table, definitions: Sequence[SequenceDefinition], enriched: dict[str, str]) -> None:
-    """Give the table the columns that these definitions need beyond its own; rows that are there have none of them."""
-    wanted = timeline_schema(log_of(table), definitions, enriched)
-    new = [one for one in wanted.fields if one.name not in table.schema().column_names]
+def _take_up(table: Table, log: EventLog, definitions: Sequence[SequenceDefinition], enriched: dict[str, str]) -> None:
+    """Give the table the log's form and the columns that these definitions need beyond its own, in one commit; rows
+    that are there have none of them, and their types keep their places."""
+    wanted, has = timeline_schema(log, definitions, enriched), table.schema()
     for one in wanted.fields:
-        if one not in new and table.schema().find_field(one.name).field_type != one.field_type:
+        if one.name in has.column_names and has.find_field(one.name).field_type != one.field_type:
             raise ValueError(
-                f"{'.'.join(table.name())}: column {one.name} of {table.schema().find_field(one.name).field_type} "
-                f"required, found {one.field_type} now; give the enrichment's column another name"
+                f"{'.'.join(table.name())}: column {one.name} of {has.find_field(one.name).field_type} required, "
+                f"found {one.field_type} now; give the enrichment's column another name"
             )
-    if new:
-        with table.update_schema() as update:
-            for one in new:
-                update.add_column(one.name, one.field_type, doc=one.doc)
+    is_same = log == log_of(table) and all(one.name in has.column_names for one in wanted.fields)
+    if not is_same:
+        with table.transaction() as transaction:
+            add_optional_columns(transaction, wanted)
+            transaction.set_properties({LOG_PROPERTY: log.to_json()})
         table.refresh()
 
 

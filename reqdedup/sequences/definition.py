@@ -54,7 +54,7 @@ class EventLog:
     """What the events of a log look like.
 
     types: names of the event types; the timeline stores their places, so new ones go behind.
-    columns: name -> dtype of the columns beside those that every event has.
+    columns: name -> dtype of the columns beside those that every event has; new ones are null in earlier events.
     """
 
     types: Sequence[str]
@@ -76,6 +76,22 @@ class EventLog:
     def dtypes(self) -> dict[str, str]:
         """All columns of an event and their dtypes."""
         return {**KEY_COLUMNS, **self.columns}
+
+    def added_to(self, old: EventLog) -> tuple[str, ...]:
+        """What this log has beyond an earlier form of it, one line each.
+
+        Raises ValueError unless it has all of that one, its types first and in their order.
+        """
+        kept = {name: self.columns.get(name) for name in old.columns}
+        if self.types[: len(old.types)] != old.types or kept != old.columns:
+            raise ValueError(
+                f"event log: types {', '.join(old.types)} first and columns {dict(old.columns)} required, found "
+                f"{', '.join(self.types)} and {dict(self.columns)}; new types go behind, a column of another dtype has "
+                "another name"
+            )
+        types = (f"event log: type {name}: new" for name in self.types[len(old.types) :])
+        new = {name: dtype for name, dtype in self.columns.items() if name not in old.columns}
+        return (*types, *(f"event log: column {name}: new, {dtype}" for name, dtype in new.items()))
 
     def to_json(self) -> str:
         return _canonical({"types": list(self.types), "columns": dict(self.columns)})

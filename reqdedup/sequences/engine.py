@@ -79,6 +79,7 @@ class Engine:
         self._tables = {one.name: checked_lookup(one, tables[one.table], log) for one in self.enrichments}
         dtypes = timeline_dtypes(log, self.definitions, lookup_dtypes(self.enrichments, tables))
         self.schema = arrow_schema_of(dtypes)
+        self._log_schema = pl.Schema(arrow_schema_of({**log.dtypes, POSITION: "int64"}))
         self._members = [_member(one, log) for one in self.definitions]
 
     @property
@@ -88,6 +89,15 @@ class Engine:
     def no_ends(self) -> pl.DataFrame:
         """Where timelines stand before any event."""
         return pl.DataFrame(schema={USER: pl.Int64, "end": pl.Int64, **dict.fromkeys(self.rank_columns, pl.Int32)})
+
+    def of_log(self, delivered: pl.DataFrame) -> pl.DataFrame:
+        """Delivered events with the columns of the engine's log: those of a log that went on are left out, those that
+        an event from before has not are null."""
+        made = [
+            pl.col(name) if name in delivered.columns else pl.lit(None, dtype).alias(name)
+            for name, dtype in self._log_schema.items()
+        ]
+        return delivered.select(made)
 
     def run(
         self,
@@ -103,7 +113,7 @@ class Engine:
         earlier: of the events that were delivered before them within the horizon, the rows with these event ids.
         ends: of these users, those who have a timeline, with `end`, its number of events, and the last ranks.
         """
-        counts = EventCounts(num_delivered=delivered.height)
+        delivered, counts = self.of_log(delivered), EventCounts(num_delivered=delivered.height)
         late = pl.col(ARRIVAL_TS).dt.epoch("us") - pl.col(EVENT_TS).dt.epoch("us") > LATE_US
         counts.num_late = int(delivered.select(late.sum()).item())
         rows = self._once(delivered, earlier, counts)
@@ -122,7 +132,7 @@ class Engine:
         self, delivered: pl.DataFrame, earlier: Callable[[pl.Series], pl.DataFrame], counts: EventCounts
     ) -> pl.DataFrame:
         """The events that no delivery within the horizon before them brought already."""
-        before = earlier(delivered[EVENT_ID])
+        before = self.of_log(earlier(delivered[EVENT_ID]))
         is_again = delivered[EVENT_ID].is_duplicated() | delivered[EVENT_ID].is_in(before[EVENT_ID].implode())
         if not is_again.any():
             return delivered

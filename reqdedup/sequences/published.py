@@ -19,6 +19,7 @@ from pyiceberg.schema import Schema
 from pyiceberg.types import IntegerType, NestedField, StringType, TimestamptzType
 
 from reqdedup.sequences.definition import FREE_FIELDS, EventLog, SequenceDefinition, check_together
+from reqdedup.sequences.tables import check_log, continue_log, load_raw
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.names import make_namespace
 
@@ -104,13 +105,18 @@ def publish_definitions(
 ) -> list[Change]:
     """Make these the definitions that hold; what changed. Those that are published as they are stay.
 
-    Raises ValueError, and changes nothing, if one of them changes what a published version holds.
+    Types and columns that the log has beyond what was delivered so far are taken up, and are the first of the changes.
+    Raises ValueError, and changes nothing, if one of them changes what a published version holds, or if the log lacks
+    something of what was delivered.
     """
     check_together(log, definitions)
+    of_log = check_log(catalog, namespace, log)
     changes = check_definitions(definitions, published_definitions(catalog, namespace))
     refused = [change.refused for change in changes if not change.ok]
     if refused:
         raise ValueError("; ".join(refused))
+    if of_log:
+        continue_log(catalog, namespace, load_raw(catalog, namespace), log)
     now = datetime.now(UTC)
     rows = [
         {
@@ -138,7 +144,12 @@ def publish_definitions(
                     f"{namespace}.{DEFINITIONS_TABLE}: another process published; check again"
                 ) from error
             raise
-    return changes
+    return [*log_changes(of_log), *changes]
+
+
+def log_changes(added: Sequence[str]) -> list[Change]:
+    """What publishing would add to the log, as `check_log` says it; none if that is nothing."""
+    return [Change(name="event log", differences=tuple(added))] if added else []
 
 
 def _change(new: SequenceDefinition, old: SequenceDefinition | None) -> Change:

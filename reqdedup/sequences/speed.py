@@ -44,7 +44,7 @@ class SpeedView:
         version: int,
     ) -> None:
         self._engine, self._ends, self._version = engine, ends, version
-        self._recent = recent
+        self._recent = engine.of_log(recent)
         self.position = position
         self.arrival_us = 0
         self.counts = EventCounts()
@@ -56,12 +56,13 @@ class SpeedView:
         events = events.filter(pl.col(POSITION) >= self.position)
         if not events.height:
             return 0
+        events = self._engine.of_log(events)
         rows, counts = self._engine.run(events, self._earlier, self._where, version=self._version)
         self._add(rows)
         self.counts.add(counts)
         self.position = int(events[POSITION][-1]) + 1
         self.arrival_us = int(events[ARRIVAL_TS].dt.epoch("us")[-1])
-        known = pl.concat([self._recent, events.select(self._recent.columns)])
+        known = pl.concat([self._recent, events])
         self._recent = known.filter(pl.col(ARRIVAL_TS).dt.epoch("us") >= self.arrival_us - self._engine.horizon_us)
         return events.height
 

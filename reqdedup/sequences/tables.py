@@ -21,7 +21,7 @@ from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import FixedType, IcebergType, LongType, NestedField, StringType
@@ -38,6 +38,7 @@ from reqdedup.sequences.definition import (
     check_together,
     enrichments_of,
 )
+from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.layout import DTYPES
 from reqdedup.storage.iceberg.names import make_namespace
 from reqdedup.storage.iceberg.row_files import NO_RETRIES
@@ -112,10 +113,7 @@ def raw_schema(log: EventLog) -> Schema:
 
 
 def raw_table(catalog: Catalog, namespace: str, log: EventLog) -> Table:
-    """The table `raw_events` for a log of this form, made if it is not there.
-
-    Raises ValueError if it is there for a log that this one does not continue: types and columns may be added behind.
-    """
+    """The table `raw_events` for a log of this form, made if it is not there; see `continue_log` if it is."""
     identifier = f"{namespace}.{RAW_TABLE}"
     schema = raw_schema(log)
     try:
@@ -131,17 +129,55 @@ def raw_table(catalog: Catalog, namespace: str, log: EventLog) -> Table:
             partition_spec=PartitionSpec(day),
             properties={**NO_RETRIES, LOG_PROPERTY: log.to_json(), RAW_PROPERTY: json.dumps(asdict(Delivered()))},
         )
-    check_continues(identifier, log_of(table), log)
+    continue_log(catalog, namespace, table, log)
     return table
 
 
-def check_continues(identifier: str, old: EventLog, new: EventLog) -> None:
-    """Raise ValueError unless a table of the old log can hold the new one's events."""
-    if new != old:
-        raise ValueError(
-            f"{identifier}: events of types {', '.join(old.types)} and columns {dict(old.columns)} required, found "
-            f"{', '.join(new.types)} and {dict(new.columns)}; take another namespace"
-        )
+def published_log(catalog: Catalog, namespace: str) -> EventLog | None:
+    """The log whose events were delivered; None before the first."""
+    identifier = f"{namespace}.{RAW_TABLE}"
+    return log_of(catalog.load_table(identifier)) if catalog.table_exists(identifier) else None
+
+
+def check_log(catalog: Catalog, namespace: str, log: EventLog) -> tuple[str, ...]:
+    """What this log would add to the one that is there, one line each.
+
+    Raises ValueError if it lacks something of that one, or if a new column has the name of an enrichment's.
+    """
+    old = published_log(catalog, namespace)
+    added = log.added_to(old) if old is not None else ()
+    if added and catalog.table_exists(f"{namespace}.{TIMELINE_TABLE}"):
+        for one in state_of(load_timeline(catalog, namespace)).parsed():
+            one.validate(log)
+    return added
+
+
+def continue_log(catalog: Catalog, namespace: str, table: Table, log: EventLog) -> None:
+    """Give `raw_events` the types and columns that the log has beyond the table's, in one commit.
+
+    The timeline takes them up with its next version: see `batch.backfill`. Raises as `check_log` does, ConflictError if
+    another process changed the table meanwhile.
+    """
+    if not check_log(catalog, namespace, log):
+        return
+    try:
+        with table.transaction() as transaction:
+            add_optional_columns(transaction, raw_schema(log))
+            transaction.set_properties({LOG_PROPERTY: log.to_json()})
+    except Exception as error:
+        if is_conflict(error):
+            raise ConflictError(f"{namespace}.{RAW_TABLE}: another process changed it; run it again") from error
+        raise
+
+
+def add_optional_columns(transaction: Transaction, wanted: Schema) -> None:
+    """Put the columns behind that the table has not; rows that are there have none of them."""
+    has = transaction.table_metadata.schema().column_names
+    new = [one for one in wanted.fields if one.name not in has]
+    if new:
+        with transaction.update_schema() as update:
+            for one in new:
+                update.add_column(one.name, one.field_type, doc=one.doc)
 
 
 def timeline_dtypes(

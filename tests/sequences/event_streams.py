@@ -143,8 +143,8 @@ def streams(draw: st.DrawFn, *, max_size: int = 40) -> list[dict[str, Any]]:
     return found
 
 
-def arrow_of(events: list[dict[str, Any]]) -> pa.Table:
-    """Delivered events as a source gives them."""
+def arrow_of(events: list[dict[str, Any]], **more: pa.DataType) -> pa.Table:
+    """Delivered events as a source gives them. more: columns beside those of LOG."""
     kinds = {
         "event_id": pa.int64(),
         "user_id": pa.int64(),
@@ -153,6 +153,7 @@ def arrow_of(events: list[dict[str, Any]]) -> pa.Table:
         "surface": pa.int32(),
         "duration_s": pa.float64(),
         "query": pa.string(),
+        **more,
     }
     made = {name: pa.array([event[name] for event in events], kind) for name, kind in kinds.items()}
     for name in ("event_ts", "arrival_ts"):
@@ -160,19 +161,19 @@ def arrow_of(events: list[dict[str, Any]]) -> pa.Table:
     return pa.table(made)
 
 
-def frame_of(events: list[dict[str, Any]]) -> pl.DataFrame:
-    frame = pl.from_arrow(arrow_of(events))
+def frame_of(events: list[dict[str, Any]], **more: pa.DataType) -> pl.DataFrame:
+    frame = pl.from_arrow(arrow_of(events, **more))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
-def columns_of(events: list[dict[str, Any]], schema: pa.Schema) -> dict[str, np.ndarray]:
+def columns_of(events: list[dict[str, Any]], schema: pa.Schema, log: EventLog = LOG) -> dict[str, np.ndarray]:
     """What plain loops found, as the arrays that a fetch gives."""
     found = {}
     for field in schema:
         values = [event[field.name] for event in events]
         if field.name == "event_type":
-            values = [LOG.types.index(value) for value in values]
+            values = [log.types.index(value) for value in values]
         kind = pa.int64() if pa.types.is_timestamp(field.type) else field.type
         found[field.name] = values_of(pa.array(values, kind))
     return found

@@ -19,7 +19,8 @@ def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, c
     space: dict = {}
     printed = ""
     blocks = re.findall(r"^```(python|sh)(?: file=(\S+))?\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-    assert [kind for kind, _, _ in blocks] == ["python", "python", "python", "sh", "sh", "python", "python", "python"]
+    kinds = ["python", "python", "python", "sh", "sh", "python", "python", "python", "python", "sh"]
+    assert [kind for kind, _, _ in blocks] == kinds
     for kind, file, text in blocks:
         if file:
             Path(file).write_text(text)
@@ -33,6 +34,9 @@ def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, c
     assert "6,480 delivered kept" in printed
     assert "0 events waiting" in printed
     assert re.search(r"user 7, engaged: \d+ events", printed)
+    assert "event log: type buy: new\nevent log: column price: new, float64\n" in printed
+    assert "day-3.jsonl: 1 event, 0 rejected\n" in printed
+    assert printed.splitlines()[-1].split() == ["3", "3", "3", "9.5"]  # item, type, category, price
     fetched = space["found"]
     assert 0 < len(fetched["item_id"]) <= 100
     assert (fetched["item_id"] % 9 == fetched["category"]).all()

@@ -33,15 +33,18 @@ def check(arguments: Options) -> int:
     """Print the differences; 1 if one of them is refused."""
     from reqdedup.sequences.published import (
         check_definitions,
+        log_changes,
         publish_definitions,
         published_definitions,
         read_definitions,
     )
+    from reqdedup.sequences.tables import check_log
 
     found = read_definitions(arguments.file)
     catalog = open_catalog(arguments, make=arguments.publish)
     published = published_definitions(catalog, arguments.namespace)
-    changes = check_definitions(found.definitions, published)
+    changes = log_changes(check_log(catalog, arguments.namespace, found.log))
+    changes += check_definitions(found.definitions, published)
     if arguments.publish and all(change.ok for change in changes):
         changes = publish_definitions(catalog, arguments.namespace, found.log, found.definitions)
     if arguments.json:
@@ -99,10 +102,10 @@ def advance(arguments: Options) -> int:
 
 @subcommand(
     help="make the timeline anew, or a part of it, as a version that nobody sees yet",
-    description="For a changed definition, a new one, or enrichments that were wrong. With --enrichment one is looked "
-    "up again and only files whose values change are written; with --since the events that arrived on these days are "
-    "made anew. With --publish the version is checked and becomes what readers see; the old one keeps a tag, and "
-    "requests of it find their events.",
+    description="For a changed definition, a new one, new types or columns of events, or enrichments that were wrong. "
+    "With --enrichment one is looked up again and only files whose values change are written; with --since the events "
+    "that arrived on these days are made anew. With --publish the version is checked and becomes what readers see; the "
+    "old one keeps a tag, and requests of it find their events.",
     examples=[
         "reqdedup sequences backfill --namespace lake",
         "reqdedup sequences backfill --namespace lake --publish",
