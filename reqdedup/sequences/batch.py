@@ -111,8 +111,8 @@ def backfill(
 ) -> AdvanceReport:
     """Make the whole timeline anew from all delivered events, as a new version on a branch; see `publish_timeline`.
 
-    For a changed definition, a new one, a log with more types or columns, or enrichments that were wrong. Readers see nothing of it. What was staged
-    under the number and not published is replaced. Raises as `advance` does.
+    For a changed definition, a new one, a log with more types or columns, or enrichments that were wrong. Readers see
+    nothing of it. What was staged under the number and not published is replaced. Raises as `advance` does.
     """
     raw, table = load_raw(catalog, namespace), load_timeline(catalog, namespace)
     wanted = _definitions(catalog, namespace, log_of(raw), definitions)
