@@ -71,7 +71,7 @@ serve: setup ## answer over HTTP with the models just trained, on 127.0.0.1:8080
 	  --impressions 'warehouse/data/impressions/$(SERVED)' --port $(SERVE_PORT) --workers $(WORKERS) --watch 5
 
 ui: setup ## open the Dagster UI on 127.0.0.1:3000 with the same graph, and a log by days beside it
-	@echo "ui: http://127.0.0.1:$(PORT) in some ten seconds; what was made is under Assets; Ctrl-C ends it"
+	@echo "ui: http://127.0.0.1:$(PORT) in some ten seconds; what was made is under Catalog; Ctrl-C ends it"
 	@$(ACTIVATED) PYTHONWARNINGS=ignore dagster dev -w pipelines/workspace.yaml --host 127.0.0.1 --port $(PORT)
 
 docs: setup ## the documentation as a site, into build/site/index.html; a broken link is an error

@@ -11,8 +11,6 @@
 # ---
 
 # %% [markdown]
-
-# %% [markdown]
 # # What a kept context saves
 #
 # A server ranks candidates in two steps: the *context*, an encoding of the user's history, and the *crossing* of the

@@ -54,7 +54,8 @@ for name, steps in metrics.items():
 # %% [markdown]
 # ## Loss and speed
 #
-# Light: every step. Dark: the mean over a twentieth of the steps.
+# By step. Light: every step. Dark: the mean over a twentieth of the steps. The needles are the ends of epochs, whose last
+# batches hold fewer requests: a loss over the batch's own negatives is lower with fewer of them.
 
 # %%
 plots.steps(
@@ -81,9 +82,9 @@ plots.steps(
 # %% [markdown]
 # ## Memory
 #
-# Resident memory of rank 0 after each step. It rises steeply until the loader's first windows are full; after that it
-# should hardly rise, and the lines below say by how much it still did in this run. Short runs end while it rises,
-# and a longer one then needs more than is shown here.
+# Resident memory of rank 0 after each step. It rises while the loader's windows fill and the allocator finds the largest
+# batches, and may rise once more with a later epoch; the lines below say by how much it did over the second half of this
+# run. A short run ends while it rises, and a longer one then needs more than is shown here.
 
 # %%
 for name, steps in metrics.items():
@@ -97,6 +98,8 @@ plots.steps(metrics, [("memory_bytes", "memory [MB]", 1e-6), ("moved_bytes", "ba
 
 # %% [markdown]
 # ## Held-out figures
+#
+# Beside chance. The asset `training_report` and the summary of `make run` have the best baseline too.
 
 # %%
 rows = []

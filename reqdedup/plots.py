@@ -50,6 +50,9 @@ class Chart:
         text = image.getvalue().decode()
         return text[text.index("<svg") :]
 
+    def __repr__(self) -> str:  # no address: a notebook that is executed again stays as it was
+        return "Chart"
+
     def _repr_png_(self) -> bytes:
         return self.png()
 
@@ -140,11 +143,12 @@ def curve(
     figure, (axes,) = _axes(1, width=6.4, height=3.6)
     order = np.argsort(x, kind="stable")
     axes.plot(np.asarray(x)[order], np.asarray(y)[order], marker="o", color=BLUES[2])
-    shown, room = -np.inf, 0.05 * (max(x) - min(x))
+    letter, line = 0.02 * (max(x) - min(x)), 0.08 * (max(y) - min(y))  # the size of text, in units of the axes
+    end, height = -np.inf, -np.inf
     for i in order:
-        if x[i] >= shown + room:
+        if x[i] >= end or abs(y[i] - height) > line:
             axes.annotate(names[i], (x[i], y[i]), xytext=(6, 5), textcoords="offset points", fontsize=9)
-            shown = x[i]
+            end, height = x[i] + letter * (len(names[i]) + 2), y[i]
     axes.margins(x=0.18, y=0.12)
     axes.set(xlabel=x_name, ylabel=y_name)
     axes.grid(alpha=0.3)
