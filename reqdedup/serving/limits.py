@@ -24,6 +24,15 @@ def is_believable(said_us: int, now_us: int) -> bool:
     return -MAX_AHEAD_US <= now_us - said_us <= MAX_LATE_US
 
 
+EARLIEST_US = 365 * 86_400_000_000
+"""Of a request, 1971: what is earlier was written in another unit than microseconds since 1970."""
+
+
+def latest_us(now_us: int) -> int:
+    """Of a request that comes now: a day ahead, for clocks and time zones."""
+    return now_us + 86_400_000_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """max_body_bytes: of a request.  max_candidates, max_history, max_events, max_filter_ids: entries of one request.

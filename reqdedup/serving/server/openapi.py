@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reqdedup.schema import ITEM_ID, Column
-from reqdedup.serving.limits import Limits
+from reqdedup.schema import ITEM_ID, REQUEST_TS, Column
+from reqdedup.sequences.store import now_us
+from reqdedup.serving.limits import EARLIEST_US, Limits, latest_us
 from reqdedup.serving.names import ARROW, JSON
 from reqdedup.serving.server import openapi_answers as answers
 from reqdedup.serving.server.swap import Served
@@ -141,6 +142,12 @@ def _body(inputs: Inputs, limits: Limits, more: Schema) -> Schema:
         history["ts"] = _list(inputs.times, limits.max_history) | {"description": times}
     events: Schema = {"type": "object", "properties": history, **required_events}
     request = {name: _value(column) for name, column in inputs.request.items()}
+    if REQUEST_TS in request:
+        moment = "when it is asked as of; now if left out; microseconds since 1970, UTC, from 1971 to a day from now"
+        bounds = {"minimum": EARLIEST_US, "maximum": latest_us(now_us())}
+        request[REQUEST_TS] = _TYPES["timestamp"] | bounds | {"description": moment}
+        if inputs.request[REQUEST_TS].nullable:
+            request[REQUEST_TS] = _or_null(request[REQUEST_TS])
     window = {"columns": events, "start": _COUNT, "end": _COUNT, "version": _COUNT}
     properties = {
         "user_id": _ID,
@@ -240,7 +247,8 @@ const example = s => !s ? null : s.anyOf ? example(s.anyOf[0]) : s.enum ? s.enum
   ? Object.fromEntries(Object.entries(s.properties || {})
     .filter(([n]) => (s.required || []).includes(n) || ["request", "user_key", "item_key"].includes(n))
     .map(([n, v]) => [n, n !== "request" ? example(v)
-      : Object.fromEntries(Object.entries(v.properties || {}).map(([m, w]) => [m, example(w)]))]))
+      : Object.fromEntries(Object.entries(v.properties || {})
+        .filter(([m]) => m !== "request_ts").map(([m, w]) => [m, example(w)]))]))
   : s.type === "array" ? Array(s.minItems || 1).fill(example(s.items)) : s.type === "string" ? "key"
   : s.type === "boolean" ? true : Math.max(s.minimum ?? 1, 1)
 async function show() {

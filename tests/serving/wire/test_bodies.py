@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from reqdedup.arrays.windows import HistoryCut
 from reqdedup.models.transforms import Transforms
 from reqdedup.schema import Column, Kind, Level
+from reqdedup.sequences.store import now_us
 from reqdedup.serving.limits import Limits
 from reqdedup.serving.names import ANSWER_KEY, REQUEST_KEY
 from reqdedup.serving.requests import Ranked, RequestError
@@ -282,6 +284,38 @@ def test_open_inference_tensors_are_the_same_request(binary):
         np.testing.assert_array_equal(request.candidates[name], plain.candidates[name], strict=True)
     np.testing.assert_array_equal(request.request["taste"], plain.request["taste"], strict=True)
     assert (request.history.start, request.history.end) == (8, 10)
+
+
+SECOND, DAY = 1_000_000, 86_400_000_000
+EVENTS_1997, SYNTHETIC = 874_724_710 * SECOND, 1_748_736_000 * SECOND
+TIMED = dataclasses.replace(INPUTS, request={**INPUTS.request, "request_ts": bodies.MOMENT})
+
+
+def as_open_inference(request_ts):
+    whole, _ = oip_inputs(False)
+    head = orjson.loads(whole)
+    head["inputs"].append({"name": "request_ts", "datatype": "INT64", "shape": [1], "data": [request_ts]})
+    return oip.rank_request_of(orjson.dumps(head), None, TIMED, LIMITS)[0]
+
+
+DOORS = {
+    "json": lambda at: bodies.rank_request(changed("request.request_ts", at), TIMED, LIMITS),
+    "arrow": lambda at: arrow.rank_request_of(
+        arrow_body(request={"user_id": 7, "request": {**GOOD["request"], "request_ts": at}}), TIMED, LIMITS
+    ),
+    "oip": as_open_inference,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_moment_in_another_unit_than_microseconds_is_refused_with_the_unit(door):
+    now = now_us()
+    for right in (EVENTS_1997, SYNTHETIC, now, now + DAY - SECOND, 365 * DAY):
+        assert DOORS[door](right).request.request["request_ts"] == right
+    for wrong in (now // SECOND, now // 1000, now * 1000, now + DAY + 60 * SECOND, 365 * DAY - 1, 0, -now):
+        with pytest.raises(RequestError, match="microseconds since 1970") as refused:
+            DOORS[door](wrong)
+        assert (refused.value.column, refused.value.status) == ("request.request_ts", 422)
 
 
 def test_a_click_has_its_senders_time_as_long_as_that_is_believable():
