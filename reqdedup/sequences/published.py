@@ -156,7 +156,7 @@ def _change(new: SequenceDefinition, old: SequenceDefinition | None) -> Change:
     if old is None:
         return Change(name=new.name, differences=(f"{new.name}: new, version {new.version}",))
     differences = tuple(
-        f"{new.name}: {name}: {_said(getattr(old, name))} -> {_said(getattr(new, name))}"
+        f"{new.name}: {name}: {_difference(getattr(old, name), getattr(new, name))}"
         for name in new.__dataclass_fields__
         if getattr(old, name) != getattr(new, name)
     )
@@ -170,6 +170,15 @@ def _change(new: SequenceDefinition, old: SequenceDefinition | None) -> Change:
             f"{new.version} again ({'; '.join(changed)})"
         )
     return Change(name=new.name, differences=differences, refused=refused)
+
+
+def _difference(old: object, new: object) -> str:
+    """Of lists what is gone (-) and new (+), if that is all; else the whole."""
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        gone, added = ([one for one in some if one not in other] for some, other in ((old, new), (new, old)))
+        if [one for one in old if one in new] == [one for one in new if one in old]:
+            return ", ".join([*(f"- {one}" for one in gone), *(f"+ {one}" for one in added)])
+    return f"{_said(old)} -> {_said(new)}"
 
 
 def _said(value: object) -> str:

@@ -141,6 +141,7 @@ def test_new_types_columns_and_enrichments_are_batch_and_online_what_plain_loops
         "event log: column paid: new, float64",
         "event log: column shop: new, int64",
     )
+    assert changes[1].differences[1] == "engaged: columns: + price, + paid, + region"
     numbered = Delivered(next_position=40, arrival_us=EVENTS[39]["arrival_ts"])
     online.put(number_events(GROWN, frame_of(EVENTS[40:60], **MORE), numbered, NOW_US).events)
     check_online(online, ENGAGED, 60, open_timeline(catalog, "lake").schema)
