@@ -17,7 +17,7 @@ from pyiceberg.table import Table
 
 from assets import pictures
 from reqdedup import plots
-from reqdedup.display import format_bytes
+from reqdedup.display import format_bytes, format_seconds
 from reqdedup.sequences.quality import shares
 from reqdedup.storage import BucketJoin, FeatureReport, UserOverlap, UserSample, WriteReport
 from reqdedup.storage.measure.compression import layout_totals
@@ -253,8 +253,8 @@ def quality_metadata(report: pa.Table) -> dict[str, Any]:
            if covered else {}),
         GLANCE: pictures.table(
             [
-                {"event type": kind, "lag, median": f"{lags[kind, 'lag_p50_s']:.1f} s",
-                 "lag, 99%": f"{lags[kind, 'lag_p99_s']:,.1f} s"}
+                {"event type": kind, "lag, median": format_seconds(lags[kind, "lag_p50_s"]),
+                 "lag, 99%": format_seconds(lags[kind, "lag_p99_s"])}
                 for kind in dict.fromkeys(kind for kind, _ in lags)
             ]
         ),
@@ -272,12 +272,12 @@ def report_metadata(report: pa.Table) -> dict[str, Any]:
 
 def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataValue]:
     """Held-out figures beside what guessing would give and the best baseline: as narrow as the page shows it, and once
-    more with intervals and the names of the baselines."""
+    more with intervals and the names of the baselines. What is no judgement, steps or memory, is in neither."""
 
     def text(value: float | None, digits: int = 4) -> str:
         return "-" if value is None else f"{value:.{digits}g}"
 
-    every = list(rows)
+    every = [row for row in rows if any(row[name] is not None for name in ("low", "chance", "baseline"))]
     first = [row for row in every if row["metric"].startswith(HEADLINES) and not row["metric"].endswith("_unseen")]
     return {
         GLANCE: pictures.table(
@@ -294,7 +294,7 @@ def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataVal
         "with intervals": pictures.table(
             [
                 {
-                    "figure": ": ".join(filter(None, (row.get("model"), row["metric"]))),
+                    "figure": row["metric"],
                     "value": text(row["value"]),
                     "95%": "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}",
                     "chance": text(row["chance"]),

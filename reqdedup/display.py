@@ -159,3 +159,13 @@ def format_bytes(count: float | None) -> str:
             break
         count, unit = count / 1000, larger
     return f"{count:.3g} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """2.61 -> '2.6 s', 29,569 -> '8.2 h': in the largest unit of which there are two."""
+    unit = "s"
+    for larger, count in (("min", 60), ("h", 60), ("days", 24)):
+        if seconds < 2 * count:
+            break
+        seconds, unit = seconds / count, larger
+    return f"{seconds:.1f} {unit}"

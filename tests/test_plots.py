@@ -95,6 +95,10 @@ def test_the_chart_of_a_run_is_small_enough_for_an_event_log():
 def test_names_that_would_cover_one_another_are_left_out():
     chart = plots.curve([0.0, 0.001, 1.0], [1.0, 1.0, 0.5], names=["a", "b", "c"], title="", x_name="", y_name="")
     assert [text.get_text() for text in chart.figure.axes[0].texts] == ["a", "c"]
+    long = plots.curve(
+        [0.0, 0.1, 0.2, 1.0], [1.0, 0.99, 0.8, 0.5], names=["scores", "b", "c", "d"], title="", x_name="", y_name=""
+    )
+    assert [text.get_text() for text in long.figure.axes[0].texts] == ["scores", "c", "d"]
 
 
 def test_a_sample_is_shown_before_and_after():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "object": "data"}
@@ -83,6 +85,20 @@ def test_no_page_asks_another_host_for_anything(site):
         assert not re.search(r"(url\(|@import )[\"']?(https?:)?//", sheet.read_text()), sheet.name
     # the theme's script fetches a drawer of diagrams from a CDN for these alone
     assert not [path.name for path in pages if 'class="mermaid"' in path.read_text()]
+
+
+def test_the_site_is_searched_without_a_server(site):
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("a browser required, found no chromium on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto((site / "decisions" / "index.html").as_uri())
+        page.get_by_role("textbox", name="Search").click()
+        page.keyboard.type("compaction")
+        page.get_by_text(re.compile(r"[0-9]+ matching documents")).wait_for()
+        browser.close()
 
 
 def test_the_reference_has_the_names_and_what_their_docstrings_say(site):

@@ -15,12 +15,22 @@ import pytest
 
 from assets import pictures
 from assets.engine import EngineName
-from assets.metadata import CHART, GLANCE, PICTURE, column_lineage, compression_metadata, curve_metadata, table_metadata
+from assets.metadata import (
+    CHART,
+    GLANCE,
+    PICTURE,
+    column_lineage,
+    compression_metadata,
+    curve_metadata,
+    figures_table,
+    table_metadata,
+)
 from assets.rerank import SLATE, WEIGHTS
 from assets.resources import RunRecipe, Warehouse
 from assets.stages import stage
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
+from reqdedup.display import format_seconds
 from reqdedup.distributed import engine_for
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.rerank.scored import curve_table
@@ -218,3 +228,19 @@ def test_every_asset_says_what_it_is_and_whose_and_its_group_reads_in_order():
         assert node.group_name in IN_ORDER, key
         for parent in node.parent_keys:
             assert IN_ORDER.index(graph.get(parent).group_name) <= IN_ORDER.index(node.group_name), (parent, key)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (119.94, "119.9 s"), (120, "2.0 min"), (29_568.8, "8.2 h"), (172_800, "2.0 days")],
+)
+def test_a_time_is_in_the_largest_unit_of_which_there_are_two(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_the_table_of_intervals_holds_judgements_alone():
+    nothing = {"low": None, "high": None, "chance": None, "baseline": None, "best_baseline": None}
+    judged = {"metric": "auc_click", "value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.5}
+    rows = [{"metric": "steps", "value": 269.0, **nothing}, {**nothing, **judged}]
+    for shown in figures_table(rows).values():
+        assert [record.data["figure"] for record in shown.records] == ["auc_click"]
