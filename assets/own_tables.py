@@ -4,7 +4,7 @@ A run's report is in the metadata of its step, the text that the command line pr
 """
 
 import tempfile
-from datetime import timedelta
+from datetime import date, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,8 @@ class BackfillConfig(dg.Config):
     """Which namespace's timeline, and whether readers are to see the new version."""
 
     namespace: str = Field(description="Of the tables raw_events and user_events.")
+    since: str = Field(default="", description="First day of arrival to make anew, like 2026-11-01; empty: all.")
+    until: str = Field(default="", description="The day after the last; empty: to the watermark.")
     apply: bool = Field(default=False, description="Check the new version and make it what readers see.")
 
 
@@ -321,8 +323,15 @@ def delete_user_op(config: DeleteUserConfig, own_lake: OwnLake) -> dg.Output:
 
 @dg.op(name="backfill_sequences", pool=TABLE_POOL)
 def backfill_sequences_op(config: BackfillConfig, own_lake: OwnLake) -> dg.Output:
-    """Makes the timeline anew from all delivered events, as a version beside the one that readers see."""
-    report = own_lake.open().sequences(config.namespace).backfill(publish=config.apply)
+    """Makes the timeline anew, or some days of it, from delivered events, as a version beside what readers see."""
+    sequences = own_lake.open().sequences(config.namespace)
+    since, until = (date.fromisoformat(day) if day else None for day in (config.since, config.until))
+    if since is not None:
+        report = sequences.backfill_days(since, until, publish=config.apply)
+    elif until is not None:
+        raise ValueError(f"backfill_sequences: since required with until, found until {config.until} alone")
+    else:
+        report = sequences.backfill(publish=config.apply)
     glance = facts(
         version=f"{report.version} {'published' if config.apply else 'staged'}",
         kept=f"{report.counts.num_kept:,} of {report.counts.num_delivered:,}",

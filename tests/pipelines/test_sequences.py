@@ -21,6 +21,7 @@ from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
 from reqdedup.logs.synthetic_events import synthetic_events, synthetic_items
 from reqdedup.sequences import naive
+from reqdedup.sequences.batch import check_timeline
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage import TableSource
 from warehouse import embedded_catalog, load_table, open_catalog
@@ -99,6 +100,10 @@ def test_new_files_reach_the_timeline_and_its_report(tmp_path: Path):
     config = {"ops": {"backfill_sequences": {"config": {"namespace": "own", "apply": True}}}}
     assert backfill.execute_in_process(config).success
     assert open_timeline(catalog, "own").state.version == 2
+    config["ops"]["backfill_sequences"]["config"] |= {"since": "2026-01-01", "until": "2026-01-02"}
+    assert backfill.execute_in_process(config).success
+    assert open_timeline(catalog, "own").state.version == 3
+    assert check_timeline(open_timeline(catalog, "own")) == 40
 
 
 @pytest.mark.slow
