@@ -50,7 +50,7 @@ def test_the_same_rows_from_the_table_and_from_plain_values_are_the_same_tensors
         ])  # fmt: skip
         of_log, tensors = batch.tensors(), plain.validate().tensors()
         assert set(tensors) == set(of_log) - {"request/request_id", "request/request_ts", "request/history_end"} - {
-            f"row/{name}" for name in ("position", "price", "click")
+            f"row/{name}" for name in ("position", "click")
         }
         for name, tensor in tensors.items():
             assert tensor.dtype == of_log[name].dtype, name
