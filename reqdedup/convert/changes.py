@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
 
 from reqdedup.convert.candidates import CandidateSource
 from reqdedup.convert.mapping import ColumnMapping, Conversion, TargetColumn
@@ -13,6 +16,9 @@ from reqdedup.dedup.stored import is_binary, is_list, is_nested
 from reqdedup.schema import REQUEST_TS, Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
+
+PLAUSIBLE_TIMES = np.array(["1990-01-01", "2100-01-01"], "datetime64[us]")
+"""Times outside say that their unit is another one: seconds read as milliseconds are in January 1970."""
 
 
 def changes_of(source: RowSource, columns: Sequence[TargetColumn], mapping: ColumnMapping) -> list[str]:
@@ -39,6 +45,23 @@ def changes_of(source: RowSource, columns: Sequence[TargetColumn], mapping: Colu
             f"{', '.join(structs)}: structs, now a column for each field; a null struct is one whose fields are null"
         )
     return lines
+
+
+def times_note(mapping: ColumnMapping, table: Table, files: Sequence[DataFile]) -> list[str]:
+    """What to look at if times that were whole numbers lie where their unit is hardly right; by the files' bounds."""
+    field = table.schema().find_field(REQUEST_TS).field_id
+    bounds = [(side or {}).get(field) for file in files for side in (file.lower_bounds, file.upper_bounds)]
+    times = [np.datetime64(int.from_bytes(bound, "little", signed=True), "us") for bound in bounds if bound]
+    if len(times) < len(bounds):  # no bounds are written of such times
+        where = "partly outside the years 1 to 9999"
+    elif not times or (PLAUSIBLE_TIMES[0] <= min(times) and max(times) < PLAUSIBLE_TIMES[1]):
+        return []
+    else:
+        where = f"from {min(times)} to {max(times)}"
+    return [
+        f"the times of {mapping.time}, read as {mapping.time_unit} since 1970, are {where}; "
+        "if that is wrong, convert the rows again with another unit (--time-unit)"
+    ]
 
 
 def _change(source: RowSource, target: TargetColumn) -> str | None:

@@ -23,7 +23,7 @@ from pyiceberg.table import Table
 
 from reqdedup.convert.append import in_table_order, known_columns, open_for_append
 from reqdedup.convert.candidates import CandidateSource
-from reqdedup.convert.changes import changes_of
+from reqdedup.convert.changes import changes_of, times_note
 from reqdedup.convert.levels import find_levels
 from reqdedup.convert.mapping import (
     ColumnMapping,
@@ -208,6 +208,8 @@ def convert_table(
         )
     except RequestValuesError as error:
         raise in_source(error, converter) from error
+    if mapping.time_unit:
+        notes += times_note(mapping, table, written.data_files)
     changes = changes_of(rows, columns, mapping)
     if converter.null_lists:
         changes.append(f"{converter.null_lists:,} null lists: empty ones, since a sequence cannot be null")

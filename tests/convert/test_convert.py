@@ -119,6 +119,14 @@ def test_rows_that_position_deletes_name_are_left_out(catalog):
     )
 
 
+@pytest.mark.parametrize(("unit", "said"), [("s", True), ("ms", False), ("us", True)])
+def test_times_in_a_unit_that_is_hardly_right_are_noted(catalog, tmp_path, unit, said):
+    rows = pa.table({"u": [1, 2], "r": [1, 2], "i": [1, 2], "at": [1_700_000_000_000, 1_700_000_000_001]})
+    mapping = ColumnMapping(user="u", request="r", item="i", time="at", time_unit=unit)
+    notes = convert_table(folder_of(tmp_path, rows, num_files=1), catalog, "test.ours", mapping).notes
+    assert any(f"the times of at, read as {unit} since 1970, are " in note for note in notes) == said
+
+
 def test_integer_keys_stay_and_several_columns_make_a_request(catalog, tmp_path):
     rows = pa.table(
         {
