@@ -238,9 +238,49 @@ def test_a_rollback_that_says_to_what_may_be_repeated_and_ends_a_load_each_time(
         with pytest.raises(ValueError, match="be the same while one is loaded required, found a change"):
             loading.result(10)
         assert (models.current, models.previous) == (first, second)
-        with pytest.raises(ValueError, match="the models that served before, ranking-2, required, found others"):
+        with pytest.raises(ValueError, match="ranking ranking-7 serving or served before required, found") as refused:
             models.rollback({"ranking": "ranking-7"})
+        assert "ranking ranking-1 serving and ranking ranking-2 served before" in str(refused.value)
+        assert "load the bundle of ranking ranking-7" in str(refused.value)
         assert models.rollback({"ranking": "ranking-2"}) is second
+
+
+def test_a_promotion_that_says_to_what_may_be_repeated_and_takes_no_other_shadow():
+    with Scheduler() as scheduler:
+        models = Models(put, put("ranking-1", Served(parts={})), scheduler)
+        for has_shadow in (False, True):
+            if has_shadow:
+                models.start_shadow("ranking-2")
+            with pytest.raises(ValueError, match="ranking ranking-3 serving or in the shadow required, found"):
+                models.promote_shadow({"ranking": "ranking-3"})
+        second = models.promote_shadow({"ranking": "ranking-2"})
+        for _ in range(2):
+            assert models.promote_shadow({"ranking": "ranking-2"}) is second is models.current
+        assert (models.previous.fingerprints, models.shadow, models.swaps) == ({"ranking": "ranking-1"}, None, 1)
+
+
+def test_a_shadow_that_is_started_twice_keeps_its_counts_and_one_that_is_stopped_while_it_loads_does_not_start():
+    is_loading, goes_on = threading.Event(), threading.Event()
+
+    def load(bundle: str, served: Served) -> Served:
+        if bundle == "ranking-3":
+            is_loading.set()
+            assert goes_on.wait(10)
+        return put(bundle, served)
+
+    with Scheduler() as scheduler, ThreadPoolExecutor(1) as pool:
+        models = Models(load, put("ranking-1", Served(parts={})), scheduler)
+        shadow, report = models.start_shadow("ranking-2"), models.report
+        report.requests = 7
+        assert models.start_shadow("ranking-2") is shadow
+        assert models.report is report
+        starting = pool.submit(models.start_shadow, "ranking-3")
+        assert is_loading.wait(10)
+        models.stop_shadow()
+        goes_on.set()
+        with pytest.raises(ValueError, match="the shadow to be the same while one is loaded required, found a change"):
+            starting.result(10)
+        assert models.shadow is None
 
 
 def loader_of(place, folder, **more):
@@ -252,7 +292,7 @@ def test_a_worker_that_is_started_again_serves_what_its_siblings_do(tmp_path):
     fingerprints = {name: written(tmp_path / name, seed) for seed, name in enumerate(("first", "second", "third"))}
 
     def serves(loader):
-        current, previous = loader.start()
+        current, previous, _ = loader.start()
         return [one and one.parts["ranking"].fingerprint for one in (current, previous)]
 
     with Scheduler() as scheduler:
@@ -273,3 +313,36 @@ def test_a_worker_that_is_started_again_serves_what_its_siblings_do(tmp_path):
         assert serves(loader_of(tmp_path / "first", tmp_path)) == [fingerprints["second"], fingerprints["third"]]
         shutil.rmtree(tmp_path / "second")
         assert serves(loader_of(tmp_path / "first", tmp_path)) == [fingerprints["first"], None]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_started_again_has_the_shadow_of_its_siblings_and_promotes_it_once(tmp_path):
+    fingerprints = {name: written(tmp_path / name, seed) for seed, name in enumerate(("first", "second", "third"))}
+
+    def started_again(scheduler):
+        loader = loader_of(tmp_path / "first", tmp_path)
+        first, previous, shadow = loader.start()
+        return Models(loader.put, first, scheduler, previous=previous, shadow=shadow)
+
+    def named(served):
+        return served and served.fingerprints["ranking"]
+
+    with Scheduler() as scheduler:
+        loader = loader_of(tmp_path / "first", tmp_path)
+        models = Models(loader.put, loader.start()[0], scheduler, changed=loader.changed)
+        models.start_shadow(str(tmp_path / "second"))
+        before = started_again(scheduler)
+        assert named(before.shadow) == fingerprints["second"]
+        models.promote_shadow()
+        after = started_again(scheduler)
+        for again in (before, after):
+            again.promote_shadow({"ranking": fingerprints["second"]})
+            found = [named(one) for one in (again.current, again.previous, again.shadow)]
+            assert found == [fingerprints["second"], fingerprints["first"], None]
+        models.start_shadow(str(tmp_path / "third"))
+        models.rollback()  # the shadow began beside another model
+        with pytest.raises(ValueError, match="models that the shadow began beside required, found others"):
+            started_again(scheduler).promote_shadow()
+        shutil.rmtree(tmp_path / "third")
+        gone = started_again(scheduler)
+        assert (named(gone.current), gone.shadow) == (fingerprints["first"], None)

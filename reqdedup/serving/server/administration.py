@@ -42,7 +42,7 @@ class Administration:
     async def change(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """{"action": "load" | "shadow", "bundle": path} or {"action": "rollback" | "promote" | "stop_shadow"}.
 
-        A rollback may say to which models, {"to": {task: version}}, and may then be repeated.
+        A rollback or a promotion may say to which models, {"to": {task: version}}, and may then be repeated.
         """
         check_keys(values, frozenset({"action", "bundle", "to"}))
         to = values.get("to")
@@ -53,7 +53,7 @@ class Administration:
         work: Callable[[], Any]
         plain: dict[Any, Callable[[], Any]] = {
             "rollback": partial(models.rollback, to),
-            "promote": models.promote_shadow,
+            "promote": partial(models.promote_shadow, to),
             "stop_shadow": models.stop_shadow,
         }
         of_bundle: dict[Any, Callable[[str], Any]] = {"load": models.load, "shadow": models.start_shadow}
@@ -61,7 +61,7 @@ class Administration:
             raise RequestError("action", f"one of {', '.join([*of_bundle, *plain])}", shown(action))
         if action in plain and "bundle" in values:
             raise RequestError("bundle", f"none of action {action}", shown(values["bundle"]))
-        if action != "rollback" and to is not None:
+        if action not in ("rollback", "promote") and to is not None:
             raise RequestError("to", f"none of action {action}", shown(to))
         if action in of_bundle:
             pool, work = self._loading, partial(of_bundle[action], self._bundle(values.get("bundle")))

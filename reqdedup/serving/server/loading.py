@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,18 +76,31 @@ class Loader:
         self.seen: dict[str, list[str] | None] | None = None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
 
-    def start(self) -> tuple[Served, Served | None]:
-        """What serves and what served before: as the siblings of a worker that is started again have written, else what
-        the settings name."""
+    def start(self) -> tuple[Served, Served | None, tuple[Served, dict[str, str]] | None]:
+        """What serves, what served before it, and what runs in the shadow, beside which models: as the siblings of a
+        worker that is started again have written, else what the settings name."""
         serving = Path(self._settings.serving) if self._settings.serving else None
         if serving is not None and serving.exists():
             said = json.loads(serving.read_text())
             self.seen = said["seen"]
             try:
-                return self.first(said["current"]), self.first(said["previous"]) if said["previous"] else None
+                current = self.first(said["current"])
+                previous = self.first(said["previous"]) if said["previous"] else None
+                return current, previous, self._shadow(said, current)
             except (ValueError, OSError) as error:
                 logger.warning("what serves could not be loaded, what the server was started with is: %s", error)
-        return self.first(), None
+        return self.first(), None, None
+
+    def _shadow(self, said: Mapping[str, Any], current: Served) -> tuple[Served, dict[str, str]] | None:
+        """Its models that serve already are not loaded twice."""
+        if not said["shadow"]:
+            return None
+        kept = {one.bundle: one for one in current.parts.values()}
+        try:
+            return self.first(said["shadow"], kept), said["shadow_of"]
+        except Exception as error:  # of a model too, which its self-test runs: what serves does not need it
+            logger.warning("what ran in the shadow could not be loaded: %s", error)
+            return None
 
     def changed(self, models: Models, *, is_start: bool = False) -> None:
         """Say what serves now to workers that will be started, and let go of copies that nothing needs any more.
@@ -100,17 +113,21 @@ class Loader:
                 path = Path(self._settings.serving)
                 made = path.with_name(f".{path.name}.{os.getpid()}")
                 with suppress(OSError):  # it is there at the start, or the server has ended, and the folder with it
-                    made.write_text(json.dumps({"current": current, "previous": previous, "seen": self.seen}))
+                    said = {"current": current, "previous": previous, "seen": self.seen}
+                    made.write_text(json.dumps(said | {"shadow": shadow, "shadow_of": models.shadow_of}))
                     (os.link if is_start else os.replace)(made, path)
                 made.unlink(missing_ok=True)
             if self._copies is not None:
                 self._copies.keep_only(map(Path, (*current, *previous, *shadow)))
 
-    def first(self, places: Sequence[str] | None = None) -> Served:
-        """What these places hold, by default those of the settings. Raises ValueError for two bundles of one task."""
+    def first(self, places: Sequence[str] | None = None, kept: Mapping[str, Part] | None = None) -> Served:
+        """What these places hold, by default those of the settings. Raises ValueError for two bundles of one task.
+
+        kept: parts by place that are loaded already.
+        """
         parts: dict[str, Part] = {}
         for place in self._settings.bundles if places is None else places:
-            for part in self._parts(place):
+            for part in [kept[place]] if kept and place in kept else self._parts(place):
                 if (other := parts.get(part.task)) is not None:
                     raise ValueError(f"one bundle of each task required, found {other.bundle} and {part.bundle}")
                 parts[part.task] = part

@@ -72,7 +72,7 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         "action": {"enum": ["load", "rollback", "shadow", "promote", "stop_shadow"]},
         "bundle": {"type": "string", "description": "of a load or a shadow"},
         "to": _or_null({"type": "object", "additionalProperties": {"type": "string"}})
-        | {"description": "of a rollback: versions by task; it may then be repeated"},
+        | {"description": "of a rollback or a promotion: versions by task; it may then be repeated"},
     }
     paths["/v1/models"] = {
         "get": _get("The models that serve, served before, or run in the shadow.", answers.MODELS),

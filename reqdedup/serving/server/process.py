@@ -36,9 +36,9 @@ def serve_process(
     """
     torch.set_num_threads(1)
     loader = Loader(settings, worker=worker)
-    first, previous = loader.start()
+    first, previous, shadow = loader.start()
     scheduler = Scheduler(settings.queue)
-    models = Models(loader.put, first, scheduler, previous=previous, changed=loader.changed)
+    models = Models(loader.put, first, scheduler, previous=previous, shadow=shadow, changed=loader.changed)
     loader.changed(models, is_start=True)
     metrics = Metrics({} if worker is None else {"worker": str(worker)})
     service = Service(

@@ -4,7 +4,8 @@
     /readyz                  ready if all of them are
     /v1/models               what most workers say, and which of them serve, or served before, something else
     /v1/models (POST)        one worker after another; the first that cannot leaves the others as they are
-                             rollback: all of them, to the models that served before at most workers
+                             rollback, promote: all of them, to the models that served before, or run in the shadow, at
+                             most workers
     /v1/workers              their addresses, for clients on this machine that route themselves
     everything else          the user's worker; the first one if there is no user in it
 
@@ -66,7 +67,8 @@ class Router:
         self._deaths = deaths
         self._answered = [-1] * len(addresses)
         """Deaths of each worker when it answered last: with another number it is not there, or starting."""
-        self._rolling_back, self._rollbacks = asyncio.Lock(), 0
+        self._telling, self._ended = asyncio.Lock(), {"load": 0, "shadow": 0}
+        """Rollbacks, and ends of a shadow: what was being loaded then is not told to the other workers."""
         self.metrics = Metrics()
         self.metrics.describe("reqdedup_router_requests_total", "counter", "Requests passed on, by worker.")
         self.metrics.describe("reqdedup_router_broken_total", "counter", "Requests whose worker broke off.")
@@ -128,22 +130,29 @@ class Router:
         values: Any = None
         with suppress(ValueError):
             values = orjson.loads(body)
-        if not isinstance(values, dict) or values.get("action") != "rollback":
-            rollbacks = self._rollbacks
+        action = values.get("action") if isinstance(values, dict) else None
+        if action not in ("rollback", "promote", "stop_shadow"):
+            async with self._telling:
+                ended = dict(self._ended)
             for number in range(len(self._workers)):
-                if rollbacks != self._rollbacks:
-                    same = "the models that serve to be the same while one is loaded"
-                    raise RequestError("bundle", same, "a rollback", status=409)
+                if action in ended and ended[action] != self._ended[action]:
+                    same = f"the models to be the same while one is loaded ({action})"
+                    raise RequestError("bundle", same, "a change of them", status=409)
                 answer = await self._tell(number, scope, body)
                 if answer[0] >= 400:
                     break
             return answer
-        async with self._rolling_back:
-            self._rollbacks += 1
-            if values.get("to") is None:
-                _, said = _most(await self._said_models(scope))
-                body = orjson.dumps({**values, "to": _versions(said, "previous")})
-            answers = [await self._tell(number, scope, body) for number in range(len(self._workers))]
+        async with self._telling:
+            self._ended["load"] += action == "rollback"
+            self._ended["shadow"] += action != "promote"
+            if action != "stop_shadow" and values.get("to") is None:
+                to = _target(action, await self._said_models(scope))
+                body = orjson.dumps(values | ({"to": to} if to else {}))
+            answers = []
+            for number in range(len(self._workers)):
+                answers.append(await self._tell(number, scope, body))
+                if action == "promote" and number == 0 and answers[0][0] >= 400:
+                    break  # after a load that has come as far as this worker, say: the others stay as they are
         return max(answers, key=lambda answer: answer[0])
 
     async def _tell(self, number: int, scope: Scope, body: bytes) -> Answer:
@@ -157,7 +166,7 @@ class Router:
     async def _models(self, scope: Scope) -> Answer:
         said = await self._said_models(scope)
         _, most = _most(said)
-        differ = [one for one, other in said.items() if _both(other) != _both(most)]
+        differ = [one for one, other in said.items() if _states(other) != _states(most)]
         return _plain(json_response(most | ({"disagreeing": differ} if differ else {})))
 
     async def _said_models(self, scope: Scope) -> dict[int, dict[str, Any]]:
@@ -208,14 +217,30 @@ def _versions(said: dict[str, Any], state: str) -> dict[str, str]:
     return {one["name"]: one["version"] for one in said["models"] if one["state"] == state}
 
 
-def _both(said: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    return _versions(said, "current"), _versions(said, "previous")
+def _states(said: dict[str, Any]) -> list[dict[str, str]]:
+    return [_versions(said, state) for state in ("current", "previous", "shadow")]
 
 
 def _most(said: dict[int, dict[str, Any]]) -> tuple[int, dict[str, Any]]:
-    """A worker that serves what most of them do, the first of these, and what it says."""
-    states = [_both(one) for one in said.values()]
-    return max(said.items(), key=lambda one: states.count(_both(one[1])))
+    """A worker that has what most of them do, the first of these, and what it says."""
+    states = [_states(one) for one in said.values()]
+    return max(said.items(), key=lambda one: states.count(_states(one[1])))
+
+
+def _target(action: str, said: dict[int, dict[str, Any]]) -> dict[str, str]:
+    """Versions by task of what shall serve after a rollback or a promotion; empty if there is nothing.
+
+    Raises RequestError, 409, for a promotion of what not all workers that answer could promote.
+    """
+    if action == "rollback":
+        return _versions(_most(said)[1], "previous")
+    have = {number: one for number, one in said.items() if _versions(one, "shadow")}
+    to = _versions(_most(have)[1], "shadow") if have else {}
+    lacking = [n for n, one in said.items() if to not in (_versions(one, "shadow"), _versions(one, "current"))]
+    if to and lacking:
+        found = f"another or none at {lacking}; start it again"
+        raise RequestError("action", "the same shadow at all workers", found, status=409)
+    return to
 
 
 def _deadline_s(scope: Scope, body: bytes, limits: Limits) -> float:

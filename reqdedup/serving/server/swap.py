@@ -3,6 +3,7 @@
     load      bundle -> loaded, self-tested, warmed in a thread of its own -> current; what was current is the previous
     rollback  the previous becomes current, and the other way round; one that says what shall serve may be repeated
     shadow    bundle -> scores what the current one answered, when nothing else waits; differences are counted
+    promote   the shadow becomes current; one that says what shall serve may be repeated
 
 A change that comes while a bundle is being loaded does not wait for it: the load then fails, and says that others serve
 by now than those that it was to stand beside.
@@ -85,7 +86,8 @@ class Models:
     """What serves now, what served before it, and what runs in the shadow.
 
     load: a bundle's part put in the place of its task's in what serves now (None at the start: nothing).
-    previous: what can be rolled back to from the start.  changed: called after every change, with no lock held.
+    previous: what can be rolled back to from the start.  shadow: what runs in the shadow from the start, and the
+    fingerprints that served when it began.  changed: called after every change, with no lock held.
     """
 
     def __init__(
@@ -95,18 +97,23 @@ class Models:
         scheduler: Scheduler,
         *,
         previous: Served | None = None,
+        shadow: tuple[Served, dict[str, str]] | None = None,
         changed: Callable[[Models], None] = lambda models: None,
     ) -> None:
         self.current = first
         self.previous = previous
         self.shadow: Served | None = None
-        self._shadow_of: Served | None = None
+        self.shadow_of: dict[str, str] = {}
+        """Fingerprints of what served when the shadow began, by task."""
+        if shadow is not None:
+            self.shadow, self.shadow_of = shadow
         self.report = ShadowReport()
         self.loading: str | None = None
         self.last_error: str | None = None
         self.swaps = 0
-        self._turn = 0
-        """Changes, and rollbacks to what serves already: a load that runs beside either changes nothing."""
+        self._turn = self._shadow_turn = 0
+        """Changes, and rollbacks to what serves already: a load that runs beside either changes nothing. So does the
+        start of a shadow beside another's end."""
         self._load, self._scheduler, self._changed = load, scheduler, changed
         self._loading, self._changing = threading.Lock(), threading.Lock()
 
@@ -134,41 +141,66 @@ class Models:
         with self._changing:
             found = self.current
             if to is None or to != found.fingerprints:
+                if to is not None and (self.previous is None or to != self.previous.fingerprints):
+                    raise ValueError(self._lacking(to, self.previous, "served before"))
                 if self.previous is None:
                     raise ValueError("a model before this one required, found none: nothing was swapped")
-                if to is not None and to != self.previous.fingerprints:
-                    served = ", ".join(self.previous.fingerprints.values())
-                    raise ValueError(f"the models that served before, {served}, required, found others; load them")
                 found = self._swap(self.previous)
             self._turn += 1
         self._changed(self)
         return found
 
     def start_shadow(self, bundle: str) -> Served:
+        """One that runs already beside what serves goes on, with its counts."""
         with self._loading:
-            base, shadow = self.current, self._loaded(bundle)
+            turn, base, shadow = self._shadow_turn, self.current.fingerprints, self._loaded(bundle)
             with self._changing:
-                self.shadow, self._shadow_of, self.report = shadow, base, ShadowReport()
+                if self._shadow_turn != turn:
+                    raise ValueError("the shadow to be the same while one is loaded required, found a change")
+                found = self.shadow
+                if found is None or (found.fingerprints, self.shadow_of) != (shadow.fingerprints, base):
+                    found = self.shadow = shadow
+                    self.shadow_of, self.report = base, ShadowReport()
         self._changed(self)
-        return shadow
+        return found
 
     def stop_shadow(self) -> None:
         with self._changing:
-            self.shadow = self._shadow_of = None
+            self._end_shadow()
         self._changed(self)
 
-    def promote_shadow(self) -> Served:
-        """Raises ValueError if there is no shadow, or if what serves has changed since it began: its other models would
-        come back with it."""
+    def promote_shadow(self, to: Mapping[str, str] | None = None) -> Served:
+        """to: fingerprints by task of what shall serve; None: the shadow, whatever that is.
+
+        Raises ValueError if there is no shadow, or another one than `to`, or if what serves has changed since it began:
+        its other models would come back with it.
+        """
         with self._changing:
-            if self.shadow is None:
-                raise ValueError("a model in the shadow required, found none")
-            if self._shadow_of is not self.current:
-                raise ValueError("the models that the shadow began beside required, found others; start it again")
-            promoted, self.shadow, self._shadow_of = self.shadow, None, None
-            self._swap(promoted)
+            found = self.current
+            if to is None or to != found.fingerprints:
+                if to is not None and (self.shadow is None or to != self.shadow.fingerprints):
+                    raise ValueError(self._lacking(to, self.shadow, "in the shadow"))
+                if self.shadow is None:
+                    raise ValueError("a model in the shadow required, found none")
+                if self.shadow_of != found.fingerprints:
+                    raise ValueError("the models that the shadow began beside required, found others; start it again")
+                found = self._swap(self.shadow)
+                self._end_shadow()
         self._changed(self)
-        return promoted
+        return found
+
+    def _end_shadow(self) -> None:
+        self.shadow, self.shadow_of = None, {}
+        self._shadow_turn += 1
+
+    def _lacking(self, to: Mapping[str, str], other: Served | None, state: str) -> str:
+        """What is wrong if neither what serves nor the other is what shall serve."""
+        there = _named(other.fingerprints) if other is not None else "nothing"
+        return (
+            f"{_named(to)} serving or {state} required, found {_named(self.current.fingerprints)} serving and {there} "
+            f"{state}; nothing was changed here: load the bundle of {_named(to)} (action load; the workers that serve "
+            "it already keep it), and see /v1/models for the workers that differ (disagreeing)"
+        )
 
     @property
     def folders(self) -> tuple[list[str], list[str], list[str]]:
@@ -250,6 +282,10 @@ class Models:
             self._scheduler.submit(Work(group=("drop", id(left)), run=drop, request=None, rows=0, must_run=True))
         logger.info("now serving %s", ", ".join(f"{one.bundle} ({one.fingerprint})" for one in served.parts.values()))
         return served
+
+
+def _named(fingerprints: Mapping[str, str]) -> str:
+    return " with ".join(f"{task} {fingerprint}" for task, fingerprint in fingerprints.items()) or "nothing"
 
 
 def _add(report: ShadowReport, answered: Ranked, other: Ranked) -> None:

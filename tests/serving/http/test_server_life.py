@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -293,6 +294,48 @@ def test_a_rollback_while_a_worker_is_started_again_leaves_all_on_one_model(work
             assert [one["version"] for one in said["models"]] == [of[wanted], other]
     finally:
         admin.change_models("load", "first")
+
+
+@pytest.mark.soak
+def test_a_promotion_while_a_worker_is_started_again_leaves_all_on_one_model(workers, last, bundles):
+    admin = workers.client(token=TOKEN, retries=20)
+    first, second = (Bundle.load(bundles / name).fingerprint for name in ("first", "second"))
+    started = [first, second]
+
+    def says(*wanted):
+        said = admin.models()
+        assert "disagreeing" not in said
+        states = [(one["state"], one["version"]) for one in said["models"]]
+        assert states == list(zip(("current", "previous", *["shadow"] * (len(wanted) - 2)), wanted, strict=True))
+
+    try:
+        for number, action in ((1, "promote"), (0, "stop_shadow"), (0, "promote")):
+            admin.change_models("shadow", "second")
+            os.kill(children(workers)[number].pid, signal.SIGKILL)
+            admin.change_models(action)
+            started = [first, second] if action == "stop_shadow" else [second, first]
+            assert {admin.rank(stored(one)).model for one in last[1:20]} == {started[0]}
+            says(*started)
+            if action == "promote":
+                admin.change_models("rollback")
+    finally:
+        admin.change_models("load", "first")
+
+
+def test_a_worker_without_the_shadow_of_the_others_is_shown_and_nothing_is_promoted(workers, last, bundles):
+    admin, first = workers.client(token=TOKEN), Bundle.load(bundles / "first").fingerprint
+    addresses = json.loads(admin.get("/v1/workers"))["workers"]
+    Client(addresses[1], token=TOKEN).change_models("shadow", "second")
+    try:
+        assert admin.models()["disagreeing"] == [1]
+        with pytest.raises(ServerError, match="the same shadow at all workers required") as refused:
+            admin.change_models("promote")
+        assert refused.value.status == 409
+        admin.change_models("shadow", "second")
+        assert "disagreeing" not in admin.models()
+    finally:
+        admin.change_models("stop_shadow")
+    assert {admin.rank(stored(one)).model for one in last[1:20]} == {first}
 
 
 def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
