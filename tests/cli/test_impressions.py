@@ -31,5 +31,5 @@ def test_what_was_shown_is_collected_and_labelled(tmp_path, capsys):
     said = run("impressions", "mature", "--store", tmp_path / "s.sqlite")
     assert "feed.raw_engagements: 3 rows of 1 request added, 1 with a label; 0 too young" in said
     again = json.loads(run("impressions", "mature", "--store", tmp_path / "s.sqlite", "--window", "1h", "--json"))
-    assert (again["num_requests"], again["num_known"]) == (0, 1)
+    assert (again["num_requests"], again["num_rows"]) == (0, 0)
     assert TableSource(catalog.load_table("feed.raw_engagements")).num_rows == 3

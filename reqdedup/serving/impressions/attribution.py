@@ -8,7 +8,7 @@ that it is in no table that training reads. A click after the window counts for 
 its impression has matured changes nothing.
 
 Every step may be killed and repeated, and a record may come twice: a commit remembers the log files it is of, and a
-request enters raw_engagements once.
+request enters raw_engagements once. A run reads the days that can have changed (`matured`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.expressions import BooleanExpression
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
@@ -51,7 +52,8 @@ from reqdedup.schema import (
 from reqdedup.sequences.store import Store, Window
 from reqdedup.serving.impressions.labelled import LabelledImpression, rows_of
 from reqdedup.serving.impressions.log import Click, Impression, LogRecords, is_history, is_own, read_log, sealed_files
-from reqdedup.storage import Layout, TableSource, write
+from reqdedup.serving.impressions.matured import day_of, keep_note, note_of, on_days, still_open
+from reqdedup.storage import Layout, write
 from reqdedup.storage.iceberg.layout import table_layout, table_schema
 from reqdedup.storage.iceberg.names import make_namespace
 from reqdedup.storage.maintenance.served_rows import CLICKS, IMPRESSIONS
@@ -120,8 +122,8 @@ class CollectReport(_Counts):
 @dataclass(kw_only=True)
 class MatureReport(_Counts):
     """num_requests, num_rows: that entered the table.  num_clicked: rows with a label of 1.
-    num_young: impressions whose window has not passed.  num_known: mature ones that are in the table already.
-    num_repeated: impressions that were logged more than once.  num_late: clicks after the window.
+    num_young: impressions whose window has not passed.  num_known, num_repeated: mature ones that are in the table
+    already, and that were logged more than once, of the days that were read.  num_late: clicks after the window.
     num_unknown: clicks with a label that the table does not have, or on an item that was not shown.
     num_foreign: clicks that another user's events brought.
     num_forgotten: impressions whose history the store does not have any more.
@@ -207,15 +209,17 @@ def mature_impressions(
     except NoSuchTableError:
         return report
     cutoff_us = int(((time.time() if now_s is None else now_s) - window_s - lateness_s) * _US)
-    wanted = _unmatured(impressions, target, cutoff_us, report)
-    if not len(wanted):
-        return report
-    of_request = _clicks_of(clicks, wanted)
-    schema = table_schema(target)
-    batches = _rows(impressions, wanted, of_request, schema, store, int(window_s * _US), report)
-    first = next(batches, None)
-    if first is not None:
-        write(target, (batch for part in ([first], batches) for batch in part), mode="append")
+    note = note_of(impressions, target.refresh())
+    wanted, days = _unmatured(impressions, target, cutoff_us, report)
+    left: set[int] = set()
+    if len(wanted):
+        of_request = _clicks_of(clicks, wanted, since_day=int(days[0]) - 1)
+        schema, these = table_schema(target), on_days(days.tolist())
+        batches = _rows(impressions, these, wanted, of_request, schema, store, int(window_s * _US), report, left)
+        first = next(batches, None)
+        if first is not None:
+            write(target, (batch for part in ([first], batches) for batch in part), mode="append")
+    keep_note(impressions, target, replace(note, from_day=day_of(cutoff_us), left=tuple(sorted(left))))
     return report
 
 
@@ -249,11 +253,8 @@ def _table(catalog: Catalog, identifier: str, schema: Schema, time_column: str) 
 
 def _collected(table: Table) -> set[str]:
     """Log files whose records are in the table, as far as its snapshots tell; a killed run left the newest."""
-    names: set[str] = set()
-    for snapshot in table.metadata.snapshots:
-        text = snapshot.summary.get(FILES_PROPERTY) if snapshot.summary is not None else None
-        names.update(json.loads(text) if text else ())
-    return names
+    texts = (one.summary.get(FILES_PROPERTY) for one in table.metadata.snapshots if one.summary is not None)
+    return {name for text in texts if text for name in json.loads(text)}
 
 
 def _impression_rows(records: Sequence[LogRecords], table: Table) -> pa.Table:
@@ -279,26 +280,27 @@ def _click_rows(records: Sequence[LogRecords], table: Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=table.schema().as_arrow())
 
 
-def _unmatured(impressions: Table, target: Table, cutoff_us: int, report: MatureReport) -> np.ndarray:
-    """Ids, rising, of mature impressions that are not in the target."""
-    rows = impressions.scan(selected_fields=(REQUEST_ID, REQUEST_TS)).to_arrow()
-    request_id = rows.column(REQUEST_ID).to_numpy()
-    is_mature = rows.column(REQUEST_TS).cast(pa.int64()).to_numpy() <= cutoff_us
-    mature, count = np.unique(request_id[is_mature], return_counts=True)
+def _unmatured(impressions: Table, target: Table, cutoff_us: int, report: MatureReport) -> tuple[np.ndarray, ...]:
+    """Ids, rising, of mature impressions that are not in the target, and their days; of those that are still open."""
+    rows = impressions.scan(still_open(impressions, target), selected_fields=(REQUEST_ID, REQUEST_TS)).to_arrow()
+    request_id, request_ts = rows.column(REQUEST_ID).to_numpy(), rows.column(REQUEST_TS).cast(pa.int64()).to_numpy()
+    is_mature = request_ts <= cutoff_us
+    mature, first, count = np.unique(request_id[is_mature], return_index=True, return_counts=True)
+    days = day_of(request_ts[is_mature][first])
     report.num_young = len(np.unique(request_id[~is_mature]))
     report.num_repeated = int((count - 1).sum())
-    if not len(mature):
-        return mature
     is_known = np.zeros(len(mature), bool)
-    for batch in TableSource(target).batches([REQUEST_ID]):
-        is_known |= np.isin(mature, batch.column(0).to_numpy())
+    if len(mature):
+        there = target.scan(on_days(days.tolist()), selected_fields=(REQUEST_ID,))
+        for batch in there.to_arrow_batch_reader():
+            is_known |= np.isin(mature, batch.column(0).to_numpy())
     report.num_known = int(is_known.sum())
-    return mature[~is_known]
+    return mature[~is_known], np.unique(days[~is_known])
 
 
-def _clicks_of(clicks: Table, wanted: np.ndarray) -> dict[int, set[Click]]:
+def _clicks_of(clicks: Table, wanted: np.ndarray, since_day: int) -> dict[int, set[Click]]:
     of_request: dict[int, set[Click]] = {}
-    for batch in clicks.scan().to_arrow_batch_reader():
+    for batch in clicks.scan(on_days((), since_day, column="event_ts")).to_arrow_batch_reader():
         is_wanted = pa.array(np.isin(batch.column(REQUEST_ID).to_numpy(), wanted))
         for row in batch.filter(is_wanted).to_pylist():
             click = Click(**{**row, "event_ts": _microseconds(row["event_ts"])})
@@ -308,16 +310,19 @@ def _clicks_of(clicks: Table, wanted: np.ndarray) -> dict[int, set[Click]]:
 
 def _rows(
     impressions: Table,
+    these: BooleanExpression,
     wanted: np.ndarray,
     clicks: Mapping[int, set[Click]],
     schema: EngagementSchema,
     store: Store,
     window_us: int,
     report: MatureReport,
+    left: set[int],
 ) -> Iterator[pa.RecordBatch]:
+    """Rows of the wanted impressions. left: gets the days of those that give none though they showed something."""
     seen: set[int] = set()
     labelled: list[LabelledImpression] = []
-    for batch in impressions.scan().to_arrow_batch_reader():
+    for batch in impressions.scan(row_filter=these).to_arrow_batch_reader():
         is_wanted = pa.array(np.isin(batch.column(REQUEST_ID).to_numpy(), wanted))
         for impression in impressions_of(batch.filter(is_wanted)):
             if impression.request_id in seen:
@@ -327,10 +332,12 @@ def _rows(
                 continue
             window = _window(store, impression, report)
             if window is None:
+                left.add(day_of(impression.request_ts))
                 continue
             labels = _labels(impression, clicks.get(impression.request_id, ()), schema, window_us, report)
             one = LabelledImpression(impression, window, labels)
             if missing := one.missing(schema):
+                left.add(day_of(impression.request_ts))
                 report.num_incomplete += 1
                 report.missing = report.missing or f"request {impression.request_id}: {missing}"
                 continue
