@@ -60,11 +60,14 @@ def sweep(
     """A point of each configuration, after that of the scores alone; arguments as of `rerank`.
 
     measured: columns whose variety is told besides those that a configuration reads.
-    Raises ValueError for no configuration, and as `rerank` does.
+    Raises ValueError for no configuration or a measured column that is not there, and as `rerank` does.
     """
     if not configs:
         raise ValueError("sweep: at least one configuration required, found none")
     columns, first = dict(columns or {}), next(iter(configs.values()))
+    if unknown := [name for name in measured if name not in columns]:
+        there = ", ".join(columns) or "none"
+        raise ValueError(f"sweep: columns of the candidates ({there}) to measure required, found {', '.join(unknown)}")
     names = dict.fromkeys([*measured, *(name for config in configs.values() for name in config.columns)])
     plain = SlateConfig(length=first.length, window=first.window)
     points = []

@@ -82,3 +82,16 @@ def test_the_command_line_prints_the_curve(tmp_path, capsys):
     assert "volume 0.5" in capsys.readouterr().out
     assert cli.main([*words, "--term", "mmr"]) == 2
     assert "required, found mmr" in capsys.readouterr().err
+
+
+def test_a_measured_column_that_is_not_there_is_named():
+    config = SlateConfig(length=1)
+    with pytest.raises(ValueError, match=r"candidates \(category\) to measure required, found nope"):
+        sweep(
+            {"one": config},
+            np.ones(2),
+            item_id=np.arange(2),
+            columns={"category": np.arange(2)},
+            row_offsets=np.array([0, 2]),
+            measured=["nope"],
+        )
