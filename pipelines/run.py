@@ -18,6 +18,7 @@ from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
 from pipelines.launched import execute
 from pipelines.summary import print_summary
+from reqdedup.environment import variables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     if environment.logs and not (environment.preset or environment.mapping):
         print(
             "error: LOGS needs PRESET=<name> (movielens, mind, kuairand, ...) or MAPPING=<toml file>; see docs/mapping.md",
+            file=sys.stderr,
+        )
+        return 2
+    if not variables().get("DAGSTER_HOME"):
+        print(
+            f"error: DAGSTER_HOME: a folder for Dagster's runs required, found none; `make run` sets it, or: export "
+            f"DAGSTER_HOME={ROOT / '.dagster'}",
             file=sys.stderr,
         )
         return 2

@@ -310,7 +310,10 @@ def _read_schema(
         names.add(HISTORY_END)
     unknown = sorted(names - set(schema.names))
     if unknown:
-        raise ValueError(f"no such columns: {', '.join(unknown)}; the log has {', '.join(schema.names)}")
+        raise ValueError(
+            f"no such columns: {', '.join(unknown)}; there are {', '.join(schema.names)}. Features in a table of their "
+            "own are joined to it first (docs/features.md), or read from a sample that has them"
+        )
     return schema.select(column.name for column in schema.columns if column.name in names and column.is_number)
 
 
