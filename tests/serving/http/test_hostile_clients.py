@@ -84,7 +84,7 @@ def test_values_that_do_not_fit_name_their_column(server, good):
         ("/v1/models", {"action": "load", "bundle": "/etc"}, 403),
         ("/v1/models", {"action": "explode"}, 422),
         ("/v1/models", {"action": "rollback", "bundle": ["b"]}, 422),
-        ("/v1/models", {"action": "promote", "to": {"ranking": "v"}}, 422),
+        ("/v1/models", {"action": "promote", "to": {"ranking": "v"}}, 409),
     ):
         found, answer = post(server, path, json.dumps(body).encode())
         assert found == status, (path, answer)
