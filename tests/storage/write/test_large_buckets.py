@@ -35,13 +35,11 @@ def made(catalog, name, layout=Layout.BY_REQUEST, **settings):
     )
 
 
-def contents(table) -> dict[str, list[bytes]]:
-    """Bytes of the files of each bucket, in the order of their users."""
+def contents(table) -> dict[str, list[tuple]]:
+    """Users and bytes of the files of each bucket; files of one user have no order among themselves."""
     files = by_partition(live_files(table.refresh()))
     return {
-        str(bucket): [
-            Path(one.path.removeprefix("file://")).read_bytes() for one in sorted(of, key=lambda one: one.users)
-        ]
+        str(bucket): sorted((one.users, Path(one.path.removeprefix("file://")).read_bytes()) for one in of)
         for bucket, of in files.items()
     }
 
