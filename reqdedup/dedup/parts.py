@@ -77,8 +77,8 @@ class RequestValuesError(ValueError):
         self.columns, self.user_id, self.request_id = columns, user_id, request_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = {"columns": self.columns, "user_id": self.user_id, "request_id": self.request_id}
-        return partial(type(self), **known), self.args  # type: ignore[arg-type]
+        known: dict[str, Any] = {"columns": self.columns, "user_id": self.user_id, "request_id": self.request_id}
+        return partial(type(self), **known), self.args
 
 
 def two_values_error(name: str, user: int, request: int, where: str) -> RequestValuesError:

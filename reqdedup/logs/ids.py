@@ -100,7 +100,7 @@ class ItemKeys:
         return {"keys": keys.cast(pl.String), "count": self._count[code], "ids": ids}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        self.__init__()  # type: ignore[misc]  # empty first: no subclass has an __init__ of its own
         keys = state["keys"]
         self.add(keys, state["count"])
         if len(state["ids"]):

@@ -39,7 +39,7 @@ class Layer(nn.Module):
     @property
     def attention(self) -> Attention:
         """What is done with queries, keys and values."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of layer has its own
 
     def keys_values(self, normed: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
         """[N, D] -> [N, H, K] twice."""
@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The layer's output from its input [N, D] and what attention read [N, H, K]."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of layer has its own
 
 
 class SoftmaxLayer(Layer):

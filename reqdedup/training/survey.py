@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -64,9 +65,9 @@ class Survey:
     newest_counted_us: int = 0
 
     @classmethod
-    def of(cls, model: ModelConfig, counted: Split, **options: str | int | tuple[str, ...] | None) -> Survey:
+    def of(cls, model: ModelConfig, counted: Split, **options: Any) -> Survey:
         vectors = tuple(name for name, _ in model.vector_columns)
-        return cls(model.number_columns, vectors, counted, **options)  # type: ignore[arg-type]
+        return cls(model.number_columns, vectors, counted, **options)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def test_columns_without_a_place_are_named_together_with_the_exclude_that_takes_
 
 
 def test_intervals_have_no_type_there_though_arrow_reads_their_bytes(catalog, tmp_path):
-    rows = plain(extra=pa.array([{"n": 1}] * 4))  # noqa: F841
+    rows = plain(extra=pa.array([{"n": 1}] * 4))  # noqa: F841 - the query below names it
     path = f"{tmp_path}/f.parquet"
     duckdb.sql(f"copy (select extra, *, interval 3 days pause, [interval 1 day] pauses from rows) to '{path}'")
     with pytest.raises(ValueError, match=r"there: pause \(interval\), pauses \(interval\);.*--exclude pause pauses$"):

@@ -118,7 +118,7 @@ def test_a_run_works_on_the_engine_of_its_own_configuration(monkeypatch, values,
 )
 def test_what_belongs_to_another_engine_is_refused(values, said):
     with pytest.raises(ValueError, match=said):
-        OwnLake(**values).engine_name  # noqa: B018
+        OwnLake(**values).engine_name  # noqa: B018 - a property that refuses
     assert OwnLake(engine=EngineName.ray, ray_address="127.0.0.1:6379").engine_name == "ray:127.0.0.1:6379"
 
 

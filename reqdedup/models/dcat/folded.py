@@ -103,7 +103,7 @@ class _FoldedLayer:
         return projected
 
     def finish(self, x_ND: torch.Tensor, attended_NHK: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of layer has its own
 
 
 class _FoldedSoftmaxLayer(_FoldedLayer):
