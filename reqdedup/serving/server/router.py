@@ -130,7 +130,8 @@ class Router:
         values: Any = None
         with suppress(ValueError):
             values = orjson.loads(body)
-        action = values.get("action") if isinstance(values, dict) else None
+        said = values.get("action") if isinstance(values, dict) else None
+        action = said if isinstance(said, str) else ""  # the first worker says what is wrong with it
         if action not in ("rollback", "promote", "stop_shadow"):
             async with self._telling:
                 ended = dict(self._ended)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from reqdedup.batch import RequestBatch
-from reqdedup.models.bundle import Bundle
+from reqdedup.models.bundle import Bundle, write_bundle
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.sequences.store import UserRecord, Window
 from reqdedup.serving.client import Client
@@ -137,3 +137,10 @@ def records(requests: list[TableRequest]) -> list[UserRecord]:
 
 def stacked(ranked) -> np.ndarray:
     return np.stack(list(ranked.logits.values()), axis=1)
+
+
+def other_bundle(path, original):
+    """The same model with other weights: other logits, another fingerprint."""
+    bundle = Bundle.load(original)
+    weights = {name: x * 1.01 if x.is_floating_point() else x for name, x in bundle.model.state_dict().items()}
+    return write_bundle(path, config=bundle.config, weights=weights, signature=bundle.signature, items=bundle.items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -22,6 +23,7 @@ from reqdedup.serving.server.metrics import Metrics
 from reqdedup.serving.server.router import Router
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.swap import Models
+from tests.serving.http.wrong_bodies import bodies, with_one_wrong
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +145,16 @@ def test_a_bundle_that_cannot_be_served_is_a_409_that_says_what_and_no_path(ask,
     for wrong in ("..", "/etc"):
         status, answer = ask("/v1/models", {"action": "load", "bundle": wrong})
         assert (status, str(bundles) in str(answer)) == (403, False)
+
+
+def test_a_value_of_another_kind_is_refused_by_every_call(ask, table_requests):
+    before = ask("/v1/models")[1]["models"]
+    for path, goods in bodies(**stored(table_requests)[1]).items():
+        for body in itertools.chain.from_iterable(map(with_one_wrong, goods)):
+            status, answer = ask(path, {} if body is None else body)  # None would be a GET
+            assert status in (200, 504) or (400 <= status < 500 and answer["error"]["message"]), (path, body, answer)
+            assert status != 200 or path not in ("/v1/events", "/v1/models"), body
+    assert ask("/v1/models")[1]["models"] == before
 
 
 def test_a_bundle_that_cannot_be_served_keeps_a_server_from_beginning(bundles):

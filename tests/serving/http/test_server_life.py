@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -17,22 +18,16 @@ import numpy as np
 import psutil
 import pytest
 
-from reqdedup.models.bundle import Bundle, write_bundle
+from reqdedup.models.bundle import Bundle
 from reqdedup.serving.client import Client, ServerError
 from reqdedup.serving.requests import RankRequest
 from reqdedup.serving.routing import worker_of
 from reqdedup.storage.iceberg.layout import buckets_of
-from tests.serving.http.servers import Server, stacked
+from tests.serving.http.servers import Server, other_bundle, stacked
+from tests.serving.http.wrong_bodies import bodies, with_one_wrong
 
 TOKEN = "a-token-of-the-tests-0123456789"
 pytestmark = pytest.mark.slow
-
-
-def other_bundle(path, original):
-    """The same model with other weights: other logits, another fingerprint."""
-    bundle = Bundle.load(original)
-    weights = {name: x * 1.01 if x.is_floating_point() else x for name, x in bundle.model.state_dict().items()}
-    return write_bundle(path, config=bundle.config, weights=weights, signature=bundle.signature, items=bundle.items)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +147,21 @@ def test_what_the_router_cannot_read_is_refused_at_once_and_nothing_hangs(worker
         assert answer.startswith(b"HTTP/1.1 " + status), answer
         assert answer.lower().count(b"\r\ndate:") == 1
         assert time.monotonic() - started < 5
+
+
+def test_a_value_of_another_kind_is_refused_behind_the_router_too(workers, last):
+    client, one = workers.client(token=TOKEN, retries=0), last[0]
+    before = json.loads(client.get("/v1/models"))["models"]
+    candidates = {name: values.tolist() for name, values in one.sent.candidates.items()}
+    goods = bodies(one.sent.user_id, candidates)
+    for path in ("/v1/models", "/v1/events", "/v2/models/ranking/infer"):
+        for body in itertools.chain.from_iterable(map(with_one_wrong, goods[path])):
+            if isinstance(body, dict) and body.get("to", "") is None:
+                continue  # back to the models of another test
+            head = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}
+            answer, data = client._exchange(workers.url, path, json.dumps(body).encode(), head)
+            assert answer.status == 200 or 400 <= answer.status < 500, (path, body, data)
+    assert json.loads(client.get("/v1/models"))["models"] == before
 
 
 def test_what_cannot_be_done_to_the_models_says_what_it_lacks(workers):
