@@ -1,6 +1,6 @@
 """User sequences: what was delivered becomes a timeline of events per user, and requests see windows of it.
 
-definition, predicate   what a sequence is; published: the table of definitions
+definition, predicate   what a sequence is; published: the table of definitions; executors: columns that you compute
 naive                   the same as plain loops: what everything else must equal
 intake -> batch         `raw_events` -> engine -> `user_events`, the timeline; delivered, lookups: what it reads
 ends, training_table    history_end of requests, their histories as blobs, and a table of them to train on

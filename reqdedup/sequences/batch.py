@@ -249,7 +249,13 @@ def _extend(
     if timeline.state.position >= state.position and not replaced:
         return report
     engine = Engine(timeline.log, timeline.definitions, lookups, horizon_us=horizon_us)
-    events = DeliveredRange(raw, timeline.state.position, state.position, horizon_us=horizon_us)
+    events = DeliveredRange(
+        raw,
+        timeline.state.position,
+        state.position,
+        horizon_us=horizon_us,
+        since_us=timeline.state.arrival_us,
+    )
     removed = data_files(timeline.table, ref_snapshot(timeline.table, branch)) if replaced else []
     with row_files(timeline.table) as files:
         for part in events.parts(timeline.num_buckets, part_rows):

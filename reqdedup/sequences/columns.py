@@ -6,10 +6,23 @@ text                  None in an array of objects            fixed[N]           
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+
+POLARS_TYPES: dict[str, Any] = {
+    "int32": pl.Int32,
+    "int64": pl.Int64,
+    "float32": pl.Float32,
+    "float64": pl.Float64,
+    "string": pl.String,
+    "bool": pl.Boolean,
+    "timestamp": pl.Datetime("us", "UTC"),
+}
+"""Of the dtypes of events and of what is made of them."""
 
 
 def numbers_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -46,6 +46,7 @@ DTYPES = ("int32", "int64", "float32", "float64", "string", "bool")
 STAGES = ("draft", "shadow", "production", "retired")
 _RESERVED = {"position", "timeline_index", "timeline_version", *KEY_COLUMNS}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_EXECUTOR = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -137,13 +138,42 @@ class Enrichment:
             )
 
 
+@dataclass(frozen=True)
+class Computed:
+    """Columns that a function makes of an event's own; see `executors`.
+
+    executor: `module:name` of it.  on: columns of the event that it is given.  columns: name -> dtype of what it makes.
+    """
+
+    name: str
+    executor: str
+    on: Sequence[str]
+    columns: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        _check_name("computed", self.name)
+        object.__setattr__(self, "on", tuple(self.on))
+        object.__setattr__(self, "columns", dict(self.columns))
+        if not _EXECUTOR.fullmatch(self.executor):
+            raise ValueError(f"computed {self.name}: module:name of an executor required, found {self.executor!r}")
+        if not self.on or not self.columns:
+            raise ValueError(f"computed {self.name}: columns to read and to make required, found none")
+        for name, dtype in self.columns.items():
+            _check_name(f"computed {self.name}: column", name)
+            if dtype not in DTYPES:
+                raise ValueError(
+                    f"computed {self.name}: a dtype of {', '.join(DTYPES)} required for {name}, found {dtype!r}"
+                )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequenceDefinition:
     """The last events of a user that one of `events` takes, as of a request.
 
     version: of what the sequence holds; a change calls for the next one.
     events: event types with their filters, each type once.  enrichments: what is looked up for every event.
-    columns: of the sequence, of the events or of enrichments.
+    computed: what a function makes of every event.
+    columns: of the sequence, of the events, of enrichments, or computed.
     last_n: most events.  window: how long before the request an event may have arrived (`90d`, `12h`); None: any time.
     owner: who answers for it.  retention: how long its events are kept (`400d`).  stage: one of STAGES.
     """
@@ -156,11 +186,12 @@ class SequenceDefinition:
     version: int = 1
     window: str | None = None
     enrichments: Sequence[Enrichment] = ()
+    computed: Sequence[Computed] = ()
     retention: str | None = None
     stage: str = "draft"
 
     def __post_init__(self) -> None:
-        for name in ("events", "columns", "enrichments"):
+        for name in ("events", "columns", "enrichments", "computed"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_name("definition", self.name)
         say = f"definition {self.name}"
@@ -200,7 +231,8 @@ class SequenceDefinition:
             if event.name not in log.types:
                 raise ValueError(f"{say}: an event type of {', '.join(log.types)} required, found {event.name!r}")
             event.condition.check(log.dtypes)
-        enriched = [name for enrichment in self.enrichments for name in enrichment.columns]
+        made: list[Enrichment | Computed] = [*self.enrichments, *self.computed]
+        enriched = [name for one in made for name in one.columns]
         taken = [name for name in enriched if name in log.dtypes or name in _RESERVED or enriched.count(name) > 1]
         if taken:
             raise ValueError(f"{say}: enrichments with column names of their own required, found {taken[0]} again")
@@ -209,6 +241,13 @@ class SequenceDefinition:
                 raise ValueError(
                     f"{say}: enrichment {enrichment.name}: a key column of the events required as `on`, "
                     f"found {enrichment.on!r}"
+                )
+        for computed in self.computed:
+            missing = [name for name in computed.on if name not in log.dtypes]
+            if missing:
+                raise ValueError(
+                    f"{say}: computed {computed.name}: columns of the events ({', '.join(log.dtypes)}) required, "
+                    f"found {missing[0]!r}"
                 )
         unknown = [name for name in self.columns if name not in log.dtypes and name not in enriched]
         if unknown:
@@ -229,15 +268,16 @@ class SequenceDefinition:
     def from_json(cls, text: str) -> SequenceDefinition:
         """Raises ValueError if the text is not that of a definition."""
         found = json.loads(text)
-        if not isinstance(found, dict) or set(found) != {field.name for field in fields(cls)}:
+        names = {field.name for field in fields(cls)}
+        if not isinstance(found, dict) or set(found) | {"computed"} != names:
             raise ValueError(f"definition: the fields of a definition required, found {text[:200]}")
         events = [
             EventType(one["name"], predicate_from_json(one["where"]) if one["where"] is not None else None)
             for one in found.pop("events")
         ]
-        return cls(
-            events=tuple(events), enrichments=tuple(Enrichment(**one) for one in found.pop("enrichments")), **found
-        )
+        enrichments = tuple(Enrichment(**one) for one in found.pop("enrichments"))
+        computed = tuple(Computed(**one) for one in found.pop("computed", ()))
+        return cls(events=tuple(events), enrichments=enrichments, computed=computed, **found)
 
     def _plain(self) -> dict[str, Any]:
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -245,9 +285,10 @@ class SequenceDefinition:
             {"name": event.name, "where": event.where.to_json() if event.where is not None else None}
             for event in self.events
         ]
-        plain["enrichments"] = [
-            {field.name: getattr(one, field.name) for field in fields(one)} for one in self.enrichments
-        ]
+        for name in ("enrichments", "computed"):
+            plain[name] = [{field.name: getattr(one, field.name) for field in fields(one)} for one in plain[name]]
+        if not plain["computed"]:  # as texts and fingerprints were before there was any
+            del plain["computed"]
         return plain
 
 
@@ -256,23 +297,33 @@ FREE_FIELDS = ("owner", "retention", "stage")
 
 
 def check_together(log: EventLog, definitions: Sequence[SequenceDefinition]) -> None:
-    """Raise ValueError unless these definitions are valid, and can share a timeline: one name each, and enrichments of
-    one name that are equal."""
+    """Raise ValueError unless these definitions are valid, and can share a timeline: one name each, and enrichments, or
+    what is computed, of one name that are equal."""
     names = [definition.name for definition in definitions]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"definitions: each name once required, found {', '.join(names) or 'none'}")
     for definition in definitions:
         definition.validate(log)
-    enrichments_of(definitions)
+    _made_of(definitions)
 
 
 def enrichments_of(definitions: Iterable[SequenceDefinition]) -> list[Enrichment]:
     """All enrichments, each once, by name. Raises ValueError if two of one name differ, or two have a column of one
     name."""
-    found: dict[str, Enrichment] = {}
+    return [one for one in _made_of(definitions) if isinstance(one, Enrichment)]
+
+
+def computed_of(definitions: Iterable[SequenceDefinition]) -> list[Computed]:
+    """All that is computed, as of `enrichments_of`."""
+    return [one for one in _made_of(definitions) if isinstance(one, Computed)]
+
+
+def _made_of(definitions: Iterable[SequenceDefinition]) -> list[Enrichment | Computed]:
+    found: dict[str, Enrichment | Computed] = {}
     owners: dict[str, str] = {}
     for definition in definitions:
-        for one in definition.enrichments:
+        made: list[Enrichment | Computed] = [*definition.enrichments, *definition.computed]
+        for one in made:
             if found.setdefault(one.name, one) != one:
                 raise ValueError(f"enrichment {one.name}: one meaning in all definitions required, found two")
             for column in one.columns:

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
-from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan
+from pyiceberg.expressions import AlwaysTrue, GreaterThanOrEqual
 from pyiceberg.table import Table
 
 from reqdedup.logs.ids import mix64
@@ -40,13 +40,30 @@ class Part:
     buckets: frozenset[int] | None
 
 
-class DeliveredRange:
-    """The events of `raw_events` from position `start` to before `end`."""
+@dataclass(frozen=True)
+class _File:
+    """A file of `raw_events`. first, last: positions.  arrival_us: the latest of its events'."""
 
-    def __init__(self, raw: Table, start: int, end: int, *, horizon_us: int) -> None:
+    path: str
+    num_rows: int
+    first: int
+    last: int
+    arrival_us: int
+
+
+class DeliveredRange:
+    """The events of `raw_events` from position `start` to before `end`.
+
+    since_us: what arrived before this time is not among them; files of days before, and before their horizon, are not
+    even planned.
+    """
+
+    def __init__(self, raw: Table, start: int, end: int, *, horizon_us: int, since_us: int = 0) -> None:
         self._raw, self._start, self._end = raw, start, end
         self._schema = arrow_schema(raw)
-        self._paths = self._planned(_between(start, end))
+        self._files = _planned(raw, since_us - horizon_us)
+        found = [file for file in self._files if file.first < end and file.last >= start]
+        self._paths = [(file.path, file.num_rows) for file in found]
         self._horizon_us = horizon_us
         self.num_rows = sum(count for _, count in self._paths)
 
@@ -55,13 +72,13 @@ class DeliveredRange:
         if self.num_rows <= part_rows:
             delivered = self._frame(list(self._batches(self._paths, self._start, self._end)))
             if delivered.height:
-                before = self._before(delivered)
+                before = self._before(int(delivered[ARRIVAL_TS].dt.epoch("us")[0]))
                 yield Part(delivered, lambda ids: self._matching(before, ids), None)
             return
         splits = -(-self.num_rows // (num_buckets * part_rows))
         with tempfile.TemporaryDirectory(prefix="reqdedup-events-") as folder:
             first = self._first_arrival()
-            before = self._planned(self._horizon(first))
+            before = self._before(first)
             new = _spread(self._batches(self._paths, self._start, self._end), Path(folder) / "new", num_buckets, splits)
             old = _spread(self._batches(before, 0, self._start), Path(folder) / "old", num_buckets, splits)
             for part in sorted(new):
@@ -75,23 +92,13 @@ class DeliveredRange:
 
     def before(self, arrival_us: int) -> pl.DataFrame:
         """The events before the range that a delivery from `arrival_us` on may repeat."""
-        return self._frame(list(self._batches(self._planned(self._horizon(arrival_us)), 0, self._start)))
+        return self._frame(list(self._batches(self._before(arrival_us), 0, self._start)))
 
-    def _planned(self, row_filter: BooleanExpression) -> list[tuple[str, int]]:
-        if self._raw.current_snapshot() is None:
-            return []
-        tasks = self._raw.scan(row_filter=row_filter).plan_files()
-        return sorted((task.file.file_path, task.file.record_count) for task in tasks)
-
-    def _horizon(self, arrival_us: int) -> BooleanExpression:
-        since = arrival_us - self._horizon_us
-        return And(
-            GreaterThanOrEqual(ARRIVAL_TS, since),  # type: ignore  # pyiceberg takes plain values, its types ask for literals
-            LessThan(POSITION, self._start),  # type: ignore  # as above
-        )
-
-    def _before(self, delivered: pl.DataFrame) -> list[tuple[str, int]]:
-        return self._planned(self._horizon(int(delivered[ARRIVAL_TS].dt.epoch("us")[0])))
+    def _before(self, arrival_us: int) -> list[tuple[str, int]]:
+        """Files with events before the range that one which arrives at this time may repeat."""
+        since_us = arrival_us - self._horizon_us
+        found = [file for file in self._files if file.first < self._start and file.arrival_us >= since_us]
+        return [(file.path, file.num_rows) for file in found]
 
     def _matching(self, paths: list[tuple[str, int]], ids: pl.Series) -> pl.DataFrame:
         """Rows before the range with these ids. Ids are read first: few come again, and those mostly soon."""
@@ -139,8 +146,26 @@ class DeliveredRange:
         )
 
 
-def _between(start: int, end: int) -> BooleanExpression:
-    return And(GreaterThanOrEqual(POSITION, start), LessThan(POSITION, end))  # type: ignore  # plain values
+def _planned(raw: Table, since_us: int) -> list[_File]:
+    """The files with events that arrived from then on, by path."""
+    if raw.current_snapshot() is None:
+        return []
+    # plain values, where pyiceberg's types ask for literals
+    row_filter = GreaterThanOrEqual(ARRIVAL_TS, since_us) if since_us > 0 else AlwaysTrue()  # type: ignore
+    position, arrival = (raw.schema().find_field(name).field_id for name in (POSITION, ARRIVAL_TS))
+    found = []
+    for task in raw.scan(row_filter=row_filter).plan_files():
+        file = task.file
+        first, last, arrival_us = (
+            int.from_bytes(bounds[field], "little", signed=True)
+            for bounds, field in (
+                (file.lower_bounds, position),
+                (file.upper_bounds, position),
+                (file.upper_bounds, arrival),
+            )
+        )
+        found.append(_File(file.file_path, file.record_count, first, last, arrival_us))
+    return sorted(found, key=lambda file: file.path)
 
 
 def _spread(batches: Iterator[pa.RecordBatch], folder: Path, num_buckets: int, splits: int) -> dict[int, Path]:

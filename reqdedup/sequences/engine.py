@@ -24,8 +24,10 @@ from reqdedup.sequences.definition import (
     Enrichment,
     EventLog,
     SequenceDefinition,
+    computed_of,
     enrichments_of,
 )
+from reqdedup.sequences.executors import load_executor, with_computed
 from reqdedup.sequences.lookups import lookup_dtypes
 from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.tables import INDEX, POSITION, VERSION, arrow_schema_of, timeline_dtypes
@@ -77,6 +79,7 @@ class Engine:
         self.definitions = sorted(definitions, key=lambda one: one.name)
         self.enrichments = enrichments_of(definitions)
         self._tables = {one.name: checked_lookup(one, tables[one.table], log) for one in self.enrichments}
+        self._computed = [(one, load_executor(one)) for one in computed_of(definitions)]
         dtypes = timeline_dtypes(log, self.definitions, lookup_dtypes(self.enrichments, tables))
         self.schema = arrow_schema_of(dtypes)
         self._log_schema = pl.Schema(arrow_schema_of({**log.dtypes, POSITION: "int64"}))
@@ -160,6 +163,8 @@ class Engine:
     def _enriched(self, rows: pl.DataFrame, counts: EventCounts) -> pl.DataFrame:
         for one in self.enrichments:
             rows, counts.unmatched[one.name] = joined_lookup(rows, one, self._tables[one.name])
+        for computed, executor in self._computed:
+            rows = with_computed(rows, computed, executor)
         return rows
 
     def _numbered(self, rows: pl.DataFrame, ends: Callable[[pl.Series], pl.DataFrame], version: int) -> pl.DataFrame:

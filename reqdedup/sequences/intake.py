@@ -22,6 +22,7 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 
 from reqdedup.logs.ids import hash_strings
+from reqdedup.sequences.columns import POLARS_TYPES
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, ITEM, USER, EventLog
 from reqdedup.sequences.naive import EARLIEST_US, FUTURE_US
 from reqdedup.sequences.tables import (
@@ -48,15 +49,6 @@ KNOWN_SOURCES, MAX_KNOWN_SOURCES = "reqdedup.known-sources", 10_000
 
 DAY_US = 86_400_000_000
 _UNREADABLE = "{} cannot be read"
-_POLARS_TYPES: dict[str, Any] = {
-    "int32": pl.Int32,
-    "int64": pl.Int64,
-    "float32": pl.Float32,
-    "float64": pl.Float64,
-    "string": pl.String,
-    "bool": pl.Boolean,
-    "timestamp": pl.Datetime("us", "UTC"),
-}
 
 
 @dataclass(kw_only=True)
@@ -151,7 +143,7 @@ def number_events(log: EventLog, frame: pl.DataFrame, delivered: Delivered, now_
         *(pl.col(f"_said_{name}") for name in log.dtypes if name in has),
     )
     if ARRIVAL_TS not in has:
-        read = read.with_columns(pl.lit(now_us).cast(_POLARS_TYPES["timestamp"]).alias(ARRIVAL_TS))
+        read = read.with_columns(pl.lit(now_us).cast(POLARS_TYPES["timestamp"]).alias(ARRIVAL_TS))
     event_us, arrival_us = (pl.col(name).dt.epoch("us") for name in (EVENT_TS, ARRIVAL_TS))
     is_lost = {
         name: pl.col(name).is_null() & pl.col(f"_said_{name}").is_not_null() for name in log.dtypes if name in has
@@ -178,7 +170,7 @@ def number_events(log: EventLog, frame: pl.DataFrame, delivered: Delivered, now_
     num_backwards = int(events.select(is_backwards.sum()).item())
     events = events.with_columns(
         pl.max_horizontal(pl.col(ARRIVAL_TS).dt.epoch("us"), pl.col("_latest"))
-        .cast(_POLARS_TYPES["timestamp"])
+        .cast(POLARS_TYPES["timestamp"])
         .alias(ARRIVAL_TS)
     ).drop("_latest")
     bad = read.filter(pl.col("reason").is_not_null())
@@ -189,7 +181,7 @@ def number_events(log: EventLog, frame: pl.DataFrame, delivered: Delivered, now_
 
 def _read(name: str, dtype: str, said: pl.DataFrame) -> pl.Expr:
     """The column as its dtype, null where it cannot be read."""
-    wanted = _POLARS_TYPES[dtype]
+    wanted = POLARS_TYPES[dtype]
     if f"_said_{name}" not in said.columns:
         return pl.lit(None, wanted)
     found = said.schema[f"_said_{name}"]

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
+from reqdedup.sequences.columns import POLARS_TYPES
 from reqdedup.sequences.definition import (
     ARRIVAL_TS,
     EVENT_ID,
@@ -21,8 +24,10 @@ from reqdedup.sequences.definition import (
     USER,
     EventLog,
     SequenceDefinition,
+    computed_of,
     enrichments_of,
 )
+from reqdedup.sequences.executors import load_executor
 from reqdedup.sequences.predicate import is_missing
 
 Event = dict[str, Any]
@@ -115,11 +120,18 @@ def timelines(
         for enrichment in enrichments_of(definitions):
             row = row_as_of(tables[enrichment.table], enrichment.on, enrichment.as_of, event[enrichment.on], event)
             enriched |= {column: row[column] if row is not None else None for column in enrichment.columns}
+        for computed in computed_of(definitions):
+            one = pl.DataFrame({name: [event[name]] for name in computed.on}, _schema(log, computed.on))
+            enriched |= load_executor(computed)(one).to_dicts()[0]
         for definition, is_one in zip(definitions, is_member):
             last = timeline[-1][definition.rank_column] if timeline else 0
             enriched[definition.rank_column] = last + is_one
         timeline.append(enriched)
     return found
+
+
+def _schema(log: EventLog, names: Sequence[str]) -> dict[str, Any]:
+    return {name: POLARS_TYPES[log.dtypes[name]] for name in names}
 
 
 def content_of(log: EventLog, event: Event) -> tuple[Any, ...]:

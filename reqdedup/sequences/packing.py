@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from reqdedup.schema import NUMBER_WIDTH_BYTES
-from reqdedup.sequences.store import KeyTakenError, WindowError
+from reqdedup.sequences.store import KeyTakenError, TimelineEnd, WindowError
 
 CHUNK = 256
 """Events of a chunk: an append rewrites at most one, a window of 512 reads two or three."""
@@ -105,6 +105,19 @@ def check_key(key: str, found_user: int, user_id: int) -> None:
     """Raise KeyTakenError if a key that was used before was another user's."""
     if found_user != user_id:
         raise KeyTakenError(f"append: a key of its own required for user {user_id}, found {key!r}, user {found_user}'s")
+
+
+def beyond(data: bytes, stands: TimelineEnd, found: TimelineEnd, event_bytes: int) -> bytes:
+    """Of packed events, the first of which has the number `stands.end`, those that a timeline has not yet.
+
+    Raises ValueError if the timeline is of another version, or lacks events before them.
+    """
+    if found.version != stands.version or found.end < stands.end:
+        raise ValueError(
+            f"append: version {stands.version} of a timeline with its first {stands.end} events required, found "
+            f"version {found.version} with {found.end}; fill the store first"
+        )
+    return data[(found.end - stands.end) * event_bytes :]
 
 
 def pack_features(values: Mapping[str, Any]) -> bytes:

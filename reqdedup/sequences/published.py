@@ -7,7 +7,9 @@ decides the values of a sequence changes with a new version alone; owner, retent
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,8 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
 from pyiceberg.types import IntegerType, NestedField, StringType, TimestamptzType
 
-from reqdedup.sequences.definition import FREE_FIELDS, EventLog, SequenceDefinition, check_together
+from reqdedup.sequences.definition import FREE_FIELDS, EventLog, SequenceDefinition, check_together, computed_of
+from reqdedup.sequences.executors import load_executor
 from reqdedup.sequences.tables import check_log, continue_log, load_raw
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.names import make_namespace
@@ -60,24 +63,37 @@ class DefinitionFile:
 
 
 def read_definitions(path: str | Path) -> DefinitionFile:
-    """Run a Python file and take the `EventLog` and every `SequenceDefinition` among its names.
+    """Run a Python file and take the `EventLog` and every `SequenceDefinition` among its names. Modules beside the file
+    can be imported as it runs, those of its executors too.
 
     Raises ValueError unless it is there and has one log, and definitions that fit it and each other.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: a Python file with definitions required, found no file")
-    try:
-        found = runpy.run_path(str(path))
-    except ValueError:  # of a definition in it
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: Python that runs required, found {type(error).__name__}: {error}") from error
+    with _importing_from(Path(path).resolve().parent):
+        try:
+            found = runpy.run_path(str(path))
+        except ValueError:  # of a definition in it
+            raise
+        except Exception as error:
+            raise ValueError(f"{path}: Python that runs required, found {type(error).__name__}: {error}") from error
+        for computed in computed_of(one for one in found.values() if isinstance(one, SequenceDefinition)):
+            load_executor(computed)
     logs = [value for value in found.values() if isinstance(value, EventLog)]
     definitions = [value for value in found.values() if isinstance(value, SequenceDefinition)]
     if len(logs) != 1:
         raise ValueError(f"{path}: one EventLog required, found {len(logs)}")
     check_together(logs[0], definitions)
     return DefinitionFile(logs[0], tuple(definitions))
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def published_definitions(catalog: Catalog, namespace: str) -> dict[str, SequenceDefinition]:

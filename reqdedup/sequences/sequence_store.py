@@ -9,7 +9,7 @@ that of the timeline. Events come in by `OnlineStore.put` alone, which is where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,16 @@ from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
 from reqdedup.sequences.ends import history_columns, history_name, history_values, with_arrival
 from reqdedup.sequences.online import OnlineStore
 from reqdedup.sequences.packing import no_such_version
-from reqdedup.sequences.store import FilledStore, FillReport, TimelineEnd, UserRead, UserRecord, Window, WindowError
+from reqdedup.sequences.store import (
+    FilledStore,
+    FillReport,
+    Store,
+    TimelineEnd,
+    UserRead,
+    UserRecord,
+    Window,
+    WindowError,
+)
 from reqdedup.sequences.timeline import Timeline, each_bucket, open_timeline
 
 
@@ -41,7 +50,9 @@ class SequenceStore:
     def columns(self) -> Mapping[str, str]:
         return self._columns
 
-    def append(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str) -> TimelineEnd:
+    def append(
+        self, user_id: int, events: Mapping[str, np.ndarray], *, key: str, stands: TimelineEnd | None = None
+    ) -> TimelineEnd:
         raise ValueError(f"sequence {self._sequence}: events by `OnlineStore.put` required, found an append")
 
     def correct(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str, start: int = 0) -> TimelineEnd:
@@ -95,6 +106,30 @@ class SequenceStore:
 
     def request_features(self, user_id: int, names: Sequence[str]) -> dict[str, Any]:
         return {}
+
+    def append_to(self, store: Store, user_ids: Iterable[int]) -> int:
+        """Append to a store what it has not yet of these users, and how many events that was: so a server that several
+        machines ask is as fresh as the process that takes the events. Done again, it appends nothing.
+
+        store: filled from the timeline before, with `fill_from_timeline`. Raises ValueError if it was not, if it has
+        another version of the timeline or other columns.
+        """
+        if dict(store.columns) != self._columns:
+            raise ValueError(
+                f"store: the columns of {self._sequence}, {self._columns}, required, found {dict(store.columns)}"
+            )
+        num_events = 0
+        for user_id in user_ids:
+            stood = store.end(user_id)
+            first = stood.end if stood is not None and stood.version == self._version else 0
+            found, end = self._online.window(user_id, self._sequence, [*self._source_of.values(), ARRIVAL_TS], first)
+            count = len(found[ARRIVAL_TS])
+            if count:
+                new = {name: history_values(found, source) for name, source in self._source_of.items()}
+                key = f"{self._sequence} {self._version} {user_id} {end}"
+                store.append(user_id, new, key=key, stands=TimelineEnd(self._version, end - count))
+            num_events += count
+        return num_events
 
     def delete_user(self, user_id: int) -> bool:
         """The user's events go from the view and from what was put; delete them from the tables first."""

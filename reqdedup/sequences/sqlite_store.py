@@ -24,6 +24,7 @@ import numpy as np
 from reqdedup.sequences.packing import (
     CHUNK,
     EventPacking,
+    beyond,
     bounds,
     check_key,
     feature_names,
@@ -102,13 +103,20 @@ class SqliteStore:
     def columns(self) -> Mapping[str, str]:
         return self._packing.columns
 
-    def append(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str) -> TimelineEnd:
+    def append(
+        self, user_id: int, events: Mapping[str, np.ndarray], *, key: str, stands: TimelineEnd | None = None
+    ) -> TimelineEnd:
         user_id, data = int(user_id), self._packing.pack(events)
         with self._file.writing() as connection:
             if (found := _answered(connection, key, user_id)) is not None:
                 return found
             row = connection.execute(_NEWEST, (user_id,)).fetchone()
-            timeline, version, start, end = row or (_new_timeline(connection, user_id, 0, 0), 0, 0, 0)
+            if row is None:
+                version, start = (stands.version, stands.end) if stands is not None else (0, 0)
+                row = _new_timeline(connection, user_id, version, start), version, start, start
+            timeline, version, start, end = row
+            if stands is not None:
+                data = beyond(data, stands, TimelineEnd(version, end), self._packing.event_bytes)
             end = self._extend(connection, timeline, start, end, data)
             return _answer(connection, key, user_id, TimelineEnd(version, end))
 

@@ -144,11 +144,16 @@ class Store(Protocol):
         """The sequence columns of every event, in order, and their dtypes (`int64`, ...)."""
         ...
 
-    def append(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str) -> TimelineEnd:
+    def append(
+        self, user_id: int, events: Mapping[str, np.ndarray], *, key: str, stands: TimelineEnd | None = None
+    ) -> TimelineEnd:
         """Add events at the end of the user's timeline; a `key` that was appended before changes nothing and returns
         what it returned then.
 
-        Raises ValueError if the columns are not the store's or the key was another user's.
+        stands: version of the timeline and number of the first of these events, if the caller knows them: those that
+        the timeline has already are left out, and one that begins now is of this version.
+        Raises ValueError if the columns are not the store's, the key was another user's, or the timeline is of another
+        version or lacks events before these.
         """
         ...
 

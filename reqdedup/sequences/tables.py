@@ -36,6 +36,7 @@ from reqdedup.sequences.definition import (
     EventLog,
     SequenceDefinition,
     check_together,
+    computed_of,
     enrichments_of,
 )
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
@@ -191,6 +192,7 @@ def timeline_dtypes(
         **{name: dtype for name, dtype in log.dtypes.items() if name != USER},
         EVENT_TYPE: "int32",
         **{name: enriched[name] for one in enrichments_of(definitions) for name in one.columns},
+        **{name: dtype for one in computed_of(definitions) for name, dtype in one.columns.items()},
         **{one.rank_column: "int32" for one in sorted(definitions, key=lambda one: one.name)},
     }
 

@@ -9,10 +9,15 @@ local version, timeline, first, last
 if newest then
     version, timeline, first, last = string.match(newest, '(%d+) (%d+) (%d+) (%d+)')
 end
+local known = tonumber(ARGV[9])
+if newest and known then
+    if version ~= ARGV[8] or tonumber(last) < known then return user .. ' ' .. version .. ' ' .. last .. ' 1' end
+    data = string.sub(data, (tonumber(last) - known) * size + 1)
+end
 if not newest or is_new == '1' then
-    version = newest and tonumber(version) + 1 or 0
+    version = newest and tonumber(version) + 1 or ARGV[8] or 0
     timeline = server_call('HINCRBY', KEYS[1], 'timelines', 1)
-    if is_new == '1' then first = tonumber(start) else first = 0 end
+    if is_new == '1' then first = tonumber(start) else first = known or 0 end
     last = first
 end
 first, last = tonumber(first), tonumber(last)

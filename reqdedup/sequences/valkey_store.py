@@ -26,6 +26,7 @@ from valkey.retry import Retry
 from reqdedup.sequences.packing import (
     CHUNK,
     EventPacking,
+    beyond,
     bounds,
     check_key,
     merge_timelines,
@@ -89,8 +90,10 @@ class ValkeyStore:
     def columns(self) -> Mapping[str, str]:
         return self._packing.columns
 
-    def append(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str) -> TimelineEnd:
-        return self._write(user_id, self._packing.pack(events), key)
+    def append(
+        self, user_id: int, events: Mapping[str, np.ndarray], *, key: str, stands: TimelineEnd | None = None
+    ) -> TimelineEnd:
+        return self._write(user_id, self._packing.pack(events), key, stands=stands)
 
     def correct(self, user_id: int, events: Mapping[str, np.ndarray], *, key: str, start: int = 0) -> TimelineEnd:
         if start < 0:
@@ -305,13 +308,19 @@ class ValkeyStore:
             return (self._client.hget(staged, "newest") or b"").decode()
         return expected
 
-    def _write(self, user_id: int, data: bytes, key: str, start: int | None = None) -> TimelineEnd:
+    def _write(
+        self, user_id: int, data: bytes, key: str, *, start: int | None = None, stands: TimelineEnd | None = None
+    ) -> TimelineEnd:
         user_id = int(user_id)
         is_new = start is not None
         arguments: list[Any] = [user_id, data, self._packing.event_bytes, CHUNK, int(is_new), start or 0, KEYS_KEPT_S]
+        if stands is not None:
+            arguments += [stands.version, stands.end]
         with self._answering():
             answer = self._write_script(keys=[self._user(user_id), f"{self.name}:key:{key}"], args=arguments)
-        found_user, version, end = map(int, answer.split())
+        found_user, version, end, *refused = map(int, answer.split())
+        if stands is not None and refused:
+            beyond(data, stands, TimelineEnd(version, end), self._packing.event_bytes)
         check_key(key, found_user, user_id)
         return TimelineEnd(version, end)
 

@@ -136,7 +136,8 @@ def build_view(catalog: Catalog, namespace: str, folder: Path, *, horizon_us: in
     for name, known in texts.items():
         (folder / f"{name}.json").write_text(json.dumps(list(known)))
     state = timeline.state
-    before = DeliveredRange(raw, state.position, state.position, horizon_us=horizon_us).before(state.arrival_us)
+    of_then = DeliveredRange(raw, state.position, state.position, horizon_us=horizon_us, since_us=state.arrival_us)
+    before = of_then.before(state.arrival_us)
     before.write_ipc(folder / "recent.arrow")
     said = {
         "format": FORMAT,

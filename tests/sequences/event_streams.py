@@ -12,7 +12,8 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from reqdedup.sequences.columns import values_of
-from reqdedup.sequences.definition import Enrichment, EventLog, EventType, SequenceDefinition
+from reqdedup.sequences.definition import Computed, Enrichment, EventLog, EventType, SequenceDefinition
+from reqdedup.sequences.executors import executor
 from reqdedup.sequences.predicate import col
 
 LOG = EventLog(
@@ -36,6 +37,22 @@ PRICE_ROWS = [
 ]
 ITEM = Enrichment("item", ITEMS, "item_id", ("category", "vector"))
 PRICE = Enrichment("price", PRICES, "item_id", ("price",), as_of="since")
+
+
+@executor
+def halves(events: pl.DataFrame) -> pl.DataFrame:
+    return events.select(
+        half=pl.col("duration_s") / 2,
+        pair=(pl.col("surface") + pl.col("event_ts").dt.hour()) // 2,
+    )
+
+
+HALVES = Computed(
+    "halves",
+    executor="tests.sequences.event_streams:halves",
+    on=["duration_s", "surface", "event_ts"],
+    columns={"half": "float64", "pair": "int32"},
+)
 
 
 def lookups() -> dict[str, pa.Table]:
@@ -81,7 +98,8 @@ def definitions(draw: st.DrawFn) -> list[SequenceDefinition]:
         types = draw(st.lists(st.sampled_from(LOG.types), min_size=1, max_size=3, unique=True))
         enrichments = draw(st.sampled_from([(), (ITEM,), (PRICE,), (ITEM, PRICE)]))
         columns = ["item_id", "event_type", "event_ts", "event_id", "surface", "duration_s", "query"]
-        columns += [column for one in enrichments for column in one.columns]
+        computed = draw(st.sampled_from([(), (HALVES,)]))
+        columns += [column for one in (*enrichments, *computed) for column in one.columns]
         found.append(
             SequenceDefinition(
                 name=name,
@@ -90,6 +108,7 @@ def definitions(draw: st.DrawFn) -> list[SequenceDefinition]:
                 last_n=draw(st.sampled_from([1, 2, 5, 100])),
                 window=draw(st.sampled_from([None, "1d", "30d"])),
                 enrichments=enrichments,
+                computed=computed,
                 owner="tests",
             )
         )

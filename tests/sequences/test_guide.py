@@ -19,7 +19,7 @@ def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, c
     space: dict = {}
     printed = ""
     blocks = re.findall(r"^```(python|sh)(?: file=(\S+))?\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-    kinds = ["python", "python", "python", "sh", "sh", "python", "python", "python", "python", "sh"]
+    kinds = ["python", "python", "python", "sh", "sh", "python", "python", "python", "python", "python", "sh"]
     assert [kind for kind, _, _ in blocks] == kinds
     for kind, file, text in blocks:
         if file:
@@ -36,7 +36,7 @@ def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, c
     assert re.search(r"user 7, engaged: \d+ events", printed)
     assert "event log: type buy: new\nevent log: column price: new, float64\n" in printed
     assert "day-3.jsonl: 1 event, 0 rejected\n" in printed
-    assert printed.splitlines()[-1].split() == ["3", "3", "3", "9.5"]  # item, type, category, price
+    assert printed.splitlines()[-1].split() == ["3", "3", "3", "9.5", "1"]  # item, type, category, price, band
     fetched = space["found"]
     assert 0 < len(fetched["item_id"]) <= 100
     assert (fetched["item_id"] % 9 == fetched["category"]).all()

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reqdedup.arrays.windows import HistoryCut
-from reqdedup.logs.synthetic_events import EVENT_COLUMNS, EVENT_TYPES, SyntheticEventsConfig, synthetic_events
+from reqdedup.logs.synthetic_events import (
+    DAY_US,
+    EVENT_COLUMNS,
+    EVENT_TYPES,
+    SyntheticEventsConfig,
+    synthetic_events,
+)
 from reqdedup.sequences.batch import advance
 from reqdedup.sequences.definition import EventLog, EventType, SequenceDefinition
-from reqdedup.sequences.intake import append_events
+from reqdedup.sequences.intake import append_events, number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.sequence_store import SequenceStore, fill_from_timeline, store_columns
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.sequences.store import TimelineEnd, Window, WindowError
+from reqdedup.sequences.tables import Delivered
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage import open_catalog
 from tests.sequences.plain_store import COLUMNS, NAMES, WHOLE, PlainStore, make_events, outcome, same_window
@@ -186,7 +196,8 @@ def test_a_store_that_is_filled_from_the_timeline_answers_as_the_sequence_does(t
         from reqdedup.sequences.valkey_store import ValkeyStore
 
         filled = ValkeyStore(request.getfixturevalue("valkey_server").url, columns, name=uuid.uuid4().hex, timeout_s=20)
-    sequence = SequenceStore(open_online(tmp_path / "online", catalog, "lake"), "seen")
+    online = open_online(tmp_path / "online", catalog, "lake")
+    sequence = SequenceStore(online, "seen")
     assert fill_from_timeline(filled, catalog, "lake", "seen").num_new > 20
     for user in range(config.num_users):
         assert filled.end(user) == sequence.end(user)
@@ -201,5 +212,25 @@ def test_a_store_that_is_filled_from_the_timeline_answers_as_the_sequence_does(t
                 same_window(found, wanted)
     again = fill_from_timeline(filled, catalog, "lake", "seen")
     assert (again.num_new, again.num_changed) == (0, 0)
+    # What arrives from then on, of users old and new; then the batch brings it too.
+    more = pa.concat_tables(
+        synthetic_events(replace(config, num_users=40, seed=1, start_us=config.start_us + 3 * DAY_US))
+    )
+    now_us = int(time.time() * 1e6)
+    before = Delivered(next_position=online.position, arrival_us=online.view.state.arrival_us)
+    frame = pl.from_arrow(more.set_column(0, "event_id", pa.array(range(10**6, 10**6 + len(more)))))
+    for part in number_events(log, frame, before, now_us).events.iter_slices(100):
+        online.put(part)
+        changed = part["user_id"].unique()
+        sequence.append_to(filled, changed)
+        assert sequence.append_to(filled, changed) == 0
+    for user in range(40):
+        assert filled.end(user) == sequence.end(user)
+        same_window(*(one.window(user, list(columns), **WHOLE) for one in (filled, sequence)))
+    append_events(catalog, "lake", log, [frame.to_arrow()], source="more")
+    advance(catalog, "lake", [seen])
+    assert fill_from_timeline(filled, catalog, "lake", "seen").num_contradicted == 0
+    for user in range(40):
+        assert filled.end(user) == sequence.end(user)
     filled.close()
     sequence.close()

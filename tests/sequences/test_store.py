@@ -116,6 +116,21 @@ def test_a_correction_leaves_the_earlier_version_as_it_was(store):
     assert now.columns["item_id"].tolist() == [*range(100, 550), 9]
 
 
+def test_events_whose_place_is_known_are_there_once_however_they_overlap(store):
+    for first, last in ((5, 9), (5, 9), (7, CHUNK + 3), (CHUNK + 3, CHUNK + 4), (6, 8)):
+        numbers = range(first, last)
+        end = store.append(7, make_events(numbers), key=f"{first} {last} {store.end(7)}", stands=TimelineEnd(3, first))
+        assert end == store.end(7)
+    assert end == TimelineEnd(3, CHUNK + 4)
+    found = store.window(7, NAMES, **WHOLE)
+    assert found.start == 5
+    assert found.columns["item_id"].tolist() == make_events(range(5, CHUNK + 4))["item_id"].tolist()
+    for stands in (TimelineEnd(3, CHUNK + 5), TimelineEnd(4, CHUNK + 4)):
+        with pytest.raises(ValueError, match=f"with its first {stands.end} events required, found version 3 with"):
+            store.append(7, make_events([1]), key=str(stands), stands=stands)
+    assert store.end(7) == end
+
+
 def test_a_key_is_appended_once_whatever_comes_with_it(store):
     first = store.append(7, make_events([1, 2]), key="a")
     store.append(7, make_events([3]), key="b")

@@ -23,6 +23,7 @@ from pyiceberg.io import (
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO, _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import CreateTableTransaction, StagedTable, Table, TableProperties, Transaction
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
@@ -106,6 +107,20 @@ class _KeptOutput:
         self.close()
 
 
+class OnceCopied(Transaction):
+    """A transaction that makes what the table will be once for each change that it has: pyiceberg does so each of the
+    thirty times that a commit asks for it, with a deep copy of all snapshots and schemas."""
+
+    _made: tuple[TableMetadata, tuple[TableUpdate, ...], TableMetadata] | None = None
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        now, updates = self._table.metadata, self._updates
+        if self._made is None or self._made[0] is not now or self._made[1] is not updates:
+            self._made = now, updates, super().table_metadata
+        return self._made[2]
+
+
 @contextmanager
 def one_attempt(table: Table) -> Iterator[Transaction]:
     """A transaction that is committed at the end of the block, once: `CommitRetries` repeats it, and not pyiceberg.
@@ -119,7 +134,7 @@ def one_attempt(table: Table) -> Iterator[Transaction]:
     view = copy(table)
     once = {**table.metadata.properties, TableProperties.COMMIT_NUM_RETRIES: "0"}
     view.metadata = table.metadata.model_copy(update={"properties": once})
-    with view.transaction() as transaction:
+    with OnceCopied(view) as transaction:
         yield transaction
     if view.metadata_location != table.metadata_location:
         table.metadata, table.metadata_location = view.metadata, view.metadata_location

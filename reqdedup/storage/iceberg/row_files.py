@@ -30,7 +30,7 @@ from reqdedup.storage.iceberg.commit import MAY_LAND, WRITE_ID
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict, is_outcome_unknown
 from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.manifest_groups import append_files, replace_files
-from reqdedup.storage.iceberg.private import stage
+from reqdedup.storage.iceberg.private import OnceCopied, stage
 
 NO_RETRIES = {"commit.retry.num-retries": "0"}
 """Property of tables whose commits must not be put on top of others'."""
@@ -135,7 +135,7 @@ class RowFiles:
         )
         summary, old = {**said, WRITE_ID: self.write_id}, list(removed)
         try:
-            with self.table.transaction() as transaction:
+            with OnceCopied(self.table) as transaction:
                 if branch == MAIN and said:
                     stage(transaction, (SetPropertiesUpdate(updates=said | said_of_table),))
                 if old:
