@@ -81,7 +81,7 @@ class AuditConfig(dg.Config):
     user_key: list[str] = Field(default=[], description="Columns that say whose request it is.")
     item_key: list[str] = Field(default=[], description="Columns that order the rows of a request.")
     sample_mb: int = Field(default=2048, ge=1, description="Size of the sample with every value laid down, in MB.")
-    num_buckets: int = Field(default=16, ge=1, description="Buckets of the layouts that are estimated.")
+    num_buckets: int | None = Field(default=None, ge=1, description="Of the layouts. Empty: as many as convert makes.")
 
 
 class ConvertConfig(dg.Config):

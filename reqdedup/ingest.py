@@ -12,7 +12,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from reqdedup import storage
-from reqdedup.display import format_bytes
+from reqdedup.display import counted, format_bytes
 from reqdedup.logs import LogReader
 from reqdedup.logs.urls.items import UrlMerges
 from reqdedup.logs.urls.rules import FORMAT
@@ -56,8 +56,8 @@ class IngestReport:
     def __str__(self) -> str:
         written = self.written
         return (
-            f"{self.table} ({self.layout.value}): {written.rows:,} rows, {written.requests:,} requests, "
-            f"{written.users:,} users, {format_bytes(written.bytes)}"
+            f"{self.table} ({self.layout.value}): {counted(written.rows, 'row')}, "
+            f"{counted(written.requests, 'request')}, {counted(written.users, 'user')}, {format_bytes(written.bytes)}"
         )
 
 
@@ -67,6 +67,7 @@ def ingest(
     log: LogReader,
     layout: Layout,
     *,
+    num_buckets: int | None = None,
     replace: bool = False,
     histories: Histories | None = None,
     **options: Any,
@@ -75,6 +76,7 @@ def ingest(
 
     Both are replaced, each in one commit, the rows first; rejected rows of the logs of other tables stay. Items that
     are texts get ids of the namespace's vocabulary, before all else; in a table whose items are hashed they are hashed.
+    num_buckets: as of `storage.replace_table`: by default those of the table, of a new one what fits the log's size.
     histories: gives the rows the histories of a sequence instead of the log's; items are hashed then, as in events.
     options: of `storage.replace_table`.
     Warns if the vocabulary has keys of other URL rules.
@@ -92,7 +94,7 @@ def ingest(
         vocabulary.check()
     log.use_vocabulary(vocabulary)
     if table is not None and not replace:
-        check_same_form(table, log.schema, layout, options.get("num_buckets", 16))
+        check_same_form(table, log.schema, layout, num_buckets)
     before = table and table.current_snapshot()
     rules = _url_rules(log)
     if vocabulary is not None and catalog.table_exists(vocabulary.name):
@@ -101,7 +103,9 @@ def ingest(
         options["properties"] = {**(options.get("properties") or {}), URL_RULES_PROPERTY: rules}
     try:
         schema, batches = (log.schema, log) if histories is None else histories(log.schema, log)
-        written = storage.replace_table(catalog, identifier, schema, layout, batches, **options)
+        written = storage.replace_table(
+            catalog, identifier, schema, layout, batches, num_buckets=num_buckets, **options
+        )
         storage.write_rejects(catalog, rejects_name, log.rejects, of=identifier)
     except KeyboardInterrupt:  # after the commit of the rows: the rejects belong to them
         if catalog.table_exists(identifier) and catalog.load_table(identifier).current_snapshot() != before:

@@ -115,7 +115,7 @@ class Lake:
         preset: Preset | None = None,
         mapping: Any = None,
         layout: LayoutName | Layout = "by_request",
-        num_buckets: int = 16,
+        num_buckets: int | None = None,
         replace: bool = False,
         progress: Callable[[object], None] | None = None,
         engine: str | Engine | None = None,
@@ -124,6 +124,7 @@ class Lake:
         """Read a log into `table`, which then holds exactly its rows; those that cannot be read go beside it.
 
         preset, mapping, options: as of `reqdedup.logs.read_log`.  replace: also if the table has another form.
+        num_buckets: partitions by user; by default those of the table, of a new one what fits the size of the log.
         engine: as of `storage.write`.
         Raises ValueError for a log, a mapping or a table that does not fit; then no table is new or changed.
         """

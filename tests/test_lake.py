@@ -19,6 +19,7 @@ from reqdedup import cli, storage
 from reqdedup.display import ReportTable
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.logs.ids import hash_string
+from reqdedup.storage.iceberg.layout import table_buckets
 from tests.storage.foreign.folders import MARKERS, table_folder
 
 LOG = SyntheticLogConfig(num_users=12, seed=3)
@@ -368,3 +369,20 @@ def test_ctrl_c_at_any_time_leaves_rows_and_rejects_of_one_log(lake, tmp_path):
         rejects = lake.catalog.load_table("w.rejected_engagements").scan().to_arrow().num_rows
         assert rejects == logs[lake.table("w.t").source.num_rows][1]
     assert interrupted >= 4
+
+
+@pytest.mark.slow
+def test_a_new_table_has_buckets_that_fit_the_log_and_one_that_is_there_keeps_its_own(lake, tmp_path):
+    (tmp_path / "r.csv").write_text(RATINGS)
+
+    def buckets(**options):
+        lake.ingest(tmp_path / "r.csv", "w.t", preset="movielens", **options)
+        return table_buckets(lake.catalog.load_table("w.t"))
+
+    assert buckets() == 1
+    assert buckets(num_buckets=6, replace=True) == 6
+    assert buckets() == buckets(replace=True) == 6
+    with pytest.raises(ValueError, match=r"w\.t: is there in another form \(1 bucket required, found 6\)"):
+        buckets(num_buckets=1)
+    with pytest.raises(ValueError, match="num_buckets must be positive, found 0"):
+        buckets(num_buckets=0, replace=True)

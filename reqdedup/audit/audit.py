@@ -46,11 +46,12 @@ from reqdedup.audit.report import (
 from reqdedup.audit.sample import Sample, gather, plan_sample
 from reqdedup.audit.scan import KeyColumns, check_keys, scan_keys
 from reqdedup.audit.verdict import verdict
+from reqdedup.display import counted
 from reqdedup.storage.foreign.files import TableFiles
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import stored_blobs
 from reqdedup.storage.foreign.table import open_table
-from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
+from reqdedup.storage.iceberg.bucket_count import choose_num_buckets
 
 DEFAULT_SAMPLE_BYTES = 2 * 2**30
 DEFAULT_READ_BYTES = 256 * 10**9
@@ -111,7 +112,9 @@ def audit_table(
     check_keys(table, keys)
     facts = read_facts(table, report("footers", "files"))
     if facts.num_rows == 0:
-        raise ValueError(f"{table.name}: a table with rows required, found {facts.num_files:,} files without any")
+        raise ValueError(
+            f"{table.name}: a table with rows required, found {counted(facts.num_files, 'file')} without any"
+        )
     index = scan_keys(table, facts, keys, report("keys", "rows"))
     if num_buckets is None:
         fan_out = max(index.num_rows / max(index.num_requests, 1), 1.0)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from reqdedup.audit.footers import TableFacts
 from reqdedup.audit.keys import hash_keys, null_keys
+from reqdedup.display import counted
 from reqdedup.storage.foreign.files import DataFile, TableFiles
 from reqdedup.storage.foreign.leaves import Shape
 
@@ -98,14 +99,15 @@ def check_keys(table: TableFiles, keys: KeyColumns) -> None:
             "at least one request key column required, found none; name the column that says which request a row is of"
         )
     leaves = {leaf.name: leaf for leaf in table.leaves}
+    if missing := [name for name in dict.fromkeys((*keys.all, *keys.item)) if name not in leaves]:
+        names = f"key column{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        raise ValueError(f"{table.name}: {names} required, found columns {', '.join(leaves)}")
     for name in (*keys.all, *keys.item):
-        if name not in leaves:
-            raise ValueError(f"{table.name}: key column {name} required, found columns {', '.join(leaves)}")
         absent = [file.path for file in table.files if name not in file.leaf_in_file and name not in file.constants]
         if absent:
             raise ValueError(
-                f"{table.name}: key column {name} required in every file, not found in {absent[0]} ({len(absent)} such "
-                "files)"
+                f"{table.name}: key column {name} required in every file, not found in {absent[0]} "
+                f"({counted(len(absent), 'such file')})"
             )
         try:
             kind = leaves[name].type
@@ -161,10 +163,12 @@ def scan_keys(
     kept = _merge([kept, *pending])
     kept = {name: values[_below(kept["user"], shift)] for name, values in kept.items()}
     if not done_rows:
-        raise ValueError(f"{table.name}: a table with rows required, found {len(table.files):,} files without any")
+        raise ValueError(
+            f"{table.name}: a table with rows required, found {counted(len(table.files), 'file')} without any"
+        )
     if done_rows == null_rows:
         raise ValueError(
-            f"{table.name}: rows with a request key required, found {done_rows:,} rows and a null in "
+            f"{table.name}: rows with a request key required, found {counted(done_rows, 'row')} and a null in "
             f"{' or '.join(keys.all)} of each; name other key columns"
         )
     return RequestIndex(

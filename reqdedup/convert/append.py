@@ -14,6 +14,7 @@ from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Table
 
 from reqdedup.convert.mapping import ORIGINALS, ColumnMapping, TargetColumn
+from reqdedup.display import counted
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
@@ -43,7 +44,7 @@ def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, nu
         )
     if num_buckets not in (None, buckets):
         raise ValueError(
-            f"{identifier}: its {buckets or 'no'} buckets required by an append, found {num_buckets}; leave the number "
+            f"{identifier}: its {counted(buckets, 'bucket') if buckets else 'no buckets'} required by an append, found {num_buckets}; leave the number "
             "out, or change it with `reqdedup rebucket`"
         )
     check_one_spec(table, "an append")

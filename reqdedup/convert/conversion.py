@@ -41,12 +41,14 @@ from reqdedup.convert.text_ids import item_keys
 from reqdedup.convert.writing import write_converted
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.dedup.parts import RequestValuesError
+from reqdedup.display import counted
 from reqdedup.distributed import SHUFFLE_PAYS_FROM, Engine, engine_for
 from reqdedup.distributed.engine import named_engine
 from reqdedup.masking import mask
 from reqdedup.schema import HISTORY_ITEM_ID, ITEM_ID, EngagementSchema, Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
+from reqdedup.storage.iceberg.bucket_count import choose_num_buckets
 from reqdedup.storage.iceberg.layout import (
     LAYOUT_PROPERTY,
     Layout,
@@ -61,7 +63,6 @@ from reqdedup.storage.iceberg.layout import (
 from reqdedup.storage.iceberg.names import check_free_name, check_location
 from reqdedup.storage.iceberg.url_rules import URL_RULES_PROPERTY, check_same_url_rules, url_rules_of
 from reqdedup.storage.iceberg.vocabulary import Vocabulary, items_identifier
-from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 
 
 @dataclass(frozen=True)
@@ -212,14 +213,14 @@ def convert_table(
         notes += times_note(mapping, table, written.data_files)
     changes = changes_of(rows, columns, mapping)
     if converter.null_lists:
-        changes.append(f"{converter.null_lists:,} null lists: empty ones, since a sequence cannot be null")
+        changes.append(f"{counted(converter.null_lists, 'null list')}: empty, since a sequence cannot be null")
     if shared := converter.owners.num_shared():
         notes.append(
-            f"{shared:,} request ids belong to more than one user; each user's part is a request of its own. If it is "
+            f"{counted(shared, 'request id')} of more than one user: each user's part is a request of its own. If it is "
             "one request, another column names its user (--user)"
         )
     if isinstance(rows, CandidateSource) and rows.num_empty:
-        notes.append(f"{rows.num_empty:,} rows without a candidate have no row in the table")
+        notes.append(f"{counted(rows.num_empty, 'row')} without a candidate: no row in the table")
     return ConvertReport(
         table=identifier,
         location=mask(table.location()),

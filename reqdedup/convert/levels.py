@@ -23,6 +23,7 @@ from reqdedup.audit.values import SampleColumn
 from reqdedup.convert.candidates import CandidateSource
 from reqdedup.convert.mapping import ALWAYS_SEQUENCES, ColumnMapping
 from reqdedup.dedup.stored import is_text
+from reqdedup.display import counted
 from reqdedup.schema import Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
@@ -112,7 +113,9 @@ def find_levels(
                         f"the request (--request) and {mapping.item} the item (--item)? Otherwise put it right in the "
                         f"source, exclude it (--exclude {name}), or keep it per row (--level {name}=item)"
                     )
-                notes.append(f"{name} is kept per row: it differs in {found.broken_requests} requests of the sample")
+                notes.append(
+                    f"{name} is kept per row: it differs in {counted(found.broken_requests, 'request')} of the sample"
+                )
             is_request = found.level in (REQUEST, UNKNOWN) and not (found.is_constant and not values.is_list)
             levels[name] = Level.REQUEST if is_request else Level.ITEM
         ours = frozenset(name for name, column in source.known.items() if column.kind is Kind.SEQUENCE)

@@ -134,17 +134,19 @@ class TargetColumn:
 
 def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
     """Raise ValueError for a column that is not there, and for key columns that cannot be keys."""
-    for name in mapping.named:
-        if name not in source.leaves:
-            raise ValueError(
-                f"{source.name}: column {name} required, found {', '.join(source.leaves)}; name a column that is there"
-            )
+    missing = [name for name in dict.fromkeys(mapping.named) if name not in source.leaves]
+    if missing:
+        raise ValueError(
+            f"{source.name}: column{'s' * (len(missing) > 1)} {', '.join(missing)} required, found "
+            f"{', '.join(source.leaves)}; name columns that are there"
+        )
     fixed = {mapping.user: USER_ID, mapping.item: ITEM_ID, mapping.time: REQUEST_TS}
     if len(mapping.request_names) == 1:
         fixed[mapping.request_names[0]] = REQUEST_ID
-    for name in sorted(set(mapping.rename) & set(fixed)):
+    if kept := sorted(set(mapping.rename) & set(fixed)):
         raise ValueError(
-            f"{source.name}: column {name} becomes {fixed[name]} and cannot be renamed; leave it out of rename"
+            f"{source.name}: {', '.join(f'column {name} becomes {fixed[name]}' for name in kept)} and cannot be renamed; "
+            "leave it out of rename"
         )
     ids = [source.leaves[name] for name in dict.fromkeys((mapping.user, mapping.item))]
     wrong = [_shown(leaf) for leaf in ids if leaf.shape is not Shape.SCALAR or not _is_id(leaf.type)]
@@ -217,14 +219,14 @@ def plan_columns(
         raise ValueError(f"{source.name}: {'; '.join(errors)}")
     order = [Level.KEY, Level.REQUEST, Level.ITEM, Level.LABEL]
     columns = sorted([*columns, *planned], key=lambda target: order.index(target.column.level))
-    by_name: dict[str, TargetColumn] = {}
+    sources_of: dict[str, list[str]] = {}
     for target in columns:
-        other = by_name.setdefault(target.column.name, target)
-        if other is not target:
-            raise ValueError(
-                f"{source.name}: one target column per name required, found {target.column.name} for "
-                f"{other.sources[0]} and for {target.sources[0]}; rename or exclude one of them"
-            )
+        sources_of.setdefault(target.column.name, []).append(target.sources[0])
+    if met := {name: sources for name, sources in sources_of.items() if len(sources) > 1}:
+        found = "; ".join(f"{name} for {' and for '.join(sources)}" for name, sources in met.items())
+        raise ValueError(
+            f"{source.name}: one target column per name required, found {found}; rename or exclude all but one"
+        )
     if mapping.history_time_unit and not any(target.conversion is Conversion.HISTORY_TIME for target in columns):
         raise ValueError(
             f"{source.name}: history_time_unit is of lists that are named {HISTORY_TS}, found none; name the lists of "

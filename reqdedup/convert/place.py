@@ -59,7 +59,7 @@ def _rows_of(
             ]
             yield (
                 [piece.arrays[target.sources[0]][row].as_py() for target in targets],
-                f"{piece.path} at row {piece.rows[row]}",
+                f"{piece.path} at row {piece.rows[row] + 1}",
                 f"request {original[1]} of user {original[0]}",
             )
 

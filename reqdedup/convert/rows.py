@@ -176,7 +176,7 @@ class Converter:
                 piece = first
             else:
                 piece = rest
-        return f" at row {piece.rows[0]}" if piece.num_rows and piece.rows[0] >= 0 else ""
+        return f" at row {piece.rows[0] + 1}" if piece.num_rows and piece.rows[0] >= 0 else ""
 
     def _is_plausible(self, plain: dict[str, pa.Array], target: TargetColumn) -> bool:
         unit = self._history_time_unit

@@ -92,7 +92,7 @@ def find_sessions(
         missing = null_keys(columns)
         if missing.any():
             raise ValueError(
-                f"{piece.path} at row {piece.rows[int(np.argmax(missing))]}: {mapping.user} and {mapping.time} on "
+                f"{piece.path} at row {piece.rows[int(np.argmax(missing))] + 1}: {mapping.user} and {mapping.time} on "
                 "every row required to find sessions, found null; filter such rows, or give them values"
             )
         sessions.add(hash_keys(columns[:1]), times_us(columns[1]))

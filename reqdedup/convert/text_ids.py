@@ -37,7 +37,7 @@ def check_text(array: pa.Array, rows: np.ndarray) -> None:
                 (value or b"").decode()
             except UnicodeDecodeError:
                 raise ValueError(
-                    f"text in UTF-8 required, found {value[:40]!r} at row {row}; put it right in the source, or "
+                    f"text in UTF-8 required, found {value[:40]!r} at row {row + 1}; put it right in the source, or "
                     "exclude the column"
                 ) from None
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
+from reqdedup.logs.counts import LogCounts
 from reqdedup.masking import mask
 
 MAX_KEPT_REJECTS = 1_000_000
@@ -169,3 +171,26 @@ class Rejects:
             ]
             lines.append(f"  {reason} ({count:,}): {REASONS[reason]}; for example {'; '.join(examples)}")
         return "\n".join(lines)
+
+
+def too_many(path: Path, rejects: Rejects, counts: LogCounts, max_rejects: float) -> LogError:
+    """The error of a reading that rejected more than a share of `max_rejects`."""
+    found = f"{rejects.count:,} of {counts.rows_told:,}, {rejects.count / counts.rows_told:.2%}"
+    if counts.unread_ratio:
+        found += f", and {counts.unread_ratio:.0%} of the log's bytes in files that cannot be read to their end"
+    wanted, allow = f"at most {100 * max_rejects:.4g}% rejected rows required", "more with a larger max_rejects"
+    if not max_rejects:
+        wanted, allow = "strict reading requires that no row is rejected", "some without strict, by max_rejects"
+    return LogError(
+        f"{path}: {wanted}, found {found}; mend the log or the mapping, or allow {allow} (--max-rejects):\n"
+        f"{rejects.summary()}"
+    )
+
+
+def nothing_left(path: Path, rejects: Rejects) -> LogError:
+    """The error of a reading that has no row."""
+    found = rejects.summary() or "  no row at all"
+    return LogError(
+        f"{path}: at least one row with user, item and time required, found none that can be used:\n{found}\n"
+        "Check that the preset or mapping is the one of this log (docs/mapping.md)."
+    )

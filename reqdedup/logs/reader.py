@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from reqdedup.arrays.windows import default_stride
 from reqdedup.distributed import Engine
-from reqdedup.logs.checks import LogError, Rejects, UnreadableFile
+from reqdedup.logs.checks import Rejects, UnreadableFile, nothing_left, too_many
 from reqdedup.logs.counts import LogCounts as LogCounts
 from reqdedup.logs.formats import find_files, format_of, read_blocks, read_size
 from reqdedup.logs.ids import ItemKeys, Vocabulary
@@ -152,6 +152,7 @@ class LogReader:
         self._request_scope = "log" if one_file or not mapping.request_id else mapping.request_scope
         self._urls = UrlItems(mapping.url_rules) if mapping.are_urls else None
         self._labels_differ = 0
+        self._looked_rows = self._looked_bytes = 0
         self._ids = self._probe()
         self._vocabulary: Vocabulary | None = None
         self.schema: EngagementSchema = log_schema(mapping, self._ids)
@@ -177,6 +178,16 @@ class LogReader:
     def parquet_files(self) -> list[Path]:
         """Those of its files that are Parquet, which may be a table's."""
         return [file for file in self._files if format_of(file, self.mapping) == "parquet"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its rows as text, or of the pages of Parquet, uncompressed; roughly."""
+        return sum(read_size(file, self.mapping) for file in self._files)
+
+    @property
+    def num_rows(self) -> int:
+        """About as many as it has, by the first ones, every candidate of a list counted."""
+        return round(self.num_bytes * self._looked_rows / max(1, self._looked_bytes))
 
     @property
     def rejects(self) -> pa.Table:
@@ -213,9 +224,9 @@ class LogReader:
         """Raise LogError if nothing is left, or too much was rejected."""
         self._note_rejects()
         if self.counts.rows == 0:
-            raise self._nothing_left()
+            raise nothing_left(self.path, self._rejects)
         if self.counts.rejected_ratio > self._max_rejects:
-            raise self._too_many()
+            raise too_many(self.path, self._rejects, self.counts, self._max_rejects)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to read a part."""
@@ -263,7 +274,7 @@ class LogReader:
         self._rejects = Rejects(self._names)
         ids = detect_id_types(self._first_frames(), self.mapping)
         if ids is None:
-            raise self._nothing_left()
+            raise nothing_left(self.path, self._rejects)
         # an id that is unique only together with its scope is hashed with it, like a string
         return replace(ids, request=ids.request or self._request_scope != "log")
 
@@ -273,6 +284,8 @@ class LogReader:
             try:
                 for block in read_blocks(file, self.mapping, self._rejects, number, block_bytes=_PROBE_BYTES):
                     empty &= block.frame.is_empty()
+                    self._looked_bytes += block.num_bytes
+                    self._looked_rows += _num_rows(block.frame)
                     yield block.frame
             except UnreadableFile as error:
                 self._rejects.add(error.reason, error.detail, number, error.line)
@@ -282,8 +295,7 @@ class LogReader:
 
     def num_partitions(self) -> int:
         """Shares of the users that are read one at a time."""
-        size = sum(read_size(file, self.mapping) for file in self._files)
-        return min(_MAX_PARTITIONS, 1 + size // self._partition_bytes)
+        return min(_MAX_PARTITIONS, 1 + self.num_bytes // self._partition_bytes)
 
     def set_aside(self, numbers: Iterable[int], count: int, folder: Path) -> Aside:
         """First pass over the files of these numbers: their parsed impressions, by user."""
@@ -373,25 +385,6 @@ class LogReader:
         if self._progress:
             self._progress(self.counts)
 
-    def _too_many(self) -> LogError:
-        counts, count = self.counts, self._rejects.count
-        found = f"{count:,} of {counts.rows_told:,}, {count / counts.rows_told:.2%}"
-        if counts.unread_ratio:
-            found += f", and {counts.unread_ratio:.0%} of the log's bytes in files that cannot be read to their end"
-        wanted, allow = (
-            f"at most {100 * self._max_rejects:.4g}% rejected rows required",
-            "more with a larger max_rejects",
-        )
-        if not self._max_rejects:
-            wanted, allow = "strict reading requires that no row is rejected", "some without strict, by max_rejects"
-        return LogError(
-            f"{self.path}: {wanted}, found {found}; mend the log or the mapping, or allow {allow} (--max-rejects):\n"
-            f"{self._rejects.summary()}"
-        )
 
-    def _nothing_left(self) -> LogError:
-        found = self._rejects.summary() or "  no row at all"
-        return LogError(
-            f"{self.path}: at least one row with user, item and time required, found none that can be used:\n{found}\n"
-            "Check that the preset or mapping is the one of this log (docs/mapping.md)."
-        )
+def _num_rows(frame: pl.DataFrame) -> int:
+    return int(frame["candidates"].list.len().sum()) if "candidates" in frame.columns else frame.height

@@ -13,6 +13,7 @@ import pytest
 from reqdedup import cli
 from reqdedup.logs import read_log
 from reqdedup.logs.urls import Rules, load_rules
+from reqdedup.logs.urls.reading import read_contents, read_urls
 
 URLS = [f"http://s.example/p?id={number % 10}&ref={number}" for number in range(30)]
 
@@ -132,6 +133,20 @@ def test_json_lines_are_read_as_tables_are(run):
     ):
         Path("bad.jsonl").write_text(line)
         assert message in " ".join(run("normalise", "bad.jsonl", code=2).split())
+
+
+def test_a_broken_line_of_json_is_left_out_with_its_number_and_many_are_refused(run):
+    good = [json.dumps({"url": f"http://s.example/?b={n}&a=1", "content_hash": n % 3}) for n in range(19)]
+    Path("log.jsonl").write_bytes("\n".join([*good[:7], "", "{broken", *good[7:]]).encode() + b'\n{"url": "\xff"}\n')
+    wanted = [f"http://s.example/?a=1&b={n}" for n in range(19)]
+    refused = " ".join(run("normalise", "log.jsonl", "--max-rejects", "0.05", code=2).split())
+    assert "at most 5% rejected lines required, found 2 of 21" in refused
+    assert "found on line 9: Expecting property name" in refused
+    with pytest.warns(UserWarning, match=r"log.jsonl: 2 lines left out: .* line 9: .*; line 22: "):
+        assert read_urls("log.jsonl") == [json.loads(line)["url"] for line in good]
+    assert [line for line in run("normalise", "log.jsonl").splitlines() if line] == wanted
+    with pytest.warns(UserWarning, match="2 lines left out"):
+        assert len(read_contents("log.jsonl")) == 19
 
 
 def test_an_interrupted_learning_says_that_the_rules_are_as_they_were(run):

@@ -106,7 +106,7 @@ def test_rows_that_position_deletes_name_are_left_out(catalog):
     mapping = ColumnMapping(user="member", request="session", item="shown.id", time="at", labels=["clicked"])
     report = convert_table(theirs, catalog, "test.ours", mapping)
     assert report.rows == len(rows) - 3
-    assert "3 rows that delete files name were left out" in report.notes
+    assert "left out, as delete files name them: 3 rows" in report.notes
     stored = pq.read_table(task.file.file_path.removeprefix("file://")).column("shown").to_pylist()
     kept = sorted(one["id"] for row, one in enumerate(stored) if row not in (3, 60, 61))
     assert (
@@ -174,7 +174,7 @@ def test_lists_of_string_ids_become_those_of_items_and_null_lists_empty(catalog,
     assert {row["clicks"] for row in found} == {np.array([ids["N7"], ids["N1"]], dtype).tobytes(), b""}
     assert {row["item_id"] for row in found} == {ids["N1"], ids["N2"]}
     assert catalog.table_exists("test.items") is not hashed
-    assert "1 null lists: empty ones, since a sequence cannot be null" in report.changes
+    assert "1 null list: empty, since a sequence cannot be null" in report.changes
     assert any(
         "models need history_item_id, " in note and "--rename clicks=history_item_id" in note for note in report.notes
     )
@@ -192,7 +192,7 @@ def test_a_column_of_another_level_than_given_is_an_error_and_leaves_no_table(ca
         str(caught.value),
     ).groups()
     for value, path, row in (said[:3], said[3:6]):
-        stored = pq.read_table(path).slice(int(row), 1).to_pylist()[0]
+        stored = pq.read_table(path).slice(int(row) - 1, 1).to_pylist()[0]
         assert (str(stored["rank"]), stored["session"], stored["member"]) == (value, *said[6:])
 
 
@@ -320,14 +320,21 @@ def test_bad_input_says_what_is_required(catalog, tmp_path):
     skip = ["list_of_words", "per_row"]
     for changed, message in [
         ({"user": "nobody"}, "column nobody required, found member"),
+        (
+            {"user": "nobody", "time": "never", "exclude": ["nothing"]},
+            "columns nobody, never, nothing required, found mem",
+        ),
         ({"item": "taste"}, "key columns of whole numbers.*found taste .float"),
         ({"time": "rank"}, "time column rank of timestamps required.* and no unit; .*--time-unit"),
-        ({"exclude": skip, "rename": {"rank": "taste"}}, "one target column per name required, found taste"),
+        (
+            {"exclude": skip, "rename": {"rank": "taste", "day": "shown_price"}},
+            "one target column per name required, found shown_price for day and for shown.price; taste for taste and for",
+        ),
         ({"exclude": skip, "rename": {"member": "who"}}, "column member becomes user_id and cannot be renamed"),
         ({"exclude": skip, "levels": {"rank": Level.KEY}}, "column rank: a level of request, item or label"),
         (
             {"exclude": skip, "vectors": {"taste": 3}},
-            "column taste as float32 required at row 0: 3 elements each required, found 4",
+            "column taste as float32 required at row 1: 3 elements each required, found 4",
         ),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -352,6 +359,6 @@ def test_null_keys_and_null_elements_are_named_with_their_place(catalog, tmp_pat
     rows[3]["shown"] = {"id": None, "price": 1.0}
     folder = folder_of(tmp_path, pa.Table.from_pylist(rows, THEIR_SCHEMA), shuffle=False, num_files=1)
     with pytest.raises(
-        ValueError, match=r"part-0.parquet: column shown.id as int64 required at row 3: no nulls allowed, found 1"
+        ValueError, match=r"part-0.parquet: column shown.id as int64 required at row 4: no nulls allowed, found 1"
     ):
         convert_table(folder, catalog, "test.ours", MAPPING)

@@ -96,6 +96,6 @@ def test_a_null_item_is_refused_with_its_place(catalog, tmp_path):
     for kind in (pa.string(), pa.dictionary(pa.int32(), pa.string())):
         path = tmp_path / "t.parquet"
         pq.write_table(table.set_column(2, "i", pa.array(items, pa.string()).cast(kind)), path)
-        with pytest.raises(ValueError, match="column i as int64 required at row 0: no nulls allowed, found 1"):
+        with pytest.raises(ValueError, match="column i as int64 required at row 1: no nulls allowed, found 1"):
             convert_table(path, catalog, "test.ours", MAPPING)
     assert not catalog.table_exists("test.ours")

@@ -46,7 +46,7 @@ def test_a_request_id_of_two_users_is_said(catalog, tmp_path):
     for append in (False, True):
         report = convert_table(tmp_path / "f.parquet", catalog, "lake.t", MAPPING, append=append)
         assert report.requests == 4
-        assert any(note.startswith("1 request ids belong to more than one user") for note in report.notes)
+        assert any(note.startswith("1 request id of more than one user") for note in report.notes)
     alone = convert_table(
         tmp_path / "f.parquet", catalog, "lake.u", ColumnMapping(**{**vars(MAPPING), "request": ["u", "r"]})
     )

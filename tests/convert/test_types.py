@@ -110,7 +110,7 @@ def test_ids_of_64_bits_without_a_sign_are_told_what_to_do(catalog, tmp_path, na
     ids = pa.array([1, 2, 2**63, 2**64 - 1], pa.uint64())
     rows = rows.set_column(rows.column_names.index(name), name, ids)
     pq.write_table(rows, tmp_path / "f.parquet")
-    wanted = rf"column {name} as int64 required at row 2: whole numbers below 2\^63 required, found {2**64 - 1}; cast .*ids to text"
+    wanted = rf"column {name} as int64 required at row 3: whole numbers below 2\^63 required, found {2**64 - 1}; cast .*ids to text"
     with pytest.raises(ValueError, match=wanted):
         convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
     if name == "request":  # as a part of a key it is hashed, whatever its size
@@ -123,7 +123,7 @@ def test_ids_of_64_bits_without_a_sign_are_told_what_to_do(catalog, tmp_path, na
 def test_a_null_in_a_key_of_text_is_told_without_an_exclude_of_that_key(catalog, tmp_path):
     rows = plain(user=["a", None, "b", "b"], fine=pa.array([1, 2, 3, 4], pa.time64("ns")))
     pq.write_table(rows, tmp_path / "f.parquet")
-    with pytest.raises(ValueError, match=r"column user as string required at row 1: no nulls.*--exclude fine$"):
+    with pytest.raises(ValueError, match=r"column user as string required at row 2: no nulls.*--exclude fine$"):
         convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
 
 
@@ -156,7 +156,7 @@ def test_two_columns_of_one_name_are_refused_by_file_and_name(catalog, tmp_path)
 def test_a_whole_number_that_the_wider_column_of_another_file_cuts_is_named(catalog, tmp_path):
     pq.write_table(plain(x=pa.array([1, 2, 3, 2**53 + 1])), tmp_path / "a.parquet")
     pq.write_table(plain(x=pa.array([0.5] * 4)), tmp_path / "b.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet: column x as float64 required at row 3: .*9007199254740993"):
+    with pytest.raises(ValueError, match=r"a\.parquet: column x as float64 required at row 4: .*9007199254740993"):
         convert_table(str(tmp_path), catalog, "lake.t", MAPPING)
     assert not catalog.table_exists("lake.t")
 
@@ -197,7 +197,7 @@ def test_bytes_that_are_no_text_are_named_with_their_row(catalog, tmp_path):
     bad = pa.array([b"a", b"a", b"\xff\xfe", b"c"]).view(pa.string())
     rows = plain(user=bad, note=bad, nested=pa.StructArray.from_arrays([bad], ["of"]))
     pq.write_table(rows, tmp_path / "f.parquet")
-    expected = rf"column user as .*found {re.escape(repr(bytes([255, 254])))} at row 2.*column note as .*column nested.of as .*"
+    expected = rf"column user as .*found {re.escape(repr(bytes([255, 254])))} at row 3.*column note as .*column nested.of as .*"
     with pytest.raises(ValueError, match=expected):
         convert_table(str(tmp_path / "f.parquet"), catalog, "lake.t", MAPPING)
     assert not catalog.table_exists("lake.t")

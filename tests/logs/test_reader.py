@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import subprocess
 import sys
@@ -365,3 +366,19 @@ def test_a_reading_that_is_left_early_leaves_no_files(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     batches.close()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_first_rows_tell_how_many_a_log_has(tmp_path):
+    rows = "".join(f"{user}\t{100 + user} {200 + user} {300 + user}\t{1_700_000_000 + user}\n" for user in range(4_000))
+    log = tmp_path / "shown.tsv"
+    log.write_text("u\ti\tt\n" + rows)
+    mapping = {
+        "user_id": "u",
+        "candidates": {"column": "i", "separator": " "},
+        "time": {"column": "t"},
+        "labels": {"shown": {"value": 1}},
+    }
+    size = log.stat().st_size
+    assert (read_log(log, mapping=mapping).num_bytes, read_log(log, mapping=mapping).num_rows) == (size, 12_000)
+    os.truncate(log, 3 * 2**30)  # the rest is a hole, which nobody reads
+    assert read_log(log, mapping=mapping).num_rows == pytest.approx(12_000 * 3 * 2**30 / size, rel=0.01)

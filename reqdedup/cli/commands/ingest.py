@@ -21,7 +21,7 @@ from reqdedup.cli.options import (
     subcommand,
     table_option,
 )
-from reqdedup.cli.output import ProgressLine, interruptible, print_json, say
+from reqdedup.cli.output import ProgressLine, counted, interruptible, print_json, say
 
 PRESETS = (
     *("amazon_reviews", "criteo_attribution", "eb_nerd", "kuairand", "kuairec", "lastfm", "mind", "movielens"),
@@ -40,7 +40,9 @@ PRESETS = (
 @option("--mapping", type=click.Path(path_type=Path), metavar="FILE", help="TOML file that names the log's columns")
 @table_option("table to replace")
 @layout_option()
-@option("--buckets", type=BUCKETS, default=16, metavar="N", help="partitions by user (default: 16)")
+@option(
+    "--buckets", type=BUCKETS, metavar="N", help="partitions by user (default: as the table has, or what fits the size)"
+)
 @option(
     "--session-gap",
     type=NUMBER,
@@ -113,7 +115,7 @@ def ingest(arguments: Options) -> int:
     if log.skipped:
         shown = ", ".join(log.skipped[:10]) + (f" and {len(log.skipped) - 10:,} more" if len(log.skipped) > 10 else "")
         say(f"no log, not read: {shown}")
-    say(f"{report.rejects_table}: {sum(report.rejected.values()):,} rejected rows")
+    say(f"{report.rejects_table}: {counted(sum(report.rejected.values()), 'rejected row')}")
     for reason, count in report.rejected.items():
         say(f"  {count:,} {reason}: {REASONS[reason]}")
     return 0

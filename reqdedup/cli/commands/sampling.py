@@ -22,7 +22,7 @@ from reqdedup.cli.options import (
     subcommand,
     table_option,
 )
-from reqdedup.cli.output import ProgressLine, format_bytes, format_table, plain, print_json, say
+from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, plain, print_json, say
 from reqdedup.cli.values import MOST_SEED, whole
 from reqdedup.cli.values import number as parse_number
 
@@ -107,7 +107,8 @@ def sample(arguments: Options) -> int:
     say(format_sample(drawn.report))
     if written is not None:
         say(
-            f"{arguments.to}: {written.rows:,} rows, {written.requests:,} requests, {written.users:,} users, "
+            f"{arguments.to}: {counted(written.rows, 'row')}, {counted(written.requests, 'request')}, "
+            f"{counted(written.users, 'user')}, "
             f"{format_bytes(written.bytes)}"
         )
     return 0
@@ -130,7 +131,7 @@ def _write(catalog: Catalog, sample: UserSample, arguments: Options) -> WriteRep
     from reqdedup.storage import Layout, replace_table
     from reqdedup.storage.iceberg.layout import table_buckets
 
-    buckets = arguments.buckets or table_buckets(catalog.load_table(arguments.table)) or 16
+    buckets = arguments.buckets or table_buckets(catalog.load_table(arguments.table))
     with ProgressLine() as progress:
         return replace_table(
             catalog,

@@ -12,6 +12,13 @@ from reqdedup.cli.options import NUMBER, POSITIVE, SHARE, Group, Options, option
 from reqdedup.cli.output import ProgressLine, counted, interruptible, note, print_json, say
 
 _column = option("--column", default="url", metavar="NAME", help="the column with the URLs (default: url)")
+_max_rejects = option(
+    "--max-rejects",
+    type=SHARE,
+    default=0.1,
+    metavar="SHARE",
+    help="of broken lines of JSON, left out with a warning, above which the command fails (default: 0.1)",
+)
 _json = option("--json", is_flag=True, help="print one JSON document instead of text")
 _file = click.argument("file", type=click.Path(path_type=Path))
 
@@ -27,6 +34,7 @@ _file = click.argument("file", type=click.Path(path_type=Path))
 )
 @_file
 @_column
+@_max_rejects
 @option("--rules", required=True, metavar="FILE", help="rules file to write")
 @option("--contents", metavar="FILE", help="pages: a file with columns url and content_hash")
 @option("--server", metavar="URL", help="pages: a server on this machine, whose answers are compared")
@@ -54,7 +62,7 @@ def learn(arguments: Options) -> int:
     old = load_rules(arguments.rules) if Path(arguments.rules).exists() else None
     fingerprint: Fingerprint
     if arguments.contents:
-        fingerprint = read_contents(arguments.contents)
+        fingerprint = read_contents(arguments.contents, max_rejects=arguments.max_rejects)
     elif arguments.server:
         fingerprint = BodyChecksum(arguments.server)
     else:
@@ -74,7 +82,11 @@ def learn(arguments: Options) -> int:
 
     with ProgressLine() as told, interruptible(kept):
         learned = learn_rules(
-            read_urls(arguments.file, arguments.column), fingerprint, config, layers=old, progress=progress
+            read_urls(arguments.file, arguments.column, max_rejects=arguments.max_rejects),
+            fingerprint,
+            config,
+            layers=old,
+            progress=progress,
         )
     if not learned.urls:
         raise ValueError(
@@ -144,6 +156,7 @@ def learn(arguments: Options) -> int:
 )
 @_file
 @_column
+@_max_rejects
 @option("--rules", metavar="FILE", help="rules file; without one, every parameter is kept")
 @_json
 def normalise(arguments: Options) -> int:
@@ -152,7 +165,7 @@ def normalise(arguments: Options) -> int:
     from reqdedup.logs.urls.reading import read_urls, written
 
     normaliser = Normaliser.load(arguments.rules or Rules())
-    urls = read_urls(arguments.file, arguments.column, empty=True)
+    urls = read_urls(arguments.file, arguments.column, empty=True, max_rejects=arguments.max_rejects)
     forms = [normaliser(url) if url else "" for url in urls]
     distinct, items = len({*urls} - {""}), len({*forms} - {""})
     if arguments.json:
@@ -175,6 +188,7 @@ def normalise(arguments: Options) -> int:
 @click.argument("new")
 @_file
 @_column
+@_max_rejects
 @_json
 def diff(arguments: Options) -> int:
     """Print the changes, with examples."""
@@ -183,7 +197,7 @@ def diff(arguments: Options) -> int:
 
     old, new = load_rules(arguments.old), load_rules(arguments.new)
     change = compare_rules(old, new)
-    found = diff_urls(old, new, read_urls(arguments.file, arguments.column))
+    found = diff_urls(old, new, read_urls(arguments.file, arguments.column, max_rejects=arguments.max_rejects))
     if arguments.json:
         print_json({"patterns": asdict(change), "urls": asdict(found)}, is_masked=False)
         return 0

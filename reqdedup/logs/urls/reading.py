@@ -6,9 +6,11 @@ JSON. They are printed as \\xNN and \\uNNNN.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib
 import json
+import warnings
 import zlib
 from collections.abc import Hashable
 from pathlib import Path
@@ -16,18 +18,25 @@ from typing import Any
 
 import polars as pl
 
+from reqdedup.display import counted
 from reqdedup.logs.urls.fingerprints import ContentTable
 from reqdedup.logs.urls.miqps import Fingerprint
 
+MAX_REJECTS = 0.1
+SHOWN_REJECTS = 3
 
-def read_urls(path: str | Path, column: str = "url", *, empty: bool = False) -> list[str]:
+
+def read_urls(
+    path: str | Path, column: str = "url", *, empty: bool = False, max_rejects: float = MAX_REJECTS
+) -> list[str]:
     """The URLs of a file in their order; a text may end in .gz.
 
     empty: whether empty lines and nulls are there, as "", so that places are those of the file.
-    Raises ValueError for a file or a column that is not there.
+    max_rejects: share of lines of JSON that may be broken: they count as nulls, and are warned of.
+    Raises ValueError for a file or a column that is not there, and for more broken lines.
     """
     if Path(path).suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
-        urls = _columns(path, column)[column]
+        urls = _columns(path, column, max_rejects=max_rejects)[column]
         return [url or "" for url in urls] if empty else [url for url in urls if url is not None]
     is_packed = Path(path).suffix == ".gz"
     if is_packed and Path(path).with_suffix("").suffix in (".parquet", ".csv", ".tsv", ".jsonl"):
@@ -50,9 +59,11 @@ def written(text: str) -> str:
         return text.encode(errors="backslashreplace").decode()
 
 
-def read_contents(path: str | Path, url: str = "url", content: str = "content_hash") -> ContentTable:
+def read_contents(
+    path: str | Path, url: str = "url", content: str = "content_hash", *, max_rejects: float = MAX_REJECTS
+) -> ContentTable:
     """Fingerprints from a file with a URL and a hash of its page in every row. Raises ValueError as `read_urls`."""
-    columns = _columns(path, url, content)
+    columns = _columns(path, url, content, max_rejects=max_rejects)
     return ContentTable((one or "", hashed) for one, hashed in zip(columns[url], columns[content]))
 
 
@@ -78,10 +89,10 @@ def named_fingerprint(name: str) -> Fingerprint:
     return fingerprint
 
 
-def _columns(path: str | Path, url: str, *others: str) -> dict[str, list[Any]]:
+def _columns(path: str | Path, url: str, *others: str, max_rejects: float) -> dict[str, list[Any]]:
     """These columns of a file, the URLs as text or None."""
     if Path(path).suffix == ".jsonl":
-        return _columns_of_json(path, url, *others)
+        return _columns_of_json(path, url, *others, max_rejects=max_rejects)
     readers = {
         ".parquet": pl.scan_parquet,
         ".csv": lambda file: pl.scan_csv(file, infer_schema=False),
@@ -99,31 +110,47 @@ def _columns(path: str | Path, url: str, *others: str) -> dict[str, list[Any]]:
         raise ValueError(f"{path}: a readable file required, found: {error}{advice}") from None
 
 
-def _columns_of_json(path: str | Path, url: str, *others: str) -> dict[str, list[Any]]:
-    """The same of JSON Lines, of which Polars makes one character of all halves of surrogate pairs."""
+def _columns_of_json(path: str | Path, url: str, *others: str, max_rejects: float) -> dict[str, list[Any]]:
+    """The same of JSON Lines, of which Polars makes one character of all halves of surrogate pairs.
+
+    Lines that are no objects with a text as URL have no values; their numbers are warned of.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in (url, *others)}
     found: dict[str, None] = {}
+    bad: list[str] = []
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: a readable file required, found: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    for number, line in enumerate(text.split("\n"), 1):
+        lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except OSError as error:
+        raise ValueError(f"{path}: a readable file required, found: {error.strerror or error}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
             row = error
         if not isinstance(row, dict) or isinstance(row.get(url), dict | list):
-            raise ValueError(f"{path}: an object with a text as {url} required, found on line {number}: {row!s:.200}")
+            bad.append(f"line {number}: {row!s:.200}")
+            row = {}
         found.update(dict.fromkeys(row))
         for name, values in columns.items():
             values.append(row.get(name))
+    if bad:
+        _reject(path, f"an object with a text as {url} required", bad, len(columns[url]), max_rejects)
     _check_columns(path, list(found), *columns)
     texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in columns[url])
     return {**columns, url: list(texts)}
+
+
+def _reject(path: str | Path, wanted: str, bad: list[str], num_lines: int, max_rejects: float) -> None:
+    """Warn of lines that are left out, or raise ValueError if they are too many."""
+    shown = f"{wanted}, found on {'; '.join(bad[:SHOWN_REJECTS])}{' ...' * (len(bad) > SHOWN_REJECTS)}"
+    if len(bad) > max_rejects * num_lines:
+        raise ValueError(
+            f"{path}: at most {100 * max_rejects:.4g}% rejected lines required, found {len(bad):,} of {num_lines:,}; "
+            f"mend the file, or allow more (--max-rejects): {shown}"
+        )
+    warnings.warn(f"{path}: {counted(len(bad), 'line')} left out: {shown}", stacklevel=2)
 
 
 def _check_columns(path: str | Path, found: list[str], *wanted: str) -> None:

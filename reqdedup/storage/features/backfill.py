@@ -19,6 +19,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.update import SetPropertiesUpdate, TableUpdate
 
 from reqdedup.dedup.streams import REQUEST_KEY
+from reqdedup.display import counted
 from reqdedup.distributed import Engine, engine_for
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage.features.bucket_values import BucketValues
@@ -172,7 +173,7 @@ class Backfill:
         self._keys = SortedTable(main_table, self._source, REQUEST_KEY)  # two, as each plans for one set of users
         if feature_buckets(self._target) != self._main.num_buckets:
             raise ValueError(
-                f"{'.'.join(side_table.name())}: {self._main.num_buckets} buckets as in {self._main.name} required, "
+                f"{'.'.join(side_table.name())}: {counted(self._main.num_buckets, 'bucket')} as in {self._main.name} required, "
                 f"found {feature_buckets(side_table)}; replace_feature_table computes it anew in these buckets"
             )
         self._columns = own.features if columns is None else tuple(columns)

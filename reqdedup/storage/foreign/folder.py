@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from reqdedup.display import counted
 from reqdedup.masking import has_credentials, mask
 from reqdedup.storage.foreign.files import PACKED_SUFFIXES, DataFile, TableFiles, open_file, united
 
@@ -69,7 +70,7 @@ def folder_files(uri: str) -> TableFiles:
     read = _marked(united(location, "folder", files), around or within)
     if not other:
         return read
-    note = f"{len(other):,} files of the folder that are no Parquet files were left out: {', '.join(sorted(other)[:8])}"
+    note = f"left out of the folder, as no Parquet: {counted(len(other), 'file')}, {', '.join(sorted(other)[:8])}"
     return replace(read, notes=(*read.notes, note))
 
 

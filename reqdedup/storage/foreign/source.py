@@ -23,6 +23,7 @@ from pyiceberg.table import FileScanTask, Table
 
 from reqdedup.dedup.encoding import element_type, lists_from_blobs, take_blobs
 from reqdedup.dedup.parts import blob_bytes
+from reqdedup.display import counted
 from reqdedup.schema import Column, Level
 from reqdedup.storage.foreign.files import DataFile, TableFiles
 from reqdedup.storage.foreign.folder import refuse_table
@@ -144,7 +145,7 @@ class RowSource:
         """What a reader of the result should know. Deletes were applied, whatever the audit's notes say of them."""
         kept = tuple(note for note in self.files.notes if "delete files" not in note)
         gone = sum(len(positions) for positions in self._deleted.values())
-        return (*kept, f"{gone:,} rows that delete files name were left out") if gone else kept
+        return (*kept, f"left out, as delete files name them: {counted(gone, 'row')}") if gone else kept
 
     @property
     def independent_reader(self) -> str | None:

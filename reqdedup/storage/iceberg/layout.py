@@ -37,6 +37,7 @@ from pyiceberg.types import (
 )
 
 from reqdedup.dedup.encoding import BLOB_TYPE, element_type
+from reqdedup.display import counted
 from reqdedup.schema import KEYS, REQUEST_TS, SCALAR_TYPES, USER_ID, Column, EngagementSchema
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
 from reqdedup.storage.iceberg.errors import ConflictError
@@ -119,8 +120,8 @@ def check_new_form(identifier: str, num_buckets: int) -> None:
     check_free_name(identifier)
 
 
-def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> None:
-    """Raise ValueError unless an engagement table has this form; the difference is named."""
+def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int | None) -> None:
+    """Raise ValueError unless an engagement table has this form; the difference is named. num_buckets: None if any do."""
     differences = form_differences(table, schema, layout, num_buckets)
     if differences:
         raise ValueError(
@@ -129,14 +130,19 @@ def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_
         )
 
 
-def form_differences(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int) -> list[str]:
-    """In which points an engagement table differs from this form. Raises ValueError if reqdedup did not make it."""
+def form_differences(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int | None) -> list[str]:
+    """In which points an engagement table differs from this form. Raises ValueError if reqdedup did not make it.
+
+    num_buckets: None if any number will do, but for a bucketed layout one of them.
+    """
     check_engagement_table(table)
     differences = []
     if table_layout(table) is not layout:
         differences.append(f"layout {layout.value} required, found {table_layout(table).value}")
-    if layout.is_bucketed and table_buckets(table) != num_buckets:
-        differences.append(f"{num_buckets} buckets required, found {table_buckets(table) or 'none'}")
+    found = table_buckets(table)
+    if layout.is_bucketed and (found is None or found != (num_buckets or found)):
+        wanted = counted(num_buckets, "bucket") if num_buckets else "buckets"
+        differences.append(f"{wanted} required, found {found or 'none'}")
     return differences + column_differences(schema.columns, table_schema(table).columns)
 
 

@@ -1,6 +1,6 @@
 """Keeping tables in shape: compaction, expiry and sweep, health and bucket counts, deleting users, conversion."""
 
-from reqdedup.storage.maintenance.bucket_count import BucketChoice, choose_num_buckets
+from reqdedup.storage.iceberg.bucket_count import BucketChoice, choose_num_buckets
 from reqdedup.storage.maintenance.compaction import CompactReport, compact
 from reqdedup.storage.maintenance.deletion import DeletionReport, delete_user
 from reqdedup.storage.maintenance.expire import ExpireReport, expire_snapshots

@@ -17,6 +17,7 @@ from pyiceberg.table.refs import SnapshotRef, SnapshotRefType
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 
+from reqdedup.display import counted
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.iceberg.evolve import commit_refs
 from reqdedup.storage.iceberg.files import NeededFile, file_key, is_under, reachable_files
@@ -112,7 +113,7 @@ def delete_files(table: Table, paths: Iterable[str]) -> None:
     if failed:
         path, cause = failed[0]
         raise OSError(
-            f"{'.'.join(table.name())}: storage that deletes required, found {len(failed)} files that would not go, "
+            f"{'.'.join(table.name())}: storage that deletes required, found {counted(len(failed), 'file')} that would not go, "
             f"{path} among them ({cause}); the table is whole, `sweep_orphans` removes what was left"
         ) from cause
 

@@ -16,10 +16,10 @@ from pyiceberg.manifest import ManifestContent
 from pyiceberg.table import Table
 
 from reqdedup.schema import ITEM_ID, USER_ID
+from reqdedup.storage.iceberg.bucket_count import choose_num_buckets
 from reqdedup.storage.iceberg.changes import check_one_spec
 from reqdedup.storage.iceberg.layout import Layout, table_buckets, table_layout, table_schema
 from reqdedup.storage.iceberg.manifests import manifests_of
-from reqdedup.storage.maintenance.bucket_count import choose_num_buckets
 from reqdedup.storage.maintenance.fit import misfit
 from reqdedup.storage.maintenance.live import SMALL_SHARE, LiveFile, by_partition, is_compact, live_files
 from reqdedup.storage.measure.checks import CheckResult, requests_agree
@@ -236,7 +236,7 @@ def _advice(health: TableHealth) -> list[str]:
             "set the time"
         )
     if health.snapshots > MANY_SNAPSHOTS:
-        advice.append(f"expire: {health.snapshots} snapshots keep their files on disk; `expire` frees them")
+        advice.append(f"expire: {health.snapshots:,} snapshots keep their files on disk; `expire` frees them")
     if health.manifests > MANY_MANIFESTS:
         advice.append(
             f"compact with --one-commit: a scan reads {health.manifests} manifests; a rewrite leaves one for all it "

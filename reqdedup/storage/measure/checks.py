@@ -96,7 +96,7 @@ def sort_order_true(table: Table) -> CheckResult:
         row = first_disorder(key)
         if row >= 0:
             return CheckResult(
-                False, num_rows + row, f"{_name(table)}: rows are not in {KEYS} order at row {row} of {path}"
+                False, num_rows + row, f"{_name(table)}: rows are not in {KEYS} order at row {row + 1} of {path}"
             )
         num_rows += len(key[0])
     return CheckResult(True, num_rows, f"{num_rows:,} rows in {KEYS} order")

@@ -31,6 +31,7 @@ from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import IntegerType, NestedField
 
 from reqdedup.dedup.streams import REQUEST_KEY
+from reqdedup.display import counted
 from reqdedup.schema import REQUEST_ID, USER_ID, Column, EngagementSchema, Level, columns_of_json, json_of_columns
 from reqdedup.storage.iceberg.changes import BUCKET_COLUMN, check_no_deletes
 from reqdedup.storage.iceberg.decode import blob_doc, decoders
@@ -248,7 +249,9 @@ def feature_differences(table: Table, main_table: Table, features: Sequence[Colu
     if is_by_position(table) != by_position:
         differences.append(f"a table {names[by_position]} required, found one {names[not by_position]}")
     if feature_buckets(table) != table_buckets(main_table):
-        differences.append(f"{table_buckets(main_table)} buckets required, found {feature_buckets(table)}")
+        differences.append(
+            f"{counted(table_buckets(main_table) or 0, 'bucket')} required, found {feature_buckets(table)}"
+        )
     if by_position and table.properties.get(MAIN_UUID_PROPERTY) != str(main_table.metadata.table_uuid):
         differences.append("the same main table required, found another one of that name")
     own = {column.name: column for column in feature_schema(table).features}

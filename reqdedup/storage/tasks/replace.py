@@ -14,6 +14,7 @@ from pyiceberg.table.update import RemovePropertiesUpdate, SetPropertiesUpdate
 
 from reqdedup.distributed import Engine
 from reqdedup.schema import EngagementSchema
+from reqdedup.storage.iceberg.bucket_count import choose_num_buckets
 from reqdedup.storage.iceberg.commit import MAY_LAND, StagedFiles
 from reqdedup.storage.iceberg.form import updates_to
 from reqdedup.storage.iceberg.layout import (
@@ -23,12 +24,16 @@ from reqdedup.storage.iceberg.layout import (
     engagement_form,
     form_differences,
     make_table,
+    table_buckets,
     table_layout,
     table_schema,
 )
 from reqdedup.storage.iceberg.settings import WriteSettings
 from reqdedup.storage.tasks.write import Rows, commit_source
 from reqdedup.storage.write.writer import WriteProgress, WriteReport, set_properties
+
+STREAM_BUCKETS = 16
+"""Of a table that is made from a stream of batches, whose size nobody knows."""
 
 
 def replace_table(
@@ -38,7 +43,7 @@ def replace_table(
     layout: Layout,
     batches: Rows,
     *,
-    num_buckets: int = 16,
+    num_buckets: int | None = None,
     location: str | None = None,
     settings: WriteSettings | None = None,
     progress: Callable[[WriteProgress], None] | None = None,
@@ -52,18 +57,24 @@ def replace_table(
     Columns, layout, bucket count and rows change in one commit. Until then, and if anything fails, the table is as it
     was, or not there if it was not; its earlier snapshots, branches and tags stay. batches may be read from the table
     itself.
-    num_buckets: partitions of the bucketed layouts.  location: of a new table; an existing one stays where it is.
+    num_buckets: partitions of the bucketed layouts. None: as many as the table has; those of a new one are the source's,
+        else what `choose_num_buckets` says of its size, 16 for a stream, which has none.
+    location: of a new table; an existing one stays where it is.
     settings: how the files of a table in a new form are written; else the defaults of its layout,
         or what was chosen for it.
     batches, progress, seed, spill_dir, properties, engine: as of `write`.
     Raises ValueError for wrong batches and for a table that reqdedup did not make, ConflictError if another writer was
     faster, also in making the table.
     """
-    check_new_form(identifier, num_buckets)
-    form, made = engagement_form(schema, layout, num_buckets, settings), None
+    check_new_form(identifier, 1 if num_buckets is None else num_buckets)
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
+        table = None
+    if num_buckets is None:
+        num_buckets = (table and table_buckets(table)) or _fitting_buckets(batches)
+    form, made = engagement_form(schema, layout, num_buckets, settings), None
+    if table is None:
         table = made = make_table(catalog, identifier, form, location=location)
     check_engagement_table(table)
     own = engagement_form(table_schema(table), table_layout(table), 1)
@@ -96,3 +107,13 @@ def gone_if_failed(catalog: Catalog, made: Table | None) -> Iterator[None]:
                 if found.table_uuid == made.metadata.table_uuid and not found.snapshots:
                     catalog.purge_table(made.name())
         raise
+
+
+def _fitting_buckets(source: Rows) -> int:
+    """The bucket count of a new table with the rows of this source."""
+    if own := getattr(source, "num_buckets", None):
+        return int(own)
+    num_bytes = getattr(source, "num_bytes", 0)
+    if not num_bytes:
+        return STREAM_BUCKETS
+    return choose_num_buckets(stored_bytes=num_bytes, rows=getattr(source, "num_rows", None)).num_buckets

@@ -10,6 +10,7 @@ from pyiceberg.manifest import FileFormat
 
 from reqdedup.audit import audit_table
 from reqdedup.convert import ColumnMapping, convert_table
+from reqdedup.display import counted
 from reqdedup.storage import (
     Layout,
     TableSource,
@@ -64,7 +65,7 @@ def test_deleted_rows_are_refused_by_readers_and_left_out_by_convert(catalog, ta
     report = audit_table(table, request_key="request_id", user_key="user_id")
     assert any("delete files were not applied" in note for note in report.notes)
     converted = convert_table(table, catalog, "lake.new", MAPPING)
-    assert f"{BATCH.num_rows - len(kept):,} rows that delete files name were left out" in converted.notes
+    assert f"left out, as delete files name them: {counted(BATCH.num_rows - len(kept), 'row')}" in converted.notes
     assert plain(TableSource(catalog.load_table("lake.new")).batches()) == sorted(kept)
     write(table, [BATCH])  # what replaces everything needs no reader
     assert not set(TableSource(table).paths) & set(paths)

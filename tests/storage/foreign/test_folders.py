@@ -90,7 +90,7 @@ def test_files_beside_a_log_are_named_and_a_packed_one_alone_writes_nothing(tmp_
         (folder / name).write_bytes(packed)
     report = convert_table(folder, catalog, "a.ours", MAPPING)
     assert report.rows == len(ROWS)
-    assert "2 files of the folder that are no Parquet files were left out: b.parquet.gz, c.csv" in report.notes
+    assert "left out of the folder, as no Parquet: 2 files, b.parquet.gz, c.csv" in report.notes
     (folder / "a.parquet").unlink()
     with pytest.raises(ValueError, match=r"found 5 other entries \(b.parquet.gz, c.csv\).*must be unpacked"):
         convert_table(folder, catalog, "a.other", MAPPING)

@@ -127,7 +127,7 @@ def test_deletion_vectors_are_applied_also_beside_position_deletes_of_before_the
     assert list(kept.values()) == [every]
     assert source.num_rows == len(table.scan().to_arrow()) == 3 * len(ROWS) - 3
     report = convert_table(table, catalog, "a.ours", MAPPING, num_buckets=1)
-    assert (report.rows, report.notes[0]) == (source.num_rows, "3 rows that delete files name were left out")
+    assert (report.rows, report.notes[0]) == (source.num_rows, "left out, as delete files name them: 3 rows")
 
 
 @pytest.mark.parametrize("finer", [0, 1])

@@ -26,6 +26,7 @@ from reqdedup.storage import (
 from reqdedup.storage.iceberg import commit as commit_module
 from reqdedup.storage.iceberg.layout import form_differences, table_buckets
 from reqdedup.storage.read.feature_table import feature_buckets, feature_schema, is_by_position
+from reqdedup.storage.tasks.replace import STREAM_BUCKETS
 from tests.storage.feature_tables import COUNT, RATE, VECTOR, constant, of_request, values
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tables import data_files_on_disk, rows_of
@@ -66,6 +67,21 @@ def test_another_count_of_buckets_keeps_old_snapshots_readable_and_another_form_
     replace_table(catalog, NAME, log_schema(), Layout.SORTED, OTHER, num_buckets=2)
     with pytest.raises(ValueError, match="from before its columns or layout were replaced"):
         TableSource(catalog.load_table(NAME), snapshot_id=first)
+
+
+@pytest.mark.slow
+def test_buckets_that_nobody_names_are_the_tables_the_sources_or_what_fits_its_size(catalog):
+    form = (log_schema(), Layout.BY_REQUEST)
+
+    def buckets(name, rows, **options):
+        replace_table(catalog, name, *form, rows, **options)
+        return table_buckets(catalog.load_table(name))
+
+    assert (buckets("lake.three", LOG, num_buckets=3), buckets("lake.three", OTHER)) == (3, 3)
+    assert buckets("lake.of_buckets", TableSource(catalog.load_table("lake.three"))) == 3
+    replace_table(catalog, "lake.days", log_schema(), Layout.ARRIVAL, LOG)
+    assert buckets("lake.of_days", TableSource(catalog.load_table("lake.days"))) == 1
+    assert buckets("lake.days", LOG) == STREAM_BUCKETS
 
 
 @pytest.mark.slow
