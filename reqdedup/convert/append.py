@@ -44,8 +44,8 @@ def open_for_append(catalog: Catalog, identifier: str, layout: Layout | None, nu
         )
     if num_buckets not in (None, buckets):
         raise ValueError(
-            f"{identifier}: its {counted(buckets, 'bucket') if buckets else 'no buckets'} required by an append, found {num_buckets}; leave the number "
-            "out, or change it with `reqdedup rebucket`"
+            f"{identifier}: its {counted(buckets, 'bucket') if buckets else 'no buckets'} required by an append, "
+            f"found {num_buckets}; leave the number out, or change it with `reqdedup rebucket`"
         )
     check_one_spec(table, "an append")
     return table

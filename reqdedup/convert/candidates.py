@@ -62,8 +62,8 @@ class CandidateSource(RowSource):
             if name in piece.arrays and not np.array_equal(_lengths(piece.arrays[name]), lengths):
                 row = int(np.argmax(_lengths(piece.arrays[name]) != lengths))
                 raise ValueError(
-                    f"{piece.path} at row {piece.rows[row] + 1}: as many elements in {name} as in {self._item} required "
-                    f"({lengths[row]}), found {_lengths(piece.arrays[name])[row]}; name only lists of candidates"
+                    f"{piece.path} at row {piece.rows[row] + 1}: as many elements in {name} as in {self._item} "
+                    f"required ({lengths[row]}), found {_lengths(piece.arrays[name])[row]}; name only such lists"
                 )
         fat = [array for name, array in piece.arrays.items() if name not in self.exploded]
         row_bytes = sum(map(value_bytes, map(_plain, fat)), np.full(len(lengths), 64, np.int64)) * lengths

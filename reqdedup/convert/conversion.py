@@ -216,8 +216,8 @@ def convert_table(
         changes.append(f"{counted(converter.null_lists, 'null list')}: empty, since a sequence cannot be null")
     if shared := converter.owners.num_shared():
         notes.append(
-            f"{counted(shared, 'request id')} of more than one user: each user's part is a request of its own. If it is "
-            "one request, another column names its user (--user)"
+            f"{counted(shared, 'request id')} of more than one user: each user's part is a request of its own. If it "
+            "is one request, another column names its user (--user)"
         )
     if isinstance(rows, CandidateSource) and rows.num_empty:
         notes.append(f"{counted(rows.num_empty, 'row')} without a candidate: no row in the table")

@@ -145,8 +145,8 @@ def check_mapping(source: RowSource, mapping: ColumnMapping) -> None:
         fixed[mapping.request_names[0]] = REQUEST_ID
     if kept := sorted(set(mapping.rename) & set(fixed)):
         raise ValueError(
-            f"{source.name}: {', '.join(f'column {name} becomes {fixed[name]}' for name in kept)} and cannot be renamed; "
-            "leave it out of rename"
+            f"{source.name}: {', '.join(f'column {name} becomes {fixed[name]}' for name in kept)} and cannot be "
+            "renamed; leave it out of rename"
         )
     ids = [source.leaves[name] for name in dict.fromkeys((mapping.user, mapping.item))]
     wrong = [_shown(leaf) for leaf in ids if leaf.shape is not Shape.SCALAR or not _is_id(leaf.type)]

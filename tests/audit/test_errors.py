@@ -145,7 +145,7 @@ def test_an_encrypted_file_is_named(rows, tmp_path, plaintext_footer):
 
 def test_empty_tables_are_refused(rows, tmp_path):
     folder = write_folder(tmp_path / "t", rows.slice(0, 0), files=1)
-    with pytest.raises(ValueError, match="a table with rows required, found 1 files without any"):
+    with pytest.raises(ValueError, match="a table with rows required, found 1 file without any"):
         audit_table(folder, **KEYS)
     catalog = local_catalog(tmp_path)
     catalog.create_namespace("a")

@@ -224,7 +224,8 @@ def format_conversion(report: ConvertReport) -> str:
     done = " appended" if report.is_append else ""
     but = ", but for what is named as changed" if report.changes else ""
     lines = [
-        f"{report.table} ({report.layout.value}){buckets}: {counted(report.rows, 'row')}, {counted(report.requests, 'request')}{done}, "
+        f"{report.table} ({report.layout.value}){buckets}: {counted(report.rows, 'row')}, "
+        f"{counted(report.requests, 'request')}{done}, "
         f"{format_bytes(report.source_bytes)} became {format_bytes(report.bytes)}{ratio}; {report.seconds:.1f} s",
         f"  row for row the same as the source in {counted(len(report.columns), 'column')}{but}: {report.checksum}; "
         f"compared with {report.compared_with}",

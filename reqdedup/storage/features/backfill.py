@@ -173,8 +173,8 @@ class Backfill:
         self._keys = SortedTable(main_table, self._source, REQUEST_KEY)  # two, as each plans for one set of users
         if feature_buckets(self._target) != self._main.num_buckets:
             raise ValueError(
-                f"{'.'.join(side_table.name())}: {counted(self._main.num_buckets, 'bucket')} as in {self._main.name} required, "
-                f"found {feature_buckets(side_table)}; replace_feature_table computes it anew in these buckets"
+                f"{'.'.join(side_table.name())}: {counted(self._main.num_buckets, 'bucket')} as in {self._main.name} "
+                f"required, found {feature_buckets(side_table)}; replace_feature_table computes it anew in these"
             )
         self._columns = own.features if columns is None else tuple(columns)
         self._added = _added_columns(main_table, side_table, own, self._columns)

@@ -121,7 +121,7 @@ def check_new_form(identifier: str, num_buckets: int) -> None:
 
 
 def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int | None) -> None:
-    """Raise ValueError unless an engagement table has this form; the difference is named. num_buckets: None if any do."""
+    """Raise ValueError unless an engagement table has this form; the difference is named. num_buckets: None for any."""
     differences = form_differences(table, schema, layout, num_buckets)
     if differences:
         raise ValueError(
@@ -131,18 +131,14 @@ def check_same_form(table: Table, schema: EngagementSchema, layout: Layout, num_
 
 
 def form_differences(table: Table, schema: EngagementSchema, layout: Layout, num_buckets: int | None) -> list[str]:
-    """In which points an engagement table differs from this form. Raises ValueError if reqdedup did not make it.
-
-    num_buckets: None if any number will do, but for a bucketed layout one of them.
-    """
+    """In which points an engagement table differs from a form. Raises ValueError if reqdedup did not make it."""
     check_engagement_table(table)
     differences = []
     if table_layout(table) is not layout:
         differences.append(f"layout {layout.value} required, found {table_layout(table).value}")
     found = table_buckets(table)
     if layout.is_bucketed and (found is None or found != (num_buckets or found)):
-        wanted = counted(num_buckets, "bucket") if num_buckets else "buckets"
-        differences.append(f"{wanted} required, found {found or 'none'}")
+        differences.append(f"{counted(num_buckets or 1, 'bucket')} required, found {found or 'none'}")
     return differences + column_differences(schema.columns, table_schema(table).columns)
 
 

@@ -113,8 +113,8 @@ def delete_files(table: Table, paths: Iterable[str]) -> None:
     if failed:
         path, cause = failed[0]
         raise OSError(
-            f"{'.'.join(table.name())}: storage that deletes required, found {counted(len(failed), 'file')} that would not go, "
-            f"{path} among them ({cause}); the table is whole, `sweep_orphans` removes what was left"
+            f"{'.'.join(table.name())}: storage that deletes required, found {counted(len(failed), 'file')} that "
+            f"would not go, {path} among them ({cause}); the table is whole, `sweep_orphans` removes what was left"
         ) from cause
 
 

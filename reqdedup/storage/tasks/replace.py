@@ -57,8 +57,8 @@ def replace_table(
     Columns, layout, bucket count and rows change in one commit. Until then, and if anything fails, the table is as it
     was, or not there if it was not; its earlier snapshots, branches and tags stay. batches may be read from the table
     itself.
-    num_buckets: partitions of the bucketed layouts. None: as many as the table has; those of a new one are the source's,
-        else what `choose_num_buckets` says of its size, 16 for a stream, which has none.
+    num_buckets: partitions of the bucketed layouts. None: as many as the table has; a new one has those of the source,
+        else what `choose_num_buckets` says of its size, 16 of a stream, whose size nobody knows.
     location: of a new table; an existing one stays where it is.
     settings: how the files of a table in a new form are written; else the defaults of its layout,
         or what was chosen for it.
