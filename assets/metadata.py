@@ -5,12 +5,11 @@ Dagster draws a number's course over the runs, so a number keeps its name, meani
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import polars as pl
 import pyarrow as pa
 from pyiceberg.table import Table
@@ -21,18 +20,11 @@ from reqdedup.display import format_bytes, format_seconds
 from reqdedup.sequences.quality import shares
 from reqdedup.storage import BucketJoin, FeatureReport, UserOverlap, UserSample, WriteReport
 from reqdedup.storage.measure.compression import layout_totals
-from reqdedup.training import TrainingConfig, TrainingResult, read_metrics
 
 PICTURE, GLANCE, CHART = "picture", "at a glance", "chart"
-HEADLINES = ("mean_log_rank", "recall_at_", "ndcg_at_", "auc_", "log_loss_")
-"""Beginnings of the names of the held-out figures that one screen has room for."""
-STEP_PANELS = (
-    ("loss", "loss [nats]", 1),
-    ("effective_users", "effective users of a step", 1),
-    ("false_negative_rate", "false negatives before the mask [%]", 100),
-    ("memory_bytes", "memory of rank 0 [MB]", 1e-6),
-)
-"""Of a chart over a run's steps: column of metrics.csv, title, factor."""
+BY_COLUMN, EVENTS, LAG = "by column", "events by day", "lag by day"
+WIDEST = 5
+"""Columns of a small picture."""
 
 
 def table_metadata(table: Table) -> dict[str, Any]:
@@ -137,6 +129,7 @@ def compression_metadata(report: pa.Table, overlap: UserOverlap) -> dict[str, An
             {plots.layout_name(row["table"]): row["bytes"] for row in totals},
             texts,
             limits=[row["store_once_bytes"] for row in totals],
+            first_is_control=True,
         ),
         GLANCE: pictures.table(
             [
@@ -149,6 +142,7 @@ def compression_metadata(report: pa.Table, overlap: UserOverlap) -> dict[str, An
                 for row in totals
             ]
         ),
+        BY_COLUMN: _by_column(columns),
         "chart by layout": pictures.chart(plots.layouts(report)),
         "chart by column": pictures.chart(plots.columns(report)),
     }
@@ -164,6 +158,20 @@ def compression_metadata(report: pa.Table, overlap: UserOverlap) -> dict[str, An
             f"widest_column_ratio_{name}": round(float(widest["ratio_to_control"][0]), 2),
         }
     return {**metadata, **report_metadata(report)}
+
+
+def _by_column(columns: pl.DataFrame) -> dg.MetadataValue:
+    """How much smaller the last layout holds the largest columns of the first; the line is where the limit would be."""
+    first, last = columns["table"][0], columns["table"][-1]
+    widest = columns.filter(pl.col("table") == first).top_k(WIDEST, by="compressed_bytes")
+    of_last = {row["column"]: row for row in columns.filter(pl.col("table") == last).iter_rows(named=True)}
+    rows = [(row["column"], row["compressed_bytes"], of_last[row["column"]]) for row in widest.iter_rows(named=True)]
+    ratios = {name: before / max(after["compressed_bytes"], 1) for name, before, after in rows}
+    return pictures.bars(
+        ratios,
+        {name: f"{ratios[name]:.1f}x to {format_bytes(after['compressed_bytes'])}" for name, _, after in rows},
+        limits=[before / max(after["store_once_bytes"], 1) for _, before, after in rows],
+    )
 
 
 def feature_metadata(report: FeatureReport, main: Table) -> dict[str, Any]:
@@ -200,6 +208,7 @@ def sample_metadata(joined: BucketJoin, sample: UserSample) -> dict[str, Any]:
         PICTURE: pictures.bars(
             {"before": before, "sample": after},
             {"before": f"{before:,} rows", "sample": f"{after:,} rows, {after / max(before, 1):.0%}"},
+            first_is_control=True,
         ),
         GLANCE: pictures.table(glance),
         CHART: pictures.chart(plots.before_and_after(sample.report)),
@@ -258,6 +267,7 @@ def quality_metadata(report: pa.Table) -> dict[str, Any]:
                 for kind in dict.fromkeys(kind for kind, _ in lags)
             ]
         ),
+        **_by_day(report.to_pylist()),
         CHART: pictures.chart(plots.sequence_figures(report)),
         "last_day": str(last),
         **{f"last_day_{name}": number for name, number in count.items()},
@@ -265,87 +275,31 @@ def quality_metadata(report: pa.Table) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _by_day(rows: Sequence[Mapping[str, Any]]) -> dict[str, dg.MetadataValue]:
+    """The course of two figures over the days: events that were kept, and the longest lag of an event type."""
+    kept: dict[Any, float] = {}
+    lag: dict[Any, float] = {}
+    for row in rows:
+        day, value = row["day"], row["value"]
+        if row["figure"] == "kept":
+            kept[day] = kept.get(day, 0.0) + value
+        elif row["figure"] == "lag_p99_s":
+            lag[day] = max(lag.get(day, 0.0), value)
+    events, longest = ([of[day] for day in sorted(of)] for of in (kept, lag))
+    return {
+        **(
+            {EVENTS: pictures.line(events, first=f"{events[0]:,.0f}", last=f"{events[-1]:,.0f} at last")}
+            if events
+            else {}
+        ),
+        **(
+            {LAG: pictures.line(longest, first=format_seconds(longest[0]), last=f"{format_seconds(longest[-1])} (99%)")}
+            if longest
+            else {}
+        ),
+    }
+
+
 def report_metadata(report: pa.Table) -> dict[str, Any]:
     """A report table as it is."""
     return {"dagster/row_count": report.num_rows, "report": markdown_table(report)}
-
-
-def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataValue]:
-    """Held-out figures beside what guessing would give and the best baseline: as narrow as the page shows it, and once
-    more with intervals and the names of the baselines. What is no judgement, steps or memory, is in neither."""
-
-    def text(value: float | None, digits: int = 4) -> str:
-        return "-" if value is None else f"{value:.{digits}g}"
-
-    every = [row for row in rows if any(row[name] is not None for name in ("low", "chance", "baseline"))]
-    first = [row for row in every if row["metric"].startswith(HEADLINES) and not row["metric"].endswith("_unseen")]
-    return {
-        GLANCE: pictures.table(
-            [
-                {
-                    "figure": row["metric"],
-                    "value": text(row["value"], 3),
-                    "baseline": text(row["baseline"], 3),
-                    "chance": text(row["chance"], 3),
-                }
-                for row in first or every
-            ]
-        ),
-        "with intervals": pictures.table(
-            [
-                {
-                    "figure": row["metric"],
-                    "value": text(row["value"]),
-                    "95%": "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}",
-                    "chance": text(row["chance"]),
-                    "best baseline": f"{row['best_baseline']}: {text(row['baseline'])}"
-                    if row["best_baseline"]
-                    else "-",
-                }
-                for row in every
-            ]
-        ),
-    }
-
-
-def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[str, Any]:
-    """What a training run gave, with units."""
-    metrics = read_metrics(result.metrics_file)
-    held_out = [
-        {**row, "baseline": row["baselines"].get(row["best_baseline"])}
-        for row in (result.judgement or {"figures": []})["figures"]
-        if row["slice"] == "all"
-    ]
-    tenths = (result.judgement or {"calibration": {}})["calibration"]
-    calibration = {
-        label: ([row["predicted"] for row in rows], [row["observed"] for row in rows]) for label, rows in tenths.items()
-    }
-    return {
-        PICTURE: pictures.line(
-            np.asarray(metrics["loss"]),
-            first=f"loss {result.first_loss:.3g}",
-            last=f"{result.last_loss:.3g} at step {result.steps:,}",
-        ),
-        **figures_table(held_out),
-        CHART: pictures.chart(plots.steps({"": metrics}, STEP_PANELS)),
-        **({"calibration": pictures.chart(plots.calibration(calibration))} if calibration else {}),
-        "task": config.task,
-        "ranks": config.world_size,
-        "steps": result.steps,
-        "epochs": result.epochs,
-        "stopped_by": result.stopped_by,
-        "best_step": result.best_step,
-        "rows": result.rows,
-        "loss_first_tenth": round(result.first_loss, 4),
-        "loss_last_tenth": round(result.last_loss, 4),
-        "rows_per_s": round(result.rows_per_s),
-        "total_s": round(result.total_s, 1),
-        "longest_wait_s": round(result.longest_wait_s, 2),
-        "mean_wait_s": round(result.mean_wait_s, 2),
-        "busiest_core_busy": round(result.busiest_core_busy, 3),
-        "mean_core_busy": round(result.mean_core_busy, 3),
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "checkpoint": str(result.checkpoint),
-        **{name: float(value) for name, value in result.metrics.items()},
-        **{f"{row['metric']}_baseline": row["baseline"] for row in held_out if row["baseline"] is not None},
-    }

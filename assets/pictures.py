@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import islice
 
 import dagster as dg
 import numpy as np
@@ -21,22 +22,51 @@ SHOWN_AS_IT_IS = 1000
 WIDTH = 350
 """A value's cell in a window of 1,500 pixels; what is wider is cut."""
 NAMES, LENGTH, STEP, HEIGHT = 80, 110, 20, 70
+LETTER, LONGEST_NAMES = 7, 125
+"""Pixels of a letter of a name, and what names may take of a bar's length."""
 POINTS = 40
+COLORS = ("steelblue", "darkorange", "seagreen")
 
 
-def bars(values: Mapping[str, float], texts: Mapping[str, str], *, limits: Sequence[float] = ()) -> dg.MetadataValue:
-    """A bar per name with its text behind it. limits: a line across each bar, or none."""
-    longest = max([*values.values(), *limits, 1e-12])
-    shapes = []
+def bars(
+    values: Mapping[str, float],
+    texts: Mapping[str, str],
+    *,
+    limits: Sequence[float] = (),
+    first_is_control: bool = False,
+) -> dg.MetadataValue:
+    """A bar per name with its text behind it; of many the first, as many as are shown without a click.
+
+    limits: a line across each bar, or none.  first_is_control: the first bar is grey.
+    """
+    if not values:
+        raise ValueError("bars: a value at least required, found none")
+    for count in range(len(values), 0, -1):
+        first = dict(islice(values.items(), count))
+        picture = _svg(_bars(first, texts, limits[:count], first_is_control), STEP * count)
+        if len(picture.value) < SHOWN_AS_IT_IS:
+            break
+    return picture
+
+
+def _bars(
+    values: Mapping[str, float], texts: Mapping[str, str], limits: Sequence[float], first_is_control: bool
+) -> str:
+    left = min(max(NAMES, LETTER * max(map(len, values))), LONGEST_NAMES)
+    scale = (NAMES + LENGTH - left) / max([*values.values(), *limits, 1e-12])
+    words, control, others = [], "", ""
     for i, (name, value) in enumerate(values.items()):
-        y, size = STEP * i, round(LENGTH * value / longest)
-        color = "silver" if i == 0 and len(values) > 2 else "steelblue"
-        shapes.append(
-            f"<text y='{y + 14}'>{escape(name)}</text><path fill='{color}' d='M{NAMES} {y + 3}h{size}v14h-{size}'/>"
-            f"<text x='{NAMES + size + 6}' y='{y + 14}'>{escape(texts[name])}</text>"
-        )
-    marks = "".join(f"M{NAMES + round(LENGTH * limit / longest)} {STEP * i}v20" for i, limit in enumerate(limits))
-    return _svg("".join(shapes) + (f"<path stroke='crimson' d='{marks}'/>" if marks else ""), STEP * len(values))
+        y, size = STEP * i, round(scale * value)
+        words.append(f"<text y='{y + 14}'>{escape(name)}</text>")
+        words.append(f"<text x='{left + size + 6}' y='{y + 14}'>{escape(texts[name])}</text>")
+        drawn = f"M{left} {y + 3}h{size}v14h-{size}"
+        if first_is_control and i == 0:
+            control = drawn
+        else:
+            others += drawn
+    marks = "".join(f"M{left + round(scale * limit)} {STEP * i}v20" for i, limit in enumerate(limits))
+    shapes = (("fill", "silver", control), ("fill", COLORS[0], others), ("stroke", "crimson", marks))
+    return "".join([*words, *(f"<path {how}='{color}' d='{path}'/>" for how, color, path in shapes if path)])
 
 
 def line(y: Sequence[float] | np.ndarray, *, first: str, last: str) -> dg.MetadataValue:
@@ -45,13 +75,34 @@ def line(y: Sequence[float] | np.ndarray, *, first: str, last: str) -> dg.Metada
     low, high = float(means.min()), float(means.max())
     x = np.linspace(NAMES, NAMES + LENGTH, len(means)).round().astype(int)
     down = (4 + (HEIGHT - 8) * (high - means) / max(high - low, 1e-12)).round().astype(int)
-    path = " ".join(f"{a},{b}" for a, b in zip(x, down))
     return _svg(
-        f"<polyline fill='none' stroke='steelblue' stroke-width='2' points='{path}'/>"
-        f"<text y='{min(down[0] + 10, HEIGHT)}'>{escape(first)}</text>"
+        f"{_polyline(x, down, COLORS[0])}<text y='{min(down[0] + 10, HEIGHT)}'>{escape(first)}</text>"
         f"<text x='{NAMES + LENGTH + 6}' y='{min(down[-1] + 4, HEIGHT)}'>{escape(last)}</text>",
         HEIGHT,
     )
+
+
+def calibration(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dg.MetadataValue:
+    """Observed against predicted shares, on the grey line if a prediction is what happens; the first `COLORS` groups.
+
+    groups: name -> mean prediction of each tenth of the rows, share of positives in it; a tenth without rows is NaN.
+    """
+    shown = {name: np.asarray(groups[name], float) for name in list(groups)[: len(COLORS)]}
+    shown = {name: pair[:, np.isfinite(pair).all(axis=0)] for name, pair in shown.items()}
+    most = max([float(pair.max()) for pair in shown.values() if pair.size] + [1e-12])
+    left, side = NAMES, HEIGHT
+    shapes = [f"<path stroke='silver' d='M{left} {side}L{left + side} 0'/><text y='14'>observed</text>"]
+    for i, ((name, pair), color) in enumerate(zip(shown.items(), COLORS)):
+        across, up = (side * pair / most).round().astype(int)
+        shapes.append(_polyline(left + across, side - up, color))
+        shapes.append(f"<text fill='{color}' x='{left + side + 8}' y='{14 + STEP * i}'>{escape(name)}</text>")
+    shapes.append(f"<text x='{left + side + 8}' y='{side}'>predicted, to {most:.2g}</text>")
+    return _svg("".join(shapes), HEIGHT)
+
+
+def _polyline(x: np.ndarray, y: np.ndarray, color: str) -> str:
+    points = " ".join(f"{a},{b}" for a, b in zip(x, y))
+    return f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{points}'/>"
 
 
 def chart(drawn: Chart) -> dg.MetadataValue:

@@ -189,12 +189,12 @@ def _names_namespace(run_config: Mapping[str, Any], namespace: str) -> bool:
 
 
 def progress_log(context: dg.AssetExecutionContext) -> Callable[[object], None]:
-    """A callback that logs what it is given, at most once in LOG_EVERY_S seconds."""
+    """A callback that logs what it is given, at most once in LOG_EVERY_S seconds, and the last step of a training."""
     last = monotonic()
 
     def report(progress: object) -> None:
         nonlocal last
-        if monotonic() - last >= LOG_EVERY_S:
+        if monotonic() - last >= LOG_EVERY_S or getattr(progress, "is_last", False):
             last = monotonic()
             context.log.info(str(progress))
 

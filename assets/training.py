@@ -5,7 +5,8 @@ from pathlib import Path
 import dagster as dg
 from pyiceberg.table import Table
 
-from assets.metadata import figures_table, report_metadata, training_metadata
+from assets.metadata import report_metadata
+from assets.model_metadata import judged_metadata, training_metadata
 from assets.resources import RunRecipe, Warehouse, progress_log
 from assets.stages import MODEL, REPORT, TRAINING, WHEN_INPUTS_CHANGE, stage
 from reqdedup import training
@@ -54,12 +55,13 @@ def training_report(store: Warehouse) -> dg.MaterializeResult:
     check_one_sample(folders, sample)
     report = training.training_report(folders)
     store.write_report("training_report", report)
-    return store.result("training_report", **figures_table(report.to_pylist()), **report_metadata(report))
+    return store.result("training_report", **judged_metadata(report.to_pylist()), **report_metadata(report))
 
 
 @dg.asset_check(
     asset=training_report,
-    description="Mean log-rank, and the AUC of each label, are better than chance and than the best baseline.",
+    description="Mean log-rank, and the AUC of each label over all rows, within users and within requests, are better than "
+    "chance and than the best baseline.",
 )
 def better_than_simple_rules(store: Warehouse) -> dg.AssetCheckResult:
     rows = store.table("training_report").scan().to_arrow().to_pylist()

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -68,7 +69,7 @@ class Environment:
             sequences=found.get("REQDEDUP_SEQUENCES", ""),
             histories=found.get("REQDEDUP_HISTORIES", ""),
             strict=found.get("REQDEDUP_STRICT", "") in ("1", "true", "yes"),
-            max_rejects=float(found.get("REQDEDUP_MAX_REJECTS") or 0.1),
+            max_rejects=share(found.get("REQDEDUP_MAX_REJECTS") or "0.1"),
             namespace=found.get("REQDEDUP_NAMESPACE", ""),
             first_day=_day(found.get("REQDEDUP_FIRST_DAY") or "2026-01-01"),
             data_dir=(lake.data_dir or Path(found.get(DATA_DIR_VARIABLE) or DATA_DIR)).resolve(),
@@ -89,13 +90,25 @@ class Environment:
         return self.lake.properties
 
     def with_arguments(self, **arguments: object) -> Environment:
-        """The same surroundings with every argument that is not None or empty put in its place."""
-        return replace(self, **{name: value for name, value in arguments.items() if value})  # type: ignore[arg-type]
+        """The same surroundings with every argument that is not None, False or empty put in its place."""
+        given = {name: value for name, value in arguments.items() if value not in ("", None) and value is not False}
+        return replace(self, **given)  # type: ignore[arg-type]
 
     @property
     def resolved_namespace(self) -> str:
         """The namespace given, else one named for the log, else for the recipe."""
         return self.namespace or namespace_of(recipe=self.recipe, logs=self.logs, preset=self.preset)
+
+
+def share(text: str) -> float:
+    """The number that a share of rejected rows is written as. Raises ValueError for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise ValueError(f"REQDEDUP_MAX_REJECTS: a share of the rows, 0 to 1, required, found {text!r}")
+    return number
 
 
 def _day(text: str) -> date:

@@ -15,7 +15,7 @@ import dagster as dg
 from assets.recipes import RECIPES
 from pipelines.dead_runs import fail_dead_runs
 from pipelines.definitions import build_definitions
-from pipelines.environment import Environment
+from pipelines.environment import Environment, share
 from pipelines.launched import execute
 from pipelines.summary import print_summary
 from reqdedup.environment import variables
@@ -91,7 +91,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--namespace", default="", help="namespace of the tables (default: named for log or recipe)")
     parser.add_argument("--take-over", action="store_true", help="take the namespace from a run that died elsewhere")
     parser.add_argument("--strict", action="store_true", help="fail when rows of the log are rejected")
-    parser.add_argument("--max-rejects", type=float, default=0.1, help="fail when a larger share is rejected")
+    parser.add_argument("--max-rejects", type=share, help="fail when a larger share is rejected (default 0.1)")
     parser.add_argument("--select", default="", help="only these assets, by comma")
     return parser.parse_args(argv)
 

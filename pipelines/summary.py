@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.metadata import HEADLINES
+from assets.model_metadata import HEADLINES
 from pipelines.environment import Environment
 from reqdedup.display import counted, format_bytes
 from reqdedup.storage.iceberg.catalogs import shown_uri

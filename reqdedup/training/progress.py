@@ -24,6 +24,11 @@ class TrainingProgress:
         return f"loss {self.loss:.4f}, {self.rows_per_s:,.0f} rows/s"
 
     @property
+    def is_last(self) -> bool:
+        """Whether it is the last step of the training."""
+        return self.stage == "training" and self.step == self.num_steps
+
+    @property
     def done(self) -> int:
         return self.step
 

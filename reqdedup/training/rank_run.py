@@ -206,6 +206,7 @@ class RankRun:
                     self.look()
                 if self.result.steps % self.config.checkpoint_every == 0:
                     self.checkpoint()
+        self.num_steps = self.result.steps  # fewer than planned for if its epochs or its patience ended before
         self.result.training_s = time.monotonic() - started
         self.result.core_busy = cores.busy_until(CoreTimes.now())
         if self.num_barren_steps and self.rank == 0:

@@ -19,7 +19,7 @@ RESULT_NAME = "result.json"
 RESULT_FORMAT = 1
 """Version 0.1.0 wrote none, and its files are read."""
 CHANCE_SUFFIX = "_chance"
-JUDGED = ("mean_log_rank", "auc_")
+JUDGED = ("mean_log_rank", "auc_", "user_auc_", "request_auc_")
 NO_FIGURES = ("format", "snapshot_id", "judgement", "stopped_by", "validations")
 
 _SCHEMA = pa.schema(
@@ -85,8 +85,8 @@ def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
 def no_better(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """What a training report says against its models: figures that are no better than chance or the best baseline.
 
-    rows: of a training report. Mean log-rank (less is better) and AUC are judged; recall at few items is too noisy. A
-    figure that is not known, as an AUC of one class, is not judged.
+    rows: of a training report. Mean log-rank (less is better) and AUC, over all rows and within users and requests,
+    are judged; recall at few items is too noisy. A figure that is not known, as an AUC of one class, is not judged.
     """
     found = []
     for row in rows:

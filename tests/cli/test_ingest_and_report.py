@@ -93,6 +93,7 @@ def test_ingest_again_gives_the_same_table(here, capsys):
     assert ingest("--json") == 0
     assert json.loads(capsys.readouterr().out) == first
     assert first["rejected"] == {"null_id": 1, "time": 1}
+    assert {"engine", "tasks", "retries", "bytes_moved"} <= first.keys()
     rows = sum(batch.num_rows for batch in TableSource(embedded(here).load_table("movies.ratings")).batches())
     assert rows == first["rows"] == 6
 

@@ -333,17 +333,18 @@ def test_the_page_of_the_command_line_is_current():
     assert (ROOT / "docs" / "cli.md").read_text() == reference(), "python -m reqdedup.cli.reference docs/cli.md"
 
 
+TOTALS = {"engine", "tasks", "retries", "bytes_moved"}
 KEYS = {
     "tables": {"table", "layout", "rows", "bytes", "files", "snapshot_id"},
     "health": {"table", "layout", "rows", "users", "bytes", "files", "small_files", "buckets", "advice"},
     "report": {"table", "column", "level", "rows", "requests", "compressed_bytes", "store_once_bytes"},
-    "convert": {"table", "layout", "rows", "requests", "bytes", "checksum", "catalog", "notes", "is_append"},
-    "compact": {"table", "buckets", "left_alone", "rows", "files", "bytes", "snapshot_id"},
+    "convert": {"table", "layout", "rows", "requests", "bytes", "checksum", "catalog", "notes", "is_append"} | TOTALS,
+    "compact": {"table", "buckets", "left_alone", "rows", "files", "bytes", "snapshot_id"} | TOTALS,
     "expire": {"table", "expired", "kept", "files", "bytes", "dry_run", "realigned"},
     "sweep": {"table", "files", "bytes", "young", "dry_run"},
-    "delete-user": {"dry_run", "erased", "found", "tables", "not_searched"},
+    "delete-user": {"dry_run", "erased", "found", "tables", "not_searched"} | TOTALS,
     "sample": {"table", "strata", "written"},
-    "rebucket": {"table", "num_buckets", "old_buckets", "rows", "feature_tables"},
+    "rebucket": {"table", "num_buckets", "old_buckets", "rows", "feature_tables"} | TOTALS,
     "audit": {"verdict", "columns", "layouts", "settings"},
 }
 
@@ -360,7 +361,7 @@ def test_json_is_one_document_with_keys_that_stay(here, capsys):
         "expire": named,
         "sweep": named,
         "delete-user": ["1", *named],
-        "sample": [*named, "--rate", "0.5"],
+        "sample": [*named, "--rate", "0.5", "--to", "lake.s"],
         "rebucket": [*named, "--buckets", "4"],
         "audit": ["rows.parquet", "--request-key", "request"],
     }.items():
@@ -369,6 +370,7 @@ def test_json_is_one_document_with_keys_that_stay(here, capsys):
         found = json.loads(capsys.readouterr().out)
         keys = set(found[0] if isinstance(found, list) else found)
         assert KEYS[command] <= keys, (command, KEYS[command] - keys)
+        assert command != "sample" or found["written"].keys() >= TOTALS
 
 
 def test_progress_shows_nothing_with_quiet(capsys):

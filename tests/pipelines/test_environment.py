@@ -1,5 +1,6 @@
 """The environment is read in one place, and what is secret there stays out of sight."""
 
+import pytest
 from dagster_shared.error import SerializableErrorInfo
 
 import reqdedup
@@ -38,6 +39,15 @@ def test_arguments_go_before_variables():
     environment = Environment.from_os({"REQDEDUP_RECIPE": "full", "REQDEDUP_PRESET": "mind"})
     changed = environment.with_arguments(recipe="smoke", preset="", logs="x/behaviors.tsv")
     assert (changed.recipe, changed.preset, changed.resolved_namespace) == ("smoke", "mind", "mind_behaviors")
+    strict = Environment.from_os({"REQDEDUP_STRICT": "1", "REQDEDUP_MAX_REJECTS": "0.5"})
+    assert strict.with_arguments(strict=False, max_rejects=None) == strict  # not given
+    assert strict.with_arguments(max_rejects=0.0).max_rejects == 0
+
+
+@pytest.mark.parametrize("text", ["half", "1.5", "nan", "-0.1"])
+def test_a_share_of_rejects_that_is_none_is_named(text):
+    with pytest.raises(ValueError, match="REQDEDUP_MAX_REJECTS: a share of the rows, 0 to 1, required, found"):
+        Environment.from_os({"REQDEDUP_MAX_REJECTS": text})
 
 
 def test_the_error_that_was_raised_is_shown_and_not_what_it_was_raised_from():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import time
+from datetime import date
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -16,15 +17,19 @@ import pytest
 from assets import pictures
 from assets.engine import EngineName
 from assets.metadata import (
+    BY_COLUMN,
     CHART,
+    EVENTS,
     GLANCE,
+    LAG,
     PICTURE,
     column_lineage,
     compression_metadata,
     curve_metadata,
-    figures_table,
+    quality_metadata,
     table_metadata,
 )
+from assets.model_metadata import beside_baseline, figures_table
 from assets.rerank import SLATE, WEIGHTS
 from assets.resources import RunRecipe, Warehouse
 from assets.stages import stage
@@ -53,7 +58,11 @@ def drawn(value: dg.MetadataValue) -> ElementTree.Element:
 
 
 def lengths(svg: ElementTree.Element) -> list[int]:
-    return [int(match[1]) for path in svg if (match := re.search(r"h(\d+)v14", path.get("d", "")))]
+    return [int(size) for path in svg for size in re.findall(r"h(\d+)v14", path.get("d", ""))]
+
+
+def texts(svg: ElementTree.Element) -> list[str | None]:
+    return [text.text for text in svg if text.tag.endswith("text")]
 
 
 def test_bars_are_in_proportion_and_are_shown_without_a_click():
@@ -61,7 +70,47 @@ def test_bars_are_in_proportion_and_are_shown_without_a_click():
     assert len(picture.value) < pictures.SHOWN_AS_IT_IS
     svg = drawn(picture)
     assert lengths(svg) == [pictures.LENGTH, round(pictures.LENGTH / 4)]
-    assert [text.text for text in svg if text.tag.endswith("text")] == ["one", "a < 100%", "two", "#2"]
+    assert texts(svg) == ["one", "a < 100%", "two", "#2"]
+
+
+def test_of_many_bars_the_first_are_shown_without_a_click():
+    names = [f"a_column_of_history_{i}" for i in range(30)]
+    picture = pictures.bars(dict.fromkeys(names, 1.0), dict.fromkeys(names, "1,234.5x to 999 MB"), limits=[2.0] * 30)
+    assert len(picture.value) < pictures.SHOWN_AS_IT_IS
+    assert 4 <= len(lengths(drawn(picture))) < 30
+
+
+def test_a_figure_that_a_simple_rule_has_better_ends_before_its_line():
+    """Less of a mean log-rank is better; what has no chance or no baseline is left out."""
+    rows = [
+        {"metric": "mean_log_rank", "value": 4.0, "chance": 6.0, "baseline": 5.0},
+        {"metric": "auc_click", "value": 0.55, "chance": 0.5, "baseline": 0.6},
+        {"metric": "auc_save", "value": 0.4, "chance": 0.5, "baseline": 0.45},
+        {"metric": "recall_at_10_unseen", "value": 0.4, "chance": None, "baseline": 0.5},
+        {"metric": "steps", "value": 9.0, "chance": None, "baseline": None},
+    ]
+    picture = beside_baseline(rows)
+    assert picture is not None
+    svg = drawn(picture)
+    shown = lengths(svg)
+    (lines,) = [path.get("d") for path in svg if path.get("stroke") == "crimson"]
+    left = int(re.findall(r"M(\d+) 3h", "".join(path.get("d", "") for path in svg))[0])
+    at = [int(x) - left for x in re.findall(r"M(\d+) ", lines)]
+    assert texts(svg)[::2] == ["mean_log_rank", "auc_click", "auc_save"]
+    assert (at[0], shown[1]) == (round(shown[0] / 2), round(at[1] / 2))
+    assert (shown[2], at[2]) == (0, 0)
+    assert beside_baseline(rows[3:]) is None
+
+
+def test_calibration_is_shown_without_a_click_and_tenths_without_rows_are_left_out():
+    tenth = (np.arange(10) + 0.5) / 20
+    holes = np.where(np.arange(10) == 3, np.nan, tenth)
+    picture = pictures.calibration({"click": (tenth, tenth), "save": (holes, holes / 2), "like": (tenth, tenth)})
+    assert len(picture.value) < pictures.SHOWN_AS_IT_IS
+    click, save, _ = [shape.get("points").split() for shape in drawn(picture) if shape.tag.endswith("polyline")]
+    assert (len(click), len(save)) == (10, 9)
+    at = [tuple(map(int, point.split(","))) for point in click]
+    assert all(x - pictures.NAMES == pictures.HEIGHT - y for x, y in at)  # on the line
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40, 100_000])
@@ -101,10 +150,25 @@ def test_the_compression_report_speaks_in_human_units():
     }
     assert cells[2]["smaller"] == "24.1x"
     assert cells[2]["of limit"] == "42%"
+    assert lengths(drawn(metadata[BY_COLUMN])) == [round(pictures.LENGTH * 4_700_000 / 11_300_000)]
+    assert texts(drawn(metadata[BY_COLUMN])) == ["history", "24.1x to 11.3 MB"]
     assert metadata["bytes_shuffled"] == 272_108_518
     for name in ("chart by layout", "chart by column"):
         image = base64.b64decode(metadata[name].value.partition("base64,")[2].rstrip(")"))
         assert 1_000 < len(image) < 60_000
+
+
+def test_the_days_of_sequences_are_shown_without_a_click():
+    rows = [
+        {"day": date(2026, 1, day), "event_type": kind, "figure": figure, "of": "", "value": value * day}
+        for day in range(1, 31)
+        for kind in ("click", "view")
+        for figure, value in (("kept", 500.0), ("lag_p50_s", 2.0), ("lag_p99_s", 60.0))
+    ]
+    metadata = quality_metadata(pa.Table.from_pylist(rows))
+    for name, said in ((EVENTS, ["1,000", "30,000 at last"]), (LAG, ["60.0 s", "30.0 min (99%)"])):
+        assert len(metadata[name].value) < pictures.SHOWN_AS_IT_IS
+        assert texts(drawn(metadata[name])) == said
 
 
 def test_the_curve_shows_relevance_beside_variety():

@@ -144,7 +144,8 @@ def convert(arguments: Options) -> int:
             f"are there once more; without them it is snapshot {before}"
         )
     if arguments.json:
-        print_json({**vars(report), "checksum": str(report.checksum), "catalog": describe_catalog(arguments)})
+        told = {**vars(report), "checksum": str(report.checksum), "catalog": describe_catalog(arguments)}
+        print_json({**told, **progress.totals.figures})
     else:
         say(format_conversion(report))
         say(f"  catalog: {describe_catalog(arguments)}; files: {report.location}")

@@ -97,7 +97,8 @@ def ingest(arguments: Options) -> int:
         said = {"table": report.table, "layout": report.layout, **counts}
         said |= {} if report.urls is None else {"urls": {**asdict(report.urls), "merged": report.urls.merged}}
         said |= {} if report.leaking is None else {"leaking_requests": report.leaking}
-        print_json({**said, "skipped": log.skipped, "rejected": report.rejected, "rejects_table": report.rejects_table})
+        said |= {"skipped": log.skipped, "rejected": report.rejected, "rejects_table": report.rejects_table}
+        print_json({**said, **progress.totals.figures})
         return 0
     say(report)
     if report.leaking is not None:

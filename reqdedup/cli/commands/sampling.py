@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reqdedup.cli.catalog import check_table_name, load_table, open_catalog
+from reqdedup.cli.catalog import check_table_name, kept_of_write, load_table, open_catalog, snapshot_of
 from reqdedup.cli.options import (
     BUCKETS,
     NUMBER,
@@ -22,9 +22,19 @@ from reqdedup.cli.options import (
     subcommand,
     table_option,
 )
-from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, plain, print_json, say
+from reqdedup.cli.output import (
+    ProgressLine,
+    counted,
+    format_bytes,
+    format_table,
+    interruptible,
+    plain,
+    print_json,
+    say,
+)
 from reqdedup.cli.values import MOST_SEED, whole
 from reqdedup.cli.values import number as parse_number
+from reqdedup.distributed import Totals
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,9 +109,9 @@ def sample(arguments: Options) -> int:
         keep=arguments.keep,
         seed=arguments.seed,
     )
-    written = _write(catalog, drawn, arguments) if arguments.to else None
+    written, totals = _write(catalog, drawn, arguments) if arguments.to else (None, Totals())
     if arguments.json:
-        into = None if written is None else {"table": arguments.to, **vars(written)}
+        into = None if written is None else {"table": arguments.to, **vars(written), **totals.figures}
         print_json({"table": arguments.table, "strata": plain(drawn.report), "written": into})
         return 0
     say(format_sample(drawn.report))
@@ -127,13 +137,14 @@ def _check_target(catalog: Catalog, arguments: Options) -> None:
         )
 
 
-def _write(catalog: Catalog, sample: UserSample, arguments: Options) -> WriteReport:
+def _write(catalog: Catalog, sample: UserSample, arguments: Options) -> tuple[WriteReport, Totals]:
     from reqdedup.storage import Layout, replace_table
     from reqdedup.storage.iceberg.layout import table_buckets
 
     buckets = arguments.buckets or table_buckets(catalog.load_table(arguments.table))
-    with ProgressLine() as progress:
-        return replace_table(
+    before = snapshot_of(catalog, arguments.to)
+    with ProgressLine() as progress, interruptible(lambda: kept_of_write(catalog, arguments.to, before)):
+        report = replace_table(
             catalog,
             arguments.to,
             sample.schema,
@@ -143,6 +154,7 @@ def _write(catalog: Catalog, sample: UserSample, arguments: Options) -> WriteRep
             progress=progress,
             engine=arguments.engine,
         )
+    return report, progress.totals
 
 
 def _setting(texts: Sequence[str], kind: Callable[[str], Any], name: str) -> Any:

@@ -123,8 +123,11 @@ def test_a_model_that_is_no_better_is_named_with_what_is_as_good():
         row("ranking_model", "auc_click", 0.6, 0.5, 0.55),
         row("ranking_model", "auc_save", 0.49, 0.5, 0.45),
         row("ranking_model", "auc_like", math.nan, 0.5, None),
+        row("ranking_model", "user_auc_click", 0.53, 0.5, 0.54),
+        row("ranking_model", "request_auc_click", 0.53, 0.5, 0.52),
     ]
     assert no_better(rows) == [
         "retrieval_model: mean_log_rank 5, popularity 4.9",
         "ranking_model: auc_save 0.49, chance 0.5",
+        "ranking_model: user_auc_click 0.53, popularity 0.54",
     ]
