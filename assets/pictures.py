@@ -57,8 +57,9 @@ def _bars(
     words, control, others = [], "", ""
     for i, (name, value) in enumerate(values.items()):
         y, size = STEP * i, round(scale * value)
+        end = left + max(size, round(scale * limits[i]) if limits else 0)
         words.append(f"<text y='{y + 14}'>{escape(name)}</text>")
-        words.append(f"<text x='{left + size + 6}' y='{y + 14}'>{escape(texts[name])}</text>")
+        words.append(f"<text x='{end + 6}' y='{y + 14}'>{escape(texts[name])}</text>")
         drawn = f"M{left} {y + 3}h{size}v14h-{size}"
         if first_is_control and i == 0:
             control = drawn
@@ -76,10 +77,15 @@ def line(y: Sequence[float] | np.ndarray, *, first: str, last: str) -> dg.Metada
     x = np.linspace(NAMES, NAMES + LENGTH, len(means)).round().astype(int)
     down = (4 + (HEIGHT - 8) * (high - means) / max(high - low, 1e-12)).round().astype(int)
     return _svg(
-        f"{_polyline(x, down, COLORS[0])}<text y='{min(down[0] + 10, HEIGHT)}'>{escape(first)}</text>"
-        f"<text x='{NAMES + LENGTH + 6}' y='{min(down[-1] + 4, HEIGHT)}'>{escape(last)}</text>",
+        f"{_polyline(x, down, COLORS[0])}<text y='{_inside(down[0] + 10)}'>{escape(first)}</text>"
+        f"<text x='{NAMES + LENGTH + 6}' y='{_inside(down[-1] + 4)}'>{escape(last)}</text>",
         HEIGHT,
     )
+
+
+def _inside(y: int) -> int:
+    """Where a line of text stands whole."""
+    return min(max(y, 12), HEIGHT - 4)
 
 
 def calibration(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dg.MetadataValue:
