@@ -64,7 +64,7 @@ def figures_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dg.MetadataVal
     }
 
 
-def beside_baseline(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue | None:
+def beside_baseline(rows: Iterable[Mapping[str, Any]]) -> dg.MarkdownMetadataValue | None:
     """How far the main figures of one model lie from chance on the better side; the line is the best baseline.
 
     Every bar has a scale of its own: one that ends before its line is of a figure that a simple rule has better.

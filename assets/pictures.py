@@ -34,7 +34,7 @@ def bars(
     *,
     limits: Sequence[float] = (),
     first_is_control: bool = False,
-) -> dg.MetadataValue:
+) -> dg.MarkdownMetadataValue:
     """A bar per name with its text behind it; of many the first, as many as are shown without a click.
 
     limits: a line across each bar, or none.  first_is_control: the first bar is grey.
@@ -70,7 +70,7 @@ def _bars(
     return "".join([*words, *(f"<path {how}='{color}' d='{path}'/>" for how, color, path in shapes if path)])
 
 
-def line(y: Sequence[float] | np.ndarray, *, first: str, last: str) -> dg.MetadataValue:
+def line(y: Sequence[float] | np.ndarray, *, first: str, last: str) -> dg.MarkdownMetadataValue:
     """A falling or rising line of at most `POINTS` means, with what it begins and ends at."""
     means = np.array([part.mean() for part in np.array_split(np.asarray(y, float), min(len(y), POINTS))])
     low, high = float(means.min()), float(means.max())
@@ -88,7 +88,7 @@ def _inside(y: int) -> int:
     return min(max(y, 12), HEIGHT - 4)
 
 
-def calibration(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dg.MetadataValue:
+def calibration(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dg.MarkdownMetadataValue:
     """Observed against predicted shares, on the grey line if a prediction is what happens; the first `COLORS` groups.
 
     groups: name -> mean prediction of each tenth of the rows, share of positives in it; a tenth without rows is NaN.
@@ -111,7 +111,7 @@ def _polyline(x: np.ndarray, y: np.ndarray, color: str) -> str:
     return f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{points}'/>"
 
 
-def chart(drawn: Chart) -> dg.MetadataValue:
+def chart(drawn: Chart) -> dg.MarkdownMetadataValue:
     """A chart behind a click, some 20 kB of the event log."""
     return dg.MetadataValue.md(f"![chart](data:image/png;base64,{base64.b64encode(drawn.png(dpi=80)).decode()})")
 
@@ -127,7 +127,7 @@ def facts(**texts: str) -> dg.MetadataValue:
     return table([{name.replace("_", " "): text for name, text in texts.items()}])
 
 
-def _svg(shapes: str, height: int) -> dg.MetadataValue:
+def _svg(shapes: str, height: int) -> dg.MarkdownMetadataValue:
     svg = (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{height}' font-family='sans-serif' font-size='12' "
         f"fill='gray'>{shapes}</svg>"
