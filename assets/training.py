@@ -60,8 +60,8 @@ def training_report(store: Warehouse) -> dg.MaterializeResult:
 
 @dg.asset_check(
     asset=training_report,
-    description="Mean log-rank, and the AUC of each label over all rows, within users and within requests, are better than "
-    "chance and than the best baseline.",
+    description="Mean log-rank, and the AUC of each label over all rows, within users and within requests, are better "
+    "than chance and than the best baseline.",
 )
 def better_than_simple_rules(store: Warehouse) -> dg.AssetCheckResult:
     rows = store.table("training_report").scan().to_arrow().to_pylist()
