@@ -53,12 +53,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote.
+    """The state that `save_checkpoint` wrote; tensors lie in the file until they are read.
 
     Raises ValueError if the file is missing, is no checkpoint, or is one of a format that this version does not know.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state["config"], state["model"], state["step"]
     except FileNotFoundError:
         raise ValueError(f"{path}: a checkpoint required, found no file; train the model first") from None

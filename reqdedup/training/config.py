@@ -40,6 +40,8 @@ class TrainingConfig:
         second pass over a log is known to hurt models with embeddings of ids.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
     table_optimizer: adagrad (row-wise, sparse) or adamw (dense), of embedding tables.  table_learning_rate: of adagrad.
+    shard_tables_from: tables of at least so many rows lie in parts on the ranks, whose rows travel to who reads them
+        (`reqdedup.training.sharded`); 0: every rank has all. Needs table_optimizer adagrad.
     rate_factors: of parameters whose names begin so, on both rates: {"transformer": 0.1, "embedding": 0} lets the
         transformer learn at a tenth and leaves the tables as they are.
     pieces: parts that each rank cuts its requests of a step into, computed one after the other: less memory, the same
@@ -95,6 +97,7 @@ class TrainingConfig:
     teacher_weight: float = 0.5
     table_optimizer: TableOptimizer = "adagrad"
     table_learning_rate: float = 0.02
+    shard_tables_from: int = 0
     clip_norm: float = 0.0
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     pieces: int = 1
@@ -146,7 +149,10 @@ class TrainingConfig:
                 "training: num_steps and world_size of at least 1 and a request per rank and step required, found "
                 f"{self.num_steps} steps, {self.world_size} ranks, {self.requests_per_step} requests per step"
             )
-        for name in ("max_epochs", "validate_every", "patience", "clip_norm", "hide_events", "negatives_per_step"):
+        for name in (
+            *("max_epochs", "validate_every", "patience", "clip_norm", "hide_events", "negatives_per_step"),
+            "shard_tables_from",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"training: {name} of at least 0 required, found {getattr(self, name)}")
         if self.pieces < 1 or any(factor < 0 for factor in self.rate_factors.values()):
@@ -184,6 +190,10 @@ class TrainingConfig:
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"training: {name} one of {get_args(kind)} required, found {getattr(self, name)!r}")
 
+        if self.shard_tables_from and self.table_optimizer != "adagrad":
+            raise ValueError(
+                f"training: table_optimizer='adagrad' required with shard_tables_from, found {self.table_optimizer!r}"
+            )
         self._check_ranking()
         self._check_conversions()
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from reqdedup.models.inputs import HashedEmbedding
 from reqdedup.training.gather import mean_over_ranks
+from reqdedup.training.sharded import ShardedEmbedding
 
 TableOptimizer = Literal["adagrad", "adamw"]
 
@@ -59,7 +60,7 @@ class Optimizers:
     """Those of a model, used as one: tables by `table_optimizer` at a rate of their own, all else by AdamW.
 
     clip_norm: of the gradients of all but tables, 0 for none.  tables: names of the parameters whose gradients are
-    averaged over the ranks here, and not by DDP.
+    averaged over the ranks here, and not by DDP; those of tables in parts were when they came.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Optimizers:
         tables: dict[int, nn.Parameter] = {id(module.weight): cast(nn.Parameter, module.weight) for module in found}
         self.tables = [name for name, parameter in model.named_parameters() if id(parameter) in tables]
         self._tables = list(tables.values())
+        self._parts = {id(module.weight): module for module in found if isinstance(module, ShardedEmbedding)}
         self._dense = [parameter for parameter in model.parameters() if id(parameter) not in tables]
         self._clip_norm = clip_norm
         names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -97,6 +99,8 @@ class Optimizers:
                 module.sparse = True
             grouped, self._rates["tables"] = _grouped(self._tables, names, factors, table_learning_rate)
             self._optimizers["tables"] = RowwiseAdagrad(grouped, lr=table_learning_rate)
+        self._ordered = [table for group in self._groups("tables") for table in group["params"]]
+        self._names = [names[id(table)] for table in self._ordered]
 
     def zero_grad(self) -> None:
         for optimizer in self._optimizers.values():
@@ -112,7 +116,8 @@ class Optimizers:
         """share: of the highest rates. A collective if there are tables."""
         for table in self._tables:
             assert table.grad is not None
-            table.grad = mean_over_ranks(table.grad)
+            if id(table) not in self._parts:
+                table.grad = mean_over_ranks(table.grad)
         if self._clip_norm:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
         for name, optimizer in self._optimizers.items():
@@ -120,12 +125,29 @@ class Optimizers:
                 group["lr"] = share * rate
             optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+    def _groups(self, name: str) -> list[dict[str, Any]]:
+        return self._optimizers[name].param_groups if name in self._optimizers else []
+
+    @property
+    def squares(self) -> dict[str, torch.Tensor]:
+        """State of the tables, by their names."""
+        state = self._optimizers["tables"].state if self._ordered else {}
+        return {name: state[table]["squares_V"] for name, table in zip(self._names, self._ordered, strict=True)}
+
+    def state_dict(self, squares: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+        """squares: what to say of tables in parts, whole."""
+        state = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+        for number, name in enumerate(self._names if squares else []):
+            state["tables"]["state"][number] = {"squares_V": (squares or {})[name]}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state[name])
+        for table in self._ordered:
+            of_table = self._optimizers["tables"].state[table]
+            if len(of_table["squares_V"]) != len(table):
+                of_table["squares_V"] = of_table["squares_V"][self._parts[id(table)].own].clone()
 
 
 def _grouped(

@@ -39,6 +39,7 @@ from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.plan import Source, Split, with_credentials
 from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size
+from reqdedup.training.sharded import Shards, build_sharded
 from reqdedup.training.step import Stepper
 from reqdedup.training.tasks import prepare_task
 from reqdedup.training.warm_start import LEARNED_UNTIL, WarmStart
@@ -109,7 +110,8 @@ class RankRun:
         self.num_barren_steps, self.num_steps = 0, config.num_steps
         self.tell("reading")
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model).to(self.device)
+        self.model = self.new_model().to(self.device)
+        self.shards = Shards(self.model)
         if config.foundation:
             fill_from_foundation(self.model, config.foundation)
         self.splits = config.splits(self.table_loader(()))
@@ -151,6 +153,11 @@ class RankRun:
             rank=self.rank,
             world_size=self.world_size,
         )
+
+    def new_model(self) -> nn.Module:
+        if self.config.shard_tables_from and self.world_size > 1:
+            return build_sharded(self.config.model, tables_from=self.config.shard_tables_from, seed=self.config.seed)
+        return build_model(self.config.model)
 
     def make_loader(self, *, requests: int, columns: tuple[str, ...], **options: Any) -> RequestLoader:
         config = self.config
@@ -302,6 +309,9 @@ class RankRun:
             batches.append(batch if altered is None else altered(batch))
             if sum(b.num_requests for b in batches) >= per_rank:
                 break
+        if self.shards.tables:  # ranks look up rows together
+            most = max(from_all_ranks(len(batches)))
+            batches += [loader.empty_batch() for _ in range(most - len(batches))]
         self.model.eval()
         outcomes = Outcomes.concatenate(from_all_ranks(self.task.evaluate(self.model, batches)))
         return outcomes if len(outcomes) else None
@@ -321,24 +331,26 @@ class RankRun:
         self.watch.take(self.result.steps, figures, self.model)
 
     def checkpoint(self) -> None:
-        loaders = from_all_ranks(self.loader.state_dict())
-        if self.rank == 0:
-            state = {
-                "format": CHECKPOINT_FORMAT,
-                "config": self.config.to_dict(),
-                "snapshot_id": self.snapshot_id,
-                "step": self.result.steps,
-                "rows": self.result.rows,
-                "losses": self.result.losses,
-                "metrics": self.result.metrics,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "loaders": loaders,
-                "log_q": self.task.state_dict(),
-                LEARNED_UNTIL: self.task.learned_until_us,
-                "watch": self.watch.state_dict(),
-            }
-            save_checkpoint(self.out_dir / CHECKPOINT_NAME, state)
+        loaders, watch = from_all_ranks(self.loader.state_dict()), self.watch.state_dict()
+        tables = (self.model.state_dict(), self.watch.weights, self.optimizer.squares)
+        with self.shards.whole(*tables) as (weights, best, squares):
+            if self.rank == 0:
+                state = {
+                    "format": CHECKPOINT_FORMAT,
+                    "config": self.config.to_dict(),
+                    "snapshot_id": self.snapshot_id,
+                    "step": self.result.steps,
+                    "rows": self.result.rows,
+                    "losses": self.result.losses,
+                    "metrics": self.result.metrics,
+                    "model": weights,
+                    "optimizer": self.optimizer.state_dict(squares),
+                    "loaders": loaders,
+                    "log_q": self.task.state_dict(),
+                    LEARNED_UNTIL: self.task.learned_until_us,
+                    "watch": {**watch, "weights": best},
+                }
+                save_checkpoint(self.out_dir / CHECKPOINT_NAME, state)
 
     def restore(self) -> None:
         """Continue exactly where the checkpoint in out_dir ends."""
@@ -351,7 +363,7 @@ class RankRun:
                 f"{state.get('format', 0)}, whose optimiser was another; train anew"
             )
         self.loader.load_state_dict(state["loaders"][self.rank])
-        self.watch.load_state_dict(state["watch"])
+        self.watch.load_state_dict({**state["watch"], "weights": self.shards.own(state["watch"]["weights"])})
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.task.load_state_dict(state["log_q"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from reqdedup.training.config import TrainingConfig
 from reqdedup.training.gather import mean_over_ranks
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.norm import convert_sync_batchnorm
+from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.ranks import sum_over_ranks
+from reqdedup.training.sharded import Shards, build_sharded
 from reqdedup.training.tasks import Task
 
 
@@ -88,7 +92,7 @@ def gradients_of_steps(
     for task, model, batches in cases:
         trained = DistributedDataParallel(convert_sync_batchnorm(model, dist.new_group()))
         loss_sum, num_terms = task.loss(trained(batches[rank]), batches[rank])
-        total, num_global = sum_over_ranks([float(loss_sum), num_terms])
+        total, num_global = sum_over_ranks([float(loss_sum.detach()), num_terms])
         scale_for_mean_over_ranks(loss_sum, num_global, world_size).backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         results.append((total / num_global, gradients, dict(model.named_buffers())))
@@ -105,3 +109,66 @@ def train_and_die(report: Any, config: TrainingConfig, source: Any, out_dir: str
             return super().step(*args)
 
     Mortal(report, config, source, out_dir, None).run(resume=False)
+
+
+def steps_of_shards(
+    report: Any, cases: list[tuple[Task, nn.Module, list[RequestBatch]]], tables_from: int, num_steps: int
+) -> list[dict[str, Any]]:
+    """Weights and squares after steps with tables in parts, this rank on its own batch of each case; rank 0's."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    found = []
+    for task, plain, batches in cases:
+        model = build_sharded(plain.config, tables_from=tables_from, seed=0).double()
+        model.load_state_dict(plain.state_dict())
+        optimizer = optimizers_of(model)
+        model = convert_sync_batchnorm(model, dist.new_group())
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, optimizer.tables)
+        trained = DistributedDataParallel(model)
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            loss_sum, num_terms = task.loss(trained(batches[rank]), batches[rank])
+            _, num_global = sum_over_ranks([float(loss_sum.detach()), num_terms])
+            scale_for_mean_over_ranks(loss_sum, num_global, world_size).backward()
+            optimizer.step(1.0)
+        shards = Shards(model)
+        assert all(len(x.weight) <= -(-x.num_embeddings // world_size) for x in shards.tables.values())
+        with shards.whole(model.state_dict(), optimizer.squares) as (weights, squares):
+            if rank == 0:
+                found.append({"names": list(shards.tables), "weights": clone(weights), "squares": clone(squares)})
+    return found
+
+
+def clone(state: Any) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in state.items()}
+
+
+def optimizers_of(model: nn.Module) -> Optimizers:
+    return Optimizers(
+        model,
+        learning_rate=1e-3,
+        table_learning_rate=0.05,
+        table_optimizer="adagrad",
+        weight_decay=0.0,
+        clip_norm=0.0,
+    )
+
+
+def stop_and_resume(report: Any, config: TrainingConfig, source: Any, folder: str, stop_at: int) -> list[list[float]]:
+    """Losses of a run without interruption, and of one that failed at a step and was resumed."""
+
+    class Stopping(rank_run.RankRun):
+        def step(self, *args: Any) -> Any:
+            if self.result.steps == stop_at:
+                raise RuntimeError("stopped")
+            return super().step(*args)
+
+    whole = rank_run.RankRun(report, config, source, Path(folder) / "whole", None).run(resume=False)
+    with contextlib.suppress(RuntimeError):
+        Stopping(report, config, source, Path(folder) / "resumed", None).run(resume=False)
+    resumed = rank_run.RankRun(report, config, source, Path(folder) / "resumed", None).run(resume=True)
+    return [whole.losses, resumed.losses]
+
+
+def steps_of_tables(report: Any, steps: tuple[Any, ...], mean: tuple[Any, ...]) -> list[Any]:
+    """One start of ranks for what is asked of tables in parts and of whole ones."""
+    return [steps_of_shards(report, *steps), sparse_mean(report, *mean)]

@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from reqdedup.models.inputs import HashedEmbedding
-from reqdedup.training.launch import run_ranks
 from reqdedup.training.optimizers import Optimizers, RowwiseAdagrad
-from tests.training import ranks
 
 
 @pytest.mark.parametrize("is_sparse", [True, False])
@@ -101,16 +99,3 @@ def test_a_state_goes_on_where_it_was():
     for one in ((model, optimizers), (again, continued)):
         stepped(*one, [2, 7], share=0.5)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
-
-
-@pytest.mark.slow
-def test_uneven_ranks_average_sparse_gradients_as_one_would():
-    torch.manual_seed(0)
-    rows, size = [[3, 1, 3], []], (5, 2)
-    values = [torch.randn(len(one), 2) for one in rows]
-    wanted = torch.zeros(size)
-    for one, value in zip(rows, values):
-        for row, x in zip(one, value):
-            wanted[row] += x / 2
-    for found in run_ranks(ranks.sparse_mean, rows, values, size, world_size=2):
-        torch.testing.assert_close(found, wanted)
