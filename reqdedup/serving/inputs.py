@@ -219,7 +219,7 @@ class InputReader:
         window, features, marks = self.user(request)
         try:
             history = self.transforms.history(window.columns, end=window.end)
-            item_id_B, row = self.transforms.rows(self._candidates(request.candidates, marks))
+            item_id_B, row = self.rows(request.candidates, marks)
             values = self.transforms.requests([features])
         except UnfitError as error:
             raise error if isinstance(error, RequestError) else RequestError.of(error) from None
@@ -279,6 +279,10 @@ class InputReader:
         if stored and (is_old or not stored.isdisjoint(self.transforms.computed)):
             marks.append("stale_features")
         return values
+
+    def rows(self, candidates: Mapping[str, Any], marks: list[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Candidates as (item_id [B], `RequestBatch.row`); what was missing is added to the marks."""
+        return self.transforms.rows(self._candidates(candidates, marks))
 
     def _candidates(self, candidates: Mapping[str, Any], marks: list[str]) -> Mapping[str, Any]:
         if ITEM_ID not in candidates:

@@ -167,7 +167,8 @@ class Recommended(OfWindow):
     ranked_item_id, ranked_score: of all candidates that were ranked, [M], for the impression log.
     contributions: of each term to the utility of each pick, [T] float64 by name; empty unless asked for.
     steps: of the funnel, in their order; empty unless asked for.
-    retrieval_model, ranking_model: fingerprints of the bundles.
+    retrieval_model, ranking_model: fingerprints of the bundles.  light_model: of the light ranking's, None if it has
+        none.
     funnel: fingerprint of the funnel's configuration.
     start, end, version, context: of the ranking; of the retrieval if nothing was left to rank.
     request_id: by which clicks find the impression; None if impressions are not logged.
@@ -184,4 +185,5 @@ class Recommended(OfWindow):
     retrieval_model: str
     ranking_model: str
     funnel: str
+    light_model: str | None = None
     request_id: int | None = None

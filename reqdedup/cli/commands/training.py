@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,7 @@ def train(arguments: Options) -> int:
         say(f"  ended by patience = {config.patience}: the weights of step {result.best_step:,} were the best")
     say(f"  loss {result.first_loss:.4f} in the first tenth of the steps, {result.last_loss:.4f} in the last")
     say(_figures(result.judgement))
-    say(f"  a server loads {out / 'bundle'}: `reqdedup serve {out / 'bundle'}`")
+    say(f"  {_what_next(config, out)}")
     return 0
 
 
@@ -196,6 +197,22 @@ def _configuration(arguments: Options, source: Any) -> TrainingConfig:
         raise ValueError(f"{_options([wrong])} is for another task than {arguments.task}; name {right}")
     said_in = str(arguments.config) if arguments.config else "options"
     return config_for(arguments.task, source.schema, {**values, "model": model}, said_in=said_in)
+
+
+def _what_next(config: TrainingConfig, out: Path) -> str:
+    """What the run is for."""
+    from reqdedup.models import EarlyRankerConfig
+
+    if config.task == "pretraining":
+        begins = json.dumps(str(out / "checkpoint.pt"))
+        return (
+            f"it is no model to serve: a ranking or retrieval model begins with it, foundation = {begins} in --config"
+        )
+    bundle = out / "bundle"
+    if isinstance(config.model, EarlyRankerConfig):
+        place = json.dumps(str(bundle))
+        return f"a server takes it as the first of two ranking stages: [light] bundle = {place} in --funnel"
+    return f"a server loads {bundle}: `reqdedup serve {bundle}`"
 
 
 def _options(names: list[str]) -> str:

@@ -48,6 +48,11 @@ class EarlyRanker(nn.Module):
         product_BD = batch.expand(user_RD) * item_BD
         return self.head(share_BH + self.head_item(item_BD) + self.head_product(product_BD))
 
+    def score_of_one(self, user_D: torch.Tensor, item_ND: torch.Tensor) -> torch.Tensor:
+        """Logits [N, num_labels] of one user and N kept item vectors: `score` of a batch of one request."""
+        share_H, product_ND = self.head_user(user_D), user_D * item_ND
+        return self.head(share_H + self.head_item(item_ND) + self.head_product(product_ND))
+
     def encode_items(self, item_id_N: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Item vectors [N, output_width] that `score` reads. columns: config.item_columns of these items."""
         return self.towers.encode_items(item_id_N, columns)

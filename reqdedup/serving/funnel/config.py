@@ -5,6 +5,7 @@ retrieved = 500              # items from the index
 ranked = 100                 # of them, the best by the light score
 
 [light]                      # cosine + popularity x share + freshness x 2^(-age / half_life_days)
+bundle = "bundles/early"     # of an early ranker: its weighted probabilities instead of the cosine
 popularity = 0.05
 popularity_column = "count"
 freshness = 0.05
@@ -45,14 +46,17 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True, kw_only=True)
 class LightRanking:
-    """What is added to an item's cosine before the ranking.
+    """What an item's place before the ranking follows from.
 
+    bundle: of an early ranker, whose probabilities, weighted as the ranking's, stand for the cosine
+        (`reqdedup.serving.funnel.light_model`); empty: the cosine itself.
     popularity: weight of the item's share of the most popular, log(1 + count) / log(1 + largest count).
     popularity_column: counts, at least 0.
     freshness: weight of 2^(-age / half-life).  freshness_column: first seen [seconds or microseconds since 1970].
     half_life_days: age at which an item's freshness is one half [days].
     """
 
+    bundle: str = ""
     popularity: float = 0.0
     popularity_column: str = "count"
     freshness: float = 0.0
@@ -72,9 +76,10 @@ class LightRanking:
         weights = ((self.popularity, self.popularity_column), (self.freshness, self.freshness_column))
         return tuple(column for weight, column in weights if weight)
 
-    def scores(self, cosine_N: np.ndarray, row_N: np.ndarray, items: ItemVectors, *, now_s: float) -> np.ndarray:
-        """Light scores [N] float64 of retrieved items. row_N: their rows in `items`.  now_s: seconds since 1970."""
-        score_N = cosine_N.astype(np.float64)
+    def scores(self, score_N: np.ndarray, row_N: np.ndarray, items: ItemVectors, *, now_s: float) -> np.ndarray:
+        """Light scores [N] float64 of retrieved items. score_N: what they begin with, cosines for one.  row_N: their
+        rows in `items`.  now_s: seconds since 1970."""
+        score_N = score_N.astype(np.float64)
         if self.popularity:
             count_N = np.maximum(items.columns[self.popularity_column][row_N], 0).astype(np.float64)
             largest = max(items.maximum(self.popularity_column), 1.0)
@@ -118,9 +123,12 @@ class FunnelConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal configurations, in every process: what the impression log keeps as the version."""
+        """Equal for equal configurations, in every process: what the impression log keeps as the version. Where a
+        light ranking's bundle lies is none of it; the recommender adds which one it is."""
         kinds = [type(part).__name__ for part in (*self.slate.terms, *self.slate.rules)]
-        text = json.dumps([FORMAT, kinds, asdict(self)], sort_keys=True)
+        values = asdict(self)
+        del values["light"]["bundle"]
+        text = json.dumps([FORMAT, kinds, values], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check_items(self, items: ItemVectors) -> None:
@@ -137,6 +145,14 @@ class FunnelConfig:
         if missing := [label for label, _ in self.labels if label not in labels]:
             raise ValueError(
                 f"funnel: labels of the ranking model ({', '.join(labels)}) required, found {', '.join(missing)}"
+            )
+
+    def check_light(self, labels: Sequence[str], weighted: Sequence[str]) -> None:
+        """Raises ValueError if the light ranking's model lacks a label that has a weight."""
+        if missing := [label for label in weighted if label not in labels]:
+            raise ValueError(
+                f"funnel: light: a model of the label {', '.join(missing)} required, by which slates are ranked, found "
+                f"one of {', '.join(labels)}"
             )
 
     @classmethod

@@ -1,15 +1,16 @@
 """`Recommender`: the whole funnel, from all items to a slate.
 
-    retrieve (a cosine) -> light ranking (popularity, freshness) -> ranking (all features) -> re-ranking (variety)
+    retrieve (a cosine) -> light ranking (popularity, freshness; or a model) -> ranking (all features) -> re-ranking
 
 A re-ranking that fails costs variety, not the answer: the slate is then the best by the ranking's score, and marked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from reqdedup.rerank import rerank
 from reqdedup.serving.funnel.config import FunnelConfig
+from reqdedup.serving.funnel.light_model import LightModel
 from reqdedup.serving.inputs import UserReader
 from reqdedup.serving.requests import (
     OfUser,
@@ -58,16 +60,24 @@ class Recommender:
         ranker: Ranks,
         config: FunnelConfig | None = None,
         *,
+        light: LightModel | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """now_s: seconds since 1970, for the age of items. Raises ValueError for a configuration that reads item
-        columns which the retriever's items lack, or labels that the ranker lacks."""
+        """light: what ranks before the ranker, of the retriever's items.  now_s: seconds since 1970, for the age of
+        items. Raises ValueError for a configuration that reads item columns which the retriever's items lack, labels
+        that the ranker or the light model lacks, or a light model that is not given."""
         self.retriever, self.ranker, self.config = retriever, ranker, config or FunnelConfig()
         self.config.check_items(retriever.items)
         self.config.check_labels(ranker.labels)
         self.users = retriever.users | ranker.users
-        self.fingerprint, self._now_s = self.config.fingerprint, now_s
+        self.fingerprint, self._now_s, self.light = self.config.fingerprint, now_s, light
         self.weights = self.config.labels or ((ranker.labels[0], 1.0),)
+        if light is not None:
+            self.config.check_light(light.labels, [label for label, _ in self.weights])
+            self.users |= light.users
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {light.fingerprint}".encode()).hexdigest()[:16]
+        elif self.config.light.bundle:
+            raise ValueError(f"funnel: the light model of {self.config.light.bundle} required, found none")
 
     def recommend(self, request: RecommendRequest) -> Recommended:
         """Raises RequestError for what its sender can mend."""
@@ -82,7 +92,7 @@ class Recommender:
             RetrieveRequest(k=self.config.retrieved, filter=request.filter, **_of_user(request))
         )
         steps.add("retrieval", len(self.retriever.items), len(found.item_id))
-        row_M = self._light(found)
+        row_M, light_marks = self._light(request, found)
         steps.add("light_ranking", len(found.item_id), len(row_M))
         ranked = self._ranked(request, row_M) if len(row_M) else None
         score_M = np.zeros(0) if ranked is None else self._score(ranked.logits)
@@ -91,7 +101,7 @@ class Recommender:
         steps.add("reranking", len(row_M), len(pick_T))
         items, read = self.retriever.items, ranked or found
         row_T = row_M[pick_T]
-        marks = dict.fromkeys((*found.marks, *read.marks, *(() if is_reranked else ("reranking",))))
+        marks = dict.fromkeys((*found.marks, *light_marks, *read.marks, *(() if is_reranked else ("reranking",))))
         return Recommended(
             item_id=items.item_id[row_T],
             item_key=None if items.keys is None else [str(items.keys[row]) for row in row_T.tolist()],
@@ -104,6 +114,7 @@ class Recommender:
             retrieval_model=found.model,
             ranking_model=self.ranker.fingerprint,
             funnel=self.fingerprint,
+            light_model=None if self.light is None else self.light.fingerprint,
             start=read.start,
             end=read.end,
             version=read.version,
@@ -111,11 +122,15 @@ class Recommender:
             marks=tuple(marks),
         )
 
-    def _light(self, found: Retrieved) -> np.ndarray:
-        """Rows of the items that are ranked, best first."""
+    def _light(self, request: RecommendRequest, found: Retrieved) -> tuple[np.ndarray, Sequence[str]]:
+        """Rows of the items that are ranked, best first, and what had to be done without."""
         row_N = np.searchsorted(self.retriever.items.item_id, found.item_id)
-        score_N = self.config.light.scores(found.score, row_N, self.retriever.items, now_s=self._now_s())
-        return row_N[np.lexsort((row_N, -score_N))[: self.config.ranked]]
+        score_N, marks = found.score, list[str]()
+        if self.light is not None and len(row_N):
+            logits, marks = self.light.logits(request, row_N)
+            score_N = self._score(logits)
+        score_N = self.config.light.scores(score_N, row_N, self.retriever.items, now_s=self._now_s())
+        return row_N[np.lexsort((row_N, -score_N))[: self.config.ranked]], marks
 
     def _ranked(self, request: RecommendRequest, row_M: np.ndarray) -> Ranked:
         items = self.retriever.items

@@ -21,6 +21,7 @@ from reqdedup.serving.limits import MAX_FEATURE_AGE_S
 from reqdedup.serving.requests import (
     ContextOrigin,
     ItemFilter,
+    OfUser,
     OnMissingHistory,
     RequestError,
     Retrieved,
@@ -94,14 +95,7 @@ class Retriever:
         """Raises RequestError for what its sender can mend, StoreUnavailableError for what a later try may."""
         if request.k < 1:
             raise RequestError("k", "at least 1 item", str(request.k))
-        window, plain, marks = self._inputs.user(request)
-        read = self.read(window)
-        state_D, origin = self.state(request.user_id, read)
-        try:
-            features = self.transforms.requests([plain])
-        except UnfitError as error:
-            raise RequestError.of(error) from None
-        user_D = self.user_vector(state_D, features)
+        user_D, read, origin, marks = self.user(request)
         row, score, kind = nearest(self.items, self.index, user_D, request.k, without_seen(request.filter, read))
         return Retrieved(
             item_id=self.items.item_id[row],
@@ -114,6 +108,18 @@ class Retriever:
             context=origin,
             marks=tuple(marks),
         )
+
+    def user(self, request: OfUser) -> tuple[np.ndarray, ReadWindow, ContextOrigin, list[str]]:
+        """The user's vector [output_width], the window that was read, where its state comes from, and what had to be
+        done without. Raises RequestError or StoreUnavailableError, as `retrieve`."""
+        window, plain, marks = self._inputs.user(request)
+        read = self.read(window)
+        state_D, origin = self.state(request.user_id, read)
+        try:
+            features = self.transforms.requests([plain])
+        except UnfitError as error:
+            raise RequestError.of(error) from None
+        return self.user_vector(state_D, features), read, origin, marks
 
     def state(self, user_id: int, window: ReadWindow) -> tuple[np.ndarray, ContextOrigin]:
         """The user's state [D] float32 and where it comes from."""

@@ -22,6 +22,7 @@ from reqdedup.sequences.places import open_store
 from reqdedup.serving.bundles.copies import Copies
 from reqdedup.serving.bundles.places import find_bundles, find_manifests
 from reqdedup.serving.funnel.config import FunnelConfig, load_funnel_config
+from reqdedup.serving.funnel.light_model import LightModel
 from reqdedup.serving.funnel.logged import LoggedRecommender
 from reqdedup.serving.funnel.recommender import Recommender
 from reqdedup.serving.impressions.log import ImpressionLog
@@ -75,6 +76,7 @@ class Loader:
         self._copies = Copies(Path(settings.copies)) if settings.copies else None
         self.seen: dict[str, list[str] | None] | None = None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
+        self._light = self._light_bundle(self._funnel.light.bundle) if self._funnel.light.bundle else None
 
     def start(self) -> tuple[Served, Served | None, tuple[Served, dict[str, str]] | None]:
         """What serves, what served before it, and what runs in the shadow, beside which models: as the siblings of a
@@ -161,7 +163,7 @@ class Loader:
         ranker, retriever = ranking.answers, retrieval.answers
         assert isinstance(ranker, Ranker)
         assert isinstance(retriever, Retriever)
-        funnel = Recommender(retriever, ranker, self._funnel)
+        funnel = Recommender(retriever, ranker, self._funnel, light=self._light_model(retriever))
         if beside := [label for label in ranker.labels if label not in dict(funnel.weights)]:
             by = ", ".join(label for label, _ in funnel.weights)
             logger.info("slates are ranked by %s; %s: answered beside, without a weight", by, ", ".join(beside))
@@ -169,6 +171,27 @@ class Loader:
         if self.impressions is not None:
             recommend = LoggedRecommender(funnel, self.impressions)
         return Served(parts=parts, recommend=one_by_one(recommend.recommend), rows=self._funnel.ranked)
+
+    def _light_bundle(self, place: str) -> Bundle:
+        """Of the funnel's light ranking, read once: another one is another funnel, and needs a start."""
+        folders = self.folders(place)
+        if len(folders) != 1:
+            raise ValueError(f"{place}: one bundle, an early ranker, required for light ranking, found {len(folders)}")
+        bundle = Bundle.load(folders[0])
+        self._check_store(bundle)
+        return bundle
+
+    def _light_model(self, retriever: Retriever) -> LightModel | None:
+        """For the items of this retriever."""
+        if self._light is None:
+            return None
+        return LightModel(
+            self._light,
+            retriever.items,
+            store=self.store,
+            on_missing_history=self._settings.on_missing_history,
+            max_feature_age_s=self._settings.max_feature_age_s,
+        )
 
     def _parts(self, place: str) -> list[LoadedPart]:
         found = []

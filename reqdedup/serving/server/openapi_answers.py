@@ -81,6 +81,6 @@ def recommended() -> Schema:
     return _object(
         {"request_id": _TEXT, "steps": {"type": "array", "items": step}},
         items={"type": "array", "items": item},
-        models=_object(retrieval=_TEXT, ranking=_TEXT, funnel=_TEXT),
+        models=_object({"light_ranking": _TEXT}, retrieval=_TEXT, ranking=_TEXT, funnel=_TEXT),
         **_WINDOW,
     )

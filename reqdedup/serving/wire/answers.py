@@ -61,6 +61,8 @@ def recommended_answer(found: Recommended) -> dict[str, Any]:
         for i in range(len(ids))
     ]
     models = {"retrieval": found.retrieval_model, "ranking": found.ranking_model, "funnel": found.funnel}
+    if found.light_model is not None:
+        models["light_ranking"] = found.light_model
     window = {"start": found.start, "end": found.end, "version": found.version}
     said = {"models": models, **window, "context": found.context, "marks": found.marks}
     steps = [{**vars(step)} for step in found.steps]
