@@ -18,7 +18,7 @@ from typing import Any
 @dataclass
 class Totals:
     """tasks: done.  retries: attempts beyond one per task.  num_bytes: of the files that tasks wrote, exchange files
-    among them.  engine: the name of the last one."""
+    among them.  engine: the name of the last one; '' if all was done without tasks."""
 
     tasks: int = 0
     retries: int = 0
@@ -32,7 +32,7 @@ class Totals:
     def figures(self) -> dict[str, Any]:
         """As reports name them."""
         return {
-            **{"engine": self.engine, "tasks": self.tasks, "retries": self.retries},
+            **{"engine": self.engine or "inline", "tasks": self.tasks, "retries": self.retries},
             "bytes_moved": self.num_bytes,
         }
 

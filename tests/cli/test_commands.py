@@ -180,7 +180,7 @@ def test_a_foreign_table_is_converted_with_a_mapping_of_which_options_win(lake):
     )
     options = ["--table", "lake.ours", "--mapping", mapping, "--user", "who"]
     report = lake.json("convert", lake.folder / "theirs.parquet", *options)
-    assert (report["rows"], report["requests"], report["layout"]) == (60, 20, "by_request")
+    assert [report[name] for name in ("rows", "requests", "layout", "engine")] == [60, 20, "by_request", "inline"]
     assert report["columns"]["country"] == ["land", "request"]
     assert report["columns"]["y"] == ["y", "label"]
     assert (report["catalog"], report["is_append"]) == (f"--catalog-uri {lake._uri}", False)
@@ -212,7 +212,7 @@ def test_a_sample_is_reported_and_written_only_when_told(lake):
     assert not lake.catalog.table_exists("lake.s")
     assert f"12 -> {total['users_after']}" in lake.run(*draw)
     written = lake.json(*draw, "--to", "lake.s")["written"]
-    assert (written["users"], written["rows"]) == (total["users_after"], total["rows_after"])
+    assert (written["users"], written["rows"], written["tasks"]) == (total["users_after"], total["rows_after"], 2)
     assert table_buckets(lake.catalog.load_table("lake.s")) == 2
     assert "pass --replace" in lake.run(*draw, "--to", "lake.s", code=2)
     few = ["sample", "--table", "lake.t", "--activity", "1", "--target", "requests <= 1=2", "--target", "*=3"]
