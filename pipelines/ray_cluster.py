@@ -1,4 +1,4 @@
-"""A command beside a Ray cluster that nobody else can reach: `python -m pipelines.ray_cluster [--nodes N] COMMAND ...`
+"""A command beside a Ray cluster that nobody else can reach: `python -m pipelines.ray_cluster COMMAND ...`
 
     10.77.0.1  head, the command      10.77.0.2  node      ...        each in a network namespace of its own
          bridge ===== veth ================= eth0
@@ -175,10 +175,11 @@ class Cluster:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.ray_cluster", description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=2, help="of the cluster, the head among them (default 2)")
+    parser.add_argument("--cores", type=int, default=CORES, help=f"of each node (default {CORES})")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what runs beside the head")
     options = parser.parse_args(arguments)
-    if not options.command or options.nodes < 1:
-        parser.error("a command, and one node or more, required")
+    if not options.command or options.nodes < 1 or options.cores < 1:
+        parser.error("a command, one node or more, and one core or more, required")
     reason = why_not()
     if reason:
         print(
@@ -190,9 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         Hosts(options.nodes) as hosts,
-        Cluster(hosts, Path(folder)) as cluster,
+        Cluster(hosts, Path(folder), cores=options.cores) as cluster,
     ):
-        print(f"ray: {options.nodes} nodes of {CORES} cores in network namespaces, head {cluster.address}", flush=True)
+        size = f"{options.nodes} nodes of {options.cores} cores"
+        print(f"ray: {size} in network namespaces, head {cluster.address}", flush=True)
         return cluster.start(options.command).wait()
 
 
