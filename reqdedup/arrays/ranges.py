@@ -30,6 +30,22 @@ def row_numbers(num_rows: int) -> np.ndarray:
     return _numbers(max(num_rows - 1, 0).bit_length())[:num_rows]
 
 
+def greedy_ranges(*limits: tuple[int, np.ndarray]) -> list[tuple[int, int]]:
+    """Consecutive ranges [start, end) over all sizes: each as long as every limit allows, at least one long.
+
+    limits: pairs (limit, sizes [N]); the sum of a range's sizes stays at most `limit`.
+    """
+    totals = [(limit, np.concatenate([[0], np.cumsum(sizes)])) for limit, sizes in limits]
+    count = len(totals[0][1]) - 1
+    found, start = [], 0
+    while start < count:
+        ends = [int(np.searchsorted(total, total[start] + limit, side="right")) - 1 for limit, total in totals]
+        end = max(min(ends), start + 1)
+        found.append((start, end))
+        start = end
+    return found
+
+
 @cache
 def _numbers(bits: int) -> np.ndarray:
     """0 to 2^bits - 1; a thread never sees another's, since nothing of it changes once it is there."""

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.table import Table
 
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.stored import is_list, value_bytes
 from reqdedup.storage.foreign.leaves import Leaf, Shape
 from reqdedup.storage.foreign.source import MAX_PIECE_BYTES, Piece, RowSource, Stretch
-from reqdedup.storage.write.spill import greedy_ranges
 
 
 class CandidateSource(RowSource):

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.table import FileScanTask, Table
 
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.encoding import element_type, lists_from_blobs, take_blobs
 from reqdedup.dedup.parts import blob_bytes
 from reqdedup.display import counted
@@ -34,7 +35,6 @@ from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.iceberg.scan import deleted_positions, projected_batches
 from reqdedup.storage.tasks.parts import grouped
-from reqdedup.storage.write.spill import greedy_ranges
 
 PIECE_BYTES = 16 * 2**20
 """Of a piece's rows, laid down as the plain lists that they are."""

@@ -40,6 +40,9 @@ from reqdedup.storage.write.exchange import Exchanged, ExchangeFolder, Range, re
 from reqdedup.storage.write.spill import Spill
 from reqdedup.storage.write.writer import Counts, Report, lead_of
 
+HOLD_BYTES = 96 * 2**20
+"""Of requests, and of rows, that a task keeps in memory; more goes through its disk."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MapTask:
@@ -72,7 +75,13 @@ class Shuffle:
     def spill(self) -> Spill:
         layout = table_layout(self.target)
         return writer.open_spill(
-            self.target, self.schema, layout, seed=0, directory=self.spill_dir, remember=self.remember
+            self.target,
+            self.schema,
+            layout,
+            seed=0,
+            directory=self.spill_dir,
+            hold_bytes=HOLD_BYTES,
+            remember=self.remember,
         )
 
 

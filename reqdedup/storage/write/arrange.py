@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.arrays.keys import order_in_groups, run_starts
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup import encoding
 from reqdedup.dedup.encoding import BLOB_TYPE, deduplicated_schema, element_type
 from reqdedup.dedup.parts import blob_bytes, equal_values, two_values_error
 from reqdedup.dedup.stored import has_offsets, value_bytes
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema
-from reqdedup.storage.write.spill import PART, Spill, gather, greedy_ranges
+from reqdedup.storage.write.spill import PART, Spill, gather
 
 NUM_SHUFFLE_PARTITIONS = 64
 """Rows are dealt to so many partitions at random, then each is permuted: together a uniform permutation."""

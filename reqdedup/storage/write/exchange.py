@@ -19,12 +19,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.storage.iceberg.files import EXCHANGE_FOLDER
 from reqdedup.storage.iceberg.reference import PortableTable
 from reqdedup.storage.write.spill import Spill
 
 OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+
+
+MESSAGE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ def write_exchange(folder: ExchangeFolder, name: str, spill: Spill, checksum: Co
         sink = _Messages(stream)
         of_requests, of_rows = sink.writer(spill.request_schema), sink.writer(spill.row_schema)
         for partition in partitions:
-            requests, rows = spill.requests(partition), spill.row_batches(partition)
+            requests, rows = _together(spill.requests(partition)), _together(spill.row_batches(partition))
             for batch in requests:
                 of_requests.write_batch(batch)
             for batch in rows:
@@ -126,6 +130,12 @@ def write_exchange(folder: ExchangeFolder, name: str, spill: Spill, checksum: Co
         checksum=checksum,
         note=note,
     )
+
+
+def _together(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """The same rows in batches of some MESSAGE_BYTES, if they come in smaller ones: each is compressed alone."""
+    ranges = greedy_ranges((MESSAGE_BYTES, np.array([batch.nbytes for batch in batches], np.int64)))
+    return [pa.concat_batches(batches[start:end]) if end - start > 1 else batches[start] for start, end in ranges]
 
 
 class _Messages:

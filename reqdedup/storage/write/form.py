@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.arrays.keys import run_starts
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.encoding import lists_from_blobs
 from reqdedup.schema import Column, EngagementSchema
 from reqdedup.storage.iceberg.layout import Layout
-from reqdedup.storage.write.spill import greedy_ranges
 
 MAX_CHUNK_BYTES = 128 * 2**10
 """Copies of one list that are laid down before the chunk is used again."""

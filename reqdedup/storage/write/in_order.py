@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.arrays.keys import first_disorder, run_starts
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.encoding import element_type
 from reqdedup.dedup.parts import blob_bytes, check_one_value_per_request
 from reqdedup.dedup.rows import compact_batch, concat, each_value_once
@@ -22,7 +23,6 @@ from reqdedup.dedup.streams import REQUEST_KEY, ROW_KEY, key_columns
 from reqdedup.schema import USER_ID, EngagementSchema, Level
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.write.arrange import scalar_bytes
-from reqdedup.storage.write.spill import greedy_ranges
 
 
 class InOrder:

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from reqdedup.arrays.keys import run_starts
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.checksum import row_hashes, value_hashes
 from reqdedup.dedup.encoding import check_deduplicated, element_type, widened
 from reqdedup.dedup.parts import (
@@ -55,6 +57,7 @@ class Spill:
     partition_of: of requests and, unless `rows_partition_of` is given, of their rows.
     rows_partition_of: partition of each of N rows, [N] int64, where rows go their own ways (a shuffle).
     directory: where the files lie; None means the system's temporary directory.
+    hold_bytes: of each of its two tables: one that has no more stays in memory.
     remember: requests, at most, whose later rows use what their first brought. For logs whose requests come again in
     many batches, as from a shuffled table: every value is hashed for it, and a request takes 40 bytes of memory.
     """
@@ -66,6 +69,7 @@ class Spill:
         *,
         rows_partition_of: Callable[[int], np.ndarray] | None = None,
         directory: str | Path | None = None,
+        hold_bytes: int = 0,
         remember: int = 0,
     ) -> None:
         self.schema = schema
@@ -73,8 +77,8 @@ class Spill:
         self._partition_of, self._rows_partition_of = partition_of, rows_partition_of
         self.request_columns = (schema[USER_ID], schema[REQUEST_ID], *schema.request_columns)
         self.row_columns = tuple(column for column in schema.columns if column not in self.request_columns)
-        self._requests = _SpillFile(_spill_schema(self.request_columns), directory)
-        self._rows = _SpillFile(_spill_schema(self.row_columns), directory)
+        self._requests = _SpillFile(_spill_schema(self.request_columns), directory, hold_bytes)
+        self._rows = _SpillFile(_spill_schema(self.row_columns), directory, hold_bytes)
         self.num_rows = self.num_parts = 0
         self._small: list[pa.RecordBatch] = []
         self._small_bytes = 0
@@ -174,7 +178,7 @@ class Spill:
 
     def partitions(self) -> list[int]:
         """Partitions that hold rows, in rising order."""
-        return sorted(self._rows.batches_of)
+        return self._rows.partitions()
 
     def requests(self, partition: int) -> list[pa.RecordBatch]:
         """The parts of one partition in arrival order, memory-mapped."""
@@ -193,7 +197,7 @@ class Spill:
 
     def request_partitions(self) -> list[int]:
         """Partitions that hold requests, in rising order."""
-        return sorted(self._requests.batches_of)
+        return self._requests.partitions()
 
     def keys(self, partition: int) -> tuple[np.ndarray, np.ndarray]:
         """user_id and request_id of one partition's parts, [P] int64 each, in arrival order."""
@@ -246,20 +250,36 @@ class Spill:
         return requests
 
 
-class _SpillFile:
-    """Record batches by partition in one anonymous Arrow file."""
+@dataclass(frozen=True)
+class _Sorted:
+    """A batch whose rows are in the order of their partitions. bounds: of each of K partitions, [K + 1]."""
 
-    def __init__(self, schema: pa.Schema, directory: str | Path | None) -> None:
+    batch: pa.RecordBatch
+    partitions: np.ndarray
+    bounds: np.ndarray
+
+    def of(self, partition: int) -> pa.RecordBatch | None:
+        at = int(np.searchsorted(self.partitions, partition))
+        if at == len(self.partitions) or self.partitions[at] != partition:
+            return None
+        return self.batch.slice(self.bounds[at], self.bounds[at + 1] - self.bounds[at])
+
+
+class _SpillFile:
+    """Record batches by partition in one anonymous Arrow file; in memory, if they are at most `hold_bytes`."""
+
+    def __init__(self, schema: pa.Schema, directory: str | Path | None, hold_bytes: int) -> None:
         self.schema = schema
-        self.batches_of: dict[int, list[int]] = defaultdict(list)
         self.num_bytes = 0
+        self._hold_bytes = hold_bytes  # 0 once it is a file
+        self._batches_of: dict[int, list[int]] = defaultdict(list)
         self._directory = directory or tempfile.gettempdir()
         # Buffered: an unbuffered file may take a part of what it is given, which Arrow would not notice.
         self._file = tempfile.TemporaryFile(prefix="reqdedup-spill-", dir=directory)  # noqa: SIM115
         self._writer: pa.ipc.RecordBatchFileWriter | None = pa.ipc.new_file(pa.PythonFile(self._file, "w"), schema)
         self._reader: pa.ipc.RecordBatchFileReader | None = None
         self._map: mmap.mmap | None = None
-        self._pending: dict[int, list[pa.RecordBatch]] = defaultdict(list)
+        self._pending: list[_Sorted] = []
         self._pending_bytes = self._num_batches = 0
 
     def add(self, batch: pa.RecordBatch, partition: np.ndarray) -> None:
@@ -268,13 +288,15 @@ class _SpillFile:
             order = np.argsort(partition, kind="stable")
             batch, partition = batch.take(pa.array(order)), partition[order]
         starts = run_starts([partition])
-        for start, end in pairwise([*starts.tolist(), len(partition)]):
-            self._pending[int(partition[start])].append(batch.slice(start, end - start))
+        self._pending.append(_Sorted(batch, partition[starts], np.append(starts, len(partition))))
         self._pending_bytes += batch.nbytes
-        if self._pending_bytes >= FLUSH_BYTES:
+        if self._pending_bytes >= (self._hold_bytes or FLUSH_BYTES):
             self._flush()
+            self._hold_bytes = 0
 
     def finish(self) -> None:
+        if self._hold_bytes:
+            return
         self._flush()
         assert self._writer is not None
         with self._naming_the_disk():
@@ -285,10 +307,15 @@ class _SpillFile:
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
 
+    def partitions(self) -> list[int]:
+        return self._pending_partitions() if self._hold_bytes else sorted(self._batches_of)
+
     def read(self, partition: int) -> list[pa.RecordBatch]:
+        if self._hold_bytes:
+            return self._pending_of(partition)
         if self._reader is None:
             raise ValueError("spill: finish() required before reading")
-        return [self._reader.get_batch(index) for index in self.batches_of.get(partition, [])]
+        return [self._reader.get_batch(index) for index in self._batches_of.get(partition, [])]
 
     def release(self) -> None:
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -315,14 +342,21 @@ class _SpillFile:
 
     def _flush(self) -> None:
         assert self._writer is not None
-        for partition in sorted(self._pending):
-            pieces = self._pending.pop(partition)
-            self.batches_of[partition].append(self._num_batches)
+        for partition in self._pending_partitions():
+            pieces = self._pending_of(partition)
+            self._batches_of[partition].append(self._num_batches)
             with self._naming_the_disk():
                 self._writer.write_batch(pa.concat_batches(pieces) if len(pieces) > 1 else pieces[0])
             self._num_batches += 1
+        self._pending.clear()
         self._pending_bytes = 0
         pa.default_memory_pool().release_unused()  # else the allocator's leftovers grow with the log
+
+    def _pending_partitions(self) -> list[int]:
+        return sorted({partition for one in self._pending for partition in one.partitions.tolist()})
+
+    def _pending_of(self, partition: int) -> list[pa.RecordBatch]:
+        return [found for one in self._pending if (found := one.of(partition)) is not None]
 
 
 def gather(batches: Sequence[pa.RecordBatch], positions: np.ndarray, column: str) -> pa.Array:
@@ -347,22 +381,6 @@ def gather(batches: Sequence[pa.RecordBatch], positions: np.ndarray, column: str
     inverse = np.empty(len(order), np.int64)
     inverse[order] = np.arange(len(order))
     return array.take(pa.array(inverse))
-
-
-def greedy_ranges(*limits: tuple[int, np.ndarray]) -> list[tuple[int, int]]:
-    """Consecutive ranges [start, end) over all sizes: each as long as every limit allows, at least one long.
-
-    limits: pairs (limit, sizes [N]); the sum of a range's sizes stays at most `limit`.
-    """
-    totals = [(limit, np.concatenate([[0], np.cumsum(sizes)])) for limit, sizes in limits]
-    count = len(totals[0][1]) - 1
-    ranges, start = [], 0
-    while start < count:
-        ends = [int(np.searchsorted(total, total[start] + limit, side="right")) - 1 for limit, total in totals]
-        end = max(min(ends), start + 1)
-        ranges.append((start, end))
-        start = end
-    return ranges
 
 
 def _spill_schema(columns: Sequence[Column]) -> pa.Schema:

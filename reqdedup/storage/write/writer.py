@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -230,27 +231,25 @@ def open_spill(
     *,
     seed: int,
     directory: str | Path | None,
+    hold_bytes: int = 0,
     remember: int = 0,
 ) -> Spill:
+    """One that sorts rows out as the layout wants them; options of `Spill`."""
+    options: dict[str, Any] = {"directory": directory, "hold_bytes": hold_bytes, "remember": remember}
     if layout is Layout.SHUFFLED:
+        deal = DealRows(seed)
         return Spill(
-            schema,
-            lambda users, request_ts: np.zeros(len(users), np.int64),
-            rows_partition_of=DealRows(seed),
-            directory=directory,
-            remember=remember,
+            schema, lambda users, request_ts: np.zeros(len(users), np.int64), rows_partition_of=deal, **options
         )
     if layout is Layout.ARRIVAL:
-        return Spill(schema, lambda users, request_ts: _day(request_ts), directory=directory, remember=remember)
+        return Spill(schema, lambda users, request_ts: _day(request_ts), **options)
     num_buckets = table_buckets(table)
     if num_buckets is None:
         raise ValueError(
             f"{'.'.join(table.name())}: partition spec bucket(N, user_id) required by {layout.name}, found "
             f"{table.spec()}"
         )
-    return Spill(
-        schema, lambda users, request_ts: buckets_of(users, num_buckets), directory=directory, remember=remember
-    )
+    return Spill(schema, lambda users, request_ts: buckets_of(users, num_buckets), **options)
 
 
 def _day(request_ts: pa.Array) -> np.ndarray:

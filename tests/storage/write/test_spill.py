@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.encoding import expand_to_lists, lists_from_blobs
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage.write import form
@@ -22,7 +23,7 @@ from reqdedup.storage.write.arrange import (
     in_random_order,
     in_request_order,
 )
-from reqdedup.storage.write.spill import Spill, gather, greedy_ranges
+from reqdedup.storage.write.spill import Spill, gather
 from tests.storage.small_log import log_schema, make_log, to_batch
 
 EXTREMES = st.sampled_from([0, 1, -1, 2**31, -(2**63), 2**63 - 1])
@@ -79,13 +80,15 @@ def plain(batch: pa.RecordBatch) -> list[tuple]:
     max_rows=st.integers(1, 12),
     small_rows=st.sampled_from([1, 9, 10**6]),
     flush_bytes=st.sampled_from([1, 1_000, 10**6]),
+    hold_bytes=st.sampled_from([0, 1_000, 10**6]),
 )
 def test_any_log_comes_back_in_request_order_whatever_the_order_of_arrival(
-    log, seed, pieces, max_rows, small_rows, flush_bytes
+    log, seed, pieces, max_rows, small_rows, flush_bytes, hold_bytes
 ):
     rows = rows_of_log(log)
     shuffled = np.random.default_rng(seed).permutation(len(rows))
-    with pytest.MonkeyPatch.context() as patch, Spill(SMALL, lambda users, request_ts: users % 3) as spill:
+    made = Spill(SMALL, lambda users, request_ts: users % 3, hold_bytes=hold_bytes)
+    with pytest.MonkeyPatch.context() as patch, made as spill:
         patch.setattr(spill_module, "SMALL_ROWS", small_rows)
         patch.setattr(spill_module, "FLUSH_BYTES", flush_bytes)
         for piece in np.array_split(shuffled, pieces):
