@@ -16,30 +16,10 @@ from reqdedup.sequences.store import Window
 from reqdedup.serving.ranking.context_cache import ContextCache
 from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.ranking.self_test import self_test
-from reqdedup.serving.requests import RankRequest, RequestError
+from reqdedup.serving.requests import RequestError
 from reqdedup.training import RequestLoader
 from tests.serving.rankers import stacked
-
-
-def plain_requests(source, transforms):
-    """(user_id, request_id) -> a request of plain values, straight from the table's rows."""
-    requests: dict[tuple[int, int], dict] = {}
-    sequences = {column.name: column for column in transforms.history_columns}
-    for rows in source.batches():
-        for row in rows.to_pylist():
-            values = requests.setdefault((row["user_id"], row["request_id"]), {**row, "candidates": []})
-            values["candidates"].append(
-                {name: row[name] for name in ("item_id", *(c.name for c in transforms.item_columns))}
-            )
-    for (user_id, request_id), row in requests.items():
-        events = {n.removeprefix("history_"): np.frombuffer(row[n], c.dtype) for n, c in sequences.items()}
-        end, length = row["history_end"], len(events["item_id"])
-        request = {
-            c.name: np.frombuffer(row[c.name], c.dtype) if c.width else row[c.name] for c in transforms.request_columns
-        }
-        columns = {name: [one[name] for one in row["candidates"]] for name in row["candidates"][0]}
-        window = Window(events, end - length, end, row["timeline_version"])
-        yield request_id, RankRequest(user_id=user_id, candidates=columns, request=request, history=window)
+from tests.serving.table_requests import plain_requests
 
 
 @pytest.fixture(scope="module")
