@@ -43,7 +43,8 @@ class TrainRecipe:
     num_steps: optimiser steps. max_epochs: passes over the sample, after which training ends whatever num_steps says.
         requests_per_step: over all ranks. learning_rate: decays to zero.
     width: D.  num_layers: of the history transformer.  max_history: S, tokens read of a history.
-    options: any other fields of the model's configuration, a variant of docs/models.md for example.
+    options: any other fields of the model's configuration, a variant of docs/models.md for example.  of_training: any
+        other fields of TrainingConfig.
     """
 
     num_steps: int
@@ -56,6 +57,22 @@ class TrainRecipe:
     num_ranks: int = 2
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    of_training: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(self, values: Mapping[str, Any]) -> TrainRecipe:
+        """The same with everything that is not None in its place: fields of its own, of TrainingConfig, or of the
+        model's configuration."""
+        given = {name: value for name, value in values.items() if value is not None}
+        own = {name: value for name, value in given.items() if name in self.__dataclass_fields__}
+        of_training = {
+            name: value
+            for name, value in given.items()
+            if name not in own and name in TrainingConfig.__dataclass_fields__
+        }
+        options = {name: value for name, value in given.items() if name not in {**own, **of_training}}
+        return replace(
+            self, **own, of_training={**self.of_training, **of_training}, options={**self.options, **options}
+        )
 
     def sizes(self) -> dict[str, Any]:
         """Of the model."""
@@ -78,6 +95,7 @@ class TrainRecipe:
             world_size=self.num_ranks,
             seed=self.seed,
             positive_label=label,
+            **self.of_training,
         )
 
 
@@ -130,18 +148,23 @@ class Recipe:
         num_buckets: int | None = None,
         sample_rate: float | None = None,
         max_requests_per_user: int | None = None,
-        training_steps: int | None = None,
+        training: Mapping[str, Any] | None = None,
+        retrieval: Mapping[str, Any] | None = None,
+        ranking: Mapping[str, Any] | None = None,
     ) -> Recipe:
-        """The same with everything that is not None in its place. seed: of log, sample and training alike."""
-        trained = _given(num_steps=training_steps, seed=seed)
+        """The same with everything that is not None in its place. seed: of log, sample and training alike.
+
+        training: of both models; retrieval, ranking: of one (`TrainRecipe.changed`).
+        """
+        trained = {**(training or {}), "seed": seed}
         return replace(
             self,
             log=replace(self.log, **_given(seed=seed)),
             sample=replace(
                 self.sample, **_given(rate=sample_rate, max_requests_per_user=max_requests_per_user, seed=seed)
             ),
-            retrieval=replace(self.retrieval, **trained),
-            ranking=replace(self.ranking, **trained),
+            retrieval=self.retrieval.changed({**trained, **(retrieval or {})}),
+            ranking=self.ranking.changed({**trained, **(ranking or {})}),
             **_given(num_buckets=num_buckets),
         )
 

@@ -45,6 +45,52 @@ class ComparedLayout(StrEnum):
     by_request = "by_request"
 
 
+class Layer(StrEnum):
+    """Layers of the history transformer: `reqdedup.models.config.LayerKind`."""
+
+    softmax = "softmax"
+    hstu = "hstu"
+
+
+class Pooled(StrEnum):
+    """What the user tower reads of a history: `reqdedup.models.two_tower.config.Pooling`."""
+
+    mean = "mean"
+    last = "last"
+    both = "both"
+
+
+class Tower(StrEnum):
+    """Cross layers in the towers: `reqdedup.models.cross.TowerKind`."""
+
+    mlp = "mlp"
+    stacked = "stacked"
+    parallel = "parallel"
+
+
+class NegativeItems(StrEnum):
+    """What retrieval contrasts with: `reqdedup.training.config.Negatives`."""
+
+    batch = "batch"
+    catalogue = "catalogue"
+
+
+class LossOfRanking(StrEnum):
+    """`reqdedup.training.ranking_loss.RankingLoss`."""
+
+    cross_entropy = "cross_entropy"
+    pairwise = "pairwise"
+    listwise = "listwise"
+
+
+class HeldOutBy(StrEnum):
+    """`reqdedup.training.split.SplitBy`."""
+
+    user = "user"
+    time = "time"
+    last = "last"
+
+
 class RunRecipe(dg.ConfigurableResource):
     """Which log, and how large a run: a recipe, and what is to differ from it."""
 
@@ -102,6 +148,48 @@ class RunRecipe(dg.ConfigurableResource):
     training_steps: int | None = Field(
         default=None, ge=1, description="Optimiser steps of each model. Empty: the recipe's."
     )
+    max_epochs: int | None = Field(
+        default=None,
+        ge=0,
+        description="Passes over the sample, after which training ends whatever training_steps says; 0: no limit. "
+        "Empty: the recipe's.",
+    )
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Of each model, at its highest. Empty: the recipe's."
+    )
+    ranks: int | None = Field(
+        default=None, ge=1, le=64, description="Processes that train a model together. Empty: the recipe's."
+    )
+    layer: Layer | None = Field(
+        default=None,
+        description="Layers of both models' history transformer: softmax attention, or hstu, where how often something "
+        "happened counts. Empty: the recipe's, softmax.",
+    )
+    pooling: Pooled | None = Field(
+        default=None,
+        description="Retrieval: what the user tower reads of the history: the mean of its events, the last, or both. "
+        "Empty: the recipe's, mean.",
+    )
+    tower: Tower | None = Field(
+        default=None,
+        description="Retrieval: an MLP alone, or cross layers (DCN v2) stacked before it or parallel to it. Empty: the "
+        "recipe's, mlp.",
+    )
+    negatives: NegativeItems | None = Field(
+        default=None,
+        description="Retrieval: contrast with items of other users in the batch, or with the catalogue. Empty: the "
+        "recipe's, batch.",
+    )
+    ranking_loss: LossOfRanking | None = Field(
+        default=None,
+        description="Ranking: cross_entropy of each row (calibrated), or pairwise or listwise within a request. Empty: "
+        "the recipe's, cross_entropy.",
+    )
+    split_by: HeldOutBy | None = Field(
+        default=None,
+        description="What both models are judged on: held-out users, the last requests by time, or each user's last "
+        "one. Empty: the recipe's, user.",
+    )
 
     def get(self) -> Recipe:
         """The recipe with what differs from it."""
@@ -110,7 +198,20 @@ class RunRecipe(dg.ConfigurableResource):
             num_buckets=self.num_buckets,
             sample_rate=self.sample_rate,
             max_requests_per_user=self.max_requests_per_user,
-            training_steps=self.training_steps,
+            training={
+                "num_steps": self.training_steps,
+                "max_epochs": self.max_epochs,
+                "learning_rate": self.learning_rate,
+                "num_ranks": self.ranks,
+                "layer": _value(self.layer),
+                "split_by": _value(self.split_by),
+            },
+            retrieval={
+                "pooling": _value(self.pooling),
+                "tower": _value(self.tower),
+                "negatives": _value(self.negatives),
+            },
+            ranking={"ranking_loss": _value(self.ranking_loss)},
         )
 
     @property
@@ -147,3 +248,7 @@ class RunRecipe(dg.ConfigurableResource):
             "strict": self.strict,
             "max_rejects": self.max_rejects,
         }
+
+
+def _value(choice: StrEnum | None) -> str | None:
+    return None if choice is None else choice.value

@@ -13,12 +13,29 @@ import pytest
 from assets.engine import EngineName
 from assets.own_tables import OwnLake
 from assets.recipes import RECIPES, smoke
-from assets.run_recipe import LogPreset, RunRecipe, Size
+from assets.run_recipe import (
+    HeldOutBy,
+    Layer,
+    LogPreset,
+    LossOfRanking,
+    NegativeItems,
+    Pooled,
+    RunRecipe,
+    Size,
+    Tower,
+)
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
 from reqdedup.distributed.engine import NAMES, engine_for
 from reqdedup.environment import ENGINE_VARIABLE
+from reqdedup.logs import synthetic_schema
 from reqdedup.logs.presets import Preset
+from reqdedup.models.config import LayerKind
+from reqdedup.models.cross import TowerKind
+from reqdedup.models.two_tower.config import Pooling
+from reqdedup.training.config import Negatives
+from reqdedup.training.ranking_loss import RankingLoss
+from reqdedup.training.split import SplitBy
 from warehouse import embedded_catalog, load_table, open_catalog
 
 
@@ -34,6 +51,11 @@ def configured(**values) -> dict:
 def test_the_choices_are_those_of_recipes_and_presets():
     assert [size.value for size in Size] == list(RECIPES)
     assert [preset.value for preset in LogPreset] == list(get_args(Preset))
+    for ours, library in (
+        *((Layer, LayerKind), (Pooled, Pooling), (Tower, TowerKind), (NegativeItems, Negatives)),
+        *((LossOfRanking, RankingLoss), (HeldOutBy, SplitBy)),
+    ):
+        assert [choice.value for choice in ours] == list(get_args(library))
     assert {engine.value for engine in EngineName} == {one.partition(":")[0] for one in re.split(", | or ", NAMES)}
 
 
@@ -53,6 +75,9 @@ def test_every_field_has_a_description(graph):
         ({"layouts": ["sortd"]}, "not in enum type ComparedLayout got sortd"),
         ({"training_steps": "many"}, "training_steps"),
         ({"trainingsteps": 3}, "unexpected config entry"),
+        ({"layer": "hstuu"}, "not in enum type Layer got hstuu"),
+        ({"ranking_loss": "bce"}, "not in enum type LossOfRanking got bce"),
+        ({"learning_rate": "fast"}, "learning_rate"),
     ],
 )
 def test_what_is_misspelled_is_an_error_before_the_run(graph, values, said):
@@ -134,6 +159,23 @@ def test_a_field_that_is_given_is_the_only_one_that_changes():
         ranking=replace(plain.ranking, num_steps=7, seed=4),
     )
     assert RunRecipe(recipe=Size.smoke).get() == plain
+
+
+def test_kinds_and_options_of_training_reach_the_models_that_they_are_of():
+    given = RunRecipe(
+        recipe=Size.smoke, max_epochs=1, learning_rate=0.01, ranks=1, layer=Layer.hstu, pooling=Pooled.both,
+        tower=Tower.parallel, negatives=NegativeItems.catalogue, ranking_loss=LossOfRanking.listwise,
+        split_by=HeldOutBy.time,
+    ).get()  # fmt: skip
+    schema = synthetic_schema(given.log)
+    retrieval, ranking = given.retrieval_training(schema), given.ranking_training(schema)
+    for one in (retrieval, ranking):
+        assert (one.max_epochs, one.learning_rate, one.world_size, one.split_by) == (1, 0.01, 1, "time")
+        assert one.model.layer == "hstu"
+    assert (retrieval.model.pooling, retrieval.model.tower, retrieval.negatives) == ("both", "parallel", "catalogue")
+    assert (ranking.ranking_loss, retrieval.ranking_loss) == ("listwise", "cross_entropy")
+    with pytest.raises(ValueError, match="ranks"):
+        RunRecipe(recipe=Size.smoke, ranks=0)
 
 
 def test_a_failed_run_ends_with_its_reason_whatever_job_it_is_of(tmp_path, capfd):
