@@ -33,6 +33,7 @@ import torch
 from torch import nn
 
 from reqdedup.models.config import ModelConfig
+from reqdedup.models.int8_tables import fit_to
 from reqdedup.models.items import Items
 from reqdedup.models.registry import build_model, config_from_dict, config_to_dict, kind_of
 from reqdedup.models.signature import Signature
@@ -94,6 +95,7 @@ class Bundle:
         items = _parsed(folder, ITEMS, lambda: _items(safetensors.numpy.load(data[ITEMS]), keys))
         model = build_model(config)
         weights = _parsed(folder, WEIGHTS, lambda: safetensors.torch.load(data[WEIGHTS]))
+        fit_to(model, weights)
         _parsed(folder, WEIGHTS, lambda: model.load_state_dict(weights))
         _check_finite(folder, weights)
         vectors = None

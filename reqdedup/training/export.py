@@ -20,6 +20,7 @@ from reqdedup.models import TwoTower
 from reqdedup.models.bundle import write_bundle
 from reqdedup.models.checkpoint import load_checkpoint, load_model
 from reqdedup.models.config import ModelConfig
+from reqdedup.models.int8_tables import with_int8_tables
 from reqdedup.models.items import Items
 from reqdedup.models.signature import Signature
 from reqdedup.schema import ITEM_ID, NUMBER_WIDTH_BYTES, REQUEST_TS, Column
@@ -34,11 +35,11 @@ VECTORS_TOGETHER = 4096
 _MERGED_TOGETHER = 16
 
 
-def export_checkpoint(checkpoint: Path, source: Source, out: Path | str) -> Path:
+def export_checkpoint(checkpoint: Path, source: Source, out: Path | str, *, int8_tables: bool = False) -> Path:
     """Write the bundle of a checkpoint into the folder `out`.
 
-    source: what it was trained on. Raises ValueError for a checkpoint that cannot be read and an `out` that is no
-    bundle.
+    source: what it was trained on.  int8_tables: of items and events (`reqdedup.models.int8_tables`).
+    Raises ValueError for a checkpoint that cannot be read and an `out` that is no bundle.
     """
     state = load_checkpoint(checkpoint)
     training = TrainingConfig.from_dict(state["config"])
@@ -55,11 +56,12 @@ def export_checkpoint(checkpoint: Path, source: Source, out: Path | str) -> Path
         if any(source.schema[name].computed for name in config.columns)
         else None,
     )
-    vectors = None
-    if is_retrieval:
-        vectors = item_vectors(cast(TwoTower, load_model(checkpoint)), items)
+    model = load_model(checkpoint)
+    if int8_tables:
+        with_int8_tables(model)
+    vectors = item_vectors(cast(TwoTower, model), items) if is_retrieval else None
     return write_bundle(
-        out, config=config, weights=state["model"], signature=signature, items=items, item_vectors=vectors
+        out, config=config, weights=model.state_dict(), signature=signature, items=items, item_vectors=vectors
     )
 
 

@@ -245,12 +245,13 @@ def read_run(path: Path) -> tuple[TrainingConfig, Source, Path, int | None]:
         ) from error
 
 
-def export_run(run_dir: Path | str, out: Path | str) -> Path:
-    """Write the bundle of a run, finished or stopped, into the folder `out`.
+def export_run(run_dir: Path | str, out: Path | str, *, int8_tables: bool = False) -> Path:
+    """Write the bundle of a run, finished or stopped, into the folder `out`; int8_tables: see `export_checkpoint`.
 
     Raises ValueError for a folder without checkpoint or run.json, which a run whose source is no files does not leave.
     """
-    return export_checkpoint(Path(run_dir) / CHECKPOINT_NAME, source_of_run(run_dir), out)
+    source = source_of_run(run_dir)
+    return export_checkpoint(Path(run_dir) / CHECKPOINT_NAME, source, out, int8_tables=int8_tables)
 
 
 def source_of_run(run_dir: Path | str) -> Source:

@@ -9,12 +9,16 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from reqdedup import cli
 from reqdedup.models import Bundle, DCATConfig, TwoTowerConfig
 from reqdedup.models.bundle import MANIFEST
 from reqdedup.models.checkpoint import load_checkpoint
-from reqdedup.training.export import read_items
+from reqdedup.serving.ranking.ranker import Ranker
+from reqdedup.serving.ranking.self_test import self_test
+from reqdedup.training import RequestLoader
+from reqdedup.training.export import export_checkpoint, read_items
 from reqdedup.training.plan import source_to_dict
 from tests.storage.small_log import log_schema, make_log, to_batches
 
@@ -120,3 +124,18 @@ def test_texts_of_a_log_stay_the_keys_of_its_items():
     assert items.ids_of([known]).tolist() == [items.item_id_V[items.keys.index(known)]]
     with pytest.raises(ValueError, match="found ''"):
         items.ids_of([""])
+
+
+def test_a_bundle_with_int8_tables_is_smaller_and_answers_nearly_the_same(trained_bundles, tmp_path):
+    checkpoint = trained_bundles.checkpoints["ranking"]
+    folder = export_checkpoint(checkpoint, trained_bundles.source, tmp_path / "int8", int8_tables=True)
+    small, whole = Bundle.load(folder), Bundle.load(trained_bundles.ranking)
+    assert small.fingerprint != whole.fingerprint
+    sizes = [(one.folder / "weights.safetensors").stat().st_size for one in (small, whole)]
+    assert sizes[0] < 0.75 * sizes[1]
+    options = {"columns": whole.config.columns, "cut": whole.transforms.cut, "shuffle": "none"}
+    batch = next(iter(RequestLoader(trained_bundles.source, requests_per_batch=32, **options)))
+    given, found = whole.model.predict(batch), small.model.predict(batch)
+    assert not torch.equal(found, given)
+    assert float((found - given).std() / given.std()) < 0.05
+    assert self_test(Ranker.of(small)).holds

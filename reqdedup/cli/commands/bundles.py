@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from reqdedup.cli.catalog import lake_of
-from reqdedup.cli.options import Options, subcommand
+from reqdedup.cli.options import Options, option, subcommand
 from reqdedup.cli.output import print_json, say
 
 
@@ -18,6 +18,7 @@ from reqdedup.cli.output import print_json, say
 )
 @click.argument("run_dir", metavar="RUN_DIR")
 @click.argument("out", metavar="OUT")
+@option("--int8-tables", is_flag=True, help="tables of items and events in a quarter of their bytes, rounded")
 def export(arguments: Options) -> int:
     """Write the bundle and say what it is."""
     import tempfile
@@ -31,7 +32,8 @@ def export(arguments: Options) -> int:
 
     local = local_path(arguments.out)
     with tempfile.TemporaryDirectory(prefix="reqdedup-export-") as folder:
-        written = export_run(arguments.run_dir, Path(folder) / "bundle" if local is None else local)
+        place = Path(folder) / "bundle" if local is None else local
+        written = export_run(arguments.run_dir, place, int8_tables=arguments.int8_tables)
         add_index(written, source_of_run(arguments.run_dir))
         bundle = Bundle.load(written)
         if local is None:

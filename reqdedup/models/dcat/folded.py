@@ -324,7 +324,8 @@ def _normed(x_ND: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _looked_up(table: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    assert isinstance(table, HashedEmbedding)
+    if not isinstance(table, HashedEmbedding):  # of 8-bit numbers
+        return table(ids)
     return torch.embedding(table.weight, hashed_row(ids, table.num_embeddings))
 
 
