@@ -14,6 +14,7 @@ NEEDED_FOR = {
     "ann": "approximate retrieval indexes",
     "postgres": "a catalog in PostgreSQL",
     "valkey": "a store in Valkey or Redis",
+    "kafka": "events from a broker of Kafka's protocol",
     "plots": "charts and audit --html",
     "ray": "the engine ray",
     "dagster": "the graph and its UI",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,12 @@ from reqdedup.logs.ids import hash_strings
 from reqdedup.sequences.columns import POLARS_TYPES
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, ITEM, USER, EventLog
 from reqdedup.sequences.naive import EARLIEST_US, FUTURE_US
+from reqdedup.sequences.sources import EventSource
 from reqdedup.sequences.tables import (
     POSITION,
     RAW_ENCODINGS,
     RAW_PROPERTY,
+    RAW_TABLE,
     REJECTED_SCHEMA,
     REJECTED_TABLE,
     Delivered,
@@ -47,6 +49,9 @@ SOURCES = "reqdedup.event-sources"
 KNOWN_SOURCES, MAX_KNOWN_SOURCES = "reqdedup.known-sources", 10_000
 """Table property: digests of the sources that were appended last, which the expiry of snapshots leaves alone."""
 
+PROGRESS = "reqdedup.event-progress"
+"""Table property: of each stream that goes on, the number behind the last message that was delivered, by partition."""
+
 DAY_US = 86_400_000_000
 _UNREADABLE = "{} cannot be read"
 
@@ -60,6 +65,16 @@ class IntakeReport:
     num_rejected: int = 0
     num_backwards: int = 0
     is_known: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of a stream that goes on, by partition: the number of the first message that a source has, and the one behind its
+    last, which may be known only once all batches were taken."""
+
+    stream: str
+    start: Mapping[str, int]
+    end: dict[str, int]
 
 
 @dataclass
@@ -79,6 +94,7 @@ def append_events(
     *,
     source: str,
     now_us: int | None = None,
+    progress: Progress | None = None,
 ) -> IntakeReport:
     """Append delivered events to `raw_events`, in one commit.
 
@@ -86,9 +102,13 @@ def append_events(
     or text, which is hashed. Times are timestamps, ISO text, or microseconds since 1970. Without a column of arrival,
     they arrive now.
     source: name of the file or stream; one that is among the 10,000 that were appended last is not appended again.
+    progress: of a stream; the commit notes its end, for `delivered_until`.
     Raises ConflictError if another process appended meanwhile; then nothing was changed.
     """
     table = raw_table(catalog, namespace, log)
+    streams = _streams(table)
+    if progress is not None and streams.get(progress.stream, {}) != progress.start:
+        raise ConflictError(f"{namespace}.{RAW_TABLE}: another process delivered {progress.stream}; run it again")
     report = IntakeReport()
     known, digest = _known_sources(table), _digest(source)
     if digest in known:
@@ -117,10 +137,10 @@ def append_events(
         if not source_row:
             return report
         try:
-            files.commit(
-                properties={RAW_PROPERTY: vars(delivered), SOURCES: [source]},
-                of_table={KNOWN_SOURCES: [*known, digest][-MAX_KNOWN_SOURCES:]},
-            )
+            noted: dict[str, Any] = {KNOWN_SOURCES: [*known, digest][-MAX_KNOWN_SOURCES:]}
+            if progress is not None:
+                noted[PROGRESS] = {**streams, progress.stream: {**progress.start, **progress.end}}
+            files.commit(properties={RAW_PROPERTY: vars(delivered), SOURCES: [source]}, of_table=noted)
         except ConflictError:
             if report.num_rejected:
                 catalog.load_table(f"{namespace}.{REJECTED_TABLE}").delete(
@@ -129,6 +149,12 @@ def append_events(
                 )
             raise
     return report
+
+
+def deliver(catalog: Catalog, namespace: str, log: EventLog, source: EventSource) -> IntakeReport:
+    """Append a source's events; see `append_events`."""
+    progress = getattr(source, "progress", None)
+    return append_events(catalog, namespace, log, source.batches(log), source=source.name, progress=progress)
 
 
 def number_events(log: EventLog, frame: pl.DataFrame, delivered: Delivered, now_us: int) -> Numbered:
@@ -239,6 +265,18 @@ def _write_rejected(
         wanted = schema_to_pyarrow(REJECTED_SCHEMA, include_field_ids=False)
         arrow = rows.with_columns(source=pl.lit(source)).select(wanted.names).to_arrow().cast(wanted)
         table.append(arrow)
+
+
+def delivered_until(catalog: Catalog, namespace: str, stream: str) -> dict[str, int]:
+    """By partition, the number behind the last message of a stream that was delivered; empty before the first."""
+    identifier = f"{namespace}.{RAW_TABLE}"
+    if not catalog.table_exists(identifier):
+        return {}
+    return _streams(catalog.load_table(identifier)).get(stream, {})
+
+
+def _streams(table: Table) -> dict[str, dict[str, int]]:
+    return json.loads(table.properties.get(PROGRESS) or "{}")
 
 
 def _known_sources(table: Table) -> list[str]:

@@ -14,7 +14,7 @@ from reqdedup.sequences import batch
 from reqdedup.sequences.corrections import CorrectionReport, backfill_days, correct_enrichment
 from reqdedup.sequences.definition import EventLog, SequenceDefinition
 from reqdedup.sequences.ends import add_histories, fetch_sequence, history_ends
-from reqdedup.sequences.intake import IntakeReport, append_events
+from reqdedup.sequences.intake import IntakeReport, deliver
 from reqdedup.sequences.online import OnlineStore, open_online
 from reqdedup.sequences.published import Change, check_definitions, publish_definitions, published_definitions
 from reqdedup.sequences.retention import RetentionReport, apply_retention
@@ -46,7 +46,7 @@ class NamespaceSequences:
 
     def deliver(self, log: EventLog, source: EventSource) -> IntakeReport:
         """Append a source's events to `raw_events`; see `append_events`."""
-        return append_events(self._catalog(), self.namespace, log, source.batches(log), source=source.name)
+        return deliver(self._catalog(), self.namespace, log, source)
 
     def advance(self, **options: Any) -> batch.AdvanceReport:
         """Bring the timeline to what was delivered; see `batch.advance`."""

@@ -24,7 +24,10 @@ LINE = "_line"
 
 
 class EventSource(Protocol):
-    """Delivered events. name: tells sources apart; one that was appended is not appended again."""
+    """Delivered events. name: tells sources apart; one that was appended is not appended again.
+
+    A source of a stream that goes on has `progress` too, as of `intake.append_events`.
+    """
 
     @property
     def name(self) -> str: ...
@@ -62,7 +65,7 @@ class FileSource:
                     yield pa.Table.from_batches([batch])
         elif self.path.suffix in (".jsonl", ".ndjson", ".json"):
             with self.path.open("rb") as lines:
-                yield from _json_batches(lines, log)
+                yield from json_batches((row_of_json(line) for line in lines if line.strip()), log)
         else:
             raise ValueError(
                 f"{self.path}: a file of .jsonl, .ndjson, .json or .parquet required, found {self.path.suffix!r}"
@@ -78,11 +81,11 @@ def event_files(place: Path) -> list[FileSource]:
     return [FileSource(path) for path in paths]
 
 
-def _json_batches(lines: Iterable[bytes], log: EventLog) -> Iterator[pa.Table]:
+def json_batches(events: Iterable[dict[str, Any]], log: EventLog) -> Iterator[pa.Table]:
+    """Events of `row_of_json` in tables."""
     rows: list[dict[str, Any]] = []
-    for line in lines:
-        if line.strip():
-            rows.append(_row(line))
+    for event in events:
+        rows.append(event)
         if len(rows) == BATCH_ROWS:
             yield _table(rows, log)
             rows = []
@@ -90,7 +93,8 @@ def _json_batches(lines: Iterable[bytes], log: EventLog) -> Iterator[pa.Table]:
         yield _table(rows, log)
 
 
-def _row(line: bytes) -> dict[str, Any]:
+def row_of_json(line: bytes) -> dict[str, Any]:
+    """A JSON object as an event; the text alone, under LINE, if it is none."""
     try:
         found = json.loads(line)
     except ValueError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,11 @@ from reqdedup.cli.catalog import open_catalog
 from reqdedup.cli.options import BUCKETS, Checked, Group, Options, option, subcommand
 from reqdedup.cli.output import counted, format_bytes, format_table, print_json, say
 from reqdedup.cli.values import share, user_id, whole
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+    from reqdedup.sequences.sources import EventSource
 
 VERSION, SHARE = Checked(whole), Checked(share)
 NAMESPACE = {"required": True, "metavar": "NAME", "help": "of the tables"}
@@ -62,32 +69,35 @@ def check(arguments: Options) -> int:
     help="append delivered events to the timeline",
     description="Everything that was delivered since the last run, once, filtered, enriched and in the order of "
     "arrival, in one commit; run again, it finds nothing to do. With --events, files of JSON Lines or Parquet are "
-    "delivered first; a file that was delivered before is left out.",
+    "delivered first, or the messages of a topic; what was delivered before is left out.",
     examples=[
         "reqdedup sequences advance --namespace lake",
         "reqdedup sequences advance --namespace lake --events events/ --definitions sequences.py",
+        "reqdedup sequences advance --namespace lake --events kafka://127.0.0.1:9092/events --definitions sequences.py",
     ],
 )
 @option("--namespace", **NAMESPACE)
-@option("--events", type=click.Path(), metavar="PATH", help="a file, or a folder of them, to deliver first")
+@option(
+    "--events", metavar="PATH|URL", help="to deliver first: a file, a folder of them, or kafka://HOST:PORT[,...]/TOPIC"
+)
+@option("--client", metavar="FILE", help="JSON of settings for Kafka's client, as librdkafka names them")
 @option("--definitions", metavar="FILE", help="Python with the EventLog of these files (see check)")
 @option("--buckets", type=BUCKETS, default=16, metavar="N", help="of a timeline that is made now (default: 16)")
 def advance(arguments: Options) -> int:
     """Run and print what became of the events."""
     from reqdedup.sequences import batch
-    from reqdedup.sequences.intake import append_events
+    from reqdedup.sequences.intake import deliver
     from reqdedup.sequences.published import read_definitions
-    from reqdedup.sequences.sources import event_files
 
     if bool(arguments.events) != bool(arguments.definitions):
         raise ValueError("--events and --definitions belong together; give both or neither")
     log = read_definitions(arguments.definitions).log if arguments.events else None
-    sources = event_files(Path(arguments.events)) if arguments.events else []
-    catalog = open_catalog(arguments, make=bool(sources))
+    catalog = open_catalog(arguments, make=bool(arguments.events))
+    sources = _sources(catalog, arguments) if arguments.events else []
     taken: list[dict[str, Any]] = []
     if log is not None:
         for source in sources:
-            found = append_events(catalog, arguments.namespace, log, source.batches(log), source=source.name)
+            found = deliver(catalog, arguments.namespace, log, source)
             taken.append({"source": source.name, **vars(found)})
     report = batch.advance(catalog, arguments.namespace, num_buckets=arguments.buckets)
     if arguments.json:
@@ -98,6 +108,21 @@ def advance(arguments: Options) -> int:
         say(f"{one['source']}: {counted(one['num_events'], 'event')}, {one['num_rejected']:,} rejected{is_known}")
     _say_report(arguments.namespace, report)
     return 0
+
+
+def _sources(catalog: Catalog, arguments: Options) -> Sequence[EventSource]:
+    from reqdedup.sequences.sources import event_files
+
+    place, topic = str(arguments.events).removeprefix("kafka://"), ""
+    if place == arguments.events:
+        return event_files(Path(place))
+    from reqdedup.sequences.kafka import KafkaSource  # an extra of its own
+
+    servers, _, topic = place.partition("/")
+    if not servers or not topic:
+        raise ValueError(f"--events: kafka://HOST:PORT/TOPIC required, found {arguments.events}")
+    settings = json.loads(Path(arguments.client).read_text()) if arguments.client else {}
+    return [KafkaSource(catalog, arguments.namespace, servers, topic, settings=settings)]
 
 
 @subcommand(
