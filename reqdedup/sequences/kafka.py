@@ -26,7 +26,10 @@ from reqdedup.sequences.sources import LINE, json_batches, row_of_json
 AHEAD = 10_000
 """Messages of a partition that wait for those of the others."""
 TOGETHER = 1_000
-_LOST = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+_END_OF_PARTITION = -191
+"""librdkafka's RD_KAFKA_RESP_ERR__PARTITION_EOF."""
+_GONE = (-140, KafkaError.OFFSET_OUT_OF_RANGE)
+"""The first is RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET."""
 
 
 class KafkaSource:
@@ -126,13 +129,13 @@ class KafkaSource:
             name, error = str(message.partition()), message.error()
             if error is None:
                 waiting[name].append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:
+            elif error.code() == _END_OF_PARTITION:
                 if _offset(message) < self.progress.end[name]:
                     raise self._gone(
                         name, self.progress.end[name], f"the last of them is number {_offset(message) - 1}"
                     )
                 unread.discard(name)
-            elif error.code() in _LOST:
+            elif error.code() in _GONE:
                 raise self._gone(name, self.progress.end[name], error.str())
             else:
                 raise self._unanswered(error)
