@@ -79,13 +79,13 @@ docs: setup ## the documentation as a site, into build/site/index.html; a broken
 	@echo "docs: build/site/index.html"
 
 test: check ## check, then run the tests
-	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile --durations 10
+	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 10
 
 test-fast: setup ## the inner loop: no servers, no browser, nothing slow; under a minute
 	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile -m 'not (slow or soak or servers)'
 
 soak: setup ## long kill and fuzz runs, at most 20 minutes on a quiet machine (SOAK_REQUESTS=10000: fewer of serving)
-	@$(ACTIVATED) pytest -n $(TEST_WORKERS) -m soak || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
+	@$(ACTIVATED) pytest -n $(TEST_WORKERS) --durations 10 -m soak || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
 
 check: setup ## lint, format, types and import contracts
 	@$(BIN)/ruff check .

@@ -27,6 +27,32 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+LONGEST_FIRST = (
+    "pipelines/test_graph.py",
+    "pipelines/test_ui.py",
+    "pipelines/test_stack.py",
+    "test_documented_commands.py",
+    "distributed/test_ray.py",
+    "serving/http/test_server_life.py",
+    "training/test_train.py",
+    "training/test_train_command.py",
+    "training/test_loader_join.py",
+    "training/test_norm.py",
+    "examples/test_models.py",
+    "audit/test_audit.py",
+    "test_site.py",
+    "notebooks/test_training_report.py",
+    "catalogs/test_storage.py",
+    "serving/http/test_hostile_clients.py",
+)
+"""Files that take the better part of a minute: begun last, they would be waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     return load_catalog("test", type="sql", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/lake")

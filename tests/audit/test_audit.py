@@ -35,7 +35,7 @@ OWN_KEYS = {"request_key": "request_id", "user_key": "user_id", "item_key": "ite
 
 @pytest.fixture(scope="module")
 def rows() -> pa.Table:
-    return impressions(num_users=60, history=1000, fan_out=20, num_broken=3)
+    return impressions(num_users=60, history=400, fan_out=20, num_broken=3)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_settings_name_the_columns_as_each_writer_does(snappy_report):
 
 
 def test_a_sorted_table_of_defaults_is_told_about_pages_and_dictionaries(tmp_path):
-    table = append_all(local_catalog(tmp_path), "a.t", impressions(num_users=16, history=6000, fan_out=20))
+    table = append_all(local_catalog(tmp_path), "a.t", impressions(num_users=10, history=6000, fan_out=20))
     report = audit_table(table, **KEYS)
     assert report.requests.order == "grouped"
     kinds = {cause.kind for cause in report.causes}
@@ -186,7 +186,11 @@ def real_bytes(table) -> int:
     return column_bytes([task.file.file_path for task in table.scan().plan_files()])
 
 
-@pytest.mark.parametrize("source", [Layout.SHUFFLED, Layout.SORTED])
+ANOTHER = pytest.mark.soak
+"""Of two tables that are audited the same way one is in `make test`; test_intervals.py has many more."""
+
+
+@pytest.mark.parametrize("source", [Layout.SHUFFLED, pytest.param(Layout.SORTED, marks=ANOTHER)])
 def test_a_table_sampled_whole_is_predicted_to_a_few_percent(own_tables, source):
     report = audit_table(own_tables[source], **OWN_KEYS, num_buckets=16)
     assert report.sample.is_whole_table
@@ -197,7 +201,7 @@ def test_a_table_sampled_whole_is_predicted_to_a_few_percent(own_tables, source)
     assert report.layout("STORE_ONCE").bytes <= report.layout("BY_REQUEST").bytes * 1.05
 
 
-@pytest.mark.parametrize("source", [Layout.SHUFFLED, Layout.SORTED_LARGE_PAGES])
+@pytest.mark.parametrize("source", [pytest.param(Layout.SHUFFLED, marks=ANOTHER), Layout.SORTED_LARGE_PAGES])
 def test_a_part_of_the_users_predicts_every_layout_within_its_interval(own_tables, source):
     report = audit_table(own_tables[source], **OWN_KEYS, num_buckets=16, sample_bytes=15 * 2**20)
     assert not report.sample.is_whole_table
