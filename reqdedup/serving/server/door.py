@@ -9,6 +9,7 @@ request is logged, so no token and no user can be.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import signal
 import socket
@@ -295,6 +296,8 @@ def run_until_signal(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was admitted. answers: called once it is answered here."""
     server = _Server(uvicorn_config(Guard(app, access.token), access, limits, drain_s=drain_s), answers)
+    gc.collect()
+    gc.freeze()  # half a million objects of libraries, which every full collection would look at again
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises it again once it is done: that must not end the process
     server.run(sockets=sockets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import socket
 import threading
@@ -61,8 +60,6 @@ def serve_process(
             target=watch, args=[models, loader, settings.bundles, settings.watch_s, is_ending], daemon=True
         )
         watching.start()
-    gc.collect()
-    gc.freeze()  # half a million objects of libraries, which every full collection would look at again
     try:
         run_until_signal(
             application, settings.access, settings.limits, sockets, drain_s=settings.drain_s, answers=answers
