@@ -4,6 +4,7 @@ from __future__ import annotations
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
+BINARY = "application/octet-stream"
 REQUEST_KEY, ANSWER_KEY = b"reqdedup.request", b"reqdedup.answer"
 """In the schema's metadata of an Arrow body: what is beside its columns, as JSON."""
 

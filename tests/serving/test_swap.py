@@ -17,10 +17,11 @@ from reqdedup.models.bundle import Bundle, write_bundle
 from reqdedup.models.items import Items
 from reqdedup.models.signature import Signature
 from reqdedup.serving.ranking.context_cache import ContextCache
-from reqdedup.serving.scheduler import Scheduler, Work
-from reqdedup.serving.server.loading import Loader, watch
+from reqdedup.serving.scheduler import OverloadedError, Scheduler, Work
+from reqdedup.serving.server.loading import Loader
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.swap import Models, Part, Served
+from reqdedup.serving.server.watching import Watch
 from reqdedup.serving.wire.bodies import Inputs
 from tests.serving.rankers import SCHEMA, rank_request, small_model, small_ranker, stacked
 
@@ -108,12 +109,13 @@ def written(folder, seed):
 
 
 @contextmanager
-def watched(place, serving, load):
+def watched(place, serving, load, meanwhile=lambda: None):
     is_ending = threading.Event()
-    loader = Loader(ServeSettings(bundles=(str(place),)))
+    watch = Watch([str(place)], copies=None)
+    meanwhile()
     with Scheduler() as scheduler:
         models = Models(load, Served(parts={"ranking": part("ranking", serving)}), scheduler)
-        thread = threading.Thread(target=watch, args=[models, loader, [str(place)], 0.01, is_ending])
+        thread = threading.Thread(target=watch.run, args=[models.load, 0.01, is_ending])
         thread.start()
         try:
             yield models
@@ -146,10 +148,10 @@ def test_a_watch_outlives_a_load_that_fails_in_any_way_and_sees_the_next_bundle(
 def test_a_watch_reads_manifests_alone_until_they_change_and_says_once_what_it_cannot_read(tmp_path, caplog):
     place, copied = tmp_path / "place", []
 
-    class Counting(Loader):
-        def folders(self, place):
+    class Counting(Watch):
+        def fetch(self, place):
             copied.append(place)
-            return super().folders(place)
+            super().fetch(place)
 
     class Rounds:
         def __init__(self, *before):
@@ -164,25 +166,46 @@ def test_a_watch_reads_manifests_alone_until_they_change_and_says_once_what_it_c
     def nothing():
         pass
 
-    loader, first = Counting(ServeSettings(bundles=(str(place),))), written(place, 0)
+    loader, first = Loader(ServeSettings(bundles=(str(place),))), written(place, 0)
+    watch = Counting([str(place)], copies=None)
     with Scheduler() as scheduler:
         models = Models(loader.put, loader.first(), scheduler)
-        copied.clear()
         rounds = Rounds(nothing, nothing, lambda: shutil.rmtree(place), nothing, lambda: written(place, 1), nothing)
-        watch(models, loader, [str(place)], 0.0, rounds)
+        watch.run(models.load, 0.0, rounds)
     assert models.swaps == 1
     assert models.current.parts["ranking"].fingerprint != first
-    assert copied == [str(place)] * 2  # to have it here, and to load it
+    assert copied == [str(place)]  # to have it here, once it is another
     assert caplog.text.count("the place that is watched cannot be read") == 1
 
 
 def test_a_bundle_that_is_published_while_the_first_is_loaded_is_seen(tmp_path):
-    first = written(tmp_path / "place", 0)
-    shutil.rmtree(tmp_path / "place")
-    written(tmp_path / "place", 1)
-    has_loaded = threading.Event()
-    with watched(tmp_path / "place", first, lambda bundle, served: has_loaded.set() or served):
+    place, has_loaded = tmp_path / "place", threading.Event()
+    first = written(place, 0)
+
+    def publish():
+        shutil.rmtree(place)
+        written(place, 1)
+
+    with watched(place, first, lambda bundle, served: has_loaded.set() or served, publish):
         assert has_loaded.wait(10)
+
+
+def test_a_place_whose_load_broke_off_with_its_worker_is_loaded_again(tmp_path):
+    written(tmp_path / "place", 0)
+    watch, loads = Watch([str(tmp_path / "place")], copies=None), []
+    written(tmp_path / "place", 1)
+
+    class Rounds:
+        def wait(self, _):
+            return len(loads) >= 2
+
+    def load(place):
+        loads.append(place)
+        if len(loads) == 1:
+            raise OverloadedError("an answer of worker 1 required, found EOFError", 1)
+
+    watch.run(load, 0.0, Rounds())
+    assert loads == [str(tmp_path / "place")] * 2
 
 
 def test_a_rollback_does_not_wait_for_a_load_which_then_changes_nothing():

@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class Administration:
-    """bundles: the folder that may be loaded from; None: nothing may be.  folders: those that no answer names, longest
-    first."""
+    """bundles: the folder that may be loaded from; None: nothing may be.  watched: places that may be loaded in any
+    case, since the server does so itself once they change.  folders: those that no answer names, longest first."""
 
-    def __init__(self, models: Models, *, bundles: Path | None, folders: tuple[str, ...]) -> None:
-        self._models, self._bundles, self._folders = models, bundles, folders
+    def __init__(
+        self, models: Models, *, bundles: Path | None, watched: tuple[str, ...], folders: tuple[str, ...]
+    ) -> None:
+        self._models, self._bundles, self._watched, self._folders = models, bundles, watched, folders
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     def close(self) -> None:
@@ -80,6 +82,8 @@ class Administration:
 
     def _bundle(self, given: Any) -> str:
         """A bundle below the folder that bundles may come from, so that a request cannot name any file."""
+        if given in self._watched:
+            return str(given)
         if self._bundles is None:
             raise RequestError(
                 "bundle", "a server that was started with a folder of bundles", "one without", status=403

@@ -26,7 +26,7 @@ from reqdedup.schema import Column
 from reqdedup.sequences.store import KeyTakenError, Store, StoreUnavailableError
 from reqdedup.serving.impressions.log import Click, ImpressionLog
 from reqdedup.serving.limits import Limits
-from reqdedup.serving.names import ARROW, HEADER_LENGTH, JSON, TRIMMED_FOR
+from reqdedup.serving.names import ARROW, BINARY, HEADER_LENGTH, JSON, TRIMMED_FOR
 from reqdedup.serving.requests import Ranked, Recommended, RequestError, Retrieved
 from reqdedup.serving.scheduler import LoopAnswer, OverloadedError, Scheduler, Work
 from reqdedup.serving.server.administration import Administration
@@ -54,8 +54,8 @@ MAX_APPENDING = 256
 @dataclass(kw_only=True)
 class Service:
     """What the application stands on. event_columns: of the store, by name. impressions: log of what is shown.
-    bundles, folders: as of `Administration`.  needs_store: whether requests are refused while the store does not
-    answer, so that the server is not ready."""
+    bundles, watched, folders: as of `Administration`.  needs_store: whether requests are refused while the store does
+    not answer, so that the server is not ready."""
 
     models: Models
     scheduler: Scheduler
@@ -65,6 +65,7 @@ class Service:
     event_columns: Mapping[str, Column] | None = None
     impressions: ImpressionLog | None = None
     bundles: Path | None = None
+    watched: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     needs_store: bool = True
     is_ready: bool = False
@@ -77,7 +78,9 @@ class Application:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._appending, self._num_appending = ThreadPoolExecutor(1, thread_name_prefix="append"), 0
-        self._administration = Administration(service.models, bundles=service.bundles, folders=service.folders)
+        self._administration = Administration(
+            service.models, bundles=service.bundles, watched=service.watched, folders=service.folders
+        )
         self._store_health = StoreHealth(service.store)
         describe_metrics(service.metrics, service.scheduler, service.models, service.impressions)
         posts = {
@@ -87,6 +90,7 @@ class Application:
             "/v1/events": self.events,
             "/v1/models": self.change_models,
             "/v2/models/{model}/infer": self.infer,
+            "/v2/models/{model}/versions/{version}/infer": self.infer,
         }
         gets = {
             "/healthz": self.health,
@@ -100,6 +104,8 @@ class Application:
             "/v2/health/ready": self.ready,
             "/v2/models/{model}": self.oip_model,
             "/v2/models/{model}/ready": self.ready,
+            "/v2/models/{model}/versions/{version}": self.oip_model,
+            "/v2/models/{model}/versions/{version}/ready": self.ready,
         }
         self._posts = {path: self._answering(path, handler) for path, handler in posts.items()}
         routes = [Route(path, handler, methods=["POST"]) for path, handler in self._posts.items()]
@@ -232,9 +238,8 @@ class Application:
 
     async def infer(self, request: Request) -> Response:
         self.service.scheduler.refuse_if_full()
-        part = self._part("ranking")
-        self._check_name(request)
-        content_type(request, JSON, "application/octet-stream")
+        part = self._named(request)
+        content_type(request, JSON, BINARY)
         length = header(request, HEADER_LENGTH.encode())
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 12):
             raise RequestError(HEADER_LENGTH, "a number of bytes", shown(length), status=400)
@@ -247,7 +252,7 @@ class Application:
         answer, head = oip.ranked_body(ranked, part.task, request_id, outputs)
         if head is None:
             return Response(answer, media_type=JSON)
-        return Response(answer, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)})
+        return Response(answer, media_type=BINARY, headers={HEADER_LENGTH: str(head)})
 
     async def change_models(self, request: Request) -> Response:
         content_type(request, JSON)
@@ -261,7 +266,7 @@ class Application:
 
     async def ready(self, request: Request) -> Response:
         if "model" in request.path_params:
-            self._check_name(request)
+            self._named(request)
         failure = await self._store_health.failure()
         is_ready = self.service.is_ready and (failure is None or not self.service.needs_store)
         reason = f"store: {failure}" if failure else "" if is_ready else "the server is shutting down"
@@ -282,8 +287,7 @@ class Application:
         return json_response({"name": "reqdedup", "version": "2", "extensions": ["binary_tensor_data"]})
 
     async def oip_model(self, request: Request) -> Response:
-        self._check_name(request)
-        part = self._part("ranking")
+        part = self._named(request)
         return json_response(oip.metadata(part.task, [part.fingerprint], part.inputs, list(part.labels)))
 
     async def _no_path(self, request: Request, error: Exception) -> Response:
@@ -296,10 +300,14 @@ class Application:
             response.headers["allow"] = ", ".join(sorted(set().union(*served)))
         return response
 
-    def _check_name(self, request: Request) -> None:
-        name = request.path_params["model"]
-        if name not in self.service.models.current.parts or name != "ranking":
-            raise RequestError("model", "ranking", shown(name), status=404)
+    def _named(self, request: Request) -> Part:
+        """The model of a path of the Open Inference Protocol, in the version that it names, if it names one."""
+        part = self._part("ranking")
+        asked = {"version": part.fingerprint, **request.path_params}
+        for name, served in (("model", part.task), ("version", part.fingerprint)):
+            if asked[name] != served:
+                raise RequestError(name, served, shown(asked[name]), status=404)
+        return part
 
     def _check_trimmed(self, request: Request, *parts: Part) -> None:
         """A body that was trimmed for another version may lack what this one reads."""

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from reqdedup.models.bundle import Bundle, fingerprint_of
+from reqdedup.models.bundle import Bundle
 from reqdedup.models.transforms import history_name
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.places import open_store
 from reqdedup.serving.bundles.copies import Copies
-from reqdedup.serving.bundles.places import find_bundles, find_manifests
+from reqdedup.serving.bundles.places import find_bundles
 from reqdedup.serving.funnel.config import FunnelConfig, load_funnel_config
 from reqdedup.serving.funnel.light_model import LightModel
 from reqdedup.serving.funnel.logged import LoggedRecommender
@@ -58,10 +58,7 @@ def _check_device(name: str) -> None:
 
 
 class Loader:
-    """Loads bundles for one process. worker: its number, None if it is alone and asked about all users.
-
-    seen: what the watch found in each place, fingerprints; None before it looked.
-    """
+    """Loads bundles for one process. worker: its number, None if it is alone and asked about all users."""
 
     def __init__(self, settings: ServeSettings, *, worker: int | None = None) -> None:
         if settings.user_states is not None:
@@ -74,7 +71,6 @@ class Loader:
         self.impressions = ImpressionLog(settings.impressions) if settings.impressions else None
         self._changing = threading.Lock()
         self._copies = Copies(Path(settings.copies)) if settings.copies else None
-        self.seen: dict[str, list[str] | None] | None = None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
         self._light = self._light_bundle(self._funnel.light.bundle) if self._funnel.light.bundle else None
 
@@ -84,7 +80,6 @@ class Loader:
         serving = Path(self._settings.serving) if self._settings.serving else None
         if serving is not None and serving.exists():
             said = json.loads(serving.read_text())
-            self.seen = said["seen"]
             try:
                 current = self.first(said["current"])
                 previous = self.first(said["previous"]) if said["previous"] else None
@@ -115,7 +110,7 @@ class Loader:
                 path = Path(self._settings.serving)
                 made = path.with_name(f".{path.name}.{os.getpid()}")
                 with suppress(OSError):  # it is there at the start, or the server has ended, and the folder with it
-                    said = {"current": current, "previous": previous, "seen": self.seen}
+                    said = {"current": current, "previous": previous}
                     made.write_text(json.dumps(said | {"shadow": shadow, "shadow_of": models.shadow_of}))
                     (os.link if is_start else os.replace)(made, path)
                 made.unlink(missing_ok=True)
@@ -142,10 +137,6 @@ class Loader:
     def folders(self, place: str) -> list[Path]:
         """Of the bundles there, on this machine."""
         return find_bundles(place, cache=Path(self._settings.copies) if self._settings.copies else None)
-
-    def fingerprints(self, place: str) -> list[str]:
-        """Of the bundles there, of which nothing but the manifests is read. Raises ValueError or OSError."""
-        return [fingerprint_of(manifest) for manifest in find_manifests(place)]
 
     def event_columns(self) -> dict[str, Column] | None:
         """Of the store, as what its events must have."""
@@ -310,35 +301,3 @@ def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[A
         return answers
 
     return run
-
-
-def watch(models: Models, loader: Loader, places: Sequence[str], interval_s: float, is_ending: threading.Event) -> None:
-    """Load a place again whenever it holds other bundles: to be run in a thread.
-
-    A place that cannot be read, or copied, is tried again every time; one that does not load, once it changes.
-    """
-    if loader.seen is None:
-        serving = {part.fingerprint for part in models.current.parts.values()}
-        first: dict[str, list[str] | None] = dict.fromkeys(places)
-        for place in places:
-            with suppress(ValueError, OSError):
-                now = loader.fingerprints(place)
-                # One that was published while the first were being loaded is a change, too.
-                first[place] = now if now and serving.issuperset(now) else None
-        loader.seen = first
-    seen, said = loader.seen, dict[str, str]()
-    while not is_ending.wait(interval_s):
-        for place in places:
-            try:
-                now = loader.fingerprints(place)
-                if now == seen[place]:
-                    continue
-                loader.folders(place)
-            except (ValueError, OSError) as error:
-                if said.get(place) != str(error):
-                    said[place] = str(error)
-                    logger.warning("what serves stays, the place that is watched cannot be read: %s", error)
-                continue
-            seen[place] = now
-            with suppress(Exception):  # said by `Models`, shown by /v1/models; the next may load
-                models.load(place)

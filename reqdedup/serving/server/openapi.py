@@ -11,9 +11,10 @@ from typing import Any
 from reqdedup.schema import ITEM_ID, REQUEST_TS, Column
 from reqdedup.sequences.store import now_us
 from reqdedup.serving.limits import EARLIEST_US, Limits, latest_us
-from reqdedup.serving.names import ARROW, JSON
+from reqdedup.serving.names import ARROW, BINARY, JSON
 from reqdedup.serving.server import openapi_answers as answers
-from reqdedup.serving.server.swap import Served
+from reqdedup.serving.server.swap import Part, Served
+from reqdedup.serving.wire import oip
 from reqdedup.serving.wire.bodies import MAX_KEY, Inputs
 from reqdedup.values import INT64
 
@@ -78,12 +79,27 @@ def openapi(served: Served, limits: Limits, event_columns: Mapping[str, Column] 
         "get": _get("The models that serve, served before, or run in the shadow.", answers.MODELS),
         "post": _operation("Change what serves.", _object(actions, ["action"]), answers.MODELS),
     }
-    for path, summary, said in (
+    gets: list[tuple[str, str, Schema | None]] = [
         ("/healthz", "Whether the process lives.", answers.LIVE),
         ("/readyz", "Whether it answers.", answers.READY),
         ("/metrics", "Metrics for Prometheus.", None),
-    ):
-        paths[path] = {"get": _get(summary, said)}
+        ("/v2", "The Open Inference Protocol, here.", answers.PROTOCOL),
+        ("/v2/health/live", "The same as /healthz.", answers.LIVE),
+        ("/v2/health/ready", "The same as /readyz.", answers.READY),
+    ]
+    if (part := served.parts.get("ranking")) is not None:
+        infer = _operation(
+            "Score candidates for a user, by the Open Inference Protocol.", _infer(part), answers.inferred(part)
+        )
+        for kinds in (infer["requestBody"]["content"], infer["responses"]["200"]["content"]):
+            kinds[BINARY] = {"schema": {"type": "string", "format": "binary"}}
+        paths["/v2/models/ranking/infer"] = {"post": infer}
+        model = "/v2/models/ranking"
+        gets += [
+            (model, "The tensors that it reads and answers.", answers.METADATA),
+            (f"{model}/ready", "The same as /readyz.", answers.READY),
+        ]
+    paths |= {path: {"get": _get(summary, said)} for path, summary, said in gets}
     return {
         "openapi": "3.1.0",
         "info": {"title": "reqdedup", "version": "1"},
@@ -195,6 +211,34 @@ def _recommend(inputs: Inputs, limits: Limits, most: int) -> Schema:
     return {"length": length, "filter": filters, "explain": {"type": "boolean"}}
 
 
+def _infer(part: Part) -> Schema:
+    """Any tensors: which of them the model reads is said by its metadata. With an example of one candidate."""
+    inputs, options = part.inputs, _or_null({"type": "object"})
+    tensor = {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": 2},
+        "datatype": {"enum": list(oip.DATATYPES)},
+        "data": {"description": "a list of the values"},
+        "parameters": options | {"description": "binary_data_size: bytes of the values, which follow the JSON then"},
+    }
+    tensors = {"type": "object", "properties": tensor, "required": ["name", "shape", "datatype"]}
+    label = {"name": {"enum": list(part.labels)}, "parameters": options}
+    labels = {"type": "object", "properties": label, "required": ["name"]}
+    body = {
+        "id": _or_null({"type": "string"}),
+        "inputs": {"type": "array", "items": tensors, "description": "see GET /v2/models/ranking"},
+        "outputs": _or_null({"type": "array", "items": labels}) | {"description": "some of the labels"},
+        "parameters": options | {"description": "binary_data_output, deadline_ms"},
+    }
+    user = ("user_key", "BYTES", "key") if inputs.user_keys else ("user_id", "INT64", 1)
+    columns = [(one.name, oip.datatype_of(one), one.dtype == "bool" or 1) for one in inputs.item.values()]
+    example = [
+        {"name": name, "shape": [1], "datatype": kind, "data": [value]}
+        for name, kind, value in (user, (ITEM_ID, "INT64", 1), *columns)
+    ]
+    return {"type": "object", "properties": body, "required": ["inputs"], "examples": [{"inputs": example}]}
+
+
 def _object(properties: Schema, required: list[str]) -> Schema:
     found = {"type": "object", "properties": properties, "additionalProperties": False}
     return found | ({"required": required} if required else {})
@@ -243,7 +287,8 @@ const element = (name, text) => { const e = document.createElement(name)
   if (text !== undefined) e.textContent = text; return e }
 const headers = more => { const t = document.getElementById("token").value
   return t ? {...more, authorization: "Bearer " + t} : more }
-const example = s => !s ? null : s.anyOf ? example(s.anyOf[0]) : s.enum ? s.enum[0] : s.type === "object"
+const example = s => !s ? null : s.examples ? s.examples[0]
+  : s.anyOf ? example(s.anyOf[0]) : s.enum ? s.enum[0] : s.type === "object"
   ? Object.fromEntries(Object.entries(s.properties || {})
     .filter(([n]) => (s.required || []).includes(n) || ["request", "user_key", "item_key"].includes(n))
     .map(([n, v]) => [n, n !== "request" ? example(v)

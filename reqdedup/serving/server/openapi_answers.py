@@ -11,6 +11,7 @@ Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
 _TEXTS: Schema = {"type": "array", "items": _TEXT}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
+_COUNTS: Schema = {"type": "array", "items": _COUNT}
 _NUMBER: Schema = {"type": "number"}
 _NUMBERS: Schema = {"type": "array", "items": _NUMBER}
 _IDS: Schema = {"type": "array", "items": {"type": "integer"}}
@@ -41,6 +42,15 @@ _WINDOW: Schema = {
 ERROR = _object(error=_object({"column": _TEXT, "required": _TEXT, "found": _TEXT}, message=_TEXT))
 LIVE = _object(live=_FLAG)
 READY = _object({"workers": _COUNT, "reason": _TEXT}, ready=_FLAG)
+PROTOCOL = _object(name=_TEXT, version=_TEXT, extensions=_TEXTS)
+_TENSOR = _object(name=_TEXT, datatype=_TEXT, shape={"type": "array", "items": {"type": "integer", "minimum": -1}})
+METADATA = _object(
+    name=_TEXT,
+    versions=_TEXTS,
+    platform=_TEXT,
+    inputs={"type": "array", "items": _TENSOR},
+    outputs={"type": "array", "items": _TENSOR},
+)
 APPENDED = _object(user_id={"type": "integer"}, history_end=_COUNT, timeline_version=_COUNT)
 _MODEL = _object(
     {"items": _COUNT, "device": _TEXT, "deterministic": _FLAG, "index": _TEXT},
@@ -65,6 +75,15 @@ MODELS = _object(
 def ranked(part: Part) -> Schema:
     """Logits in the order of the candidates."""
     return _object(model=_TEXT, **_WINDOW, logits=_object(**dict.fromkeys(part.labels, _NUMBERS)))
+
+
+def inferred(part: Part) -> Schema:
+    """Of the Open Inference Protocol: a tensor for each label."""
+    more = {"data": _NUMBERS, "parameters": _object(binary_data_size=_COUNT)}
+    output = _object(more, name={"enum": list(part.labels)}, shape=_COUNTS, datatype={"const": "FP32"})
+    outputs = {"type": "array", "items": output}
+    said = _object(**_WINDOW | {"marks": _TEXT})
+    return _object({"id": _TEXT}, model_name=_TEXT, model_version=_TEXT, outputs=outputs, parameters=said)
 
 
 def retrieved(part: Part) -> Schema:

@@ -13,10 +13,11 @@ import torch
 from reqdedup.serving.scheduler import Scheduler
 from reqdedup.serving.server.app import Application, Service
 from reqdedup.serving.server.door import run_until_signal
-from reqdedup.serving.server.loading import Loader, watch
+from reqdedup.serving.server.loading import Loader
 from reqdedup.serving.server.metrics import Metrics
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.swap import Models
+from reqdedup.serving.server.watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def serve_process(
     Raises ValueError for a bundle or a store that cannot be served, before anything is answered.
     """
     torch.set_num_threads(1)
+    watched = settings.bundles if settings.watch_s else ()
+    watch = Watch(watched, copies=settings.copies) if worker is None and watched else None
     loader = Loader(settings, worker=worker)
     first, previous, shadow = loader.start()
     scheduler = Scheduler(settings.queue)
@@ -49,17 +52,16 @@ def serve_process(
         event_columns=loader.event_columns(),
         impressions=loader.impressions,
         bundles=Path(settings.may_load_from) if settings.may_load_from else None,
+        watched=watched,
         folders=settings.folders,
         needs_store=settings.on_missing_history == "refuse",
         is_ready=True,
     )
     application = Application(service)
     is_ending = threading.Event()
-    if settings.watch_s:
-        watching = threading.Thread(
-            target=watch, args=[models, loader, settings.bundles, settings.watch_s, is_ending], daemon=True
-        )
-        watching.start()
+    if watch is not None:
+        looking = threading.Thread(target=watch.run, args=[models.load, settings.watch_s, is_ending], daemon=True)
+        looking.start()
     try:
         run_until_signal(
             application, settings.access, settings.limits, sockets, drain_s=settings.drain_s, answers=answers

@@ -29,7 +29,7 @@ import orjson
 
 from reqdedup.arrays.hashing import hash_string
 from reqdedup.serving.limits import Limits
-from reqdedup.serving.names import ARROW, HEADER_LENGTH, OF_USER, REQUEST_KEY
+from reqdedup.serving.names import ARROW, HEADER_LENGTH, JSON, OF_USER, REQUEST_KEY
 from reqdedup.serving.requests import RequestError
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
@@ -82,6 +82,12 @@ class Router:
             return
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def load(self, place: str, headers: Sequence[tuple[bytes, bytes]]) -> Answer:
+        """One worker after another, as POST /v1/models does. headers: that let one in."""
+        head = [*headers, (b"content-type", JSON.encode())]
+        scope = {"method": "POST", "raw_path": b"/v1/models", "query_string": b"", "headers": head}
+        return await self._change_models(scope, orjson.dumps({"action": "load", "bundle": place}))
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path, method = scope["path"], scope["method"]

@@ -7,13 +7,15 @@ The kernel cannot choose the worker: with a shared port it would deal connection
 the user of a request (a header of our client, else the body) and passes bytes on; our client may also ask for the
 workers' addresses and leave it out. Every worker listens on a socket that this process keeps, so connections to a
 worker that died wait for the next one; what it was computing is answered 503, and a client asks again. The next one
-loads what its siblings serve: every change is written down in a file that the workers share.
+loads what its siblings serve: every change is written down in a file that the workers share. Places of bundles are
+watched by this process, which tells one worker after another.
 
 A worker whose parent is gone ends: its standard input is a pipe that this process holds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import itertools
 import logging
@@ -28,11 +30,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from reqdedup.environment import variables
 from reqdedup.serving.server.door import Access, run_until_signal
 from reqdedup.serving.server.router import Router
 from reqdedup.serving.server.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from reqdedup.serving.server.watching import Watch
 
 logger = logging.getLogger(__name__)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -139,6 +145,7 @@ def serve_workers(
 
 def _serve_workers(settings: ServeSettings, sockets: list[socket.socket], answers: Callable[[], None]) -> None:
     is_ending = threading.Event()
+    watch = _watch(settings)
     workers = [Worker(number, settings) for number in range(settings.workers)]
     keepers = [threading.Thread(target=worker.keep_alive, args=[is_ending], daemon=True) for worker in workers]
     for keeper in keepers:
@@ -151,9 +158,23 @@ def _serve_workers(settings: ServeSettings, sockets: list[socket.socket], answer
         deaths=lambda: [one.deaths for one in workers],
     )
     access: Access = settings.access
-    waiting = threading.Thread(target=_wait_for, args=[workers, answers], daemon=True)
+
+    def begin() -> None:
+        loop = asyncio.get_running_loop()
+        head = [(b"authorization", b"Bearer " + access.token.encode())] if access.token else []
+
+        def load(place: str) -> None:
+            asyncio.run_coroutine_threadsafe(router.load(place, head), loop).result()
+
+        def wait_and_watch() -> None:
+            _wait_for(workers, answers)
+            if watch is not None:
+                watch.run(load, settings.watch_s, is_ending)
+
+        threading.Thread(target=wait_and_watch, daemon=True).start()
+
     try:
-        run_until_signal(router, access, settings.limits, sockets, drain_s=settings.drain_s, answers=waiting.start)
+        run_until_signal(router, access, settings.limits, sockets, drain_s=settings.drain_s, answers=begin)
     finally:
         is_ending.set()
         ends = [threading.Thread(target=worker.end, args=[settings.drain_s]) for worker in workers]
@@ -163,6 +184,15 @@ def _serve_workers(settings: ServeSettings, sockets: list[socket.socket], answer
             end.join()
     if any(worker.cannot_serve for worker in workers):
         raise ValueError("workers that can serve what they were told to required, found what they say above")
+
+
+def _watch(settings: ServeSettings) -> Watch | None:
+    """Of this process: if each worker had its own, they would not change together."""
+    if not settings.watch_s:
+        return None
+    from reqdedup.serving.server.watching import Watch  # torch, which this process does without otherwise
+
+    return Watch(settings.bundles, copies=settings.copies)
 
 
 def _wait_for(workers: Sequence[Worker], answers: Callable[[], None]) -> None:

@@ -28,7 +28,9 @@ _PLAIN = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.typ
 def rank_request_of(body: bytes, inputs: Inputs, limits: Limits) -> Asked:
     """Raises RequestError for a body that is cut, compressed, or not what the signature says."""
     if not body.endswith(END):  # allowed to be left out, but then a stream that was cut between batches looks whole
-        raise RequestError("body", "an Arrow IPC stream with its end-of-stream mark", "none", status=400)
+        raise RequestError(
+            "body", "an Arrow IPC stream with its end-of-stream mark", f"{len(body)} bytes without it", status=400
+        )
     wanted = {"item_id", *inputs.item, *(["item_key"] if inputs.item_keys else [])}
     said, columns = columns_of(body, REQUEST_KEY) or _by_pyarrow(body, wanted, limits)
     candidates = {name: values if name in wanted else None for name, values in columns.items()}

@@ -31,6 +31,7 @@ from reqdedup.serving.wire.values import array, integer
 from reqdedup.values import INT64, shown, type_of
 
 _DTYPES = {"BOOL": "bool", "INT32": "int32", "INT64": "int64", "FP32": "float32", "FP64": "float64"}
+DATATYPES = (*_DTYPES, "BYTES")
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {"timestamp": "INT64"}
 
 
@@ -75,9 +76,7 @@ def rank_request_of(
     of_history |= {} if inputs.times is None else {inputs.times.name: "ts"}
     of_history |= {"history_item_key": "item_key"}
     values: dict[str, Any] = {name: _one(tensors, name) for name in (USER_ID, "user_key") if name in tensors}
-    options = head.get("parameters") or {}
-    if not isinstance(options, dict):
-        raise RequestError("parameters", "an object", shown(options))
+    options = _parameters(head)
     if "deadline_ms" in options:
         values["deadline_ms"] = options["deadline_ms"]
     events = {of_history[name]: tensor for name, tensor in tensors.items() if name in of_history}
@@ -96,13 +95,18 @@ def rank_request_of(
     known = {USER_ID, "user_key", HISTORY_END, TIMELINE_VERSION, *of_history, *inputs.request}
     candidates = {name: tensor for name, tensor in tensors.items() if name not in known}
     asked = rank_request(values, inputs, limits, candidates)
-    outputs = Outputs.read(head.get("outputs") or [], binary=options.get("binary_data_output") is True)
-    return asked, head.get("id") if isinstance(head.get("id"), str) else None, outputs
+    given, request_id = head.get("outputs"), head.get("id")
+    outputs = Outputs.read([] if given is None else given, binary=options.get("binary_data_output") is True)
+    if request_id is not None and not isinstance(request_id, str):
+        raise RequestError("id", "a text", shown(request_id))
+    return asked, request_id, outputs
 
 
-def _parameters(tensor: Any) -> dict[str, Any]:
-    found = tensor.get("parameters") if isinstance(tensor, dict) else None
-    return found if isinstance(found, dict) else {}
+def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    found = given.get("parameters")
+    if found is not None and not isinstance(found, dict):
+        raise RequestError("parameters", "an object", shown(found))
+    return found or {}
 
 
 def _tensors(given: Any, binary: bytes) -> dict[str, Any]:
@@ -217,11 +221,15 @@ def ranked_body(
     return (head + tail, len(head)) if any(wanted.values()) else (head, None)
 
 
+def datatype_of(column: Column) -> str:
+    return _NAMES[column.dtype]
+
+
 def metadata(model: str, versions: list[str], inputs: Inputs, labels: list[str]) -> dict[str, Any]:
     """The model's signature in the protocol's words; -1 is any length."""
 
     def tensor(column: Column, length: int) -> dict[str, Any]:
-        return {"name": column.name, "datatype": _NAMES[column.dtype], "shape": [column.width or length]}
+        return {"name": column.name, "datatype": datatype_of(column), "shape": [column.width or length]}
 
     whole = [{"name": name, "datatype": "INT64", "shape": [1]} for name in (USER_ID, HISTORY_END, TIMELINE_VERSION)]
     return {

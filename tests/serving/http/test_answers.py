@@ -75,6 +75,12 @@ def test_an_open_inference_call_gets_the_same_bits(server, table_requests):
     assert logits.tobytes() == one.logits.tobytes()
     named = orjson.loads(client.get("/v2/models/ranking"))
     assert [output["name"] for output in outputs] == [output["name"] for output in named["outputs"]]
+    (version,) = named["versions"]
+    path = f"/v2/models/ranking/versions/{version}"
+    assert client._exchange(server.url, f"{path}/infer", head + tail, headers)[1] == data
+    assert orjson.loads(client.get(path)) == named
+    response, data = client._exchange(server.url, "/v2/models/ranking/versions/zzz/infer", head + tail, headers)
+    assert (response.status, orjson.loads(data)["error"]["required"]) == (404, version)
 
 
 def test_retrieval_over_http_is_exact_search_with_the_vectors_of_the_bundle(server, table_requests, trained_bundles):

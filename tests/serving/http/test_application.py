@@ -147,6 +147,17 @@ def test_a_bundle_that_cannot_be_served_is_a_409_that_says_what_and_no_path(ask,
         assert (status, str(bundles) in str(answer)) == (403, False)
 
 
+def test_the_page_has_every_call_and_examples_of_the_protocol_are_answered(ask):
+    paths = ask("/openapi.json")[1]["paths"]
+    routes = {route.path.replace("{model}", "ranking") for route in ask.application._routes}
+    assert paths.keys() == {path for path in routes if "{version}" not in path} - {"/docs", "/openapi.json"}
+    path = "/v2/models/ranking/infer"
+    (body,) = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]["examples"]
+    status, answer = ask(path, body)
+    assert status == 200, answer
+    assert {len(one["data"]) for one in answer["outputs"]} == {1}
+
+
 def test_a_value_of_another_kind_is_refused_by_every_call(ask, table_requests):
     before = ask("/v1/models")[1]["models"]
     for path, goods in bodies(**stored(table_requests)[1]).items():

@@ -22,7 +22,6 @@ from reqdedup.models.bundle import Bundle
 from reqdedup.serving.client import Client, ServerError
 from reqdedup.serving.requests import RankRequest
 from reqdedup.serving.routing import worker_of
-from reqdedup.storage.iceberg.layout import buckets_of
 from tests.serving.http.servers import Server, other_bundle, stacked
 from tests.serving.http.wrong_bodies import bodies, with_one_wrong
 
@@ -34,7 +33,8 @@ pytestmark = pytest.mark.slow
 def bundles(trained_bundles, tmp_path_factory):
     """A folder with the trained ranking model and another one beside it."""
     folder = tmp_path_factory.mktemp("bundles")
-    shutil.copytree(trained_bundles.ranking, folder / "first")
+    for name in ("first", "watched"):
+        shutil.copytree(trained_bundles.ranking, folder / name)
     other_bundle(folder / "second", trained_bundles.ranking)
     return folder
 
@@ -45,7 +45,7 @@ def workers(bundles, store_file, tmp_path_factory):
     shutil.copy(store_file, folder / "store.db")
     (folder / "token").write_text(TOKEN + "\n")
     words = ["--store", folder / "store.db", "--workers", 2, "--token", folder / "token", "--load-from", bundles]
-    with Server(bundles / "first", *words) as running:
+    with Server(bundles / "watched", *words, "--watch", 0.2) as running:
         yield running
 
 
@@ -67,12 +67,6 @@ def exact(bundle, one) -> bytes:
 
 def children(server) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children()
-
-
-def test_users_are_routed_by_the_tables_own_buckets():
-    users = np.random.default_rng(0).integers(-(2**63), 2**63, 200)
-    for num_workers in (1, 2, 7):
-        assert [worker_of(int(user), num_workers) for user in users] == buckets_of(users, num_workers).tolist()
 
 
 def test_nothing_is_said_without_the_token(workers):
@@ -345,6 +339,18 @@ def test_a_worker_without_the_shadow_of_the_others_is_shown_and_nothing_is_promo
         assert "disagreeing" not in admin.models()
     finally:
         admin.change_models("stop_shadow")
+    assert {admin.rank(stored(one)).model for one in last[1:20]} == {first}
+
+
+def test_what_is_published_at_a_watched_place_serves_at_all_workers_and_a_rollback_of_it_stays(workers, last, bundles):
+    admin, first = workers.client(token=TOKEN), Bundle.load(bundles / "first").fingerprint
+    published = Bundle.load(other_bundle(bundles / "watched", bundles / "second")).fingerprint
+    deadline = time.monotonic() + 20
+    while {admin.rank(stored(one)).model for one in last[1:20]} != {published}:
+        assert time.monotonic() < deadline
+    admin.change_models("rollback")
+    time.sleep(0.5)  # more than one look
+    assert "disagreeing" not in admin.models()
     assert {admin.rank(stored(one)).model for one in last[1:20]} == {first}
 
 

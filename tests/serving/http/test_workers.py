@@ -1,4 +1,4 @@
-"""The keeper of a worker: it is started again, also if starting fails."""
+"""Whose users a worker has, and its keeper: it is started again, also if starting fails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
+
+from reqdedup.serving.routing import worker_of
 from reqdedup.serving.server import workers
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.workers import Worker
+from reqdedup.storage.iceberg.layout import buckets_of
 
 
 class Sleeper(Worker):
@@ -47,3 +51,9 @@ def test_a_start_that_fails_is_said_counted_and_tried_again(monkeypatch, caplog)
     assert not keeper.is_alive()
     assert caplog.text.count("worker 0 could not be started") == 2
     assert "Cannot allocate memory" in caplog.text
+
+
+def test_users_are_routed_by_the_tables_own_buckets():
+    users = np.random.default_rng(0).integers(-(2**63), 2**63, 200)
+    for num_workers in (1, 2, 7):
+        assert [worker_of(int(user), num_workers) for user in users] == buckets_of(users, num_workers).tolist()
