@@ -46,6 +46,7 @@ from reqdedup.serving.server.swap import Models, Part, Served
 from reqdedup.serving.wire.bodies import Inputs
 
 CACHE_BYTES = 2 << 30
+STEP_ROWS = SchedulerLimits().max_step_rows
 
 
 def main() -> None:
@@ -184,9 +185,11 @@ class ByHand:
             while self._waiting:
                 together: list[tuple[dict[str, Any], Any, Any]] = []
                 rows = 0
-                while self._waiting and (not together or rows < 256):
+                while self._waiting:
+                    rows += len(self._waiting[0][0]["candidates"]["item_id"])
+                    if together and rows > STEP_ROWS:
+                        break
                     together.append(self._waiting.popleft())
-                    rows += len(together[-1][0]["candidates"]["item_id"])
                 logits = self._core.step([self._request(values) for values, _, _ in together])
                 for (_, loop, answer), one in zip(together, logits, strict=True):
                     said = {"logits": {"click": one[:, 0].contiguous().numpy()}, "model": "", "start": 0, "end": 0}

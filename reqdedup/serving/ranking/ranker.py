@@ -34,7 +34,7 @@ from reqdedup.serving.requests import ContextOrigin, OnMissingHistory, Ranked, R
 
 ROWS_TOGETHER = 800
 """Candidates that are scored in one call of `Ranker.step`, if they are of several requests: more of them gain nothing.
-A server stops at 256, `SchedulerLimits.max_step_rows`, which says why."""
+A server stops at 512, `SchedulerLimits.max_step_rows`, which says why."""
 
 T = TypeVar("T")
 _Ready = tuple[int, RankInputs, BlockContext, ContextOrigin]

@@ -172,7 +172,7 @@ class Application:
         self._check_trimmed(request, part)
         values = bodies.parse_object(await self._body(request))
         asked = bodies.retrieve_request(values, part.inputs, self.service.limits)
-        retrieved: Retrieved = await self._computed(part, part.run, asked, rows=1)
+        retrieved: Retrieved = await self._computed(part.run, asked, rows=1)
         answer = retrieved_answer(retrieved)
         keys = part.keys_of(retrieved.item_id)
         return json_response(answer if keys is None else {**answer, "item_key": keys})
@@ -187,7 +187,7 @@ class Application:
         self._check_trimmed(request, retrieval, ranking)
         values = bodies.parse_object(await self._body(request))
         asked = bodies.recommend_request(values, retrieval.inputs | ranking.inputs, self.service.limits)
-        recommended: Recommended = await self._computed(served, served.recommend, asked, rows=served.rows)
+        recommended: Recommended = await self._computed(served.recommend, asked, rows=served.rows)
         return json_response(recommended_answer(recommended))
 
     async def events(self, request: Request) -> Response:
@@ -325,13 +325,19 @@ class Application:
         return part
 
     async def _ranked(self, part: Part, asked: bodies.Asked) -> Ranked:
-        ranked: Ranked = await self._computed(part, part.run, asked, rows=asked.request.num_candidates)
+        ranked: Ranked = await self._computed(part.run, asked, rows=asked.request.num_candidates, group=part)
         self.service.models.compare(asked.request, ranked)
         return ranked
 
     async def _computed(
-        self, owner: Part | Served, run: Callable[[Sequence[Any]], Sequence[Any]], asked: bodies.Asked, *, rows: int
+        self,
+        run: Callable[[Sequence[Any]], Sequence[Any]],
+        asked: bodies.Asked,
+        *,
+        rows: int,
+        group: Part | None = None,
     ) -> Any:
+        """The answer. group: whose requests are computed together, so that they may share a step."""
         metrics = self.service.metrics
         if asked.dropped:
             metrics.add("reqdedup_dropped_columns_total", len(asked.dropped))
@@ -339,6 +345,7 @@ class Application:
             metrics.add("reqdedup_unknown_keys_total", asked.num_unknown)
         deadline = time.monotonic() + asked.deadline_ms / 1000
         waited = LoopAnswer()
+        owner = object() if group is None else group
         work = Work(group=owner, run=run, request=asked.request, rows=rows, deadline=deadline, answer=waited)
         self.service.scheduler.submit(work)
         answer = await waited.future

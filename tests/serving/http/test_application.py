@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 import orjson
@@ -16,7 +17,7 @@ import pytest
 from reqdedup.models.bundle import MANIFEST
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.serving.limits import Limits
-from reqdedup.serving.scheduler import Scheduler
+from reqdedup.serving.scheduler import Scheduler, Work
 from reqdedup.serving.server.app import Application, Service
 from reqdedup.serving.server.loading import Loader
 from reqdedup.serving.server.metrics import Metrics
@@ -51,6 +52,9 @@ class Asked:
 
     def __call__(self, path, body=None):
         """Status and parsed answer of a POST, of a GET without a body."""
+        return self.runner.run(self.answer(path, body))
+
+    async def answer(self, path, body):
         sent = []
         scope = {
             "type": "http",
@@ -67,7 +71,7 @@ class Asked:
         async def send(message):
             sent.append(message)
 
-        self.runner.run(self.application(scope, receive, send))
+        await self.application(scope, receive, send)
         return sent[0]["status"], orjson.loads(sent[1]["body"])
 
     def close(self):
@@ -166,6 +170,33 @@ def test_a_value_of_another_kind_is_refused_by_every_call(ask, table_requests):
             assert status in (200, 504) or (400 <= status < 500 and answer["error"]["message"]), (path, body, answer)
             assert status != 200 or path not in ("/v1/events", "/v1/models"), body
     assert ask("/v1/models")[1]["models"] == before
+
+
+@pytest.mark.parametrize(("path", "num_steps"), [("/v1/rank", 1), ("/v1/retrieve", 5), ("/v1/recommend", 5)])
+def test_what_is_not_computed_together_does_not_wait_for_its_neighbours(ask, table_requests, path, num_steps):
+    """What comes while another request is computed shares a step if that is what its model does."""
+    values = stored(table_requests)[1]
+    more = {"/v1/rank": {"candidates": values.pop("candidates")}, "/v1/retrieve": {"k": 3}}.get(path, {})
+    begins, goes_on = threading.Event(), threading.Event()
+
+    def wait(requests):
+        begins.set()
+        assert goes_on.wait(10)
+        return requests
+
+    async def several():
+        first = ask.scheduler.submit(Work(group="first", run=wait, request=None, rows=0))
+        assert begins.wait(10)
+        waiting = [asyncio.create_task(ask.answer(path, values | more)) for _ in range(5)]
+        await asyncio.sleep(0)
+        while ask.scheduler.waiting[0] < 5:
+            await asyncio.sleep(0.001)
+        goes_on.set()
+        first.result(10)
+        return await asyncio.gather(*waiting)
+
+    assert [status for status, _ in ask.runner.run(several())] == [200] * 5
+    assert ask.scheduler.counts.steps == 1 + num_steps
 
 
 def test_a_bundle_that_cannot_be_served_keeps_a_server_from_beginning(bundles):
