@@ -1,0 +1,149 @@
+"""An independent SASRec beside the library's two-tower: RecTools', in its own environment, on the protocol of
+`benchmarks.movielens_quality`: the same split, histories, items and positives, seen items left out.
+
+    python -m venv sasrec && sasrec/bin/pip install 'rectools[torch]==0.19.0' 'torch==2.13.0'
+    python -m benchmarks.movielens_sasrec ml-100k --python sasrec/bin/python [--by time|user] [--epochs 5 10 20 40]
+        [--try]
+
+SASRec sees each training user's sequence once an epoch and predicts every next item by a softmax over all; requests
+whose history is empty it cannot answer, and their items come last. CPU is that of training, one thread each; the
+two-tower's is of one run with the epochs of `movielens_quality`. --try: one epoch of either, nothing is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.movielens_quality import SHOWN, configuration, of_model, table
+from benchmarks.record import write_results
+from reqdedup.models.baselines import Histories, Interactions
+from reqdedup.models.baselines.interactions import broken_by_popularity
+from reqdedup.storage import TableSource
+from reqdedup.training.judgement.baselines import splits_of
+from reqdedup.training.judgement.judge import judge
+from reqdedup.training.judgement.outcomes import Outcomes, Ranked
+from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
+from reqdedup.training.split import SplitBy
+
+WORKER = Path(__file__).with_name("sasrec_worker.py")
+
+
+@dataclass(kw_only=True)
+class SasRec:
+    """A rule as those of `reqdedup.models.baselines`: fitted on interactions, then `scores` of histories.
+
+    python: of the environment that has RecTools.  cpu_s: of the training.
+    """
+
+    python: Path
+    folder: Path
+    epochs: int
+    seed: int = 0
+    learning_rate: float = 1e-3
+    cpu_s: float = 0.0
+
+    def __call__(self, interactions: Interactions) -> SasRec:
+        self._num_items, self._popularity_V = interactions.num_items, interactions.popularity
+        self._worker = subprocess.Popen(
+            [str(self.python), str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self.folder
+        )
+        path = self._saved(interactions.histories)
+        asked = {"fit": path, "epochs": self.epochs, "seed": self.seed, "learning_rate": self.learning_rate}
+        self.cpu_s = self._ask(asked)["cpu_s"]
+        return self
+
+    def scores(self, histories: Histories) -> np.ndarray:
+        out = str(self.folder / "scores.npz")
+        self._ask({"score": self._saved(histories), "out": out, "num_items": self._num_items})
+        with np.load(out) as arrays:
+            return broken_by_popularity(arrays["score_RV"].clip(min=-1e3), self._popularity_V)
+
+    def end(self) -> None:
+        self._worker.communicate()
+
+    def _saved(self, histories: Histories) -> str:
+        path = self.folder / "histories.npz"
+        np.savez(path, item_T=histories.item_T, offsets_R1=histories.offsets_R1)
+        return str(path)
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        self._worker.stdin.write(json.dumps(question) + "\n")
+        self._worker.stdin.flush()
+        answer = self._worker.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{WORKER.name} under {self.python}: an answer required, found its end; see above")
+        return json.loads(answer)
+
+
+def rows_of(by: str, name: str, outcomes: Outcomes, cpu_s: float, epochs: int) -> Iterator[dict[str, Any]]:
+    judgement = judge(outcomes)
+    for row in judgement["figures"]:
+        if row["metric"] in SHOWN["retrieval"] and row["slice"] in ("all", "history under 5"):
+            yield {
+                "claim": f"MovieLens-100K, beside an independent SASRec, split by {by}, {row['slice']}: {row['metric']}",
+                "variant": name,
+                "value": row["value"],
+                "unit": row["metric"],
+                "target": None,
+                "spread": [row["low"], row["high"]],
+                "cpu_s": cpu_s,
+                "epochs": epochs,
+                "sizes": {"rows": judgement["rows"], "users": judgement["users"]},
+            }
+
+
+def measure(
+    source: TableSource, by: SplitBy, python: Path, epochs: list[int], folder: Path, **changes: Any
+) -> Iterator[dict[str, Any]]:
+    """changes: of the two-tower's configuration."""
+    config = configuration(source, "retrieval", by, 0, **changes)
+    before = time.process_time()
+    ours = of_model(config, source, folder / f"two-tower-{by}")
+    assert isinstance(ours, Ranked)
+    yield from rows_of(by, "two-tower", ours, time.process_time() - before, config.max_epochs)
+    train = splits_of(config, source).train
+    for number in epochs:
+        rule = SasRec(python=python.absolute(), folder=folder, epochs=number)
+        found = retrieval_baselines(config, source, ours, train, methods={"SASRec": rule})["SASRec"]
+        rule.end()
+        yield from rows_of(by, f"SASRec, {number} epochs", found, rule.cpu_s, number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", type=Path, required=True)
+    parser.add_argument("--by", choices=("time", "user"), action="append")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[5, 10, 20, 40])
+    parser.add_argument("--try", dest="is_trial", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, changes = [], {"max_epochs": 1} if options.is_trial else {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = table(options.folder, Path(folder))
+        for by in options.by or ("time", "user"):
+            epochs = [1] if options.is_trial else options.epochs
+            for row in measure(source, by, options.python, epochs, Path(folder), **changes):
+                rows.append(row)
+                low, high = row["spread"]
+                print(f"{row['claim']}: {row['variant']} {row['value']:.4f} ({low:.4f} to {high:.4f})", end="")
+                print(f", {row['cpu_s']:.0f} s of CPU", flush=True)
+    if not options.is_trial:
+        print(write_results("movielens_sasrec", rows))
+
+
+if __name__ == "__main__":
+    main()
