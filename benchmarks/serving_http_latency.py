@@ -20,12 +20,21 @@ from reqdedup.serving.scheduler import SchedulerLimits
 
 REFUSED_AT_SATURATION = 0.001
 STEP, FINEST = 1.2, 1.02
+COUNTED = (
+    "process_resident_memory_bytes",
+    "reqdedup_steps_total",
+    "reqdedup_step_requests_total",
+    "reqdedup_step_seconds_total",
+    "reqdedup_waited_seconds_total",
+)
+"""By the server: where the time of an answer goes."""
 
 
 def latency(
     folder: Path, load: LoadClient, shapes: Sequence[tuple[int, int, int]], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """p50 and p99 of the answered, in the deterministic mode, at 100 candidates."""
+    """p50 and p99 of the answered, in the deterministic mode, at 100 candidates; share of the time that the server
+    computes, length and requests of its steps, and the mean wait for one."""
     length, candidates, _ = max(shapes, key=lambda shape: shape[1] == 100)
     traffic = Traffic(max_history=length, candidates=candidates)
     store, wait_ms = filled_store(folder, length, 128 * length), SchedulerLimits().max_wait_ms
@@ -40,8 +49,9 @@ def latency(
         rate = 0.8 * len(probe) / load.closed(process.url, probe, 2).seconds
         saturation, at_saturation = _saturation(offered, rate, seconds / 5)
         for name, share in (("70%", 0.7), ("3x", 3.0)):
-            before = process.value("process_resident_memory_bytes")
+            before = {name: process.value(name) for name in COUNTED}
             answers = offered(saturation * share, seconds)
+            resident, steps, requests, busy_s, waited_s = (process.value(name) - before[name] for name in COUNTED)
             p50, p99 = np.percentile(answers.answered_ms, [50, 99])
             p99_at_saturation = float(np.percentile(at_saturation.answered_ms, 99))
             yield row(
@@ -56,7 +66,11 @@ def latency(
                 rate=saturation * share,
                 answered=len(answers.answered_ms),
                 refused=answers.refused,
-                grown_bytes=process.value("process_resident_memory_bytes") - before,
+                grown_bytes=resident,
+                busy=busy_s / answers.seconds,
+                step_ms=1000 * busy_s / steps,
+                step_requests=requests / steps,
+                waited_ms=1000 * waited_s / requests,
                 sizes={"history": length, "candidates": candidates, "seconds": seconds, "wait_ms": wait_ms},
             )
 

@@ -32,6 +32,10 @@ class OverloadedError(RuntimeError):
         self.retry_after_s = retry_after_s
 
 
+class QueueFullError(OverloadedError):
+    """The queue is full."""
+
+
 class DeadlineError(RuntimeError):
     """The deadline passed before the request's turn: nothing was computed."""
 
@@ -194,7 +198,7 @@ class Scheduler:
         if not is_full and 1000 * wait_s <= limits.max_wait_ms:
             return
         self.counts.refused += 1
-        raise OverloadedError(
+        raise QueueFullError(
             f"a queue of at most {limits.max_wait_ms:g} ms, {limits.max_waiting} requests and "
             f"{limits.max_waiting_rows} candidates required, found {1000 * wait_s:.0f}, {waiting} and {self._rows} "
             "waiting; come back later",

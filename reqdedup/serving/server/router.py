@@ -9,6 +9,10 @@
     /v1/workers              their addresses, for clients on this machine that route themselves
     everything else          the user's worker; the first one if there is no user in it
 
+A worker whose queue is full is not asked again for a moment: what it said is said to those who come, before their
+bodies are read if their user stands in a header. A worker that had to refuse a flood itself would have no time to
+compute.
+
 Connections to workers are kept. One that breaks before the answer's head came is answered 503: the worker may have
 computed, but nothing was said, and every call but a rollback may be repeated. A worker that is being started again is
 waited for as long as the request says that it may wait, its `deadline_ms`, then answered 503 too. A change of models
@@ -19,6 +23,7 @@ siblings' models over meanwhile has nothing left to do.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,7 +34,7 @@ import orjson
 
 from reqdedup.arrays.hashing import hash_string
 from reqdedup.serving.limits import Limits
-from reqdedup.serving.names import ARROW, HEADER_LENGTH, JSON, OF_USER, REQUEST_KEY
+from reqdedup.serving.names import ARROW, HEADER_LENGTH, JSON, OF_USER, QUEUE_FULL, QUEUED, REQUEST_KEY
 from reqdedup.serving.requests import RequestError
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
@@ -44,7 +49,8 @@ TOLD_AGAIN_AFTER_S = (0.1, 0.5, 2.0)
 
 
 class Router:
-    """An ASGI application. addresses: of the workers, by number.  restarts, failed_starts, deaths: of each so far."""
+    """An ASGI application. addresses: of the workers, by number.  restarts, failed_starts, deaths: of each so far.
+    full_for_s: how long a worker that said that its queue is full is not asked again, a tenth of such a queue."""
 
     def __init__(
         self,
@@ -54,8 +60,11 @@ class Router:
         restarts: Callable[[], Sequence[int]] = list,
         failed_starts: Callable[[], Sequence[int]] = list,
         deaths: Callable[[], Sequence[int]] = list,
+        full_for_s: float = 0.01,
     ) -> None:
-        self.limits = limits
+        self.limits, self._full_for_s = limits, full_for_s
+        self._full: dict[int, tuple[float, Answer]] = {}
+        """Of workers whose queue was full: until when they are not asked, and what they said."""
         self._workers = [Upstream(*address, timeout_s=limits.max_deadline_ms / 1000 + 20) for address in addresses]
         self._urls = [f"http://{host}:{port}" for host, port in addresses]
         self._deaths = deaths
@@ -65,6 +74,7 @@ class Router:
         """Rollbacks, and ends of a shadow: what was being loaded then is not told to the other workers."""
         self.metrics = Metrics()
         self.metrics.describe("reqdedup_router_requests_total", "counter", "Requests passed on, by worker.")
+        self.metrics.describe("reqdedup_router_refused_total", "counter", "Requests refused in the place of a worker.")
         self.metrics.describe("reqdedup_router_broken_total", "counter", "Requests whose worker broke off.")
         for name, counts, help in (
             ("restarts", restarts, "Starts of a worker beside its first."),
@@ -96,7 +106,11 @@ class Router:
             return _plain(json_response({"live": True}))
         if path == "/v1/workers" and is_get:
             return _plain(json_response({"workers": self._urls}))
-        self.limits.check_said(dict(scope["headers"]).get(b"content-length", b"").decode("latin-1"))
+        headers = dict(scope["headers"])
+        self.limits.check_said(headers.get(b"content-length", b"").decode("latin-1"))
+        named = self._worker_in(headers)
+        if named is not None and (refusal := self._refusal(path, named)) is not None:
+            return refusal
         body = await read_body(receive, self.limits)
         if path in ("/readyz", "/v2/health/ready", "/metrics") and method == "GET":
             return await self._of_all(scope, path)
@@ -104,9 +118,22 @@ class Router:
             return await self._change_models(scope, body)
         if path == "/v1/models" and method == "GET":
             return await self._models(scope)
-        number = self._worker_of(scope, body)
+        number = self._worker_of(path, headers, body) if named is None else named
+        if named is None and (refusal := self._refusal(path, number)) is not None:
+            return refusal
         self.metrics.add("reqdedup_router_requests_total", of_worker=str(number))
-        return await self._ask(number, scope, body)
+        answer = await self._ask(number, scope, body)
+        if answer[0] == 503 and any(name == QUEUE_FULL.encode() for name, _ in answer[1]):
+            self._full[number] = time.monotonic() + self._full_for_s, answer
+        return answer
+
+    def _refusal(self, path: str, number: int) -> Answer | None:
+        """What the worker said lately, if that was that its queue is full and this request would wait there."""
+        until, said = self._full.get(number, (0.0, None))
+        if said is None or path not in QUEUED or time.monotonic() >= until:
+            return None
+        self.metrics.add("reqdedup_router_refused_total")
+        return said
 
     async def _ask(self, number: int, scope: Scope, body: bytes, *, is_patient: bool = False) -> Answer:
         """Raises OverloadedError, 503, if the worker breaks off, or is not there again in the request's time.
@@ -203,11 +230,16 @@ class Router:
         said = {"ready": is_ready, "workers": num_ready} | ({"reason": reason} if reason else {})
         return _plain(json_response(said, 200 if is_ready else 503))
 
-    def _worker_of(self, scope: Scope, body: bytes) -> int:
-        headers = dict(scope["headers"])
-        said = headers.get(OF_USER.encode())
+    def _worker_in(self, headers: dict[bytes, bytes]) -> int | None:
+        """Of the user in our client's header; None if the body has to say."""
+        with suppress(ValueError):
+            if (said := headers.get(OF_USER.encode())) is not None and -(2**63) <= int(said) < 2**63:
+                return worker_of(int(said), len(self._workers))
+        return None
+
+    def _worker_of(self, path: str, headers: dict[bytes, bytes], body: bytes) -> int:
         with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
-            user_id = int(said) if said is not None else _user_of(scope["path"], headers, body)
+            user_id = _user_of(path, headers, body)
             if -(2**63) <= user_id < 2**63:
                 return worker_of(user_id, len(self._workers))
         return 0  # it will say what is wrong with the request

@@ -11,9 +11,9 @@ import orjson
 from starlette.responses import Response
 
 from reqdedup.sequences.store import StoreUnavailableError
-from reqdedup.serving.names import JSON
+from reqdedup.serving.names import JSON, QUEUE_FULL
 from reqdedup.serving.requests import Ranked, Recommended, RequestError, Retrieved
-from reqdedup.serving.scheduler import DeadlineError, OverloadedError
+from reqdedup.serving.scheduler import DeadlineError, OverloadedError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,10 @@ def error_response(error: Exception) -> Response:
         headers = {"connection": "close"} if status in (408, 413) else None
         return json_response({"error": {"message": str(error), **said}}, status, headers)
     if isinstance(error, OverloadedError):
-        return json_response({"error": {"message": str(error)}}, 503, {"retry-after": str(error.retry_after_s)})
+        head = {"retry-after": str(error.retry_after_s)} | (
+            {QUEUE_FULL: "1"} if isinstance(error, QueueFullError) else {}
+        )
+        return json_response({"error": {"message": str(error)}}, 503, head)
     if isinstance(error, StoreUnavailableError):
         return json_response({"error": {"message": f"store: {error.reason}"}}, 503, {"retry-after": "1"})
     if isinstance(error, DeadlineError):

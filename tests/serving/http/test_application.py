@@ -17,6 +17,8 @@ import pytest
 from reqdedup.models.bundle import MANIFEST
 from reqdedup.sequences.sqlite_store import SqliteStore
 from reqdedup.serving.limits import Limits
+from reqdedup.serving.names import OF_USER, QUEUE_FULL
+from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import Scheduler, Work
 from reqdedup.serving.server.app import Application, Service
 from reqdedup.serving.server.loading import Loader
@@ -308,3 +310,41 @@ def test_a_router_says_why_its_workers_are_not_ready():
 
     status, _, body = asyncio.run(asked())
     assert (status, orjson.loads(body)) == (503, {"ready": False, "workers": 0, "reason": "store: gone"})
+
+
+def test_a_router_refuses_for_a_worker_that_was_full_and_asks_it_again_after_a_moment():
+    refusal = 503, [(b"retry-after", b"2"), (QUEUE_FULL.encode(), b"1")], b"full"
+    users = [next(user for user in range(99) if worker_of(user, 2) == number) for number in (0, 1)]
+
+    async def asked(full_for_s):
+        router = Router([("127.0.0.1", 1), ("127.0.0.1", 1)], Limits(), full_for_s=full_for_s)
+        told, answers = [], {0: refusal, 1: (200, [], b"{}")}
+        for number, worker in enumerate(router._workers):
+
+            async def ask(scope, body, *, is_patient=False, number=number):
+                told.append(number)
+                return answers[number]
+
+            worker.ask = ask
+
+        async def call(user, *, path="/v1/rank", named=True):
+            reads, sent = [], []
+
+            async def receive():
+                reads.append(user)
+                return {"type": "http.request", "body": orjson.dumps({"user_id": user})}
+
+            async def send(message):
+                sent.append(message)
+
+            headers = [(OF_USER.encode(), b"%d" % user)] if named else []
+            await router({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+            return sent[0]["status"], len(reads), len(told)
+
+        found = [await call(users[0]) for _ in range(2)]
+        found += [await call(users[0], named=False), await call(users[0], path="/v1/events"), await call(users[1])]
+        return found, router.metrics.value("reqdedup_router_refused_total")
+
+    # neither read nor passed on, then read to know whose it is; events do not wait in that queue
+    assert asyncio.run(asked(60)) == ([(503, 1, 1), (503, 0, 1), (503, 1, 1), (503, 1, 2), (200, 1, 3)], 2)
+    assert asyncio.run(asked(0)) == ([(503, 1, 1), (503, 1, 2), (503, 1, 3), (503, 1, 4), (200, 1, 5)], 0)
