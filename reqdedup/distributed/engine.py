@@ -19,8 +19,7 @@ PAYS_BYTES = 2**30
 """Of stored files that an operation reads, from which on it runs on all cores if nobody says otherwise."""
 
 SHUFFLE_PAYS_FROM = 4
-"""Cores: rows that are exchanged between tasks take more than twice the CPU of one process, and gain in wall time
-alone."""
+"""Cores: rows that are exchanged between tasks take more CPU than one process does, and gain in wall time alone."""
 
 
 class Task(Protocol):

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -40,8 +41,14 @@ from reqdedup.environment import variables
 if TYPE_CHECKING:
     from reqdedup.distributed.engine import Task
 
+ADDRESS = re.compile(r"[^\s/@]+:\d{1,5}")
+"""HOST:PORT of a head."""
+
 LOOK_EVERY_S = 2.0
 """At the nodes of the cluster."""
+
+CONNECT_S = 10.0
+"""That the head of a cluster has to be reached in."""
 
 END_S = 10.0
 """That attempts have to end in when the run does."""
@@ -226,9 +233,13 @@ def _connect(address: str, name: str) -> None:
         if address and here != address:
             raise ValueError(f"engine {name}: one cluster for this process required, found it connected to {here}")
         return
+    head = address or variables().get("RAY_ADDRESS", "")
     try:
+        if ADDRESS.fullmatch(head):  # Ray itself would try for minutes
+            host, _, port = head.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"engine {name}: a running cluster with a node on this host required, found {error}. Start one with `ray "
             "start` (docs/scale.md); one machine alone is better served by engine='processes'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,3 +93,7 @@ def test_without_a_cluster_the_engine_says_how_to_start_one():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 1
     assert "engine ray: a running cluster with a node on this host required" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"ray:127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ValueError, match=rf"engine {nobody}: a running cluster .* required, found .*refused"):
+        list(named_engine(nobody).run(None, []))
