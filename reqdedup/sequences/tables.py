@@ -21,7 +21,7 @@ from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table, Transaction
+from pyiceberg.table import Table, TableProperties, Transaction
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import FixedType, IcebergType, LongType, NestedField, StringType
@@ -51,6 +51,10 @@ LOG_PROPERTY, RAW_PROPERTY, TIMELINE_PROPERTY = "reqdedup.event-log", "reqdedup.
 
 _TYPES: dict[str, IcebergType] = {dtype: kind for kind, dtype in DTYPES.items()}
 _DELTA, _PLAIN = "DELTA_BINARY_PACKED", "PLAIN"
+
+_BOUNDED = (USER, ITEM, EVENT_TYPE, EVENT_TS, ARRIVAL_TS, POSITION, INDEX)
+"""Columns whose bounds manifests have, for what looks for some rows; bounds of all columns would make every run read and
+write several times as much of them as of these."""
 
 RAW_ENCODINGS = {EVENT_ID: _PLAIN, POSITION: _DELTA, ARRIVAL_TS: _DELTA, EVENT_TS: _DELTA}
 TIMELINE_ENCODINGS = {EVENT_ID: _PLAIN, INDEX: _DELTA, ARRIVAL_TS: _DELTA, EVENT_TS: _DELTA}
@@ -128,10 +132,23 @@ def raw_table(catalog: Catalog, namespace: str, log: EventLog) -> Table:
             identifier,
             schema,
             partition_spec=PartitionSpec(day),
-            properties={**NO_RETRIES, LOG_PROPERTY: log.to_json(), RAW_PROPERTY: json.dumps(asdict(Delivered()))},
+            properties={
+                **_properties(schema),
+                LOG_PROPERTY: log.to_json(),
+                RAW_PROPERTY: json.dumps(asdict(Delivered())),
+            },
         )
     continue_log(catalog, namespace, table, log)
     return table
+
+
+def _properties(schema: Schema) -> dict[str, str]:
+    bounded = [name for name in _BOUNDED if name in schema.column_names]
+    return {
+        **NO_RETRIES,
+        TableProperties.DEFAULT_WRITE_METRICS_MODE: "none",
+        **{f"{TableProperties.METRICS_MODE_COLUMN_CONF_PREFIX}.{name}": "full" for name in bounded},
+    }
 
 
 def published_log(catalog: Catalog, namespace: str) -> EventLog | None:
@@ -235,7 +252,7 @@ def make_timeline(
         ),
         sort_order=SortOrder(SortField(user, IdentityTransform()), SortField(index, IdentityTransform())),
         properties={
-            **NO_RETRIES,
+            **_properties(schema),
             LOG_PROPERTY: log.to_json(),
             TIMELINE_PROPERTY: json.dumps(state.plain()),
         },

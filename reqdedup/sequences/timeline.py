@@ -38,9 +38,6 @@ from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.iceberg.row_files import RowFiles
 
-LONG_RUN = 32
-"""Rows of a user in a file, in the mean, from which they are copied as a whole."""
-
 VERSION_REF = OWN_REFS + "timeline-v"
 """Prefix of the tags of earlier versions, and of the branches of staged ones."""
 
@@ -77,7 +74,8 @@ class Timeline:
         tables = [self.read_file(file, names) for file in files]
         if not tables:
             return pa.schema([self.schema.field(name) for name in names]).empty_table()
-        return tables[0].combine_chunks() if len(tables) == 1 else in_order(tables)
+        whole = pa.concat_tables(tables).combine_chunks()
+        return whole if len(tables) == 1 else whole.take(pa.array(order_of(whole)))
 
     def _first_arrival(self, file: DataFile) -> bytes:
         field = self.table.schema().find_field(ARRIVAL_TS).field_id
@@ -101,20 +99,21 @@ class Timeline:
 
         A file has a user's events side by side, so that the last of them says it.
         """
-        found = []
+        names = [USER, INDEX, *rank_columns]
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for file in self.files:
             if buckets is not None and file.partition[0] not in buckets:
                 continue
-            table = self.read_file(file, [USER, INDEX, *rank_columns])
+            table = self.read_file(file, names)
             user_T = table.column(USER).to_numpy()
-            rows = table.take(pa.array(np.flatnonzero(np.diff(user_T, append=user_T[-1] + 1))))
-            frame = pl.from_arrow(rows)
-            assert isinstance(frame, pl.DataFrame)
-            found.append(frame)
+            is_last_T = np.append(user_T[1:] != user_T[:-1], True)
+            for name in names:
+                found[name].append(table.column(name).to_numpy()[is_last_T])
         schema = {USER: pl.Int64, "end": pl.Int64, **dict.fromkeys(rank_columns, pl.Int32)}
-        if not found:
+        if not found[USER]:
             return pl.DataFrame(schema=schema)
-        last = pl.concat(found).filter(pl.col(USER).is_in(users.implode()))
+        last = pl.DataFrame({name: np.concatenate(values) for name, values in found.items()})
+        last = last.filter(pl.col(USER).is_in(users.implode()))
         last = last.group_by(USER).agg(pl.col(INDEX).max() + 1, *(pl.col(name).max() for name in rank_columns))
         return last.rename({INDEX: "end"}).cast(schema)  # type: ignore[arg-type]
 
@@ -173,49 +172,23 @@ def branch_of(version: int, current: int) -> str:
     return MAIN if version == current else staged_ref(version)
 
 
-def in_order(tables: Sequence[pa.Table]) -> pa.Table:
-    """The rows of files of a bucket, each of which is in the order of (user_id, timeline_index), in that order.
+def order_of(table: pa.Table) -> np.ndarray:
+    """Rows in the order of (user_id, timeline_index), cheap where files follow one another in time: then a user's rows
+    of a file are one run, and runs are put in order instead of rows.
 
-    A user's rows of a file are one run, so that runs are put in order instead of rows, and long ones are copied as they
-    lie, several times cheaper than row by row.
+    Arrow takes rows in runs at half of what copying each run costs.
     """
-    whole = pa.concat_tables(tables)
-    user_T, index_T = (whole.column(name).to_numpy() for name in (USER, INDEX))
-    offset_F = np.cumsum([0, *map(len, tables)])
-    is_start_T = np.diff(user_T, prepend=user_T[:1] - 1) != 0
-    is_start_T[offset_F[offset_F < len(whole)]] = True
+    user_T, index_T = table.column(USER).to_numpy(), table.column(INDEX).to_numpy()
+    is_start_T = np.ones(len(user_T), bool)
+    is_start_T[1:] = (user_T[1:] != user_T[:-1]) | (index_T[1:] < index_T[:-1])
     start_N = np.flatnonzero(is_start_T)
-    length_N = np.diff(start_N, append=len(whole))
-    order_N = np.lexsort((index_T[start_N], user_T[start_N]))
-    start_N, length_N = start_N[order_N], length_N[order_N]
-    is_same_N = user_T[start_N[1:]] == user_T[start_N[:-1]]
-    if (index_T[start_N[1:]] < index_T[start_N + length_N - 1][:-1])[is_same_N].any():  # a run lies within another
-        return whole.take(pa.array(np.lexsort((index_T, user_T))))
-    if len(whole) <= LONG_RUN * len(start_N):
-        return whole.combine_chunks().take(pa.array(ranges(start_N, length_N)))
-    file_N = np.searchsorted(offset_F, start_N, "right") - 1
-    first_N = start_N - offset_F[file_N]
-    runs = list(zip(file_N.tolist(), first_N.tolist(), (first_N + length_N).tolist()))
-    columns = [_of_runs([table.column(name) for table in tables], runs) for name in whole.column_names]
-    if any(column is None for column in columns):
-        row_T = pa.array(ranges(start_N, length_N))
-        columns = [whole.column(place).take(row_T) if one is None else one for place, one in enumerate(columns)]
-    return pa.table(columns, schema=whole.schema)
-
-
-def _of_runs(columns: Sequence[pa.ChunkedArray], runs: Sequence[tuple[int, int, int]]) -> pa.Array | None:
-    """One column of the runs (file, start, end); None unless its values have one width and none is null."""
-    kind = columns[0].type
-    width = kind.bit_width if pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) else 1
-    if width % 8 or any(column.null_count for column in columns):
-        return None
-    values = []
-    for column in columns:
-        one = column.combine_chunks()
-        whole = np.frombuffer(one.buffers()[1], f"V{width // 8}", one.offset + len(one))
-        values.append(whole[one.offset :])
-    packed = np.concatenate([values[file][start:end] for file, start, end in runs])
-    return pa.Array.from_buffers(kind, len(packed), [None, pa.py_buffer(packed)])
+    length_N = np.diff(start_N, append=len(user_T))
+    order_N = np.argsort(user_T[start_N], kind="stable")
+    first_N, last_N = start_N[order_N], start_N[order_N] + length_N[order_N] - 1
+    is_same = user_T[first_N[1:]] == user_T[first_N[:-1]]
+    if (index_T[first_N[1:]] < index_T[last_N[:-1]])[is_same].any():
+        return np.lexsort((index_T, user_T))
+    return ranges(first_N, length_N[order_N])
 
 
 def each_bucket(timeline: Timeline, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
