@@ -74,6 +74,16 @@ def user_id(text: str) -> int:
         raise ValueError(f"{error}; of an id of text use --key {text}") from None
 
 
+def user_of_events(text: str) -> int:
+    """A user_id as events say it: a whole number, or text, which the intake of events hashes."""
+    from reqdedup.logs.ids import hash_string, parse_id
+
+    try:
+        return parse_id(text)
+    except ValueError:
+        return hash_string(key(text))
+
+
 def key(text: str) -> str:
     """The original id of a user, as text."""
     if not text.strip():

@@ -53,8 +53,8 @@ _TYPES: dict[str, IcebergType] = {dtype: kind for kind, dtype in DTYPES.items()}
 _DELTA, _PLAIN = "DELTA_BINARY_PACKED", "PLAIN"
 
 _BOUNDED = (USER, ITEM, EVENT_TYPE, EVENT_TS, ARRIVAL_TS, POSITION, INDEX)
-"""Columns whose bounds manifests have, for what looks for some rows; bounds of all columns would make every run read and
-write several times as much of them as of these."""
+"""Columns whose bounds manifests have, for what looks for some rows; those of all columns would be several times as
+much to read and write in every run."""
 
 RAW_ENCODINGS = {EVENT_ID: _PLAIN, POSITION: _DELTA, ARRIVAL_TS: _DELTA, EVENT_TS: _DELTA}
 TIMELINE_ENCODINGS = {EVENT_ID: _PLAIN, INDEX: _DELTA, ARRIVAL_TS: _DELTA, EVENT_TS: _DELTA}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from reqdedup import cli
+from reqdedup.logs.ids import hash_string
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "sequences.md").read_text()
 
@@ -40,6 +41,8 @@ def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, c
     fetched = space["found"]
     assert 0 < len(fetched["item_id"]) <= 100
     assert (fetched["item_id"] % 9 == fetched["category"]).all()
+    assert cli.main(["sequences", "fetch", "u-7", "engaged", "--namespace", "shop"]) == 0  # an id of text, hashed
+    assert f"user {hash_string('u-7')}, engaged: 0 events" in capsys.readouterr().out
     made = space["lake"].table("shop.engagements_by_request").to_polars()
     assert made.height == 4_000
     assert made["history_item_id"].list.len().max() > 20

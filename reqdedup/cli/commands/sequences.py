@@ -13,7 +13,7 @@ import click
 from reqdedup.cli.catalog import open_catalog
 from reqdedup.cli.options import BUCKETS, Checked, Group, Options, option, subcommand
 from reqdedup.cli.output import counted, format_bytes, format_table, print_json, say
-from reqdedup.cli.values import share, user_id, whole
+from reqdedup.cli.values import share, user_of_events, whole
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -209,13 +209,14 @@ def retain(arguments: Options) -> int:
 
 @subcommand(
     help="print a user's sequence as the timeline has it",
-    description="The last events of the sequence that had arrived before --at, oldest first.",
+    description="The last events of the sequence that had arrived before --at, oldest first. USER_ID is as the events "
+    "say it, a whole number or text.",
     examples=[
         "reqdedup sequences fetch 7 engaged --namespace lake",
         "reqdedup sequences fetch 7 engaged --namespace lake --columns item_id --at 2026-11-27T12:00:00+00:00",
     ],
 )
-@click.argument("user", type=Checked(user_id), metavar="USER_ID")
+@click.argument("user", type=Checked(user_of_events), metavar="USER_ID")
 @click.argument("sequence", metavar="SEQUENCE")
 @option("--namespace", **NAMESPACE)
 @option("--columns", metavar="A,B", help="of the sequence (default: all)")
