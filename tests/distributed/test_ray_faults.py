@@ -26,7 +26,7 @@ from tests.storage.tasks.killed_driver import open_lake
 
 pytestmark = pytest.mark.soak
 
-DEADLINE_S = 25.0
+DEADLINE_S = 40.0
 SECONDS = {"REQDEDUP_DEADLINE_S": str(DEADLINE_S)}
 """Of a task: minutes in life."""
 
