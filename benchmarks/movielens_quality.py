@@ -1,12 +1,15 @@
 """The library's models beside baselines on MovieLens-100K, each rating its own request.
 
     python -m benchmarks.movielens_quality ml-100k [--by time|user] [--task ranking|retrieval] [--seeds 4] [--try]
+        [--python OTHER/bin/python]
 
 Every rating is a request whose history is what the user rated in an earlier second: half of the ratings share their
 second with the one before, which they do not see. Held out are the last 20% by time, or a fifth of the users; 10% more
 are for validation: baselines choose their parameters on it, the models' were chosen on it, and everything is then
 fitted on training and validation together. All get the same histories, items and ratings, and no genres. Figures of
-retrieval leave out items of the history. Intervals are over users, 200 bootstraps. --try: nothing is recorded.
+retrieval leave out items of the history. Intervals are over users, 200 bootstraps. Ranking has kNN on
+residuals beside it and, with the --python of an environment that has scikit-learn, a GBM on everything that the others
+know (`benchmarks.residual_rivals`). --try: nothing is recorded.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import residual_rivals
 from benchmarks.record import write_results
 from reqdedup.logs import presets, read_log
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.baselines import Ease, ImplicitFactors, ItemNeighbours, LastItem, Popularity
 from reqdedup.storage import Layout, TableSource, create_table, open_catalog, write
 from reqdedup.training import TrainingConfig
-from reqdedup.training.judgement.baselines import baselines_of
+from reqdedup.training.judgement.baselines import baselines_of, splits_of
 from reqdedup.training.judgement.judge import judge
 from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
 from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
@@ -178,18 +182,22 @@ def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str,
             }
 
 
-def measure(source: TableSource, task: str, by: SplitBy, seeds: int, lake: Path) -> Iterator[dict[str, Any]]:
+def measure(
+    source: TableSource, task: str, by: SplitBy, seeds: int, lake: Path, python: Path | None
+) -> Iterator[dict[str, Any]]:
     found: list[Outcomes] = []
     rivals: dict[str, Outcomes] = {}
     for seed in range(seeds):
         config = configuration(source, task, by, seed)
         found.append(of_model(config, source, lake / f"{task}-{by}-{seed}"))
-        if not seed:
-            first = found[0]
+        if not seed or by == "user":  # each seed has its own users
+            first = found[-1]
             if isinstance(first, Ranked):
                 rivals = tuned(config, source, lake / "tuning", first)
             else:
-                rivals = baselines_of(config, source, first)
+                assert isinstance(first, Scored)
+                train = splits_of(config, source).train
+                rivals = baselines_of(config, source, first) | residual_rivals.rivals(source, first, train, python)
         yield from rows_of(task, by, f"seed {seed}", found[-1], rivals)
     if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
         yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)
@@ -201,15 +209,19 @@ def main() -> None:
     parser.add_argument("--by", choices=("time", "user"), action="append")
     parser.add_argument("--task", choices=tuple(TRAINING), action="append")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--python", type=Path, help="of an environment with scikit-learn, for the GBM")
+    parser.add_argument("--epochs", type=int, help="instead of the protocol's, for a trial")
     parser.add_argument("--try", dest="is_trial", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.epochs:
+        EPOCHS.update(dict.fromkeys(EPOCHS, options.epochs))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         source = table(options.folder, Path(folder))
         for task in options.task or TRAINING:
             for by in options.by or ("time", "user"):
-                for row in measure(source, task, by, options.seeds, Path(folder)):
+                for row in measure(source, task, by, options.seeds, Path(folder), options.python):
                     rows.append(row)
                     low, high = row["spread"]
                     print(f"{row['claim']}: {row['variant']} {row['unit']} {row['value']:.4f} ({low} to {high})")
