@@ -43,6 +43,7 @@ LATER_FIELDS: dict[str, Any] = {
     "context_from": "logged",
     "fusion": "concat",
     "item_numbers": (),
+    "item_vector_width": 0,
     "derived_request": (),
     "derived_item": (),
 }
@@ -63,6 +64,8 @@ class ModelConfig:
     item_categories, item_numbers: integer, and fractional, item-level columns of the candidate; numbers as of requests.
     derived_request, derived_item: features that follow from columns of the request, or of the candidate
         (`reqdedup.models.derived`).
+    item_vector_width: of vectors that something else made of each item, added to events and candidates through a
+        projection (`reqdedup.models.known_vectors`); 0: none.
     item_table_rows: rows of the hashed item table, which histories and candidates share.
     category_table_rows: rows of each hashed table of a category.
     width: D of the transformer.  num_heads: H, a divisor of D.  feature_width: of each request category and vector.
@@ -87,6 +90,7 @@ class ModelConfig:
     item_numbers: tuple[str, ...] = ()
     derived_request: tuple[Derived, ...] = ()
     derived_item: tuple[Derived, ...] = ()
+    item_vector_width: int = 0
     item_table_rows: int = 65_536
     category_table_rows: int = 256
     width: int = 64

@@ -9,6 +9,7 @@ from torch import nn
 
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.derived import with_derived
+from reqdedup.models.known_vectors import KnownVectors
 
 _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio, odd, as a signed 64-bit integer
 
@@ -72,17 +73,23 @@ class ItemEmbedding(nn.Module):
         )
         num_numbers = len(self.item_numbers) + sum(one.width for one in self.derived)
         self.of_numbers = nn.Linear(num_numbers, config.width, bias=False) if num_numbers else None
+        self.known = KnownVectors(config.item_vector_width, config.width) if config.item_vector_width else None
+
+    def items(self, item_id_N: torch.Tensor) -> torch.Tensor:
+        """Items alone, [N, D]: what is learned of each, and what is known."""
+        x_ND = self.item(item_id_N)
+        return x_ND if self.known is None else x_ND + self.known(item_id_N)
 
     def events(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """History tokens: the item and its event's categories, [T, D]."""
-        x_TD = self.item(column(history, "item_id", "history"))
+        x_TD = self.items(column(history, "item_id", "history"))
         for name, table in zip(self.history_categories, self.of_event, strict=True):
             x_TD = x_TD + table(column(history, name, "history"))
         return x_TD
 
     def candidates(self, item_id_B: torch.Tensor, row: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Candidates: the item and its own categories and numbers, [B, D]."""
-        x_BD = self.item(item_id_B)
+        x_BD = self.items(item_id_B)
         row = with_derived(self.derived, row)
         for name, table in zip(self.item_categories, self.of_item, strict=True):
             x_BD = x_BD + table(column(row, name, "row"))

@@ -33,6 +33,8 @@ class TrainingConfig:
         with (`reqdedup.models.foundation.beginning`); empty: none.
     teacher: checkpoint of a trained ranking model whose probabilities are mixed into the labels with the weight
         `teacher_weight` (`reqdedup.training.teacher`); empty: none.
+    item_vectors: bundle of a retrieval model of the same log whose item vectors the model reads beside its own tables
+        (`reqdedup.models.known_vectors`); needs the model's item_vector_width; empty: none.
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     warm_start: a checkpoint of the same model to go on from, with the requests that are later than those it learned
         from (`reqdedup.training.warm_start`); empty: none.
@@ -93,6 +95,7 @@ class TrainingConfig:
     warm_start: str = ""
     max_epochs: int = 1
     foundation: str = ""
+    item_vectors: str = ""
     teacher: str = ""
     teacher_weight: float = 0.5
     table_optimizer: TableOptimizer = "adagrad"
@@ -193,6 +196,11 @@ class TrainingConfig:
         if self.shard_tables_from and self.table_optimizer != "adagrad":
             raise ValueError(
                 f"training: table_optimizer='adagrad' required with shard_tables_from, found {self.table_optimizer!r}"
+            )
+        if bool(self.item_vectors) != bool(self.model.item_vector_width):
+            raise ValueError(
+                "training: item_vectors and the model's item_vector_width required together, found "
+                f"{self.item_vectors!r} and {self.model.item_vector_width}"
             )
         self._check_ranking()
         self._check_conversions()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reqdedup.batch import RequestBatch
 from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from reqdedup.models.foundation.beginning import fill_from_foundation
+from reqdedup.models.known_vectors import fill_known_vectors
 from reqdedup.models.registry import build_model
 from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.training.config import TrainingConfig, check_same_run
@@ -112,6 +113,8 @@ class RankRun:
         torch.manual_seed(config.seed)
         self.model = self.new_model().to(self.device)
         self.shards = Shards(self.model)
+        if config.item_vectors:
+            fill_known_vectors(self.model, config.item_vectors)
         if config.foundation:
             fill_from_foundation(self.model, config.foundation)
         self.splits = config.splits(self.table_loader(()))

@@ -15,11 +15,14 @@ from reqdedup import cli
 from reqdedup.models import Bundle, DCATConfig, TwoTowerConfig
 from reqdedup.models.bundle import MANIFEST
 from reqdedup.models.checkpoint import load_checkpoint
+from reqdedup.models.known_vectors import fill_known_vectors
 from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.ranking.self_test import self_test
-from reqdedup.training import RequestLoader
+from reqdedup.training import RequestLoader, TrainingConfig
 from reqdedup.training.export import export_checkpoint, read_items
 from reqdedup.training.plan import source_to_dict
+from reqdedup.training.rank_run import run_rank
+from tests.serving.conftest import SIZES
 from tests.storage.small_log import log_schema, make_log, to_batches
 
 
@@ -139,3 +142,22 @@ def test_a_bundle_with_int8_tables_is_smaller_and_answers_nearly_the_same(traine
     assert not torch.equal(found, given)
     assert float((found - given).std() / given.std()) < 0.05
     assert self_test(Ranker.of(small)).holds
+
+
+@pytest.mark.slow
+def test_a_model_reads_the_vectors_of_another_s_items_and_takes_them_to_its_server(trained_bundles, tmp_path):
+    source = trained_bundles.source
+    options = {"num_steps": 2, "requests_per_step": 16, "learning_rate": 0.02, "world_size": 1, "eval_requests": 8}
+    model = DCATConfig.from_schema(source.schema, item_vector_width=8, **SIZES)
+    config = TrainingConfig(model=model, item_vectors=str(trained_bundles.retrieval), **options)
+    run_rank(lambda _: None, config, source, str(tmp_path / "run"))
+    bundle = Bundle.load(export_checkpoint(tmp_path / "run" / "checkpoint.pt", source, tmp_path / "bundle"))
+    given = Bundle.load(trained_bundles.retrieval)
+    known = bundle.model.embedding.known
+    assert np.array_equal(known.item_id_V.numpy(), given.items.item_id_V)
+    assert np.array_equal(known.vector_VW.numpy(), given.item_vectors)
+    assert self_test(Ranker.of(bundle)).holds
+    with pytest.raises(ValueError, match="a bundle with vectors of its items"):
+        fill_known_vectors(bundle.model, trained_bundles.ranking)
+    with pytest.raises(ValueError, match="item_vectors and the model's item_vector_width required together"):
+        TrainingConfig(model=model, **options)

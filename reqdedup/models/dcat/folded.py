@@ -155,6 +155,9 @@ class FoldedDCAT:
         self._candidate_position = None if table is None else table.weight + self._marker
         self._layers = [_folded(layer) for layer in model.transformer]
         self._eps, self._item_bias = model.final_norm.eps, model.item_bias
+        self._known = model.embedding.known
+        if self._known is not None:  # projected ahead: bits of an event do not depend on how many there are
+            self._known_VD = self._known.project(self._known.vector_VW.to(self._marker.dtype))
         self._fold_head(model)
 
     def _fold_head(self, model: DCAT) -> None:
@@ -235,10 +238,14 @@ class FoldedDCAT:
             one.take(new)
 
     def _embed(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        x_ND = _looked_up(self._embedding.item, column(history, "item_id", "history"))
+        x_ND = self._items(column(history, "item_id", "history"))
         for name, table in zip(self._embedding.history_categories, self._embedding.of_event, strict=True):
             x_ND += _looked_up(table, column(history, name, "history"))
         return x_ND
+
+    def _items(self, item_id_N: torch.Tensor) -> torch.Tensor:
+        x_ND = _looked_up(self._embedding.item, item_id_N)
+        return x_ND if self._known is None else x_ND + self._known.of(item_id_N, self._known_VD)
 
     def _placed(self, x_ND: torch.Tensor, spans: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, Rotation | None]:
         """Events at their positions, and the rotation of rope. Those beyond a learned table are padding: they stand at
@@ -282,7 +289,7 @@ class FoldedDCAT:
 
     def _cross(self, contexts: BlockContexts, batch: RequestBatch) -> torch.Tensor:
         """The candidates after all layers, [B, D]."""
-        x_BD = _looked_up(self._embedding.item, batch.item_id_B)
+        x_BD = self._items(batch.item_id_B)
         row = with_derived(self._embedding.derived, batch.row)
         for name, table in zip(self._embedding.item_categories, self._embedding.of_item, strict=True):
             x_BD += _looked_up(table, column(row, name, "row"))

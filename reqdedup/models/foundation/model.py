@@ -55,4 +55,4 @@ class Foundation(nn.Module):
 
     def encode_items(self, item_id_N: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Vectors of any items: [N, output_width]. columns: nothing is read of them."""
-        return F.normalize(self.item_out(self.embedding.item(item_id_N)), dim=1)
+        return F.normalize(self.item_out(self.embedding.items(item_id_N)), dim=1)
