@@ -97,25 +97,29 @@ class Timeline:
     def ends(self, users: pl.Series, rank_columns: Sequence[str], buckets: frozenset[int] | None) -> pl.DataFrame:
         """Where the timelines of these users stand: `end`, their number of events, and their last ranks.
 
-        A file has a user's events side by side, so that the last of them says it.
+        A file has a user's events side by side, so that the last of them says the rank; that of a definition which has
+        the timeline for itself is the number of events, and is not read.
         """
-        names = [USER, INDEX, *rank_columns]
-        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        ranks = list(rank_columns) if len(self.definitions) > 1 else []
+        names = [USER, *ranks]
+        found: dict[str, list[np.ndarray]] = {name: [] for name in ["end", *names]}
         for file in self.files:
             if buckets is not None and file.partition[0] not in buckets:
                 continue
             table = self.read_file(file, names)
             user_T = table.column(USER).to_numpy()
-            is_last_T = np.append(user_T[1:] != user_T[:-1], True)
+            last_U = np.flatnonzero(np.append(user_T[1:] != user_T[:-1], True))
+            found["end"].append(np.diff(last_U, prepend=-1))
             for name in names:
-                found[name].append(table.column(name).to_numpy()[is_last_T])
+                found[name].append(table.column(name).to_numpy()[last_U])
         schema = {USER: pl.Int64, "end": pl.Int64, **dict.fromkeys(rank_columns, pl.Int32)}
         if not found[USER]:
             return pl.DataFrame(schema=schema)
         last = pl.DataFrame({name: np.concatenate(values) for name, values in found.items()})
         last = last.filter(pl.col(USER).is_in(users.implode()))
-        last = last.group_by(USER).agg(pl.col(INDEX).max() + 1, *(pl.col(name).max() for name in rank_columns))
-        return last.rename({INDEX: "end"}).cast(schema)  # type: ignore[arg-type]
+        last = last.group_by(USER).agg(pl.col("end").sum(), *(pl.col(name).max() for name in ranks))
+        last = last.with_columns(pl.col("end").alias(name) for name in rank_columns if name not in ranks)
+        return last.select(list(schema)).cast(schema)  # type: ignore[arg-type]
 
 
 def open_timeline(catalog: Catalog, namespace: str, version: int | None = None) -> Timeline:
