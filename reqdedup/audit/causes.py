@@ -16,7 +16,7 @@ import numpy as np
 from reqdedup.audit.footers import ColumnFacts, TableFacts
 from reqdedup.audit.plain import AS_THEY_LIE, PlainSample
 from reqdedup.audit.report import Cause, RequestAudit
-from reqdedup.audit.verdict import format_count
+from reqdedup.audit.verdict import counted_mean, format_count
 from reqdedup.audit.writing import LARGE_PAGES, PYICEBERG_DEFAULTS, WriterSettings
 from reqdedup.display import format_bytes
 from reqdedup.storage.foreign.leaves import Shape
@@ -243,13 +243,16 @@ def _cause(kind: str, costs: dict[str, float], facts: TableFacts, requests: Requ
     fan_out, copies = requests.rows_per_request.mean, top.rows_per_page or 1.0
     page = format_bytes(top.page_bytes or 0)
     runs, groups, files = (
-        format_count(spread.mean)
-        for spread in (requests.runs_per_request, requests.row_groups_per_request, requests.files_per_request)
+        counted_mean(spread.mean, name)
+        for spread, name in (
+            (requests.runs_per_request, "run"),
+            (requests.row_groups_per_request, "row group"),
+            (requests.files_per_request, "file"),
+        )
     )
     codecs = " and ".join(sorted({facts.columns[name].codec for name in names}))
     texts = {
-        ORDER: f"copies do not meet in a page: a request lies in {runs} runs of rows, {groups} row groups and {files} "
-        "files on average"
+        ORDER: f"copies do not meet in a page: a request lies in {runs} of rows, {groups} and {files} on average"
         if requests.order != "grouped"
         else f"requests of one user lie apart, in {format_count(requests.user_runs or 1)} places on average: what they "
         "share does not meet",

@@ -17,7 +17,7 @@ from reqdedup.audit.render import (
 )
 from reqdedup.audit.report import SHUFFLED, STORE_ONCE, AuditReport, ColumnAudit
 from reqdedup.audit.verdict import format_times
-from reqdedup.display import format_bytes, html_table
+from reqdedup.display import counted, format_bytes, html_table
 
 TODAY = "today"
 _ONE_LINE = 10**6
@@ -58,7 +58,7 @@ def page(report: AuditReport) -> str:
     ]
     if small:
         total = format_bytes(sum(column.compressed_bytes for column in small))
-        parts.append(f"<p>{len(small)} small columns, {total} together: {escape(_names(small))}</p>")
+        parts.append(f"<p>{counted(len(small), 'small column')}, {total} together: {escape(_names(small))}</p>")
     parts += [
         f"<p>{escape(column.name)} is not the same in {column.broken_requests:,} of {column.checked_requests:,} "
         f"sampled requests; {escape(column.example)}</p>"

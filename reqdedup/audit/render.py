@@ -17,7 +17,7 @@ from reqdedup.audit.report import (
     ColumnAudit,
     Spread,
 )
-from reqdedup.audit.verdict import format_count, format_times
+from reqdedup.audit.verdict import counted_mean, format_count, format_times
 from reqdedup.display import counted, fit, format_bytes
 
 WIDTH = 110
@@ -75,8 +75,8 @@ def table_lines(report: AuditReport, width: int) -> list[str]:
         ),
         f"rows per request: {_spread(requests.rows_per_request)}; {requests.single_row_requests:.1%} have one row",
         f"order: {requests.order}; a request lies in {_spread(requests.runs_per_request)} runs of neighbouring rows, "
-        f"{format_count(requests.row_groups_per_request.mean)} row groups, "
-        f"{format_count(requests.files_per_request.mean)} files",
+        f"{counted_mean(requests.row_groups_per_request.mean, 'row group')}, "
+        f"{counted_mean(requests.files_per_request.mean, 'file')}",
         "sample: "
         + ("the whole table, " if sample.is_whole_table else "")
         + f"{sample.users:,} {'users' if requests.user_key else 'requests'}, {sample.requests:,} requests, "
@@ -172,7 +172,7 @@ def _columns(report: AuditReport, width: int) -> list[str]:
     if small:
         total = sum(column.compressed_bytes for column in small)
         names = ", ".join(column.name for column in small)
-        lines += _wrapped([f"{len(small)} small columns, {format_bytes(total)} together: {names}"], width)
+        lines += _wrapped([f"{counted(len(small), 'small column')}, {format_bytes(total)} together: {names}"], width)
     broken = [column for column in report.columns if column.example]
     lines += _wrapped(
         [

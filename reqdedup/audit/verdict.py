@@ -38,7 +38,7 @@ def verdict(
     ]
     fan_out = f"{requests.rows_per_request.mean:.3g} rows per request"
     if user_overlap is not None:
-        fan_out += f", and {user_overlap:.0%} of a user's requests repeats an earlier one"
+        fan_out += f", and {user_overlap:.0%} of their elements repeat an earlier request of the user"
     third = f"Why: {', '.join(why) if why else 'no setting stands out'}; {fan_out}."
     return [first, second, third]
 
@@ -55,6 +55,12 @@ _SHORT = {
 def format_count(count: float) -> str:
     """Three digits, without an exponent."""
     return f"{count:,.0f}" if count >= 99.5 else f"{count:.3g}"
+
+
+def counted_mean(mean: float, one: str) -> str:
+    """'1 file', '3.5 files'."""
+    shown = format_count(mean)
+    return f"{shown} {one if shown == '1' else one + 's'}"
 
 
 def format_times(ratio: float) -> str:
