@@ -126,7 +126,7 @@ def test_the_commands_of_a_page_run_in_their_order(document, here, capsys):
     lines = executed_here(document)
     assert lines
     for line in lines:
-        words = shlex.split(line.replace("--steps 200", "--steps 4"))
+        words = shlex.split(line.replace("--steps 200", "--steps 4 --ranks 1"))
         assert words[0] in ("reqdedup", ".venv/bin/reqdedup")
         code = cli.main(words[1:])
         assert code == 0, f"{line}\n{capsys.readouterr().err}"

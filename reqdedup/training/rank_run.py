@@ -199,7 +199,7 @@ class RankRun:
             self.restore()
         started, cores, freed = time.monotonic(), CoreTimes.now(), FreedMemory()
         with MetricsFile(self.out_dir / METRICS_NAME, self.result.steps, write=self.rank == 0) as metrics:
-            told_at, rows_then = started, 0
+            told_at, rows_then, told_step = started, self.result.rows, self.result.steps
             for batch in self.batches():
                 step_started = time.monotonic()
                 loss, meters = self.step(batch)
@@ -209,14 +209,17 @@ class RankRun:
                 freed.give_back()
                 now = time.monotonic()
                 metrics.write(self.metric_row(loss, meters, started=started, seconds=now - step_started))
-                if now - told_at >= PROGRESS_EVERY_S or self.result.steps == self.num_steps:
+                if now - told_at >= PROGRESS_EVERY_S:
                     self.tell("training", loss=loss, rows_per_s=(self.result.rows - rows_then) / (now - told_at))
-                    told_at, rows_then = now, self.result.rows
+                    told_at, rows_then, told_step = now, self.result.rows, self.result.steps
                 if self.config.validation and self.result.steps % self.config.validate_every == 0:
                     self.look()
                 if self.result.steps % self.config.checkpoint_every == 0:
                     self.checkpoint()
-        self.num_steps = self.result.steps  # fewer than planned for if its epochs or its patience ended before
+        self.num_steps = self.result.steps  # a plan counts epochs as if ranks had equally many requests
+        if told_step < self.num_steps:
+            rows, seconds = self.result.rows - rows_then, max(time.monotonic() - told_at, 1e-9)
+            self.tell("training", loss=self.result.losses[-1], rows_per_s=rows / seconds)
         self.result.training_s = time.monotonic() - started
         self.result.core_busy = cores.busy_until(CoreTimes.now())
         if self.num_barren_steps and self.rank == 0:
@@ -397,4 +400,5 @@ class RankRun:
 
     def tell(self, stage: str, **figures: float) -> None:
         if self.rank == 0:
-            self.report(TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.num_steps, **figures))
+            step = self.result.steps
+            self.report(TrainingProgress(stage=stage, step=step, num_steps=max(self.num_steps, step), **figures))

@@ -70,6 +70,7 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
     assert progress[0].stage == "reading"
     assert progress[-1].stage == "evaluating"
     assert "step 40/40" in str([p for p in progress if p.stage == "training"][-1])
+    assert all(p.step <= p.num_steps for p in progress)
     assert read_losses(result.metrics_file) == pytest.approx(result.losses, rel=1e-4)
     figures = {row["metric"]: row for row in training_report({"ranking_model": out_dir}).to_pylist()}
     assert figures["auc_click"]["value"] == result.metrics["auc_click"]
