@@ -218,8 +218,7 @@ class RankRun:
                     self.checkpoint()
         self.num_steps = self.result.steps  # a plan counts epochs as if ranks had equally many requests
         if told_step < self.num_steps:
-            rows, seconds = self.result.rows - rows_then, max(time.monotonic() - told_at, 1e-9)
-            self.tell("training", loss=self.result.losses[-1], rows_per_s=rows / seconds)
+            self.tell("training", loss=loss, rows_per_s=(self.result.rows - rows_then) / (now - told_at))
         self.result.training_s = time.monotonic() - started
         self.result.core_busy = cores.busy_until(CoreTimes.now())
         if self.num_barren_steps and self.rank == 0:
