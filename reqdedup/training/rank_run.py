@@ -216,11 +216,10 @@ class RankRun:
                     self.look()
                 if self.result.steps % self.config.checkpoint_every == 0:
                     self.checkpoint()
-        self.num_steps = self.result.steps  # a plan counts epochs as if ranks had equally many requests
+        self.num_steps = self.result.steps
         if told_step < self.num_steps:
             self.tell("training", loss=loss, rows_per_s=(self.result.rows - rows_then) / (now - told_at))
-        self.result.training_s = time.monotonic() - started
-        self.result.core_busy = cores.busy_until(CoreTimes.now())
+        self.result.training_s, self.result.core_busy = time.monotonic() - started, cores.busy_until(CoreTimes.now())
         if self.num_barren_steps and self.rank == 0:
             warnings.warn(
                 f"training: {self.num_barren_steps} of {self.result.steps} steps had no loss term (no known label, or "
@@ -399,5 +398,4 @@ class RankRun:
 
     def tell(self, stage: str, **figures: float) -> None:
         if self.rank == 0:
-            step = self.result.steps
-            self.report(TrainingProgress(stage=stage, step=step, num_steps=max(self.num_steps, step), **figures))
+            self.report(TrainingProgress(stage=stage, step=self.result.steps, num_steps=self.num_steps, **figures))
