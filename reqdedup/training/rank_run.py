@@ -88,8 +88,7 @@ def run_rank(
     credentials: of the store of the source's files, which it lost on its way here; None if they are the environment's.
     Raises FloatingPointError on every rank when the loss is not finite, before it reaches the weights.
     """
-    source = with_credentials(source, credentials or {})
-    return RankRun(report, config, source, Path(out_dir), snapshot_id).run(resume)
+    return RankRun(report, config, with_credentials(source, credentials or {}), Path(out_dir), snapshot_id).run(resume)
 
 
 class RankRun:
@@ -216,8 +215,7 @@ class RankRun:
                     self.look()
                 if self.result.steps % self.config.checkpoint_every == 0:
                     self.checkpoint()
-        self.num_steps = self.result.steps
-        if told_step < self.num_steps:
+        if told_step < self.result.steps:
             self.tell("training", loss=loss, rows_per_s=(self.result.rows - rows_then) / (now - told_at))
         self.result.training_s, self.result.core_busy = time.monotonic() - started, cores.busy_until(CoreTimes.now())
         if self.num_barren_steps and self.rank == 0:
@@ -232,6 +230,7 @@ class RankRun:
             self.result.validations, self.result.best_step = self.watch.history, self.watch.best_step
             if self.watch.weights is not None:
                 self.model.load_state_dict(self.watch.weights)
+        self.num_steps = self.result.steps
         self.tell("evaluating")
         outcomes = self.evaluate(self.splits.test) if self.config.held_out else None
         self.result.metrics = flat(judge(outcomes, replicates=0)) if outcomes is not None else {}
