@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reqdedup.sequences.definition import EventLog
+from reqdedup.sequences.definition import EVENT_ID, ITEM, USER, EventLog
 
 BATCH_ROWS = 65_536
 LINE = "_line"
@@ -113,5 +113,12 @@ def _series(name: str, values: list[Any]) -> pl.Series:
     for allowed, dtype in (({bool}, pl.Boolean), ({int}, pl.Int64), ({int, float}, pl.Float64), ({str}, pl.String)):
         if kinds <= allowed and (dtype != pl.Int64 or all(v is None or -(2**63) <= v < 2**63 for v in values)):
             return pl.Series(name, values, dtype=dtype)
-    text = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    say = _id_text if name in (EVENT_ID, USER, ITEM) else json.dumps
+    text = [value if value is None or isinstance(value, str) else say(value) for value in values]
     return pl.Series(name, text, dtype=pl.String)
+
+
+def _id_text(value: Any) -> str:
+    """A number beside ids of text as it is read beside numbers; empty, which is no id, if it is not whole."""
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    return str(int(value)) if is_whole else ""

@@ -15,6 +15,7 @@ from reqdedup.sequences.definition import Enrichment, EventType, SequenceDefinit
 from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.intake import number_events
 from reqdedup.sequences.lookups import prepared
+from reqdedup.sequences.sources import json_batches
 from reqdedup.sequences.speed import SpeedView
 from reqdedup.sequences.tables import INDEX, Delivered
 from tests.sequences.event_streams import (
@@ -105,6 +106,18 @@ def test_an_id_that_cannot_be_read_is_rejected_with_its_place_and_text_is_hashed
         (13, 3, "user_id cannot be read"),
     ]
     assert '"surface": "one"' in found.rejected["raw"][0]
+
+
+def test_ids_of_a_stream_are_the_same_whatever_stands_beside_them():
+    alone = [7, 7.0, 2**40, 1.5, float("nan"), True, [7], None]
+    rows = [{"event_id": 1, "user_id": one, "event_type": "view", "event_ts": "2026-01-01T00:00:00Z"} for one in alone]
+    said = {}
+    for more in ([], [{**rows[0], "user_id": "u-1"}]):
+        frame = pl.from_arrow(next(json_batches([*rows, *more], LOG)))
+        found = number_events(LOG, frame, Delivered(), START_US + 365 * naive.FUTURE_US)
+        said[len(more)] = found.events["user_id"].to_list()[:3], found.rejected["reason"].to_list()
+    reasons = [*["user_id cannot be read"] * 4, "user_id is null"]
+    assert said == dict.fromkeys((0, 1), ([7, 7, 2**40], reasons))
 
 
 def test_an_event_delivered_again_after_the_horizon_is_another_one():
