@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reqdedup.display import counted
 from reqdedup.environment import ENGINE_VARIABLE, variables
 
 HEAD_PORT = 6379
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Hosts(options.nodes) as hosts,
         Cluster(hosts, Path(folder), cores=options.cores) as cluster,
     ):
-        size = f"{options.nodes} nodes of {options.cores} cores"
+        size = f"{counted(options.nodes, 'node')} of {counted(options.cores, 'core')}"
         print(f"ray: {size} in network namespaces, head {cluster.address}", flush=True)
         return cluster.start(options.command).wait()
 

@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
@@ -35,6 +35,9 @@ from reqdedup.storage.iceberg.form import preview
 from reqdedup.storage.iceberg.layout import LAYOUT_PROPERTY
 from reqdedup.storage.iceberg.manifests import scan_tasks
 from reqdedup.storage.iceberg.names import ITEMS_TABLE, make_namespace, split_identifier
+
+if TYPE_CHECKING:
+    import polars as pl
 
 ITEM_KEY, FIRST_SEEN = "item_key", "first_seen"
 NEXT_ID_PROPERTY = "reqdedup.next-id"
@@ -147,15 +150,21 @@ class KeysOf:
 
     def __init__(self, item_id: np.ndarray) -> None:
         self.found = np.full(len(item_id), "", object)
-        self._wanted = pl.DataFrame({ITEM_ID: np.asarray(item_id, np.int64), "at": np.arange(len(item_id))})
+        self._wanted = _frame(pa.table({ITEM_ID: np.asarray(item_id, np.int64), "at": np.arange(len(item_id))}))
 
-    def look_in(self, piece: pa.Table | pl.DataFrame) -> None:
+    def look_in(self, piece: pa.Table) -> None:
         """piece: item_id and item_key of some items."""
-        found = pl.DataFrame(piece).join(self._wanted, on=ITEM_ID, how="inner")
+        found = _frame(piece).join(self._wanted, on=ITEM_ID, how="inner")
         self.found[found["at"].to_numpy()] = found[ITEM_KEY].to_numpy()
 
 
-def _pieces(table: Table) -> Iterator[pl.DataFrame]:
+def _frame(table: pa.Table) -> pl.DataFrame:
+    import polars as pl  # a tenth of the imports of a worker, which seldom looks for keys
+
+    return pl.DataFrame(table)
+
+
+def _pieces(table: Table) -> Iterator[pa.Table]:
     """All keys and their ids, in pieces that are long enough for a join with each to pay."""
     if table.current_snapshot() is None:
         return
@@ -164,19 +173,19 @@ def _pieces(table: Table) -> Iterator[pl.DataFrame]:
     for batch in table.scan(selected_fields=(ITEM_ID, ITEM_KEY)).to_arrow_batch_reader():
         batches.append(batch.select([ITEM_ID, ITEM_KEY]))
         if sum(len(one) for one in batches) >= PIECE_ROWS:
-            yield pl.DataFrame(pa.Table.from_batches(batches))
+            yield pa.Table.from_batches(batches)
             batches = []
     if batches:
-        yield pl.DataFrame(pa.Table.from_batches(batches))
+        yield pa.Table.from_batches(batches)
 
 
 def _known(table: Table, keys: pa.Array) -> tuple[np.ndarray, int]:
     """Ids of the keys that have one, else -1, and the smallest id that is free."""
     ids, next_id = np.full(len(keys), -1, np.int64), int(table.properties.get(NEXT_ID_PROPERTY, 0))
-    wanted = pl.DataFrame({ITEM_KEY: pl.Series(keys), "at": np.arange(len(keys))})
+    wanted = _frame(pa.table({ITEM_KEY: keys, "at": np.arange(len(keys))}))
     for piece in _pieces(table):
         next_id = max(next_id, 1 + int(piece[ITEM_ID].to_numpy().max(initial=-1)))
-        found = piece.join(wanted, on=ITEM_KEY, how="inner")
+        found = _frame(piece).join(wanted, on=ITEM_KEY, how="inner")
         ids[found["at"].to_numpy()] = found[ITEM_ID].to_numpy()
     return ids, next_id
 
