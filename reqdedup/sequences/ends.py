@@ -34,7 +34,7 @@ from reqdedup.schema import (
 )
 from reqdedup.sequences.columns import numbers_of
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_TS, USER, SequenceDefinition
-from reqdedup.sequences.tables import dtype_of
+from reqdedup.sequences.tables import INDEX, dtype_of
 from reqdedup.sequences.timeline import Timeline, open_timeline
 from reqdedup.storage.iceberg.layout import buckets_of
 
@@ -106,10 +106,12 @@ def windows(
     end_R: their history_end, if it is known; else it is searched.  rank_R: of the sequence's own events, how many were
     before them, if that is known.
     """
-    rank = definition.rank_column
+    # A sequence that has the timeline for itself has all its events: their numbers are its ranks.
+    rank = [] if len(timeline.definitions) == 1 else [definition.rank_column]
     for bucket, row_R in by_bucket(user_R, timeline.num_buckets):
-        events = timeline.read(bucket, [ARRIVAL_TS, rank, *definition.columns])
-        user_T, rank_T = events.column(USER).to_numpy(), numbers_of(events.column(rank))
+        events = timeline.read(bucket, [ARRIVAL_TS, *rank, *definition.columns])
+        user_T = events.column(USER).to_numpy()
+        rank_T = numbers_of(events.column(rank[0])) if rank else numbers_of(events.column(INDEX)) + 1
         arrival_T = numbers_of(events.column(ARRIVAL_TS))
         first_R, last_R = _segments(user_T, user_R[row_R])
         if end_R is None:
