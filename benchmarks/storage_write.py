@@ -46,7 +46,7 @@ from reqdedup.storage.iceberg.layout import file_schema, table_buckets
 from reqdedup.storage.measure.checks import content_checksum
 from reqdedup.storage.write.form import fat_rows
 
-TARGET, FLAT = 20.0, 1.1
+TARGETS, FLAT = {"16k": 20.0, "2k": 20.0, "64": 8.0}, 1.1
 NUM_BUCKETS, ROUNDS, LONGER = 8, 3, 10
 PIECE_BYTES = TableProperties.WRITE_TARGET_FILE_SIZE_BYTES_DEFAULT
 OURS, FLOOR = "by_request", "floor"
@@ -174,7 +174,7 @@ def run(folder: Path, name: str, log: SyntheticLogConfig, *, rounds: int) -> Ite
     check(folder)
     sizes["bytes"] = _table_bytes(local_catalog(folder / "bench").load_table(f"bench.{OURS}"))
     claim = f"write BY_REQUEST, {name} tokens"
-    yield from ratio_rows(claim, found, ours=OURS, theirs=APPENDS, targets={"cpu": TARGET}, sizes=sizes)
+    yield from ratio_rows(claim, found, ours=OURS, theirs=APPENDS, targets={"cpu": TARGETS.get(name)}, sizes=sizes)
     shares = [floor.cpu / ours.cpu for floor, ours in zip(found[FLOOR], found[OURS])]
     yield {
         "claim": f"{claim}: CPU time that pyarrow alone takes for its files",

@@ -174,7 +174,7 @@ class Backfill:
         if feature_buckets(self._target) != self._main.num_buckets:
             raise ValueError(
                 f"{'.'.join(side_table.name())}: {counted(self._main.num_buckets, 'bucket')} as in {self._main.name} "
-                f"required, found {feature_buckets(side_table)}; replace_feature_table computes it anew in these"
+                f"required, found {feature_buckets(side_table)}; replace_feature_table computes it anew"
             )
         self._columns = own.features if columns is None else tuple(columns)
         self._added = _added_columns(main_table, side_table, own, self._columns)
