@@ -98,7 +98,10 @@ class SampleTable:
                 lists.setdefault(lengths.tobytes(), []).append(column)
             else:
                 scalars.append(column)
-        groups = sorted(lists.values(), key=lambda group: -self._elements(group[0]))
+        groups = sorted(
+            lists.values(),
+            key=lambda group: (all(self._is_vector(column, first) for column in group), -self._elements(group[0])),
+        )
         leaves = {leaf.name: leaf for leaf in table.leaves}
         for group in groups[1:]:
             if not any(self._stays_blob(column, first) for column in group):
@@ -135,10 +138,14 @@ class SampleTable:
 
     def _stays_blob(self, column: Column, first: np.ndarray) -> bool:
         """Whether it is a vector, or a sequence in a table of ours, although it has not the length of the history."""
+        return self.leaf_of[column.name] in self._blobs or self._is_vector(column, first)
+
+    def _is_vector(self, column: Column, first: np.ndarray) -> bool:
+        """Whether it holds as many fractions in every request, and is no sequence of a table of ours."""
         name = self.leaf_of[column.name]
         values = self._sample.columns[name]
-        is_fraction = pa.types.is_floating(values.leaf.type)
-        return name in self._blobs or (is_fraction and len(np.unique(values.lengths(first))) == 1)
+        is_fraction = pa.types.is_floating(values.leaf.type) and name not in self._blobs
+        return is_fraction and len(np.unique(values.lengths(first))) == 1
 
     def _elements(self, column: Column) -> int:
         return int(self._sample.columns[self.leaf_of[column.name]].slots.sum())

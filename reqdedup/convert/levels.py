@@ -93,15 +93,15 @@ def find_levels(
                 is_list = source.leaves[name].shape is Shape.LIST
                 levels.setdefault(name, Level.REQUEST if is_list else Level.ITEM)
                 continue
-            if values.is_list and not values.null_elements and name not in widths:
-                lengths = values.lengths(np.arange(len(values.ids)))
-                lists.setdefault(lengths.tobytes(), []).append(values)
             found = measure_repeats(values, rows, is_key=False, has_users=False, request_name=keys.request[0])
             is_fraction = values.is_list and pa.types.is_floating(values.leaf.type)
             if mapping.vectors is None and is_fraction and name not in widths:
                 lengths = np.unique(values.slots[values.ids >= 0])
                 if len(lengths) == 1 and lengths[0] > 1:
                     widths[name] = int(lengths[0])
+            if values.is_list and not values.null_elements and name not in widths:
+                lengths = values.lengths(np.arange(len(values.ids)))
+                lists.setdefault(lengths.tobytes(), []).append(values)
             if name in levels:
                 continue
             if found.level == NEARLY_REQUEST:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from reqdedup.audit import audit_table
 from reqdedup.audit.estimate import MODEL_ERROR
 from reqdedup.convert import ColumnMapping, convert_table
-from reqdedup.storage import Layout
+from reqdedup.schema import Kind
+from reqdedup.storage import Layout, table_schema
 
 
 @dataclass(frozen=True)
@@ -144,3 +146,26 @@ def column_bytes(table) -> int:
     footers = [pq.read_metadata(task.file.file_path.removeprefix("file://")) for task in table.scan().plan_files()]
     groups = [footer.row_group(index) for footer in footers for index in range(footer.num_row_groups)]
     return sum(group.column(leaf).total_compressed_size for group in groups for leaf in range(group.num_columns))
+
+
+@pytest.mark.slow
+def test_an_embedding_of_more_numbers_than_the_history_has_events_is_a_vector_beside_it(catalog, tmp_path):
+    rng = np.random.default_rng(0)
+    request = np.repeat(np.arange(200), rng.integers(1, 6, 200))
+    histories = [rng.integers(0, 2_000, length) for length in rng.integers(0, 12, 200)]
+    rows = {
+        "u": request // 2,
+        "r": request,
+        "i": rng.integers(0, 10**6, len(request)),
+        "t": np.datetime64("2026-01-01", "us") + request,
+        "seen": [histories[one] for one in request],
+        "taste": list(rng.normal(size=(200, 16)).astype(np.float32)[request]),
+    }
+    pq.write_table(pa.table(rows), tmp_path / "theirs.parquet")
+    mapping = ColumnMapping(user="u", request="r", item="i", time="t")
+    convert_table(tmp_path / "theirs.parquet", catalog, "lake.t", mapping)
+    table = catalog.load_table("lake.t")
+    kinds = {column.name: column.kind for column in table_schema(table).columns}
+    assert (kinds["seen"], kinds["taste"]) == (Kind.SEQUENCE, Kind.VECTOR)
+    found = audit_table(tmp_path / "theirs.parquet", request_key="r", user_key="u", item_key="i").layout("BY_REQUEST")
+    assert found.low <= column_bytes(table) <= found.high

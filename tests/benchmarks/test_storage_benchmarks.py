@@ -52,9 +52,9 @@ def test_a_part_passes_its_gates_and_gives_complete_rows(tmp_path, part):
 @pytest.mark.slow
 def test_every_target_of_the_write_is_in_a_row(tmp_path):
     log = storage_write.WARM
-    rows = list(storage_write.run(tmp_path, "16", log, rounds=1))
+    rows = list(storage_write.run(tmp_path, "64", log, rounds=1))
     targets = {row["variant"]: row["target"] for row in rows if METRICS["cpu"] in row["claim"]}
-    assert targets["by_request against append"] == targets["by_request against append_one_commit"] == 20
+    assert targets["by_request against append"] == targets["by_request against append_one_commit"] == 8
     catalog = local_catalog(tmp_path / "bench")
     batches = list(read_stream(tmp_path / "bench" / "arriving.arrows"))
     write(catalog.load_table("bench.by_request"), [batches[0].slice(0, 5)])
