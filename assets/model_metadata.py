@@ -100,6 +100,7 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         for row in (result.judgement or {"figures": []})["figures"]
         if row["slice"] == "all"
     ]
+    figures = figures_table(held_out)
     tenths = (result.judgement or {"calibration": {}})["calibration"]
     calibration = {
         label: ([row["predicted"] for row in rows], [row["observed"] for row in rows]) for label, rows in tenths.items()
@@ -111,9 +112,10 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
             last=f"{result.last_loss:.3g} at step {result.steps:,}",
         ),
         **({BESIDE: beside} if (beside := beside_baseline(held_out)) else {}),
-        **figures_table(held_out),
+        GLANCE: figures[GLANCE],
         **_of_steps(metrics),
         **({CALIBRATION: pictures.calibration(calibration)} if calibration else {}),
+        **figures,
         CHART: pictures.chart(plots.steps({"": metrics}, STEP_PANELS)),
         **({f"{CHART} of calibration": pictures.chart(plots.calibration(calibration))} if calibration else {}),
         "task": config.task,

@@ -22,7 +22,7 @@ SHOWN_AS_IT_IS = 1000
 WIDTH = 350
 """A value's cell in a window of 1,500 pixels; what is wider is cut."""
 NAMES, LENGTH, STEP, HEIGHT = 80, 110, 20, 70
-LETTER, LONGEST_NAMES = 7, 125
+LETTER, LONGEST_NAMES = 7, 130
 """Pixels of a letter of a name, and what names may take of a bar's length."""
 POINTS = 40
 COLORS = ("steelblue", "darkorange", "seagreen")
@@ -52,7 +52,7 @@ def bars(
 def _bars(
     values: Mapping[str, float], texts: Mapping[str, str], limits: Sequence[float], first_is_control: bool
 ) -> str:
-    left = min(max(NAMES, LETTER * max(map(len, values))), LONGEST_NAMES)
+    left = min(max(NAMES, LETTER * max(map(len, values)) + 5), LONGEST_NAMES)
     scale = (NAMES + LENGTH - left) / max([*values.values(), *limits, 1e-12])
     words, control, others = [], "", ""
     for i, (name, value) in enumerate(values.items()):
@@ -102,7 +102,7 @@ def calibration(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
         across, up = (side * pair / most).round().astype(int)
         shapes.append(_polyline(left + across, side - up, color))
         shapes.append(f"<text fill='{color}' x='{left + side + 8}' y='{14 + STEP * i}'>{escape(name)}</text>")
-    shapes.append(f"<text x='{left + side + 8}' y='{side}'>predicted, to {most:.2g}</text>")
+    shapes.append(f"<text x='{left + side + 8}' y='{side - 4}'>predicted, to {most:.2g}</text>")
     return _svg("".join(shapes), HEIGHT)
 
 
