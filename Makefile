@@ -101,6 +101,9 @@ format: setup ## format the code and fix what ruff can fix
 	@$(BIN)/ruff format .
 
 notebooks: setup ## run the notebooks against the embedded warehouse, into notebooks/*.ipynb (or NOTEBOOKS_TO=folder)
+	@case "$(abspath $(NOTEBOOKS_TO))/" in "$(CURDIR)/"*) ;; *) \
+	  echo "notebooks: a folder of this repository required, where they look for the code, found NOTEBOOKS_TO=$(NOTEBOOKS_TO)" >&2; \
+	  exit 2;; esac
 	@mkdir -p $(NOTEBOOKS_TO)
 	@for script in notebooks/*.py; do \
 	  notebook="$(NOTEBOOKS_TO)/$$(basename "$${script%.py}").ipynb"; \
