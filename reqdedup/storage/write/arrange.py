@@ -66,7 +66,7 @@ def in_request_order(
     for column in spill.schema.columns:
         if column.is_blob or not has_offsets(element_type(column)):
             continue
-        if column in spill.row_columns:
+        if column.name in spill.row_names:
             of_row = [value_bytes(batch.column(column.name)) for batch in batches]
             limits.append((max_column_bytes, _per_request(request_of_row, len(starts), of_row)))
         else:
@@ -193,7 +193,7 @@ def _batch(
     code_of_row = np.repeat(code, np.diff(np.append(runs, len(position_of_row))))
     columns = []
     for column in spill.schema.columns:
-        if column in spill.row_columns:
+        if column.name in spill.row_names:
             columns.append(_narrow(rows.column(column.name), column, requests, positions))
             continue
         values = gather(requests, positions, column.name)
@@ -229,7 +229,7 @@ def _text_bytes(
     for column in spill.schema.columns:
         if column.is_blob or not has_offsets(element_type(column)):
             continue
-        if column in spill.row_columns:
+        if column.name in spill.row_names:
             sizes.append(value_bytes(rows.column(column.name)))
         else:
             sizes.append(np.concatenate([value_bytes(b.column(column.name)) for b in requests])[position_of_row])

@@ -76,12 +76,12 @@ class Spill:
         self._seen = SeenRequests(remember) if remember else None
         self._partition_of, self._rows_partition_of = partition_of, rows_partition_of
         self.request_columns = (schema[USER_ID], schema[REQUEST_ID], *schema.request_columns)
-        self.row_columns = tuple(column for column in schema.columns if column not in self.request_columns)
+        self.row_names = frozenset(schema.names) - {column.name for column in self.request_columns}
+        self.row_columns = tuple(column for column in schema.columns if column.name in self.row_names)
         self._requests = _SpillFile(_spill_schema(self.request_columns), directory, hold_bytes)
         self._rows = _SpillFile(_spill_schema(self.row_columns), directory, hold_bytes)
-        self.num_rows = self.num_parts = 0
+        self.num_rows = self.num_parts = self._small_bytes = 0
         self._small: list[pa.RecordBatch] = []
-        self._small_bytes = 0
 
     def __enter__(self) -> Spill:
         return self
