@@ -305,7 +305,7 @@ def file_schema(table: Table, schema: EngagementSchema, layout: Layout) -> pa.Sc
     Raises ValueError for columns that the Iceberg table does not have (any more), or not in the layout's form.
     """
     arrow_fields = []
-    gone = [name for name in schema.names if name not in table.schema().column_names]
+    gone = sorted({*schema.names} - {*table.schema().column_names}, key=schema.names.index)
     if gone:
         raise ValueError(
             f"{'.'.join(table.name())}: columns {', '.join(gone)} required, found "
