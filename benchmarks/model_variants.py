@@ -80,6 +80,7 @@ def log(num_users: int, seed: int) -> pa.Table:
                 "category": category_V[item_B].tolist(),
                 "advertiser": advertiser_V[item_B].tolist(),
                 "history_item_id": [list(history)] * len(item_B),
+                "history_category": [category_V[history].tolist() if history else []] * len(item_B),
                 "click": click_B.astype(int).tolist(),
                 "buy": buy_B.astype(int).tolist(),
                 "dwell_s": (click_B * rng.exponential(10.0, len(item_B)) * (1 + 2 * is_trusted_B)).tolist(),
