@@ -174,7 +174,9 @@ def run(folder: Path, name: str, log: SyntheticLogConfig, *, rounds: int) -> Ite
     check(folder)
     sizes["bytes"] = _table_bytes(local_catalog(folder / "bench").load_table(f"bench.{OURS}"))
     claim = f"write BY_REQUEST, {name} tokens"
-    yield from ratio_rows(claim, found, ours=OURS, theirs=APPENDS, targets={"cpu": TARGETS.get(name)}, sizes=sizes)
+    yield from ratio_rows(
+        claim, found, ours=OURS, theirs=APPENDS, targets={"cpu": TARGETS[name]} if name in TARGETS else {}, sizes=sizes
+    )
     shares = [floor.cpu / ours.cpu for floor, ours in zip(found[FLOOR], found[OURS])]
     yield {
         "claim": f"{claim}: CPU time that pyarrow alone takes for its files",
