@@ -201,7 +201,7 @@ def _configuration(arguments: Options, source: Any) -> TrainingConfig:
 
 def _what_next(config: TrainingConfig, out: Path) -> str:
     """What the run is for."""
-    from reqdedup.models import EarlyRankerConfig
+    from reqdedup.models.registry import name_of
 
     if config.task == "pretraining":
         begins = json.dumps(str(out / "checkpoint.pt"))
@@ -209,7 +209,7 @@ def _what_next(config: TrainingConfig, out: Path) -> str:
             f"it is no model to serve: a ranking or retrieval model begins with it, foundation = {begins} in --config"
         )
     bundle = out / "bundle"
-    if isinstance(config.model, EarlyRankerConfig):
+    if name_of(config.model) == "early_ranker":
         place = json.dumps(str(bundle))
         return f"a server takes it as the first of two ranking stages: [light] bundle = {place} in --funnel"
     return f"a server loads {bundle}: `reqdedup serve {bundle}`"

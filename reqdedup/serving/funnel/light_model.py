@@ -9,7 +9,7 @@ Of an item only the head is computed per request. The history is the one that re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,11 +34,9 @@ class LightModel:
 
         Raises ValueError for the bundle of another kind of model, and for an item without a value that it needs.
         """
-        if not isinstance(bundle.model, EarlyRanker):
-            raise ValueError(
-                f"{bundle.folder}: an early ranker required for light ranking, found {name_of(bundle.config)}"
-            )
-        self._model: EarlyRanker = bundle.model
+        if (kind := name_of(bundle.config)) != "early_ranker":
+            raise ValueError(f"{bundle.folder}: an early ranker required for light ranking, found {kind}")
+        self._model = cast(EarlyRanker, bundle.model)
         self.labels, self.fingerprint = bundle.signature.outputs, bundle.fingerprint
         reader = InputReader(bundle.transforms, items=bundle.items, max_candidates=len(items))
         item_id_V, row = reader.rows({"item_id": items.item_id, **items.columns}, [])
