@@ -164,13 +164,9 @@ def test_a_position_among_rows_that_every_rank_read_is_refused(joined):
 SIZES = {"width": 8, "num_layers": 1, "item_table_rows": 64, "category_table_rows": 8, "hidden_widths": (8,)}
 
 
-@pytest.mark.slow
-def test_a_join_that_nobody_wrote_is_trained_on_by_ranks_and_resumed_bit_for_bit(joined, tmp_path):
-    join = joined[2]
-    model = DCATConfig.from_schema(join.schema, **SIZES)
-    assert "recent_event_count" in model.columns
-    config = TrainingConfig(
-        model=model,
+def config_of_ranks(join) -> TrainingConfig:
+    return TrainingConfig(
+        model=DCATConfig.from_schema(join.schema, **SIZES),
         num_steps=12,
         requests_per_step=8,
         learning_rate=0.01,
@@ -178,9 +174,21 @@ def test_a_join_that_nobody_wrote_is_trained_on_by_ranks_and_resumed_bit_for_bit
         held_out=0.2,
         world_size=2,
     )
-    whole = train(config, join, out_dir=tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_join_that_nobody_wrote_is_trained_on_by_ranks(joined, tmp_path):
+    config = config_of_ranks(joined[2])
+    assert "recent_event_count" in config.model.columns
+    whole = train(config, joined[2], out_dir=tmp_path)
     assert whole.rows > 0
     assert whole.steps == 12
+
+
+@pytest.mark.soak
+def test_a_run_on_a_join_is_resumed_bit_for_bit(joined, tmp_path):
+    join, config = joined[2], config_of_ranks(joined[2])
+    whole = train(config, join, out_dir=tmp_path / "whole")
     with pytest.raises(RankError, match="killed by SIGKILL"):
         run_ranks(ranks.train_and_die, config, join, tmp_path / "cut", 6, world_size=2)
     assert train(config, join, out_dir=tmp_path / "cut", resume=True).losses == whole.losses

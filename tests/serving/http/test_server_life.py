@@ -282,6 +282,7 @@ def test_a_worker_that_is_started_again_loads_what_serves_now(workers, last, bun
     assert stacked(admin.rank(stored(last[1]))).tobytes() == last[1].logits.tobytes()
 
 
+@pytest.mark.soak
 def test_a_rollback_while_a_worker_is_started_again_leaves_all_on_one_model(workers, last, bundles):
     admin = workers.client(token=TOKEN, retries=20)
     of = {name: Bundle.load(bundles / name).fingerprint for name in ("first", "second")}
