@@ -304,8 +304,7 @@ def test_a_rollback_while_a_worker_is_started_again_leaves_all_on_one_model(work
 @pytest.mark.soak
 def test_a_promotion_while_a_worker_is_started_again_leaves_all_on_one_model(workers, last, bundles):
     admin = workers.client(token=TOKEN, retries=20)
-    first, second = (Bundle.load(bundles / name).fingerprint for name in ("first", "second"))
-    started = [first, second]
+    first, second = started = [Bundle.load(bundles / name).fingerprint for name in ("first", "second")]
 
     def says(*wanted):
         said = admin.models()
