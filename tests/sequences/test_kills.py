@@ -69,7 +69,7 @@ def test_a_killed_run_is_made_good_by_the_next(tmp_path: Path, step: int):
 @pytest.mark.soak
 def test_kills_at_random_steps_are_made_good_by_the_next(tmp_path: Path):
     chance = random.Random(12)
-    for number in range(40):
+    for number in range(24):
         folder = tmp_path / str(number)
         folder.mkdir()
         for _ in range(chance.randint(1, 4)):

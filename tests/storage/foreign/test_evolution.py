@@ -62,7 +62,7 @@ def test_any_history_of_a_schema_reads_as_pyiceberg_reads_it(tmp_path_factory, s
 
 @pytest.mark.soak
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_history_of_a_schema_reads_as_pyiceberg_reads_it_at_length(tmp_path_factory, seed):
     check_evolution(tmp_path_factory, seed)
 
