@@ -119,7 +119,7 @@ class Timeline:
         last = last.filter(pl.col(USER).is_in(users.implode()))
         last = last.group_by(USER).agg(pl.col("end").sum(), *(pl.col(name).max() for name in ranks))
         last = last.with_columns(pl.col("end").alias(name) for name in rank_columns if name not in ranks)
-        return last.select(list(schema)).cast(schema)  # type: ignore[arg-type]  # its types have no dict of two kinds
+        return last.select(list(schema)).cast(schema)  # type: ignore[arg-type]  # a dict's keys are invariant to it
 
 
 def open_timeline(catalog: Catalog, namespace: str, version: int | None = None) -> Timeline:
