@@ -1,20 +1,22 @@
 """The library's models beside baselines on MovieLens-100K, each rating its own request.
 
     python -m benchmarks.movielens_quality ml-100k [--by time|user] [--task ranking|retrieval] [--seeds 4] [--try]
-        [--python OTHER/bin/python]
+        [--python OTHER/bin/python] [--keep FOLDER]
 
 Every rating is a request whose history is what the user rated in an earlier second: half of the ratings share their
 second with the one before, which they do not see. Held out are the last 20% by time, or a fifth of the users; 10% more
 are for validation: baselines choose their parameters on it, the models' were chosen on it, and everything is then
 fitted on training and validation together. All get the same histories, items and ratings, and no genres. Figures of
-retrieval leave out items of the history. Intervals are over users, 200 bootstraps. Ranking has kNN on
-residuals beside it and, with the --python of an environment that has scikit-learn, a GBM on everything that the others
-know (`benchmarks.residual_rivals`). --try: nothing is recorded.
+retrieval leave out items of the history. Intervals are over users, 200 bootstraps. Ranking has kNN on residuals beside
+it and, with the --python of an environment that has scikit-learn, a GBM on everything that the others know
+(`benchmarks.residual_rivals`). --try: nothing is recorded. --keep: what each seed gave is written into the folder and
+taken from there by a later call with the same epochs, so that an interrupted run goes on and more seeds may follow.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -182,23 +184,35 @@ def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str,
             }
 
 
+def rivals_of(
+    config: TrainingConfig, source: TableSource, lake: Path, model: Outcomes, python: Path | None
+) -> dict[str, Outcomes]:
+    if isinstance(model, Ranked):
+        return tuned(config, source, lake / "tuning", model)
+    assert isinstance(model, Scored)
+    train = splits_of(config, source).train
+    return baselines_of(config, source, model) | residual_rivals.rivals(source, model, train, python)
+
+
 def measure(
-    source: TableSource, task: str, by: SplitBy, seeds: int, lake: Path, python: Path | None
+    source: TableSource, task: str, by: SplitBy, seeds: int, lake: Path, python: Path | None, keep: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     found: list[Outcomes] = []
     rivals: dict[str, Outcomes] = {}
     for seed in range(seeds):
-        config = configuration(source, task, by, seed)
-        found.append(of_model(config, source, lake / f"{task}-{by}-{seed}"))
-        if not seed or by == "user":  # each seed has its own users
-            first = found[-1]
-            if isinstance(first, Ranked):
-                rivals = tuned(config, source, lake / "tuning", first)
-            else:
-                assert isinstance(first, Scored)
-                train = splits_of(config, source).train
-                rivals = baselines_of(config, source, first) | residual_rivals.rivals(source, first, train, python)
-        yield from rows_of(task, by, f"seed {seed}", found[-1], rivals)
+        kept = keep and keep / f"{task}-{by}-{seed}.pickle"
+        if kept and kept.exists():
+            outcomes, rivals, rows = pickle.loads(kept.read_bytes())
+        else:
+            config = configuration(source, task, by, seed)
+            outcomes = of_model(config, source, lake / f"{task}-{by}-{seed}")
+            if not seed or by == "user":  # each seed has its own users
+                rivals = rivals_of(config, source, lake, outcomes, python)
+            rows = list(rows_of(task, by, f"seed {seed}", outcomes, rivals))
+            if kept:
+                kept.write_bytes(pickle.dumps((outcomes, rivals, rows)))
+        found.append(outcomes)
+        yield from rows
     if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
         yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)
 
@@ -210,10 +224,13 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(TRAINING), action="append")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--python", type=Path, help="of an environment with scikit-learn, for the GBM")
+    parser.add_argument("--keep", type=Path, help="folder of what each seed gave; an interrupted run goes on")
     parser.add_argument("--epochs", type=int, help="instead of the protocol's, for a trial")
     parser.add_argument("--try", dest="is_trial", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     if options.epochs:
         EPOCHS.update(dict.fromkeys(EPOCHS, options.epochs))
     rows = []
@@ -221,7 +238,7 @@ def main() -> None:
         source = table(options.folder, Path(folder))
         for task in options.task or TRAINING:
             for by in options.by or ("time", "user"):
-                for row in measure(source, task, by, options.seeds, Path(folder), options.python):
+                for row in measure(source, task, by, options.seeds, Path(folder), options.python, options.keep):
                     rows.append(row)
                     low, high = row["spread"]
                     print(f"{row['claim']}: {row['variant']} {row['unit']} {row['value']:.4f} ({low} to {high})")
