@@ -5,7 +5,7 @@
 A variant is a server process on the machine's first core, the client a process on its last. Histories are in the
 server's store, and users come back with two new events (the traffic of `benchmarks.serving`). CPU time is that of the
 server's process, all its threads, over the requests it answered; variants take turns. Logits of all variants agree, and
-the deterministic mode's bits do not depend on the others in a step, before anything is timed. About 8 minutes; a run
+the deterministic mode's bits do not depend on the others in a step, before anything is timed. About 12 minutes; a run
 of everything replaces `benchmarks/results/serving_http.jsonl`.
 """
 

@@ -9,6 +9,7 @@ process of a fixed seed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import time
@@ -48,7 +49,7 @@ class LoadClient:
 
     def __init__(self) -> None:
         spawned = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, mp_context=spawned, initializer=pin, initargs=(-1,))
+        self._pool = ProcessPoolExecutor(1, mp_context=spawned, initializer=_begin)
 
     def closed(self, url: str, requests: Sequence[bytes], connections: int) -> Answers:
         """Raises RuntimeError for anything but 200."""
@@ -69,6 +70,12 @@ class LoadClient:
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown()
+
+
+def _begin() -> None:
+    """On a core of its own, and without full garbage collections, which would hold back what is due meanwhile."""
+    pin(-1)
+    gc.freeze()
 
 
 def pin(core: int) -> None:
