@@ -57,6 +57,13 @@ class Pool(Protocol):
         """Attempts that can begin now."""
         ...
 
+    def may_take(self, number: int) -> bool:
+        """Whether the task with this number can begin now where it has not failed, if there is such a place at all.
+
+        One that fails at once is always free: every repetition would go there.
+        """
+        ...
+
     def begin(self, attempt: int, number: int, memory: int) -> None:
         """Start an attempt of the task with this number. memory: times what its first attempt had."""
         ...
@@ -127,7 +134,11 @@ class _Run:
 
     def begin(self) -> None:
         while self._waiting and self._pool.num_free() > 0 and not self._is_alone:
-            self._begin(self._waiting.popleft())
+            number = next((one for one in self._waiting if self._pool.may_take(one)), None)
+            if number is None:
+                break
+            self._waiting.remove(number)
+            self._begin(number)
         if self._alone and not self._waiting and not self._begun and self._pool.num_free() > 0:
             self._is_alone = True
             self._begin(self._alone.popleft())

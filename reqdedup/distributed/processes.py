@@ -106,6 +106,9 @@ class _Pool:
     def num_free(self) -> int:
         return self._most - sum(worker.attempt is not None for worker in self._workers)
 
+    def may_take(self, number: int) -> bool:
+        return True
+
     def begin(self, attempt: int, number: int, memory: int) -> None:
         idle = next((worker for worker in self._workers if worker.attempt is None), None)
         if idle is None:

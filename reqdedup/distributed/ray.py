@@ -120,6 +120,10 @@ class _Pool:
             raise RuntimeError("engine ray: a node with cores required, found none alive; is the cluster still there?")
         return sum(max(cores, 0) for cores in free.values())
 
+    def may_take(self, number: int) -> bool:
+        elsewhere = [cores for node, cores in self._free().items() if node not in self._failed_on[number]]
+        return not elsewhere or max(elsewhere) > 0
+
     def begin(self, attempt: int, number: int, memory: int) -> None:
         free, failed = self._free(), self._failed_on[number]
         chosen = max(free, key=lambda one: (one not in failed, free[one], one))

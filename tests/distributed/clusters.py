@@ -16,15 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def ray_cluster(num_hosts: int = 2, *, cores: int = 2, token: bool = True) -> Iterator[Cluster]:
-    """A cluster whose nodes find this repository; the test is skipped if this machine cannot have one."""
+def ray_cluster(num_hosts: int = 2, *, cores: int = 2, token: bool = True, **settings: str) -> Iterator[Cluster]:
+    """A cluster whose nodes find this repository; the test is skipped if this machine cannot have one. settings: as of
+    `Cluster`."""
     if reason := why_not():
         pytest.skip(f"Ray listens on all interfaces, so its tests need network namespaces: {reason}")
     folder = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
     try:
         with (
             Hosts(num_hosts) as hosts,
-            Cluster(hosts, folder, cores=cores, token=token, PYTHONPATH=str(ROOT)) as made,
+            Cluster(hosts, folder, cores=cores, token=token, PYTHONPATH=str(ROOT), **settings) as made,
         ):
             yield made
     finally:

@@ -39,6 +39,9 @@ class FaultyPool:
     def num_free(self) -> int:
         return 3
 
+    def may_take(self, number: int) -> bool:
+        return True
+
     def begin(self, attempt: int, number: int, memory: int) -> None:
         try:
             result = self._work.run(pickle.loads(pickle.dumps(self._tasks[number])))

@@ -148,6 +148,9 @@ def test_a_task_out_of_memory_runs_alone():
         def num_free(self) -> int:
             return 2 - len(self.running)
 
+        def may_take(self, number: int) -> bool:
+            return True
+
         def begin(self, attempt: int, number: int, memory: int) -> None:
             self.running[attempt] = number
             if number == 0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,17 +14,20 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from pyiceberg.table import Table
 
 from pipelines.ray_cluster import Cluster
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.storage import Layout, TableSource, create_table, sweep_orphans, write
+from reqdedup.storage.iceberg.files import EXCHANGE_FOLDER
 from reqdedup.storage.measure.checks import content_checksum
 from tests.distributed.clusters import ROOT, ray_cluster
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tasks.killed_driver import open_lake
+from tests.storage.tasks.small_disks import resize, small_disk
 
 pytestmark = pytest.mark.soak
 
@@ -30,23 +35,34 @@ DEADLINE_S = 40.0
 SECONDS = {"REQDEDUP_DEADLINE_S": str(DEADLINE_S)}
 """Of a task: minutes in life."""
 
+EATEN = 2**32
+"""Bytes that a task asks for, twice what the machine may give it."""
+
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Three hosts, of which the third is killed and cut off."""
+def cluster(disk) -> Iterator[Cluster]:
+    """Three hosts, of which the third is killed and cut off; they see the disk, which is there before them."""
     with ray_cluster(3, cores=1) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory) -> Path:
+def disk(tmp_path_factory) -> Iterator[Path]:
+    """Where the table's files go."""
+    with small_disk(tmp_path_factory.mktemp("disks") / "small") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory, disk) -> Path:
     folder = tmp_path_factory.mktemp("lake")
     made = open_lake(folder)
     made.create_namespace("test")
     source = create_table(made, "test.source", log_schema(), Layout.SHUFFLED)
     for seed in range(4):
         write(source, to_batches(make_log(num_users=20, seed=seed, mean_fan_out=150)), mode="append")
-    create_table(made, "test.t", log_schema(), Layout.BY_REQUEST, num_buckets=8)
+    form = {"layout": Layout.BY_REQUEST, "num_buckets": 8, "location": f"file://{disk}"}
+    create_table(made, "test.t", log_schema(), **form)
     return folder
 
 
@@ -123,6 +139,36 @@ def test_a_driver_that_is_killed_leaves_the_table_whole_and_a_sweep_the_rest(clu
     assert on_disk(table) == needed_by(table)
 
 
+def test_a_disk_that_is_full_on_one_host_costs_repetitions(cluster, lake, disk, wanted):
+    place, there = disk / EXCHANGE_FOLDER, str(cluster.hosts.pids(cluster.hosts.names[2])[0])
+    place.mkdir(exist_ok=True)
+    mount = ["nsenter", "-m", "-t", there, "mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", place]
+    subprocess.run(mount, check=True)
+    try:
+        driver = begin(cluster, lake)
+        assert wait_for_workers(cluster, driver, 2), "the third host is at a task"
+        ends_well(driver, lake, wanted)
+    finally:
+        subprocess.run(["nsenter", "-m", "-t", there, "umount", place], check=True)
+    table = committed(lake)
+    assert on_disk(table) == needed_by(table)
+
+
+def test_a_disk_that_is_full_for_all_ends_the_write_and_leaves_nothing(cluster, lake, disk):
+    before = committed(lake).current_snapshot()
+    resize(disk, str(shutil.disk_usage(disk).used + 2**16))
+    try:
+        _, errors = (driver := begin(cluster, lake)).communicate(timeout=DEADLINE_S + 60)
+    finally:
+        resize(disk)
+    assert driver.returncode == 1
+    assert "No space left on device" in errors
+    assert "attempt 3; nothing of it was committed" in errors
+    table = committed(lake)
+    assert table.current_snapshot() == before
+    assert on_disk(table) == needed_by(table)
+
+
 def test_a_link_that_is_cut_without_a_word_costs_a_repetition(cluster, lake, wanted):
     driver = begin(cluster, lake)
     assert wait_for_workers(cluster, driver, 2), "the third host is at a task"
@@ -143,6 +189,27 @@ def test_a_node_that_is_killed_costs_a_repetition(cluster, lake, wanted):
     ends_well(driver, lake, wanted)
     table = committed(lake)
     assert on_disk(table) == needed_by(table)
+
+
+def test_a_task_that_the_memory_monitor_kills_runs_once_more_and_then_says_what_would_help(tmp_path):
+    memory = psutil.virtual_memory()
+    if memory.available < 2 * EATEN:
+        pytest.skip("8 GiB of free memory required")
+    threshold = (memory.total - memory.available + EATEN // 2) / memory.total
+    program = "import json, sys; from pathlib import Path; from reqdedup.distributed import engine_for\n" + (
+        "from tests.distributed.ray_driver import refused\n"
+        "engine, folder = engine_for(None, None, num_tasks=1), Path(sys.argv[1])\n"
+        "print(json.dumps([refused(folder / 'marks', engine, 'eat'), engine.retries]))"
+    )
+    with ray_cluster(1, cores=1, RAY_memory_usage_threshold=f"{threshold:.4f}") as made:
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        driver = made.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        said, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 0, errors
+    found, retries = json.loads(said.splitlines()[-1])
+    assert (found["type"], retries) == ("MemoryError", 1)
+    assert "killed on 10.77.0.1" in found["text"]
+    assert "more buckets" in found["notes"][0]
 
 
 def test_a_cluster_of_several_hosts_without_a_token_is_refused(tmp_path):

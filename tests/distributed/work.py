@@ -45,4 +45,6 @@ class Squares:
                     raise OSError(28, "No space left on device")
                 case "memory":
                     raise MemoryError("no more")
+                case "eat":
+                    _ = [b"\x01" * 2**27 for _ in range(32)]
         return task.number**2

@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tasks.killed_driver import drivers, open_lake
 from tests.storage.tasks.killing import FailsAt
+from tests.storage.tasks.small_disks import resize, small_disk
 
 pytestmark = pytest.mark.soak
 
@@ -144,39 +144,31 @@ def test_an_error_in_any_bucket_ends_the_write_by_name_and_leaves_nothing(tmp_pa
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """Where the table's files go: a disk of its own."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("root is required to mount a small disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def resize(disk: Path, size: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+def disk(tmp_path) -> Iterator[Path]:
+    """Where the table's files go."""
+    with small_disk(tmp_path / "small") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_disk_that_is_full_at_any_point_leaves_the_table_as_it_was(lake, small_disk, engine):
+def test_a_disk_that_is_full_at_any_point_leaves_the_table_as_it_was(lake, disk, engine):
     lake.drop_table("test.t")
-    form = {"layout": Layout.BY_REQUEST, "num_buckets": 8, "location": f"file://{small_disk}"}
+    form = {"layout": Layout.BY_REQUEST, "num_buckets": 8, "location": f"file://{disk}"}
     table = create_table(lake, "test.t", log_schema(), **form)
     source, rng, runner, full = TableSource(lake.load_table("test.source")), random.Random(4), ENGINES[engine](), 0
     wanted = content_checksum(source)
     write(table, source, engine=runner)
-    of_one_write = shutil.disk_usage(small_disk).used
+    of_one_write = shutil.disk_usage(disk).used
     for _ in range(TIMES):
         before = table.refresh().current_snapshot()
-        resize(small_disk, str(shutil.disk_usage(small_disk).used + int(rng.uniform(0, 1.5) * of_one_write)))
+        resize(disk, str(shutil.disk_usage(disk).used + int(rng.uniform(0, 1.5) * of_one_write)))
         try:
             write(table, source, engine=runner)
             is_full = False
         except OSError as error:
             is_full = error.errno == errno.ENOSPC
         full += is_full
-        resize(small_disk, "64m")
+        resize(disk)
         assert (table.refresh().current_snapshot() == before) == is_full
         assert content_checksum(TableSource(table)) == wanted
     left = on_disk(table) - needed_by(table)
