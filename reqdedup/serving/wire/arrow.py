@@ -66,7 +66,9 @@ def _read(body: bytes) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     for message in messages:
         if message.type == "record batch":
             _refuse_compressed(message.metadata.to_pybytes())
-    if all(message.type == "record batch" for message in messages[1:]) and messages:
+    if not messages or messages[0].type != "schema":  # of another type it was not verified: reading it can crash
+        raise RequestError("body", "an Arrow IPC stream that begins with a schema", "another", status=400)
+    if all(message.type == "record batch" for message in messages[1:]):
         schema = pa.ipc.read_schema(messages[0])
         return schema, [pa.ipc.read_record_batch(message, schema) for message in messages[1:]]
     with pa.ipc.open_stream(body) as reader:  # dictionaries, which need a memory

@@ -6,7 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from reqdedup.serving.wire.arrow_layouts import columns_of, stream_of
+from reqdedup.serving.limits import Limits
+from reqdedup.serving.requests import RequestError
+from reqdedup.serving.wire.arrow import rank_request_of
+from reqdedup.serving.wire.arrow_layouts import columns_of, field, stream_of
+from reqdedup.serving.wire.bodies import Inputs
 
 KEY = b"reqdedup.request"
 TYPES = (np.int64, np.int32, np.uint8, np.int16, np.float32, np.float64, np.float16)
@@ -80,6 +84,18 @@ def test_a_stream_that_was_cut_or_changed_is_never_read_beyond_its_end():
             changed[place] = rng.integers(0, 256)
         found = columns_of(bytes(changed), KEY)
         assert found is None or all(len(one) <= len(body) for one in found[1].values())
+
+
+def test_a_stream_whose_first_message_is_no_schema_is_refused_before_it_is_read_as_one():
+    """pyarrow verifies a message as what it says it is, and would read what it did not verify: that ends the process"""
+    body = bytearray(written({"item_id": pa.array([1, 2])}, {KEY: b'{"user_id": 1}'}))
+    type_place = field(body, 8 + int.from_bytes(body[8:12], "little"), 1)
+    for other in (0, 2, 3, 33):  # none, dictionary, record batch, unknown
+        body[type_place] = other
+        with pytest.raises(RequestError, match=r"begins with a schema|another or a part"):
+            rank_request_of(bytes(body), Inputs(), Limits())
+    body[type_place] = 1
+    assert rank_request_of(bytes(body), Inputs(), Limits()).request.candidates["item_id"].tolist() == [1, 2]
 
 
 def test_answers_are_the_bytes_that_pyarrow_writes():
