@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from reqdedup.models.bundle import Bundle
+from reqdedup.models.registry import name_of
 from reqdedup.models.transforms import history_name
 from reqdedup.schema import Column, Kind, Level
 from reqdedup.sequences.places import open_store
@@ -40,12 +41,16 @@ from reqdedup.serving.wire.bodies import Inputs
 
 logger = logging.getLogger(__name__)
 
+LIGHT = "light_ranking"
+"""Task of an early ranker here, where the funnel's file names one: it answers inside the funnel alone."""
+
 
 @dataclass(eq=False, kw_only=True)
 class LoadedPart(Part):
-    """A part with what answers behind it, so that a funnel can be put together from two."""
+    """A part with what answers behind it, so that a funnel can be put together; of light ranking the bundle, since its
+    items are those of the retriever beside it."""
 
-    answers: Ranker | Retriever
+    answers: Ranker | Retriever | Bundle
 
 
 def _check_device(name: str) -> None:
@@ -72,7 +77,6 @@ class Loader:
         self._changing = threading.Lock()
         self._copies = Copies(Path(settings.copies)) if settings.copies else None
         self._funnel = load_funnel_config(settings.funnel) if settings.funnel else FunnelConfig()
-        self._light = self._light_bundle(self._funnel.light.bundle) if self._funnel.light.bundle else None
 
     def start(self) -> tuple[Served, Served | None, tuple[Served, dict[str, str]] | None]:
         """What serves, what served before it, and what runs in the shadow, beside which models: as the siblings of a
@@ -118,11 +122,20 @@ class Loader:
                 self._copies.keep_only(map(Path, (*current, *previous, *shadow)))
 
     def first(self, places: Sequence[str] | None = None, kept: Mapping[str, Part] | None = None) -> Served:
-        """What these places hold, by default those of the settings. Raises ValueError for two bundles of one task.
+        """What these places hold, by default those of the settings and of the funnel's light ranking.
 
         kept: parts by place that are loaded already.
+        Raises ValueError for two bundles of one task, and for light ranking by another model than an early ranker.
         """
         parts: dict[str, Part] = {}
+        if places is None and (light := self._funnel.light.bundle):
+            found = self._parts(light)
+            if [part.task for part in found] != [LIGHT]:
+                raise ValueError(
+                    f"{light}: one bundle, an early ranker, required for light ranking, found "
+                    f"{', '.join(part.task for part in found)}"
+                )
+            parts[LIGHT] = found[0]
         for place in self._settings.bundles if places is None else places:
             for part in [kept[place]] if kept and place in kept else self._parts(place):
                 if (other := parts.get(part.task)) is not None:
@@ -154,7 +167,7 @@ class Loader:
         ranker, retriever = ranking.answers, retrieval.answers
         assert isinstance(ranker, Ranker)
         assert isinstance(retriever, Retriever)
-        funnel = Recommender(retriever, ranker, self._funnel, light=self._light_model(retriever))
+        funnel = Recommender(retriever, ranker, self._funnel, light=self._light_model(parts.get(LIGHT), retriever))
         if beside := [label for label in ranker.labels if label not in dict(funnel.weights)]:
             by = ", ".join(label for label, _ in funnel.weights)
             logger.info("slates are ranked by %s; %s: answered beside, without a weight", by, ", ".join(beside))
@@ -163,21 +176,13 @@ class Loader:
             recommend = LoggedRecommender(funnel, self.impressions)
         return Served(parts=parts, recommend=one_by_one(recommend.recommend), rows=self._funnel.ranked)
 
-    def _light_bundle(self, place: str) -> Bundle:
-        """Of the funnel's light ranking, read once: another one is another funnel, and needs a start."""
-        folders = self.folders(place)
-        if len(folders) != 1:
-            raise ValueError(f"{place}: one bundle, an early ranker, required for light ranking, found {len(folders)}")
-        bundle = Bundle.load(folders[0])
-        self._check_store(bundle)
-        return bundle
-
-    def _light_model(self, retriever: Retriever) -> LightModel | None:
+    def _light_model(self, part: Part | None, retriever: Retriever) -> LightModel | None:
         """For the items of this retriever."""
-        if self._light is None:
+        if not isinstance(part, LoadedPart):
             return None
+        assert isinstance(part.answers, Bundle)
         return LightModel(
-            self._light,
+            part.answers,
             retriever.items,
             store=self.store,
             on_missing_history=self._settings.on_missing_history,
@@ -193,11 +198,13 @@ class Loader:
         for folder in folders:
             bundle = Bundle.load(folder)
             self._check_store(bundle)
-            make = {"ranking": self._ranking, "retrieval": self._retrieval}.get(bundle.task)
+            is_light = self._funnel.light.bundle and name_of(bundle.config) == "early_ranker"
+            task = LIGHT if is_light else bundle.task
+            make = {LIGHT: _light, "ranking": self._ranking, "retrieval": self._retrieval}.get(task)
             if make is None:
                 raise ValueError(f"{folder}: a ranking or retrieval model required, found one of {bundle.task}")
             found.append(make(str(folder), bundle))
-            logger.info("%s: %s model %s loaded", folder, bundle.task, bundle.fingerprint)
+            logger.info("%s: %s model %s loaded", folder, task, bundle.fingerprint)
         return found
 
     def _check_store(self, bundle: Bundle) -> None:
@@ -285,6 +292,21 @@ class Loader:
             logger.warning("no states are kept from the start: %s", error)
         else:
             logger.info("%s: %d states, %d kept", settings.user_states, num_states, len(retriever.states))
+
+
+def _light(name: str, bundle: Bundle) -> LoadedPart:
+    def alone(request: Any) -> Any:
+        raise RequestError("path", "light ranking inside the funnel", "alone", status=404)
+
+    return LoadedPart(
+        task=LIGHT,
+        bundle=name,
+        fingerprint=bundle.fingerprint,
+        run=one_by_one(alone),
+        inputs=Inputs.of(bundle.transforms, items=bundle.items, user_keys=bundle.signature.user_keys),
+        labels=bundle.signature.outputs,
+        answers=bundle,
+    )
 
 
 def one_by_one(answer: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[Any]]:

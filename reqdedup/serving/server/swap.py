@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 class Part:
     """One loaded bundle, ready to answer.
 
-    task: ranking or retrieval.  bundle: where it was loaded from.  run: a step of requests, an answer or an exception
-    for each.  inputs: what it reads.  labels: of a ranking model's logits.  about: self-test and sizes, for people.
-    keys_of: the log's ids of these items, if the bundle has them.
+    task: ranking, retrieval or light_ranking.  bundle: where it was loaded from.  run: a step of requests, an answer or
+    an exception for each.  inputs: what it reads.  labels: of a ranking model's logits.  about: self-test and sizes,
+    for people.  keys_of: the log's ids of these items, if the bundle has them.
     drop_caches: called by the compute thread when the part has left; what still runs must not fill them again.
     keep_caches: called when it comes back.
     gauges: sizes of caches by name.

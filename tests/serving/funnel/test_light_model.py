@@ -20,8 +20,10 @@ from reqdedup.serving.funnel.recommender import Recommender
 from reqdedup.serving.ranking.ranker import Ranker
 from reqdedup.serving.requests import ItemFilter, RecommendRequest, RetrieveRequest
 from reqdedup.serving.retrieval.retriever import Retriever
+from reqdedup.serving.scheduler import Scheduler
 from reqdedup.serving.server.loading import Loader
 from reqdedup.serving.server.settings import ServeSettings
+from reqdedup.serving.server.swap import Models
 from reqdedup.serving.wire.answers import recommended_answer
 from reqdedup.storage import TableSource
 from tests.serving.conftest import SIZES
@@ -29,17 +31,21 @@ from tests.serving.conftest import SIZES
 CONFIG = FunnelConfig(retrieved=200, ranked=30, labels=(("click", 1.0), ("save", 0.5)))
 
 
-@pytest.fixture(scope="module")
-def early(trained_bundles, tmp_path_factory):
-    """Folder of an early ranker's bundle: fresh weights order items as well as any."""
-    torch.manual_seed(0)
+def fresh(trained_bundles, folder, *, seed=0, **sizes):
+    """An early ranker's bundle in the folder: fresh weights order items as well as any."""
+    torch.manual_seed(seed)
     schema = trained_bundles.source.schema
-    config = EarlyRankerConfig.from_schema(schema, output_width=8, head_widths=(8,), **SIZES)
-    model, folder = build_model(config), tmp_path_factory.mktemp("early") / "bundle"
+    config = EarlyRankerConfig.from_schema(schema, output_width=8, head_widths=(8,), **{**SIZES, **sizes})
+    model = build_model(config)
     for norm in model.head.norms:
         norm.running_mean.normal_()
     items, signature = Bundle.load(trained_bundles.ranking).items, Signature.of(config, schema)
     return write_bundle(folder, config=config, weights=model.state_dict(), signature=signature, items=items)
+
+
+@pytest.fixture(scope="module")
+def early(trained_bundles, tmp_path_factory):
+    return fresh(trained_bundles, tmp_path_factory.mktemp("early") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +98,64 @@ def test_what_is_ranked_are_the_best_of_the_model_over_all_that_was_retrieved(re
     assert differed
 
 
-@pytest.mark.slow
-def test_a_server_composes_the_slates_of_the_process(recommender, trained_bundles, early, place, users, tmp_path):
-    (tmp_path / "funnel.toml").write_text(
+@pytest.fixture(scope="module")
+def loaded(trained_bundles, early, place, tmp_path_factory):
+    """A server's loader, and what it serves at the start."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "funnel.toml").write_text(
         f'format = 1\nretrieved = 200\nranked = 30\n[light]\nbundle = "{early}"\n[labels]\nclick = 1.0\nsave = 0.5\n'
     )
     bundles = (str(trained_bundles.ranking), str(trained_bundles.retrieval))
-    served, _, _ = Loader(
-        ServeSettings(bundles=bundles, store=str(place[0]), funnel=str(tmp_path / "funnel.toml"))
-    ).start()
+    files = {"funnel": str(folder / "funnel.toml"), "serving": str(folder / "serving.json")}
+    loader = Loader(ServeSettings(bundles=bundles, store=str(place[0]), **files))
+    return loader, loader.start()[0]
+
+
+@pytest.mark.slow
+def test_a_server_composes_the_slates_of_the_process(recommender, loaded, users):
+    _, served = loaded
     for user_id, (found,) in [(user, served.recommend([RecommendRequest(user_id=user)])) for user in users]:
         expected = recommender.recommend(RecommendRequest(user_id=user_id))
         assert found.item_id.tolist() == expected.item_id.tolist()
         assert found.ranked_score.tobytes() == expected.ranked_score.tobytes()
         assert (found.funnel, found.light_model) == (expected.funnel, expected.light_model)
+
+
+@pytest.mark.slow
+def test_a_light_model_is_swapped_with_the_funnel_over_it_and_comes_back(
+    loaded, trained_bundles, early, users, tmp_path
+):
+    loader, first = loaded
+    other = fresh(trained_bundles, tmp_path / "other", seed=1)
+    fewer = fresh(trained_bundles, tmp_path / "fewer", labels=("save",))
+    with Scheduler() as scheduler:
+        models = Models(loader.put, first, scheduler, changed=loader.changed)
+
+        def answer():
+            (found,) = models.current.recommend([RecommendRequest(user_id=users[0])])
+            assert found.light_model == models.current.fingerprints["light_ranking"]
+            return found.light_model, found.funnel, found.ranked_item_id.tolist()
+
+        before = answer()
+        models.load(str(other))
+        swapped = answer()
+        assert [one == two for one, two in zip(before, swapped, strict=True)] == [False] * 3
+        assert {**first.fingerprints, "light_ranking": swapped[0]} == models.current.fingerprints
+        with pytest.raises(ValueError, match="light: a model of the label click required"):
+            models.load(str(fewer))
+        assert answer() == swapped
+        current, previous, _ = models.folders  # what a worker that is started again is told
+        assert str(other) in current
+        assert str(early) in previous
+        models.rollback()
+        assert answer() == before
+
+
+def test_light_ranking_by_another_kind_of_model_is_refused_at_the_start(trained_bundles, tmp_path):
+    (tmp_path / "funnel.toml").write_text(f'format = 1\n[light]\nbundle = "{trained_bundles.retrieval}"\n')
+    loader = Loader(ServeSettings(bundles=(str(trained_bundles.ranking),), funnel=str(tmp_path / "funnel.toml")))
+    with pytest.raises(ValueError, match="an early ranker, required for light ranking, found retrieval"):
+        loader.start()
 
 
 def test_which_light_model_it_was_is_part_of_the_funnel(recommender, early):
