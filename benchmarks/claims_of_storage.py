@@ -16,10 +16,17 @@ def storage(part: str, rows: Mapping[str, tuple[str, str]], text: str, ours: str
     return Claim(file=f"storage_{part}", rows=rows, text=text, ours=ours, article=article, command=command)
 
 
+OPTIONS = {
+    "engines": "engines --times 60",
+    "engines_ray": "engines --ray 1 10 60",
+    "engines_break_even": "engines --break-even",
+}
+"""Of `benchmarks.storage_engines`, by the file of its results."""
+
+
 def scale(part: str, text: str, ours: str, **rows: tuple[str, str]) -> Claim:
-    """A claim about commits of large tables and tasks. part: of `benchmarks.storage_PART`."""
-    times = " --times 60" if part == "engines" else ""
-    command = f".venv/bin/python -m benchmarks.storage_{part}{times}"
+    """A claim about commits of large tables and tasks. part: of `benchmarks.storage_PART`, or one of its OPTIONS."""
+    command = f".venv/bin/python -m benchmarks.storage_{OPTIONS.get(part, part)}"
     return Claim(file=f"storage_{part}", rows=rows, text=text, ours=ours, command=command)
 
 
@@ -210,6 +217,37 @@ CLAIMS = (
         a=("a log written by tasks: CPU", "against write"),
         b=("a log written by tasks: CPU", "against write and checksums"),
         c=("a log written by tasks: wall time", "one process against two"),
+    ),
+    scale(
+        "engines",
+        "the same: tasks without checksums against `write`, which is what dividing costs; bytes exchanged, against one "
+        "exchange file of all rows; peak memory of a map task; of the driver, {d[sizes][maps]:,} maps and "
+        "{d[sizes][buckets]:,} buckets",
+        "{a[value]:.3g}x the CPU ({a[spread][0]:.3g} to {a[spread][1]:.3g}); {b[value]:.3g}x; {m[value]:,.0f} bytes; "
+        "{d[value]:,.0f} bytes",
+        a=("a log written by tasks: CPU", "without checksums against write"),
+        b=("a log written by tasks: bytes exchanged", "against one exchange file of all rows"),
+        m=("a log written by tasks: peak memory of a map task", "imports apart"),
+        d=("driver memory", "10,000 maps x 1,000 buckets"),
+    ),
+    *(
+        scale(
+            "engines_ray",
+            "a log of {a[sizes][rows]:,} rows written by Ray, a core a node, the same bits as by one process: two nodes "
+            "against one",
+            "{a[value]:.3g}x less time ({a[spread][0]:.3g} to {a[spread][1]:.3g})",
+            a=("a log written by tasks: wall time on Ray", f"one node against two, {times} laptop logs"),
+        )
+        for times in (1, 10, 60)
+    ),
+    *(
+        scale(
+            "engines_break_even",
+            "a log of {a[sizes][rows]:,} rows written by two processes, their start counted, against one process",
+            "{a[value]:.3g}x less time ({a[spread][0]:.3g} to {a[spread][1]:.3g})",
+            a=("a log written by tasks: break-even", f"two, {times} laptop logs"),
+        )
+        for times in ("0.1", "1", "10")
     ),
     urls(
         "items by URL per true page, {a[sizes][urls]:,} URLs of {a[sizes][domains]} sites: rules learned with stable "

@@ -7,16 +7,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reqdedup.storage import Layout, TableSource, WriteSettings, compact, create_table, write
+from reqdedup.schema import REQUEST_ID
+from reqdedup.storage import (
+    Layout,
+    TableSource,
+    WriteSettings,
+    add_request_feature,
+    bucket_join,
+    compact,
+    create_feature_table,
+    create_table,
+    delete_user,
+    promote,
+    rebucket,
+    sample_users,
+    write,
+)
 from reqdedup.storage.maintenance.live import by_partition, is_compact, live_files
 from reqdedup.storage.write import arrange
 from tests.distributed.faulty import Faulty
+from tests.storage.feature_tables import COUNT, of_request
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
 from tests.storage.tables import rows_of
 
 pytestmark = pytest.mark.slow
 HELD = 300
 """Rows at once."""
+
+LARGE, SMALL = WriteSettings(row_group_rows=60), WriteSettings(row_group_rows=60, file_bytes=8_000)
+"""Files of a whole bucket, and of some row groups."""
 
 
 def heavy_tailed() -> list[dict]:
@@ -28,11 +47,8 @@ def heavy_tailed() -> list[dict]:
     return [*make_log(num_users=40, seed=5, mean_fan_out=20), *of_heavy]
 
 
-def made(catalog, name, layout=Layout.BY_REQUEST, **settings):
-    settings = {"row_group_rows": 60, **settings}
-    return create_table(
-        catalog, f"test.{name}", log_schema(), layout, num_buckets=2, settings=WriteSettings(**settings)
-    )
+def made(catalog, name, layout=Layout.BY_REQUEST, settings=LARGE):
+    return create_table(catalog, f"test.{name}", log_schema(), layout, num_buckets=2, settings=settings)
 
 
 def contents(table) -> dict[str, list[tuple]]:
@@ -72,7 +88,7 @@ def test_files_are_the_same_bits_and_few_rows_are_held(catalog, monkeypatch, lay
 def test_several_files_of_a_bucket_are_read_left_alone_and_compacted(catalog, monkeypatch):
     monkeypatch.setattr(arrange, "RANGE_ROWS", HELD)
     rows = to_batches(heavy_tailed(), size=5)
-    table = made(catalog, "small", file_bytes=8_000)
+    table = made(catalog, "small", settings=SMALL)
     write(table, rows)
     groups = by_partition(live_files(table.refresh()))
     assert all(len(files) > 2 and is_compact(files, Layout.BY_REQUEST) for files in groups.values())
@@ -85,3 +101,35 @@ def test_several_files_of_a_bucket_are_read_left_alone_and_compacted(catalog, mo
     files = by_partition(live_files(table.refresh()))
     assert all(len(one) > 2 and is_compact(one, Layout.BY_REQUEST) for one in files.values())
     assert rows_of(TableSource(table).batches()) == rows_of([*rows, *late])
+
+
+@pytest.mark.soak
+def test_several_files_of_a_bucket_are_joined_sampled_promoted_and_lose_a_user(catalog, monkeypatch):
+    monkeypatch.setattr(arrange, "RANGE_ROWS", HELD)
+    log = heavy_tailed()
+    main = made(catalog, "main", settings=SMALL)
+    write(main, to_batches(log, size=5))
+    side = create_feature_table(catalog, "test.side", main, [COUNT])
+    add_request_feature(main, side, of_request, engine=Faulty(3))
+    assert all(len(files) > 2 for files in by_partition(live_files(main.refresh())).values())
+
+    joined = bucket_join(main, side)
+    with_count = [(*row, row[1]) for row in rows_of(to_batches(log))]
+    assert joined.schema.names[1] == REQUEST_ID
+    assert rows_of(joined.batches()) == sorted(with_count, key=repr)
+    target = create_table(catalog, "test.joined", joined.schema, Layout.BY_REQUEST, num_buckets=2, settings=SMALL)
+    joined.write_to(target, engine=Faulty(4))
+    assert rows_of(TableSource(target).batches()) == sorted(with_count, key=repr)
+    sample = sample_users(joined, rate=0.5)
+    kept = [request for request in log if request["user_id"] in set(sample.user_ids.tolist())]
+    assert sorted(row[:-1] for row in rows_of(sample.batches())) == sorted(rows_of(to_batches(kept)))
+    promote(main, [side], engine=Faulty(5))
+    assert rows_of(TableSource(main.refresh()).batches()) == sorted(with_count, key=repr)
+
+    delete_user([main, side, target], 12, engine=Faulty(6))
+    others = sorted((row for row in with_count if row[0] != 12), key=repr)
+    for table in (main, target):
+        assert rows_of(TableSource(table.refresh()).batches()) == others
+    rebucket(target, 1, engine=Faulty(7))
+    assert rows_of(TableSource(target.refresh()).batches()) == others
+    assert all(len(one) > 2 and is_compact(one, Layout.BY_REQUEST) for one in by_partition(live_files(target)).values())
