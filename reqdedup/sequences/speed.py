@@ -108,16 +108,23 @@ class WriteAheadFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.touch()
-        whole = sum(length for _, length in _frames(path))
-        self._file = path.open("r+b")
-        self._file.truncate(whole)
-        self._file.seek(0, os.SEEK_END)
+        self._open()
+
+    def _open(self) -> None:
+        self._file = self.path.open("r+b", buffering=0)
+        self._num_bytes = sum(length for _, length in _frames(self.path))
 
     def append(self, events: pl.DataFrame) -> None:
-        """Returns once they are on disk."""
-        self._file.write(_frame(events))
-        self._file.flush()
+        """Returns once they are on disk. An append that failed, as on a full disk, is cut off by the next one: what
+        follows half a frame would never be read again."""
+        data = _frame(events)
+        self._file.truncate(self._num_bytes)
+        self._file.seek(self._num_bytes)
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
         os.fsync(self._file.fileno())
+        self._num_bytes += len(data)
 
     def batches(self) -> Iterator[pl.DataFrame]:
         """All micro-batches, oldest first."""
@@ -134,8 +141,7 @@ class WriteAheadFile:
             os.fsync(file.fileno())
         unfinished.replace(self.path)
         self._file.close()
-        self._file = self.path.open("r+b")
-        self._file.seek(0, os.SEEK_END)
+        self._open()
 
     def close(self) -> None:
         self._file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,24 @@ def test_a_torn_frame_is_cut_off_and_what_was_confirmed_stays(tmp_path: Path):
         again.close()
     (tmp_path / "wal").write_bytes(data[: whole + 20] + b"\0" + data[whole + 21 :])
     assert [len(one) for one in WriteAheadFile(tmp_path / "wal").batches()] == [2]
+
+
+def test_what_is_confirmed_after_a_disk_was_full_is_not_lost(tmp_path: Path):
+    frame, limits = killed_run.numbered(0, 5), resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = WriteAheadFile(tmp_path / "wal")
+    log.append(frame.head(1))
+    room = (tmp_path / "wal").stat().st_size + 20
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            log.append(frame)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "wal").stat().st_size == room, "half a frame"
+    log.append(frame.tail(2))
+    log.append(frame.head(3))
+    log.close()
+    assert [len(one) for one in WriteAheadFile(tmp_path / "wal").batches()] == [1, 2, 3]
 
 
 @pytest.mark.slow
