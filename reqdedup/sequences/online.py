@@ -67,13 +67,12 @@ class OnlineStore:
         """Take numbered events; those that were put before are left out. How many were new.
 
         On disk before they are taken: after a kill, what was confirmed is there, and putting the batch again is safe.
+        Not on disk before the engine has made rows of them: what it refuses would keep the store from opening again.
+        Raises ValueError for that, OSError if the disk does not take them; then nothing has changed.
         """
         with self._guard:
             events = events.filter(pl.col(POSITION) >= self.speed.position)
-            if not events.height:
-                return 0
-            self._wal.append(events)
-            return self.speed.put(events)
+            return self.speed.put(events, before=lambda: self._wal.append(events))
 
     def fetch(
         self, user_id: int, sequence: str, columns: Sequence[str] | None = None, *, at_us: int | None = None

@@ -51,13 +51,18 @@ class SpeedView:
         self._of_user: dict[int, dict[str, np.ndarray]] = {}
         self._stands: dict[int, tuple[int, ...]] = {}
 
-    def put(self, events: pl.DataFrame) -> int:
-        """Take numbered events, as `intake.number_events` makes them; how many of them were not known yet."""
+    def put(self, events: pl.DataFrame, before: Callable[[], None] = lambda: None) -> int:
+        """Take numbered events, as `intake.number_events` makes them; how many of them were not known yet.
+
+        before: called once the engine has made rows of them, and before they are taken. Raises what the engine raises,
+        ValueError of an executor for one; then nothing was taken.
+        """
         events = events.filter(pl.col(POSITION) >= self.position)
         if not events.height:
             return 0
         events = self._engine.of_log(events)
         rows, counts = self._engine.run(events, self._earlier, self._where, version=self._version)
+        before()
         self._add(rows)
         self.counts.add(counts)
         self.position = int(events[POSITION][-1]) + 1

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from pyiceberg.catalog import load_catalog
 
+from reqdedup.sequences.batch import advance
 from reqdedup.sequences.definition import Computed, EventLog, EventType, SequenceDefinition, check_together
 from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.executors import executor, load_executor, with_computed
+from reqdedup.sequences.intake import append_events, number_events
+from reqdedup.sequences.online import open_online
 from reqdedup.sequences.published import read_definitions
+from reqdedup.sequences.tables import Delivered
 
+NOW_US = 1_750_000_000_000_000
 LOG = EventLog(types=["buy"], columns={"price": "float64"})
 BAND = Computed("band", executor=f"{__name__}:band", on=["price"], columns={"price_band": "int32"})
 BOUGHT = SequenceDefinition(
@@ -81,6 +87,31 @@ def test_an_executor_that_does_not_fit_is_named(name: str, said: str):
 def test_what_does_not_fit_the_log_is_refused(change: dict, said: str):
     with pytest.raises(ValueError, match=said):
         check_together(LOG, [replace(BOUGHT, computed=[replace(BAND, **change)])])
+
+
+@pytest.mark.slow
+def test_events_that_an_executor_refuses_do_not_keep_an_online_store_from_opening(tmp_path: Path):
+    catalog = load_catalog("t", type="sql", uri=f"sqlite:///{tmp_path}/c.db", warehouse=f"file://{tmp_path}/lake")
+
+    def bought(event_id: int, price: float) -> pl.DataFrame:
+        return pl.DataFrame(
+            {"event_id": [event_id], "user_id": [7], "event_type": ["buy"], "price": [price]}
+        ).with_columns(pl.lit(NOW_US + event_id).alias(name) for name in ("event_ts", "arrival_ts"))
+
+    def numbered(event_id: int, price: float) -> pl.DataFrame:
+        return number_events(LOG, bought(event_id, price), Delivered(next_position=event_id), 2 * NOW_US).events
+
+    append_events(catalog, "lake", LOG, [bought(0, 5.0).to_arrow()], source="a", now_us=2 * NOW_US)
+    advance(catalog, "lake", [BOUGHT], num_buckets=1)
+    store = open_online(tmp_path / "online", catalog, "lake")
+    store.put(numbered(1, 20.0))
+    with pytest.raises(ValueError, match=r"values of {'price_band': 'int32'} required"):
+        store.put(numbered(2, 0.0))  # of which the logarithm is no number
+    store.put(numbered(2, 300.0))
+    store.close()
+    again = open_online(tmp_path / "online", catalog, "lake")
+    assert again.fetch(7, "bought")["price_band"].tolist() == [0, 1, 2]
+    again.close()
 
 
 def test_a_module_beside_the_definitions_is_found(tmp_path: Path):
