@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import sys
 
-from reqdedup.serving.server.process import serve_process
-from reqdedup.serving.server.settings import ServeSettings
-from reqdedup.serving.server.workers import CANNOT_SERVE, end_with_parent
-
 
 def main() -> int:
+    gc.disable()  # until the door opens: what libraries make as they are loaded stays
+    from reqdedup.serving.server.process import serve_process
+    from reqdedup.serving.server.settings import ServeSettings
+    from reqdedup.serving.server.workers import CANNOT_SERVE, end_with_parent
+
     descriptor, number = int(sys.argv[1]), int(sys.argv[2])
     logging.basicConfig(level=logging.INFO, format=f"worker {number}: %(message)s")
     settings = ServeSettings.from_json(sys.stdin.buffer.readline().decode())

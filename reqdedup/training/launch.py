@@ -28,7 +28,8 @@ ROOT_CAUSE_WAIT_S = 3.0
 
 
 _PROGRAM = """
-import pickle, sys
+import gc, pickle, sys
+gc.disable()
 sys.path[:] = pickle.load(sys.stdin.buffer)
 from reqdedup.training.rank_process import main
 main(int(sys.argv[1]))

@@ -6,6 +6,7 @@ the error through an inherited file descriptor.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
@@ -60,6 +61,8 @@ def _run(settings: RankSettings, payload: bytes, connection: Connection) -> Any:
         timeout=timedelta(seconds=settings.collective_timeout_s),
     )
     target, args = pickle.loads(payload)
+    gc.freeze()  # what the libraries made as they were loaded, uncollected so far: no collection is to look at it
+    gc.enable()
     result = target(lambda event: send(connection, RankMessage(kind="event", value=event)), *args)
     dist.barrier()  # a rank that leaves early would look lost to one that still works
     dist.destroy_process_group()

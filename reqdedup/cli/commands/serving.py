@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -150,14 +151,18 @@ def serve(arguments: Options) -> int:
             say(f"{access.url}/docs  ({', '.join(settings.bundles)})")
         sys.stdout.flush()
 
-    if settings.workers > 1:
-        from reqdedup.serving.server.workers import serve_workers
+    gc.disable()  # until the door opens: what libraries make as they are loaded stays
+    try:
+        if settings.workers > 1:
+            from reqdedup.serving.server.workers import serve_workers
 
-        serve_workers(settings, [door], answers=answers)
-    else:
-        from reqdedup.serving.server.process import serve_process
+            serve_workers(settings, [door], answers=answers)
+        else:
+            from reqdedup.serving.server.process import serve_process
 
-        serve_process(settings, [door], answers=answers)
+            serve_process(settings, [door], answers=answers)
+    finally:
+        gc.enable()
     return 0
 
 

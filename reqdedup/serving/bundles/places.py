@@ -22,17 +22,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pyiceberg.io import FileIO
+from typing import TYPE_CHECKING, Any
 
 from reqdedup.models.bundle import MANIFEST, Bundle, add_artifacts, check_manifest, put_in_place, read_manifest
-from reqdedup.serving.bundles.checks import user_vectors
 from reqdedup.serving.bundles.copies import lock
 from reqdedup.serving.retrieval.approximate_index import INDEX_NAME, build_index, index_kind
-from reqdedup.storage.iceberg.paths import local_path
-from reqdedup.storage.iceberg.reference import open_store
-from reqdedup.training.plan import Source
+
+if TYPE_CHECKING:
+    from pyiceberg.io import FileIO
+
+    from reqdedup.training.plan import Source
 
 CURRENT = "current.json"
 PLACE_FORMAT = 1
@@ -91,6 +90,8 @@ def add_index(folder: Path, source: Source) -> bool:
 
     source: what the model was trained on, whose users the index is measured with.
     """
+    from reqdedup.serving.bundles.checks import user_vectors
+
     bundle = Bundle.load(folder)
     vectors = bundle.item_vectors
     if vectors is None or index_kind(len(vectors)) is None:
@@ -117,9 +118,9 @@ def find_bundles(
     properties: pyiceberg's, of the store, credentials too; without them the environment's.
     Raises ValueError, one sentence, if there is no bundle or the store cannot be read, or has damaged files.
     """
-    local = local_path(str(place))
+    local = _local(place)
     if local is not None:
-        return _folders(Path(local))
+        return _folders(local)
     if cache is None:
         raise ValueError(f"{place}: a cache folder required for bundles of an object store, found none")
     store, location = _store_of(str(place), properties)
@@ -128,20 +129,29 @@ def find_bundles(
 
 def find_manifests(place: Path | str, *, properties: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Manifests of what `find_bundles` finds: nothing else is read, nothing copied, so one may look often."""
-    local = local_path(str(place))
+    local = _local(place)
     if local is not None:
-        return [read_manifest(folder) for folder in _folders(Path(local))]
+        return [read_manifest(folder) for folder in _folders(local)]
     store, location = _store_of(str(place), properties)
     return [_parsed(manifest, at) for at, manifest in _manifests(store, location)]
 
 
 def upload(place: Path, location: str, *, properties: Mapping[str, str] | None = None) -> None:
     """Copy a bundle, or a place with its versions, into an object store; what names the rest is written last."""
-    location = location.rstrip("/")
-    store = _Store(open_store(properties or {}, location))
+    store, location = _store_of(location, properties)
     files = [path for path in sorted(place.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     for path in sorted(files, key=lambda path: (path.name == CURRENT, path.name == MANIFEST)):
         store.write(f"{location}/{path.relative_to(place).as_posix()}", path.read_bytes())
+
+
+def _local(place: Path | str) -> Path | None:
+    """None of an object store. A server of plain folders starts without the storage stack."""
+    if ":" not in str(place):
+        return Path(place)
+    from reqdedup.storage.iceberg.paths import local_path
+
+    local = local_path(str(place))
+    return None if local is None else Path(local)
 
 
 def _folders(place: Path) -> list[Path]:
@@ -152,6 +162,8 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _store_of(place: str, properties: Mapping[str, str] | None) -> tuple[_Store, str]:
+    from reqdedup.storage.iceberg.reference import open_store
+
     location = place.rstrip("/")
     return _Store(open_store(properties or {}, location)), location
 

@@ -298,6 +298,7 @@ def run_until_signal(
     server = _Server(uvicorn_config(Guard(app, access.token), access, limits, drain_s=drain_s), answers)
     gc.collect()
     gc.freeze()  # half a million objects of libraries, which every full collection would look at again
+    gc.enable()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises it again once it is done: that must not end the process
     server.run(sockets=sockets)

@@ -33,7 +33,6 @@ from reqdedup.serving.ranking.self_test import self_test
 from reqdedup.serving.requests import RequestError
 from reqdedup.serving.retrieval.retriever import Retriever
 from reqdedup.serving.retrieval.states_file import model_of
-from reqdedup.serving.retrieval.user_states import keep_user_states
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.swap import Models, Part, Served
@@ -282,6 +281,8 @@ class Loader:
         settings, worker = self._settings, self._worker
         if settings.user_states is None:
             return
+        from reqdedup.serving.retrieval.user_states import keep_user_states  # with pyiceberg
+
         try:
             num_states = keep_user_states(
                 retriever,
