@@ -36,6 +36,7 @@ from reqdedup.sequences.tables import (
     Delivered,
     arrow_schema,
     delivered_of,
+    load_raw,
     raw_table,
 )
 from reqdedup.storage.iceberg.errors import ConflictError
@@ -252,11 +253,16 @@ def _gathered(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pl.DataF
 def _write_rejected(
     catalog: Catalog, namespace: str, rejected: list[pl.DataFrame], source: str, before: Delivered
 ) -> None:
-    """Put them into their table, in place of those that an append which was killed left there."""
+    """Put them into their table, in place of those that an append which was killed left there.
+
+    Raises ConflictError if another append has been faster: what lies there from `before` on is of that one then.
+    """
     identifier = f"{namespace}.{REJECTED_TABLE}"
     rows = pl.concat(rejected) if rejected else None
     if (rows is None or not rows.height) and not catalog.table_exists(identifier):
         return
+    if delivered_of(load_raw(catalog, namespace)) != before:
+        raise ConflictError(f"{namespace}.{RAW_TABLE}: another process delivered events; run it again")
     table = catalog.create_table_if_not_exists(identifier, REJECTED_SCHEMA, properties=NO_RETRIES)
     left = f"{POSITION} >= {before.next_position}"
     if table.scan(row_filter=left, limit=1).to_arrow().num_rows:

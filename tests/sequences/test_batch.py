@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from reqdedup.sequences import naive
 from reqdedup.sequences.batch import advance, backfill, check_timeline, compact_timeline, publish_timeline
 from reqdedup.sequences.definition import EventType, SequenceDefinition
 from reqdedup.sequences.ends import add_histories, history_ends, windows
-from reqdedup.sequences.intake import number_events
+from reqdedup.sequences.intake import append_events, number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.predicate import col
 from reqdedup.sequences.sequence_store import SequenceStore
@@ -37,6 +38,7 @@ from tests.sequences.event_streams import (
     NOW_US,
     PRICE,
     START_US,
+    arrow_of,
     columns_of,
     definitions,
     frame_of,
@@ -245,6 +247,19 @@ def test_two_runs_at_once_commit_once(catalog: Catalog, monkeypatch):
     with pytest.raises(ConflictError, match="another writer was faster"):
         advance(catalog, "lake", [ENGAGED])
     assert check_timeline(open_timeline(catalog, "lake")) == 2
+
+
+def test_an_append_that_was_slower_takes_no_rejected_events_of_the_faster_one(catalog: Catalog):
+    deliver(catalog, [event(1, START_US)], "first")
+
+    def slowly() -> Iterator[pa.Table]:
+        yield arrow_of([event(2, START_US + 1, event_type="hide")])
+        deliver(catalog, [event(3, START_US + 2), event(4, START_US + 3, user_id=None)], "fast")
+
+    with pytest.raises(ConflictError, match="run it again"):
+        append_events(catalog, "lake", LOG, slowly(), source="slow", now_us=NOW_US)
+    rows = catalog.load_table("lake.rejected_events").scan().to_arrow().to_pylist()
+    assert [(row["source"], row["position"]) for row in rows] == [("fast", 2)]
 
 
 def test_rejected_events_are_kept_with_reason_source_and_position(catalog: Catalog):
