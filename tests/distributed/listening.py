@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 from reqdedup.distributed import Inline
 
@@ -14,9 +15,11 @@ class Listening(Inline):
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
+        self.tasks: list[Any] = []
 
     def run(self, work, tasks):
         self.sent += [pickle.dumps(work), pickle.dumps(tasks)]
+        self.tasks += tasks
         for number, result in super().run(pickle.loads(self.sent[-2]), tasks):
             self.sent.append(pickle.dumps(result))
             yield number, result

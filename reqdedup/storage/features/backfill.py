@@ -218,9 +218,9 @@ class Backfill:
 
         with StagedFiles(self.side_table, stored, updates) as files:
             work = self._work(stored, updates)
-            tasks = [BucketTask(bucket=bucket, write_id=files.write_id) for bucket in self.buckets]
-            num_bytes = stored_bytes(self._source.table) * len(tasks) // self._main.num_buckets
-            chosen = engine_for(engine, work, num_tasks=len(tasks), num_bytes=num_bytes)
+            num_bytes = stored_bytes(self._source.table) // self._main.num_buckets
+            tasks = [BucketTask(bucket=b, write_id=files.write_id, num_bytes=num_bytes) for b in self.buckets]
+            chosen = engine_for(engine, work, num_tasks=len(tasks), num_bytes=num_bytes * len(tasks))
             lead = None if is_decided(self.side_table, stored, updates) or not tasks else 0
             written = adopt_all(files, work, tasks, chosen, lead=lead, progress=report)
             num_computed = sum(one.note for one in written)

@@ -23,11 +23,12 @@ from reqdedup.storage.write.writer import write_rows
 
 @dataclass(frozen=True, kw_only=True)
 class UnitTask:
-    """A part to write. paths: of its files of now, with num_rows."""
+    """A part to write. paths: of its files of now.  num_rows, num_bytes: in them."""
 
     unit: int
     paths: tuple[str, ...]
     num_rows: int
+    num_bytes: int = 0
     write_id: str = ""
 
     @property

@@ -261,7 +261,6 @@ def _part(bucket: int | None, files: Sequence[LiveFile]) -> Part:
         bucket=bucket,
         paths=tuple(file.path for file in files),
         is_sorted=all(file.is_sorted for file in files),
-        num_bytes=sum(file.data_file.file_size_in_bytes for file in files),
     )
     return Part(task, tuple(file.data_file for file in files), sum(file.num_rows for file in files))
 

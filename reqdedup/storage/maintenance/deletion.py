@@ -275,8 +275,7 @@ def _rewrite(table: Table, old: list[LiveFile], users: np.ndarray, engine: str |
         own = users if num_buckets is None else users[buckets_of(users, num_buckets) == partition]
         paths, num_rows = tuple(file.path for file in files), sum(file.num_rows for file in files)
         replaced = tuple(file.data_file for file in files)
-        num_bytes = sum(file.file_size_in_bytes for file in replaced)
-        task = DeleteTask(partition=partition, paths=paths, num_rows=num_rows, users=own, num_bytes=num_bytes)
+        task = DeleteTask(partition=partition, paths=paths, num_rows=num_rows, users=own)
         parts.append(Part(task, replaced))
     work = Deletion(table=PortableTable(table), schema=schema)
     chosen = engine_for(engine, work, num_tasks=len(parts), num_bytes=sum(part.num_bytes for part in parts))

@@ -117,7 +117,8 @@ def rebucket(
             work = Rebucketing(
                 table=PortableTable(table), schema=schema, side=side, num_buckets=num_buckets, updates=updates
             )
-            tasks = [BucketTask(bucket=bucket, write_id=files.write_id) for bucket in range(num_buckets)]
+            of_task = side.num_bytes // num_buckets
+            tasks = [BucketTask(bucket=b, write_id=files.write_id, num_bytes=of_task) for b in range(num_buckets)]
             chosen = engine_for(engine, work, num_tasks=num_buckets, num_bytes=side.num_bytes)
             lead = None if is_decided(table, schema, updates) else 0
             adopt_all(files, work, tasks, chosen, lead=lead, progress=lambda done: report(_num_rows(files.data_files)))

@@ -29,10 +29,12 @@ from reqdedup.storage.tasks.leftovers import remove_left
 
 @dataclass(frozen=True, kw_only=True)
 class BucketTask:
-    """A bucket to write, or of a source that is read in fewer units, a unit."""
+    """A bucket to write, or of a source that is read in fewer units, a unit. num_bytes: stored ones that it reads, as
+    many as the others."""
 
     bucket: int
     write_id: str
+    num_bytes: int
 
     @property
     def name(self) -> str:

@@ -121,7 +121,8 @@ def commit_buckets(
         spill_dir=spill_dir,
         renew=replace,
     )
-    tasks = [BucketTask(bucket=unit, write_id=files.write_id) for unit in range(num_units)]
+    num_bytes = source.num_bytes // num_units
+    tasks = [BucketTask(bucket=unit, write_id=files.write_id, num_bytes=num_bytes) for unit in range(num_units)]
     chosen = engine_for(engine, work, num_tasks=num_units, num_bytes=source.num_bytes)
     decided = not replace and is_decided(files.table, table_schema(files.target), files.updates)
 

@@ -14,7 +14,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
@@ -34,19 +34,12 @@ BUCKETS_TOGETHER, BYTES_TOGETHER = 32, 2**30
 """Of a commit, at most: buckets, and bytes of the files that they replace: what a killed run has to do again."""
 
 
-class FileTask(Protocol):
-    """A task that writes files. write_id: of the group that it is in."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def write_id(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Part:
-    """A task and the files that what it writes takes the place of; num_rows: that it must write, None if any."""
+    """A task and the files that what it writes takes the place of; num_rows: that it must write, None if any.
+
+    task: a dataclass with `name`, and `write_id` and `num_bytes`, which `groups_of` says.
+    """
 
     task: Any
     removed: tuple[DataFile, ...]
@@ -69,7 +62,10 @@ class Landed:
 
 
 def groups_of(parts: Sequence[Part], *, together: bool = False) -> list[list[Part]]:
-    """The parts in groups of neighbours, with a write id for each group. together: one group of all."""
+    """The parts in groups of neighbours; their tasks learn the write id of the group, and what they read (`num_bytes`).
+
+    together: one group of all.
+    """
     groups: list[list[Part]] = []
     num_bytes = 0
     for part in parts:
@@ -81,7 +77,9 @@ def groups_of(parts: Sequence[Part], *, together: bool = False) -> list[list[Par
         groups[-1].append(part)
     for group in groups:
         write_id = uuid.uuid4().hex
-        group[:] = [replace(part, task=replace(part.task, write_id=write_id)) for part in group]
+        group[:] = [
+            replace(part, task=replace(part.task, write_id=write_id, num_bytes=part.num_bytes)) for part in group
+        ]
     return groups
 
 

@@ -103,13 +103,25 @@ def test_files_of_processes_are_the_same_bits(inline, tmp_path):
     assert life(open_lake(tmp_path), "processes:2") == inline
 
 
-@pytest.mark.slow
-def test_nothing_that_is_sent_holds_a_secret(inline, tmp_path):
+@pytest.fixture(scope="module")
+def listened(inline, tmp_path_factory) -> Listening:
     engine = Listening()
-    assert life(open_lake(tmp_path), engine) == inline
-    assert len(engine.sent) > 10
+    assert life(open_lake(tmp_path_factory.mktemp("listened")), engine) == inline
+    return engine
+
+
+@pytest.mark.slow
+def test_nothing_that_is_sent_holds_a_secret(listened):
+    assert len(listened.sent) > 10
     for secret in (b"TOPSECRET", b"AKIDEXAMPLE", b"PASSWORD", b"catalog.db"):
-        assert not any(secret in sent for sent in engine.sent)
+        assert not any(secret in sent for sent in listened.sent)
+
+
+@pytest.mark.slow
+def test_each_task_says_what_it_reads_so_that_it_has_time_and_memory_for_it(listened):
+    kinds = {type(task).__name__ for task in listened.tasks}
+    assert kinds == {"BucketTask", "CompactTask", "DeleteTask", "UnitTask"}
+    assert not [task for task in listened.tasks if task.num_bytes < 100]
 
 
 @pytest.mark.slow

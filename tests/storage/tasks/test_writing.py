@@ -19,6 +19,7 @@ from reqdedup.storage import (
     write,
 )
 from tests.distributed.faulty import Faulty
+from tests.distributed.listening import Listening
 from tests.storage.feature_tables import COUNT, NUM_BUCKETS, main_table, of_request
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import make_log, to_batches
@@ -94,7 +95,9 @@ def test_a_sample_is_appended_to_what_is_there(catalog, joined, of_join):
     source = joined if of_join else catalog.load_table("lake.main_by_request")
     sample = sample_users(source, rate=0.5, max_requests_per_user=2)
     table = create_table(catalog, "lake.a", sample.schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
-    sample.write_to(table)
+    engine = Listening()
+    sample.write_to(table, engine=engine)
+    assert sum(task.num_bytes for task in engine.tasks) > 0.9 * sample.num_bytes > 0
     report = sample.write_to(table, mode="append", engine=Faulty(5))
     twice = [*sample.batches(), *sample.batches()]
     assert report.users == len(sample.user_ids)
