@@ -28,7 +28,7 @@ from reqdedup.storage.iceberg.evolve import MAIN
 from reqdedup.storage.iceberg.manifests import listed
 from reqdedup.storage.iceberg.written import Written
 from reqdedup.storage.tasks.alike import run_alike
-from reqdedup.storage.tasks.leftovers import remove_left
+from reqdedup.storage.tasks.leftovers import remove_files, remove_left
 
 BUCKETS_TOGETHER, BYTES_TOGETHER = 32, 2**30
 """Of a commit, at most: buckets, and bytes of the files that they replace: what a killed run has to do again."""
@@ -136,13 +136,8 @@ class GroupCommits:
             if not engine.is_here and (not ended or engine.retries):
                 remove_left(self._table, self._open, self._kept)
             else:
-                self._delete(written for of_group in done.values() for written in of_group.values())
-
-    def _delete(self, written: Iterator[Written]) -> None:
-        for one in written:
-            for data_file, _ in one.files:
-                with contextlib.suppress(Exception):  # the sweep of orphans removes what stays
-                    self._table.io.delete(data_file.file_path)
+                waiting = (written for of_group in done.values() for written in of_group.values())
+                remove_files(self._table, (file.file_path for written in waiting for file, _ in written.files))
 
     def _commit(self, write_id: str, together: list[tuple[Part, Written]]) -> Landed:
         stale: list[Part] = []

@@ -18,11 +18,12 @@ from reqdedup.storage import (
     sample_users,
     write,
 )
+from reqdedup.storage.tasks import remove_left
 from tests.distributed.faulty import Faulty
 from tests.distributed.listening import Listening
 from tests.storage.feature_tables import COUNT, NUM_BUCKETS, main_table, of_request
 from tests.storage.maintenance.stored_files import needed_by, on_disk
-from tests.storage.small_log import make_log, to_batches
+from tests.storage.small_log import log_schema, make_log, to_batches
 from tests.storage.tables import files_of, rows_of
 
 pytestmark = pytest.mark.slow
@@ -111,3 +112,21 @@ def test_a_sample_of_what_lies_in_no_order_is_sorted(catalog):
     table = create_table(catalog, "lake.a", sample.schema, Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
     sample.write_to(table, engine=Faulty(6))
     assert rows_of(TableSource(table.refresh()).batches()) == rows_of(sample.batches())
+
+
+def test_a_file_that_cannot_be_deleted_keeps_no_other_of_a_failed_write(catalog, tmp_path, monkeypatch):
+    table = create_table(catalog, "lake.t", log_schema(), Layout.BY_REQUEST, num_buckets=NUM_BUCKETS)
+    data = Path(table.location().removeprefix("file://")) / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    for name in ("w-0.parquet", "w-1.parquet", "w-2.parquet", "x-0.parquet"):
+        (data / name).touch()
+    delete = table.io.delete
+
+    def refusing(path: str) -> None:
+        if path.endswith("w-1.parquet"):
+            raise PermissionError(path)
+        delete(path)
+
+    monkeypatch.setattr(table.io, "delete", refusing)
+    remove_left(table, ["w"])
+    assert sorted(path.name for path in data.iterdir()) == ["w-1.parquet", "x-0.parquet"]
