@@ -70,7 +70,11 @@ class Inline:
 
     def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
         for number, task in enumerate(tasks):
-            result = work.run(task)
+            try:
+                result = work.run(task)
+            except Exception as error:
+                error.add_note(f"in {task.name}; nothing of it was committed")
+                raise
             count_done(result, self.name)
             yield number, result
 

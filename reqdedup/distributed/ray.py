@@ -117,7 +117,7 @@ class _Pool:
         self._look()
         free = self._free()
         if not free:
-            raise RuntimeError("engine ray: a node with cores required, found none alive; is the cluster still there?")
+            raise ValueError("engine ray: a node with cores required, found none alive; is the cluster still there?")
         return sum(max(cores, 0) for cores in free.values())
 
     def may_take(self, number: int) -> bool:
@@ -171,9 +171,9 @@ class _Pool:
         except OutOfMemoryError as error:
             lost: BaseException = MemoryError(f"killed on {self._host(one.node)}: {error}")
         except RayTaskError as error:  # it never came as far as our own code
-            lost = RuntimeError(
+            lost = ValueError(
                 f"engine ray: reqdedup and what it needs on every node required, found on {self._host(one.node)}: "
-                f"{error}"
+                f"{str(error).strip().splitlines()[-1]}"
             )
         except RayError as error:
             lost = LostError(f"on {self._host(one.node)}: {type(error).__name__}: {error}")

@@ -144,8 +144,9 @@ def test_a_task_that_fails_leaves_the_table_as_it_was_and_names_its_bucket(tmp_p
     contradiction = [dict(request, device=request["device"] + 1) for request in make_log(num_users=30, seed=4)[:1]]
     write(main, to_batches(contradiction), mode="append")
     before = main.current_snapshot()
-    with pytest.raises(ValueError, match="one value per request required"):
+    with pytest.raises(ValueError, match="one value per request required") as raised:
         compact(main, one_commit=True, force=True, engine=Inline() if name == "inline" else Processes(2))
+    assert "in bucket " in raised.value.__notes__[0]
     assert main.refresh().current_snapshot() == before
     assert on_disk(main) == needed_by(main)
 
