@@ -1,12 +1,15 @@
-"""Variants of models at equal parameters, and what 8-bit tables cost in scores: synthetic, minutes, no gain claimed.
+"""Variants of models at equal parameters, what a context gives and 8-bit tables cost: synthetic, minutes.
 
-    python -m benchmarks.model_variants [--only conversions|int8] [--seeds 2] [--steps 400] [--try]
+    python -m benchmarks.model_variants [--only conversions|context|int8] [--seeds 2] [--steps 400] [--try]
 
 conversions: recall@100 of purchases, which are 2% of the clicks and follow from whose items (advertiser) a user likes,
 while clicks follow from their category: purchases alone, with clicks by their duration, with a loss over advertisers,
 with both, with the request's own negatives; then cross layers, the hidden layer so wide that all have as many numbers
-(tables apart). int8: a DCAT that began with a foundation model, with its tables of items and events rounded; the error
-of its logits as a share of their deviation, and the AUC that it loses. --try: a tenth of it, nothing recorded.
+(tables apart). context: recall@100 of clicks in requests that are about one category, half of them about none that the
+user likes: without the context, with it in training and none, another request's or its own in evaluation, and the same
+with the context of each positive in training. int8: a DCAT that began with a foundation model, with its tables of
+items and events rounded; the error of its logits as a share of their deviation, and the AUC that it loses. --try: a
+tenth of it, nothing recorded.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from reqdedup.training.judgement.judge import judge
 from reqdedup.training.judgement.outcomes import Outcomes, Scored
 from reqdedup.training.rank_run import RankRun, run_rank
 
-NUM_ITEMS, NUM_ADVERTISERS, NUM_CATEGORIES, FAN_OUT, REQUESTS = 2_000, 100, 20, 12, 4
+NUM_ITEMS, NUM_ADVERTISERS, NUM_CATEGORIES, NUM_SUBJECTS, FAN_OUT, REQUESTS = 2_000, 100, 20, 40, 12, 4
 BUYS = 0.02
 """Share of the clicks."""
 SIZES: dict[str, Any] = {"width": 32, "num_layers": 1, "ffn_width": 64, "max_history": 64, "item_table_rows": 8_192}
@@ -91,12 +94,44 @@ def log(num_users: int, seed: int) -> pa.Table:
     return pa.table(columns)
 
 
-def source_of(folder: Path, num_users: int, seed: int) -> TableSource:
-    pq.write_table(log(num_users, seed), folder / "log.parquet")
+def log_with_subjects(num_users: int, seed: int) -> pa.Table:
+    """Impressions of requests about one category, half of those shown being of it; users click it, and what they like.
+    Histories are what was clicked before."""
+    rng = np.random.default_rng(seed)
+    category_V = rng.integers(0, NUM_SUBJECTS, NUM_ITEMS)
+    rows = []
+    for user in range(num_users):
+        liked = rng.choice(NUM_SUBJECTS, 4, replace=False)
+        history: list[int] = []
+        for visit in range(REQUESTS):
+            subject = rng.choice(liked) if rng.random() < 0.5 else rng.integers(NUM_SUBJECTS)
+            of_subject = np.flatnonzero(category_V == subject)
+            shown = np.concatenate([rng.choice(of_subject, min(FAN_OUT // 2, len(of_subject)), replace=False),
+                                    rng.choice(NUM_ITEMS, FAN_OUT // 2, replace=False)])  # fmt: skip
+            item_B = np.unique(shown)
+            is_subject_B, is_liked_B = category_V[item_B] == subject, np.isin(category_V[item_B], liked)
+            click_B = rng.random(len(item_B)) < np.select([is_subject_B & is_liked_B, is_subject_B, is_liked_B],
+                                                          [0.6, 0.3, 0.3], 0.05)  # fmt: skip
+            of_request = {
+                "user": user,
+                "request": user * REQUESTS + visit,
+                "at": 1_700_000_000 + 86_400 * visit + user,
+                "subject": int(subject),
+                "history_item_id": list(history),
+                "history_category": category_V[history].tolist() if history else [],
+            }
+            rows += [
+                {**of_request, "item": item, "category": category, "click": int(click)}
+                for item, category, click in zip(item_B.tolist(), category_V[item_B].tolist(), click_B, strict=True)
+            ]
+            history += item_B[click_B].tolist()
+    return pa.Table.from_pylist(rows)
+
+
+def source_of(folder: Path, table: pa.Table, labels: tuple[str, ...] = ("click", "buy")) -> TableSource:
+    pq.write_table(table, folder / "log.parquet")
     catalog = open_catalog(properties={"uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/lake"})
-    mapping = ColumnMapping(
-        user="user", request="request", item="item", time="at", time_unit="s", labels=["click", "buy"]
-    )
+    mapping = ColumnMapping(user="user", request="request", item="item", time="at", time_unit="s", labels=list(labels))
     convert_table(folder / "log.parquet", catalog, "shop.log", mapping, num_buckets=1)
     return TableSource(catalog.load_table("shop.log"))
 
@@ -139,7 +174,7 @@ def conversions(folder: Path, num_users: int, steps: int, seeds: int) -> Iterato
     for seed in range(seeds):
         place = folder / f"log-{seed}"
         place.mkdir()
-        source = source_of(place, num_users, seed)
+        source = source_of(place, log(num_users, seed))
         for name, (of_training, of_model) in ARMS.items():
             sizes = {**SIZES, "output_width": 32, **of_model}
             model = TwoTowerConfig.from_schema(source.schema, exclude=("dwell_s",), **sizes)
@@ -160,8 +195,37 @@ def conversions(folder: Path, num_users: int, steps: int, seeds: int) -> Iterato
             }
 
 
+def context(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[dict[str, Any]]:
+    about = {"context_categories": (("subject", "", "category"),)}
+    for seed in range(seeds):
+        place = folder / f"subjects-{seed}"
+        place.mkdir()
+        source = source_of(place, log_with_subjects(num_users, seed), ("click",))
+        found: dict[str, Outcomes] = {}
+        for name, of_model in {
+            "without a context": {"exclude": ("subject",)},
+            "with the logged one": about,
+            "with the positive's": {**about, "context_from": "positive"},
+        }.items():
+            model = TwoTowerConfig.from_schema(source.schema, output_width=32, **SIZES, **of_model)
+            result = run_rank(quiet, training(model, steps, seed, eval_requests=100_000), source, str(place / name))
+            assert result.outcomes is not None
+            found[name] = result.outcomes
+            found |= {f"{name}, {rival}": one for rival, one in result.rivals.items()}
+        for name, outcomes in found.items():
+            value, rows = figure(outcomes, "recall_at_100")
+            yield {
+                "claim": f"clicks of requests about a category, seed {seed}: recall@100 among {NUM_ITEMS:,} items",
+                "variant": name,
+                "value": value,
+                "unit": "recall_at_100",
+                "target": None,
+                "sizes": {"rows": rows, "users": num_users, "steps": steps},
+            }
+
+
 def int8(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[dict[str, Any]]:
-    source = source_of(folder, num_users, 0)
+    source = source_of(folder, log(num_users, 0))
     begun = FoundationConfig.from_schema(source.schema, **SIZES)
     run_rank(quiet, training(begun, steps, 0), source, str(folder / "foundation"))
     model = DCATConfig.from_schema(source.schema, labels=("click",), exclude=("dwell_s",), **SIZES)
@@ -197,7 +261,11 @@ def int8(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[dict[
             }
 
 
-PARTS: dict[str, Callable[[Path, int, int, int], Iterator[dict[str, Any]]]] = {"conversions": conversions, "int8": int8}
+PARTS: dict[str, Callable[[Path, int, int, int], Iterator[dict[str, Any]]]] = {
+    "conversions": conversions,
+    "context": context,
+    "int8": int8,
+}
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""The ablation's arms have equally many numbers, and its log buys by advertiser and clicks by category."""
+"""The ablation's arms have equally many numbers, its log buys by advertiser, and a request's subject is clicked more."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.model_variants import ARMS, BUYS, SIZES, as_large, log, num_numbers
+from benchmarks.model_variants import ARMS, BUYS, FAN_OUT, SIZES, as_large, log, log_with_subjects, num_numbers
 from reqdedup.models import TwoTowerConfig
 
 
@@ -27,3 +27,13 @@ def test_purchases_are_rare_and_histories_are_what_was_clicked_before():
         of_request = [row for row in rows if row["request"] == request]
         assert of_request[0]["history_item_id"] == clicked.setdefault(of_request[0]["user"], [])
         clicked[of_request[0]["user"]] += [row["item"] for row in of_request if row["click"]]
+
+
+def test_what_a_request_is_about_is_clicked_more_than_the_rest():
+    rows = log_with_subjects(100, seed=0).to_pylist()
+    clicks = {
+        about: [row["click"] for row in rows if (row["category"] == row["subject"]) is about] for about in (True, False)
+    }
+    assert np.mean(clicks[True]) > 3 * np.mean(clicks[False])
+    assert len(clicks[True]) > 0.4 * len(rows)
+    assert max(sum(row["request"] == request for row in rows) for request in range(20)) <= FAN_OUT

@@ -61,6 +61,11 @@ def test_a_run_says_what_no_context_and_another_one_are_worth(tmp_path):
     assert load_model(tmp_path / "checkpoint.pt").config.has_row_heads
 
 
+def test_a_context_of_the_candidates_is_refused_by_name():
+    with pytest.raises(ValueError, match="context columns of the request required, found is_new; it has device"):
+        TwoTowerConfig.from_schema(random_log().schema, context_categories=(("is_new", "", "is_new"),))
+
+
 def test_a_softmax_over_the_catalogue_beside_row_heads_is_refused(tmp_path):
     log = with_signal(random_log())
     with pytest.raises(ValueError, match="negatives='batch' required with context_from='positive'"):

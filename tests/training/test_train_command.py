@@ -117,7 +117,9 @@ def test_a_wrong_option_is_one_sentence(here, capsys, words, said):
 def test_a_run_is_trained_evaluated_resumed_and_not_overwritten(here, capsys):
     words = [*TRAIN, "--out", "runs/x", "--steps", "3", *SMALL]
     assert cli.main([*words, "--label", "click", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "inputs history_item_id; left out: request_ts" in " ".join(printed.err.split())
+    said = json.loads(printed.out)
     assert {"table", "out", "task", "steps", "first_loss", "last_loss", "metrics"} <= set(said)
     assert (said["task"], said["steps"]) == ("ranking", 3)
     config, _, _, _ = read_run(here / "runs" / "x" / "run.json")

@@ -12,6 +12,7 @@ from reqdedup.cli.catalog import load_table, open_catalog
 from reqdedup.cli.options import NUMBER, POSITIVE, Checked, OneOf, Options, option, subcommand
 from reqdedup.cli.output import ProgressLine, counted, format_bytes, format_table, interruptible, note, print_json, say
 from reqdedup.cli.values import MOST_SEED, whole
+from reqdedup.schema import Level
 
 if TYPE_CHECKING:
     from reqdedup.training import TrainingConfig
@@ -91,7 +92,9 @@ def train(arguments: Options) -> int:
         config = _configuration(arguments, source)
     saved = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
     inputs = ", ".join(config.model.columns)
-    note(f"{arguments.table}: {config.task} on {counted(config.world_size, 'rank')}, inputs {inputs}")
+    others = [one.name for one in source.schema.at(Level.REQUEST, Level.ITEM) if one.name not in config.model.columns]
+    left_out = f"; left out: {', '.join(others)}" if others else ""
+    note(f"{arguments.table}: {config.task} on {counted(config.world_size, 'rank')}, inputs {inputs}{left_out}")
     with ProgressLine() as progress, interruptible(lambda: _kept(out, saved)):
         try:
             result = training.train(

@@ -139,4 +139,10 @@ class TwoTowerConfig(ModelConfig):
         """
         context = [name for column in sizes.get("context_categories", ()) for name in column[:2]]
         context += [name for name, _ in sizes.get("context_vectors", ())]
+        of_request = {column.name for column in schema.request_columns}
+        if missing := [name for name in context if name and name not in of_request]:
+            raise ValueError(
+                f"TwoTowerConfig: context columns of the request required, found {', '.join(missing)}; it has "
+                f"{', '.join(sorted(of_request))}"
+            )
         return cls(**{**inputs_of(schema, exclude=(*exclude, *context), numbers=numbers), **sizes})
