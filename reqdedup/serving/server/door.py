@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hmac
+import re
 import signal
 import socket
 import ssl
@@ -33,6 +34,7 @@ LINGER_S = 0.5
 """How long what a refused sender still sends is thrown away: closed at once, the kernel would take the answer back
 [seconds]."""
 _END = b"\r\n\r\n"
+_OFFER = re.compile(rb"\r\n[Uu]pgrade:")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -137,6 +139,8 @@ class PatientProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         if self._in_head:
+            if b"pgrade:" in data:
+                data = _without_offer(data)
             room = self.limits.max_header_bytes - self._head_bytes
             if len(data) > room and _END not in self._last_bytes + data[:room]:
                 self._refuse(self._too_long())
@@ -212,6 +216,13 @@ class PatientProtocol(HttpToolsProtocol):
         self._forget_timer()
         if self.transport is not None and not self.transport.is_closing():
             self.transport.close()
+
+
+def _without_offer(data: bytes) -> bytes:
+    """A head that offers another protocol (HTTP/2 by Java's client and by curl --http2) with that line renamed: a
+    server may ignore the offer, and httptools would leave out the body of a request that makes one."""
+    head, end, body = data.partition(_END)
+    return _OFFER.sub(b"\r\nx-offer:", head) + end + body
 
 
 def uvicorn_config(app: Any, access: Access, limits: Limits, *, drain_s: float) -> uvicorn.Config:

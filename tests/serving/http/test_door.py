@@ -98,6 +98,23 @@ def test_a_second_head_in_one_write_with_the_first_is_held_to_the_limit_too():
     asyncio.run(asked())
 
 
+def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_read():
+    """Clients of Java make it with every request, unless they are told not to."""
+
+    async def asked():
+        body = b"\r\nUpgrade: h2c\r\n\r\n"
+        async with served() as port:
+            for name in (b"Upgrade", b"upgrade"):
+                for apart in (False, True):  # head and body in one read, or in two
+                    offer = b"connection: upgrade, close\r\n" + name + b": h2c\r\ncontent-length: %d\r\n" % len(body)
+                    head = head_of(400, method=b"POST", more=offer)
+                    answer = await said(port, head + body, size=len(head) if apart else None)
+                    assert status_and_error(answer) == (200, None)
+                    assert answer.endswith(b'{"bytes":%d}' % len(body))
+
+    asyncio.run(asked())
+
+
 def test_a_head_that_does_not_come_is_a_408_and_a_connection_without_one_ends():
     async def asked():
         async with served() as port:
