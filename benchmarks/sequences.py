@@ -47,6 +47,7 @@ from reqdedup.sequences.batch import advance
 from reqdedup.sequences.definition import SequenceDefinition
 from reqdedup.sequences.online import OnlineStore, open_online
 from reqdedup.sequences.timeline import open_timeline
+from reqdedup.storage.iceberg.files import derived_file
 
 Row = dict[str, Any]
 
@@ -98,6 +99,35 @@ def daily_ten(folder: Path, config: SyntheticEventsConfig) -> Iterator[Row]:
     place.mkdir()
     lake = Lake(place, replace(config, num_users=10 * config.num_users), 3)
     yield from daily(lake, place, 3, size=" at ten times the events")
+
+
+def standing(folder: Path, config: SyntheticEventsConfig) -> Iterator[Row]:
+    """A day appended to a timeline that was made day by day and never compacted, with the file of where users stand
+    and, every other day, without it."""
+    place, seconds = folder / "standing", dict[str, list[float]](reqdedup=[], events=[])
+    place.mkdir()
+    lake = Lake(place, config, 8, every_day=True)
+    for number in range(len(lake.days) - 8, len(lake.days)):
+        lake.deliver(number, lake.days[number])
+        name = "events" if number % 2 else "reqdedup"
+        if name == "events":
+            path = derived_file(lake.catalog.load_table("lake.user_events").current_snapshot())
+            Path(str(path).removeprefix("file://")).unlink()
+        started = time.process_time()
+        advance(lake.catalog, "lake", [ENGAGED])
+        seconds[name].append(time.process_time() - started)
+    ratios = [without / with_file for with_file, without in zip(seconds["reqdedup"], seconds["events"])]
+    yield {
+        "claim": "daily update of a timeline of daily files",
+        "variant": "a file of where users stand",
+        "value": float(np.median(ratios)),
+        "unit": "x less CPU time than with the timeline's files read",
+        "target": None,
+        "spread": [min(ratios), max(ratios)],
+        "runs": len(ratios),
+        "seconds": {name: float(np.median(found)) for name, found in seconds.items()},
+        "sizes": sizes(lake),
+    }
 
 
 def fetches(lake: Lake, folder: Path) -> Iterator[Row]:
@@ -215,7 +245,18 @@ def _micros(moment: Any) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sequences", description=__doc__.splitlines()[0])
-    names = ["daily", "histories", "equal", "fetch", "compaction", "pointers", "correction", "daily_ten", "memory"]
+    names = [
+        "daily",
+        "histories",
+        "equal",
+        "fetch",
+        "compaction",
+        "pointers",
+        "correction",
+        "standing",
+        "daily_ten",
+        "memory",
+    ]
     parser.add_argument("--only", nargs="*", choices=names, help="some of them; nothing is recorded then")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--users", type=int, default=4_000)
@@ -238,6 +279,7 @@ def main(argv: list[str] | None = None) -> int:
             "histories": lambda: histories(lake, arguments.rounds),
             "pointers": lambda: pointers(lake, folder),
             "correction": lambda: correction(lake),
+            "standing": lambda: standing(folder, config),
             "daily_ten": lambda: daily_ten(folder, config),
             "memory": memory,
         }

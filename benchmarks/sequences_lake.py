@@ -47,9 +47,10 @@ NUMBERS = ["item_id", "category"]
 
 
 class Lake:
-    """The delivered events of a stream, and the timeline of all but its last `measured` days."""
+    """The delivered events of a stream, and the timeline of all but its last `measured` days, made in two runs or
+    every day."""
 
-    def __init__(self, folder: Path, config: SyntheticEventsConfig, measured: int) -> None:
+    def __init__(self, folder: Path, config: SyntheticEventsConfig, measured: int, *, every_day: bool = False) -> None:
         self.config = config
         uri = f"sqlite:///{folder}/catalog.db"
         self.catalog: Catalog = open_catalog(properties={"uri": uri, "warehouse": f"file://{folder}/tables"})
@@ -60,7 +61,7 @@ class Lake:
         self.days = list(synthetic_events(config))[: config.num_days]
         for number, day in enumerate(self.days[:-measured]):
             self.deliver(number, day)
-            if number in (config.num_days // 2, len(self.days) - measured - 1):
+            if every_day or number in (config.num_days // 2, len(self.days) - measured - 1):
                 advance(self.catalog, "lake", [ENGAGED], num_buckets=BUCKETS)
 
     def deliver(self, number: int, day: pa.Table) -> None:

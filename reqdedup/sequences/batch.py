@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from reqdedup.sequences.engine import Engine, EventCounts
 from reqdedup.sequences.lookups import load_lookups, lookup_dtypes
 from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.published import published_definitions
+from reqdedup.sequences.standing import Standing
 from reqdedup.sequences.tables import (
     INDEX,
     LOG_PROPERTY,
@@ -60,7 +62,10 @@ NUM_BUCKETS = 16
 
 @dataclass(kw_only=True)
 class AdvanceReport:
-    """What a run made. version: of the timeline.  position: the watermark after it.  num_files, num_bytes: written."""
+    """What a run made. version: of the timeline.  position: the watermark after it.
+
+    num_files: of the timeline, written.  num_bytes: of them and of the file of where users stand.
+    """
 
     version: int
     position: int
@@ -257,17 +262,17 @@ def _extend(
         since_us=timeline.state.arrival_us,
     )
     removed = data_files(timeline.table, ref_snapshot(timeline.table, branch)) if replaced else []
+    standing = Standing(timeline)
     with row_files(timeline.table) as files:
         for part in events.parts(timeline.num_buckets, part_rows):
-
-            def ends(users: pl.Series, buckets: frozenset[int] | None = part.buckets) -> pl.DataFrame:
-                return timeline.ends(users, engine.rank_columns, buckets)
-
+            ends = partial(standing.ends, buckets=part.buckets)
             rows, counts = engine.run(part.delivered, part.earlier, ends, version=state.version)
             report.counts.add(counts)
             write_rows(files, rows, timeline.num_buckets)
+            standing.add(rows)
+        report.num_bytes = standing.write(files)
         files.commit(removed=removed, properties={TIMELINE_PROPERTY: state.plain()}, branch=branch)
-        report.num_files, report.num_bytes = len(files.files), files.num_bytes
+        report.num_files, report.num_bytes = len(files.files), report.num_bytes + files.num_bytes
     return report
 
 

@@ -41,10 +41,16 @@ def load_lookups(catalog: Catalog, enrichments: Iterable[Enrichment]) -> dict[st
         try:
             table = catalog.load_table(name)
         except NoSuchTableError:
-            raise ValueError(f"enrichment: table {name} required, found none") from None
+            raise ValueError(
+                f"enrichment: table {name} required, found none; write it into the catalog first, as docs/sequences.md "
+                "does"
+            ) from None
         missing = columns - set(table.schema().column_names)
         if missing:
-            raise ValueError(f"enrichment: columns {', '.join(sorted(missing))} of {name} required, found none")
+            raise ValueError(
+                f"enrichment: columns {', '.join(sorted(missing))} of {name} required, found "
+                f"{', '.join(table.schema().column_names)}; give the key one name in the events and in the table"
+            )
         frame = pl.from_arrow(table.scan(selected_fields=tuple(sorted(columns))).to_arrow())
         assert isinstance(frame, pl.DataFrame)
         found[name] = prepared(frame)

@@ -11,6 +11,7 @@ before `history_end` are what the request saw.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -50,7 +51,18 @@ class Timeline:
         self.log = log_of(table)
         self.num_buckets = num_buckets_of(table)
         self.schema = arrow_schema(table)
-        self.files = data_files(table, snapshot_id) if snapshot_id is not None else []
+
+    @cached_property
+    def files(self) -> list[DataFile]:
+        """Of the snapshot. Raises ValueError if it has expired meanwhile."""
+        if self.snapshot_id is None:
+            return []
+        if self.table.snapshot_by_id(self.snapshot_id) is None:
+            raise ValueError(
+                f"{'.'.join(self.table.name())}: snapshot {self.snapshot_id} required, found it expired; open the "
+                "timeline again"
+            )
+        return data_files(self.table, self.snapshot_id)
 
     @property
     def definitions(self) -> list[SequenceDefinition]:
@@ -93,33 +105,6 @@ class Timeline:
             for name in columns
         ]
         return pa.table(made, schema=pa.schema([self.schema.field(name) for name in columns]))
-
-    def ends(self, users: pl.Series, rank_columns: Sequence[str], buckets: frozenset[int] | None) -> pl.DataFrame:
-        """Where the timelines of these users stand: `end`, their number of events, and their last ranks.
-
-        A file has a user's events side by side, so that the last of them says the rank; that of a definition which has
-        the timeline for itself is the number of events, and is not read.
-        """
-        ranks = list(rank_columns) if len(self.definitions) > 1 else []
-        names = [USER, *ranks]
-        found: dict[str, list[np.ndarray]] = {name: [] for name in ["end", *names]}
-        for file in self.files:
-            if buckets is not None and file.partition[0] not in buckets:
-                continue
-            table = self.read_file(file, names)
-            user_T = table.column(USER).to_numpy()
-            last_U = np.flatnonzero(np.append(user_T[1:] != user_T[:-1], True))
-            found["end"].append(np.diff(last_U, prepend=-1))
-            for name in names:
-                found[name].append(table.column(name).to_numpy()[last_U])
-        schema = {USER: pl.Int64, "end": pl.Int64, **dict.fromkeys(rank_columns, pl.Int32)}
-        if not found[USER]:
-            return pl.DataFrame(schema=schema)
-        last = pl.DataFrame({name: np.concatenate(values) for name, values in found.items()})
-        last = last.filter(pl.col(USER).is_in(users.implode()))
-        last = last.group_by(USER).agg(pl.col("end").sum(), *(pl.col(name).max() for name in ranks))
-        last = last.with_columns(pl.col("end").alias(name) for name in rank_columns if name not in ranks)
-        return last.select(list(schema)).cast(schema)  # type: ignore[arg-type]  # a dict's keys are invariant to it
 
 
 def open_timeline(catalog: Catalog, namespace: str, version: int | None = None) -> Timeline:

@@ -128,6 +128,7 @@ def kill_at(step: int) -> None:
         (SqlCatalog, "commit_table"),
         (SqlCatalog, "create_table"),
         (RowFiles, "write"),
+        (RowFiles, "derived_path"),
         (Path, "replace"),
         (os, "fsync"),
         (online, "build_view"),

@@ -31,6 +31,8 @@ DATA, DELETES, MANIFEST, MANIFEST_LIST, METADATA, STATISTICS = (
     "metadata",
     "statistics",
 )
+DERIVED, DERIVED_FILE = "derived", "reqdedup.derived-file"
+"""A file that can be made again from the snapshot, in whose summary it is named."""
 EXCHANGE, EXCHANGE_FOLDER = "exchange", "_exchange"
 """Files between the tasks of a write, and their folder below the table's location."""
 
@@ -78,6 +80,8 @@ def reachable_files(table: Table, snapshots: Iterable[Snapshot] | None = None) -
     manifests: set[str] = set()
     for snapshot in snapshots:
         files[snapshot.manifest_list] = NeededFile(MANIFEST_LIST)
+        if (derived := derived_file(snapshot)) is not None:
+            files[derived] = NeededFile(DERIVED)
         for manifest in manifests_of(table, snapshot):
             if manifest.manifest_path in manifests:
                 continue
@@ -87,6 +91,11 @@ def reachable_files(table: Table, snapshots: Iterable[Snapshot] | None = None) -
             for entry in entries_of(table, manifest):
                 files[entry.data_file.file_path] = NeededFile(kind, entry.data_file.file_size_in_bytes)
     return files
+
+
+def derived_file(snapshot: Snapshot) -> str | None:
+    """Path of the file that is derived from this snapshot; whether it is there only a look tells."""
+    return snapshot.summary.get(DERIVED_FILE) if snapshot.summary is not None else None
 
 
 def metadata_files(table: Table) -> list[str]:

@@ -29,6 +29,7 @@ from pyiceberg.table.update import SetPropertiesUpdate
 from reqdedup.storage.iceberg.commit import MAY_LAND, WRITE_ID
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict, is_outcome_unknown
 from reqdedup.storage.iceberg.evolve import MAIN
+from reqdedup.storage.iceberg.files import DERIVED_FILE
 from reqdedup.storage.iceberg.manifest_groups import append_files, replace_files
 from reqdedup.storage.iceberg.private import OnceCopied, stage
 
@@ -56,6 +57,7 @@ class RowFiles:
         self._statistics = compute_statistics_plan(table.schema(), table.properties)
         self._ids = parquet_path_to_id_mapping(table.schema())
         self._paths: list[str] = []
+        self._derived: str | None = None
         self._keep = False
 
     def __enter__(self) -> RowFiles:
@@ -115,6 +117,13 @@ class RowFiles:
         self.num_rows += len(rows)
         self.num_bytes += data_file.file_size_in_bytes
 
+    def derived_path(self, name: str) -> str:
+        """Where to write a file that is derived from the rows, and of use to the next writer alone: the snapshot says so
+        in its summary, and the file goes when the snapshot does."""
+        self._derived = self.table.location_provider().new_metadata_location(f"{self.write_id}-{name}")
+        self._paths.append(self._derived)
+        return self._derived
+
     def commit(
         self,
         *,
@@ -134,6 +143,8 @@ class RowFiles:
             for found in (properties, of_table or {})
         )
         summary, old = {**said, WRITE_ID: self.write_id}, list(removed)
+        if self._derived is not None:
+            summary[DERIVED_FILE] = self._derived
         try:
             with OnceCopied(self.table) as transaction:
                 if branch == MAIN and said:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from reqdedup.masking import mask
-from reqdedup.storage.iceberg.files import METADATA, FoundFile, file_key, list_location, reachable_files
+from reqdedup.storage.iceberg.files import DERIVED, METADATA, FoundFile, file_key, list_location, reachable_files
 from reqdedup.storage.maintenance.expire import cutoff_of, delete_files
 
 DEFAULT_GUARD = timedelta(days=3)
@@ -74,12 +74,12 @@ def sweep_orphans(
     cutoff = cutoff_of(older_than)
     name = ".".join(table.name())
     table.refresh()
-    before = _needed_keys(table)
+    before = _needed_kinds(table)
     found = list(list_location(table))
     table.refresh()
-    after = _needed_keys(table)
-    needed = before | after
-    _check_listed(table, before & after, found)
+    after = _needed_kinds(table)
+    needed = before.keys() | after.keys()
+    _check_listed(table, {key for key in before.keys() & after.keys() if after[key] != DERIVED}, found)
     loose = [file for file in found if file.key not in needed and file.kind is not None]
     _check_own_folder(table, [file for file in loose if file.kind == METADATA], dropped)
     if write_id is None:
@@ -108,8 +108,8 @@ def sweep_orphans(
     return report
 
 
-def _needed_keys(table: Table) -> set[str]:
-    return {file_key(path) for path in reachable_files(table)}
+def _needed_kinds(table: Table) -> dict[str, str]:
+    return {file_key(path): file.kind for path, file in reachable_files(table).items()}
 
 
 def _check_listed(table: Table, needed: set[str], found: list[FoundFile]) -> None:
