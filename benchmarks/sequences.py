@@ -111,8 +111,9 @@ def standing(folder: Path, config: SyntheticEventsConfig) -> Iterator[Row]:
         lake.deliver(number, lake.days[number])
         name = "events" if number % 2 else "reqdedup"
         if name == "events":
-            path = derived_file(lake.catalog.load_table("lake.user_events").current_snapshot())
-            Path(str(path).removeprefix("file://")).unlink()
+            snapshot = lake.catalog.load_table("lake.user_events").current_snapshot()
+            assert snapshot is not None
+            Path(str(derived_file(snapshot)).removeprefix("file://")).unlink()
         started = time.process_time()
         advance(lake.catalog, "lake", [ENGAGED])
         seconds[name].append(time.process_time() - started)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -60,12 +61,13 @@ _UNREADABLE = "{} cannot be read"
 @dataclass(kw_only=True)
 class IntakeReport:
     """What came of delivered events. num_backwards: said to arrive before one that was delivered earlier; they count as
-    arriving with it.  is_known: the source was appended before, and nothing was done."""
+    arriving with it.  is_known: the source was appended before, and nothing was done.  reasons: of the rejected ones."""
 
     num_events: int = 0
     num_rejected: int = 0
     num_backwards: int = 0
     is_known: bool = False
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def append_events(
             for (day,), rows in days.group_by(["day"], maintain_order=True):
                 files.write([day], rows.drop("day").to_arrow().select(arrow_schema(table).names))
         report.num_rejected = sum(frame.height for frame in rejected)
+        report.reasons = dict(Counter(reason for frame in rejected for reason in frame["reason"]).most_common())
         _write_rejected(catalog, namespace, rejected, source, before)
         if not source_row:
             return report

@@ -7,6 +7,7 @@ an event, `intake` decides.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +50,14 @@ class IteratorSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file of JSON Lines (.jsonl, .ndjson, .json) or Parquet (.parquet)."""
+    """A file of JSON Lines (.jsonl, .ndjson, .json) or Parquet (.parquet), known by its whole path, from wherever it
+    is named."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return os.path.abspath(self.path)
 
     def batches(self, log: EventLog) -> Iterator[pa.Table]:
         if self.path.suffix == ".parquet":

@@ -57,7 +57,7 @@ def run(tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
-def test_from_a_file_of_events_to_a_sequence(run, tmp_path: Path):
+def test_from_a_file_of_events_to_a_sequence(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, events = tmp_path / "sequences.py", tmp_path / "events.jsonl"
     path.write_text(DEFINITIONS.replace("VERSION", "1").replace("LAST", "50"))
     for event in EVENTS:
@@ -67,10 +67,11 @@ def test_from_a_file_of_events_to_a_sequence(run, tmp_path: Path):
     run("check", path, "--publish")
     assert run("check", path) == "engaged: as published\n"
     said = run("advance", "--events", events, "--definitions", path)
-    assert "4 events, 2 rejected" in said
+    assert "4 events, 2 rejected\n  lake.rejected_events: " in said
     assert "2 events of 4 delivered kept, 1 delivered again (0 with other content), 0 late" in said
     assert "1 event without a row of the enrichment item" in said
-    assert "(delivered before)" in run("advance", "--events", events, "--definitions", path)
+    monkeypatch.chdir(tmp_path)
+    assert "1 of 1 source delivered before" in run("advance", "--events", events.name, "--definitions", path)
     found = json.loads(run("fetch", 7, "engaged", "--json"))
     assert [(row["item_id"], row["event_type"], row["category"]) for row in found] == [(1, 1, 10), (9, 0, None)]
     assert len(json.loads(run("fetch", 7, "engaged", "--at", "2026-01-01T10:02:00+00:00", "--json"))) == 1

@@ -103,9 +103,14 @@ def advance(arguments: Options) -> int:
     if arguments.json:
         print_json({"delivered": taken, **report.plain()})
         return 0
-    for one in taken:
-        is_known = " (delivered before)" if one["is_known"] else ""
-        say(f"{one['source']}: {counted(one['num_events'], 'event')}, {one['num_rejected']:,} rejected{is_known}")
+    new = [one for one in taken if not one["is_known"]]
+    for one in new:
+        say(f"{one['source']}: {counted(one['num_events'], 'event')}, {one['num_rejected']:,} rejected")
+        if one["reasons"]:
+            reasons = ", ".join(f"{reason} ({count:,})" for reason, count in one["reasons"].items())
+            say(f"  {arguments.namespace}.rejected_events: {reasons}")
+    if len(new) < len(taken):
+        say(f"{len(taken) - len(new):,} of {counted(len(taken), 'source')} delivered before")
     _say_report(arguments.namespace, report)
     return 0
 
