@@ -61,7 +61,8 @@ _UNREADABLE = "{} cannot be read"
 @dataclass(kw_only=True)
 class IntakeReport:
     """What came of delivered events. num_backwards: said to arrive before one that was delivered earlier; they count as
-    arriving with it.  is_known: the source was appended before, and nothing was done.  reasons: of the rejected ones."""
+    arriving with it.  is_known: the source was appended before, and nothing was done.  reasons: why how many are none.
+    """
 
     num_events: int = 0
     num_rejected: int = 0

@@ -118,8 +118,8 @@ class RowFiles:
         self.num_bytes += data_file.file_size_in_bytes
 
     def derived_path(self, name: str) -> str:
-        """Where to write a file that is derived from the rows, and of use to the next writer alone: the snapshot says so
-        in its summary, and the file goes when the snapshot does."""
+        """Where to write a file that is derived from the rows and of use to the next writer alone: the snapshot names
+        it in its summary, and it goes when the snapshot does."""
         self._derived = self.table.location_provider().new_metadata_location(f"{self.write_id}-{name}")
         self._paths.append(self._derived)
         return self._derived
