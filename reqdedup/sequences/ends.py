@@ -159,7 +159,8 @@ def history_columns(timeline: Timeline, definition: SequenceDefinition) -> list[
         dtype = "int64" if str(kind) == "timestamptz" else dtype_of(kind)
         if dtype not in NUMBER_WIDTH_BYTES:
             raise ValueError(
-                f"definition {definition.name}: columns of numbers required in a history, found {name} of {kind}"
+                f"definition {definition.name}: columns of numbers required in a history, found {name} of {kind}; name "
+                "those to have (`columns`)"
             )
         doc = f"{name} of the sequence {definition.name}, oldest first"
         if name == EVENT_TS:

@@ -255,7 +255,8 @@ def fetch(arguments: Options) -> int:
 @subcommand(
     help="compare a sequence with how it was made before",
     description="Field by field on matched events, then whole sequences, of every user; figures go to the table "
-    "sequence_shadow. The exit code is 1 if one is beyond its limit.",
+    "sequence_shadow. The old table is of events (user_id, event_id, columns) or of users (user_id, and a list for each "
+    "column, oldest event first). The exit code is 1 if a figure is beyond its limit.",
     examples=[
         "reqdedup sequences shadow engaged --namespace lake --old legacy.sequences --tolerance price=0.01",
         "reqdedup sequences shadow engaged --namespace lake --old 1 --exact 0.999",
