@@ -255,7 +255,7 @@ def fetch(arguments: Options) -> int:
 @subcommand(
     help="compare a sequence with how it was made before",
     description="Field by field on matched events, then whole sequences, of every user; figures go to the table "
-    "sequence_shadow. The old table is of events (user_id, event_id, columns) or of users (user_id, and a list for each "
+    "sequence_shadow. The old table is of events (user_id, event_id, columns) or of users (user_id, a list for each "
     "column, oldest event first). The exit code is 1 if a figure is beyond its limit.",
     examples=[
         "reqdedup sequences shadow engaged --namespace lake --old legacy.sequences --tolerance price=0.01",
