@@ -21,7 +21,8 @@ from pyiceberg.table import Table
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import SetPropertiesUpdate
 
-from reqdedup.arrays.keys import first_disorder
+from reqdedup.arrays.keys import first_disorder, run_starts
+from reqdedup.arrays.ranges import ranges
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, EventLog, SequenceDefinition, check_together, enrichments_of
 from reqdedup.sequences.delivered import PART_ROWS, DeliveredRange
 from reqdedup.sequences.engine import Engine, EventCounts
@@ -49,6 +50,7 @@ from reqdedup.sequences.timeline import (
     Timeline,
     each_bucket,
     open_timeline,
+    rank_steps,
     row_files,
     staged_ref,
     write_rows,
@@ -192,16 +194,15 @@ def check_timeline(timeline: Timeline) -> int:
     for bucket, table in each_bucket(timeline, [ARRIVAL_TS, *ranks]):
         user_T, index_T = (table.column(name).to_numpy() for name in (USER, INDEX))
         arrival_T = table.column(ARRIVAL_TS).cast("int64").to_numpy()
-        is_first = np.diff(user_T, prepend=user_T[:1] - 1) != 0
+        first_U = run_starts([user_T])
         wrong = []
-        if not np.array_equal(index_T, np.arange(len(index_T)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]):
+        length_U = np.diff(first_U, append=len(user_T))
+        if not np.array_equal(index_T, ranges(np.zeros(len(first_U)), length_U)):
             wrong.append("numbered without a gap")
         if first_disorder([user_T, arrival_T]) >= 0:
             wrong.append("in the order of arrival")
         for name in ranks:
-            rank_T = table.column(name).to_numpy()
-            step_T = np.where(is_first, rank_T, np.diff(rank_T, prepend=0))
-            if not np.isin(step_T, (0, 1)).all():
+            if not np.isin(rank_steps(user_T, table.column(name).to_numpy()), (0, 1)).all():
                 wrong.append(f"with {name} rising by one")
         if wrong:
             raise IntegrityError(

@@ -35,7 +35,7 @@ from reqdedup.schema import (
 from reqdedup.sequences.columns import numbers_of
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_TS, USER, SequenceDefinition
 from reqdedup.sequences.tables import INDEX, dtype_of
-from reqdedup.sequences.timeline import Timeline, open_timeline
+from reqdedup.sequences.timeline import Timeline, open_timeline, rank_steps
 from reqdedup.storage.iceberg.layout import buckets_of
 
 BATCH_TOKENS = 4_194_304
@@ -125,8 +125,7 @@ def windows(
                     f"{found_R[beyond[0]]} of user {user_R[row_R[beyond[0]]]}; is it of another timeline_version?"
                 )
         # Members of the sequence lie packed, those of a user together: member number `rank - 1` of the user's.
-        is_member_T = np.diff(rank_T, prepend=0) == 1
-        is_member_T[_first_rows(user_T)] = rank_T[_first_rows(user_T)] == 1
+        is_member_T = rank_steps(user_T, rank_T) == 1
         before_T = np.cumsum(is_member_T) - is_member_T
         first_member_R = before_T[np.minimum(first_R, len(before_T) - 1)] if len(before_T) else first_R
         has_R = found_R > 0
@@ -262,7 +261,8 @@ def fetch_sequence(
     events = timeline.read(bucket, [ARRIVAL_TS, rank, *names])
     events = events.filter(pa.array(events.column(USER).to_numpy() == user_id))
     arrival_T, rank_T = numbers_of(events.column(ARRIVAL_TS)), numbers_of(events.column(rank))
-    is_seen = (arrival_T < at_us) & (arrival_T >= timeline.state.kept_from_us) & (np.diff(rank_T, prepend=0) == 1)
+    is_seen = rank_steps(events.column(USER).to_numpy(), rank_T) == 1
+    is_seen &= (arrival_T < at_us) & (arrival_T >= timeline.state.kept_from_us)
     if definition.window_us is not None:
         is_seen &= arrival_T >= at_us - definition.window_us
     found = events.filter(pa.array(is_seen))
@@ -293,7 +293,3 @@ def by_bucket(user_R: np.ndarray, num_buckets: int) -> Iterator[tuple[int, np.nd
 def _segments(user_T: np.ndarray, user_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each request's user begins and ends in the sorted users of the events."""
     return np.searchsorted(user_T, user_R, "left"), np.searchsorted(user_T, user_R, "right")
-
-
-def _first_rows(user_T: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(np.diff(user_T, prepend=user_T[:1] - 1))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from reqdedup.arrays.keys import run_starts
 from reqdedup.sequences.definition import (
     ARRIVAL_TS,
     EVENT_ID,
@@ -170,7 +171,7 @@ class Engine:
     def _numbered(self, rows: pl.DataFrame, ends: Callable[[pl.Series], pl.DataFrame], version: int) -> pl.DataFrame:
         rows = rows.sort(USER, maintain_order=True)
         user_T = rows[USER].to_numpy()
-        start_U = np.flatnonzero(np.diff(user_T, prepend=user_T[:1] - 1)) if len(user_T) else np.empty(0, np.int64)
+        start_U = run_starts([user_T])
         users = rows[USER].gather(start_U)
         stands = pl.DataFrame({USER: users}).join(ends(users), on=USER, how="left", maintain_order="left")
         length_U = np.diff(np.append(start_U, len(user_T)))

@@ -10,11 +10,13 @@ that of the timeline. Events come in by `OnlineStore.put` alone, which is where 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from pyiceberg.catalog import Catalog
 
+from reqdedup.arrays.keys import run_starts
 from reqdedup.schema import NUMBER_WIDTH_BYTES
 from reqdedup.sequences.columns import numbers_of
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
@@ -31,7 +33,7 @@ from reqdedup.sequences.store import (
     Window,
     WindowError,
 )
-from reqdedup.sequences.timeline import Timeline, each_bucket, open_timeline
+from reqdedup.sequences.timeline import Timeline, each_bucket, open_timeline, rank_steps
 
 
 class SequenceStore:
@@ -178,19 +180,12 @@ def _records(timeline: Timeline, definition: SequenceDefinition) -> Iterator[Use
     read = with_arrival(definition)
     for _, events in each_bucket(timeline, [definition.rank_column, *read.columns]):
         user_T, rank_T = events.column(USER).to_numpy(), numbers_of(events.column(definition.rank_column))
-        is_first_T = np.diff(user_T, prepend=user_T[:1] - 1) != 0
-        arrival_T = numbers_of(events.column(ARRIVAL_TS))
-        is_member_T = np.where(is_first_T, rank_T, np.diff(rank_T, prepend=0)) == 1
-        is_member_T &= arrival_T >= timeline.state.kept_from_us
+        is_member_T = rank_steps(user_T, rank_T) == 1
+        is_member_T &= numbers_of(events.column(ARRIVAL_TS)) >= timeline.state.kept_from_us
         columns = {name: numbers_of(events.column(name))[is_member_T] for name in read.columns}
         columns = {store_name(name): history_values(columns, name) for name in definition.columns}
         user_T, rank_T = user_T[is_member_T], rank_T[is_member_T]
-        for start, end in zip(*_runs(user_T)):
+        for start, end in pairwise([*run_starts([user_T]).tolist(), len(user_T)]):
             of_user = {name: values[start:end] for name, values in columns.items()}
             timelines = {timeline.state.version: (int(rank_T[start]) - 1, of_user)}
             yield UserRecord(user_id=int(user_T[start]), timelines=timelines, features={})
-
-
-def _runs(user_T: np.ndarray) -> tuple[list[int], list[int]]:
-    starts = np.flatnonzero(np.diff(user_T, prepend=user_T[:1] - 1))
-    return starts.tolist(), [*starts[1:].tolist(), len(user_T)]

@@ -25,7 +25,7 @@ from pyiceberg.types import BooleanType, DoubleType, LongType, NestedField, Stri
 
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, USER, SequenceDefinition
 from reqdedup.sequences.tables import INDEX
-from reqdedup.sequences.timeline import Timeline, open_timeline
+from reqdedup.sequences.timeline import Timeline, open_timeline, rank_steps
 from reqdedup.storage.iceberg.layout import buckets_of
 
 SHADOW_TABLE = "sequence_shadow"
@@ -252,7 +252,8 @@ def _of_timeline(
     frame = pl.from_arrow(timeline.read(bucket, [ARRIVAL_TS, rank, *names]))
     assert isinstance(frame, pl.DataFrame)
     arrival_us = pl.col(ARRIVAL_TS).dt.epoch("us")
-    frame = frame.filter(arrival_us < at_us).filter(pl.col(rank) > pl.col(rank).shift(1, fill_value=0).over(USER))
+    is_member_T = pl.Series(rank_steps(frame[USER].to_numpy(), frame[rank].to_numpy()) == 1)
+    frame = frame.filter(is_member_T).filter(arrival_us < at_us)
     frame = frame.filter(pl.col(rank) > pl.col(rank).max().over(USER) - definition.last_n)
     frame = frame.filter(arrival_us >= timeline.state.kept_from_us)
     if definition.window_us is not None:

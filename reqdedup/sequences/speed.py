@@ -12,12 +12,14 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from reqdedup.arrays.keys import run_starts
 from reqdedup.sequences.columns import conform, values_of
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, USER
 from reqdedup.sequences.engine import Engine, EventCounts
@@ -93,12 +95,11 @@ class SpeedView:
 
     def _add(self, rows: pl.DataFrame) -> None:
         user_T = rows[USER].to_numpy()
-        starts = np.flatnonzero(np.diff(user_T, prepend=user_T[:1] - 1))
         served = [field for field in self._engine.schema if field.name not in _NOT_SERVED]
         arrow = conform(rows, pa.schema(served))
         columns = {field.name: values_of(arrow.column(field.name)) for field in served}
         index_T = rows[INDEX].to_numpy()
-        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(user_T)]):
+        for start, end in pairwise([*run_starts([user_T]).tolist(), len(user_T)]):
             user = int(user_T[start])
             new = {name: values[start:end] for name, values in columns.items()}
             old = self._of_user.get(user)

@@ -21,6 +21,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
+from reqdedup.arrays.keys import run_starts
 from reqdedup.arrays.ranges import ranges
 from reqdedup.sequences.columns import conform
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
@@ -178,6 +179,18 @@ def order_of(table: pa.Table) -> np.ndarray:
     if (index_T[first_N[1:]] < index_T[last_N[:-1]])[is_same].any():
         return np.lexsort((index_T, user_T))
     return ranges(first_N, length_N[order_N])
+
+
+def rank_steps(user_T: np.ndarray, rank_T: np.ndarray) -> np.ndarray:
+    """By how much each event raises the rank column of a sequence, [T] int64: 1 if it is of the sequence, else 0.
+
+    user_T: users of the events, a user's side by side in the order of the timeline.  rank_T: their ranks, which begin
+    from 0 for each user.
+    """
+    step_T = np.diff(rank_T.astype(np.int64, copy=False), prepend=0)
+    first_U = run_starts([user_T])
+    step_T[first_U] = rank_T[first_U]
+    return step_T
 
 
 def each_bucket(timeline: Timeline, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

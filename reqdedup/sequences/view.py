@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.lib.format import open_memmap
 from pyiceberg.catalog import Catalog
 
+from reqdedup.arrays.keys import run_starts
 from reqdedup.sequences.columns import numbers_of
 from reqdedup.sequences.definition import USER, EventLog
 from reqdedup.sequences.delivered import DeliveredRange
@@ -116,7 +117,7 @@ def build_view(catalog: Catalog, namespace: str, folder: Path, *, horizon_us: in
     for bucket in range(timeline.num_buckets):
         events = timeline.read(bucket, names)
         user_T = events.column(USER).to_numpy()
-        first_U = np.flatnonzero(np.diff(user_T, prepend=user_T[:1] - 1))
+        first_U = run_starts([user_T])
         users.append(user_T[first_U])
         lengths.append(np.diff(np.append(first_U, len(user_T))))
         for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -18,6 +19,7 @@ from reqdedup.sequences.lookups import prepared
 from reqdedup.sequences.sources import json_batches
 from reqdedup.sequences.speed import SpeedView
 from reqdedup.sequences.tables import INDEX, Delivered
+from reqdedup.sequences.timeline import rank_steps
 from tests.sequences.event_streams import (
     HORIZON_US,
     ITEMS,
@@ -140,3 +142,16 @@ def test_an_event_delivered_again_after_the_horizon_is_another_one():
             for part in events.iter_slices(size):
                 view.put(part)
             assert view.counts.num_kept == kept, (days, size)
+
+
+def test_an_event_is_of_a_sequence_if_it_raises_the_rank_that_its_user_had():
+    rng = np.random.default_rng(0)
+    for num_events in (0, 1, 63, 1000):
+        user_T = np.sort(
+            rng.integers(-(2**63), 2**63, 1 + num_events // 9)[rng.integers(0, 1 + num_events // 9, num_events)]
+        )
+        is_member_T = rng.random(num_events) < 0.4
+        rank_T, ranks = np.zeros(num_events, np.int32), dict[int, int]()
+        for row, (user, is_member) in enumerate(zip(user_T.tolist(), is_member_T.tolist())):
+            rank_T[row] = ranks[user] = ranks.get(user, 0) + is_member
+        assert rank_steps(user_T, rank_T).tolist() == is_member_T.tolist()
