@@ -30,8 +30,6 @@ from reqdedup.sequences.tables import INDEX, POSITION, TIMELINE_PROPERTY, VERSIO
 from reqdedup.sequences.timeline import Timeline, open_timeline, row_files, write_rows
 from reqdedup.storage.iceberg.manifests import data_files
 
-DAY_US = 86_400_000_000
-
 
 @dataclass(kw_only=True)
 class CorrectionReport:

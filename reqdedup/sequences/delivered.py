@@ -151,7 +151,6 @@ def _planned(raw: Table, since_us: int) -> list[_File]:
     if raw.current_snapshot() is None:
         return []
     # plain values, where pyiceberg's types ask for literals
-    # pyiceberg takes plain values, its types ask for literals
     row_filter = GreaterThanOrEqual(ARRIVAL_TS, since_us) if since_us > 0 else AlwaysTrue()  # type: ignore
     position, arrival = (raw.schema().find_field(name).field_id for name in (POSITION, ARRIVAL_TS))
     found = []

@@ -8,7 +8,7 @@ Features are those of the user's newest request: every request-level column of t
 beside it, joined as for training. A feature table that is older than the main table's requests, or lacks one of them,
 is refused: what it leaves out would be a silent wrong score.
 
-Once the table `user_events` is there, timelines will come from it, and from here only the features.
+A namespace with a timeline of its own fills a store from that: `sequence_store.fill_from_timeline`, without features.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pyiceberg.table import Table
 from reqdedup.logs.ids import hash_strings
 from reqdedup.sequences.columns import POLARS_TYPES
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, ITEM, USER, EventLog
-from reqdedup.sequences.naive import EARLIEST_US, FUTURE_US
+from reqdedup.sequences.naive import DAY_US, EARLIEST_US, FUTURE_US
 from reqdedup.sequences.sources import EventSource
 from reqdedup.sequences.tables import (
     POSITION,
@@ -54,7 +54,6 @@ KNOWN_SOURCES, MAX_KNOWN_SOURCES = "reqdedup.known-sources", 10_000
 PROGRESS = "reqdedup.event-progress"
 """Table property: of each stream that goes on, the number behind the last message that was delivered, by partition."""
 
-DAY_US = 86_400_000_000
 _UNREADABLE = "{} cannot be read"
 
 

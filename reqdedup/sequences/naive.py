@@ -32,11 +32,12 @@ from reqdedup.sequences.predicate import is_missing
 
 Event = dict[str, Any]
 
+DAY_US = 86_400_000_000
 EARLIEST_US = 631_152_000_000_000
 """1990: an earlier time is absurd."""
-FUTURE_US = 86_400_000_000
+FUTURE_US = DAY_US
 """How far after its arrival an event may say that it happened: a clock that is a day wrong."""
-HORIZON_US = 3 * 86_400_000_000
+HORIZON_US = 3 * DAY_US
 """For how long after a delivery the same event delivered again is dropped."""
 
 

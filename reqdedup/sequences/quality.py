@@ -31,13 +31,12 @@ from pyiceberg.table import Table
 
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, USER, enrichments_of
 from reqdedup.sequences.engine import LATE_US
-from reqdedup.sequences.naive import HORIZON_US
+from reqdedup.sequences.naive import DAY_US, HORIZON_US
 from reqdedup.sequences.tables import POSITION, REJECTED_TABLE, delivered_of, load_raw
 from reqdedup.sequences.timeline import Timeline, open_timeline
 from reqdedup.storage.iceberg.manifests import data_files
 
 QUALITY_TABLE = "sequence_quality"
-_DAY_US = 86_400_000_000
 _SCHEMA = {"day": pl.Date, EVENT_TYPE: pl.String, "figure": pl.String, "of": pl.String, "value": pl.Float64}
 
 
@@ -106,7 +105,7 @@ def shares(report: pa.Table, figure: str) -> dict[str, float]:
 def _delivered(raw: Table, first: date, horizon_us: int) -> Iterator[tuple[date, pl.DataFrame]]:
     """Days from the first on that have events, with these and those of the horizon before, without their columns."""
     names = [USER, EVENT_ID, EVENT_TYPE, EVENT_TS, ARRIVAL_TS, POSITION]
-    back = timedelta(days=-(-horizon_us // _DAY_US))
+    back = timedelta(days=-(-horizon_us // DAY_US))
     of_day: dict[date, list[DataFile]] = {}
     current = raw.current_snapshot()
     for file in data_files(raw, current.snapshot_id) if current is not None else []:

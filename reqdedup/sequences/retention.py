@@ -22,6 +22,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, USER, duration_us
+from reqdedup.sequences.naive import DAY_US
 from reqdedup.sequences.published import published_definitions
 from reqdedup.sequences.tables import (
     INDEX,
@@ -39,8 +40,6 @@ from reqdedup.sequences.timeline import Timeline, open_timeline, row_files, stag
 from reqdedup.storage.iceberg.evolve import commit_refs, ref_snapshot, remove_ref
 from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.iceberg.row_files import RowFiles
-
-DAY_US = 86_400_000_000
 
 
 @dataclass(kw_only=True)

@@ -3,9 +3,9 @@
 A timeline is a user's events in the order of arrival, numbered from 0; a correction starts a new version of it. What a
 request sees is `timeline[start : end]`, with `end` the request's `history_end`, so that what arrived later is not seen.
 
-Behind the protocol stand `SqliteStore` (embedded, the default) and `ValkeyStore`; one suite of tests holds for both.
-User sequences will come behind it too: a view of the table `user_events` up to its watermark, these stores for what
-arrived from there on, `window` the seam between them.
+Behind the protocol stand `SqliteStore` (embedded, the default) and `ValkeyStore`, which are filled from request tables
+(`filling`) or from a timeline (`sequence_store.fill_from_timeline`); one suite of tests holds for both. So does
+`SequenceStore`, a sequence of an online store in its own process, which nobody appends to or fills.
 """
 
 from __future__ import annotations

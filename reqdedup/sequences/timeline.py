@@ -35,7 +35,7 @@ from reqdedup.sequences.tables import (
     num_buckets_of,
     state_of,
 )
-from reqdedup.storage.iceberg.evolve import MAIN, OWN_REFS
+from reqdedup.storage.iceberg.evolve import OWN_REFS
 from reqdedup.storage.iceberg.layout import buckets_of
 from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.iceberg.row_files import RowFiles
@@ -92,7 +92,7 @@ class Timeline:
 
     def _first_arrival(self, file: DataFile) -> bytes:
         field = self.table.schema().find_field(ARRIVAL_TS).field_id
-        return (file.lower_bounds or {}).get(field, b"")[::-1]
+        return (file.lower_bounds or {}).get(field, b"")[::-1]  # of little-endian times after 1970, that sort as bytes
 
     def read_file(self, file: DataFile, columns: Sequence[str]) -> pa.Table:
         """These columns of one file; null where it has none."""
@@ -155,11 +155,6 @@ def row_files(table: Table) -> RowFiles:
 
 def staged_ref(version: int) -> str:
     return f"{VERSION_REF}{version}"
-
-
-def branch_of(version: int, current: int) -> str:
-    """Where commits of a version go: main, or the branch that it is staged on."""
-    return MAIN if version == current else staged_ref(version)
 
 
 def order_of(table: pa.Table) -> np.ndarray:
