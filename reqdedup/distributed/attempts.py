@@ -32,6 +32,10 @@ SLOWEST_BYTES_PER_S = 1e6
 """Of stored bytes that a task reads and writes again: some ten times slower than measured, for slow storage."""
 
 LONGEST_WAIT_S = 60.0
+"""Between two looks at the deadlines."""
+
+NOT_COMMITTED = "nothing of it was committed"
+"""Of a task that failed."""
 
 
 class LostError(RuntimeError):
@@ -184,7 +188,7 @@ class _Run:
                     "If that was for memory: more buckets (rebucket) need less of it for each; so do fewer processes "
                     "at once (engine='processes:1'), or nodes with more of it for each core"
                 )
-            error.add_note(f"in {self._names[number]}, attempt {self._tries[number]}; nothing of it was committed")
+            error.add_note(f"in {self._names[number]}, attempt {self._tries[number]}; {NOT_COMMITTED}")
             raise error
         self._repeat(number, alone=self._pool.is_one_machine and isinstance(error, MemoryError | LostError))
 
@@ -207,7 +211,7 @@ class _Run:
             if self._tries[number] >= self._most:
                 raise TimeoutError(
                     f"{self._names[number]}: an answer within {self._deadline_of(number):,.0f} s required, found none "
-                    f"of {self._most} attempts; nothing of it was committed. Give it more time (REQDEDUP_DEADLINE_S), "
-                    "or look at what holds the storage up"
+                    f"of {self._most} attempts; {NOT_COMMITTED}. Give it more time (REQDEDUP_DEADLINE_S), or look at "
+                    "what holds the storage up"
                 )
             self._repeat(number)

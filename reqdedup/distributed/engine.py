@@ -8,7 +8,7 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
-from reqdedup.distributed.attempts import DEADLINE_S
+from reqdedup.distributed.attempts import DEADLINE_S, NOT_COMMITTED
 from reqdedup.distributed.processes import Processes
 from reqdedup.distributed.totals import count_done
 from reqdedup.environment import DEADLINE_VARIABLE, ENGINE_VARIABLE, variables
@@ -73,7 +73,7 @@ class Inline:
             try:
                 result = work.run(task)
             except Exception as error:
-                error.add_note(f"in {task.name}; nothing of it was committed")
+                error.add_note(f"in {task.name}; {NOT_COMMITTED}")
                 raise
             count_done(result, self.name)
             yield number, result

@@ -137,15 +137,15 @@ def test_a_worker_that_is_killed_in_the_middle_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inline", "processes"])
-def test_a_task_that_fails_leaves_the_table_as_it_was_and_names_its_bucket(tmp_path, name):
+@pytest.mark.parametrize("engine", [Inline(), Faulty(1)], ids=lambda engine: engine.name)
+def test_a_task_that_fails_leaves_the_table_as_it_was_and_names_its_bucket(tmp_path, engine):
     lake = open_lake(tmp_path)
     main = main_table(lake)
     contradiction = [dict(request, device=request["device"] + 1) for request in make_log(num_users=30, seed=4)[:1]]
     write(main, to_batches(contradiction), mode="append")
     before = main.current_snapshot()
     with pytest.raises(ValueError, match="one value per request required") as raised:
-        compact(main, one_commit=True, force=True, engine=Inline() if name == "inline" else Processes(2))
+        compact(main, one_commit=True, force=True, engine=engine)
     assert "in bucket " in raised.value.__notes__[0]
     assert main.refresh().current_snapshot() == before
     assert on_disk(main) == needed_by(main)
