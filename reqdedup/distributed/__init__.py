@@ -7,14 +7,11 @@ pickled for another process, so neither may hold a credential. Deadlines and rep
 all engines; `pooled` is what they share. docs/decisions/0081, 0101.
 """
 
-from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S
 from reqdedup.distributed.engine import SHUFFLE_PAYS_FROM, Engine, Inline, Task, Work, engine_for
 from reqdedup.distributed.processes import Processes
 from reqdedup.distributed.totals import Totals, counted
 
 __all__ = [
-    "ATTEMPTS",
-    "DEADLINE_S",
     "SHUFFLE_PAYS_FROM",
     "Engine",
     "Inline",

@@ -113,7 +113,13 @@ def deadline_of(num_bytes: int, deadline_s: float) -> float:
 
 
 class _Run:
-    """State of a run. waiting: tasks to begin.  alone: those that need the machine for themselves."""
+    """State of a run.
+
+    done: numbers of the tasks that have answered.
+    _waiting: those to begin.  _alone: those that need the machine for themselves, once nothing else runs.
+    _is_alone: whether one of these runs, and nothing is begun beside it.
+    _tries: attempts of each task so far.  _memory: times that it gets of what its first attempt had, 1 if not named.
+    """
 
     def __init__(
         self,
@@ -178,10 +184,10 @@ class _Run:
         return None
 
     def _again(self, number: int, error: BaseException) -> None:
+        may = isinstance(error, LostError | OSError)
         if isinstance(error, MemoryError):
-            may, self._memory[number] = number not in self._memory, 2
-        else:
-            may = isinstance(error, LostError | OSError)
+            may = number not in self._memory  # once more, with twice as much
+            self._memory[number] = 2
         if not may or self._tries[number] >= self._most:
             if isinstance(error, MemoryError | LostError):
                 error.add_note(

@@ -15,6 +15,9 @@ from reqdedup.environment import DEADLINE_VARIABLE, ENGINE_VARIABLE, variables
 
 NAMES = "inline, processes, processes:N, ray or ray:HOST:PORT"
 
+RAY_ADDRESS = re.compile(r"[^\s/@]+:\d{1,5}")
+"""HOST:PORT of the head of a cluster."""
+
 PAYS_BYTES = 2**30
 """Of stored files that an operation reads, from which on it runs on all cores if nobody says otherwise."""
 
@@ -113,7 +116,7 @@ def named_engine(name: str) -> Engine:
         return Inline()
     if kind == "processes" and (name == kind or (rest.isascii() and rest.isdigit() and int(rest) > 0)):
         return Processes(int(rest) if rest else num_cores(), deadline_s=deadline_s())
-    if kind == "ray" and (name == kind or re.fullmatch(r"[^\s/@]+:\d{1,5}", rest)):
+    if kind == "ray" and (name == kind or RAY_ADDRESS.fullmatch(rest)):
         try:
             from reqdedup.distributed.ray import Ray
         except ModuleNotFoundError as error:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S, Answer, Pool, run_attempts
+from reqdedup.distributed.attempts import DEADLINE_S, Answer, Pool, run_attempts
 
 if TYPE_CHECKING:
     from reqdedup.distributed.engine import Task, Work
@@ -19,13 +19,12 @@ class WorkerTracebackError(Exception):
 
 
 class Pooled(ABC):
-    """An engine over a pool of attempts. deadline_s: of a task, see `attempts`; attempts: of one, at most."""
+    """An engine over a pool of attempts. deadline_s: of a task, see `attempts`."""
 
     is_here = False
 
-    def __init__(self, name: str, *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
-        self.name, self.retries = name, 0
-        self._deadline_s, self._attempts = deadline_s, attempts
+    def __init__(self, name: str, *, deadline_s: float = DEADLINE_S) -> None:
+        self.name, self.retries, self._deadline_s = name, 0, deadline_s
 
     def run(self, work: Work, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
         names, sizes = [], []
@@ -39,7 +38,6 @@ class Pooled(ABC):
                 sizes=sizes,
                 engine=self.name,
                 deadline_s=self._deadline_s,
-                attempts=self._attempts,
                 on_retry=self._count,
             )
 
@@ -53,7 +51,7 @@ class Pooled(ABC):
     def _pickled(self, work: Work) -> bytes:
         try:
             return pickle.dumps(work)
-        except ValueError:
+        except ValueError:  # a table whose keys its catalog alone has, which says so itself
             raise
         except Exception as error:
             raise ValueError(

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S, Answer, LostError
+from reqdedup.distributed.attempts import DEADLINE_S, Answer, LostError
 from reqdedup.distributed.pooled import Pooled, answer_of
 from reqdedup.environment import variables
 
@@ -31,8 +31,8 @@ WORKER = "reqdedup.distributed.worker"
 class Processes(Pooled):
     """Tasks in up to `workers` processes of this machine, which end with this object."""
 
-    def __init__(self, workers: int, *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
-        super().__init__(f"processes:{workers}", deadline_s=deadline_s, attempts=attempts)
+    def __init__(self, workers: int, *, deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(f"processes:{workers}", deadline_s=deadline_s)
         self._most = workers
         self._workers: list[_Worker] = []
 

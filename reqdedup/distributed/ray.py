@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import pickle
-import re
 import socket
 import subprocess
 import sys
@@ -33,16 +32,14 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from reqdedup.distributed.attempts import ATTEMPTS, DEADLINE_S, Answer, LostError, deadline_of
+from reqdedup.distributed.attempts import DEADLINE_S, Answer, LostError, deadline_of
+from reqdedup.distributed.engine import RAY_ADDRESS
 from reqdedup.distributed.pooled import Pooled, answer_of
 from reqdedup.distributed.worker import told
 from reqdedup.environment import variables
 
 if TYPE_CHECKING:
     from reqdedup.distributed.engine import Task
-
-ADDRESS = re.compile(r"[^\s/@]+:\d{1,5}")
-"""HOST:PORT of a head."""
 
 LOOK_EVERY_S = 2.0
 """At the nodes of the cluster."""
@@ -64,8 +61,8 @@ class Ray(Pooled):
     address: HOST:PORT of its head; '' for that of RAY_ADDRESS or of this host.
     """
 
-    def __init__(self, address: str = "", *, deadline_s: float = DEADLINE_S, attempts: int = ATTEMPTS) -> None:
-        super().__init__(f"ray:{address}" if address else "ray", deadline_s=deadline_s, attempts=attempts)
+    def __init__(self, address: str = "", *, deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(f"ray:{address}" if address else "ray", deadline_s=deadline_s)
         self._address = address
 
     @contextmanager
@@ -239,7 +236,7 @@ def _connect(address: str, name: str) -> None:
         return
     head = address or variables().get("RAY_ADDRESS", "")
     try:
-        if ADDRESS.fullmatch(head):  # Ray itself would try for minutes
+        if RAY_ADDRESS.fullmatch(head):  # Ray itself would try for minutes
             host, _, port = head.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
