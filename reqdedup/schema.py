@@ -10,9 +10,10 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 SCALAR_TYPES = ("bool", "int32", "int64", "float32", "float64", "string", "timestamp")
@@ -119,35 +120,37 @@ class EngagementSchema:
 
     columns: tuple[Column, ...]
 
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
         if twice:
             raise ValueError(f"engagement schema: every column once, found twice: {', '.join(twice)}")
-        by_name = {column.name: column for column in self.columns}
         for key in KEYS:
-            column = by_name.get(key)
+            column = self._by_name.get(key)
             if column is None or column.level is not Level.KEY or column.dtype != "int64" or column.nullable:
                 raise ValueError(f"engagement schema: {key} must be a non-null int64 at Level.KEY, found {column}")
         extra = [column.name for column in self.columns if column.level is Level.KEY and column.name not in KEYS]
         if extra:
             raise ValueError(f"engagement schema: the keys are {KEYS}, found also {extra}")
-        request_ts = by_name.get(REQUEST_TS)
+        request_ts = self._by_name.get(REQUEST_TS)
         if request_ts is None or request_ts.level is not Level.REQUEST or request_ts.dtype != "timestamp":
             raise ValueError(f"engagement schema: {REQUEST_TS} must be a request-level timestamp, found {request_ts}")
 
     def __getitem__(self, name: str) -> Column:
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise KeyError(f"no column {name!r}; there are {', '.join(self.names)}")
+        if name not in self:
+            raise KeyError(f"no column {name!r}; there are {', '.join(self.names)}")
+        return self._by_name[name]
 
     def __contains__(self, name: object) -> bool:
-        return any(column.name == name for column in self.columns)
+        return name in self._by_name
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.columns)
+        return tuple(self._by_name)
 
     def at(self, *levels: Level) -> tuple[Column, ...]:
         """The columns of these levels, in table order."""

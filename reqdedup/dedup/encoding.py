@@ -49,12 +49,11 @@ def exact_cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 def widened(batch: pa.RecordBatch, schema: EngagementSchema) -> pa.RecordBatch:
     """The batch with int32 as int64 and float32 as float64 in the scalars that the schema has so."""
-    wider = {pa.int32(): pa.int64(), pa.float32(): pa.float64()}
+    wider = {pa.int32(): "int64", pa.float32(): "float64"}
     names, arrays = batch.schema.names, batch.columns
-    narrow = [i for i, name in enumerate(names) if name in schema and arrays[i].type in wider]
-    narrow = [i for i in narrow if element_type(schema[names[i]]) == wider[arrays[i].type]]
+    narrow = [i for i, name in enumerate(names) if name in schema and schema[name].dtype == wider.get(arrays[i].type)]
     for i in narrow:
-        arrays[i] = arrays[i].cast(wider[arrays[i].type])
+        arrays[i] = arrays[i].cast(element_type(schema[names[i]]))
     return pa.RecordBatch.from_arrays(arrays, names=names) if narrow else batch
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ MAX_PRECISION = 38
 """Digits of a decimal, at most, that Iceberg can hold."""
 
 
+@cache
 def arrow_type(name: str) -> pa.DataType:
     """The Arrow type of a type name."""
     return _arrow(type_tree(name))
@@ -123,6 +125,7 @@ def is_nested(kind: pa.DataType) -> bool:
     return is_list(kind) or pa.types.is_map(kind) or pa.types.is_struct(kind)
 
 
+@cache
 def has_offsets(kind: pa.DataType) -> bool:
     """Values of any length, which Arrow finds by offsets."""
     return is_text(kind) or is_binary(kind) or is_nested(kind)

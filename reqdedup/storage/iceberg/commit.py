@@ -25,7 +25,7 @@ from pyiceberg.table.update import (
 
 from reqdedup.dedup.checksum import ContentChecksum
 from reqdedup.schema import EngagementSchema
-from reqdedup.storage.iceberg.datafile import DataFileWriter, FileSettings, verify_file
+from reqdedup.storage.iceberg.datafile import DataFileWriter, FileForm, FileSettings, verify_file
 from reqdedup.storage.iceberg.encodings import CHOICES_PROPERTY, to_json
 from reqdedup.storage.iceberg.errors import ConflictError, IntegrityError, is_conflict, is_outcome_unknown
 from reqdedup.storage.iceberg.evolve import MAIN
@@ -75,7 +75,7 @@ class StagedFiles:
         self._schema, self._layout = schema or table_schema(self.target), table_layout(self.target)
         self.settings = FileSettings(self._layout, self._schema, self.target.properties)
         self._spec_id = table.metadata.default_spec_id
-        self._file_schema = file_schema(self.target, self._schema, self._layout)
+        self._form = FileForm(self.target, self._schema, self._layout)
         self._open: DataFileWriter | None = None
         self._done: list[tuple[DataFile, int | None]] = []
         self._paths: list[str] = []
@@ -118,9 +118,7 @@ class StagedFiles:
         if self._open is not None and self._open.partition != partition:
             self.close_file()
         if self._open is None:
-            self._open = DataFileWriter(
-                self.target, self._schema, self._layout, partition, self.settings, write_id=self.write_id
-            )
+            self._open = DataFileWriter(self.target, self._form, partition, self.settings, write_id=self.write_id)
             self._paths.append(self._open.path)
         self._open.write(rows)
         if self._open.num_bytes >= target_bytes:
@@ -333,7 +331,7 @@ class StagedFiles:
             schema = file_schema(preview(self.table, self._updates), self._schema, self._layout)
         except ValueError as error:  # a column is gone
             raise self._conflict() from error
-        same_columns = schema.equals(self._file_schema, check_metadata=True)
+        same_columns = schema.equals(self._form.schema, check_metadata=True)
         if not same_columns or self.table.metadata.default_spec_id != self._spec_id:
             raise self._conflict()
 

@@ -14,6 +14,7 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class FileSettings:
         self._layout, self._schema, self._properties = layout, schema, dict(properties)
         self.settings = WriteSettings.of(properties, layout, schema)
         self.choices = {} if layout.has_writer_defaults else stored_choices(properties)
+        self._options: tuple[dict[str, str], dict[str, Any]] | None = None
 
     @property
     def is_decided(self) -> bool:
@@ -85,6 +87,11 @@ class FileSettings:
         if self._layout.has_writer_defaults:
             return {**_get_parquet_writer_kwargs(self._properties), "store_decimal_as_integer": True}
         self.decide(first_rows)
+        if self._options is None or self._options[0] is not self.choices:
+            self._options = self.choices, self._ours()
+        return self._options[1]
+
+    def _ours(self) -> dict[str, Any]:
         lists = self._layout is Layout.SORTED_LARGE_PAGES
         return {
             **writer_options(self.choices, self._schema, self.settings, blobs=self._layout.has_blobs),
@@ -103,6 +110,24 @@ class FileSettings:
         }
 
 
+class FileForm:
+    """What the data files of a table have in common. schema: their columns, with field ids."""
+
+    def __init__(self, table: Table, schema: EngagementSchema, layout: Layout) -> None:
+        self._table, self.layout = table, layout
+        self.schema = file_schema(table, schema, layout)
+
+    @cached_property
+    def field_ids(self) -> Mapping[str, int]:
+        """Of each path in a file."""
+        return parquet_path_to_id_mapping(self._table.schema())
+
+    @cached_property
+    def statistics(self) -> Mapping[int, StatisticsCollector]:
+        """What a commit says of each field."""
+        return compute_statistics_plan(self._table.schema(), self._table.properties)
+
+
 class DataFileWriter:
     """Writes one data file of `table`, row group by row group.
 
@@ -115,14 +140,13 @@ class DataFileWriter:
     def __init__(
         self,
         table: Table,
-        schema: EngagementSchema,
-        layout: Layout,
+        form: FileForm,
         partition: int | None,
         settings: FileSettings,
         *,
         write_id: str,
     ) -> None:
-        self._table, self._layout, self._settings = table, layout, settings
+        self._table, self._form, self._settings = table, form, settings
         self.partition = partition
         key = PartitionKey(
             [PartitionFieldValue(field, partition) for field in table.spec().fields], table.spec(), table.schema()
@@ -130,7 +154,7 @@ class DataFileWriter:
         self._record = key.partition
         name = f"{write_id}-{'all' if partition is None else partition}-{uuid.uuid4().hex[:12]}.parquet"
         self.path = table.location_provider().new_data_location(name, key if table.spec().fields else None)
-        self.schema = file_schema(table, schema, layout)
+        self.schema = form.schema
         with _naming(self.path):
             self._stream = table.io.new_output(self.path).create(
                 overwrite=True
@@ -154,7 +178,7 @@ class DataFileWriter:
 
     def _open(self, first_rows: pa.Table) -> pq.ParquetWriter:
         settings = self._settings.of(first_rows)
-        if self._layout.is_bucketed:
+        if self._form.layout.is_bucketed:
             keys = [name for name in KEYS if name in self.schema.names]
             sorting_columns = [pq.SortingColumn(self.schema.get_field_index(name)) for name in keys]
             settings = settings | {"sorting_columns": sorting_columns}
@@ -171,10 +195,11 @@ class DataFileWriter:
             num_bytes = self.num_bytes
             self._stream.close()
         self._parquet = None
-        ids = parquet_path_to_id_mapping(self._table.schema())
-        plan = compute_statistics_plan(self._table.schema(), self._table.properties)
+        ids = dict(self._form.field_ids)
         statistics = data_file_statistics_from_parquet_metadata(
-            parquet_metadata=footer, stats_columns=_bounded(plan, footer, ids), parquet_column_mapping=ids
+            parquet_metadata=footer,
+            stats_columns=_bounded(self._form.statistics, footer, ids),
+            parquet_column_mapping=ids,
         )
         data_file = DataFile.from_args(
             content=DataFileContent.DATA,
@@ -182,7 +207,7 @@ class DataFileWriter:
             file_format=FileFormat.PARQUET,
             partition=self._record,
             file_size_in_bytes=num_bytes,
-            sort_order_id=key_order_id(self._table) if self._layout.is_bucketed else None,
+            sort_order_id=key_order_id(self._table) if self._form.layout.is_bucketed else None,
             equality_ids=None,
             key_metadata=None,
             **statistics.to_serialized_dict(),

@@ -11,6 +11,7 @@ RANGE_ROWS rows it is those of a stretch of its requests, and of all of it 4 byt
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from reqdedup.dedup.encoding import BLOB_TYPE, deduplicated_schema, element_type
 from reqdedup.dedup.parts import blob_bytes, equal_values, two_values_error
 from reqdedup.dedup.stored import has_offsets, value_bytes
 from reqdedup.schema import ITEM_ID, REQUEST_ID, USER_ID, Column, EngagementSchema
-from reqdedup.storage.write.spill import PART, Spill, gather
+from reqdedup.storage.write.spill import PART, Spill
 
 NUM_SHUFFLE_PARTITIONS = 64
 """Rows are dealt to so many partitions at random, then each is permuted: together a uniform permutation."""
@@ -178,6 +179,35 @@ def scalar_bytes(schema: EngagementSchema) -> int:
     return sum(16 if has_offsets(kind) else (kind.bit_width + 7) // 8 for kind in kinds)
 
 
+def gather(batches: Sequence[pa.RecordBatch], positions: np.ndarray, column: str) -> pa.Array:
+    """One column at these positions; see `gather_columns`."""
+    return gather_columns(batches, positions, [column]).column(0)
+
+
+def gather_columns(batches: Sequence[pa.RecordBatch], positions: np.ndarray, columns: Sequence[str]) -> pa.RecordBatch:
+    """Columns at these positions, [N] int64, of the batches laid end to end.
+
+    It copies what it returns, at most twice; a plain `take` over chunks would first copy all of them.
+    """
+    ends = np.cumsum([batch.num_rows for batch in batches])
+    starts = ends - [batch.num_rows for batch in batches]
+    batch_of = np.searchsorted(ends, positions, side="right")
+    order = np.argsort(batch_of, kind="stable")
+    bounds = np.append(run_starts([batch_of[order]]), len(order))
+    taken = []
+    for start, end in pairwise(bounds.tolist()):
+        index = int(batch_of[order[start]])
+        taken.append(batches[index].select(columns).take(pa.array(positions[order[start:end]] - starts[index])))
+    if not taken:
+        return batches[0].select(columns).slice(0, 0)
+    together = pa.concat_batches(taken) if len(taken) > 1 else taken[0]
+    if np.all(order[1:] > order[:-1]):
+        return together
+    inverse = np.empty(len(order), np.int64)
+    inverse[order] = np.arange(len(order))
+    return together.take(pa.array(inverse))
+
+
 def _batch(
     spill: Spill, requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, position_of_row: np.ndarray
 ) -> pa.RecordBatch:
@@ -191,16 +221,15 @@ def _batch(
         rank[by_first] = np.arange(len(distinct))
         positions, code = distinct[by_first], rank[inverse]
     code_of_row = np.repeat(code, np.diff(np.append(runs, len(position_of_row))))
+    names = [column.name for column in spill.request_columns if not column.is_blob]
+    scalars = gather_columns(requests, positions, names).take(pa.array(code_of_row))
+    of_row = dict(zip(rows.schema.names, rows.columns)) | dict(zip(names, scalars.columns))
     columns = []
     for column in spill.schema.columns:
-        if column.name in spill.row_names:
-            columns.append(_narrow(rows.column(column.name), column, requests, positions))
-            continue
-        values = gather(requests, positions, column.name)
         if not column.is_blob:
-            columns.append(_narrow(values.take(pa.array(code_of_row)), column, requests, positions))
+            columns.append(_narrow(of_row[column.name], column, requests, positions))
             continue
-        encoded = values.dictionary_encode()
+        encoded = gather(requests, positions, column.name).dictionary_encode()
         indices = pa.array(encoded.indices.to_numpy()[code_of_row], pa.int32())
         columns.append(pa.DictionaryArray.from_arrays(indices, encoded.dictionary.cast(BLOB_TYPE.value_type)))
     return pa.RecordBatch.from_arrays(columns, schema=deduplicated_schema(spill.schema))

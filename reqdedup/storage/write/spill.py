@@ -16,7 +16,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -357,30 +356,6 @@ class _SpillFile:
 
     def _pending_of(self, partition: int) -> list[pa.RecordBatch]:
         return [found for one in self._pending if (found := one.of(partition)) is not None]
-
-
-def gather(batches: Sequence[pa.RecordBatch], positions: np.ndarray, column: str) -> pa.Array:
-    """One column at these positions, [N] int64, of the batches laid end to end.
-
-    It copies what it returns, at most twice; a plain `take` over chunks would first copy all of them.
-    """
-    ends = np.cumsum([batch.num_rows for batch in batches])
-    starts = ends - [batch.num_rows for batch in batches]
-    batch_of = np.searchsorted(ends, positions, side="right")
-    order = np.argsort(batch_of, kind="stable")
-    bounds = np.append(run_starts([batch_of[order]]), len(order))
-    taken = []
-    for start, end in pairwise(bounds.tolist()):
-        index = int(batch_of[order[start]])
-        taken.append(batches[index].column(column).take(pa.array(positions[order[start:end]] - starts[index])))
-    if not taken:
-        return batches[0].column(column).slice(0, 0)
-    array = pa.concat_arrays(taken) if len(taken) > 1 else taken[0]
-    if np.all(order[1:] > order[:-1]):
-        return array
-    inverse = np.empty(len(order), np.int64)
-    inverse[order] = np.arange(len(order))
-    return array.take(pa.array(inverse))
 
 
 def _spill_schema(columns: Sequence[Column]) -> pa.Schema:

@@ -19,11 +19,12 @@ from reqdedup.storage.write import spill as spill_module
 from reqdedup.storage.write.arrange import (
     NUM_SHUFFLE_PARTITIONS,
     DealRows,
+    gather,
     in_arrival_order,
     in_random_order,
     in_request_order,
 )
-from reqdedup.storage.write.spill import Spill, gather
+from reqdedup.storage.write.spill import Spill
 from tests.storage.small_log import log_schema, make_log, to_batch
 
 EXTREMES = st.sampled_from([0, 1, -1, 2**31, -(2**63), 2**63 - 1])
