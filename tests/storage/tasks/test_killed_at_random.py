@@ -34,8 +34,8 @@ from reqdedup.storage.write.writer import WriteProgress
 from tests.storage.feature_tables import COUNT, main_table
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import log_schema, make_log, to_batches
+from tests.storage.tasks.failing import FailsAt
 from tests.storage.tasks.killed_driver import drivers, open_lake
-from tests.storage.tasks.killing import FailsAt
 from tests.storage.tasks.small_disks import resize, small_disk
 
 pytestmark = pytest.mark.soak

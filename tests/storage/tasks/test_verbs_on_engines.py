@@ -9,11 +9,10 @@ import pytest
 from pyiceberg.catalog import Catalog
 
 from reqdedup.dedup.checksum import ContentChecksum
-from reqdedup.distributed import Engine, Inline, Processes
+from reqdedup.distributed import Engine, Inline
 from reqdedup.storage import (
     TableSource,
     add_request_feature,
-    bucket_join,
     compact,
     create_feature_table,
     delete_user,
@@ -30,7 +29,6 @@ from tests.distributed.listening import Listening
 from tests.storage.feature_tables import COUNT, USERS, VECTOR, main_table, of_request
 from tests.storage.maintenance.stored_files import needed_by, on_disk
 from tests.storage.small_log import make_log, to_batches
-from tests.storage.tasks.killing import KilledOnce
 from tests.storage.tasks.secret_lake import open_lake
 
 LATE = make_log(num_users=12, seed=9)
@@ -122,18 +120,6 @@ def test_each_task_says_what_it_reads_so_that_it_has_time_and_memory_for_it(list
     kinds = {type(task).__name__ for task in listened.tasks}
     assert kinds == {"BucketTask", "CompactTask", "DeleteTask", "UnitTask"}
     assert not [task for task in listened.tasks if task.num_bytes < 100]
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_in_the_middle_leaves_nothing(tmp_path):
-    lake = open_lake(tmp_path)
-    main = main_table(lake)
-    side = create_feature_table(lake, "lake.side", main, [COUNT])
-    engine = Processes(2)
-    report = add_request_feature(main, side, KilledOnce(tmp_path / "mark"), engine=engine)
-    assert (engine.retries, report.computed) == (1, report.requests)
-    assert on_disk(side) == needed_by(side)
-    assert sum(batch.num_rows for batch in bucket_join(main, side).batches()) == TableSource(main).num_rows
 
 
 @pytest.mark.slow
