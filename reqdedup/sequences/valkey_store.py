@@ -14,6 +14,7 @@ by one script, for which everybody waits: some milliseconds for a thousand chang
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +49,8 @@ from reqdedup.sequences.valkey_scripts import PUBLISH, WRITE
 FORMAT = 1
 KEYS_KEPT_S = 7 * 86_400
 STAGED_KEPT_S = 3_600
-FILL_LOCK_S = 60
+FILL_LOCK_S = 600
+"""After which a fill that was killed keeps no other from beginning; longer than a bucket of users takes to be read."""
 FILL_TOGETHER = 256
 TRIES = 5
 
@@ -175,16 +177,17 @@ class ValkeyStore:
     def fill(
         self, users: Iterable[UserRecord], *, source: Mapping[str, Any], as_of_us: int | None = None
     ) -> FillReport:
-        report = FillReport(source=dict(source))
+        report, own = FillReport(source=dict(source)), uuid.uuid4().hex
         as_of_us = now_us() if as_of_us is None else as_of_us
         with self._answering():
-            if not self._client.set(f"{self.name}:filling", 1, nx=True, ex=FILL_LOCK_S):
+            if not self._client.set(f"{self.name}:filling", own, nx=True, ex=FILL_LOCK_S):
                 raise ValueError(f"store {self.name}: one fill at a time required, found another running; wait")
         try:
-            self._fill(users, as_of_us, report)
+            self._fill(users, as_of_us, report, own)
         finally:
             with self._answering():
-                self._client.delete(f"{self.name}:filling")
+                if self._client.get(f"{self.name}:filling") == own.encode():
+                    self._client.delete(f"{self.name}:filling")
         return report
 
     def filled_from(self) -> dict[str, Any] | None:
@@ -195,7 +198,18 @@ class ValkeyStore:
     def close(self) -> None:
         self._client.close()
 
-    def _fill(self, users: Iterable[UserRecord], as_of_us: int, report: FillReport) -> None:
+    def _hold(self, own: str) -> None:
+        """Keep the right to fill for FILL_LOCK_S more. Raises StoreUnavailableError if another fill has it: what was
+        staged may be that one's."""
+        if self._client.get(f"{self.name}:filling") != own.encode():
+            raise StoreUnavailableError(
+                f"one fill at a time required, found that this one stood still for {FILL_LOCK_S} s and lost its turn; "
+                "nothing of it is shown, fill again",
+                place=self.name,
+            )
+        self._client.expire(f"{self.name}:filling", FILL_LOCK_S)
+
+    def _fill(self, users: Iterable[UserRecord], as_of_us: int, report: FillReport, own: str) -> None:
         seen: set[int] = set()
         staged: dict[int, str] = {}
         for count, user in enumerate(users):
@@ -204,7 +218,7 @@ class ValkeyStore:
             seen.add(user.user_id)
             with self._answering():
                 if count % FILL_TOGETHER == 0:
-                    self._client.expire(f"{self.name}:filling", FILL_LOCK_S)
+                    self._hold(own)
                 if int(self._client.hget(f"{self.name}:deleted", user.user_id) or -1) >= as_of_us:
                     report.num_withheld += 1
                     continue
@@ -219,6 +233,7 @@ class ValkeyStore:
         report.num_deleted = len(gone)
         for _ in range(TRIES * 10):
             with self._answering():
+                self._hold(own)
                 changed = self._publish(staged, gone, report.source, as_of_us)
                 if not changed:
                     return

@@ -114,6 +114,22 @@ def test_a_fill_that_fails_shows_nothing_and_lets_the_next_begin(store):
     assert store.fill([record(1, range(9), age=2)], source={"snapshot": 2}).num_changed == 1
 
 
+def test_a_fill_that_lost_its_turn_shows_nothing_and_leaves_the_turn_of_another(store):
+    turn = f"{store.name}:filling"
+
+    def users():
+        yield record(1, range(3), age=1)
+        store._client.delete(turn)  # as when it has stood still for FILL_LOCK_S
+        store.fill([record(1, range(5), age=5)], source={"snapshot": 2})
+        store._client.set(turn, "another")
+
+    with pytest.raises(StoreUnavailableError, match="lost its turn; nothing of it is shown, fill again"):
+        store.fill(users(), source={"snapshot": 1})
+    assert (store.end(1), store.request_features(1, ["age"])) == (TimelineEnd(0, 5), {"age": 5})
+    assert store.filled_from() == {"snapshot": 2}
+    assert store._client.get(turn) == b"another"
+
+
 def test_a_store_of_other_columns_or_none_is_refused(valkey_server, store):
     with pytest.raises(ValueError, match=r"events of .*'price'.* required, found a store of .*'item_id'"):
         ValkeyStore(valkey_server.url, {"price": "float32"}, name=store.name)
