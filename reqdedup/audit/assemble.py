@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reqdedup.audit.estimate import Estimate, interval
 from reqdedup.audit.footers import TableFacts
@@ -24,6 +25,7 @@ from reqdedup.audit.report import (
 )
 from reqdedup.audit.sample import MIN_USERS, Sample, SamplePlan
 from reqdedup.audit.scan import KeyColumns, RequestIndex
+from reqdedup.dedup.history_time import unit_of_times
 from reqdedup.schema import HISTORY_TS
 from reqdedup.storage.foreign.files import TableFiles
 from reqdedup.storage.foreign.leaves import Shape
@@ -179,6 +181,15 @@ def audit_notes(
         options += [f"--history-time-unit {unit}"] if is_number and unit != "ms" else []
         how = f" (convert {' '.join(options)})" if options else ""
         notes.append(f"{name}: times of events, counted as the whole milliseconds that they become{how}")
+    for name, column in sample.columns.items():
+        if column.leaf.shape is Shape.SCALAR and pa.types.is_integer(column.leaf.type):
+            ends = pc.min_max(column.plain_values())
+            unit = unit_of_times(ends["min"].as_py() or 0, ends["max"].as_py() or 0)
+            if unit is not None:
+                notes.append(
+                    f"{name}: whole numbers that look like times in {unit} since 1970, counted as they are; as the "
+                    f"time of the request: convert --time {name} --time-unit {unit}"
+                )
     if index.null_rows:
         notes.append(
             f"{index.null_rows:,} rows have a null in a key ({index.null_rows / facts.num_rows:.2%}); they belong to "

@@ -12,13 +12,11 @@ from pyiceberg.table import Table
 from reqdedup.convert.candidates import CandidateSource
 from reqdedup.convert.mapping import ColumnMapping, Conversion, TargetColumn
 from reqdedup.dedup.encoding import element_type
+from reqdedup.dedup.history_time import PLAUSIBLE_TIMES
 from reqdedup.dedup.stored import is_binary, is_list, is_nested
 from reqdedup.schema import REQUEST_TS, Kind, Level
 from reqdedup.storage.foreign.leaves import Shape
 from reqdedup.storage.foreign.source import RowSource
-
-PLAUSIBLE_TIMES = np.array(["1990-01-01", "2100-01-01"], "datetime64[us]")
-"""Times outside say that their unit is another one: seconds read as milliseconds are in January 1970."""
 
 
 def changes_of(source: RowSource, columns: Sequence[TargetColumn], mapping: ColumnMapping) -> list[str]:

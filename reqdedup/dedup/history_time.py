@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 UNIT_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 """Decimal digits of a unit after the second."""
 
+PLAUSIBLE_TIMES = np.array(["1990-01-01", "2100-01-01"], "datetime64[us]")
+"""Of a log. Times outside say that their unit is another one: seconds read as milliseconds are in January 1970."""
+
 MIN_REQUEST_MS = 10**11
 """March 1973; times before are no dates but counted from some start, and their ratios say nothing."""
 
@@ -85,6 +88,14 @@ def milliseconds(times: pa.Array, unit: str) -> pa.Array:
         return pc.multiply_checked(times, 10**digits)
     whole = np.floor_divide(pc.fill_null(times, 0).to_numpy(zero_copy_only=False), 10**-digits)
     return pa.array(whole, mask=times.is_null().to_numpy(zero_copy_only=False))
+
+
+def unit_of_times(low: int, high: int) -> str | None:
+    """The unit in which whole numbers from `low` to `high` are times of a log; None if they are in none."""
+    start, end = (PLAUSIBLE_TIMES.astype(np.int64) // 10**6).tolist()
+    return next(
+        (name for name, digits in UNIT_DIGITS.items() if start <= low / 10**digits <= high / 10**digits < end), None
+    )
 
 
 def seeming_unit(times: np.ndarray, offsets: np.ndarray) -> str | None:

@@ -124,6 +124,7 @@ def test_the_interval_holds_the_bytes_of_a_conversion(catalog, tmp_path, name):
     for layout, num_bytes in taken.items():
         assert report.layout(layout).low <= num_bytes <= report.layout(layout).high, layout
     assert report.model_check == pytest.approx(1, abs=0.2)
+    assert [note for note in report.notes if note.endswith("convert --time ts --time-unit ms")]
 
 
 @pytest.mark.soak

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reqdedup.arrays.ranges import offsets_of
-from reqdedup.dedup.history_time import UNIT_DIGITS, seeming_unit
+from reqdedup.dedup.history_time import UNIT_DIGITS, seeming_unit, unit_of_times
 
 
 def lists_of(rng: np.random.Generator, *, newest_first: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -21,6 +21,20 @@ def lists_of(rng: np.random.Generator, *, newest_first: bool = False) -> tuple[n
 def test_times_of_events_in_order_have_a_unit(unit, newest_first):
     seconds, offsets = lists_of(np.random.default_rng(0), newest_first=newest_first)
     assert seeming_unit(seconds * 10 ** UNIT_DIGITS[unit], offsets) == unit
+
+
+@pytest.mark.parametrize("unit", list(UNIT_DIGITS))
+def test_times_of_rows_have_a_unit_between_1990_and_2099(unit):
+    scale = 10 ** UNIT_DIGITS[unit]
+    for low, high, expected in (
+        (1_700_000_000, 1_700_086_400, unit),
+        (631_152_000, 4_102_444_799, unit),
+        (631_151_999, 1_700_000_000, None),
+        (1_700_000_000, 4_102_444_800, None),
+    ):
+        assert unit_of_times(low * scale, high * scale) == expected
+    assert unit_of_times(0, 0) is None
+    assert unit_of_times(-5 * scale, 1_700_000_000 * scale) is None
 
 
 def test_other_numbers_have_none():
