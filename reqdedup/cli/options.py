@@ -266,7 +266,7 @@ def engine_option() -> Decorator:
     said = (
         "where buckets are worked on: inline, processes, processes:N, ray or ray:HOST:PORT (default: REQDEDUP_ENGINE)"
     )
-    return option("--engine", metavar="ENGINE", help=said)
+    return option("--engine", type=Checked(values.engine), metavar="ENGINE", help=said)
 
 
 def spill_option() -> Decorator:

@@ -56,6 +56,14 @@ def age(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def engine(text: str) -> str:
+    """The name of an engine, which is refused before any work, also if there turns out to be none."""
+    from reqdedup.distributed.engine import named_engine
+
+    named_engine(text)
+    return text
+
+
 def pair(text: str) -> tuple[str, str]:
     """'left=right'; what is left may hold further equals signs."""
     left, equals, right = text.rpartition("=")
