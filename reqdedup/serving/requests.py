@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +45,10 @@ class OfUser:
     at: int | None = None
     version: int | None = None
     read: UserRead | None = None
+
+    def of_user(self) -> dict[str, Any]:
+        """The fields above, for another request of the same user."""
+        return {one.name: getattr(self, one.name) for one in fields(OfUser)}
 
 
 def check_window(window: Window) -> None:

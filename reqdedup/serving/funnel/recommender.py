@@ -11,8 +11,8 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from reqdedup.serving.funnel.config import FunnelConfig
 from reqdedup.serving.funnel.light_model import LightModel
 from reqdedup.serving.inputs import UserReader
 from reqdedup.serving.requests import (
-    OfUser,
     Ranked,
     RankRequest,
     Recommended,
@@ -89,7 +88,7 @@ class Recommender:
             request = self.users.at(request, int(self._now_s() * 1e6))
             request = replace(request, read=self.users.read(request))
         found = self.retriever.retrieve(
-            RetrieveRequest(k=self.config.retrieved, filter=request.filter, **_of_user(request))
+            RetrieveRequest(k=self.config.retrieved, filter=request.filter, **request.of_user())
         )
         steps.add("retrieval", len(self.retriever.items), len(found.item_id))
         row_M, light_marks = self._light(request, found)
@@ -136,7 +135,7 @@ class Recommender:
         items = self.retriever.items
         columns = {name: np.asarray(value_N)[row_M] for name, value_N in items.columns.items()}
         return self.ranker.rank(
-            RankRequest(candidates={"item_id": items.item_id[row_M], **columns}, **_of_user(request))
+            RankRequest(candidates={"item_id": items.item_id[row_M], **columns}, **request.of_user())
         )
 
     def _score(self, logits: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -161,11 +160,6 @@ class Recommender:
             _log.exception("re-ranking failed: the slate is that of the ranking's scores")
             return np.lexsort((row_M, -score_M))[:length], {}, False
         return slate.row, slate.contributions, True
-
-
-def _of_user(request: OfUser) -> dict[str, Any]:
-    """Whose request, and what is known of the user: the same for every step."""
-    return {field.name: getattr(request, field.name) for field in fields(OfUser)}
 
 
 class _Steps:

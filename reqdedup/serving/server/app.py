@@ -188,6 +188,7 @@ class Application:
         values = bodies.parse_object(await self._body(request))
         asked = bodies.recommend_request(values, retrieval.inputs | ranking.inputs, self.service.limits)
         recommended: Recommended = await self._computed(served.recommend, asked, rows=served.rows)
+        self.service.models.compare_slate(asked.request, recommended)
         return json_response(recommended_answer(recommended))
 
     async def events(self, request: Request) -> Response:

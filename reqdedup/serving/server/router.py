@@ -2,7 +2,8 @@
 
     /metrics                 of all workers, as one text
     /readyz                  ready if all of them are
-    /v1/models               what most workers say, and which of them serve, or served before, something else
+    /v1/models               what most workers say, and which of them serve, or served before, something else; what
+                             a shadow did at all of them
     /v1/models (POST)        one worker after another; the first that cannot leaves the others as they are
                              rollback, promote: all of them, to the models that served before, or run in the shadow, at
                              most workers
@@ -192,10 +193,7 @@ class Router:
         return await self._ask(number, scope, body, is_patient=True)
 
     async def _models(self, scope: Scope) -> Answer:
-        said = await self._said_models(scope)
-        _, most = _most(said)
-        differ = [one for one, other in said.items() if _states(other) != _states(most)]
-        return _plain(json_response(most | ({"disagreeing": differ} if differ else {})))
+        return _plain(json_response(models_of_all(await self._said_models(scope))))
 
     async def _said_models(self, scope: Scope) -> dict[int, dict[str, Any]]:
         """What `/v1/models` says, by worker: of those that answer now, or of the first, once it does."""
@@ -258,6 +256,21 @@ def _most(said: dict[int, dict[str, Any]]) -> tuple[int, dict[str, Any]]:
     """A worker that has what most of them do, the first of these, and what it says."""
     states = [_states(one) for one in said.values()]
     return max(said.items(), key=lambda one: states.count(_states(one[1])))
+
+
+def models_of_all(said: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What the server says of its models, of what its workers say: the counts of those with the same shadow added up,
+    and what any of them is loading, or could not load."""
+    _, most = _most(said)
+    differ = [number for number, one in said.items() if _states(one) != _states(most)]
+    reports = [one["shadow"] for one in said.values() if one["shadow"] and _states(one) == _states(most)]
+    shadow = None
+    if reports:
+        shadow = {name: sum(one[name] for one in reports) for name in ("requests", "equal", "failed")}
+        shadow["max_difference"] = max(one["max_difference"] for one in reports)
+        shadow["last_error"] = next((one["last_error"] for one in reports if one["last_error"]), "")
+    of_any = {name: next((one[name] for one in said.values() if one[name]), None) for name in ("loading", "last_error")}
+    return most | of_any | {"shadow": shadow} | ({"disagreeing": differ} if differ else {})
 
 
 def _target(action: str, said: dict[int, dict[str, Any]]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
     load      bundle -> loaded, self-tested, warmed in a thread of its own -> current; what was current is the previous
     rollback  the previous becomes current, and the other way round; one that says what shall serve may be repeated
-    shadow    bundle -> scores what the current one answered, when nothing else waits; differences are counted
+    shadow    bundle -> scores what the current one answered, slates too, when nothing else waits; differences are
+              counted. Of ranking models: one of retrieval is loaded, and compared with nothing
     promote   the shadow becomes current; one that says what shall serve may be repeated
 
 A change that comes while a bundle is being loaded does not wait for it: the load then fails, and says that others serve
@@ -19,12 +20,12 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from reqdedup.serving.requests import Ranked, RankRequest
+from reqdedup.serving.requests import OfWindow, Ranked, RankRequest, Recommended, RecommendRequest
 from reqdedup.serving.scheduler import OverloadedError, Scheduler, Work
 from reqdedup.serving.wire.bodies import Inputs
 
@@ -233,6 +234,16 @@ class Models:
         work = Work(group=("shadow", id(shadow)), run=score, request=same, rows=same.num_candidates, deferred=True)
         with suppress(OverloadedError):
             self._scheduler.submit(work)
+
+    def compare_slate(self, request: RecommendRequest, answered: Recommended) -> None:
+        """Let the shadow score the items of a slate, with its own bundle's columns of them."""
+        if self.shadow is None or not answered.logits:
+            return
+        window = {one.name: getattr(answered, one.name) for one in fields(OfWindow)}
+        self.compare(
+            RankRequest(candidates={"item_id": answered.item_id}, **request.of_user()),
+            Ranked(logits=answered.logits, model=answered.ranking_model, **window),
+        )
 
     def describe(self) -> dict[str, Any]:
         def one(served: Served | None, state: str) -> list[dict[str, Any]]:

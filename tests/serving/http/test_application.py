@@ -95,8 +95,9 @@ def changed_signature(folder, change):
 @pytest.fixture(scope="module")
 def bundles(trained_bundles, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles of a server")
-    for name in ("first", "text", "one label", "broken"):
+    for name in ("first", "again", "text", "one label", "broken"):
         shutil.copytree(trained_bundles.ranking, folder / name)
+    changed_signature(folder / "again", lambda values: values.update(note="the same model under another name"))
     changed_signature(folder / "text", lambda values: values["inputs"][3].update(dtype="string"))
     changed_signature(folder / "one label", lambda values: values.update(outputs=values["outputs"][:1]))
     weights = folder / "broken" / "weights.safetensors"
@@ -172,6 +173,16 @@ def test_a_value_of_another_kind_is_refused_by_every_call(ask, table_requests):
             assert status in (200, 504) or (400 <= status < 500 and answer["error"]["message"]), (path, body, answer)
             assert status != 200 or path not in ("/v1/events", "/v1/models"), body
     assert ask("/v1/models")[1]["models"] == before
+
+
+def test_a_shadow_scores_the_items_of_slates_too(ask, table_requests):
+    user_id = table_requests[0].sent.user_id
+    assert ask("/v1/models", {"action": "shadow", "bundle": "again"})[0] == 200
+    assert len(ask("/v1/recommend", {"user_id": user_id, "length": 3})[1]["items"]) == 3
+    assert ask("/v1/recommend", {"user_id": user_id, "filter": {"allow": []}})[1]["items"] == []
+    ask.scheduler.submit(Work(group="behind", run=list, request=None, rows=0, deferred=True)).result(5)
+    report = {"requests": 1, "equal": 1, "failed": 0, "max_difference": 0.0, "last_error": ""}
+    assert ask("/v1/models")[1]["shadow"] == report
 
 
 @pytest.mark.parametrize(("path", "num_steps"), [("/v1/rank", 1), ("/v1/retrieve", 5), ("/v1/recommend", 5)])

@@ -11,6 +11,7 @@ import numpy as np
 
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.server import workers
+from reqdedup.serving.server.router import models_of_all
 from reqdedup.serving.server.settings import ServeSettings
 from reqdedup.serving.server.workers import Worker
 from reqdedup.storage.iceberg.layout import buckets_of
@@ -57,3 +58,18 @@ def test_users_are_routed_by_the_tables_own_buckets():
     users = np.random.default_rng(0).integers(-(2**63), 2**63, 200)
     for num_workers in (1, 2, 7):
         assert [worker_of(int(user), num_workers) for user in users] == buckets_of(users, num_workers).tolist()
+
+
+def test_what_a_shadow_did_is_told_of_all_workers_that_have_it():
+    def said(requests, *, shadow="b", last_error=None):
+        models = [
+            {"name": "ranking", "state": state, "version": v} for state, v in (("current", "a"), ("shadow", shadow))
+        ]
+        report = {"requests": requests, "equal": 1, "failed": 0, "max_difference": 0.1 * requests, "last_error": ""}
+        return {"models": models, "loading": None, "last_error": last_error, "swaps": 0, "shadow": report}
+
+    of_all = models_of_all({0: said(2), 1: said(30, shadow="c"), 2: said(5, last_error="x: no bundle")})
+    report = {"requests": 7, "equal": 2, "failed": 0, "max_difference": 0.5, "last_error": ""}
+    assert of_all == said(2) | {"shadow": report, "last_error": "x: no bundle", "disagreeing": [1]}
+    alone = said(2) | {"shadow": None}
+    assert models_of_all({1: alone}) == alone
