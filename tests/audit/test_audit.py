@@ -44,6 +44,12 @@ def snappy(rows, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    rows = shuffled(impressions(num_users=12, history=100, fan_out=10))
+    return write_folder(tmp_path_factory.mktemp("small") / "t", rows, files=3, compression="snappy")
+
+
+@pytest.fixture(scope="module")
 def snappy_report(snappy) -> AuditReport:
     return audit_table(snappy, **KEYS)
 
@@ -138,7 +144,7 @@ def test_settings_name_the_columns_as_each_writer_does(snappy_report):
 
 
 def test_a_sorted_table_of_defaults_is_told_about_pages_and_dictionaries(tmp_path):
-    table = append_all(local_catalog(tmp_path), "a.t", impressions(num_users=10, history=6000, fan_out=20))
+    table = append_all(local_catalog(tmp_path), "a.t", impressions(num_users=5, history=6000, fan_out=20))
     report = audit_table(table, **KEYS)
     assert report.requests.order == "grouped"
     kinds = {cause.kind for cause in report.causes}
@@ -150,7 +156,7 @@ def test_a_sorted_table_of_defaults_is_told_about_pages_and_dictionaries(tmp_pat
 
 
 def test_a_folder_and_an_iceberg_table_of_the_same_rows_give_the_same(tmp_path):
-    table = append_all(local_catalog(tmp_path), "a.t", shuffled(impressions(num_users=20, history=100, fan_out=10)))
+    table = append_all(local_catalog(tmp_path), "a.t", shuffled(impressions(num_users=10, history=100, fan_out=10)))
     path = Path(next(iter(table.scan().plan_files())).file.file_path.removeprefix("file://"))
     copy = tmp_path / "copy" / path.name
     copy.parent.mkdir()
@@ -187,7 +193,7 @@ def real_bytes(table) -> int:
 
 
 ANOTHER = pytest.mark.soak
-"""Of two tables that are audited the same way one is in `make test`; test_intervals.py has many more."""
+"""One table of ours is audited whole in `make test`; test_intervals.py has many more there, samples of tables too."""
 
 
 @pytest.mark.parametrize("source", [Layout.SHUFFLED, pytest.param(Layout.SORTED, marks=ANOTHER)])
@@ -201,7 +207,8 @@ def test_a_table_sampled_whole_is_predicted_to_a_few_percent(own_tables, source)
     assert report.layout("STORE_ONCE").bytes <= report.layout("BY_REQUEST").bytes * 1.05
 
 
-@pytest.mark.parametrize("source", [pytest.param(Layout.SHUFFLED, marks=ANOTHER), Layout.SORTED_LARGE_PAGES])
+@ANOTHER
+@pytest.mark.parametrize("source", [Layout.SHUFFLED, Layout.SORTED_LARGE_PAGES])
 def test_a_part_of_the_users_predicts_every_layout_within_its_interval(own_tables, source):
     report = audit_table(own_tables[source], **OWN_KEYS, num_buckets=16, sample_bytes=15 * 2**20)
     assert not report.sample.is_whole_table
@@ -220,8 +227,8 @@ def test_a_table_by_request_has_nothing_left_to_gain(own_tables):
     assert "what to set" not in render(report)
 
 
-def test_without_a_user_key_overlap_is_not_claimed(snappy):
-    report = audit_table(snappy, request_key=["member", "session"])
+def test_without_a_user_key_overlap_is_not_claimed(small):
+    report = audit_table(small, request_key=["member", "session"])
     assert report.user_overlap is None
     assert report.requests.users is None
     assert all(column.user_overlap is None for column in report.columns)
@@ -279,11 +286,11 @@ def keys_of(value):
     return None
 
 
-def test_it_changes_nothing_and_says_how_far_it_is(snappy):
-    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in snappy.rglob("*")}
+def test_it_changes_nothing_and_says_how_far_it_is(small):
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in small.rglob("*")}
     seen: list[AuditProgress] = []
-    audit_table(snappy, **KEYS, progress=seen.append, sample_bytes=2**20)
-    assert {path: hashlib.sha256(path.read_bytes()).digest() for path in snappy.rglob("*")} == before
+    audit_table(small, **KEYS, progress=seen.append, sample_bytes=2**16)
+    assert {path: hashlib.sha256(path.read_bytes()).digest() for path in small.rglob("*")} == before
     assert list(dict.fromkeys(progress.phase for progress in seen)) == [
         "footers",
         "keys",

@@ -44,7 +44,7 @@ def _layer(num_ranks: int) -> RankwiseBatchNorm1d:
     return layer
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_simulated_ranks_normalise_as_real_ones_do_with_and_without_synchronisation():
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(14, 5, generator=generator, dtype=torch.float64).sort(0).values for _ in range(3)]

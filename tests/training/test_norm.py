@@ -46,39 +46,29 @@ def _expected(case):
     return outputs, gradients, parameters, buffers, layer(case["batches"][0]).detach()
 
 
-CASES_OF_TWO = {
-    "even": _case([8, 8]),
-    "uneven": _case([13, 3]),
-    "one rank empty": _case([16, 0]),
-    "first rank empty": _case([0, 16], seed=3),
-    "one row each": _case([1, 1], seed=4),
-    "large mean": _case([11, 5], mean=1e6, seed=5),
-    "cumulative average": _case([9, 7], momentum=None, seed=6),
-    "no weights": _case([9, 7], affine=False, seed=7),
-    "with length": _case([4, 2], shape=(3,), seed=8),
-}
-CASES_OF_THREE = {
-    "even": _case([6, 6, 6], seed=9),
-    "uneven": _case([13, 3, 1], seed=10),
+CASES = {
+    "even": _case([6, 6, 6]),
+    "uneven": _case([13, 3, 1]),
+    "first rank empty": _case([0, 9, 7], seed=3),
     "middle rank empty": _case([9, 0, 7], seed=11),
+    "all rows on one rank": _case([16, 0, 0], seed=12),
+    "one row each": _case([1, 1, 1], seed=4),
+    "large mean": _case([11, 5, 2], mean=1e6, seed=5),
+    "cumulative average": _case([9, 7, 4], momentum=None, seed=6),
+    "no weights": _case([9, 7, 4], affine=False, seed=7),
+    "with length": _case([4, 2, 1], shape=(3,), seed=8),
 }
 
 
 @pytest.fixture(scope="module")
 def results():
-    two, three = list(CASES_OF_TWO.values()), list(CASES_OF_THREE.values())  # one start of the ranks for all cases
-    return {
-        2: dict(zip(CASES_OF_TWO, zip(*run_ranks(ranks.normalise, two, world_size=2)))),
-        3: dict(zip([*CASES_OF_THREE, "one row in total"], zip(*run_ranks(ranks.normalise, three, world_size=3)))),
-    }
+    found = zip(*run_ranks(ranks.normalise, list(CASES.values()), world_size=3))  # one start of the ranks for all cases
+    return dict(zip([*CASES, "one row in total"], found))
 
 
-@pytest.mark.parametrize(
-    ("world_size", "name"), [(2, name) for name in CASES_OF_TWO] + [(3, name) for name in CASES_OF_THREE]
-)
-def test_ranks_equal_one_process_on_the_whole_batch(results, world_size, name):
-    case = (CASES_OF_TWO if world_size == 2 else CASES_OF_THREE)[name]
-    found = results[world_size][name]
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_equal_one_process_on_the_whole_batch(results, name):
+    case, found = CASES[name], results[name]
     outputs, gradients, parameters, buffers, evaluated = _expected(case)
     scale = {"rtol": 1e-8, "atol": 1e-8} if name == "large mean" else TOLERANCE  # 1e6 eats six digits in both
     for step in range(3):
@@ -94,7 +84,7 @@ def test_ranks_equal_one_process_on_the_whole_batch(results, world_size, name):
 
 
 def test_one_row_over_all_ranks_raises_on_every_rank(results):
-    for rank in results[3]["one row in total"]:
+    for rank in results["one row in total"]:
         assert "more than 1 value per channel" in rank
 
 

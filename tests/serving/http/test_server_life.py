@@ -356,7 +356,6 @@ def test_what_is_published_at_a_watched_place_serves_at_all_workers_and_a_rollba
 
 def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
     processes = children(workers)
-    client = workers.client(token=TOKEN, retries=0)
     answered, refused = [], []
 
     def ask():
@@ -368,7 +367,7 @@ def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
                 refused.append(error.status)
                 return
 
-    assert client.rank(stored(last[1])).model
+    assert workers.client(token=TOKEN, retries=0).rank(stored(last[1])).model
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -385,6 +384,7 @@ def test_the_end_answers_what_was_admitted_and_leaves_no_process(workers, last):
     assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.soak
 def test_tls_ends_at_the_router(bundles, store_file, last, tmp_path):
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     words = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {key} -out {certificate}"
