@@ -102,8 +102,8 @@ def append_events(
     """Append delivered events to `raw_events`, in one commit.
 
     batches: columns of the log, in any order; one that is missing is null, others are left out. Ids are whole numbers,
-    or text, which is hashed. Times are timestamps, ISO text, or microseconds since 1970. Without a column of arrival,
-    they arrive now.
+    or text, which is hashed. Times are timestamps, ISO text (UTC if it has no zone), or microseconds since 1970.
+    Without a column of arrival, they arrive now.
     source: name of the file or stream; one that is among the 10,000 that were appended last is not appended again.
     progress: of a stream; the commit notes its end, for `delivered_until`.
     Raises ConflictError if another process appended meanwhile; then nothing was changed.
@@ -221,7 +221,10 @@ def _read(name: str, dtype: str, said: pl.DataFrame) -> pl.Expr:
         hashed = column.map_batches(hash_strings, return_dtype=pl.Int64)
         return pl.when(is_number).then(column.cast(pl.Int64, strict=False)).when(column != "").then(hashed)
     if dtype == "timestamp" and found == pl.String:
-        return column.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+        # apart, since Polars reads a column in the form of its first text
+        has_zone = column.str.contains(r"[Tt ].*([Zz]|[+-]\d\d(:?\d\d)?)$")
+        texts = (pl.when(is_one).then(column) for is_one in (has_zone, ~has_zone))
+        return pl.coalesce(one.str.to_datetime(time_unit="us", time_zone="UTC", strict=False) for one in texts)
     if dtype == "timestamp" and isinstance(found, pl.Datetime):
         if found.time_zone is None:
             column = column.dt.replace_time_zone("UTC")

@@ -21,6 +21,7 @@ from reqdedup.sequences.speed import SpeedView
 from reqdedup.sequences.tables import INDEX, Delivered
 from reqdedup.sequences.timeline import rank_steps
 from tests.sequences.event_streams import (
+    DAY_US,
     HORIZON_US,
     ITEMS,
     LOG,
@@ -120,6 +121,19 @@ def test_ids_of_a_stream_are_the_same_whatever_stands_beside_them():
         said[len(more)] = found.events["user_id"].to_list()[:3], found.rejected["reason"].to_list()
     reasons = [*["user_id cannot be read"] * 4, "user_id is null"]
     assert said == dict.fromkeys((0, 1), ([7, 7, 2**40], reasons))
+
+
+def test_times_of_text_are_the_same_whatever_stands_beside_them():
+    day = "2026-11-01"
+    said = [f"{day}T00:00:00Z", f"{day}T01:00:01.5+01:00", f"{day}T00:00:02", f"{day} 00:00:03.25", day, f"{day}T00:05"]
+    microseconds = [0, 1_500_000, 2_000_000, 3_250_000, 0, 300_000_000]
+    midnight_us = 1_793_491_200_000_000
+    for order in (range(6), range(5, -1, -1), *([one] for one in range(6))):
+        frame = pl.DataFrame(
+            {"event_id": list(order), "user_id": 1, "event_type": "click", "event_ts": [said[one] for one in order]}
+        )
+        found = number_events(LOG, frame, Delivered(), midnight_us + DAY_US)
+        assert found.events["event_ts"].dt.epoch("us").to_list() == [midnight_us + microseconds[one] for one in order]
 
 
 def test_an_event_delivered_again_after_the_horizon_is_another_one():
