@@ -77,12 +77,6 @@ class SpeedView:
         """The user's events since the watermark, column by column; None if there are none."""
         return self._of_user.get(user_id)
 
-    def delete_user(self, user_id: int) -> bool:
-        """Forget the user's events."""
-        self._recent = self._recent.filter(pl.col(USER) != user_id)
-        self._stands.pop(user_id, None)
-        return self._of_user.pop(user_id, None) is not None
-
     def _earlier(self, ids: pl.Series) -> pl.DataFrame:
         return self._recent.filter(pl.col(EVENT_ID).is_in(ids.implode()))
 
