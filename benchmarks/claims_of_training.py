@@ -42,7 +42,8 @@ def movielens(task: str, metric: str, words: str, *rivals: str, histories: str =
         rows={"a": (f"MovieLens-100K, {task}, split by time, {histories}: {metric}", "seed 0")},
         text=f"MovieLens-100K, each rating a request, the last fifth by time, one seed, {words}; {'; '.join(rivals)}",
         ours=f"{{a[value]:.3f}} ({{a[spread][0]:.3f}} to {{a[spread][1]:.3f}}); {beside}",
-        command=f".venv/bin/python -m benchmarks.movielens_quality ml-100k --by time --task {task} --seeds 1",
+        command=f".venv/bin/python -m benchmarks.movielens_quality ml-100k --by time --task {task} --seeds 1"
+        + (" --python sasrec/bin/python" if "GBM" in rivals else ""),
     )
 
 
@@ -158,7 +159,7 @@ CLAIMS = (
         "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
     ),
     *(
-        movielens("ranking", "auc_click", words, "item + user mean", "item mean", histories=histories)
+        movielens("ranking", "auc_click", words, "item + user mean", "kNN on residuals", "GBM", histories=histories)
         for histories, words in (("all", "AUC of a good rating"), ("history under 5", "AUC, histories under 5 events"))
     ),
     *(

@@ -1,7 +1,7 @@
 """An independent SASRec beside the library's two-tower: RecTools', in its own environment, on the protocol of
 `benchmarks.movielens_quality`: the same split, histories, items and positives, seen items left out.
 
-    python -m venv sasrec && sasrec/bin/pip install 'rectools[torch]==0.19.0' 'torch==2.13.0'
+    python -m venv sasrec && sasrec/bin/pip install 'rectools[torch]==0.19.0' 'torch==2.13.0' scikit-learn
     python -m benchmarks.movielens_sasrec ml-100k --python sasrec/bin/python [--by time|user] [--epochs 5 10 20 40]
         [--try]
 
