@@ -162,6 +162,22 @@ CLAIMS = (
         movielens("ranking", "auc_click", words, "item + user mean", "kNN on residuals", "GBM", histories=histories)
         for histories, words in (("all", "AUC of a good rating"), ("history under 5", "AUC, histories under 5 events"))
     ),
+    Claim(
+        file="model_variants_context",
+        rows={
+            name: ("clicks of requests about a category, seed 0: recall@100 among 2,000 items", variant)
+            for name, variant in (
+                ("a", "with the logged one"),
+                ("b", "without a context"),
+                ("c", "with the logged one, no context"),
+                ("d", "with the logged one, shuffled context"),
+            )
+        },
+        text="retrieval for requests about one category, synthetic, recall at 100 of 2,000 items: two-tower with a "
+        "context; trained without one; the first with none; with another request's",
+        ours="{a[value]:.3f}; {b[value]:.3f}; {c[value]:.3f}; {d[value]:.3f}",
+        command=".venv/bin/python -m benchmarks.model_variants --only context --seeds 1 --users 2000 --steps 300",
+    ),
     *(
         movielens("retrieval", metric, words, "item-kNN", "EASE", "iALS", "EASE with decay")
         for metric, words in (
