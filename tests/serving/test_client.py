@@ -36,3 +36,11 @@ def test_a_call_that_breaks_off_is_repeated_unless_it_would_undo_itself(action, 
             client.change_models(action, "x" if action == "load" else None)
         thread.join(5)
     assert len(sent) == num_sent
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "", "http://", "ftp://localhost"])
+def test_what_is_no_url_of_a_server_is_refused_before_anything_is_asked(url):
+    with pytest.raises(ValueError, match=r"a URL as http://127\.0\.0\.1:8080 required, found"):
+        Client(url)
+    with pytest.raises(ValueError, match="body json or arrow required, found 'xml'"):
+        Client(body="xml")

@@ -61,7 +61,12 @@ class Client:
         direct: bool = False,
         certificates: str | None = None,
     ) -> None:
-        """certificates: PEM file of those to trust, in the place of the system's."""
+        """certificates: PEM file of those to trust, in the place of the system's. Raises ValueError for what is no
+        server's URL or no kind of body."""
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ValueError(f"client: a URL as http://127.0.0.1:8080 required, found {url!r}")
+        if body not in ("json", "arrow"):
+            raise ValueError(f"client: body json or arrow required, found {body!r}")
         self._url, self._body, self._retries, self._timeout_s = url.rstrip("/"), body, retries, timeout_s
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._tls = ssl.create_default_context(cafile=certificates) if url.startswith("https") else None
