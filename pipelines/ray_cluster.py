@@ -52,7 +52,10 @@ def why_not() -> str:
 
 
 class Hosts:
-    """Network namespaces joined by veth to a bridge in the first; all that runs in them ends with the block."""
+    """Network namespaces joined by veth to a bridge in the first; all that runs in them ends with the block.
+
+    Hosts are told by their numbers, from 0. Raises RuntimeError with what `ip` said if it cannot make them.
+    """
 
     def __init__(self, count: int) -> None:
         stem = f"rd{secrets.token_hex(4)}"
@@ -83,8 +86,8 @@ class Hosts:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for name in self.names:
-            self.kill(name)
+        for number in range(len(self.names)):
+            self.kill(number)
         for name in self.names:
             _ip("netns", "del", name, check=False)
 
@@ -100,14 +103,15 @@ class Hosts:
         """Join the link again."""
         _ip("-n", self.names[0], "link", "set", f"port{number}", "up")
 
-    def pids(self, name: str) -> list[int]:
-        found = _ip("netns", "pids", name, check=False)
+    def pids(self, number: int) -> list[int]:
+        """Processes on a host; none if it is gone."""
+        found = _ip("netns", "pids", self.names[number], check=False)
         return [int(pid) for pid in found.stdout.split()] if not found.returncode else []
 
-    def kill(self, name: str) -> None:
+    def kill(self, number: int) -> None:
         """Kill everything that runs on a host."""
         for _ in range(20):
-            pids = self.pids(name)
+            pids = self.pids(number)
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

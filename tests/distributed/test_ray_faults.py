@@ -85,7 +85,7 @@ def workers(cluster: Cluster, *numbers: int) -> list[int]:
     """Processes on these hosts that are at a task."""
     found = []
     for number in numbers:
-        for pid in cluster.hosts.pids(cluster.hosts.names[number]):
+        for pid in cluster.hosts.pids(number):
             try:
                 if Path(f"/proc/{pid}/cmdline").read_bytes().startswith((b"ray::map", b"ray::bucket")):
                     found.append(pid)
@@ -140,7 +140,7 @@ def test_a_driver_that_is_killed_leaves_the_table_whole_and_a_sweep_the_rest(clu
 
 
 def test_a_disk_that_is_full_on_one_host_costs_repetitions(cluster, lake, disk, wanted):
-    place, there = disk / EXCHANGE_FOLDER, str(cluster.hosts.pids(cluster.hosts.names[2])[0])
+    place, there = disk / EXCHANGE_FOLDER, str(cluster.hosts.pids(2)[0])
     place.mkdir(exist_ok=True)
     mount = ["nsenter", "-m", "-t", there, "mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", place]
     subprocess.run(mount, check=True)
@@ -174,7 +174,7 @@ def test_a_link_that_is_cut_without_a_word_costs_a_repetition(cluster, lake, wan
     assert wait_for_workers(cluster, driver, 2), "the third host is at a task"
     cluster.hosts.cut(2)
     ends_well(driver, lake, wanted)
-    cluster.hosts.kill(cluster.hosts.names[2])
+    cluster.hosts.kill(2)
     table = committed(lake)
     sweep_orphans(table, older_than=timedelta(0), dry_run=False)  # of what the host wrote once it was given up
     assert on_disk(table) == needed_by(table)
@@ -185,7 +185,7 @@ def test_a_link_that_is_cut_without_a_word_costs_a_repetition(cluster, lake, wan
 def test_a_node_that_is_killed_costs_a_repetition(cluster, lake, wanted):
     driver = begin(cluster, lake)
     assert wait_for_workers(cluster, driver, 2), "the third host is at a task"
-    cluster.hosts.kill(cluster.hosts.names[2])
+    cluster.hosts.kill(2)
     ends_well(driver, lake, wanted)
     table = committed(lake)
     assert on_disk(table) == needed_by(table)

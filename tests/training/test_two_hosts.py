@@ -90,7 +90,7 @@ def test_losses_of_two_hosts_are_those_of_one_bit_for_bit_after_a_rank_was_kille
         agents = [torchrun(hosts, number, str(run)) for number in (0, 1)]
         while not (run.parent / CHECKPOINT_NAME).exists() and all(agent.poll() is None for agent in agents):
             time.sleep(0.01)
-        killed = training(hosts.pids(hosts.names[1]))
+        killed = training(hosts.pids(1))
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         said = [agent.communicate(timeout=120)[0] for agent in agents]
