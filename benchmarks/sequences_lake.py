@@ -140,7 +140,7 @@ def memory() -> Iterator[dict[str, Any]]:
 
     A part has some 15,000 events at either: one of each bucket, and ten.
     """
-    added, num_events = {}, {}
+    added, num_events = dict[int, int](), dict[int, int]()
     for times in (1, 10):
         with tempfile.TemporaryDirectory(prefix="reqdedup-memory-") as folder:
             for step in ("prepare_memory", "added_memory"):
