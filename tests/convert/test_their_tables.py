@@ -15,8 +15,16 @@ from tests.storage.tables import files_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED_LARGE_PAGES], ids=lambda one: one.value)
-@pytest.mark.parametrize("name", list(TABLES))
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        *((name, Layout.BY_REQUEST) for name in TABLES),
+        *(  # who wrote the table does not reach the layout
+            pytest.param(name, Layout.SORTED_LARGE_PAGES, marks=[pytest.mark.soak] if number else [])
+            for number, name in enumerate(TABLES)
+        ),
+    ],
+)
 def test_a_table_is_audited_converted_and_read_back_as_it_was(catalog, tmp_path, name, layout):
     theirs, folder = TABLES[name], tmp_path / "theirs"
     folder.mkdir()

@@ -331,7 +331,7 @@ def test_progress_is_told_while_reading(tmp_path):
     assert seen[-1] == (400, reader.counts.rows)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_log(tmp_path):
     """Peak of a reading's own process, five times the rows with the same bytes per block and partition."""
     program = (

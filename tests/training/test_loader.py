@@ -127,10 +127,10 @@ def test_without_shuffle_a_range_of_requests_is_a_view_of_the_arrow_buffers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 3, 60])
+@pytest.mark.parametrize("world_size", [2, 3, 15])
 @pytest.mark.parametrize("shuffle", ["requests", "users", "none"])
 def test_ranks_together_see_every_request_exactly_once(world_size, shuffle):
-    log = random_log(num_groups=4)
+    log = random_log(num_groups=4 if world_size < 15 else 1)  # of which more ranks than requests
     for source in (log, log.cut_batches(11)):
         per_rank = [
             list(

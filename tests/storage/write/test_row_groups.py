@@ -28,9 +28,23 @@ SHAPES = {
 }
 
 
+MANY_ROW_GROUPS = {"all rows in one request", "one huge request among small ones"}
+"""Shapes whose rows in the order of arrival take seconds."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [Layout.BY_REQUEST, Layout.SORTED_LARGE_PAGES, Layout.ARRIVAL])
-@pytest.mark.parametrize("shape", list(SHAPES))
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        pytest.param(layout, shape, marks=[pytest.mark.soak] if is_arrival and shape in MANY_ROW_GROUPS else [])
+        for layout, is_arrival in (
+            (Layout.BY_REQUEST, False),
+            (Layout.SORTED_LARGE_PAGES, False),
+            (Layout.ARRIVAL, True),
+        )
+        for shape in SHAPES
+    ],
+)
 def test_requests_of_any_shape_come_back_in_small_row_groups_and_large(catalog, monkeypatch, shape, layout):
     batches = to_batches(SHAPES[shape])
     for number, (rows, num_bytes) in enumerate([(2**20, 2**24), (7, 64)]):
