@@ -163,6 +163,17 @@ CLAIMS = (
         for histories, words in (("all", "AUC of a good rating"), ("history under 5", "AUC, histories under 5 events"))
     ),
     Claim(
+        file="model_order_order",
+        rows={
+            name: ("a log whose order says what is liked now, seed 0: AUC", variant)
+            for name, variant in (("a", "DCAT"), ("b", "early ranker"), ("c", "bag of items"))
+        },
+        text="a synthetic log whose order says what is liked now, AUC of a click: DCAT; early ranker; the same with a bag "
+        "of items for its transformer; the first less the last",
+        ours="{a[value]:.3f}; {b[value]:.3f}; {c[value]:.3f}; {a[gain][1]:.3f} ({a[gain][2]:.3f} to {a[gain][3]:.3f})",
+        command=".venv/bin/python -m benchmarks.model_order --only order --seeds 1",
+    ),
+    Claim(
         file="model_variants_context",
         rows={
             name: ("clicks of requests about a category, seed 0: recall@100 among 2,000 items", variant)

@@ -196,17 +196,17 @@ def conversions(folder: Path, num_users: int, steps: int, seeds: int) -> Iterato
 
 
 def context(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[dict[str, Any]]:
-    about = {"context_categories": (("subject", "", "category"),)}
+    about: dict[str, Any] = {"context_categories": (("subject", "", "category"),)}
     for seed in range(seeds):
         place = folder / f"subjects-{seed}"
         place.mkdir()
         source = source_of(place, log_with_subjects(num_users, seed), ("click",))
         found: dict[str, Outcomes] = {}
-        for name, of_model in {
-            "without a context": {"exclude": ("subject",)},
-            "with the logged one": about,
-            "with the positive's": {**about, "context_from": "positive"},
-        }.items():
+        for name, of_model in (
+            ("without a context", {"exclude": ("subject",)}),
+            ("with the logged one", about),
+            ("with the positive's", {**about, "context_from": "positive"}),
+        ):
             model = TwoTowerConfig.from_schema(source.schema, output_width=32, **SIZES, **of_model)
             result = run_rank(quiet, training(model, steps, seed, eval_requests=100_000), source, str(place / name))
             assert result.outcomes is not None

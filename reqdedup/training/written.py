@@ -46,6 +46,12 @@ def config_for(task: str, schema: EngagementSchema, values: Mapping[str, Any], *
     if kind not in kinds:
         raise ValueError(f"{said_in}: model.kind: one of {', '.join(kinds)} required for {task}, found {kind!r}")
     _check(model, kinds[kind], f"{said_in}: model.", more=_OF_SCHEMA)
+    for name in _OF_SCHEMA:
+        if unknown := [column for column in model.get(name, ()) if column not in schema]:
+            raise ValueError(
+                f"{said_in}: model.{name}: columns of the table required, found {', '.join(unknown)}; it has "
+                f"{', '.join(schema.names)}"
+            )
     if "positive_label" not in given:
         labels = [column.name for column in schema.labels]
         if task != "ranking" and "click" not in labels:

@@ -80,6 +80,7 @@ def test_what_is_not_said_comes_from_the_table_and_the_defaults(lake):
         ("[model]\nwidth = 2.5", "model.width: a whole number required, found 2.5"),
         ("[model]\nlabels = [1]", "model.labels: a list of which each is a text required, found [1]"),
         ("[model]\nlabels = ['like']", "labels ['like'] are not in the log; it has ['click', 'buy']"),
+        ("[model]\nexclude = ['clik']", "model.exclude: columns of the table required, found clik; it has"),
         ("model = 3", "and a table `model` of such, required"),
         ("num_steps", "TOML (or JSON in a file that ends with .json) required"),
     ],
@@ -100,6 +101,7 @@ def test_a_wrong_file_is_one_sentence_that_names_it(here, capsys, monkeypatch, c
     [
         (["train", "lake.t", "--out", "x"], "--task ranking, retrieval or pretraining required, found none"),
         ([*TRAIN, "--out", "x", "--positive-label", "click"], "--positive-label is for another task than ranking"),
+        ([*TRAIN, "--out", "x", "--exclude", "clik"], "model.exclude: columns of the table required, found clik"),
         ([*TRAIN, "--out", "x", "--config", "none.toml"], "none.toml: a file with the configuration required"),
         (["train", "lake.no", "--task", "ranking", "--out", "x"], "lake.no"),
         (["train", "lake.t", "--out", "x", "--resume"], "run.json: a run file (JSON) required, found no file"),
