@@ -184,11 +184,11 @@ def audit_notes(
     for name, column in sample.columns.items():
         if column.leaf.shape is Shape.SCALAR and pa.types.is_integer(column.leaf.type):
             ends = pc.min_max(column.plain_values())
-            unit = unit_of_times(ends["min"].as_py() or 0, ends["max"].as_py() or 0)
-            if unit is not None:
+            likely = unit_of_times(ends["min"].as_py() or 0, ends["max"].as_py() or 0)
+            if likely is not None:
                 notes.append(
-                    f"{name}: whole numbers that look like times in {unit} since 1970, counted as they are; as the "
-                    f"time of the request: convert --time {name} --time-unit {unit}"
+                    f"{name}: whole numbers that look like times in {likely} since 1970, counted as they are; as the "
+                    f"time of the request: convert --time {name} --time-unit {likely}"
                 )
     if index.null_rows:
         notes.append(
