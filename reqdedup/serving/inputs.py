@@ -92,10 +92,8 @@ class UserReader:
     def of(cls, transforms: Transforms, *, store: Store | None, on_missing_history: OnMissingHistory) -> UserReader:
         """Of one model. What would be computed of times that the store does not have is read as it is stored."""
         names = [column.name for column in transforms.history_columns]
-        reads_times, computed = (
-            any(one.window_s is not None for one in transforms.computed.values()),
-            transforms.computed,
-        )
+        computed = transforms.computed
+        reads_times = any(one.window_s is not None for one in computed.values())
         if reads_times and store is not None and "ts" not in store.columns:
             reads_times, computed = False, {}
         return cls(

@@ -17,8 +17,12 @@ TRIMMED_FOR = "x-trimmed-for"
 HEADER_LENGTH = "inference-header-content-length"
 """Header of the Open Inference Protocol: bytes of JSON before binary tensors."""
 
-QUEUED = frozenset({"/v1/rank", "/v1/retrieve", "/v1/recommend", "/v2/models/ranking/infer"})
-"""Calls that wait in a worker's queue."""
-
 QUEUE_FULL = "x-queue-full"
 """Header of a 503: the worker's queue is, not its store or its memory."""
+
+
+def is_queued(path: str) -> bool:
+    """Whether a call waits in a worker's queue."""
+    return path in ("/v1/rank", "/v1/retrieve", "/v1/recommend") or (
+        path.startswith("/v2/models/ranking/") and path.endswith("/infer")
+    )

@@ -35,7 +35,7 @@ import orjson
 
 from reqdedup.arrays.hashing import hash_string
 from reqdedup.serving.limits import Limits
-from reqdedup.serving.names import ARROW, HEADER_LENGTH, JSON, OF_USER, QUEUE_FULL, QUEUED, REQUEST_KEY
+from reqdedup.serving.names import ARROW, HEADER_LENGTH, JSON, OF_USER, QUEUE_FULL, REQUEST_KEY, is_queued
 from reqdedup.serving.requests import RequestError
 from reqdedup.serving.routing import worker_of
 from reqdedup.serving.scheduler import OverloadedError
@@ -131,7 +131,7 @@ class Router:
     def _refusal(self, path: str, number: int) -> Answer | None:
         """What the worker said lately, if that was that its queue is full and this request would wait there."""
         until, said = self._full.get(number, (0.0, None))
-        if said is None or path not in QUEUED or time.monotonic() >= until:
+        if said is None or not is_queued(path) or time.monotonic() >= until:
             return None
         self.metrics.add("reqdedup_router_refused_total")
         return said

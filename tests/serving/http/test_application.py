@@ -352,10 +352,11 @@ def test_a_router_refuses_for_a_worker_that_was_full_and_asks_it_again_after_a_m
             await router({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
             return sent[0]["status"], len(reads), len(told)
 
-        found = [await call(users[0]) for _ in range(2)]
+        of_version = "/v2/models/ranking/versions/a/infer"
+        found = [await call(users[0], path=path) for path in ("/v1/rank", "/v1/rank", of_version)]
         found += [await call(users[0], named=False), await call(users[0], path="/v1/events"), await call(users[1])]
         return found, router.metrics.value("reqdedup_router_refused_total")
 
     # neither read nor passed on, then read to know whose it is; events do not wait in that queue
-    assert asyncio.run(asked(60)) == ([(503, 1, 1), (503, 0, 1), (503, 1, 1), (503, 1, 2), (200, 1, 3)], 2)
-    assert asyncio.run(asked(0)) == ([(503, 1, 1), (503, 1, 2), (503, 1, 3), (503, 1, 4), (200, 1, 5)], 0)
+    assert asyncio.run(asked(60)) == ([(503, 1, 1), *[(503, 0, 1)] * 2, (503, 1, 1), (503, 1, 2), (200, 1, 3)], 3)
+    assert asyncio.run(asked(0)) == ([*[(503, 1, asks) for asks in range(1, 6)], (200, 1, 6)], 0)
