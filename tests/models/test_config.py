@@ -60,9 +60,9 @@ def test_a_full_log_gives_every_input_that_a_model_can_use():
     assert set(config.columns) <= set(FULL.names)
 
 
-def test_a_retrieval_model_reads_no_position():
-    config = TwoTowerConfig.from_schema(FULL)
-    assert config.item_categories == ("item_category",)
+def test_a_retrieval_model_reads_no_position_whatever_else_it_leaves_out():
+    assert TwoTowerConfig.from_schema(FULL).item_categories == ("item_category",)
+    assert TwoTowerConfig.from_schema(FULL, exclude=["device"]).item_categories == ("item_category",)
 
 
 def test_a_log_of_users_items_times_and_a_label_trains_both_models():

@@ -41,7 +41,7 @@ class EarlyRankerConfig(TwoTowerConfig):
         schema: EngagementSchema,
         *,
         labels: Iterable[str] | None = None,
-        exclude: Iterable[str] = ("position",),
+        exclude: Iterable[str] = (),
         numbers: Iterable[str] = (),
         **sizes: Any,
     ) -> Self:

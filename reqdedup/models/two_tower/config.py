@@ -127,15 +127,15 @@ class TwoTowerConfig(ModelConfig):
         cls,
         schema: EngagementSchema,
         *,
-        exclude: Iterable[str] = ("position",),
+        exclude: Iterable[str] = (),
         numbers: Iterable[str] = (),
         **sizes: Any,
     ) -> Self:
         """A retrieval model of everything in the log that it can use; see there for `numbers` and `sizes`:
         `DCATConfig.from_schema`.
 
-        exclude: columns to leave out, by default `position`: it belongs to an impression, and an item that waits in
-        an index has none.
+        exclude: columns to leave out, beside `position`: it belongs to an impression, and an item that waits in an
+        index has none.
         """
         context = [name for column in sizes.get("context_categories", ()) for name in column[:2]]
         context += [name for name, _ in sizes.get("context_vectors", ())]
@@ -145,4 +145,4 @@ class TwoTowerConfig(ModelConfig):
                 f"TwoTowerConfig: context columns of the request required, found {', '.join(missing)}; it has "
                 f"{', '.join(sorted(of_request))}"
             )
-        return cls(**{**inputs_of(schema, exclude=(*exclude, *context), numbers=numbers), **sizes})
+        return cls(**{**inputs_of(schema, exclude=("position", *exclude, *context), numbers=numbers), **sizes})
