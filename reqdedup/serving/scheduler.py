@@ -87,7 +87,8 @@ class LoopAnswer:
 class Work:
     """One request that waits. run: computes several of one group, an answer or an exception for each.
 
-    deadline: in seconds of `time.monotonic`.  deferred: only if nothing else waits, and dropped instead of refused.
+    deadline, submitted: in seconds of `time.monotonic`.  deferred: only if nothing else waits, and dropped instead of
+    refused.  must_run: whatever waits, unless the queue is closed.
     """
 
     group: Hashable
