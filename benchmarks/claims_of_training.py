@@ -174,6 +174,21 @@ CLAIMS = (
         command=".venv/bin/python -m benchmarks.model_order --only order --seeds 1",
     ),
     Claim(
+        file="model_order_labels",
+        rows={
+            name: ("labels of a tenth of the users, seed 0: AUC", variant)
+            for name, variant in (
+                ("a", "foundation"),
+                ("b", "from scratch"),
+                ("c", "foundation, its part at a tenth of the rate"),
+            )
+        },
+        text="the same log, labels of a tenth of the users: DCAT that begins with a foundation model; from random weights; "
+        "the first less the second; with the foundation's part at a tenth of the rate",
+        ours="{a[value]:.3f}; {b[value]:.3f}; {a[gain][1]:.3f} ({a[gain][2]:.3f} to {a[gain][3]:.3f}); {c[value]:.3f}",
+        command=".venv/bin/python -m benchmarks.model_order --only labels --seeds 1 --users 2000",
+    ),
+    Claim(
         file="model_variants_context",
         rows={
             name: ("clicks of requests about a category, seed 0: recall@100 among 2,000 items", variant)
