@@ -18,7 +18,8 @@ from pipelines.definitions import build_definitions
 from pipelines.environment import Environment, share
 from pipelines.launched import execute
 from pipelines.summary import print_summary
-from reqdedup.environment import variables
+from reqdedup.distributed.engine import named_engine
+from reqdedup.environment import ENGINE_VARIABLE, variables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +50,12 @@ def main(argv: list[str] | None = None) -> int:
             f"DAGSTER_HOME={ROOT / '.dagster'}",
             file=sys.stderr,
         )
+        return 2
+    try:
+        if engine := variables().get(ENGINE_VARIABLE):
+            named_engine(engine)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     definitions = build_definitions(environment)
     job = definitions.resolve_job_def("everything")

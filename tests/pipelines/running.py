@@ -71,10 +71,12 @@ def run_graph(*arguments: str, folder: Path, **variables: str) -> subprocess.Com
     return command(sys.executable, "-m", "pipelines.run", *arguments, folder=folder, **variables)
 
 
-def run_here(*arguments: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> subprocess.CompletedProcess:
+def run_here(
+    *arguments: str, folder: Path, capfd: pytest.CaptureFixture[str], **variables: str
+) -> subprocess.CompletedProcess:
     """`run_graph` in this process, which has loaded Dagster already: a new one takes five seconds for that."""
     capfd.readouterr()
-    with mock.patch.dict(os.environ, surroundings(folder), clear=True), contextlib.chdir(ROOT):
+    with mock.patch.dict(os.environ, surroundings(folder) | variables, clear=True), contextlib.chdir(ROOT):
         try:
             returncode = run.main(list(arguments))
         except SystemExit as exit:

@@ -178,6 +178,13 @@ def test_wrong_input_is_a_clear_error(tmp_path, arguments, said, capfd):
 
 
 @pytest.mark.slow
+def test_a_wrong_engine_is_refused_before_the_first_asset(tmp_path, capfd):
+    done = run_here("--recipe", "smoke", folder=tmp_path, capfd=capfd, REQDEDUP_ENGINE="spark")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: engine: inline, processes, processes:N, ray or ray:HOST:PORT required, found")
+
+
+@pytest.mark.slow
 def test_strict_run_fails_and_keeps_the_old_table(smoke_run, tmp_path, capfd):
     folder, _ = smoke_run
     log = tmp_path / "u.data"
