@@ -83,7 +83,7 @@ docs: setup ## the documentation as a site, into build/site/index.html; a broken
 # Side by side: mypy alone would leave a core idle for a minute. What it says comes last, where it is seen.
 test: setup ## check and run the tests
 	@said="$$(mktemp)"; trap 'rm -f "$$said"' EXIT; \
-	  $(MAKE) --no-print-directory check >"$$said" 2>&1 & checking=$$!; failed=0; \
+	  make --no-print-directory check >"$$said" 2>&1 & checking=$$!; failed=0; \
 	  $(ACTIVATED) pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 || failed=$$?; \
 	  wait $$checking || failed=$$?; cat "$$said"; exit $$failed
 
