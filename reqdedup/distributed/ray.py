@@ -163,19 +163,22 @@ class _Pool:
 
     def _answer(self, attempt: int) -> Answer:
         one = self._running.pop(attempt)
+        host = self._host(one.node)
         try:
-            return answer_of(ray.get(one.ref))
+            answer = answer_of(ray.get(one.ref))
         except OutOfMemoryError as error:
-            lost: BaseException = MemoryError(f"killed on {self._host(one.node)}: {error}")
+            answer = Answer(attempt=attempt, error=MemoryError(f"killed on {host}: {error}"))
         except RayTaskError as error:  # it never came as far as our own code
-            lost = ValueError(
-                f"engine ray: reqdedup and what it needs on every node required, found on {self._host(one.node)}: "
+            missing = (
+                f"engine ray: reqdedup and what it needs on every node required, found on {host}: "
                 f"{str(error).strip().splitlines()[-1]}"
             )
+            answer = Answer(attempt=attempt, error=ValueError(missing))
         except RayError as error:
-            lost = LostError(f"on {self._host(one.node)}: {type(error).__name__}: {error}")
-        self._failed_on[one.number].add(one.node)
-        return Answer(attempt=attempt, error=lost)
+            answer = Answer(attempt=attempt, error=LostError(f"on {host}: {type(error).__name__}: {error}"))
+        if answer.error is not None:
+            self._failed_on[one.number].add(one.node)
+        return answer
 
     def _lost(self) -> list[Answer]:
         """Of attempts whose node is alive no more: Ray itself may never say so."""
