@@ -1,6 +1,7 @@
 """Result rows: what was measured, on which sizes, hardware, versions and commit, one JSON object a line.
 
-A file in `benchmarks/results/` belongs to one benchmark and is replaced by its newest run; git keeps the older ones.
+A file in `benchmarks/results/` belongs to one benchmark and is replaced by its newest run, or those of its claims that
+were measured; git keeps the older ones.
 Every row has `claim`, `variant`, `value`, `unit`, `target` (what must be reached; null where there is none), `sizes`,
 and the fields of `surroundings`; a repeated measurement adds `spread` (lowest and highest) and `runs`.
 """
@@ -32,11 +33,14 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def write_results(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Replace `results/<name>.jsonl` by these rows, each with the surroundings."""
+def write_results(name: str, rows: Iterable[Mapping[str, Any]], *, replaced: tuple[str, ...] = ("",)) -> Path:
+    """Replace `results/<name>.jsonl` by these rows, each with the surroundings. replaced: how the claims begin whose
+    rows make place; the others stay, with their own surroundings."""
     RESULTS.mkdir(exist_ok=True)
     path, around = RESULTS / f"{name}.jsonl", surroundings()
-    path.write_text("".join(json.dumps({**row, **around}) + "\n" for row in rows))
+    there = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in there if not json.loads(line)["claim"].startswith(replaced)]
+    path.write_text("".join(f"{line}\n" for line in (*kept, *(json.dumps({**row, **around}) for row in rows))))
     return path
 
 

@@ -5,8 +5,8 @@
 A variant is a server process on the machine's first core, the client a process on its last. Histories are in the
 server's store, and users come back with two new events (the traffic of `benchmarks.serving`). CPU time is that of the
 server's process, all its threads, over the requests it answered; variants take turns. Logits of all variants agree, and
-the deterministic mode's bits do not depend on the others in a step, before anything is timed. About 12 minutes; a run
-of everything replaces `benchmarks/results/serving_http.jsonl`.
+the deterministic mode's bits do not depend on the others in a step, before anything is timed. About 14 minutes;
+rows of what was measured are replaced in `benchmarks/results/serving_http.jsonl`.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def router(folder: Path, load: LoadClient, sizes: Sizes) -> Iterator[Row]:
 def main(argv: list[str] | None = None) -> int:
     claims = ("cost", "plumbing", "router", "latency", "wire")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving_http", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=claims, help="some of the claims; nothing is recorded then")
+    parser.add_argument("--only", nargs="*", choices=claims, help="some of the claims; rows of the others stay")
     parser.add_argument("--seconds", type=float, help="of each rate of the open loop (default 30)")
     parser.add_argument("--trial", action="store_true", help="sizes that say whether it runs; nothing is recorded")
     arguments = parser.parse_args(argv)
@@ -253,8 +253,9 @@ def main(argv: list[str] | None = None) -> int:
             for one in measured[claim]():
                 rows.append(one)
                 print(f"{one['variant']:<24} {line(one)}", flush=True)
-    if arguments.only is None and not arguments.trial:
-        print(write_results("serving_http", rows))
+    if not arguments.trial:
+        replaced = tuple(f"http {'bytes' if claim == 'wire' else claim}" for claim in arguments.only or claims)
+        print(write_results("serving_http", rows, replaced=replaced))
     return 0
 
 

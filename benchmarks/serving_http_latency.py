@@ -39,7 +39,7 @@ def latency(
     computes, length and requests of its steps, and the mean wait for one."""
     length, candidates, _ = max(shapes, key=lambda shape: shape[1] == 100)
     traffic = Traffic(max_history=length, candidates=candidates)
-    store, wait_ms = filled_store(folder, length, 128 * length), SchedulerLimits().max_wait_ms
+    store, wait_ms = filled_store(folder, length, 256 * length), SchedulerLimits().max_wait_ms
     with Process.of("deterministic", length, store, wait_ms=wait_ms) as process:
 
         def offered(rate: float, seconds: float) -> Answers:
