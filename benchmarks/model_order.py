@@ -164,15 +164,15 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.is_trial:
         options.users, options.seeds = options.users // 10, 1
-    rows = []
     for name in [options.only] if options.only else PARTS:
+        rows = []
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 for row in PARTS[name](Path(folder), options.users, seed):
                     rows.append(row)
                     print(f"{row['claim']}: {row['variant']} {row['value']:.4f}, gain {row['gain']}", flush=True)
-    if not options.is_trial:
-        print(write_results("model_order" if options.only is None else f"model_order_{options.only}", rows))
+        if not options.is_trial:
+            print(write_results(f"model_order_{name}", rows))
 
 
 if __name__ == "__main__":

@@ -279,14 +279,14 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.is_trial:
         options.users, options.steps, options.seeds = 400, 20, 1
-    rows = []
     for name in [options.only] if options.only else PARTS:
+        rows = []
         with tempfile.TemporaryDirectory() as folder:
             for row in PARTS[name](Path(folder), options.users, options.steps, options.seeds):
                 rows.append(row)
                 print(f"{row['claim']}: {row['variant']} {row['value']:.4f} {row['unit']}", flush=True)
-    if not options.is_trial:
-        print(write_results("model_variants" if options.only is None else f"model_variants_{options.only}", rows))
+        if not options.is_trial:
+            print(write_results(f"model_variants_{name}", rows))
 
 
 if __name__ == "__main__":

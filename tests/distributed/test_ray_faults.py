@@ -193,7 +193,7 @@ def test_a_node_that_is_killed_costs_a_repetition(cluster, lake, wanted):
 
 def test_a_task_that_the_memory_monitor_kills_runs_once_more_and_then_says_what_would_help(tmp_path):
     memory = psutil.virtual_memory()
-    if memory.available < 2 * EATEN:
+    if memory.available < 2 * EATEN:  # the kernel, not Ray, would end what it finds, and not only the test's own
         pytest.skip("8 GiB of free memory required")
     threshold = (memory.total - memory.available + EATEN // 2) / memory.total
     program = "import json, sys; from pathlib import Path; from reqdedup.distributed import engine_for\n" + (

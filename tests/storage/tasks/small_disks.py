@@ -16,6 +16,7 @@ SIZE = "64m"
 def small_disk(folder: Path) -> Iterator[Path]:
     """The folder, which is made, as a disk of its own; the test is skipped without root."""
     folder.mkdir()
+    # A disk that is really full is one that nobody but root may mount; what is simulated proves nothing of the kernel.
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("root is required to mount a small disk")
     try:
