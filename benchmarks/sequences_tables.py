@@ -47,7 +47,7 @@ def histories(lake: Lake, rounds: int) -> Iterator[Row]:
     def ours_in_memory() -> list[np.ndarray]:
         return [
             gather_windows(found.columns[name], found.start_R, found.length_R)
-            for found in windows(kept, definition, user_R, at_us_R)
+            for _, found in windows(kept, definition, user_R, at_us_R)
             for name in NUMBERS
         ]
 
@@ -203,7 +203,7 @@ def pointers(lake: Lake, folder: Path) -> Iterator[Row]:
     at_R = requests.column("request_ts").cast("int64").to_numpy()
     blobs: dict[str, list[bytes]] = {"item_id": [], "embedding": []}
     wide = replace(ENGAGED, columns=list(blobs))
-    for found in windows(timeline, wide, user_R, at_R):
+    for _, found in windows(timeline, wide, user_R, at_R):
         for start, length in zip(found.start_R.tolist(), found.length_R.tolist()):
             for name, values in blobs.items():
                 values.append(found.columns[name][start : start + length].tobytes())

@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from reqdedup.sequences.predicate import And, Predicate, predicate_from_json
@@ -223,6 +223,19 @@ class SequenceDefinition:
     @property
     def window_us(self) -> int | None:
         return duration_us(self.window) if self.window is not None else None
+
+    def chosen(self, columns: Sequence[str] | None) -> Sequence[str]:
+        """These of its columns; None: all. Raises ValueError for one that it has not."""
+        for name in columns or ():
+            if name not in self.columns:
+                raise ValueError(
+                    f"definition {self.name}: columns of {', '.join(self.columns)} required, found {name!r}"
+                )
+        return self.columns if columns is None else columns
+
+    def narrowed(self, columns: Sequence[str] | None) -> SequenceDefinition:
+        """The same with some of its columns, as of `chosen`."""
+        return self if columns is None else replace(self, columns=self.chosen(columns))
 
     def validate(self, log: EventLog) -> None:
         """Raise ValueError unless the log has these event types and columns, and filters fit them."""

@@ -1,17 +1,9 @@
-"""Which events of the timeline a request sees: its `history_end`, and the window of a sequence before it.
-
-A request sees what had arrived before it. In the timeline a user's arrivals never fall, so that one binary search per
-request finds the end. The events of a sequence are numbered by its rank column: its last N before an end are neighbours
-among them.
-
-    arrival_ts     1  2  5  7        request at 6: history_end 3
-    rank_clicked   1  1  2  3        the clicks of it: 2, the last 1 of them: number 1 among the clicks
-"""
+"""What requests see of a sequence: their `history_end`, their histories as blobs, and one user's sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 
@@ -34,38 +26,13 @@ from reqdedup.schema import (
 )
 from reqdedup.sequences.columns import numbers_of
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_TS, USER, SequenceDefinition
-from reqdedup.sequences.tables import INDEX, dtype_of
-from reqdedup.sequences.timeline import Timeline, open_timeline, rank_steps
+from reqdedup.sequences.tables import dtype_of
+from reqdedup.sequences.timeline import Timeline, open_timeline
+from reqdedup.sequences.windows import BucketWindows, count_below, cut_windows, segments, window_columns
 from reqdedup.storage.iceberg.layout import buckets_of
 
 BATCH_TOKENS = 4_194_304
 """Events of the distinct windows of a batch of histories."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BucketWindows:
-    """What R requests of one bucket see of a sequence.
-
-    row_R: which of the requests they are.  end_R: their history_end.  rank_R: of the events before it, the sequence's.
-    columns: of the sequence's events of the bucket, packed.  start_R, length_R: each request's window of them.
-    """
-
-    row_R: np.ndarray
-    end_R: np.ndarray
-    rank_R: np.ndarray
-    columns: dict[str, np.ndarray]
-    start_R: np.ndarray
-    length_R: np.ndarray
-
-
-def count_below(values: np.ndarray, start: np.ndarray, end: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """How many of `values[start:end]`, which rise, are below the limit, for every one of [N] segments at once."""
-    low, high = start.astype(np.int64), end.astype(np.int64)
-    for _ in range(int((high - low).max(initial=0)).bit_length()):
-        middle = (low + high) >> 1
-        is_below = (middle < high) & (values[np.minimum(middle, len(values) - 1)] < limit)
-        low, high = np.where(is_below, middle + 1, low), np.where(is_below, high, middle)
-    return low - start
 
 
 def history_ends(catalog: Catalog, namespace: str, requests: pa.Table, *, version: int | None = None) -> pa.Table:
@@ -80,7 +47,7 @@ def history_ends(catalog: Catalog, namespace: str, requests: pa.Table, *, versio
     end_R = np.zeros(len(user_R), np.int64)
     for bucket, row_R in by_bucket(user_R, timeline.num_buckets):
         events = timeline.read(bucket, [ARRIVAL_TS])
-        first_R, last_R = _segments(events.column(USER).to_numpy(), user_R[row_R])
+        first_R, last_R = segments(events.column(USER).to_numpy(), user_R[row_R])
         end_R[row_R] = count_below(numbers_of(events.column(ARRIVAL_TS)), first_R, last_R, at_us_R[row_R])
     return with_ends(requests, end_R, timeline.state.version)
 
@@ -98,55 +65,23 @@ def windows(
     user_R: np.ndarray,
     at_us_R: np.ndarray,
     *,
-    end_R: np.ndarray | None = None,
-    rank_R: np.ndarray | None = None,
-) -> Iterator[BucketWindows]:
-    """What requests see of a sequence, bucket by bucket.
+    seen_R: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, BucketWindows]]:
+    """What requests see of a sequence, bucket by bucket: which of the requests, and their windows.
 
-    end_R: their history_end, if it is known; else it is searched.  rank_R: of the sequence's own events, how many were
-    before them, if that is known.
+    seen_R: as of `cut_windows`.
     """
-    # A sequence that has the timeline for itself has all its events: their numbers are its ranks.
-    rank = [] if len(timeline.definitions) == 1 else [definition.rank_column]
     for bucket, row_R in by_bucket(user_R, timeline.num_buckets):
-        events = timeline.read(bucket, [ARRIVAL_TS, *rank, *definition.columns])
-        user_T = events.column(USER).to_numpy()
-        rank_T = numbers_of(events.column(rank[0])) if rank else numbers_of(events.column(INDEX)) + 1
-        arrival_T = numbers_of(events.column(ARRIVAL_TS))
-        first_R, last_R = _segments(user_T, user_R[row_R])
-        if end_R is None:
-            found_R = count_below(arrival_T, first_R, last_R, at_us_R[row_R])
-        else:
-            found_R = end_R[row_R]
-            beyond = np.flatnonzero(found_R > last_R - first_R)
-            if len(beyond):
-                raise ValueError(
-                    f"{'.'.join(timeline.table.name())}: a history_end of at most the user's events required, found "
-                    f"{found_R[beyond[0]]} of user {user_R[row_R[beyond[0]]]}; is it of another timeline_version?"
-                )
-        # Members of the sequence lie packed, those of a user together: member number `rank - 1` of the user's.
-        is_member_T = rank_steps(user_T, rank_T) == 1
-        before_T = np.cumsum(is_member_T) - is_member_T
-        first_member_R = before_T[np.minimum(first_R, len(before_T) - 1)] if len(before_T) else first_R
-        has_R = found_R > 0
-        seen_R = np.where(has_R, rank_T[np.where(has_R, first_R + found_R - 1, 0)], 0) if len(rank_T) else found_R * 0
-        if rank_R is not None:
-            seen_R = rank_R[row_R]
-        start_R = np.maximum(0, seen_R - definition.last_n)
-        if definition.window_us is not None or timeline.state.kept_from_us:
-            oldest_us_R = np.full(len(row_R), timeline.state.kept_from_us)
-            if definition.window_us is not None:
-                oldest_us_R = np.maximum(oldest_us_R, at_us_R[row_R] - definition.window_us)
-            oldest = count_below(arrival_T[is_member_T], first_member_R, first_member_R + seen_R, oldest_us_R)
-            start_R = np.maximum(start_R, oldest)
-        members = events.filter(pa.array(is_member_T)) if not is_member_T.all() else events
-        yield BucketWindows(
-            row_R=row_R,
-            end_R=found_R,
-            rank_R=seen_R,
-            columns={name: numbers_of(members.column(name)) for name in definition.columns},
-            start_R=first_member_R + start_R,
-            length_R=seen_R - start_R,
+        yield (
+            row_R,
+            cut_windows(
+                timeline.read(bucket, window_columns(timeline, definition)),
+                definition,
+                user_R[row_R],
+                at_us_R[row_R],
+                kept_from_us=timeline.state.kept_from_us,
+                seen_R=None if seen_R is None else seen_R[row_R],
+            ),
         )
 
 
@@ -204,14 +139,12 @@ def add_histories(
     Errors are those of `history_ends` and `history_columns`.
     """
     timeline = open_timeline(catalog, namespace, version)
-    definition = timeline.definition(sequence)
-    if columns is not None:
-        definition = replace(definition, columns=tuple(columns))
+    definition = timeline.definition(sequence).narrowed(columns)
     made_columns = history_columns(timeline, definition)
     user_B, at_us_B = requests_of(rows)
-    for found in windows(timeline, with_arrival(definition), user_B, at_us_B):
+    for row_R, found in windows(timeline, with_arrival(definition), user_B, at_us_B):
         values = {name: history_values(found.columns, name) for name in definition.columns}
-        order = np.lexsort((at_us_B[found.row_R], user_B[found.row_R]))
+        order = np.lexsort((at_us_B[row_R], user_B[row_R]))
         start_B, length_B = found.start_R[order], found.length_R[order]
         is_new = np.ones(len(order), bool)
         is_new[1:] = (np.diff(start_B) != 0) | (np.diff(length_B) != 0)
@@ -222,9 +155,9 @@ def add_histories(
         for begin, until in pairwise(cuts):
             if begin == until:
                 continue
-            row_B, low = found.row_R[order[begin:until]], window_B[begin]
+            row_B, low = row_R[order[begin:until]], window_B[begin]
             part = slice(low, window_B[until - 1] + 1)
-            made = with_ends(rows.take(pa.array(row_B)), found.rank_R[order[begin:until]], timeline.state.version)
+            made = with_ends(rows.take(pa.array(row_B)), found.seen_R[order[begin:until]], timeline.state.version)
             indices = pa.array((window_B[begin:until] - low).astype(np.int32))
             offsets = offsets_of(length_W[part])
             for column, name in zip(made_columns, definition.columns):
@@ -250,23 +183,10 @@ def fetch_sequence(
     Raises ValueError if there is no such sequence, column or version.
     """
     timeline = open_timeline(catalog, namespace, version)
-    definition = timeline.definition(sequence)
-    names = list(definition.columns if columns is None else columns)
-    unknown = [name for name in names if name not in definition.columns]
-    if unknown:
-        raise ValueError(f"{sequence}: columns of {', '.join(definition.columns)} required, found {unknown[0]!r}")
+    definition = timeline.definition(sequence).narrowed(columns)
     at_us = timeline.state.arrival_us + 1 if at is None else round(at.timestamp() * 1e6)
-    user_R = np.array([user_id], np.int64)
-    rank, bucket = definition.rank_column, int(buckets_of(user_R, timeline.num_buckets)[0])
-    events = timeline.read(bucket, [ARRIVAL_TS, rank, *names])
-    events = events.filter(pa.array(events.column(USER).to_numpy() == user_id))
-    arrival_T, rank_T = numbers_of(events.column(ARRIVAL_TS)), numbers_of(events.column(rank))
-    is_seen = rank_steps(events.column(USER).to_numpy(), rank_T) == 1
-    is_seen &= (arrival_T < at_us) & (arrival_T >= timeline.state.kept_from_us)
-    if definition.window_us is not None:
-        is_seen &= arrival_T >= at_us - definition.window_us
-    found = events.filter(pa.array(is_seen))
-    return found.slice(max(0, len(found) - definition.last_n)).select(names)
+    ((_, found),) = windows(timeline, definition, np.array([user_id], np.int64), np.array([at_us], np.int64))
+    return found.events.slice(int(found.start_R[0]), int(found.length_R[0]))
 
 
 def requests_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -288,8 +208,3 @@ def by_bucket(user_R: np.ndarray, num_buckets: int) -> Iterator[tuple[int, np.nd
     starts = np.flatnonzero(np.diff(bucket_R[order], prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(order)]):
         yield int(bucket_R[order[start]]), order[start:end]
-
-
-def _segments(user_T: np.ndarray, user_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each request's user begins and ends in the sorted users of the events."""
-    return np.searchsorted(user_T, user_R, "left"), np.searchsorted(user_T, user_R, "right")

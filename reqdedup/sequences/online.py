@@ -32,6 +32,7 @@ from reqdedup.sequences.speed import SpeedView, WriteAheadFile, batches_of
 from reqdedup.sequences.store import WindowError
 from reqdedup.sequences.tables import POSITION
 from reqdedup.sequences.view import BatchView, build_view
+from reqdedup.sequences.windows import window_limits
 
 CURRENT, WAL, LOCK = "CURRENT", "delivered.wal", "open.lock"
 
@@ -84,16 +85,13 @@ class OnlineStore:
         Raises ValueError if there is no such sequence or column.
         """
         definition = self.definition(sequence)
-        names = self._names(definition, columns)
+        names = definition.chosen(columns)
         with self._guard:
             num, num_since = self._arrived(user_id, at_us)
             last = self._rank(user_id, definition.rank_column, num, num_since)
-            first = max(1, last - definition.last_n + 1)
-            oldest = self._kept_from_us
-            if definition.window_us is not None:
-                latest = at_us if at_us is not None else max(self.speed.arrival_us, self.view.state.arrival_us) + 1
-                oldest = max(oldest or 0, latest - definition.window_us)
-            return self._read(user_id, definition.rank_column, names, first, num, num_since, oldest)
+            latest = at_us if at_us is not None else max(self.speed.arrival_us, self.view.state.arrival_us) + 1
+            first, oldest_us = window_limits(definition, last, latest, self.view.state.kept_from_us)
+            return self._read(user_id, definition.rank_column, names, first, num, num_since, oldest_us)
 
     def window(
         self, user_id: int, sequence: str, columns: Sequence[str] | None, first: int, last: int | None = None
@@ -106,7 +104,7 @@ class OnlineStore:
         """
         definition = self.definition(sequence)
         own = None if columns is None else [name for name in columns if name != ARRIVAL_TS]
-        names, rank = self._names(definition, own), definition.rank_column
+        names, rank = definition.chosen(own), definition.rank_column
         if columns is not None and ARRIVAL_TS in columns:
             names = [*names, ARRIVAL_TS]
         with self._guard:
@@ -118,20 +116,7 @@ class OnlineStore:
                 of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
                 num = int(np.searchsorted(self.view.columns[rank][of_view.start : of_view.end], last, "right"))
                 num_since = int(np.searchsorted(since[rank], last, "right")) if since is not None else 0
-            return self._read(user_id, rank, names, first + 1, num, num_since, self._kept_from_us), end
-
-    @property
-    def _kept_from_us(self) -> int | None:
-        """Before when no content of events is kept; None if all is."""
-        return self.view.state.kept_from_us or None
-
-    def _names(self, definition: SequenceDefinition, columns: Sequence[str] | None) -> Sequence[str]:
-        names = definition.columns if columns is None else columns
-        unknown = [name for name in names if name not in definition.columns]
-        if unknown:
-            said = ", ".join(definition.columns)
-            raise ValueError(f"{definition.name}: columns of {said} required, found {unknown[0]!r}")
-        return names
+            return self._read(user_id, rank, names, first, num, num_since, self.view.state.kept_from_us), end
 
     def _arrived(self, user_id: int, at_us: int | None) -> tuple[int, int]:
         """How many of the user's events in the view, and of those since, had arrived before this time."""
@@ -152,14 +137,16 @@ class OnlineStore:
         return int(self.view.columns[rank][self.view.of_user(user_id).start + num - 1]) if num else 0
 
     def _read(
-        self, user_id: int, rank: str, names: Sequence[str], first: int, num: int, num_since: int, oldest_us: int | None
+        self, user_id: int, rank: str, names: Sequence[str], first: int, num: int, num_since: int, oldest_us: int
     ) -> dict[str, np.ndarray]:
-        """The sequence's events from rank `first` on that had arrived and are not older than `oldest_us`."""
+        """The sequence's events from number `first` on that had arrived, and not before `oldest_us`."""
         of_view, since = self.view.of_user(user_id), self.speed.of_user(user_id)
         ranks, end = self.view.columns[rank], of_view.start + num
-        start = of_view.start + int(np.searchsorted(ranks[of_view.start : end], first))
-        first_since = int(np.searchsorted(since[rank][:num_since], first)) if num_since and since is not None else 0
-        if oldest_us is not None:
+        start = of_view.start + int(np.searchsorted(ranks[of_view.start : end], first, "right"))
+        first_since = 0
+        if num_since and since is not None:
+            first_since = int(np.searchsorted(since[rank][:num_since], first, "right"))
+        if oldest_us:
             start += int(np.searchsorted(self.view.columns[ARRIVAL_TS][start:end], oldest_us))
             if num_since and since is not None:
                 first_since += int(np.searchsorted(since[ARRIVAL_TS][first_since:num_since], oldest_us))

@@ -98,15 +98,15 @@ class PointerSource:
             )
         rows = pa.Table.from_batches([batch])
         user_B, at_us_B = requests_of(rows)
-        (of_bucket,) = windows(
+        ((row_R, of_bucket),) = windows(
             self._timeline,
             with_arrival(self._definition),
             user_B,
             at_us_B,
-            rank_R=rows.column(HISTORY_END).to_numpy(),
+            seen_R=rows.column(HISTORY_END).to_numpy(),
         )
         start_B, length_B = (np.empty_like(of_bucket.start_R) for _ in range(2))
-        start_B[of_bucket.row_R], length_B[of_bucket.row_R] = of_bucket.start_R, of_bucket.length_R
+        start_B[row_R], length_B[row_R] = of_bucket.start_R, of_bucket.length_R
         is_new = np.ones(len(start_B), bool)
         is_new[1:] = (np.diff(start_B) != 0) | (np.diff(length_B) != 0)
         indices = pa.array((np.cumsum(is_new) - 1).astype(np.int32))

@@ -12,10 +12,11 @@ users (user_id, and lists of one length, oldest event first). Null and NaN are o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -23,9 +24,11 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
 from pyiceberg.types import BooleanType, DoubleType, LongType, NestedField, StringType, TimestamptzType
 
+from reqdedup.arrays.ranges import ranges
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, USER, SequenceDefinition
 from reqdedup.sequences.tables import INDEX
-from reqdedup.sequences.timeline import Timeline, open_timeline, rank_steps
+from reqdedup.sequences.timeline import Timeline, open_timeline
+from reqdedup.sequences.windows import cut_windows, window_columns
 from reqdedup.storage.iceberg.layout import buckets_of
 
 SHADOW_TABLE = "sequence_shadow"
@@ -247,18 +250,13 @@ def _of_timeline(
     timeline: Timeline, definition: SequenceDefinition, bucket: int, columns: Sequence[str], at_us: int
 ) -> pl.DataFrame:
     """The sequence's events of every user of a bucket, as `fetch` gives them."""
-    rank = definition.rank_column
-    names = list(dict.fromkeys([EVENT_ID, *columns]))
-    frame = pl.from_arrow(timeline.read(bucket, [ARRIVAL_TS, rank, *names]))
+    wanted = replace(definition, columns=tuple(dict.fromkeys([USER, EVENT_ID, *columns])))
+    events = timeline.read(bucket, window_columns(timeline, wanted))
+    user_R = np.unique(events.column(USER).to_numpy())
+    found = cut_windows(events, wanted, user_R, np.full(len(user_R), at_us), kept_from_us=timeline.state.kept_from_us)
+    frame = pl.from_arrow(found.events.take(pa.array(ranges(found.start_R, found.length_R))))
     assert isinstance(frame, pl.DataFrame)
-    arrival_us = pl.col(ARRIVAL_TS).dt.epoch("us")
-    is_member_T = pl.Series(rank_steps(frame[USER].to_numpy(), frame[rank].to_numpy()) == 1)
-    frame = frame.filter(is_member_T).filter(arrival_us < at_us)
-    frame = frame.filter(pl.col(rank) > pl.col(rank).max().over(USER) - definition.last_n)
-    frame = frame.filter(arrival_us >= timeline.state.kept_from_us)
-    if definition.window_us is not None:
-        frame = frame.filter(arrival_us >= at_us - definition.window_us)
-    return frame.select(USER, *names)
+    return frame
 
 
 def _of_table(catalog: Catalog, name: str, timeline: Timeline) -> pl.DataFrame:

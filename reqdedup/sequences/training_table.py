@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -88,9 +87,7 @@ def with_histories(
     `write_training_table`.
     """
     timeline = open_timeline(catalog, namespace, version)
-    definition = timeline.definition(sequence)
-    if columns is not None:
-        definition = replace(definition, columns=tuple(columns))
+    definition = timeline.definition(sequence).narrowed(columns)
     own = [
         column
         for column in schema.columns

@@ -142,8 +142,8 @@ def check_everything(
     for one in wanted:
         numeric = replace(one, columns=[name for name in one.columns if name != "query"])
         seen = 0
-        for part in windows(timeline, numeric, user_R, at_us_R):
-            for row, start, length in zip(part.row_R, part.start_R, part.length_R):
+        for row_R, part in windows(timeline, numeric, user_R, at_us_R):
+            for row, start, length in zip(row_R, part.start_R, part.length_R):
                 user, at_us = pairs[row]
                 sequence = naive.sequence_at(numeric, required.of_user.get(user, []), ends[row], at_us)
                 schema = pa.schema([timeline.schema.field(name) for name in numeric.columns])

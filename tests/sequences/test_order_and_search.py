@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from reqdedup.sequences.ends import count_below
 from reqdedup.sequences.timeline import order_of
+from reqdedup.sequences.windows import count_below
 
 
 def files_of_a_timeline(rng: np.random.Generator) -> list[list[tuple[int, int]]]:
