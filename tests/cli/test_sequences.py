@@ -95,6 +95,19 @@ def test_from_a_file_of_events_to_a_sequence(run, tmp_path: Path, monkeypatch: p
     assert "--until with --since alone" in run("backfill", "--until", "2026-01-01", code=2)
 
 
+def test_definitions_are_checked_before_there_is_a_catalog(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("sequences.py").write_text(DEFINITIONS.replace("VERSION", "1").replace("LAST", "50"))
+    assert cli.main(["sequences", "check", "sequences.py", "--namespace", "lake"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "engaged: new, version 1\n"
+    assert "no catalog at" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["sequences.py"], "checking makes nothing"
+    Path("sequences.py").write_text(DEFINITIONS.replace("VERSION", "1").replace("LAST", "0"))
+    assert cli.main(["sequences", "check", "sequences.py", "--namespace", "lake"]) == 2
+    assert "last_n and version of at least 1 required" in capsys.readouterr().err
+
+
 def test_what_does_not_belong_together_is_refused(run, tmp_path: Path):
     (tmp_path / "e.jsonl").write_text("{}\n")
     assert "--definitions belong together" in run("advance", "--events", tmp_path / "e.jsonl", code=2)

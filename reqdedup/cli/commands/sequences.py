@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reqdedup.cli.catalog import open_catalog
+from reqdedup.cli.catalog import lake_of, open_catalog
 from reqdedup.cli.options import BUCKETS, Checked, Group, Options, option, subcommand
-from reqdedup.cli.output import counted, format_bytes, format_table, print_json, say
+from reqdedup.cli.output import counted, format_bytes, format_table, note, print_json, say
 from reqdedup.cli.values import share, user_of_events, whole
 
 if TYPE_CHECKING:
@@ -47,13 +47,16 @@ def check(arguments: Options) -> int:
     )
     from reqdedup.sequences.tables import check_log
 
-    found = read_definitions(arguments.file)
-    catalog = open_catalog(arguments, make=arguments.publish)
-    published = published_definitions(catalog, arguments.namespace)
-    changes = log_changes(check_log(catalog, arguments.namespace, found.log))
-    changes += check_definitions(found.definitions, published)
-    if arguments.publish and all(change.ok for change in changes):
-        changes = publish_definitions(catalog, arguments.namespace, found.log, found.definitions)
+    found, lake = read_definitions(arguments.file), lake_of(arguments, make=arguments.publish)
+    if (database := lake.place.database) is not None and not (database.exists() or arguments.publish):
+        note(f"{arguments.command}: no catalog at {database} yet, where nothing is published")
+        changes = check_definitions(found.definitions, {})
+    else:
+        catalog = lake.make()
+        changes = log_changes(check_log(catalog, arguments.namespace, found.log))
+        changes += check_definitions(found.definitions, published_definitions(catalog, arguments.namespace))
+        if arguments.publish and all(change.ok for change in changes):
+            changes = publish_definitions(catalog, arguments.namespace, found.log, found.definitions)
     if arguments.json:
         print_json([{**vars(change), "ok": change.ok} for change in changes])
         return int(not all(change.ok for change in changes))
