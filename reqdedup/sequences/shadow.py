@@ -4,7 +4,8 @@
     sequences   exact; one begins with the other (prefix); as long; overlap: shared events of all events of both
 
 A hundred per cent is not expected of a migration: limits say what is good enough, the verdict is whether all hold, and
-the first examples say where to look. The new side is a sequence of the timeline. The old one is another version of it,
+the first examples say where to look. Examples name users, so that who compares is told them and no table keeps them:
+figures may outlive the users. The new side is a sequence of the timeline. The old one is another version of it,
 or any table: of events (user_id, event_id, columns; in the order of timeline_index, arrival_ts or event_ts), or of
 users (user_id, and lists of one length, oldest event first). Null and NaN are one value.
 """
@@ -33,7 +34,7 @@ from reqdedup.storage.iceberg.layout import buckets_of
 
 SHADOW_TABLE = "sequence_shadow"
 NUM_EXAMPLES = 5
-_AGAIN = "_again"
+_AGAIN, _EXAMPLES = "_again", "examples"
 _SCHEMA = Schema(
     NestedField(1, "compared_at", TimestamptzType(), required=True, doc="when, UTC; the same for a comparison's rows"),
     NestedField(2, "sequence", StringType(), required=True, doc="name of the sequence"),
@@ -44,7 +45,6 @@ _SCHEMA = Schema(
     NestedField(7, "share", DoubleType(), required=True, doc="of those, from 0 to 1"),
     NestedField(8, "limit", DoubleType(), required=False, doc="that the share must keep to, null if it is only told"),
     NestedField(9, "ok", BooleanType(), required=True, doc="whether it does"),
-    NestedField(10, "examples", StringType(), required=True, doc="the first that are not alike, for people"),
 )
 
 
@@ -62,7 +62,7 @@ class ShadowLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowRow:
-    """One figure; fields are the columns of `sequence_shadow`."""
+    """One figure; fields are the columns of `sequence_shadow`, but for the examples: the first that are not alike."""
 
     figure: str
     of: str = ""
@@ -288,9 +288,16 @@ def _by_bucket(frame: pl.DataFrame, num_buckets: int) -> Iterator[pl.DataFrame]:
 
 
 def _write(catalog: Catalog, namespace: str, report: ShadowReport) -> None:
+    """Append the figures. A table of an earlier version kept examples: it goes on without them."""
     now = datetime.now(UTC)
-    rows = [
-        {"compared_at": now, "sequence": report.sequence, "old": report.old, **asdict(row)} for row in report.rows
-    ]  # fmt: skip
+    found = [{"compared_at": now, "sequence": report.sequence, "old": report.old, **asdict(row)} for row in report.rows]
+    rows = pa.Table.from_pylist(found, schema_to_pyarrow(_SCHEMA, include_field_ids=False))
     table = catalog.create_table_if_not_exists(f"{namespace}.{SHADOW_TABLE}", _SCHEMA)
-    table.append(pa.Table.from_pylist(rows, schema_to_pyarrow(_SCHEMA, include_field_ids=False)))
+    if _EXAMPLES not in table.schema().column_names:
+        table.append(rows)
+        return
+    before = table.scan().to_arrow().drop_columns([_EXAMPLES])
+    with table.transaction() as transaction:
+        with transaction.update_schema() as update:
+            update.delete_column(_EXAMPLES)
+        transaction.overwrite(pa.concat_tables([before.cast(rows.schema), rows]))
