@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.expressions import And, EqualTo, GreaterThanOrEqual
+from pyiceberg.expressions import And, BooleanExpression, EqualTo, GreaterThanOrEqual, IsNull, LessThan, NotEqualTo, Or
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 
@@ -32,20 +32,22 @@ from reqdedup.sequences.tables import (
     RAW_ENCODINGS,
     RAW_PROPERTY,
     RAW_TABLE,
+    REJECTED_BY,
     REJECTED_SCHEMA,
     REJECTED_TABLE,
     Delivered,
+    add_optional_columns,
     arrow_schema,
     delivered_of,
-    load_raw,
     raw_table,
 )
-from reqdedup.storage.iceberg.errors import ConflictError
-from reqdedup.storage.iceberg.row_files import NO_RETRIES, RowFiles
+from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
+from reqdedup.storage.iceberg.row_files import RowFiles
 
 FILE_ROWS = 1_048_576
 """Delivered events that are held in memory, and the most of a file."""
 RAW_CHARACTERS = 500
+ATTEMPTS = 5
 SOURCES = "reqdedup.event-sources"
 """Snapshot property: names of the sources whose events it brought."""
 KNOWN_SOURCES, MAX_KNOWN_SOURCES = "reqdedup.known-sources", 10_000
@@ -109,6 +111,7 @@ def append_events(
     Raises ConflictError if another process appended meanwhile; then nothing was changed.
     """
     table = raw_table(catalog, namespace, log)
+    _settle_rejected(catalog, namespace, delivered_of(table))
     streams = _streams(table)
     if progress is not None and streams.get(progress.stream, {}) != progress.start:
         raise ConflictError(f"{namespace}.{RAW_TABLE}: another process delivered {progress.stream}; run it again")
@@ -129,6 +132,8 @@ def append_events(
             delivered = Delivered(
                 next_position=delivered.next_position + frame.height,
                 arrival_us=max(delivered.arrival_us, _last_us(found.events)),
+                first_position=before.next_position,
+                write_id=files.write_id,
             )
             report.num_events += found.events.height
             report.num_backwards += found.num_backwards
@@ -137,9 +142,9 @@ def append_events(
                 files.write([day], rows.drop("day").to_arrow().select(arrow_schema(table).names))
         report.num_rejected = sum(frame.height for frame in rejected)
         report.reasons = dict(Counter(reason for frame in rejected for reason in frame["reason"]).most_common())
-        _write_rejected(catalog, namespace, rejected, source, before)
         if not source_row:
             return report
+        _write_rejected(catalog, namespace, pl.concat(rejected), source, files.write_id)
         try:
             noted: dict[str, Any] = {KNOWN_SOURCES: [*known, digest][-MAX_KNOWN_SOURCES:]}
             if progress is not None:
@@ -147,11 +152,9 @@ def append_events(
             files.commit(properties={RAW_PROPERTY: vars(delivered), SOURCES: [source]}, of_table=noted)
         except ConflictError:
             if report.num_rejected:
-                catalog.load_table(f"{namespace}.{REJECTED_TABLE}").delete(
-                    # plain values, where pyiceberg's types ask for literals
-                    And(EqualTo("source", source), GreaterThanOrEqual(POSITION, before.next_position))  # type: ignore
-                )
+                _delete_rejected(catalog, namespace, EqualTo(REJECTED_BY, files.write_id))  # type: ignore[arg-type]
             raise
+    _settle_rejected(catalog, namespace, delivered)
     return report
 
 
@@ -256,27 +259,56 @@ def _gathered(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pl.DataF
         yield pl.concat(waiting)
 
 
-def _write_rejected(
-    catalog: Catalog, namespace: str, rejected: list[pl.DataFrame], source: str, before: Delivered
-) -> None:
-    """Put them into their table, in place of those that an append which was killed left there.
-
-    Raises ConflictError if another append has been faster: what lies there from `before` on is of that one then.
-    """
-    identifier = f"{namespace}.{REJECTED_TABLE}"
-    rows = pl.concat(rejected) if rejected else None
-    if (rows is None or not rows.height) and not catalog.table_exists(identifier):
+def _write_rejected(catalog: Catalog, namespace: str, rejected: pl.DataFrame, source: str, write_id: str) -> None:
+    """Put them into their table, before the commit of the events whose neighbours they are."""
+    if not rejected.height:
         return
-    if delivered_of(load_raw(catalog, namespace)) != before:
-        raise ConflictError(f"{namespace}.{RAW_TABLE}: another process delivered events; run it again")
-    table = catalog.create_table_if_not_exists(identifier, REJECTED_SCHEMA, properties=NO_RETRIES)
-    left = f"{POSITION} >= {before.next_position}"
-    if table.scan(row_filter=left, limit=1).to_arrow().num_rows:
-        table.delete(left)
-    if rows is not None and rows.height:
-        wanted = schema_to_pyarrow(REJECTED_SCHEMA, include_field_ids=False)
-        arrow = rows.with_columns(source=pl.lit(source)).select(wanted.names).to_arrow().cast(wanted)
-        table.append(arrow)
+    identifier = f"{namespace}.{REJECTED_TABLE}"
+    table = catalog.create_table_if_not_exists(identifier, REJECTED_SCHEMA)
+    wanted = schema_to_pyarrow(REJECTED_SCHEMA, include_field_ids=False)
+    said = {"source": pl.lit(source), REJECTED_BY: pl.lit(write_id)}
+    rows = rejected.with_columns(**said).select(wanted.names).to_arrow().cast(wanted)
+    try:
+        with table.transaction() as transaction:
+            add_optional_columns(transaction, REJECTED_SCHEMA)
+            transaction.append(rows)
+    except Exception as error:
+        if is_conflict(error):
+            raise ConflictError(f"{identifier}: another process delivered events; run it again") from error
+        raise
+
+
+def _settle_rejected(catalog: Catalog, namespace: str, delivered: Delivered) -> None:
+    """Delete what appends that did not land, since they were killed, left among the positions of the last that did.
+
+    What others left beyond them stays, since its append may still land; the one that takes these positions settles it.
+    """
+    if delivered.write_id:
+        is_theirs = Or(IsNull(REJECTED_BY), NotEqualTo(REJECTED_BY, delivered.write_id))  # type: ignore[arg-type]
+        first, end = GreaterThanOrEqual(POSITION, delivered.first_position), LessThan(POSITION, delivered.next_position)  # type: ignore[arg-type]
+        _delete_rejected(catalog, namespace, And(first, end, is_theirs))
+
+
+def _delete_rejected(catalog: Catalog, namespace: str, which: BooleanExpression) -> None:
+    """Raises ConflictError if others change the table all the time."""
+    identifier = f"{namespace}.{REJECTED_TABLE}"
+    for attempt in range(ATTEMPTS):
+        if not catalog.table_exists(identifier):
+            return
+        table = catalog.load_table(identifier)
+        try:
+            if REJECTED_BY not in table.schema().column_names:  # of an earlier version
+                with table.transaction() as transaction:
+                    add_optional_columns(transaction, REJECTED_SCHEMA)
+            if table.scan(row_filter=which, selected_fields=(POSITION,), limit=1).to_arrow().num_rows:
+                table.delete(which)
+            return
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+            conflict = error
+            time.sleep(0.1 * attempt)
+    raise ConflictError(f"{identifier}: other processes changed it {ATTEMPTS} times; run it again") from conflict
 
 
 def delivered_until(catalog: Catalog, namespace: str, stream: str) -> dict[str, int]:

@@ -46,6 +46,7 @@ from reqdedup.storage.iceberg.row_files import NO_RETRIES
 
 RAW_TABLE, REJECTED_TABLE, TIMELINE_TABLE = "raw_events", "rejected_events", "user_events"
 POSITION, INDEX, VERSION = "position", "timeline_index", "timeline_version"
+REJECTED_BY = "write_id"
 
 LOG_PROPERTY, RAW_PROPERTY, TIMELINE_PROPERTY = "reqdedup.event-log", "reqdedup.delivered", "reqdedup.timeline"
 
@@ -76,15 +77,23 @@ REJECTED_SCHEMA = Schema(
     NestedField(4, POSITION, LongType(), required=True, doc=_DOCS[POSITION]),
     NestedField(5, USER, LongType(), required=False, doc="whose it is, null if that cannot be read"),
     NestedField(6, "raw", StringType(), required=False, doc="the row as JSON, cut if it is long"),
+    NestedField(
+        7, REJECTED_BY, StringType(), required=False, doc="append that brought it: as its snapshot of raw_events"
+    ),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivered:
-    """How far `raw_events` is. next_position: of the next event.  arrival_us: latest arrival [us since 1970]."""
+    """How far `raw_events` is. next_position: of the next event.  arrival_us: latest arrival [us since 1970].
+
+    first_position, write_id: of the append that came last; empty if it was of an earlier version.
+    """
 
     next_position: int = 0
     arrival_us: int = 0
+    first_position: int = 0
+    write_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

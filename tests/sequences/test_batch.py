@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -260,6 +261,41 @@ def test_an_append_that_was_slower_takes_no_rejected_events_of_the_faster_one(ca
         append_events(catalog, "lake", LOG, slowly(), source="slow", now_us=NOW_US)
     rows = catalog.load_table("lake.rejected_events").scan().to_arrow().to_pylist()
     assert [(row["source"], row["position"]) for row in rows] == [("fast", 2)]
+
+
+def test_rejected_events_say_which_append_brought_them_and_others_leave_none(catalog: Catalog):
+    good, bad = event(1, START_US), event(2, START_US, event_type="hide")
+    deliver(catalog, [good, bad], "a")
+
+    def slowly() -> Iterator[pa.Table]:
+        yield arrow_of([bad])
+        deliver(catalog, [bad], "b")  # the same source and position
+
+    with pytest.raises(ConflictError, match="run it again"):
+        append_events(catalog, "lake", LOG, slowly(), source="b", now_us=NOW_US)
+    table = catalog.load_table("lake.rejected_events")
+    killed = table.scan(limit=1).to_arrow().drop_columns(["position", "write_id"])
+    for position, write_id in ((3, "killed"), (3, None), (4, "killed"), (5, "killed")):
+        said = {"position": pa.array([position], pa.int64()), "write_id": pa.array([write_id], pa.string())}
+        table.append(
+            pa.table({**dict(zip(killed.column_names, killed.columns)), **said}).select(table.schema().column_names)
+        )
+    deliver(catalog, [good, bad], "c")
+    rows = table.refresh().scan().to_arrow().sort_by("position").to_pylist()
+    writes = [snapshot.summary["reqdedup.write-id"] for snapshot in load_raw(catalog, "lake").snapshots()]
+    assert [(row["position"], row["write_id"]) for row in rows] == [*zip((1, 2, 4), writes), (5, "killed")]
+
+
+def test_a_table_of_rejected_events_of_an_earlier_version_goes_on(catalog: Catalog):
+    deliver(catalog, [event(1, START_US, event_type="hide")], "a")
+    table = catalog.load_table("lake.rejected_events")
+    with table.update_schema() as update:
+        update.delete_column("write_id")
+    with load_raw(catalog, "lake").transaction() as transaction:
+        transaction.set_properties({"reqdedup.delivered": json.dumps({"next_position": 1, "arrival_us": START_US})})
+    deliver(catalog, [event(2, START_US, event_type="hide")], "b")
+    rows = table.refresh().scan().to_arrow().sort_by("position").to_pylist()
+    assert [(row["position"], row["write_id"] is None) for row in rows] == [(0, True), (1, False)]
 
 
 def test_rejected_events_are_kept_with_reason_source_and_position(catalog: Catalog):
