@@ -4,7 +4,7 @@ definition, predicate   what a sequence is; published: the table of definitions;
 naive                   the same as plain loops: what everything else must equal
 sources, kafka          where events come from
 tables, columns         what `raw_events` and the others are; a column of theirs as numpy
-intake -> batch         `raw_events` -> engine -> `user_events`, the timeline; delivered, lookups, standing: what it reads
+intake -> batch         `raw_events` -> timeline_builder -> `user_events`; delivered, lookups, standing: what it reads
 corrections, retention  one enrichment or some days made anew; what nobody keeps any longer is cleared
 windows                 where the window of a request is cut, in one place
 ends, training_table    history_end of requests, their histories as blobs, and a table of them to train on

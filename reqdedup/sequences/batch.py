@@ -1,6 +1,6 @@
-"""The batch engine: `advance` brings the timeline to what was delivered, `backfill` makes a new version of it.
+"""The timeline brought forward: `advance` brings it to what was delivered, `backfill` makes a new version of it.
 
-Both run `engine.Engine` over a range of positions. A commit adds the rows and moves the watermark in one step: a run
+Both run `TimelineBuilder` over a range of positions. A commit adds the rows and moves the watermark in one step: a run
 that is killed before it has changed nothing, one that is repeated after it finds nothing to do. A new version is made
 on a branch, checked, and published in one step that leaves a tag at the old one (docs/decisions/0058).
 """
@@ -25,7 +25,6 @@ from reqdedup.arrays.keys import first_disorder, run_starts
 from reqdedup.arrays.ranges import ranges
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, EventLog, SequenceDefinition, check_together, enrichments_of
 from reqdedup.sequences.delivered import PART_ROWS, DeliveredRange
-from reqdedup.sequences.engine import Engine, EventCounts
 from reqdedup.sequences.lookups import load_lookups, lookup_dtypes
 from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.published import published_definitions
@@ -55,6 +54,7 @@ from reqdedup.sequences.timeline import (
     staged_ref,
     write_rows,
 )
+from reqdedup.sequences.timeline_builder import EventCounts, TimelineBuilder
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.evolve import MAIN, commit_refs, move_ref, ref_snapshot, remove_ref
 from reqdedup.storage.iceberg.manifests import data_files
@@ -254,7 +254,7 @@ def _extend(
     report = AdvanceReport(version=state.version, position=state.position)
     if timeline.state.position >= state.position and not replaced:
         return report
-    engine = Engine(timeline.log, timeline.definitions, lookups, horizon_us=horizon_us)
+    builder = TimelineBuilder(timeline.log, timeline.definitions, lookups, horizon_us=horizon_us)
     events = DeliveredRange(
         raw,
         timeline.state.position,
@@ -267,7 +267,7 @@ def _extend(
     with row_files(timeline.table) as files:
         for part in events.parts(timeline.num_buckets, part_rows):
             ends = partial(standing.ends, buckets=part.buckets)
-            rows, counts = engine.run(part.delivered, part.earlier, ends, version=state.version)
+            rows, counts = builder.run(part.delivered, part.earlier, ends, version=state.version)
             report.counts.add(counts)
             write_rows(files, rows, timeline.num_buckets)
             standing.add(rows)

@@ -23,11 +23,11 @@ from reqdedup.sequences.batch import AdvanceReport, stage_branch
 from reqdedup.sequences.columns import conform
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_TYPE, USER, Enrichment, enrichments_of
 from reqdedup.sequences.delivered import PART_ROWS, DeliveredRange
-from reqdedup.sequences.engine import Engine, checked_lookup, joined_lookup
 from reqdedup.sequences.lookups import load_lookups
 from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.tables import INDEX, POSITION, TIMELINE_PROPERTY, VERSION, load_raw
 from reqdedup.sequences.timeline import Timeline, open_timeline, row_files, write_rows
+from reqdedup.sequences.timeline_builder import TimelineBuilder, checked_lookup, joined_lookup
 from reqdedup.storage.iceberg.manifests import data_files
 
 
@@ -110,7 +110,7 @@ def backfill_days(
     if until is not None and until <= since:
         raise ValueError(f"backfill: a day after {since} required as the end, found {until}")
     lookups = load_lookups(catalog, enrichments_of(timeline.definitions))
-    engine = Engine(timeline.log, timeline.definitions, lookups, horizon_us=horizon_us)
+    builder = TimelineBuilder(timeline.log, timeline.definitions, lookups, horizon_us=horizon_us)
     state = replace(timeline.state, version=timeline.state.version + 1)
     since_us, until_us = _midnight_us(since), None if until is None else _midnight_us(until)
     if since_us < timeline.state.kept_from_us:
@@ -132,9 +132,9 @@ def backfill_days(
         for part in events.parts(timeline.num_buckets, part_rows):
 
             def ends(users: pl.Series, buckets: frozenset[int] | None = part.buckets) -> pl.DataFrame:
-                return _ends_before(timeline, engine, users, buckets, since_us)
+                return _ends_before(timeline, builder, users, buckets, since_us)
 
-            rows, counts = engine.run(part.delivered, part.earlier, ends, version=state.version)
+            rows, counts = builder.run(part.delivered, part.earlier, ends, version=state.version)
             report.counts.add(counts)
             write_rows(files, rows, timeline.num_buckets)
         branch = stage_branch(timeline.table, state.version, main=timeline.snapshot_id)
@@ -156,17 +156,17 @@ def _anew(timeline: Timeline, file: DataFile, one: Enrichment, lookup: pl.DataFr
 
 
 def _ends_before(
-    timeline: Timeline, engine: Engine, users: pl.Series, buckets: frozenset[int] | None, since_us: int
+    timeline: Timeline, builder: TimelineBuilder, users: pl.Series, buckets: frozenset[int] | None, since_us: int
 ) -> pl.DataFrame:
-    """Where the timelines of these users stood before a time; see `Timeline.ends`."""
-    found = [engine.no_ends()]
+    """Where the timelines of these users stood before a time; as `Standing.ends` says it."""
+    found = [builder.no_ends()]
     for bucket in range(timeline.num_buckets) if buckets is None else sorted(buckets):
-        rows = timeline.read(bucket, [ARRIVAL_TS, *engine.rank_columns])
+        rows = timeline.read(bucket, [ARRIVAL_TS, *builder.rank_columns])
         rows = rows.filter(pa.array(rows.column(ARRIVAL_TS).cast(pa.int64()).to_numpy() < since_us))
         frame = pl.from_arrow(rows)
         assert isinstance(frame, pl.DataFrame)
         frame = frame.filter(pl.col(USER).is_in(users.implode()))
-        last = frame.group_by(USER).agg(pl.col(INDEX).max() + 1, *(pl.col(n).max() for n in engine.rank_columns))
+        last = frame.group_by(USER).agg(pl.col(INDEX).max() + 1, *(pl.col(n).max() for n in builder.rank_columns))
         found.append(last.rename({INDEX: "end"}).cast(found[0].schema))
     return pl.concat(found)
 

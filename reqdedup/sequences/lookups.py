@@ -1,4 +1,4 @@
-"""The tables that enrichments look up, as the engine joins them: plain columns, vectors as bytes of a fixed width."""
+"""The tables that enrichments look up, as the builder joins them: plain columns, vectors as bytes of a fixed width."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ import polars as pl
 from pyiceberg.catalog import Catalog
 
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition, enrichments_of
-from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.lookups import load_lookups
 from reqdedup.sequences.naive import HORIZON_US
 from reqdedup.sequences.speed import SpeedView, WriteAheadFile, batches_of
 from reqdedup.sequences.store import WindowError
 from reqdedup.sequences.tables import POSITION
+from reqdedup.sequences.timeline_builder import TimelineBuilder
 from reqdedup.sequences.view import BatchView, build_view
 from reqdedup.sequences.windows import window_limits
 
@@ -52,8 +52,8 @@ class OnlineStore:
     def _use(self, view: BatchView) -> None:
         definitions = view.state.parsed()
         tables = load_lookups(self._catalog, enrichments_of(definitions))
-        engine = Engine(view.log, definitions, tables, horizon_us=view.horizon_us)
-        speed = SpeedView(engine, view.ends, view.recent(), position=view.state.position, version=view.state.version)
+        builder = TimelineBuilder(view.log, definitions, tables, horizon_us=view.horizon_us)
+        speed = SpeedView(builder, view.ends, view.recent(), position=view.state.position, version=view.state.version)
         for events in self._wal.batches():
             speed.put(events)
         self.view, self.speed = view, speed
@@ -68,7 +68,7 @@ class OnlineStore:
         """Take numbered events; those that were put before are left out. How many were new.
 
         On disk before they are taken: after a kill, what was confirmed is there, and putting the batch again is safe.
-        Not on disk before the engine has made rows of them: what it refuses would keep the store from opening again.
+        Not on disk before the builder has made rows of them: what it refuses would keep the store from opening again.
         Raises ValueError for that, OSError if the disk does not take them; then nothing has changed.
         """
         with self._guard:

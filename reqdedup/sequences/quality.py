@@ -30,10 +30,10 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, EVENT_TS, EVENT_TYPE, USER, enrichments_of
-from reqdedup.sequences.engine import LATE_US
 from reqdedup.sequences.naive import DAY_US, HORIZON_US
 from reqdedup.sequences.tables import POSITION, REJECTED_TABLE, delivered_of, load_raw
 from reqdedup.sequences.timeline import Timeline, open_timeline
+from reqdedup.sequences.timeline_builder import LATE_US
 from reqdedup.storage.iceberg.manifests import data_files
 
 QUALITY_TABLE = "sequence_quality"

@@ -1,4 +1,4 @@
-"""The speed view: what was delivered from the watermark of a batch view on, enriched by the same engine, in memory.
+"""The speed view: what was delivered from the watermark of a batch view on, enriched by the same builder, in memory.
 
 A micro-batch is on disk before it is taken: a file of frames, each with its length and checksum. After a restart the
 frames are run again; a torn last one is what a killed process had not confirmed, and is cut off. Positions make a batch
@@ -22,8 +22,8 @@ import pyarrow as pa
 from reqdedup.arrays.keys import run_starts
 from reqdedup.sequences.columns import conform, values_of
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, USER
-from reqdedup.sequences.engine import Engine, EventCounts
 from reqdedup.sequences.tables import INDEX, POSITION, VERSION
+from reqdedup.sequences.timeline_builder import EventCounts, TimelineBuilder
 
 _HEAD = struct.Struct("<II")
 _NOT_SERVED = (USER, INDEX, VERSION)
@@ -38,15 +38,15 @@ class SpeedView:
 
     def __init__(
         self,
-        engine: Engine,
+        builder: TimelineBuilder,
         ends: Callable[[pl.Series, Sequence[str]], pl.DataFrame],
         recent: pl.DataFrame,
         *,
         position: int,
         version: int,
     ) -> None:
-        self._engine, self._ends, self._version = engine, ends, version
-        self._recent = engine.of_log(recent)
+        self._builder, self._ends, self._version = builder, ends, version
+        self._recent = builder.of_log(recent)
         self.position = position
         self.arrival_us = 0
         self.counts = EventCounts()
@@ -56,21 +56,21 @@ class SpeedView:
     def put(self, events: pl.DataFrame, before: Callable[[], None] = lambda: None) -> int:
         """Take numbered events, as `intake.number_events` makes them; how many of them were not known yet.
 
-        before: called once the engine has made rows of them, and before they are taken. Raises what the engine raises,
+        before: called once the builder has made rows of them, and before they are taken. Raises what the builder raises,
         ValueError of an executor for one; then nothing was taken.
         """
         events = events.filter(pl.col(POSITION) >= self.position)
         if not events.height:
             return 0
-        events = self._engine.of_log(events)
-        rows, counts = self._engine.run(events, self._earlier, self._where, version=self._version)
+        events = self._builder.of_log(events)
+        rows, counts = self._builder.run(events, self._earlier, self._where, version=self._version)
         before()
         self._add(rows)
         self.counts.add(counts)
         self.position = int(events[POSITION][-1]) + 1
         self.arrival_us = int(events[ARRIVAL_TS].dt.epoch("us")[-1])
         known = pl.concat([self._recent, events])
-        self._recent = known.filter(pl.col(ARRIVAL_TS).dt.epoch("us") >= self.arrival_us - self._engine.horizon_us)
+        self._recent = known.filter(pl.col(ARRIVAL_TS).dt.epoch("us") >= self.arrival_us - self._builder.horizon_us)
         return events.height
 
     def of_user(self, user_id: int) -> dict[str, np.ndarray] | None:
@@ -81,15 +81,15 @@ class SpeedView:
         return self._recent.filter(pl.col(EVENT_ID).is_in(ids.implode()))
 
     def _where(self, users: pl.Series) -> pl.DataFrame:
-        names = self._engine.rank_columns
+        names = self._builder.rank_columns
         known = [(user, *self._stands[user]) for user in users.to_list() if user in self._stands]
         others = users.filter(~users.is_in([row[0] for row in known]))
-        mine = pl.DataFrame(known, schema=self._engine.no_ends().schema, orient="row")
+        mine = pl.DataFrame(known, schema=self._builder.no_ends().schema, orient="row")
         return pl.concat([mine, self._ends(others, names).select(mine.columns)])
 
     def _add(self, rows: pl.DataFrame) -> None:
         user_T = rows[USER].to_numpy()
-        served = [field for field in self._engine.schema if field.name not in _NOT_SERVED]
+        served = [field for field in self._builder.schema if field.name not in _NOT_SERVED]
         arrow = conform(rows, pa.schema(served))
         columns = {field.name: values_of(arrow.column(field.name)) for field in served}
         index_T = rows[INDEX].to_numpy()
@@ -98,7 +98,7 @@ class SpeedView:
             new = {name: values[start:end] for name, values in columns.items()}
             old = self._of_user.get(user)
             self._of_user[user] = {n: np.concatenate([old[n], new[n]]) for n in new} if old is not None else new
-            last = (int(columns[name][end - 1]) for name in self._engine.rank_columns)
+            last = (int(columns[name][end - 1]) for name in self._builder.rank_columns)
             self._stands[user] = (int(index_T[end - 1]) + 1, *last)
 
 

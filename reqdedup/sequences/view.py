@@ -81,7 +81,7 @@ class BatchView:
         return self.texts[name][values] if name in self.texts else values
 
     def ends(self, users: pl.Series, rank_columns: Sequence[str]) -> pl.DataFrame:
-        """Where the timelines of these users stand, as `Timeline.ends` says it."""
+        """Where the timelines of these users stand, as `Standing.ends` says it."""
         wanted = users.to_numpy()
         place = np.minimum(np.searchsorted(self._user_U, wanted), max(0, len(self._user_U) - 1))
         has = self._user_U[place] == wanted if len(self._user_U) else np.zeros(len(wanted), bool)

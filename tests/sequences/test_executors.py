@@ -11,12 +11,12 @@ from pyiceberg.catalog import load_catalog
 
 from reqdedup.sequences.batch import advance
 from reqdedup.sequences.definition import Computed, EventLog, EventType, SequenceDefinition, check_together
-from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.executors import executor, load_executor, with_computed
 from reqdedup.sequences.intake import append_events, number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.published import read_definitions
 from reqdedup.sequences.tables import Delivered
+from reqdedup.sequences.timeline_builder import TimelineBuilder
 
 NOW_US = 1_750_000_000_000_000
 LOG = EventLog(types=["buy"], columns={"price": "float64"})
@@ -55,7 +55,7 @@ def test_values_have_the_dtype_that_the_definition_says():
     found = with_computed(pl.DataFrame({"price": [5.0, 20.0, None]}), BAND, load_executor(BAND))
     assert found["price_band"].to_list() == [0, 1, None]
     assert found.schema["price_band"] == pl.Int32
-    assert Engine(LOG, [BOUGHT], {}).schema.field("price_band").type == "int32"
+    assert TimelineBuilder(LOG, [BOUGHT], {}).schema.field("price_band").type == "int32"
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,4 @@ def test_a_module_beside_the_definitions_is_found(tmp_path: Path):
         "                            columns=['price_band'], computed=[band])\n"
     )
     found = read_definitions(tmp_path / "sequences.py")
-    Engine(found.log, found.definitions, {})  # imports it again by its name
+    TimelineBuilder(found.log, found.definitions, {})  # imports it again by its name

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from reqdedup.sequences import naive
 from reqdedup.sequences.definition import Enrichment, EventType, SequenceDefinition
-from reqdedup.sequences.engine import Engine
 from reqdedup.sequences.intake import number_events
 from reqdedup.sequences.lookups import prepared
 from reqdedup.sequences.sources import json_batches
 from reqdedup.sequences.speed import SpeedView
 from reqdedup.sequences.tables import INDEX, Delivered
 from reqdedup.sequences.timeline import rank_steps
+from reqdedup.sequences.timeline_builder import TimelineBuilder
 from tests.sequences.event_streams import (
     DAY_US,
     HORIZON_US,
@@ -46,10 +46,10 @@ def test_plain_loops_and_micro_batches_of_any_size_agree(events: list[dict], wan
     accepted = naive.accept(LOG, events, NOW_US)
     required = naive.timelines(LOG, wanted, accepted.events, plain_lookups(), horizon_us=HORIZON_US)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(events)), max_size=5)) | {0, len(events)})
-    engine = Engine(LOG, wanted, TABLES, horizon_us=HORIZON_US)
+    builder = TimelineBuilder(LOG, wanted, TABLES, horizon_us=HORIZON_US)
     delivered, num_backwards, rejected = Delivered(), 0, []
     nothing = number_events(LOG, frame_of([]), delivered, NOW_US).events
-    view = SpeedView(engine, lambda users, names, engine=engine: engine.no_ends(), nothing, position=0, version=1)
+    view = SpeedView(builder, lambda users, names, builder=builder: builder.no_ends(), nothing, position=0, version=1)
     for start, end in pairwise(cuts):
         found = number_events(LOG, frame_of(events[start:end]), delivered, NOW_US)
         last_us = int(found.events["arrival_ts"].dt.epoch("us").max() or 0)
@@ -61,7 +61,7 @@ def test_plain_loops_and_micro_batches_of_any_size_agree(events: list[dict], wan
     assert rejected == accepted.rejected
     assert num_backwards == accepted.num_backwards
     assert (view.counts.num_duplicates, view.counts.num_conflicts) == (required.num_duplicates, required.num_conflicts)
-    schema = engine.schema
+    schema = builder.schema
     names = [name for name in schema.names if name not in ("user_id", INDEX, "timeline_version")]
     wanted_columns = pa.schema([schema.field(name) for name in names])
     for user in {event["user_id"] for event in accepted.events}:
@@ -87,7 +87,7 @@ def test_two_rows_for_one_key_and_time_are_named():
     with pytest.raises(
         ValueError, match=r"one row for each item_id required, found two: \{'item_id': 2, 'category': 6\} and .*7\}"
     ):
-        Engine(LOG, [one], {ITEMS: rows})
+        TimelineBuilder(LOG, [one], {ITEMS: rows})
 
 
 def test_an_id_that_cannot_be_read_is_rejected_with_its_place_and_text_is_hashed():
@@ -146,12 +146,12 @@ def test_an_event_delivered_again_after_the_horizon_is_another_one():
         name="all", events=[EventType("view")], columns=["event_id"], last_n=5, owner="tests"
     )
     for days, kept in (((0, 2), 1), ((0, 3), 2), ((0, 2, 4), 1), ((1, 3), 1), ((0, 0), 1)):
-        engine = Engine(LOG, [everything], {}, horizon_us=HORIZON_US)
+        builder = TimelineBuilder(LOG, [everything], {}, horizon_us=HORIZON_US)
         events = number_events(LOG, frame_of(delivered(*days)), Delivered(), NOW_US).events
         for size in (1, 10):
             nothing = events.clear()
             view = SpeedView(
-                engine, lambda users, names, engine=engine: engine.no_ends(), nothing, position=0, version=1
+                builder, lambda users, names, builder=builder: builder.no_ends(), nothing, position=0, version=1
             )
             for part in events.iter_slices(size):
                 view.put(part)

@@ -62,7 +62,7 @@ class EventCounts:
             self.unmatched[name] = self.unmatched.get(name, 0) + count
 
 
-class Engine:
+class TimelineBuilder:
     """Makes rows of one timeline. tables: name -> what the enrichments look up, as `lookups.prepared` makes it.
 
     schema: Arrow's, of the rows as the timeline stores them.
@@ -95,7 +95,7 @@ class Engine:
         return pl.DataFrame(schema={USER: pl.Int64, "end": pl.Int64, **dict.fromkeys(self.rank_columns, pl.Int32)})
 
     def of_log(self, delivered: pl.DataFrame) -> pl.DataFrame:
-        """Delivered events with the columns of the engine's log: those of a log that went on are left out, those that
+        """Delivered events with the columns of the builder's log: those of a log that went on are left out, those that
         an event from before has not are null."""
         made = [
             pl.col(name) if name in delivered.columns else pl.lit(None, dtype).alias(name)
