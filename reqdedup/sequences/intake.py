@@ -15,10 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
-from pyiceberg.expressions import And, BooleanExpression, EqualTo, GreaterThanOrEqual, IsNull, LessThan, NotEqualTo, Or
+from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 
@@ -43,11 +45,11 @@ from reqdedup.sequences.tables import (
 )
 from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.row_files import RowFiles
+from reqdedup.storage.maintenance.row_deletion import delete_rows
 
 FILE_ROWS = 1_048_576
 """Delivered events that are held in memory, and the most of a file."""
 RAW_CHARACTERS = 500
-ATTEMPTS = 5
 SOURCES = "reqdedup.event-sources"
 """Snapshot property: names of the sources whose events it brought."""
 KNOWN_SOURCES, MAX_KNOWN_SOURCES = "reqdedup.known-sources", 10_000
@@ -111,7 +113,7 @@ def append_events(
     Raises ConflictError if another process appended meanwhile; then nothing was changed.
     """
     table = raw_table(catalog, namespace, log)
-    _settle_rejected(catalog, namespace, delivered_of(table))
+    _delete_rejected(catalog, namespace, delivered_of(table), own=False)
     streams = _streams(table)
     if progress is not None and streams.get(progress.stream, {}) != progress.start:
         raise ConflictError(f"{namespace}.{RAW_TABLE}: another process delivered {progress.stream}; run it again")
@@ -152,9 +154,9 @@ def append_events(
             files.commit(properties={RAW_PROPERTY: vars(delivered), SOURCES: [source]}, of_table=noted)
         except ConflictError:
             if report.num_rejected:
-                _delete_rejected(catalog, namespace, EqualTo(REJECTED_BY, files.write_id))  # type: ignore[arg-type]
+                _delete_rejected(catalog, namespace, delivered, own=True)
             raise
-    _settle_rejected(catalog, namespace, delivered)
+    _delete_rejected(catalog, namespace, delivered, own=False)
     return report
 
 
@@ -278,37 +280,27 @@ def _write_rejected(catalog: Catalog, namespace: str, rejected: pl.DataFrame, so
         raise
 
 
-def _settle_rejected(catalog: Catalog, namespace: str, delivered: Delivered) -> None:
-    """Delete what appends that did not land, since they were killed, left among the positions of the last that did.
+def _delete_rejected(catalog: Catalog, namespace: str, append: Delivered, *, own: bool) -> None:
+    """Delete, among the positions of an append, the rejected events that it brought itself, if it did not land, or what
+    appends left there that did not, since they were killed.
 
-    What others left beyond them stays, since its append may still land; the one that takes these positions settles it.
+    What lies beyond its positions stays: its append may still land, and the one that takes them deletes it if not.
     """
-    if delivered.write_id:
-        is_theirs = Or(IsNull(REJECTED_BY), NotEqualTo(REJECTED_BY, delivered.write_id))  # type: ignore[arg-type]
-        first, end = GreaterThanOrEqual(POSITION, delivered.first_position), LessThan(POSITION, delivered.next_position)  # type: ignore[arg-type]
-        _delete_rejected(catalog, namespace, And(first, end, is_theirs))
+    first, end = append.first_position, append.next_position
+    if not append.write_id or not catalog.table_exists(identifier := f"{namespace}.{REJECTED_TABLE}"):
+        return
+    table = catalog.load_table(identifier)
+    if REJECTED_BY not in table.schema().column_names:  # of an earlier version
+        with table.transaction() as transaction:
+            add_optional_columns(transaction, REJECTED_SCHEMA)
 
+    def is_gone(rows: pa.Table) -> np.ndarray:
+        position = rows.column(POSITION).to_numpy()
+        is_own = pc.equal(rows.column(REJECTED_BY), append.write_id).fill_null(False).to_numpy()
+        return (position >= first) & (position < end) & (is_own == own)
 
-def _delete_rejected(catalog: Catalog, namespace: str, which: BooleanExpression) -> None:
-    """Raises ConflictError if others change the table all the time."""
-    identifier = f"{namespace}.{REJECTED_TABLE}"
-    for attempt in range(ATTEMPTS):
-        if not catalog.table_exists(identifier):
-            return
-        table = catalog.load_table(identifier)
-        try:
-            if REJECTED_BY not in table.schema().column_names:  # of an earlier version
-                with table.transaction() as transaction:
-                    add_optional_columns(transaction, REJECTED_SCHEMA)
-            if table.scan(row_filter=which, selected_fields=(POSITION,), limit=1).to_arrow().num_rows:
-                table.delete(which)
-            return
-        except Exception as error:
-            if not is_conflict(error):
-                raise
-            conflict = error
-            time.sleep(0.1 * attempt)
-    raise ConflictError(f"{identifier}: other processes changed it {ATTEMPTS} times; run it again") from conflict
+    among = And(GreaterThanOrEqual(POSITION, first), LessThan(POSITION, end))  # type: ignore[arg-type]  # plain values
+    delete_rows(table, is_gone, row_filter=among)
 
 
 def delivered_until(catalog: Catalog, namespace: str, stream: str) -> dict[str, int]:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.expressions import LessThan
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
@@ -40,6 +41,7 @@ from reqdedup.sequences.timeline import Timeline, open_timeline, row_files, stag
 from reqdedup.storage.iceberg.evolve import commit_refs, ref_snapshot, remove_ref
 from reqdedup.storage.iceberg.manifests import data_files
 from reqdedup.storage.iceberg.row_files import RowFiles
+from reqdedup.storage.maintenance.row_deletion import delete_rows
 
 
 @dataclass(kw_only=True)
@@ -108,9 +110,11 @@ def _clear_rejected(catalog: Catalog, namespace: str, first: int) -> None:
         rejected = catalog.load_table(f"{namespace}.{REJECTED_TABLE}")
     except NoSuchTableError:
         return
-    before = f"{POSITION} < {first}"
-    if rejected.scan(row_filter=before, limit=1).to_arrow().num_rows:
-        rejected.delete(before)
+    delete_rows(
+        rejected,
+        lambda rows: rows.column(POSITION).to_numpy() < first,
+        row_filter=LessThan(POSITION, first),  # type: ignore[arg-type]  # a plain value
+    )
 
 
 def _clear(timeline: Timeline, old: list[DataFile], kept_from_us: int) -> None:

@@ -136,7 +136,7 @@ def kill_at(step: int) -> None:
         (speed.WriteAheadFile, "keep"),
         (speed.WriteAheadFile, "append"),
         (intake, "_write_rejected"),
-        (intake, "_settle_rejected"),
+        (intake, "_delete_rejected"),
     ):
         setattr(owner, name, before(getattr(owner, name)))
 
