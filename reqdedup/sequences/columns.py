@@ -24,6 +24,9 @@ POLARS_TYPES: dict[str, Any] = {
 }
 """Of the dtypes of events and of what is made of them."""
 
+PLAIN_TEXT = pl.CompatLevel.oldest()
+"""Text without the views of Polars, which would bring into a file what a filter has left out, a deleted user's too."""
+
 
 def numbers_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A column as an array that needs no decoding: text is refused. Times are microseconds since 1970."""
@@ -62,7 +65,7 @@ def values_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 def conform(rows: pl.DataFrame, wanted: pa.Schema) -> pa.Table:
     """The rows as the table's columns; those that it has and the rows have not are null."""
-    arrow = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    arrow = rows.to_arrow(compat_level=PLAIN_TEXT)
     columns = []
     for field in wanted:
         if field.name not in arrow.column_names:

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from reqdedup.arrays.keys import run_starts
-from reqdedup.sequences.columns import conform, values_of
+from reqdedup.sequences.columns import PLAIN_TEXT, conform, values_of
 from reqdedup.sequences.definition import ARRIVAL_TS, EVENT_ID, USER
 from reqdedup.sequences.tables import INDEX, POSITION, VERSION
 from reqdedup.sequences.timeline_builder import EventCounts, TimelineBuilder
@@ -166,6 +166,6 @@ def _frames(path: Path) -> Iterator[tuple[bytes, int]]:
 
 def _frame(events: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
-    events.write_ipc(buffer)
+    events.write_ipc(buffer, compat_level=PLAIN_TEXT)
     data = buffer.getvalue()
     return _HEAD.pack(len(data), zlib.crc32(data)) + data

@@ -23,7 +23,7 @@ from numpy.lib.format import open_memmap
 from pyiceberg.catalog import Catalog
 
 from reqdedup.arrays.keys import run_starts
-from reqdedup.sequences.columns import numbers_of
+from reqdedup.sequences.columns import PLAIN_TEXT, numbers_of
 from reqdedup.sequences.definition import USER, EventLog
 from reqdedup.sequences.delivered import DeliveredRange
 from reqdedup.sequences.naive import HORIZON_US
@@ -139,7 +139,7 @@ def build_view(catalog: Catalog, namespace: str, folder: Path, *, horizon_us: in
     state = timeline.state
     of_then = DeliveredRange(raw, state.position, state.position, horizon_us=horizon_us, since_us=state.arrival_us)
     before = of_then.before(state.arrival_us)
-    before.write_ipc(folder / "recent.arrow")
+    before.write_ipc(folder / "recent.arrow", compat_level=PLAIN_TEXT)
     said = {
         "format": FORMAT,
         "state": state.plain(),

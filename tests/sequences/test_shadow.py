@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from pyiceberg.types import StringType
 
 from reqdedup import cli
 from reqdedup.logs.synthetic_events import (
@@ -76,6 +77,23 @@ def test_sequences_that_are_alike_pass_whichever_form_the_old_ones_have(lake):
         assert found["differs", "item_id"].compared == events.height
     rows = catalog.load_table("lake.sequence_shadow").scan().to_arrow()
     assert set(rows.column("old").to_pylist()) == {"legacy.same", "lake.by_event"}
+
+
+@pytest.mark.slow
+def test_a_table_that_kept_examples_goes_on_without_them(lake):
+    catalog, events, _ = lake
+    old = legacy(catalog, "with_examples", events)
+    shadow(catalog, "lake", "engaged", old)
+    table = catalog.load_table("lake.sequence_shadow")
+    assert "examples" not in table.schema().column_names
+    with table.update_schema() as update:
+        update.add_column("examples", StringType())
+    before = table.refresh().scan().to_arrow().drop_columns(["examples"])
+    shadow(catalog, "lake", "engaged", old)
+    after = table.refresh().scan().to_arrow()
+    assert after.column_names == before.column_names
+    assert after.num_rows > before.num_rows
+    assert after.slice(0, before.num_rows).equals(before)
 
 
 @pytest.mark.slow

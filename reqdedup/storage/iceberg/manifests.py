@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from pyiceberg.conversions import from_bytes
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent, ManifestEntry, ManifestFile
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table
@@ -18,6 +19,8 @@ from pyiceberg.types import NestedField, PrimitiveType
 from reqdedup.storage.iceberg.errors import IntegrityError
 
 _T = TypeVar("_T")
+
+ALL_ROWS = AlwaysTrue()
 
 COPY_THERE = "have an engine that reads them copy the table (CREATE TABLE ... AS SELECT ...), and name the copy"
 
@@ -36,16 +39,18 @@ def entries_of(table: Table, manifest: ManifestFile) -> list[ManifestEntry]:
     return _read(table, path, "manifest", lambda: manifest.fetch_manifest_entry(table.io, discard_deleted=True))
 
 
-def scan_tasks(table: Table, snapshot_id: int | None = None) -> list[FileScanTask]:
+def scan_tasks(
+    table: Table, snapshot_id: int | None = None, *, row_filter: BooleanExpression = ALL_ROWS
+) -> list[FileScanTask]:
     """The data files of a snapshot, of the current one by default, with the delete files that apply to them.
 
-    Raises IntegrityError that names a manifest which is damaged or gone, ValueError for deletes by value.
+    row_filter: files that cannot hold such rows are left out. Raises IntegrityError that names a manifest which is damaged or gone, ValueError for deletes by value.
     """
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
     if snapshot is None:
         return []
     try:
-        return list(table.scan(snapshot_id=snapshot.snapshot_id).plan_files())
+        return list(table.scan(row_filter, snapshot_id=snapshot.snapshot_id).plan_files())
     except Exception:
         check_manifests(table, snapshot)  # pyiceberg says neither which file it was, nor of which table
         _refuse_deletes_by_value(table, snapshot)

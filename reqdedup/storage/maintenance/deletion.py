@@ -40,7 +40,8 @@ from reqdedup.storage.maintenance.compaction import check_same_rows
 from reqdedup.storage.maintenance.expire import expire_snapshots
 from reqdedup.storage.maintenance.live import LiveFile, by_partition, live_files
 from reqdedup.storage.maintenance.namespace import feature_tables_of
-from reqdedup.storage.maintenance.rejected_rows import Rewritten, count_rejected, delete_rejected
+from reqdedup.storage.maintenance.rejected_rows import count_rejected, delete_rejected
+from reqdedup.storage.maintenance.row_deletion import Rewritten
 from reqdedup.storage.maintenance.served_rows import (
     comes_last,
     count_served,

@@ -5,30 +5,27 @@
     impression_clicks           rows with a request_id of theirs, which the impressions tell: so these go first; and
                                 rows that they sent themselves
 
-Such a table has no layout of ours, so pyiceberg rewrites the files that hold the users, in one commit.
+Such a table has no layout of ours: see `row_deletion`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyiceberg.expressions import And, BooleanExpression, In, NotNull, Or, Reference
 from pyiceberg.table import Table
 
 from reqdedup.schema import REQUEST_ID, USER_ID
-from reqdedup.storage.iceberg.errors import ConflictError, is_conflict
 from reqdedup.storage.iceberg.evolve import MAIN
-from reqdedup.storage.iceberg.manifests import data_files
-from reqdedup.storage.iceberg.same_requests import OPERATION
-from reqdedup.storage.maintenance.rejected_rows import Rewritten
+from reqdedup.storage.maintenance.row_deletion import Rewritten, delete_rows
 
 IMPRESSIONS, CLICKS, USER_STATES = "impressions", "impression_clicks", "user_states"
 EVENT_TABLES = ("raw_events", "user_events", "rejected_events")
 _COLUMN = {IMPRESSIONS: USER_ID, CLICKS: REQUEST_ID, USER_STATES: USER_ID, **dict.fromkeys(EVENT_TABLES, USER_ID)}
 """Of each table, by its name: which ids say whose a row is."""
-ATTEMPTS = 5
 
 
 def is_served_table(table: Table) -> bool:
@@ -75,39 +72,18 @@ def refs_with_served(table: Table, users: np.ndarray, requests: np.ndarray) -> t
 
 
 def delete_served(table: Table, users: np.ndarray, requests: np.ndarray) -> Rewritten:
-    """Rewrite the files that hold rows of these users without them, in one commit; nothing if there are none.
+    """Delete the rows of these users; see `delete_rows`."""
+    theirs = _theirs(table.refresh(), users, requests)
+    if theirs is None:
+        return Rewritten()
+    column, ids = _COLUMN[table.name()[-1]], {USER_ID: users, REQUEST_ID: requests}
 
-    Raises ConflictError if others change the table all the time.
-    """
-    for attempt in range(ATTEMPTS):
-        table.refresh()
-        counted = count_served(table, users, requests)
-        theirs = _theirs(table, users, requests)
-        if not counted.rows or theirs is None:
-            return Rewritten()
-        old = {file.file_path: file.file_size_in_bytes for file in data_files(table)}
-        try:
-            table.delete(theirs, snapshot_properties={OPERATION: "delete"})
-        except Exception as error:
-            if not is_conflict(error):
-                raise
-            conflict = error
-            time.sleep(0.1 * attempt)
-            continue
-        new = {file.file_path: file.file_size_in_bytes for file in data_files(table.refresh())}
-        current = table.current_snapshot()
-        return Rewritten(
-            rows=counted.rows,
-            files=len(old.keys() - new.keys()),
-            old_bytes=sum(old[path] for path in old.keys() - new.keys()),
-            rewritten=len(new.keys() - old.keys()),
-            bytes=sum(new[path] for path in new.keys() - old.keys()),
-            snapshot_id=current.snapshot_id if current is not None else None,
-        )
-    raise ConflictError(
-        f"{'.'.join(table.name())}: the table left alone by others required while it is rewritten, found it changed "
-        f"{ATTEMPTS} times; run it again"
-    ) from conflict
+    def is_theirs(rows: pa.Table) -> np.ndarray:
+        names = {column, USER_ID} & {*rows.column_names}
+        found = [pc.is_in(rows.column(name).cast(pa.int64()), pa.array(ids[name])).to_numpy() for name in names]
+        return np.logical_or.reduce(found)
+
+    return delete_rows(table, is_theirs, row_filter=theirs)
 
 
 def _theirs(table: Table, users: np.ndarray, requests: np.ndarray) -> BooleanExpression | None:

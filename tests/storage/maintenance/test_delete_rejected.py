@@ -11,7 +11,7 @@ import pytest
 from reqdedup.logs import read_log
 from reqdedup.logs.ids import hash_string
 from reqdedup.storage import ConflictError, IntegrityError, Layout, create_table, write, write_rejects
-from reqdedup.storage.maintenance import delete_user, rejected_rows
+from reqdedup.storage.maintenance import delete_user, rejected_rows, row_deletion
 from reqdedup.storage.maintenance.namespace import tables_of
 from reqdedup.storage.maintenance.rejected_rows import names_users
 from tests.storage.maintenance.searched_bytes import bytes_of
@@ -108,7 +108,7 @@ def test_branches_and_tags_of_rejected_rows_are_named_and_dropped_on_request(tab
 @pytest.mark.slow
 def test_an_ingest_that_replaces_the_rows_meanwhile_is_searched_too(catalog, tables, monkeypatch):
     rejects, pending = tables[1], [tables[1].scan().to_arrow()]
-    replace_files = rejected_rows.replace_files
+    replace_files = row_deletion.replace_files
 
     def after_another(*arguments, **options):
         if pending:
@@ -116,7 +116,7 @@ def test_an_ingest_that_replaces_the_rows_meanwhile_is_searched_too(catalog, tab
             write_rejects(catalog, "test.rejected_engagements", pa.concat_tables([rows, rows]))
         replace_files(*arguments, **options)
 
-    monkeypatch.setattr(rejected_rows, "replace_files", after_another)
+    monkeypatch.setattr(row_deletion, "replace_files", after_another)
     assert delete_user(tables, USER, erase=True)[0].rows == 6
     folder = Path(rejects.location().removeprefix("file://"))
     assert len(list(folder.rglob("*.parquet"))) == len(list(rejects.refresh().scan().plan_files()))
@@ -163,8 +163,8 @@ def test_what_pyiceberg_calls_a_value_error_is_a_conflict_of_rejected_rows_too(t
         raise ValueError(words)
 
     monkeypatch.setattr(table.catalog, "commit_table", stale)
-    monkeypatch.setattr(rejected_rows, "ATTEMPTS", 2)
-    with pytest.raises(ConflictError, match="found it replaced 2 times"):
+    monkeypatch.setattr(row_deletion, "ATTEMPTS", 2)
+    with pytest.raises(ConflictError, match="found it changed 2 times"):
         rejected_rows.delete_rejected(table, np.array([USER]), {KEY})
     with pytest.raises(ConflictError, match="faster after 1 repetitions"):
         write_rejects(table.catalog, "test.rejected_engagements", table.scan().to_arrow())
