@@ -56,8 +56,8 @@ class SpeedView:
     def put(self, events: pl.DataFrame, before: Callable[[], None] = lambda: None) -> int:
         """Take numbered events, as `intake.number_events` makes them; how many of them were not known yet.
 
-        before: called once the builder has made rows of them, and before they are taken. Raises what the builder raises,
-        ValueError of an executor for one; then nothing was taken.
+        before: called once the builder has made rows of them, and before they are taken. Raises what the builder
+        raises, ValueError of an executor for one; then nothing was taken.
         """
         events = events.filter(pl.col(POSITION) >= self.position)
         if not events.height:

@@ -82,8 +82,8 @@ def cut_windows(
 ) -> BucketWindows:
     """The windows of requests over the events of their bucket (`Timeline.read` of `window_columns`).
 
-    at_us_R: times of the requests, microseconds since 1970.  seen_R: how many of the sequence's events were before each,
-    if that is known; else it is searched.  kept_from_us: see `TimelineState`.
+    at_us_R: times of the requests, microseconds since 1970.  seen_R: how many of the sequence's events were before
+    each, if that is known; else it is searched.  kept_from_us: see `TimelineState`.
     """
     user_T, arrival_T = events.column(USER).to_numpy(), numbers_of(events.column(ARRIVAL_TS))
     has_rank = definition.rank_column in events.column_names

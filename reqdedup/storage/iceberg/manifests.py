@@ -44,7 +44,8 @@ def scan_tasks(
 ) -> list[FileScanTask]:
     """The data files of a snapshot, of the current one by default, with the delete files that apply to them.
 
-    row_filter: files that cannot hold such rows are left out. Raises IntegrityError that names a manifest which is damaged or gone, ValueError for deletes by value.
+    row_filter: files that cannot hold such rows are left out. Raises IntegrityError that names a manifest which is
+    damaged or gone, ValueError for deletes by value.
     """
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
     if snapshot is None:

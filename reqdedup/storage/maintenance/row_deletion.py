@@ -44,8 +44,8 @@ def delete_rows(
 ) -> Rewritten:
     """Delete rows in one commit; nothing if there are none. Memory is that of the rows that stay in the files.
 
-    is_gone: of rows of the table's schema, which go, [N] bool.  row_filter: true for these at least, so that files which
-    cannot hold any are not read. Raises ConflictError if others change the table all the time.
+    is_gone: of rows of the table's schema, which go, [N] bool.  row_filter: true for these at least, so that files
+    which cannot hold any are not read. Raises ConflictError if others change the table all the time.
     """
     for attempt in range(ATTEMPTS):
         try:
