@@ -20,7 +20,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
-from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 
@@ -299,8 +298,7 @@ def _delete_rejected(catalog: Catalog, namespace: str, append: Delivered, *, own
         is_own = pc.equal(rows.column(REJECTED_BY), append.write_id).fill_null(False).to_numpy()
         return (position >= first) & (position < end) & (is_own == own)
 
-    among = And(GreaterThanOrEqual(POSITION, first), LessThan(POSITION, end))  # type: ignore[arg-type]  # plain values
-    delete_rows(table, is_gone, row_filter=among)
+    delete_rows(table, is_gone, row_filter=f"{POSITION} >= {first} and {POSITION} < {end}")
 
 
 def delivered_until(catalog: Catalog, namespace: str, stream: str) -> dict[str, int]:

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
-from pyiceberg.expressions import LessThan
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
@@ -110,11 +109,7 @@ def _clear_rejected(catalog: Catalog, namespace: str, first: int) -> None:
         rejected = catalog.load_table(f"{namespace}.{REJECTED_TABLE}")
     except NoSuchTableError:
         return
-    delete_rows(
-        rejected,
-        lambda rows: rows.column(POSITION).to_numpy() < first,
-        row_filter=LessThan(POSITION, first),  # type: ignore[arg-type]  # a plain value
-    )
+    delete_rows(rejected, lambda rows: rows.column(POSITION).to_numpy() < first, row_filter=f"{POSITION} < {first}")
 
 
 def _clear(timeline: Timeline, old: list[DataFile], kept_from_us: int) -> None:

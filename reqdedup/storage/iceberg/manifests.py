@@ -40,7 +40,7 @@ def entries_of(table: Table, manifest: ManifestFile) -> list[ManifestEntry]:
 
 
 def scan_tasks(
-    table: Table, snapshot_id: int | None = None, *, row_filter: BooleanExpression = ALL_ROWS
+    table: Table, snapshot_id: int | None = None, *, row_filter: str | BooleanExpression = ALL_ROWS
 ) -> list[FileScanTask]:
     """The data files of a snapshot, of the current one by default, with the delete files that apply to them.
 

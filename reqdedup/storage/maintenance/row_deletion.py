@@ -40,7 +40,7 @@ class Rewritten:
 
 
 def delete_rows(
-    table: Table, is_gone: Callable[[pa.Table], np.ndarray], *, row_filter: BooleanExpression = ALL_ROWS
+    table: Table, is_gone: Callable[[pa.Table], np.ndarray], *, row_filter: str | BooleanExpression = ALL_ROWS
 ) -> Rewritten:
     """Delete rows in one commit; nothing if there are none. Memory is that of the rows that stay in the files.
 
@@ -61,7 +61,9 @@ def delete_rows(
     ) from conflict
 
 
-def _delete_once(table: Table, is_gone: Callable[[pa.Table], np.ndarray], row_filter: BooleanExpression) -> Rewritten:
+def _delete_once(
+    table: Table, is_gone: Callable[[pa.Table], np.ndarray], row_filter: str | BooleanExpression
+) -> Rewritten:
     table.refresh()
     reader = ArrowScan(table.metadata, table.io, table.schema(), ALL_ROWS)
     old: list[DataFile] = []
