@@ -6,6 +6,7 @@ the concatenated batch. It moves N x D numbers each way per step, and the loss i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,21 +36,33 @@ def gather_columns(columns: Columns, group: dist.ProcessGroup | None = None) -> 
     )
 
 
-def mean_over_ranks(gradient: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """The mean over the ranks of a sparse gradient, coalesced; a collective.
+def means_over_ranks(gradients: Sequence[torch.Tensor], group: dist.ProcessGroup | None = None) -> list[torch.Tensor]:
+    """The mean over the ranks of each of several sparse gradients, coalesced; three collectives for all of them.
 
-    Rows travel in rank order and are added up in it, so that a run repeats bit for bit. DDP's own sum of sparse
-    gradients over gloo does not (torch 2.13), and over NCCL there is none.
+    Every rank gives those of the same tables in the same order, of one dtype. Rows travel in rank order and are added
+    up in it, so that a run repeats bit for bit. DDP's own sum of sparse gradients over gloo does not (torch 2.13), and
+    over NCCL there is none.
     """
-    gradient = gradient.coalesce()
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
-        return gradient
-    world_size, row_U = dist.get_world_size(group), gradient.indices()[0]
-    sizes = [int(size) for size in _gather(torch.tensor([len(row_U)]), [1] * world_size, group)]
-    row_N, value_ND = _gather(row_U, sizes, group), _gather(gradient.values(), sizes, group)
-    row_U, place_N = torch.unique(row_N, return_inverse=True)
-    value_UD = value_ND.new_zeros(len(row_U), value_ND.shape[1]).index_add_(0, place_N, value_ND / world_size)
-    return torch.sparse_coo_tensor(row_U[None], value_UD, gradient.shape, is_coalesced=True, check_invariants=False)
+    gradients = [gradient.coalesce() for gradient in gradients]
+    is_alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1
+    if not gradients or is_alone:
+        return gradients
+    world_size, num_tables = dist.get_world_size(group), len(gradients)
+    rows, values = [g.indices()[0] for g in gradients], [g.values() for g in gradients]
+    sizes_WG = _gather(torch.tensor([[len(row_U) for row_U in rows]]), [1] * world_size, group)
+    numbers_WG = sizes_WG * torch.tensor([value_UD.shape[1] for value_UD in values])
+    row_N = _gather(torch.cat(rows), sizes_WG.sum(1).tolist(), group).split(sizes_WG.flatten().tolist())
+    flat_N = torch.cat([value_UD.flatten() for value_UD in values])
+    value_N = _gather(flat_N, numbers_WG.sum(1).tolist(), group).split(numbers_WG.flatten().tolist())
+    means = []
+    for g, gradient in enumerate(gradients):
+        row_U, place_N = torch.unique(torch.cat(row_N[g::num_tables]), return_inverse=True)
+        value_ND = torch.cat(value_N[g::num_tables]).view(len(place_N), gradient.shape[1])
+        value_UD = value_ND.new_zeros(len(row_U), gradient.shape[1]).index_add_(0, place_N, value_ND / world_size)
+        means.append(
+            torch.sparse_coo_tensor(row_U[None], value_UD, gradient.shape, is_coalesced=True, check_invariants=False)
+        )
+    return means
 
 
 class _GatherRows(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from reqdedup.models.inputs import HashedEmbedding
-from reqdedup.training.gather import mean_over_ranks
+from reqdedup.training.gather import means_over_ranks
 from reqdedup.training.sharded import ShardedEmbedding
 
 TableOptimizer = Literal["adagrad", "adamw"]
@@ -114,10 +114,9 @@ class Optimizers:
 
     def step(self, share: float) -> None:
         """share: of the highest rates. A collective if there are tables."""
-        for table in self._tables:
-            assert table.grad is not None
-            if id(table) not in self._parts:
-                table.grad = mean_over_ranks(table.grad)
+        whole = [table for table in self._tables if id(table) not in self._parts]
+        for table, mean in zip(whole, means_over_ranks([cast(torch.Tensor, table.grad) for table in whole])):
+            table.grad = mean
         if self._clip_norm:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
         for name, optimizer in self._optimizers.items():

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reqdedup.batch import RequestBatch
 from reqdedup.training import rank_run
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.gather import mean_over_ranks
+from reqdedup.training.gather import means_over_ranks
 from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.optimizers import Optimizers
@@ -68,11 +68,16 @@ def one_row_in_total() -> str:
     return "nothing raised"
 
 
-def sparse_mean(report: Any, rows: list[list[int]], values: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """The mean over ranks of this rank's rows of a table's gradient."""
+def sparse_means(
+    report: Any, rows: list[list[list[int]]], values: list[list[torch.Tensor]], sizes: list[tuple[int, int]]
+) -> list[torch.Tensor]:
+    """The means over ranks of this rank's rows of each table's gradient. rows, values: of each rank and table."""
     rank = dist.get_rank()
-    gradient = torch.sparse_coo_tensor(torch.tensor([rows[rank]]), values[rank], size, check_invariants=False)
-    return mean_over_ranks(gradient).to_dense()
+    gradients = [
+        torch.sparse_coo_tensor(torch.tensor([row]), value, size, check_invariants=False)
+        for row, value, size in zip(rows[rank], values[rank], sizes)
+    ]
+    return [mean.to_dense() for mean in means_over_ranks(gradients)]
 
 
 def fail_on_rank(report: Any, failing_rank: int, how: str, ballast: bytes = b"") -> int:
@@ -169,6 +174,6 @@ def stop_and_resume(report: Any, config: TrainingConfig, source: Any, folder: st
     return [whole.losses, resumed.losses]
 
 
-def steps_of_tables(report: Any, steps: tuple[Any, ...], mean: tuple[Any, ...]) -> list[Any]:
+def steps_of_tables(report: Any, steps: tuple[Any, ...], means: tuple[Any, ...]) -> list[Any]:
     """One start of ranks for what is asked of tables in parts and of whole ones."""
-    return [steps_of_shards(report, *steps), sparse_mean(report, *mean)]
+    return [steps_of_shards(report, *steps), sparse_means(report, *means)]

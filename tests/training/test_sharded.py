@@ -38,15 +38,17 @@ CASES = {
     "retrieval": case_of("retrieval", (0, 16)),
     "retrieval, catalogue": case_of("retrieval", (3, 13), negatives="catalogue"),
 }
-ROWS = [[3, 1, 3], []]
+ROWS = [[[3, 1, 3], [], [0]], [[], [], [0, 1]]]
+"""Of each rank, what it read of each of three tables."""
+TABLES = [(5, 2), (4, 3), (2, 1)]
 
 
 @pytest.fixture(scope="module")
 def stepped():
     torch.manual_seed(0)
-    values = [torch.randn(len(rows), 2) for rows in ROWS]
+    values = [[torch.randn(len(rows), width) for rows, (_, width) in zip(of_rank, TABLES)] for of_rank in ROWS]
     cases = [copy.deepcopy(case) for case in CASES.values()]
-    return values, run_ranks(ranks.steps_of_tables, (cases, 1, STEPS), (ROWS, values, (5, 2)), world_size=2)
+    return values, run_ranks(ranks.steps_of_tables, (cases, 1, STEPS), (ROWS, values, TABLES), world_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +105,14 @@ def test_a_checkpoint_is_whole_and_so_is_its_bundle(resumed, tmp_path):
 
 
 def test_uneven_ranks_average_sparse_gradients_as_one_would(stepped):
-    wanted = torch.zeros(5, 2)
-    for rows, value in zip(ROWS, stepped[0]):
-        for row, x in zip(rows, value):
-            wanted[row] += x / 2
-    for _, mean in stepped[1]:
-        torch.testing.assert_close(mean, wanted)
+    values, found = stepped
+    for number, size in enumerate(TABLES):
+        wanted = torch.zeros(size)
+        for rows, value in zip(ROWS, values):
+            for row, x in zip(rows[number], value[number]):
+                wanted[row] += x / 2
+        for _, means in found:
+            torch.testing.assert_close(means[number], wanted)
 
 
 def test_a_dense_optimiser_is_refused():
