@@ -41,29 +41,31 @@ def check_one_value_per_request(
     batch: pa.RecordBatch, columns: Sequence[Column], part_of_row: np.ndarray, first_row: np.ndarray
 ) -> None:
     """Raise ValueError naming the column and the request where a request-level value differs inside a request."""
-    first_row_of_row = first_row[part_of_row]
     # Where the rows of a part are neighbours, each is compared with the one before it, which copies nothing.
     is_contiguous = bool(np.all(part_of_row[1:] >= part_of_row[:-1]))
+    first_row_of_row = None if is_contiguous else first_row[part_of_row]
     for column in columns:
         array = batch.column(column.name)
-        if column.is_blob:
-            codes = array.indices.to_numpy()
-            same = codes == codes[first_row_of_row]
-            if not same.all():  # two codes may stand for the same bytes
-                codes = array.dictionary.dictionary_encode().indices.to_numpy()[codes]
-                same = codes == codes[first_row_of_row]
-        elif column.name in (USER_ID, REQUEST_ID):  # what tells one part from the next
+        if column.name in (USER_ID, REQUEST_ID):  # what tells one part from the next
             continue
-        elif is_contiguous:
-            same = np.ones(len(array), bool)
-            same[1:] = equal_values(array[1:], array[:-1])
-            same[first_row] = True
-        else:
-            same = equal_values(array, array.take(pa.array(first_row_of_row)))
+        same = _as_first(array.indices if column.is_blob else array, first_row, first_row_of_row)
+        if column.is_blob and not same.all():  # two codes may stand for the same bytes
+            codes = array.dictionary.dictionary_encode().indices.take(array.indices)
+            same = _as_first(codes, first_row, first_row_of_row)
         if not same.all():
             row = int(np.argmin(same))
             user, request = (batch.column(key)[row].as_py() for key in (USER_ID, REQUEST_ID))
             raise two_values_error(column.name, user, request, f"row {row} of the batch")
+
+
+def _as_first(array: pa.Array, first_row: np.ndarray, first_row_of_row: np.ndarray | None) -> np.ndarray:
+    """If each value is that of the first row of its part, [N] bool; None: each part's rows are neighbours."""
+    if first_row_of_row is not None:
+        return equal_values(array, array.take(pa.array(first_row_of_row)))
+    same = np.ones(len(array), bool)
+    same[1:] = equal_values(array[1:], array[:-1])
+    same[first_row] = True
+    return same
 
 
 class RequestValuesError(ValueError):
@@ -99,6 +101,10 @@ def equal_values(left: pa.Array, right: pa.Array) -> np.ndarray:
     if is_nested(left.type):
         return same_values(left, right, equal_values)
     if not (left.null_count or right.null_count or pa.types.is_floating(left.type)):
+        if pa.types.is_timestamp(left.type):
+            left, right = left.view(pa.int64()), right.view(pa.int64())
+        if pa.types.is_integer(left.type):
+            return left.to_numpy() == right.to_numpy()
         return pc.equal(left, right).to_numpy(zero_copy_only=False)
     same = pc.fill_null(pc.equal(left, right), False)
     if pa.types.is_floating(left.type):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.arrays.ranges import offsets_of
+from reqdedup.arrays.keys import run_starts
+from reqdedup.arrays.ranges import offsets_of, row_numbers
 
 
 def compact_blobs(array: pa.DictionaryArray) -> pa.DictionaryArray:
@@ -16,13 +17,9 @@ def compact_blobs(array: pa.DictionaryArray) -> pa.DictionaryArray:
 
     An array whose values are all used, in that order, comes back as it is.
     """
-    codes = array.indices.to_numpy()
-    if len(codes) and len(array.dictionary) == 0:
-        raise ValueError(f"{len(codes)} rows point into an empty dictionary; the column cannot be null")
-    if len(codes) and codes[0] == 0 and codes[-1] == len(array.dictionary) - 1:
-        steps = np.diff(codes)
-        if np.all((steps == 0) | (steps == 1)):  # the rows of each request are neighbours: nothing to sort
-            return array
+    starts, codes = _code_runs(array)
+    if np.array_equal(codes, row_numbers(len(array.dictionary))):
+        return array
     used, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     if len(used) == len(array.dictionary) and np.all(np.diff(first) > 0):
         return array
@@ -30,7 +27,18 @@ def compact_blobs(array: pa.DictionaryArray) -> pa.DictionaryArray:
     rank = np.empty(len(used), np.int32)
     rank[order] = np.arange(len(used), dtype=np.int32)
     values = array.dictionary.take(pa.array(used[order]))
-    return pa.DictionaryArray.from_arrays(pa.array(rank[inverse], pa.int32()), values)
+    indices = np.repeat(rank[inverse], np.diff(np.append(starts, len(array))))
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), values)
+
+
+def _code_runs(array: pa.DictionaryArray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each run of rows with one value starts, [N runs] int64, and its code: rows of a request are neighbours, so
+    that there are far fewer runs than rows."""
+    codes = array.indices.to_numpy()
+    if len(codes) and len(array.dictionary) == 0:
+        raise ValueError(f"{len(codes)} rows point into an empty dictionary; the column cannot be null")
+    starts = run_starts([codes])
+    return starts, codes[starts]
 
 
 def compact_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -72,7 +80,8 @@ def take_rows(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
 
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """One batch of several; dictionaries are compacted and set behind one another, blobs are not compared."""
+    """One batch of several; dictionaries, without what no row has, are set behind one another. Blobs are not
+    compared."""
     if len(batches) == 1:
         return batches[0]
     schema, columns = batches[0].schema, []
@@ -81,16 +90,21 @@ def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         if not pa.types.is_dictionary(field.type):
             columns.append(pa.concat_arrays(arrays))
             continue
-        arrays = [compact_blobs(array) for array in arrays]
-        first = offsets_of(np.array([len(array.dictionary) for array in arrays]))
-        indices = [array.indices.to_numpy(zero_copy_only=False) + start for array, start in zip(arrays, first)]
+        arrays = [array if _uses_all(array) else compact_blobs(array) for array in arrays]
+        first = offsets_of(np.array([len(array.dictionary) for array in arrays])).astype(np.int32)
+        indices = [array.indices.to_numpy() + start for array, start in zip(arrays, first)]
         columns.append(
             pa.DictionaryArray.from_arrays(
-                pa.array(np.concatenate(indices).astype(np.int32)),
-                pa.concat_arrays([array.dictionary for array in arrays]),
+                pa.array(np.concatenate(indices), pa.int32()), pa.concat_arrays([array.dictionary for array in arrays])
             )
         )
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _uses_all(array: pa.DictionaryArray) -> bool:
+    is_used = np.zeros(len(array.dictionary), bool)
+    is_used[_code_runs(array)[1]] = True
+    return bool(is_used.all())
 
 
 def concat_by_value(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

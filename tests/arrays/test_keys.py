@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reqdedup.arrays.keys import count_up_to, first_disorder, key_runs, run_starts
+from reqdedup.arrays.keys import count_up_to, first_disorder, key_runs, order_in_groups, run_starts
 from reqdedup.arrays.ranges import row_numbers
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**31, 2**63 - 1]
@@ -31,6 +31,18 @@ def test_keys_are_in_order_exactly_where_sorting_changes_nothing(rows):
     found = first_disorder(columns(rows, 2))
     assert found == next((i for i in range(1, len(rows)) if rows[i] < rows[i - 1]), -1)
     assert (found == -1) == (sorted(rows) == rows)
+
+
+@pytest.mark.parametrize("value_bits", [4, 60, 64])
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_rows_go_by_group_and_value_and_equal_ones_stay_in_order(value_bits, kind):
+    rng = np.random.default_rng(value_bits)
+    for num_rows in (0, 1, 2, 3000):
+        group = rng.integers(0, 7, num_rows).astype(kind)
+        value = rng.integers(-(2 ** (value_bits - 1)), 2 ** (value_bits - 1), num_rows)
+        value[1::3] = value[::3][: len(value[1::3])]  # the same value twice, in any groups
+        wanted = sorted(range(num_rows), key=lambda row: (group[row], value[row]))
+        assert order_in_groups(group, value).tolist() == wanted
 
 
 @pytest.mark.slow

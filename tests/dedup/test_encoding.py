@@ -22,7 +22,7 @@ from reqdedup.dedup.encoding import (
     sequence_lengths,
     take_blobs,
 )
-from reqdedup.dedup.rows import compact_blobs, take_rows
+from reqdedup.dedup.rows import compact_blobs, concat, take_rows
 from reqdedup.schema import Column, Kind, Level
 from tests.storage.small_log import log_schema, make_log, to_batch
 
@@ -92,6 +92,12 @@ def test_a_compacted_dictionary_has_the_rows_of_the_old_one_and_each_value_in_or
     batch = take_rows(pa.record_batch({"x": array}), np.array(rows, np.int64))
     assert batch["x"].to_pylist() == [values[codes[row]] for row in rows]
     assert len(batch["x"].dictionary) == len({codes[row] for row in rows})
+    cut = data.draw(st.integers(0, len(codes)))
+    together = concat([pa.record_batch({"x": array[:cut]}), pa.record_batch({"x": array[cut:]})])["x"]
+    assert together.to_pylist() == array.to_pylist()
+    assert sorted(together.dictionary.to_pylist()) == sorted(
+        values[code] for part in (codes[:cut], codes[cut:]) for code in set(part)
+    )
 
 
 def test_fat_rows_hold_each_list_on_every_row_and_lengths_are_those_of_the_lists():

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reqdedup.arrays.keys import order_in_groups, run_starts
 from reqdedup.arrays.ranges import greedy_ranges
@@ -56,10 +57,8 @@ def in_request_order(
     position_of_request = by_key[starts]
     _check_parts_agree(spill, requests, by_key, starts)
 
-    part, batches = _numbers(requests, PART), spill.row_batches(partition)
-    request_of_row = [  # of each batch
-        request_of_part[np.searchsorted(part, batch.column(PART).to_numpy())].astype(np.int32) for batch in batches
-    ]
+    batches = spill.row_batches(partition)
+    request_of_row = [_of_part(requests, batch, request_of_part.astype(np.int32)) for batch in batches]
     rows_per_request = _per_request(request_of_row, len(starts))
     column_bytes = _blob_bytes(requests, spill.schema)
     limits = [(max_rows, rows_per_request)]
@@ -83,8 +82,14 @@ def in_request_order(
         rows, request = _rows_of(spill, batches, request_of_row, low, high)
         order = order_in_groups(request - low, rows.column(ITEM_ID).to_numpy())
         for start, end in groups[first:last]:
-            in_order = order[ends[start] - ends[low] : ends[end] - ends[low]]
-            yield _batch(spill, requests, rows.take(pa.array(in_order)), position_of_request[request[in_order]])
+            in_order = pa.array(order[ends[start] - ends[low] : ends[end] - ends[low]])
+            yield _batch(
+                spill,
+                requests,
+                pc.take(rows, in_order, boundscheck=False),
+                position_of_request[start:end],
+                np.repeat(np.arange(end - start), rows_per_request[start:end]),
+            )
 
 
 def _per_request(
@@ -103,7 +108,7 @@ def _per_request(
 def _rows_of(
     spill: Spill, batches: Sequence[pa.RecordBatch], request_of_row: Sequence[np.ndarray], low: int, high: int
 ) -> tuple[pa.RecordBatch, np.ndarray]:
-    """The rows of the requests from `low` to before `high`, in arrival order, and the request of each, [N] int64."""
+    """The rows of the requests from `low` to before `high`, in arrival order, and the request of each, [N] int32."""
     taken, requests, read_bytes = [], [], 0
     for batch, request in zip(batches, request_of_row):
         inside = (request >= low) & (request < high)
@@ -117,7 +122,7 @@ def _rows_of(
                 spill.release()
                 read_bytes = 0
     rows = pa.Table.from_batches(taken).combine_chunks().to_batches()[0]
-    return rows, np.concatenate(requests).astype(np.int64)
+    return rows, np.concatenate(requests)
 
 
 def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_bytes: int) -> Iterator[pa.RecordBatch]:
@@ -134,7 +139,7 @@ def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_
         limits = [(max_column_bytes, sizes[positions] * first_use) for sizes in column_bytes]
         limits += [(max_column_bytes, sizes[start : start + max_rows]) for sizes in text_bytes]
         _, length = greedy_ranges((max_rows, np.ones(len(positions), np.int64)), *limits)[0]
-        yield _batch(spill, requests, rows.slice(start, length), positions[:length])
+        yield _batch(spill, requests, rows.slice(start, length), *_by_first_use(positions[:length]))
         start += length
 
 
@@ -152,7 +157,7 @@ def in_random_order(spill: Spill, *, seed: int, max_fat_bytes: int) -> Iterator[
         position_of_row = _part_positions(requests, rows)
         text_bytes = sum(_text_bytes(spill, requests, rows, position_of_row), np.zeros(rows.num_rows, np.int64))
         for start, end in greedy_ranges((max_fat_bytes, row_bytes[position_of_row] + text_bytes)):
-            yield _batch(spill, requests, rows.slice(start, end - start), position_of_row[start:end])
+            yield _batch(spill, requests, rows.slice(start, end - start), *_by_first_use(position_of_row[start:end]))
         spill.release()
 
 
@@ -208,10 +213,9 @@ def gather_columns(batches: Sequence[pa.RecordBatch], positions: np.ndarray, col
     return together.take(pa.array(inverse))
 
 
-def _batch(
-    spill: Spill, requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, position_of_row: np.ndarray
-) -> pa.RecordBatch:
-    """The deduplicated batch of these rows; blobs once each, in the order in which the rows first use them."""
+def _by_first_use(position_of_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct positions in the order in which the rows first use them, [K] int64, and which of them each row has,
+    [N] int64."""
     runs = run_starts([position_of_row])
     positions, code = position_of_row[runs], np.arange(len(runs))
     distinct, first, inverse = np.unique(positions, return_index=True, return_inverse=True)
@@ -220,9 +224,24 @@ def _batch(
         by_first = np.argsort(first)
         rank[by_first] = np.arange(len(distinct))
         positions, code = distinct[by_first], rank[inverse]
-    code_of_row = np.repeat(code, np.diff(np.append(runs, len(position_of_row))))
+    return positions, np.repeat(code, np.diff(np.append(runs, len(position_of_row))))
+
+
+def _batch(
+    spill: Spill,
+    requests: Sequence[pa.RecordBatch],
+    rows: pa.RecordBatch,
+    positions: np.ndarray,
+    code_of_row: np.ndarray,
+) -> pa.RecordBatch:
+    """The deduplicated batch of these rows; blobs once each, in the order in which the rows first use them.
+
+    positions: of the parts that the rows are of, each once, in order of first use, [K] int64.  code_of_row: which of
+    them, [N] int64.
+    """
+    codes = pa.array(code_of_row.astype(np.uint32))
     names = [column.name for column in spill.request_columns if not column.is_blob]
-    scalars = gather_columns(requests, positions, names).take(pa.array(code_of_row))
+    scalars = pc.take(gather_columns(requests, positions, names), codes, boundscheck=False)
     of_row = dict(zip(rows.schema.names, rows.columns)) | dict(zip(names, scalars.columns))
     columns = []
     for column in spill.schema.columns:
@@ -230,7 +249,7 @@ def _batch(
             columns.append(_narrow(of_row[column.name], column, requests, positions))
             continue
         encoded = gather(requests, positions, column.name).dictionary_encode()
-        indices = pa.array(encoded.indices.to_numpy()[code_of_row], pa.int32())
+        indices = pc.take(encoded.indices, codes, boundscheck=False)
         columns.append(pa.DictionaryArray.from_arrays(indices, encoded.dictionary.cast(BLOB_TYPE.value_type)))
     return pa.RecordBatch.from_arrays(columns, schema=deduplicated_schema(spill.schema))
 
@@ -270,8 +289,16 @@ def _numbers(batches: Sequence[pa.RecordBatch], name: str) -> np.ndarray:
 
 
 def _part_positions(requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch) -> np.ndarray:
-    """Position of each row's part among the partition's parts, whose numbers rise in order of arrival."""
-    return np.searchsorted(_numbers(requests, PART), rows.column(PART).to_numpy())
+    """Position of each row's part among the partition's parts, [N] int64."""
+    return _of_part(requests, rows, np.arange(sum(batch.num_rows for batch in requests)))
+
+
+def _of_part(requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, values: np.ndarray) -> np.ndarray:
+    """Of each row the value of its part, [N]. values: of the partition's parts, whose numbers rise as they arrived."""
+    part = rows.column(PART).to_numpy()
+    starts = run_starts([part])  # far fewer than rows, as those of a request are neighbours
+    of_run = values[np.searchsorted(_numbers(requests, PART), part[starts])]
+    return np.repeat(of_run, np.diff(np.append(starts, len(part))))
 
 
 def _blob_bytes(requests: Sequence[pa.RecordBatch], schema: EngagementSchema) -> list[np.ndarray]:

@@ -21,11 +21,12 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reqdedup.arrays.keys import run_starts
-from reqdedup.arrays.ranges import greedy_ranges
+from reqdedup.arrays.ranges import greedy_ranges, offsets_of, ranges
 from reqdedup.dedup.checksum import row_hashes, value_hashes
-from reqdedup.dedup.encoding import check_deduplicated, element_type, widened
+from reqdedup.dedup.encoding import check_deduplicated, deduplicated_schema, element_type, widened
 from reqdedup.dedup.parts import (
     blob_bytes,
     check_blobs,
@@ -42,7 +43,7 @@ PART = "reqdedup.part"  # the name of nobody's column
 FLUSH_BYTES = 16 * 2**20
 """Of arrived data that is collected before it is written by partition."""
 
-SMALL_ROWS, SMALL_BYTES = 16_384, 8 * 2**20
+SMALL_ROWS, SMALL_BYTES = 65_536, 8 * 2**20
 """Batches are put together until they hold so many rows or bytes: a batch costs some hundred Arrow
 calls, whatever is in it."""
 
@@ -71,7 +72,7 @@ class Spill:
         hold_bytes: int = 0,
         remember: int = 0,
     ) -> None:
-        self.schema = schema
+        self.schema, self._wanted = schema, deduplicated_schema(schema)
         self._seen = SeenRequests(remember) if remember else None
         self._partition_of, self._rows_partition_of = partition_of, rows_partition_of
         self.request_columns = (schema[USER_ID], schema[REQUEST_ID], *schema.request_columns)
@@ -100,7 +101,7 @@ class Spill:
         Raises ValueError if it is not a deduplicated batch of the schema, and here or at a later call where a
         request-level value differs inside a request.
         """
-        if isinstance(batch, pa.RecordBatch):
+        if isinstance(batch, pa.RecordBatch) and batch.schema != self._wanted:
             batch = widened(batch, self.schema)
         check_deduplicated(batch, self.schema)
         self._small.append(batch.select(list(self.schema.names)))
@@ -283,11 +284,15 @@ class _SpillFile:
 
     def add(self, batch: pa.RecordBatch, partition: np.ndarray) -> None:
         """Take the rows of `batch`; partition: of each of them. Rows that come ordered by it are not copied for it."""
-        if np.any(partition[1:] < partition[:-1]):
-            order = np.argsort(partition, kind="stable")
-            batch, partition = batch.take(pa.array(order)), partition[order]
         starts = run_starts([partition])
-        self._pending.append(_Sorted(batch, partition[starts], np.append(starts, len(partition))))
+        lengths, of_run = np.diff(np.append(starts, len(partition))), partition[starts]
+        if np.any(of_run[1:] < of_run[:-1]):  # runs are sorted in place of rows: those of a request are neighbours
+            by_partition = np.argsort(of_run, kind="stable")
+            rows = ranges(starts[by_partition], lengths[by_partition])
+            batch = pc.take(batch, pa.array(rows), boundscheck=False)
+            of_run, lengths = of_run[by_partition], lengths[by_partition]
+        first = run_starts([of_run])
+        self._pending.append(_Sorted(batch, of_run[first], offsets_of(lengths)[np.append(first, len(of_run))]))
         self._pending_bytes += batch.nbytes
         if self._pending_bytes >= (self._hold_bytes or FLUSH_BYTES):
             self._flush()

@@ -274,10 +274,16 @@ def write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int, 
             yield rows_done + files.write(None, pa.concat_tables(pieces), target_bytes=0)
         return
     partitions, read_bytes = spill.partitions(), 0
+    groups = _row_groups(spill, layout, settings, partitions)
     if partitions and (renew or not files.settings.is_decided):
-        lead = partitions[lead_of([spill.num_rows_of(partition) for partition in partitions])]
-        _decide(files, _first_rows(_row_groups(spill, layout, settings, [lead])), renew=renew)
-    for num_rows, num_bytes in _write_groups(files, _row_groups(spill, layout, settings, partitions)):
+        lead = lead_of([spill.num_rows_of(partition) for partition in partitions])
+        leading = _row_groups(spill, layout, settings, [partitions[lead]])
+        first = _first_rows(leading)
+        _decide(files, first, renew=renew)
+        if lead == 0:  # not made twice; iter: what is written is let go
+            groups = chain(iter(first), leading, _row_groups(spill, layout, settings, partitions[1:]))
+        del first
+    for num_rows, num_bytes in _write_groups(files, groups):
         rows_done += num_rows
         yield rows_done
         read_bytes += num_bytes
