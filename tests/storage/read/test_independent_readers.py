@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import duckdb
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from reqdedup.schema import Column, Kind, Level
-from reqdedup.storage import Layout, write
+from reqdedup.storage import Layout, WriteSettings, create_table, write
 from reqdedup.storage.iceberg.decode import decoders
 from reqdedup.storage.iceberg.layout import DECODE_PROPERTY
 from tests.storage.small_log import log_schema, make_log, to_batches
@@ -38,11 +39,7 @@ def in_order(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=row_key)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", list(Layout))
-def test_duckdb_sees_the_same_rows(catalog, layout):
-    table = new_table(catalog, layout)
-    write(table, to_batches(make_log()))
+def by_duckdb(table, layout: Layout) -> list[dict]:
     select = "*"
     if layout.has_blobs:
         lines = json.loads(table.properties[DECODE_PROPERTY])
@@ -51,7 +48,23 @@ def test_duckdb_sees_the_same_rows(catalog, layout):
     con.execute("SET TimeZone = 'UTC'")
     paths = ", ".join(f"'{path}'" for path in files_of(table))
     found = con.sql(f"SELECT {select} FROM read_parquet([{paths}], hive_partitioning = false)").to_arrow_table()
-    assert in_order(found.to_pylist()) == expected_rows()
+    return in_order(found.to_pylist())
+
+
+def by_polars(table, layout: Layout) -> list[dict]:
+    frame = pl.scan_iceberg(table).collect()
+    if layout.has_blobs:
+        lines = json.loads(table.properties[DECODE_PROPERTY])
+        frame = frame.with_columns(eval(lines[name]["polars"], {"pl": pl, "np": np}).alias(name) for name in SEQUENCES)
+    return in_order(frame.to_dicts())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", list(Layout))
+def test_duckdb_sees_the_same_rows(catalog, layout):
+    table = new_table(catalog, layout)
+    write(table, to_batches(make_log()))
+    assert by_duckdb(table, layout) == expected_rows()
 
 
 @pytest.mark.slow
@@ -60,12 +73,25 @@ def test_polars_sees_the_same_rows(catalog, layout, monkeypatch):
     monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
     table = new_table(catalog, layout)
     write(table, to_batches(make_log()))
-    frame = pl.scan_iceberg(table).collect()
-    if layout.has_blobs:
-        lines = json.loads(table.properties[DECODE_PROPERTY])
-        frame = frame.with_columns(eval(lines[name]["polars"], {"pl": pl, "np": np}).alias(name) for name in SEQUENCES)
-    found = in_order(frame.to_dicts())
-    assert found == expected_rows()
+    assert by_polars(table, layout) == expected_rows()
+
+
+@pytest.mark.slow
+def test_a_bucket_of_several_files_is_read_whole_and_pruned_by_user(catalog, monkeypatch):
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
+    settings = WriteSettings(row_group_rows=40, file_bytes=4_000)
+    table = create_table(catalog, "test.several", log_schema(), Layout.BY_REQUEST, num_buckets=2, settings=settings)
+    write(table, to_batches(make_log()))
+    tasks, rows = list(table.scan().plan_files()), expected_rows()
+    assert min(Counter(task.file.partition[0] for task in tasks).values()) > 2
+    assert by_duckdb(table, Layout.BY_REQUEST) == rows
+    assert by_polars(table, Layout.BY_REQUEST) == rows
+    for user in {row["user_id"] for row in rows}:
+        wanted = [row["item_id"] for row in rows if row["user_id"] == user]
+        frame = pl.scan_iceberg(table).filter(pl.col("user_id") == user).select("item_id").collect()
+        scan = table.scan(row_filter=f"user_id == {user}", selected_fields=("item_id",))
+        assert sorted(frame["item_id"].to_list()) == sorted(scan.to_arrow()["item_id"].to_pylist()) == sorted(wanted)
+        assert len(list(scan.plan_files())) < len(tasks) / 2, "a file says which users it has"
 
 
 @pytest.mark.slow
