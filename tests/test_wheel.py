@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {"pyiceberg", "pyarrow", "duckdb", "polars", "numpy", "click", "rich", "ada-url"}
+CORE = {"pyiceberg", "pyarrow", "duckdb", "polars", "numpy", "click", "rich", "ada-url", "mmh3"}
 PRESETS = sorted((ROOT / "reqdedup/logs/preset_files").glob("*.toml"))
 EXTRAS = {"train", "dagster", "serve", "plots", "postgres", "notebooks", "dev"}
 

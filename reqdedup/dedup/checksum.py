@@ -1,15 +1,17 @@
 """What a table holds, as one number: a checksum over rows that no order, layout or dictionary changes.
 
 Tables of any layout that hold the same rows and values have the same checksum, in any process and on any machine.
+A number is hashed by `mix`, bytes by MurmurHash3 (x64, the first 64 of 128 bits), which takes a fifth of BLAKE2b's time
+for a sequence: it finds what went wrong, not what somebody forged.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import mmh3
 import numpy as np
 import pyarrow as pa
 
@@ -77,18 +79,34 @@ def content_checksum(source: BatchSource) -> ContentChecksum:
 
 
 def batch_hashes(batch: pa.RecordBatch) -> np.ndarray:
-    """`row_hashes` of all values of a batch, [N] uint64. A value of many neighbouring rows is hashed once."""
+    """`row_hashes` of all values of a batch, [N] uint64. A value of many rows is hashed once, as far as it is cheap."""
     total = np.zeros(batch.num_rows, np.uint64)
     for name, array in zip(batch.schema.names, batch.columns):
         own = bytes_hash(name.encode())
         if pa.types.is_dictionary(array.type):
             total += mix(_blob_hashes(array.dictionary) ^ own)[array.indices.to_numpy()]
-        elif (starts := _runs(array)) is None:
-            total += mix(value_hashes(array) ^ own)
-        else:
+        elif (few := _few(array)) is not None:
+            bits, index = few
+            total += mix(mix(bits) ^ own)[index]
+        elif (starts := _runs(array)) is not None:
             of_run = mix(value_hashes(array.take(pa.array(starts))) ^ own)
             total += np.repeat(of_run, np.diff(np.append(starts, len(array))))
+        else:
+            total += mix(value_hashes(array) ^ own)
     return mix(total)
+
+
+def _few(array: pa.Array) -> tuple[np.ndarray, np.ndarray] | None:
+    """The whole numbers from an array's lowest to its highest, [K] uint64, and which of them each value is, [N]; None
+    if they are not far fewer than its values, and for nulls and other values."""
+    if not len(array) or array.null_count or not pa.types.is_integer(array.type):
+        return None
+    numbers = array.to_numpy()
+    low, high = int(numbers.min()), int(numbers.max())
+    if 4 * (high - low) >= len(array):
+        return None
+    bits = np.arange(high - low + 1, dtype=np.uint64) + np.uint64(low % 2**64)
+    return bits, np.subtract(numbers, low, dtype=np.intp)
 
 
 def _runs(array: pa.Array) -> np.ndarray | None:
@@ -164,9 +182,9 @@ def _blob_hashes(blobs: pa.Array) -> np.ndarray:
     _, ends, data = blobs.buffers()
     offsets = np.frombuffer(ends, np.int64, len(blobs) + 1, 8 * blobs.offset).tolist()
     view = memoryview(data) if data is not None else b""
-    digests = [hashlib.blake2b(view[start:end], digest_size=8).digest() for start, end in pairwise(offsets)]
-    return np.frombuffer(b"".join(digests), np.uint64)
+    digests = [mmh3.mmh3_x64_128_digest(view[start:end]) for start, end in pairwise(offsets)]
+    return np.frombuffer(b"".join(digests), "<u8")[::2]
 
 
-def bytes_hash(value: bytes | pa.Buffer) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little"))
+def bytes_hash(value: bytes) -> np.uint64:
+    return np.frombuffer(mmh3.mmh3_x64_128_digest(value), "<u8")[0]
