@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pytest
 
 from assets import recipes
-from assets.own_tables import OwnLake
 from assets.run_recipe import RunRecipe
 from assets.sequences import ITEMS, synthetic_definitions
 from pipelines.definitions import build_definitions
@@ -34,13 +33,6 @@ clicked = SequenceDefinition(name="clicked", owner="t", events=[EventType("click
 """
 
 
-class _Lake(OwnLake):
-    folder: str
-
-    def default_place(self):
-        return embedded_catalog(self.folder)
-
-
 def write_events(path: Path, first: int) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
@@ -52,7 +44,7 @@ def write_events(path: Path, first: int) -> None:
 
 
 @pytest.mark.slow
-def test_new_files_reach_the_timeline_and_its_report(tmp_path: Path):
+def test_new_files_reach_the_timeline_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     events, sequences = tmp_path / "events", tmp_path / "sequences.py"
     sequences.write_text(DEFINITIONS)
     environment = Environment(
@@ -95,14 +87,19 @@ def test_new_files_reach_the_timeline_and_its_report(tmp_path: Path):
             assert np.frombuffer(row["history_item_id"], "<i8").tolist() == [
                 event for event in range(60) if event % 3 == 1 and event % 4 == row["user_id"]
             ]
-    own_lake = _Lake(folder=str(tmp_path / "data"))
-    backfill = repository.get_job("backfill_sequences").graph.to_job(resource_defs={"own_lake": own_lake})
-    config = {"ops": {"backfill_sequences": {"config": {"namespace": "own", "apply": True}}}}
-    assert backfill.execute_in_process(config).success
-    assert open_timeline(catalog, "own").state.version == 2
-    config["ops"]["backfill_sequences"]["config"] |= {"since": "2026-01-01", "until": "2026-01-02"}
-    assert backfill.execute_in_process(config).success
-    assert open_timeline(catalog, "own").state.version == 3
+    monkeypatch.setenv("REQDEDUP_DATA_DIR", str(tmp_path / "data"))
+    backfill = repository.get_job("backfill_sequences")
+    for version, chosen in (
+        (1, {}),
+        (2, {"apply": True}),
+        (3, {"apply": True, "since": "2026-01-01", "until": "2026-01-02"}),
+    ):
+        config = {"ops": {"backfill_sequences": {"config": {"namespace": "own", **chosen}}}}
+        done = backfill.execute_in_process(config, instance=dg.DagsterInstance.ephemeral())
+        (event,) = [event for event in done.all_events if event.event_type_value == "STEP_OUTPUT"]
+        (said,) = event.step_output_data.metadata["at a glance"].value.records
+        assert said.data["version"].replace("\xa0", " ") == f"{max(2, version)} {'published' if chosen else 'staged'}"
+        assert open_timeline(catalog, "own").state.version == version
     assert check_timeline(open_timeline(catalog, "own")) == 40
 
 
