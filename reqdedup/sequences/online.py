@@ -175,13 +175,14 @@ class OnlineStore:
     def refresh(self) -> None:
         """Serve the timeline as it is now: a new view, and of what was put only what came after its watermark."""
         number = int((self._folder / CURRENT).read_text().removeprefix("view-")) + 1
-        old = self.view.folder
         view = _built(self._catalog, self._namespace, self._folder, number, self.view.horizon_us)
         with self._guard:
             self._use(view)
             rest = (one.filter(pl.col(POSITION) >= view.state.position) for one in list(self._wal.batches()))
             self._wal.keep(rest)
-        shutil.rmtree(old, ignore_errors=True)
+        for old in self._folder.glob("view-*"):  # one that was killed here has left several
+            if old.name != view.folder.name:
+                shutil.rmtree(old, ignore_errors=True)
 
     def delete_users(self, user_ids: Iterable[int]) -> None:
         """Forget users who were deleted from the tables: their events in the view and in what was put."""

@@ -15,8 +15,9 @@ import polars as pl
 import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
 
+import reqdedup as rd
 from reqdedup.sequences import intake
-from reqdedup.sequences.batch import advance, backfill, publish_timeline
+from reqdedup.sequences.batch import advance, backfill, compact_timeline, publish_timeline
 from reqdedup.sequences.corrections import backfill_days, correct_enrichment
 from reqdedup.sequences.definition import Enrichment, EventLog, EventType, SequenceDefinition
 from reqdedup.sequences.intake import append_events, number_events
@@ -106,6 +107,31 @@ def run_versions(catalog: Catalog, folder: Path) -> None:
     apply_retention(catalog, "lake", apply=True, now=datetime.fromtimestamp(START_US / 1e6, UTC) + timedelta(days=70))
 
 
+class OpenLake(rd.Lake):
+    """Over a catalog that is there already."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._opened = catalog
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._opened
+
+
+def start_deletion(catalog: Catalog, folder: Path) -> None:
+    """Events in tables and in an online store, and some that only the store has."""
+    run(catalog, folder)
+    store = open_online(folder / "online", catalog, "lake")
+    store.put(numbered(NUM_EVENTS + 1, 6))
+    store.close()
+
+
+def run_deletion(catalog: Catalog, folder: Path) -> None:
+    """Compact and delete user 1, whatever of it an earlier run has done."""
+    compact_timeline(catalog, "lake")
+    OpenLake(catalog).delete_user(1, namespaces="lake", online=folder / "online", apply=True, erase=True)
+
+
 def kill_at(step: int) -> None:
     """Count what reaches the disk or the catalog, and kill this process before the n-th of them."""
     counted = [0]
@@ -120,14 +146,18 @@ def kill_at(step: int) -> None:
         return counting
 
     from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.io.pyarrow import PyArrowFileIO
 
     from reqdedup.sequences import online, speed
     from reqdedup.storage.iceberg.row_files import RowFiles
+    from reqdedup.storage.maintenance import row_deletion
 
     for owner, name in (
         (SqlCatalog, "commit_table"),
         (SqlCatalog, "create_table"),
+        (PyArrowFileIO, "delete"),
         (RowFiles, "write"),
+        (row_deletion, "files_of_rows"),
         (RowFiles, "derived_path"),
         (Path, "replace"),
         (os, "fsync"),
@@ -144,6 +174,6 @@ def kill_at(step: int) -> None:
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     kill_at(int(sys.argv[2]))
-    scenario = {"run": run, "run_versions": run_versions}[sys.argv[3]]
+    scenario = {one.__name__: one for one in (run, run_versions, run_deletion)}[sys.argv[3]]
     lake = load_catalog("t", type="sql", uri=f"sqlite:///{place}/catalog.db", warehouse=f"file://{place}/lake")
     scenario(lake, place)

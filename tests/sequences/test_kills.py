@@ -9,19 +9,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 
 from reqdedup.sequences.batch import advance, check_timeline
 from reqdedup.sequences.online import open_online
-from reqdedup.sequences.speed import WriteAheadFile
+from reqdedup.sequences.speed import WriteAheadFile, batches_of
 from reqdedup.sequences.tables import delivered_of, load_raw
 from reqdedup.sequences.timeline import open_timeline
+from reqdedup.storage.maintenance import sweep_orphans
 from reqdedup.storage.maintenance.served_rows import EVENT_TABLES, delete_served
 from tests.sequences import killed_run
 
@@ -111,6 +114,51 @@ def test_a_backfill_that_is_killed_at_any_step_is_made_good_by_the_next(tmp_path
         step += 1
         is_done = run_until_killed(place, step, "run_versions")
         check_versions(place)
+    assert step > 15
+
+
+def check_deletion(folder: Path) -> None:
+    """Run again and swept, it ends as a run that nobody killed: user 1 is in no file, the others are as they were."""
+    catalog = catalog_at(folder)
+    killed_run.run_deletion(catalog, folder)
+    timeline = open_timeline(catalog, "lake")
+    assert check_timeline(timeline) == load_raw(catalog, "lake").scan().count() == killed_run.NUM_EVENTS * 2 // 3
+    users = []
+    for table in (catalog.load_table(f"lake.{name}") for name in EVENT_TABLES):
+        sweep_orphans(table, older_than=timedelta(0), dry_run=False)
+        files = Path(table.location().removeprefix("file://")).rglob("*.parquet")
+        users += [pq.read_table(path, columns=["user_id"])["user_id"] for path in files]
+    views = list((folder / "online").glob("view-*"))
+    assert len(views) == 1
+    kept = [pa.chunked_array([np.load(views[0] / "user_id.npy")])]
+    kept += [batch["user_id"].to_arrow() for batch in batches_of(folder / "online" / "delivered.wal")]
+    assert {user for of in (*users, *kept) for user in of.to_pylist()} == {0, 2, None}
+    store = open_online(folder / "online", catalog, "lake")
+    num_put = killed_run.NUM_EVENTS // killed_run.NUM_USERS + 2
+    assert [len(store.fetch(user, "all")["event_id"]) for user in (0, 1, 2)] == [num_put, 0, num_put]
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_killed_deletion_is_made_good_by_the_next(tmp_path: Path):
+    killed_run.start_deletion(catalog_at(tmp_path), tmp_path)
+    assert not run_until_killed(tmp_path, 12, "run_deletion")
+    check_deletion(tmp_path)
+
+
+@pytest.mark.soak
+def test_a_deletion_that_is_killed_at_any_step_is_made_good_by_the_next(tmp_path: Path):
+    place, saved = tmp_path / "place", tmp_path / "saved"
+    place.mkdir()
+    killed_run.start_deletion(catalog_at(place), place)
+    shutil.copytree(place, saved)
+    step, is_done = 0, False
+    while not is_done:
+        shutil.rmtree(place)
+        shutil.copytree(saved, place)
+        step += 1
+        is_done = run_until_killed(place, step, "run_deletion")
+        check_deletion(place)
     assert step > 15
 
 
