@@ -18,7 +18,7 @@ from pyiceberg.catalog import Catalog
 
 from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.sequences import naive
-from reqdedup.sequences.batch import advance, backfill, check_timeline, compact_timeline, publish_timeline
+from reqdedup.sequences.batch import advance, backfill, check_timeline, compact_timeline, publish_timeline, stage_branch
 from reqdedup.sequences.definition import EventType, SequenceDefinition
 from reqdedup.sequences.ends import add_histories, history_ends, windows
 from reqdedup.sequences.intake import append_events, number_events
@@ -229,6 +229,17 @@ def test_a_changed_definition_makes_a_version_and_old_requests_keep_theirs(catal
         open_timeline(catalog, "lake", version=3)
     with pytest.raises(ValueError, match="a staged version 3 required, found none"):
         publish_timeline(catalog, "lake")
+
+
+def test_a_version_that_was_not_finished_is_not_published(catalog: Catalog):
+    deliver(catalog, [event(1, START_US)])
+    advance(catalog, "lake", [ENGAGED])
+    table = catalog.load_table("lake.user_events")
+    stage_branch(table, 2, main=table.current_snapshot().snapshot_id)  # all that a killed backfill has done
+    with pytest.raises(ValueError, match="version 2 was not finished; run the backfill again"):
+        publish_timeline(catalog, "lake")
+    backfill(catalog, "lake", [ENGAGED])
+    assert publish_timeline(catalog, "lake") == 2
 
 
 def test_two_runs_at_once_commit_once(catalog: Catalog, monkeypatch):

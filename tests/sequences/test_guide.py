@@ -14,6 +14,14 @@ from reqdedup.logs.ids import hash_string
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "sequences.md").read_text()
 
 
+def test_what_is_said_to_be_left_by_a_call_that_fails_is_tested():
+    table = GUIDE.partition("## If a call fails")[2].partition("## What is left out")[0]
+    named = set(re.findall(r"`(test_\w+)`", table))
+    files = (path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert named <= {name for text in files for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    assert len(named) > 12
+
+
 @pytest.mark.slow
 def test_the_guide_to_your_events_runs_as_it_is_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
