@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,7 @@ from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
 from reqdedup.sequences.tables import INDEX
 from reqdedup.sequences.timeline import Timeline, rank_steps
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+N = TypeVar("N", int, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +48,18 @@ class BucketWindows:
         return {name: numbers_of(self.events.column(name)) for name in self.events.column_names}
 
 
-def window_limits(
-    definition: SequenceDefinition, seen: ArrayLike, at_us: ArrayLike, kept_from_us: int
-) -> tuple[Any, Any]:
+def window_limits(definition: SequenceDefinition, seen: N, at_us: N, kept_from_us: int) -> tuple[N, N | int]:
     """Where the window of a request begins: at the later of number `first` of the sequence's events, from 0 on, and the
-    first of them that arrived at `oldest_us` or after. Both are numbers or arrays, as what is given.
+    first of them that arrived at `oldest_us` or after; either may be below 0. For one request, or arrays of several.
 
     seen: how many of the sequence's events were before the request.  at_us: its time, microseconds since 1970.
     kept_from_us: see `TimelineState`.
     """
-    first = np.maximum(0, np.subtract(seen, definition.last_n))
+    first = seen - definition.last_n
     if definition.window_us is None:
         return first, kept_from_us
-    return first, np.maximum(kept_from_us, np.subtract(at_us, definition.window_us))
+    oldest_us = at_us - definition.window_us
+    return first, np.maximum(oldest_us, kept_from_us) if kept_from_us else oldest_us
 
 
 def window_columns(timeline: Timeline, definition: SequenceDefinition) -> list[str]:
@@ -88,16 +86,17 @@ def cut_windows(
     user_T, arrival_T = events.column(USER).to_numpy(), numbers_of(events.column(ARRIVAL_TS))
     has_rank = definition.rank_column in events.column_names
     rank_T = numbers_of(events.column(definition.rank_column)) if has_rank else numbers_of(events.column(INDEX)) + 1
-    first_R, last_R = segments(user_T, user_R)
+    start_R, end_R = segments(user_T, user_R)
     # Events of the sequence lie packed, those of a user together: number `rank - 1` of the user's.
     is_member_T = rank_steps(user_T, rank_T) == 1
     before_T = np.cumsum(is_member_T) - is_member_T
-    first_member_R = before_T[np.minimum(first_R, len(before_T) - 1)] if len(before_T) else first_R
+    first_member_R = before_T[np.minimum(start_R, len(before_T) - 1)] if len(before_T) else start_R
     if seen_R is None:
-        end_R = count_below(arrival_T, first_R, last_R, at_us_R)
-        last_seen_R = np.where(end_R > 0, first_R + end_R - 1, 0)
-        seen_R = np.where(end_R > 0, rank_T[last_seen_R], 0) if len(rank_T) else end_R
-    skipped_R, oldest_us_R = window_limits(definition, seen_R, at_us_R, kept_from_us)
+        num_R = count_below(arrival_T, start_R, end_R, at_us_R)
+        last_seen_R = np.where(num_R > 0, start_R + num_R - 1, 0)
+        seen_R = np.where(num_R > 0, rank_T[last_seen_R], 0) if len(rank_T) else num_R
+    first_R, oldest_us_R = window_limits(definition, seen_R, at_us_R, kept_from_us)
+    skipped_R = np.maximum(0, first_R)
     if np.any(oldest_us_R):
         limit_R = np.broadcast_to(oldest_us_R, user_R.shape)
         old_R = count_below(arrival_T[is_member_T], first_member_R, first_member_R + seen_R, limit_R)
