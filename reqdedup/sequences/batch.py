@@ -7,7 +7,6 @@ on a branch, checked, and published in one step that leaves a tag at the old one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,6 +36,7 @@ from reqdedup.sequences.tables import (
     TimelineState,
     add_optional_columns,
     delivered_of,
+    kept_state,
     load_raw,
     load_timeline,
     log_of,
@@ -169,7 +169,7 @@ def publish_timeline(catalog: Catalog, namespace: str, *, horizon_us: int = HORI
     assert main is not None
     assert staged.snapshot_id is not None
     old = staged_ref(current.version)
-    said = SetPropertiesUpdate(updates={TIMELINE_PROPERTY: _json(staged.state)})
+    said = SetPropertiesUpdate(updates={TIMELINE_PROPERTY: staged.state.text(), **kept_state(current)})
     commit_refs(
         table,
         [
@@ -224,9 +224,7 @@ def compact_timeline(catalog: Catalog, namespace: str) -> AdvanceReport:
     with row_files(timeline.table) as files:
         for part, several in sorted(of_part.items()):
             if len(several) > 1:
-                one = Timeline(timeline.table, timeline.snapshot_id, timeline.state)
-                one.files = several
-                files.write(part, one.read(part[0], timeline.schema.names))
+                files.write(part, timeline.read_files(several, timeline.schema.names))
                 removed += several
         if removed:
             files.commit(removed=removed, properties={TIMELINE_PROPERTY: timeline.state.plain()})
@@ -315,7 +313,3 @@ def _take_up(table: Table, log: EventLog, definitions: Sequence[SequenceDefiniti
             add_optional_columns(transaction, wanted)
             transaction.set_properties({LOG_PROPERTY: log.to_json()})
         table.refresh()
-
-
-def _json(state: TimelineState) -> str:
-    return json.dumps(state.plain(), separators=(",", ":"))

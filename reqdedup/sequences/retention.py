@@ -85,7 +85,7 @@ def apply_retention(
     for version in versions(timeline.table):
         snapshot_id = ref_snapshot(timeline.table, staged_ref(version))
         if version < timeline.state.version and snapshot_id is not None:
-            is_old = state_of(timeline.table, snapshot_id).arrival_us < kept_from_us
+            is_old = state_of(timeline.table, version, snapshot_id).arrival_us < kept_from_us
             (report.versions if is_old else report.held_by).append(version)
     if not apply:
         return report

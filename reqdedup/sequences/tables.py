@@ -117,6 +117,9 @@ class TimelineState:
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 
+    def text(self) -> str:
+        return json.dumps(self.plain(), separators=(",", ":"))
+
 
 def raw_schema(log: EventLog) -> Schema:
     fields = [
@@ -263,7 +266,7 @@ def make_timeline(
         properties={
             **_properties(schema),
             LOG_PROPERTY: log.to_json(),
-            TIMELINE_PROPERTY: json.dumps(state.plain()),
+            TIMELINE_PROPERTY: state.text(),
         },
     )
 
@@ -301,15 +304,27 @@ def delivered_of(table: Table) -> Delivered:
     return Delivered(**json.loads(table.properties[RAW_PROPERTY]))
 
 
-def state_of(table: Table, snapshot_id: int | None = None) -> TimelineState:
-    """What the table holds, or a snapshot of it that says so itself."""
+def state_of(table: Table, version: int | None = None, snapshot_id: int | None = None) -> TimelineState:
+    """What the table holds, or, with its snapshot, another version. Of an earlier one the table says it (`kept_state`),
+    of a staged one the snapshot; that of another version if neither does."""
     text = table.properties[TIMELINE_PROPERTY]
-    if snapshot_id is not None:
-        snapshot = table.snapshot_by_id(snapshot_id)
-        if snapshot is not None and snapshot.summary is not None:
-            text = snapshot.summary.get(TIMELINE_PROPERTY) or text
+    if version is not None:
+        snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        summary = snapshot.summary if snapshot is not None else None
+        said = summary.get(TIMELINE_PROPERTY) if summary is not None else None
+        text = table.properties.get(_of_version(version)) or said or text
     found = json.loads(text)
     return replace(TimelineState(version=0), **{**found, "definitions": tuple(found["definitions"])})
+
+
+def kept_state(state: TimelineState) -> dict[str, str]:
+    """Properties of the table by which a version is known when it is no longer the one that readers see: the snapshot
+    that it ends with may be that of a deletion, or of another engine, which says nothing of it."""
+    return {_of_version(state.version): state.text()}
+
+
+def _of_version(version: int) -> str:
+    return f"{TIMELINE_PROPERTY}-v{version}"
 
 
 def num_buckets_of(table: Table) -> int:

@@ -10,7 +10,7 @@ before `history_end` are what the request saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -82,9 +82,12 @@ class Timeline:
 
     def read(self, bucket: int, columns: Sequence[str]) -> pa.Table:
         """The bucket's events in the order of (user_id, timeline_index); these columns and the two."""
+        return self.read_files(self.bucket_files(bucket), columns)
+
+    def read_files(self, files: Iterable[DataFile], columns: Sequence[str]) -> pa.Table:
+        """Of some files of a bucket, as of `read`."""
         names = list(dict.fromkeys([USER, INDEX, *columns]))
-        files = sorted(self.bucket_files(bucket), key=self._first_arrival)
-        tables = [self.read_file(file, names) for file in files]
+        tables = [self.read_file(file, names) for file in sorted(files, key=self._first_arrival)]
         if not tables:
             return pa.schema([self.schema.field(name) for name in names]).empty_table()
         whole = pa.concat_tables(tables).combine_chunks()
@@ -124,7 +127,14 @@ def open_timeline(catalog: Catalog, namespace: str, version: int | None = None) 
             f"{namespace}.user_events: a version of the timeline required ({', '.join(map(str, versions(table)))}), "
             f"found {version}"
         )
-    return Timeline(table, ref.snapshot_id, state_of(table, ref.snapshot_id))
+    state_then = state_of(table, version, ref.snapshot_id)
+    if state_then.version != version < state.version:
+        raise ValueError(
+            f"{namespace}.user_events: what version {version} holds required, found it said nowhere: its last snapshot "
+            "is of a deletion or another engine, and an earlier reqdedup published the next; a backfill with its "
+            "definitions makes it again, under a new number"
+        )
+    return Timeline(table, ref.snapshot_id, state_then)
 
 
 def versions(table: Table) -> list[int]:

@@ -20,7 +20,7 @@ from reqdedup.dedup.encoding import numpy_from_blobs
 from reqdedup.sequences import naive
 from reqdedup.sequences.batch import advance, backfill, check_timeline, compact_timeline, publish_timeline, stage_branch
 from reqdedup.sequences.definition import EventType, SequenceDefinition
-from reqdedup.sequences.ends import add_histories, history_ends, windows
+from reqdedup.sequences.ends import add_histories, fetch_sequence, history_ends, windows
 from reqdedup.sequences.intake import append_events, number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.predicate import col
@@ -30,6 +30,7 @@ from reqdedup.sequences.tables import delivered_of, load_raw
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage.iceberg.errors import ConflictError
 from reqdedup.storage.maintenance import expire_snapshots
+from reqdedup.storage.maintenance.served_rows import delete_served
 from tests.sequences.event_lake import deliver, event, lake, requests_at
 from tests.sequences.event_streams import (
     DAY_US,
@@ -229,6 +230,26 @@ def test_a_changed_definition_makes_a_version_and_old_requests_keep_theirs(catal
         open_timeline(catalog, "lake", version=3)
     with pytest.raises(ValueError, match="a staged version 3 required, found none"):
         publish_timeline(catalog, "lake")
+
+
+def test_a_version_stays_what_it_was_if_its_last_snapshot_is_of_a_deletion(catalog: Catalog):
+    """Which is of no run of ours, nor that of another engine: it does not say what the timeline holds."""
+    events = [
+        event(one, START_US + one, user_id=7 + one % 2, event_type="click" if one % 4 else "view") for one in range(20)
+    ]
+    deliver(catalog, events)
+    advance(catalog, "lake", [ENGAGED])
+    delete_served(catalog.load_table("lake.user_events"), np.array([8]), np.array([], np.int64))
+    before, old = fetch_sequence(catalog, "lake", 7, "engaged"), open_timeline(catalog, "lake").state
+    backfill(catalog, "lake", [replace(ENGAGED, version=2, last_n=2, events=[EventType("view")])])
+    publish_timeline(catalog, "lake")
+    assert fetch_sequence(catalog, "lake", 7, "engaged").num_rows < before.num_rows
+    assert open_timeline(catalog, "lake", 1).state == old
+    assert fetch_sequence(catalog, "lake", 7, "engaged", version=1).equals(before)
+    with catalog.load_table("lake.user_events").transaction() as transaction:
+        transaction.remove_properties("reqdedup.timeline-v1")  # as an earlier reqdedup left it
+    with pytest.raises(ValueError, match="what version 1 holds required, found it said nowhere"):
+        open_timeline(catalog, "lake", 1)
 
 
 def test_a_version_that_was_not_finished_is_not_published(catalog: Catalog):
