@@ -158,12 +158,8 @@ def figure(outcomes: Outcomes, metric: str) -> float:
 
 def mean_of(seeds: list[Outcomes]) -> Outcomes:
     """Of a ranking model: the mean of the seeds' logits."""
-    assert isinstance(seeds[0], Scored)
-    keys = [np.lexsort((one.item_id_B, one.request_id_B, one.user_id_B)) for one in seeds]
-    logits = np.mean([one.logit_BL[key] for one, key in zip(seeds, keys) if isinstance(one, Scored)], axis=0)
-    placed = np.empty_like(logits)
-    placed[keys[0]] = logits
-    return replace(seeds[0], logit_BL=placed)
+    scored = [one.in_order_of(seeds[0]) for one in seeds if isinstance(one, Scored)]
+    return replace(scored[0], logit_BL=np.mean([one.logit_BL for one in scored], axis=0))
 
 
 def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str, Outcomes]) -> Iterator[dict[str, Any]]:
@@ -202,17 +198,16 @@ def measure(
     for seed in range(seeds):
         kept = keep and keep / f"{task}-{by}-{seed}.pickle"
         if kept and kept.exists():
-            outcomes, rivals, rows = pickle.loads(kept.read_bytes())
+            outcomes, rivals = pickle.loads(kept.read_bytes())
         else:
             config = configuration(source, task, by, seed)
             outcomes = of_model(config, source, lake / f"{task}-{by}-{seed}")
             if not seed or by == "user":  # each seed has its own users
                 rivals = rivals_of(config, source, lake, outcomes, python)
-            rows = list(rows_of(task, by, f"seed {seed}", outcomes, rivals))
             if kept:
-                kept.write_bytes(pickle.dumps((outcomes, rivals, rows)))
+                kept.write_bytes(pickle.dumps((outcomes, rivals)))
         found.append(outcomes)
-        yield from rows
+        yield from rows_of(task, by, f"seed {seed}", outcomes, rivals)
     if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
         yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)
 

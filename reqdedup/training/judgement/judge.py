@@ -40,11 +40,11 @@ Figures = dict[str, tuple[np.ndarray, float | None]]
 def judge(
     model: Outcomes, baselines: Mapping[str, Outcomes] | None = None, *, replicates: int = REPLICATES, seed: int = 0
 ) -> dict[str, Any]:
-    """The judgement of a model's rows; see the head of this module. baselines: by name, of the same rows.
+    """The judgement of a model's rows; see the head of this module. baselines: by name, of the same rows, in any order.
 
-    replicates: of the bootstrap, 0 for no intervals.
+    replicates: of the bootstrap, 0 for no intervals.  Raises ValueError for a baseline of other rows.
     """
-    baselines = baselines or {}
+    baselines = {name: outcomes.in_order_of(model) for name, outcomes in (baselines or {}).items()}
     weights = UserWeights.bootstrap(model.user_id_B, replicates=replicates, seed=seed)
     rows = []
     for name, keep_B in _slices(model):

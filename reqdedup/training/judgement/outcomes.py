@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -44,6 +44,26 @@ class Outcomes:
             elif f.name.endswith(("_B", "_BL", "_BK")):
                 joined[f.name] = np.concatenate(values)
         return replace(parts[0], **joined)
+
+    def in_order_of(self, other: Outcomes) -> Self:
+        """The same rows as they lie in `other`. Raises ValueError where those are other rows."""
+        found, wanted = self._keys(), other._keys()
+        if all(map(np.array_equal, found, wanted)):
+            return self
+        here, there = np.lexsort(found), np.lexsort(wanted)
+        if not all(np.array_equal(x[here], y[there]) for x, y in zip(found, wanted)):
+            found_sizes = f"{len(other)} and {len(self)}"
+            raise ValueError(f"the same rows required of both, found {found_sizes}, not all of them equal")
+        order_B = np.empty_like(here)
+        order_B[there] = here
+        placed: dict[str, Any] = {"slice_B": {name: x_B[order_B] for name, x_B in self.slice_B.items()}}
+        for f in fields(self):
+            if f.name.endswith(("_B", "_BL", "_BK")) and f.name not in placed:
+                placed[f.name] = getattr(self, f.name)[order_B]
+        return replace(self, **placed)
+
+    def _keys(self) -> tuple[np.ndarray, ...]:
+        return self.item_id_B, self.request_ts_B, self.request_id_B, self.user_id_B
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,18 @@ def test_no_better_than_itself(scored):
             assert not is_clearly_better(row)
 
 
+def test_baselines_are_judged_by_the_models_rows_in_whatever_order_theirs_lie(scored):
+    scored = replace(scored, item_id_B=np.arange(len(scored)))
+    weak = replace(scored, logit_BL=scored.logit_BL + np.random.default_rng(1).standard_normal((400, 2)))
+    order_B = np.random.default_rng(2).permutation(len(scored))
+    arrays = {name: x[order_B] for name, x in vars(weak).items() if isinstance(x, np.ndarray)}
+    shuffled = replace(weak, **arrays, slice_B={"surface": weak.slice_B["surface"][order_B]})
+    assert judge(scored, {"weak": shuffled}, replicates=5) == judge(scored, {"weak": weak}, replicates=5)
+    other = replace(shuffled, item_id_B=shuffled.item_id_B + 1)
+    with pytest.raises(ValueError, match="the same rows required of both, found 400 and 400, not all of them equal"):
+        judge(scored, {"other": other}, replicates=5)
+
+
 def test_shares_of_ranks_add_up_to_the_whole(scored):
     def part(at):
         arrays = {name: x[at] for name, x in vars(scored).items() if isinstance(x, np.ndarray)}
