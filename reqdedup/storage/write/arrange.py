@@ -90,6 +90,7 @@ def in_request_order(
                 position_of_request[start:end],
                 np.repeat(np.arange(end - start), rows_per_request[start:end]),
             )
+        del rows, request, order, in_order  # before the next ones are taken
 
 
 def _per_request(
@@ -121,8 +122,19 @@ def _rows_of(
             if read_bytes >= RELEASE_BYTES:
                 spill.release()
                 read_bytes = 0
-    rows = pa.Table.from_batches(taken).combine_chunks().to_batches()[0]
-    return rows, np.concatenate(requests)
+    return _together(taken), np.concatenate(requests)
+
+
+def _together(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows of these batches, which are given up, as one: column by column, so that not all are there twice."""
+    schema = batches[0].schema
+    columns = [[batch.column(name) for batch in batches] for name in schema.names]
+    batches.clear()
+    arrays = []
+    while columns:
+        pieces = columns.pop(0)
+        arrays.append(pa.concat_arrays(pieces) if len(pieces) > 1 else pieces[0])
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def in_arrival_order(spill: Spill, partition: int, *, max_rows: int, max_column_bytes: int) -> Iterator[pa.RecordBatch]:

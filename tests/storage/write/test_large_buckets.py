@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.schema import REQUEST_ID
 from reqdedup.storage import (
     Layout,
@@ -133,3 +137,24 @@ def test_several_files_of_a_bucket_are_joined_sampled_promoted_and_lose_a_user(c
     rebucket(target, 1, engine=Faulty(7))
     assert rows_of(TableSource(target.refresh()).batches()) == others
     assert all(len(one) > 2 and is_compact(one, Layout.BY_REQUEST) for one in by_partition(live_files(target)).values())
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says and limits what a process has")
+def test_millions_of_rows_in_one_bucket_need_memory_for_a_stretch(catalog, tmp_path):
+    """4.4 million rows need 441 MiB beyond the start if all are held, 192 MiB in stretches of half a million."""
+    shape = {"mean_requests_per_user": 3, "mean_fan_out": 1_000, "max_fan_out": 3_000, "max_history": 32}
+    for name, num_users in (("small", 4), ("source", 1_500)):
+        log = SyntheticLogConfig(num_users=num_users, history_scale=1 / 600, **shape)
+        table = create_table(catalog, f"test.{name}", synthetic_schema(log), Layout.ARRIVAL)
+        num_rows = write(table, synthesize(log), engine="inline").rows
+    assert num_rows > 4_000_000
+    few_threads = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    command = [sys.executable, "-m", "tests.storage.write.limited_memory", str(tmp_path)]
+    done = {
+        held: subprocess.run([*command, str(held), "270"], env=os.environ | few_threads, capture_output=True, text=True)
+        for held in (2**19, 2**40)
+    }
+    assert done[2**19].stdout.split() == [str(num_rows)], done[2**19].stderr
+    assert "MemoryError" in done[2**40].stderr
+    assert TableSource(catalog.load_table(f"test.held_{2**40}")).num_rows == 0
