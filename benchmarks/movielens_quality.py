@@ -67,14 +67,17 @@ METHODS: dict[str, list[Callable[..., Any]]] = {
     "popularity": [Popularity],
     "last item": [LastItem],
     "item-kNN": [
-        partial(ItemNeighbours, neighbours=k, shrinkage=s) for k in (20, 100, 400) for s in (0.0, 10.0, 100.0)
+        partial(ItemNeighbours, neighbours=k, shrinkage=s) for k in (20, 100, 400, 1_600) for s in (0.0, 10.0, 100.0)
     ],
     "EASE": [partial(Ease, l2=l2) for l2 in (100.0, 300.0, 1000.0)],
     "EASE with decay": [
-        partial(Ease, l2=l2, decay=decay) for l2 in (100.0, 300.0, 1000.0) for decay in (0.9, 0.96, 0.985)
+        partial(Ease, l2=l2, decay=decay) for l2 in (100.0, 300.0, 1000.0, 3000.0) for decay in (0.7, 0.8, 0.9, 0.96)
     ],
     "iALS": [
-        partial(ImplicitFactors, factors=f, l2=l2, alpha=a) for f in (32, 64) for l2 in (0.05, 1.0) for a in (1.0, 5.0)
+        partial(ImplicitFactors, factors=f, l2=l2, alpha=a)
+        for f in (16, 32, 64)
+        for l2 in (0.01, 0.05, 1.0)
+        for a in (0.1, 0.3, 1.0, 5.0)
     ],
 }
 
@@ -196,20 +199,26 @@ def measure(
     found: list[Outcomes] = []
     rivals: dict[str, Outcomes] = {}
     for seed in range(seeds):
-        kept = keep and keep / f"{task}-{by}-{seed}.pickle"
-        if kept and kept.exists():
-            outcomes, rivals = pickle.loads(kept.read_bytes())
-        else:
-            config = configuration(source, task, by, seed)
-            outcomes = of_model(config, source, lake / f"{task}-{by}-{seed}")
-            if not seed or by == "user":  # each seed has its own users
-                rivals = rivals_of(config, source, lake, outcomes, python)
-            if kept:
-                kept.write_bytes(pickle.dumps((outcomes, rivals)))
+        config, name = configuration(source, task, by, seed), f"{task}-{by}-{seed}"
+        outcomes = kept(keep and keep / f"{name}.pickle", partial(of_model, config, source, lake / name))
+        if not seed or by == "user":  # each seed has its own users
+            rivals = kept(
+                keep and keep / f"{name}-rivals.pickle", partial(rivals_of, config, source, lake, outcomes, python)
+            )
         found.append(outcomes)
         yield from rows_of(task, by, f"seed {seed}", outcomes, rivals)
     if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
         yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)
+
+
+def kept(path: Path | None, made: Callable[[], Any]) -> Any:
+    """What the file holds; without one, what is made, which the file then holds."""
+    if path and path.exists():
+        return pickle.loads(path.read_bytes())
+    value = made()
+    if path:
+        path.write_bytes(pickle.dumps(value))
+    return value
 
 
 def main() -> None:
