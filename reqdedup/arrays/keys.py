@@ -34,7 +34,7 @@ def order_in_groups(group: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Rows in (group, value) order, [N] int64; equal ones stay in order, as of `np.lexsort((value, group))`.
 
     group: [N] integers from 0 on.  value: [N] int64. Where both fit into 63 bits they are sorted as one number, in a
-    fifth of the time; with the row's number behind them, in a twentieth.
+    half of the time; with the row's number behind them, in a quarter.
     """
     if len(group) == 0:
         return np.zeros(0, np.int64)

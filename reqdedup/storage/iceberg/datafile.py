@@ -34,8 +34,8 @@ from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table
 from pyiceberg.types import TimestampType, TimestamptzType
 
-from reqdedup.arrays.keys import first_disorder
-from reqdedup.schema import KEYS, REQUEST_TS, USER_ID, EngagementSchema, type_tree
+from reqdedup.arrays.keys import key_runs
+from reqdedup.schema import KEYS, REQUEST_TS, EngagementSchema, type_tree
 from reqdedup.storage.iceberg.encodings import PAGES_BY_BYTES, choose, stored_choices, writer_options
 from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import (
@@ -265,7 +265,8 @@ def verify_file(table: Table, path: str, layout: Layout, partition: int | None, 
     names = [*keys, REQUEST_TS] if layout is Layout.ARRIVAL else keys
     if not layout.is_bucketed and layout is not Layout.ARRIVAL:
         names = []
-    num_requests, found, last = 0, 0, None
+    num_requests, found = 0, 0
+    last: list[int] | None = None  # key of the row group before
     num_buckets = table_buckets(table)
     with fetched(table.io.new_input(path).open()) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
         found = file.metadata.num_rows
@@ -276,16 +277,16 @@ def verify_file(table: Table, path: str, layout: Layout, partition: int | None, 
                 _require(bool(np.all(days == partition)), table, path, index, f"rows of day {partition}")
                 continue
             key = [group.column(name).to_numpy() for name in keys]
-            buckets = buckets_of(np.unique(group.column(USER_ID).to_numpy()), num_buckets or 1)
+            runs, disorder = key_runs(key, len(keys))
+            buckets = buckets_of(key[0][runs.starts[0]], num_buckets or 1)
             _require(bool(np.all(buckets == partition)), table, path, index, f"rows of bucket {partition}")
+            first, end = ([int(column[at]) for column in key] for at in (0, -1))
+            in_order = disorder < 0 and (last is None or last <= first)
+            _require(in_order, table, path, index, f"rows in ({', '.join(keys)}) order")
             if last is not None:
-                key = [np.concatenate([[value], column]) for value, column in zip(last, key)]
-            _require(first_disorder(key) < 0, table, path, index, f"rows in ({', '.join(keys)}) order")
-            changes = (key[0][1:] != key[0][:-1]) | (key[1][1:] != key[1][:-1])
-            if last is not None:
-                _require(bool(changes[0]), table, path, index, "a new request at the start of a row group")
-            num_requests += int(changes.sum()) + (last is None)
-            last = [int(column[-1]) for column in key]
+                _require(last[:2] < first[:2], table, path, index, "a new request at the start of a row group")
+            num_requests += len(runs.starts[1])
+            last = end
     if found != num_rows:
         raise IntegrityError(
             f"{'.'.join(table.name())}: {path}: {num_rows} rows written, {found} found; nothing committed"

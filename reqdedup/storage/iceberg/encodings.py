@@ -44,6 +44,10 @@ depends on how long a page is."""
 BLOB_SAMPLE_BYTES = 2 * 2**20
 """Of the distinct values of a sequence column that are tried."""
 
+CLEARLY = 0.99
+"""Of what zstd's lowest level takes: if a quarter of the sample is smaller than that at the table's, it decides. A
+longer one would help the higher level more, which looks further back."""
+
 FAST_LEVELS = (1, 3)
 """zstd's levels that are tried beside the table's. At level 1 it looks for long matches alone. Ids of popular items
 repeat often and shortly: what a higher level finds of them costs more than their bytes do (docs/decisions/0050)."""
@@ -167,13 +171,18 @@ def _blob_form(values: pa.ChunkedArray, settings: WriteSettings) -> str:
     first = next((chunk.dictionary for chunk in values.chunks if len(chunk)), None)
     if first is None or settings.codec != "zstd" or level is None or level <= FAST_LEVELS[0]:
         return DICTIONARY
-    num_values = int(np.searchsorted(np.cumsum(blob_bytes(first)), BLOB_SAMPLE_BYTES)) + 1
-    sample = pa.table({"values": first.slice(0, num_values)})
-    sizes = [
-        _written(sample, use_dictionary=False, compression="zstd", compression_level=one, data_page_size=2**31 - 1).size
-        for one in (level, FAST_LEVELS[0])
-    ]
-    return f"{DICTIONARY}/{FAST_LEVELS[0]}" if sizes[1] < sizes[0] else DICTIONARY
+    ends, own, fast = np.cumsum(blob_bytes(first)), 0, 0
+    for sample_bytes in (BLOB_SAMPLE_BYTES // 4, BLOB_SAMPLE_BYTES):
+        sample = pa.table({"values": first.slice(0, int(np.searchsorted(ends, sample_bytes)) + 1)})
+        own, fast = (
+            _written(
+                sample, use_dictionary=False, compression="zstd", compression_level=one, data_page_size=2**31 - 1
+            ).size
+            for one in (level, FAST_LEVELS[0])
+        )
+        if own < CLEARLY * fast or len(sample) == len(first):
+            break
+    return f"{DICTIONARY}/{FAST_LEVELS[0]}" if fast < own else DICTIONARY
 
 
 def _scalar_forms(

@@ -23,6 +23,7 @@ from reqdedup.storage import (
     create_table,
     write,
 )
+from reqdedup.storage.iceberg import encodings as form_of_columns
 from reqdedup.storage.iceberg.encodings import (
     CHOICES_PROPERTY,
     DELTA,
@@ -222,6 +223,20 @@ def test_short_lists_of_popular_items_take_the_thorough_level_of_zstd_alone():
         assert (
             choose(table, schema, WriteSettings(page_bytes=LARGE_PAGE_BYTES, codec=codec), blobs=False)["items"] == form
         )
+
+
+def test_a_quarter_of_a_trial_decides_as_all_of_it_does(monkeypatch):
+    """Of values that repeat far back, those of popular items, and those that no level makes smaller."""
+    rng = np.random.default_rng(0)
+    far = np.tile(rng.integers(0, 2**40, 2**16), 5)
+    popular, noise = (rng.zipf(1.3, 2**18) % 30_000).astype(np.int64), rng.integers(0, 2**63, 2**18)
+    for values, wanted in ((far, "dictionary"), (popular, "dictionary/1"), (noise, "dictionary")):
+        blobs = blobs_from_numpy(values, np.append(np.arange(0, len(values), 50), len(values)))
+        rows = pa.chunked_array([pa.DictionaryArray.from_arrays(np.arange(len(blobs), dtype=np.int32), blobs)])
+        with monkeypatch.context() as patch:
+            found = form_of_columns._blob_form(rows, WriteSettings())
+            patch.setattr(form_of_columns, "CLEARLY", 0)
+            assert form_of_columns._blob_form(rows, WriteSettings()) == found == wanted
 
 
 @pytest.mark.slow

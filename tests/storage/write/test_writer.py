@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reqdedup.dedup.rows import each_value_once, take_rows
 from reqdedup.schema import KEYS
 from reqdedup.storage import Layout, TableSource, create_table, write
 from reqdedup.storage.iceberg import settings as write_settings
+from reqdedup.storage.iceberg.commit import StagedFiles
+from reqdedup.storage.iceberg.errors import IntegrityError
 from reqdedup.storage.iceberg.layout import buckets_of, table_buckets
 from reqdedup.storage.measure import checks
 from tests.storage.small_log import log_schema, make_log, make_request, to_batch, to_batches
@@ -346,3 +349,36 @@ def test_options_are_checked(catalog):
         write(table, [], mode="overwrite")
     with pytest.raises(ValueError, match=r"pass \[batch\]"):
         write(table, to_batch(make_log(num_users=2)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("none", None),
+        ("bucket", "rows of bucket 1 required, row group 0 differs"),
+        ("order", r"rows in \(user_id, request_id, item_id\) order required, row group 0 differs"),
+        ("groups", r"rows in \(user_id, request_id, item_id\) order required, row group 1 differs"),
+        ("cut", "a new request at the start of a row group required, row group 1 differs"),
+    ],
+)
+def test_rows_that_are_read_back_in_another_bucket_or_order_are_not_committed(catalog, tmp_path, fault, message):
+    table = new_table(catalog, Layout.BY_REQUEST, num_buckets=2)
+    batch = to_batch(make_log(num_users=30))
+    user, request, item = (batch.column(name).to_numpy() for name in KEYS)
+    order = np.lexsort((item, request, user))
+    rows = take_rows(batch, order[buckets_of(user[order], 2) == 0])
+    if fault == "order":
+        rows = take_rows(rows, np.array([1, 0, *range(2, rows.num_rows)]))
+    keys = list(zip(*(rows.column(name).to_pylist() for name in KEYS[:2])))
+    at = next(row for row in range(8, len(keys)) if (keys[row] == keys[row - 1]) == (fault == "cut"))
+    parts = [rows.slice(0, at), rows.slice(at)]
+    with StagedFiles(table) as files:
+        for part in reversed(parts) if fault == "groups" else parts:
+            bucket = 1 if fault == "bucket" else 0
+            files.write(bucket, pa.Table.from_batches([each_value_once(part)]), target_bytes=2**30)
+        if message is None:
+            assert files.verify(num_rows=len(keys), num_requests=len(set(keys))) == len(set(keys))
+            return
+        with pytest.raises(IntegrityError, match=message):
+            files.verify(num_rows=len(keys), num_requests=None)
+    assert not data_files_on_disk(tmp_path)
