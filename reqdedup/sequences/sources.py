@@ -75,8 +75,12 @@ class FileSource:
 
 
 def event_files(place: Path) -> list[FileSource]:
-    """A file, or the files of a folder by name. Raises ValueError if there are none."""
+    """A file, or the files of a folder by name; those of other kinds are left alone. Raises ValueError if there are
+    none, or packed ones among them, which would be missed unseen."""
     kinds = ("*.jsonl", "*.ndjson", "*.json", "*.parquet")
+    endings = [kind + packing for kind in kinds for packing in (".gz", ".zst", ".bz2", ".xz")]
+    if place.is_dir() and (packed := sorted(path for ending in endings for path in place.rglob(ending))):
+        raise ValueError(f"{packed[0]}: event files that are not packed required, found {len(packed):,}; unpack them")
     paths = sorted({path for kind in kinds for path in place.rglob(kind)}) if place.is_dir() else [place]
     if not paths or not all(path.exists() for path in paths):
         raise ValueError(f"{place}: event files (.jsonl, .ndjson, .json, .parquet) required, found none")

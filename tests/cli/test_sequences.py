@@ -111,4 +111,8 @@ def test_definitions_are_checked_before_there_is_a_catalog(tmp_path: Path, monke
 def test_what_does_not_belong_together_is_refused(run, tmp_path: Path):
     (tmp_path / "e.jsonl").write_text("{}\n")
     assert "--definitions belong together" in run("advance", "--events", tmp_path / "e.jsonl", code=2)
+    (tmp_path / "e.jsonl.gz").touch()
+    (tmp_path / "s.py").write_text(DEFINITIONS.replace("VERSION", "1").replace("LAST", "50"))
+    said = run("advance", "--events", tmp_path, "--definitions", tmp_path / "s.py", code=2)
+    assert "e.jsonl.gz: event files that are not packed required, found 1; unpack them" in said
     assert "with its zone" in run("fetch", 7, "engaged", "--at", "yesterday", code=2)
