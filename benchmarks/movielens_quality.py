@@ -59,7 +59,13 @@ SIZES: dict[str, Any] = {
 }
 TRAINING: dict[str, dict[str, Any]] = {
     "ranking": {"learning_rate": 4e-3, "table_learning_rate": 0.08, "hide_events": 0.2, "permute_judgements": True},
-    "retrieval": {"learning_rate": 5e-3, "table_learning_rate": 0.1, "hide_events": 0.1, "negatives": "catalogue"},
+    "retrieval": {
+        "learning_rate": 5e-3,
+        "table_learning_rate": 0.1,
+        "temperature": 0.1,
+        "hide_events": 0.1,
+        "negatives": "catalogue",
+    },
 }
 EPOCHS = {"ranking": 24, "retrieval": 30}
 """Passes over the ratings; ranking sees them in another order in each."""

@@ -99,7 +99,7 @@ class TrainingConfig:
     teacher: str = ""
     teacher_weight: float = 0.5
     table_optimizer: TableOptimizer = "adagrad"
-    table_learning_rate: float = 0.02
+    table_learning_rate: float = 0.1
     shard_tables_from: int = 0
     clip_norm: float = 0.0
     rate_factors: Mapping[str, float] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class TrainingConfig:
     coarse_weight: float = 0.5
     negatives: Negatives = "batch"
     negatives_per_step: int = 4096
-    temperature: float = 0.1
+    temperature: float = 0.2
     mask_same_user: bool = True
     same_user_share: float = 0.0
     log_q: LogQ = "exact"
