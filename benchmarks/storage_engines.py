@@ -212,6 +212,9 @@ def rows_of(measured: dict[str, list[Measured]], sizes: dict[str, Any]) -> Itera
         ratios = [cpu(ours) / cpu(theirs) for ours, theirs in zip(measured[tasks], measured[baseline])]
         which = "without checksums against write" if tasks == TASKS else f"against {baseline}"
         yield row("CPU", which, ratios, "times the CPU", target)
+    for variant in ("write", "one process"):
+        of_row = [1e6 * cpu(run) / sizes["rows"] for run in measured[variant]]
+        yield row("CPU of a row", "tasks" if variant == "one process" else variant, of_row, "us", None)
     walls = [one.wall / two.wall for one, two in zip(measured["one process"], measured["two"])]
     yield row("wall time", "one process against two", walls, "times", 1.8)
     exchanged = [float(run.answer["exchanged"]) for run in measured["one process"]]

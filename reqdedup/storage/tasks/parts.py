@@ -23,6 +23,10 @@ from reqdedup.storage.write.exchange import ExchangeFolder
 MAP_ROWS = 2**19
 """Rows of a map task, if its row groups allow: some 100 MB of memory, and a second or two."""
 
+MOST_MAPS = 10_000
+"""Of one write, from which on they have more rows: each bucket reads a range of every map's file, and the driver knows
+them all. More rows than fit in memory go through the task's disk."""
+
 
 class Parts(Protocol):
     """A source in parts; picklable, as each part is."""
@@ -81,11 +85,12 @@ def row_groups_of(source: FileSource, schema: EngagementSchema) -> RowGroups:
 
 
 def grouped(items: Sequence[Any], num_rows: Callable[[Any], int]) -> list[tuple[Any, ...]]:
-    """Neighbours together, MAP_ROWS or one of them each."""
+    """Neighbours together, MAP_ROWS or one of them each, or as many rows as about MOST_MAPS leave to each."""
+    most = max(MAP_ROWS, sum(map(num_rows, items)) // MOST_MAPS)
     groups: list[list[Any]] = []
     together = 0
     for item in items:
-        if not groups or together + num_rows(item) > MAP_ROWS:
+        if not groups or together + num_rows(item) > most:
             groups.append([])
             together = 0
         groups[-1].append(item)

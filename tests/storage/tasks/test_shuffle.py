@@ -66,6 +66,13 @@ def test_processes_write_the_same_bits(catalog, source):
     assert contents(once) == contents(shared)
 
 
+def test_maps_of_a_large_write_have_more_rows(monkeypatch):
+    monkeypatch.setattr(parts, "MAP_ROWS", 100)
+    monkeypatch.setattr(parts, "MOST_MAPS", 10)
+    sizes = [[len(group) for group in parts.grouped([30] * count, lambda rows: rows)] for count in (9, 900)]
+    assert sizes == [[3, 3, 3], [90] * 10]
+
+
 def test_a_write_that_fails_leaves_nothing(catalog, source):
     changed = [dict(request, device=request["device"] + 1) for request in LOG[:3]]
     write(source.table, to_batches(changed), mode="append")
