@@ -29,9 +29,14 @@ WORKER = "reqdedup.distributed.worker"
 
 
 class Processes(Pooled):
-    """Tasks in up to `workers` processes of this machine, which end with this object."""
+    """Tasks in up to `workers` processes of this machine, which end with this object.
+
+    Raises ValueError for fewer than 1: none would ever begin a task.
+    """
 
     def __init__(self, workers: int, *, deadline_s: float = DEADLINE_S) -> None:
+        if workers < 1:
+            raise ValueError(f"workers: at least 1 required, found {workers}; engine='inline' needs no process")
         super().__init__(f"processes:{workers}", deadline_s=deadline_s)
         self._most = workers
         self._workers: list[_Worker] = []

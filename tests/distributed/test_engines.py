@@ -32,6 +32,11 @@ def test_each_task_gives_its_result_once(tmp_path, name):
     assert (engine.name, engine.retries) == (name, 0)
 
 
+def test_an_engine_without_a_process_is_refused():
+    with pytest.raises(ValueError, match="at least 1 required, found 0"):
+        Processes(0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "retries"), [("kill", 1), ("hang", 1), ("disk", 1), ("memory", 1)])
 def test_a_task_that_failed_once_runs_again(tmp_path, fault, retries):
