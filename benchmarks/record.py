@@ -60,10 +60,11 @@ def memory_gib() -> float:
 
 
 def commit() -> str:
-    """Short hash of HEAD, with `+` where tracked files differ from it; empty outside a checkout."""
+    """Short hash of HEAD, with `+` where tracked files other than results differ; empty outside a checkout."""
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        changed = ["git", "status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)benchmarks/results"]
+        dirty = subprocess.run(changed, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

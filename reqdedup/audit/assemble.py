@@ -204,6 +204,7 @@ def audit_notes(
         notes.append(f"requests and users are estimated from {index.rate:.2%} of the users")
     if requests.rows_per_request.max == 1:
         notes.append("every request has one row: nothing repeats within a request, and only user overlap can be saved")
+        notes += _lists_of_candidates(sample)
     filled = [name for name, column in sample.columns.items() if column.null_elements]
     if filled:
         notes.append(f"null elements of lists were written as zeros: {', '.join(filled)}")
@@ -213,5 +214,21 @@ def audit_notes(
         notes.append(
             "today's form could not be imitated from the footers, which do not show all that a writer does: it came to "
             f"{check:.2f} of the real bytes. The causes are rough then; the layouts do not depend on it"
+        )
+    return notes
+
+
+def _lists_of_candidates(sample: Sample) -> list[str]:
+    """What a table of one row a request may hold: its candidates in a list of structs."""
+    lists: dict[int | str, list[str]] = {}
+    for name, column in sample.columns.items():
+        if column.leaf.shape is Shape.LIST and column.leaf.list_id is not None and "." in name:
+            lists.setdefault(column.leaf.list_id, []).append(name)
+    notes = []
+    for names in lists.values():
+        column, mean = names[0].rpartition(".")[0], sample.columns[names[0]].slots.mean()
+        notes.append(
+            f"if {column} has the candidates of the request, {mean:.3g} a row, convert --item with their id makes "
+            f"each a row ({', '.join(names)}); the estimates here are of rows as they are"
         )
     return notes

@@ -217,13 +217,21 @@ def test_the_folder_of_an_iceberg_table_is_warned_about(rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", ["one request", "one row", "single rows", "keys only", "empty lists"])
+@pytest.mark.parametrize("table", ["one request", "one row", "single rows", "candidates", "keys only", "empty lists"])
 def test_awkward_tables_are_audited(table, tmp_path):
     history = pa.array([[1, 2, 3]] * 40)
     tables = {
         "one request": pa.table({"member": [7] * 40, "session": [9] * 40, "history": history}),
         "one row": pa.table({"member": [7], "session": [9], "history": history.slice(0, 1)}),
         "single rows": pa.table({"member": [7] * 40, "session": range(40), "history": history}),
+        "candidates": pa.table(
+            {
+                "member": [7] * 40,
+                "session": range(40),
+                "history": history,
+                "shown": [[{"item": row, "click": 0}, {"item": 5, "click": 1}] for row in range(40)],
+            }
+        ),
         "keys only": pa.table({"member": [7] * 40, "session": [1, 2] * 20}),
         "empty lists": pa.table(
             {"member": [7] * 40, "session": [1, 2] * 20, "history": pa.array([[]] * 40, pa.list_(pa.int64()))}
@@ -236,6 +244,14 @@ def test_awkward_tables_are_audited(table, tmp_path):
     assert text.startswith(report.verdict[0])
     if table == "single rows":
         assert any("every request has one row" in note for note in report.notes)
+    if table == "candidates":
+        assert any(
+            note.startswith("if shown has the candidates of the request, 2 a row, convert --item")
+            and "(shown.item, shown.click)" in note
+            for note in report.notes
+        )
+    else:
+        assert not any("candidates" in note for note in report.notes)
 
 
 @pytest.mark.slow
