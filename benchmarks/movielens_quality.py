@@ -173,6 +173,7 @@ def mean_of(seeds: list[Outcomes]) -> Outcomes:
 
 def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str, Outcomes]) -> Iterator[dict[str, Any]]:
     judgement = judge(model, rivals)
+    gains = {rival: gains_of(model, outcomes) for rival, outcomes in rivals.items()}
     sizes = {name: judgement[name] for name in ("rows", "users")}
     for row in judgement["figures"]:
         if row["metric"] in SHOWN[task] and row["slice"] in ("all", "history under 5"):
@@ -185,8 +186,15 @@ def rows_of(task: str, by: str, name: str, model: Outcomes, rivals: Mapping[str,
                 "spread": [row["low"], row["high"]],
                 "baselines": row["baselines"],
                 "gain": [row["best_baseline"], row["gain"], row["gain_low"], row["gain_high"]],
+                "gain_over": {rival: found[row["metric"], row["slice"]] for rival, found in gains.items()},
                 "sizes": sizes,
             }
+
+
+def gains_of(model: Outcomes, rival: Outcomes) -> dict[tuple[str, str], list[float | None]]:
+    """What the model is better by than this rival, with its interval, by metric and slice."""
+    figures = judge(model, {"rival": rival})["figures"]
+    return {(row["metric"], row["slice"]): [row["gain"], row["gain_low"], row["gain_high"]] for row in figures}
 
 
 def rivals_of(
