@@ -78,7 +78,10 @@ class PointerSource:
     def batches(
         self, columns: Sequence[str] | None = None, users: np.ndarray | pa.Array | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The batches of the table with the histories; see `BatchSource`."""
+        """The batches of the table with the histories; see `BatchSource`.
+
+        Raises ValueError for rows of another version, or with more events than their user has: of one who was deleted.
+        """
         names = [name for name in self.schema.names if columns is None or name in columns]
         wanted = [name for name in self._made if name in names]
         read = [name for name in self._main.schema.names if name in names or (wanted and name in _POINTER)]

@@ -20,6 +20,8 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+from reqdedup.arrays.ranges import offsets_of
+from reqdedup.schema import HISTORY_END
 from reqdedup.sequences.columns import numbers_of
 from reqdedup.sequences.definition import ARRIVAL_TS, USER, SequenceDefinition
 from reqdedup.sequences.tables import INDEX
@@ -82,6 +84,7 @@ def cut_windows(
 
     at_us_R: times of the requests, microseconds since 1970.  seen_R: how many of the sequence's events were before
     each, if that is known; else it is searched.  kept_from_us: see `TimelineState`.
+    Raises ValueError if a user has fewer events than a request saw: a window would be of other users' events.
     """
     user_T, arrival_T = events.column(USER).to_numpy(), numbers_of(events.column(ARRIVAL_TS))
     has_rank = definition.rank_column in events.column_names
@@ -89,9 +92,11 @@ def cut_windows(
     start_R, end_R = segments(user_T, user_R)
     # Events of the sequence lie packed, those of a user together: number `rank - 1` of the user's.
     is_member_T = rank_steps(user_T, rank_T) == 1
-    before_T = np.cumsum(is_member_T) - is_member_T
-    first_member_R = before_T[np.minimum(start_R, len(before_T) - 1)] if len(before_T) else start_R
-    if seen_R is None:
+    before_T1 = offsets_of(is_member_T)
+    first_member_R = before_T1[start_R]
+    if seen_R is not None:
+        _check_seen(seen_R, before_T1[end_R] - first_member_R, user_R)
+    else:
         num_R = count_below(arrival_T, start_R, end_R, at_us_R)
         last_seen_R = np.where(num_R > 0, start_R + num_R - 1, 0)
         seen_R = np.where(num_R > 0, rank_T[last_seen_R], 0) if len(rank_T) else num_R
@@ -108,6 +113,17 @@ def cut_windows(
         length_R=seen_R - skipped_R,
         seen_R=seen_R,
     )
+
+
+def _check_seen(seen_R: np.ndarray, num_R: np.ndarray, user_R: np.ndarray) -> None:
+    """seen_R: of the sequence's events before each request.  num_R: of the user's that there are."""
+    beyond_R = np.flatnonzero(seen_R > num_R)
+    if len(beyond_R):
+        one = beyond_R[0]
+        raise ValueError(
+            f"{HISTORY_END} of user {user_R[one]}: at most {num_R[one]}, the user's events of the sequence, required, "
+            f"found {seen_R[one]}; the row is of another timeline, or of a user who was deleted from this one"
+        )
 
 
 def count_below(values: np.ndarray, start: np.ndarray, end: np.ndarray, limit: np.ndarray) -> np.ndarray:

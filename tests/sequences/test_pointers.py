@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from reqdedup.logs.synthetic_events import (
@@ -19,6 +21,7 @@ from reqdedup.sequences.intake import append_events
 from reqdedup.sequences.pointers import PointerSource
 from reqdedup.sequences.training_table import write_training_table
 from reqdedup.storage import TableSource, open_catalog
+from reqdedup.storage.maintenance.served_rows import delete_served
 
 CONFIG = SyntheticEventsConfig(num_users=40, num_items=80, num_days=6)
 LOG = EventLog(types=EVENT_TYPES, columns=EVENT_COLUMNS)
@@ -122,3 +125,18 @@ def test_a_model_learns_the_same_from_pointers_step_by_step(lake):
 def test_a_version_that_is_gone_is_refused(lake):
     with pytest.raises(ValueError, match="a version of the timeline required"):
         PointerSource(TableSource(lake.load_table("lake.pointers")), lake, "lake", "clicked", version=7)
+
+
+def test_a_row_of_a_user_whose_events_are_gone_is_refused_and_gets_none_of_others(tmp_path):
+    catalog = open_catalog(properties={"uri": f"sqlite:///{tmp_path}/c.db", "warehouse": f"file://{tmp_path}/tables"})
+    append_events(catalog, "lake", LOG, list(synthetic_events(CONFIG))[:3], source="first")
+    advance(catalog, "lake", [CLICKED], num_buckets=1)
+    rows = synthetic_requests(CONFIG, num_requests=40, fan_out=1)
+    write_training_table(
+        catalog, "lake.pointers", "lake", "clicked", rows, labels=["click"], pointers=True, num_buckets=1
+    )  # fmt: skip
+    table = TableSource(catalog.load_table("lake.pointers"))
+    user = pc.min(rows["user_id"]).as_py()
+    delete_served(catalog.load_table("lake.user_events"), np.array([user]), np.array([], np.int64))
+    with pytest.raises(ValueError, match=f"history_end of user {user}: at most 0, .* of a user who was deleted"):
+        list(PointerSource(table, catalog, "lake", "clicked").batches())
