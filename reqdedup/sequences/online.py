@@ -45,7 +45,7 @@ class OnlineStore:
         self._lock = lock or (folder / LOCK).open("w")
         if lock is None:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-        self._guard = threading.RLock()
+        self._guard, self._refreshing = threading.RLock(), threading.RLock()
         self._wal = WriteAheadFile(folder / WAL)
         self._use(BatchView(folder / (folder / CURRENT).read_text()))
 
@@ -174,20 +174,21 @@ class OnlineStore:
 
     def refresh(self) -> None:
         """Serve the timeline as it is now: a new view, and of what was put only what came after its watermark."""
-        number = int((self._folder / CURRENT).read_text().removeprefix("view-")) + 1
-        view = _built(self._catalog, self._namespace, self._folder, number, self.view.horizon_us)
-        with self._guard:
-            self._use(view)
-            rest = (one.filter(pl.col(POSITION) >= view.state.position) for one in list(self._wal.batches()))
-            self._wal.keep(rest)
-        for old in self._folder.glob("view-*"):  # one that was killed here has left several
-            if old.name != view.folder.name:
-                shutil.rmtree(old, ignore_errors=True)
+        with self._refreshing:  # of two at once, each would remove the other's view
+            number = int((self._folder / CURRENT).read_text().removeprefix("view-")) + 1
+            view = _built(self._catalog, self._namespace, self._folder, number, self.view.horizon_us)
+            with self._guard:
+                self._use(view)
+                rest = (one.filter(pl.col(POSITION) >= view.state.position) for one in list(self._wal.batches()))
+                self._wal.keep(rest)
+            for old in self._folder.glob("view-*"):  # one that was killed here has left several
+                if old.name != view.folder.name:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def delete_users(self, user_ids: Iterable[int]) -> None:
         """Forget users who were deleted from the tables: their events in the view and in what was put."""
         gone = pl.Series(list(user_ids), dtype=pl.Int64).implode()
-        with self._guard:
+        with self._refreshing, self._guard:
             position = self.speed.position
             self._wal.keep(events.filter(~pl.col(USER).is_in(gone)) for events in list(self._wal.batches()))
             self.refresh()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -250,6 +251,20 @@ def test_a_version_stays_what_it_was_if_its_last_snapshot_is_of_a_deletion(catal
         transaction.remove_properties("reqdedup.timeline-v1")  # as an earlier reqdedup left it
     with pytest.raises(ValueError, match="what version 1 holds required, found it said nowhere"):
         open_timeline(catalog, "lake", 1)
+
+
+def test_threads_that_refresh_an_online_store_at_once_leave_one_view(catalog: Catalog, tmp_path: Path):
+    deliver(catalog, [event(one, START_US + one) for one in range(3)])
+    advance(catalog, "lake", [ENGAGED])
+    store = open_online(tmp_path / "online", catalog, "lake")
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(store.refresh), pool.submit(store.delete_users, [9]), pool.submit(store.refresh)]:
+            done.result()
+    store.close()
+    assert len(list((tmp_path / "online").glob("view-*"))) == 1
+    store = open_online(tmp_path / "online", catalog, "lake")
+    assert len(store.fetch(7, "engaged")["item_id"]) == 3
+    store.close()
 
 
 def test_a_version_that_was_not_finished_is_not_published(catalog: Catalog):
