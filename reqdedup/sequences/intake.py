@@ -7,6 +7,7 @@ falls: `naive.accept` is the definition.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -155,7 +156,8 @@ def append_events(
             if report.num_rejected:
                 _delete_rejected(catalog, namespace, delivered, own=True)
             raise
-    _delete_rejected(catalog, namespace, delivered, own=False)
+    with contextlib.suppress(ConflictError):  # the events have landed: what stays goes before the next append
+        _delete_rejected(catalog, namespace, delivered, own=False)
     return report
 
 
@@ -288,17 +290,14 @@ def _delete_rejected(catalog: Catalog, namespace: str, append: Delivered, *, own
     first, end = append.first_position, append.next_position
     if not append.write_id or not catalog.table_exists(identifier := f"{namespace}.{REJECTED_TABLE}"):
         return
-    table = catalog.load_table(identifier)
-    if REJECTED_BY not in table.schema().column_names:  # of an earlier version
-        with table.transaction() as transaction:
-            add_optional_columns(transaction, REJECTED_SCHEMA)
 
     def is_gone(rows: pa.Table) -> np.ndarray:
-        position = rows.column(POSITION).to_numpy()
-        is_own = pc.equal(rows.column(REJECTED_BY), append.write_id).fill_null(False).to_numpy()
+        position, is_own = rows.column(POSITION).to_numpy(), np.zeros(len(rows), bool)
+        if REJECTED_BY in rows.column_names:  # a table of an earlier version has none
+            is_own = pc.equal(rows.column(REJECTED_BY), append.write_id).fill_null(False).to_numpy()
         return (position >= first) & (position < end) & (is_own == own)
 
-    delete_rows(table, is_gone, row_filter=f"{POSITION} >= {first} and {POSITION} < {end}")
+    delete_rows(catalog.load_table(identifier), is_gone, row_filter=f"{POSITION} >= {first} and {POSITION} < {end}")
 
 
 def delivered_until(catalog: Catalog, namespace: str, stream: str) -> dict[str, int]:

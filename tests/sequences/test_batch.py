@@ -30,7 +30,7 @@ from reqdedup.sequences.store import TimelineEnd, WindowError
 from reqdedup.sequences.tables import delivered_of, load_raw
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage.iceberg.errors import ConflictError
-from reqdedup.storage.maintenance import expire_snapshots
+from reqdedup.storage.maintenance import expire_snapshots, row_deletion
 from reqdedup.storage.maintenance.served_rows import delete_served
 from tests.sequences.event_lake import deliver, event, lake, requests_at
 from tests.sequences.event_streams import (
@@ -331,6 +331,32 @@ def test_rejected_events_say_which_append_brought_them_and_others_leave_none(cat
     assert [(row["position"], row["write_id"]) for row in rows] == [*zip((1, 2, 4), writes), (5, "killed")]
 
 
+def test_an_append_that_has_landed_is_not_said_to_have_failed_if_others_write_rejected_events(
+    catalog: Catalog, monkeypatch
+):
+    good, bad = event(1, START_US), event(2, START_US, event_type="hide")
+    deliver(catalog, [bad], "a")
+    table = catalog.load_table("lake.rejected_events")
+
+    def left(position: int, write_id: str) -> None:
+        row = {"reason": "r", "source": "c", "source_row": 0, "position": position, "user_id": 7, "write_id": write_id}
+        catalog.load_table("lake.rejected_events").append(pa.Table.from_pylist([row], table.schema().as_arrow()))
+
+    def after_another(*arguments, **options):
+        left(9, "running")
+        return replace_files(*arguments, **options)
+
+    left(1, "killed")
+    with monkeypatch.context() as patched:
+        replace_files = row_deletion.replace_files
+        patched.setattr(row_deletion, "replace_files", after_another)
+        deliver(catalog, [good], "b")
+    assert delivered_of(load_raw(catalog, "lake")).next_position == 2
+    assert "killed" in table.refresh().scan().to_arrow()["write_id"].to_pylist()
+    deliver(catalog, [good], "c")
+    assert set(table.refresh().scan().to_arrow()["position"].to_pylist()) == {0, 9}
+
+
 def test_a_table_of_rejected_events_of_an_earlier_version_goes_on(catalog: Catalog):
     deliver(catalog, [event(1, START_US, event_type="hide")], "a")
     table = catalog.load_table("lake.rejected_events")
@@ -341,6 +367,19 @@ def test_a_table_of_rejected_events_of_an_earlier_version_goes_on(catalog: Catal
     deliver(catalog, [event(2, START_US, event_type="hide")], "b")
     rows = table.refresh().scan().to_arrow().sort_by("position").to_pylist()
     assert [(row["position"], row["write_id"] is None) for row in rows] == [(0, True), (1, False)]
+
+
+def test_what_a_killed_append_of_an_earlier_version_left_goes_from_a_table_that_says_no_append(catalog: Catalog):
+    deliver(catalog, [event(1, START_US, event_type="hide")], "a")
+    table = catalog.load_table("lake.rejected_events")
+    with table.update_schema() as update:
+        update.delete_column("write_id")
+    row = {"reason": "r", "source": "b", "source_row": 0, "position": 1, "user_id": 7}
+    table.append(pa.Table.from_pylist([row], table.schema().as_arrow()))
+    with load_raw(catalog, "lake").transaction() as transaction:
+        transaction.set_properties({"reqdedup.delivered": json.dumps({"next_position": 1, "arrival_us": START_US})})
+    deliver(catalog, [event(2, START_US)], "b")
+    assert table.refresh().scan().to_arrow()["position"].to_pylist() == [0]
 
 
 def test_rejected_events_are_kept_with_reason_source_and_position(catalog: Catalog):
