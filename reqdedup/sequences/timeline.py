@@ -114,7 +114,7 @@ class Timeline:
 def open_timeline(catalog: Catalog, namespace: str, version: int | None = None) -> Timeline:
     """The timeline as readers see it, or one of its earlier versions, or a staged one.
 
-    Raises ValueError if there is no timeline or no such version.
+    Raises ValueError if there is no timeline or no such version, or one that was not finished.
     """
     table = load_timeline(catalog, namespace)
     state = state_of(table)
@@ -128,7 +128,9 @@ def open_timeline(catalog: Catalog, namespace: str, version: int | None = None) 
             f"found {version}"
         )
     state_then = state_of(table, version, ref.snapshot_id)
-    if state_then.version != version < state.version:
+    if state_then.version != version > state.version:
+        raise ValueError(f"{namespace}.user_events: version {version} was not finished; run the backfill again")
+    if state_then.version != version:
         raise ValueError(
             f"{namespace}.user_events: what version {version} holds required, found it said nowhere: its last snapshot "
             "is of a deletion or another engine, and an earlier reqdedup published the next; a backfill with its "

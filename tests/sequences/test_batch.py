@@ -274,6 +274,8 @@ def test_a_version_that_was_not_finished_is_not_published(catalog: Catalog):
     stage_branch(table, 2, main=table.current_snapshot().snapshot_id)  # all that a killed backfill has done
     with pytest.raises(ValueError, match="version 2 was not finished; run the backfill again"):
         publish_timeline(catalog, "lake")
+    with pytest.raises(ValueError, match="version 2 was not finished; run the backfill again"):
+        fetch_sequence(catalog, "lake", 7, "engaged", version=2)
     backfill(catalog, "lake", [ENGAGED])
     assert publish_timeline(catalog, "lake") == 2
 
