@@ -144,6 +144,12 @@ class SqliteFile:
                 raise
             connection.execute("COMMIT")
 
+    def empty_log(self) -> None:
+        """Empty the write-ahead file, which has pages of deleted users as long as a process has the store open; one
+        that reads just then keeps it until it is written again."""
+        with suppress(StoreUnavailableError), self.connection() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
     @contextmanager
     def only_fill(self) -> Iterator[None]:
         """Hold the right to fill; a killed process gives it back."""

@@ -98,6 +98,7 @@ class SqliteStore:
                 "another file, and fill that"
             )
         self._packing = EventPacking(stored)
+        self._has_deleted = False
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -197,6 +198,7 @@ class SqliteStore:
         return unpack_features(row[0], names) if row else {}
 
     def delete_user(self, user_id: int) -> bool:
+        self._has_deleted = True
         with self._file.writing() as connection:
             # Not before what the store was filled from, whatever this machine's clock says.
             when_us = max(now_us(), *(int(one) for (one,) in connection.execute(_AS_OF)), 0)
@@ -239,6 +241,9 @@ class SqliteStore:
 
     def close(self) -> None:
         """Close the idle connections. The store can be used again afterwards."""
+        if self._has_deleted:
+            self._file.empty_log()
+            self._has_deleted = False
         self._file.close()
 
     def _stage(self, users: Sequence[UserRecord], as_of_us: int, report: FillReport) -> None:

@@ -53,6 +53,16 @@ def test_a_user_who_is_deleted_while_a_fill_runs_does_not_come_back(store, monke
         assert connection.execute(kept).fetchone() == (0,)
 
 
+def test_a_deleted_user_is_in_no_file_of_a_store_that_a_server_has_open(store):
+    store.fill([record(7, range(5), a="of the user 7"), record(8, range(5), a="of the user 8")], source={})
+    files = [store.path, store.path.with_name(f"{store.path.name}-wal")]
+    assert b"of the user 7" in b"".join(file.read_bytes() for file in files)
+    with closing(SqliteStore(store.path)) as another:
+        assert another.delete_user(7)
+    assert b"of the user 7" not in b"".join(file.read_bytes() for file in files)
+    assert (store.end(7), store.request_features(8, ["a"])) == (None, {"a": "of the user 8"})
+
+
 APPEND_FOREVER = """
 import sys, numpy as np
 from reqdedup.sequences.sqlite_store import SqliteStore
