@@ -97,8 +97,7 @@ class SqliteStore:
                 f"store {self.path}: events of {dict(columns)} required, found a store of {stored}; remove it, or name "
                 "another file, and fill that"
             )
-        self._packing = EventPacking(stored)
-        self._has_deleted = False
+        self._packing, self._has_deleted = EventPacking(stored), False
 
     @property
     def columns(self) -> Mapping[str, str]:

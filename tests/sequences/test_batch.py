@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +20,7 @@ from reqdedup.sequences import naive
 from reqdedup.sequences.batch import advance, backfill, check_timeline, compact_timeline, publish_timeline, stage_branch
 from reqdedup.sequences.definition import EventType, SequenceDefinition
 from reqdedup.sequences.ends import add_histories, fetch_sequence, history_ends, windows
-from reqdedup.sequences.intake import append_events, number_events
+from reqdedup.sequences.intake import number_events
 from reqdedup.sequences.online import open_online
 from reqdedup.sequences.predicate import col
 from reqdedup.sequences.sequence_store import SequenceStore
@@ -30,7 +28,7 @@ from reqdedup.sequences.store import TimelineEnd, WindowError
 from reqdedup.sequences.tables import delivered_of, load_raw
 from reqdedup.sequences.timeline import open_timeline
 from reqdedup.storage.iceberg.errors import ConflictError
-from reqdedup.storage.maintenance import expire_snapshots, row_deletion
+from reqdedup.storage.maintenance import expire_snapshots
 from reqdedup.storage.maintenance.served_rows import delete_served
 from tests.sequences.event_lake import deliver, event, lake, requests_at
 from tests.sequences.event_streams import (
@@ -41,7 +39,6 @@ from tests.sequences.event_streams import (
     NOW_US,
     PRICE,
     START_US,
-    arrow_of,
     columns_of,
     definitions,
     frame_of,
@@ -297,104 +294,6 @@ def test_two_runs_at_once_commit_once(catalog: Catalog, monkeypatch):
     with pytest.raises(ConflictError, match="another writer was faster"):
         advance(catalog, "lake", [ENGAGED])
     assert check_timeline(open_timeline(catalog, "lake")) == 2
-
-
-def test_an_append_that_was_slower_takes_no_rejected_events_of_the_faster_one(catalog: Catalog):
-    deliver(catalog, [event(1, START_US)], "first")
-
-    def slowly() -> Iterator[pa.Table]:
-        yield arrow_of([event(2, START_US + 1, event_type="hide")])
-        deliver(catalog, [event(3, START_US + 2), event(4, START_US + 3, user_id=None)], "fast")
-
-    with pytest.raises(ConflictError, match="another writer was faster"):
-        append_events(catalog, "lake", LOG, slowly(), source="slow", now_us=NOW_US)
-    rows = catalog.load_table("lake.rejected_events").scan().to_arrow().to_pylist()
-    assert [(row["source"], row["position"]) for row in rows] == [("fast", 2)]
-
-
-def test_rejected_events_say_which_append_brought_them_and_others_leave_none(catalog: Catalog):
-    good, bad = event(1, START_US), event(2, START_US, event_type="hide")
-    deliver(catalog, [good, bad], "a")
-
-    def slowly() -> Iterator[pa.Table]:
-        yield arrow_of([bad])
-        deliver(catalog, [bad], "b")  # the same source and position
-
-    with pytest.raises(ConflictError, match="another writer was faster"):
-        append_events(catalog, "lake", LOG, slowly(), source="b", now_us=NOW_US)
-    table = catalog.load_table("lake.rejected_events")
-    schema = table.schema().as_arrow()
-    for position, write_id in ((3, "killed"), (3, None), (4, "killed"), (5, "killed")):
-        row = {"reason": "r", "source": "c", "source_row": 0, "position": position, "user_id": 7, "write_id": write_id}
-        table.append(pa.Table.from_pylist([row], schema))
-    deliver(catalog, [good, bad], "c")
-    rows = table.refresh().scan().to_arrow().sort_by("position").to_pylist()
-    writes = [snapshot.summary["reqdedup.write-id"] for snapshot in load_raw(catalog, "lake").snapshots()]
-    assert [(row["position"], row["write_id"]) for row in rows] == [*zip((1, 2, 4), writes), (5, "killed")]
-
-
-def test_an_append_that_has_landed_is_not_said_to_have_failed_if_others_write_rejected_events(
-    catalog: Catalog, monkeypatch
-):
-    good, bad = event(1, START_US), event(2, START_US, event_type="hide")
-    deliver(catalog, [bad], "a")
-    table = catalog.load_table("lake.rejected_events")
-
-    def left(position: int, write_id: str) -> None:
-        row = {"reason": "r", "source": "c", "source_row": 0, "position": position, "user_id": 7, "write_id": write_id}
-        catalog.load_table("lake.rejected_events").append(pa.Table.from_pylist([row], table.schema().as_arrow()))
-
-    def after_another(*arguments, **options):
-        left(9, "running")
-        return replace_files(*arguments, **options)
-
-    left(1, "killed")
-    with monkeypatch.context() as patched:
-        replace_files = row_deletion.replace_files
-        patched.setattr(row_deletion, "replace_files", after_another)
-        deliver(catalog, [good], "b")
-    assert delivered_of(load_raw(catalog, "lake")).next_position == 2
-    assert "killed" in table.refresh().scan().to_arrow()["write_id"].to_pylist()
-    deliver(catalog, [good], "c")
-    assert set(table.refresh().scan().to_arrow()["position"].to_pylist()) == {0, 9}
-
-
-def test_a_table_of_rejected_events_of_an_earlier_version_goes_on(catalog: Catalog):
-    deliver(catalog, [event(1, START_US, event_type="hide")], "a")
-    table = catalog.load_table("lake.rejected_events")
-    with table.update_schema() as update:
-        update.delete_column("write_id")
-    with load_raw(catalog, "lake").transaction() as transaction:
-        transaction.set_properties({"reqdedup.delivered": json.dumps({"next_position": 1, "arrival_us": START_US})})
-    deliver(catalog, [event(2, START_US, event_type="hide")], "b")
-    rows = table.refresh().scan().to_arrow().sort_by("position").to_pylist()
-    assert [(row["position"], row["write_id"] is None) for row in rows] == [(0, True), (1, False)]
-
-
-def test_what_a_killed_append_of_an_earlier_version_left_goes_from_a_table_that_says_no_append(catalog: Catalog):
-    deliver(catalog, [event(1, START_US, event_type="hide")], "a")
-    table = catalog.load_table("lake.rejected_events")
-    with table.update_schema() as update:
-        update.delete_column("write_id")
-    row = {"reason": "r", "source": "b", "source_row": 0, "position": 1, "user_id": 7}
-    table.append(pa.Table.from_pylist([row], table.schema().as_arrow()))
-    with load_raw(catalog, "lake").transaction() as transaction:
-        transaction.set_properties({"reqdedup.delivered": json.dumps({"next_position": 1, "arrival_us": START_US})})
-    deliver(catalog, [event(2, START_US)], "b")
-    assert table.refresh().scan().to_arrow()["position"].to_pylist() == [0]
-
-
-def test_rejected_events_are_kept_with_reason_source_and_position(catalog: Catalog):
-    deliver(
-        catalog,
-        [event(1, START_US), event(2, START_US, event_type="hide"), event(3, START_US, user_id=None)],
-        "a.jsonl",
-    )
-    rows = catalog.load_table("lake.rejected_events").scan().to_arrow().sort_by("position").to_pylist()
-    assert [(row["reason"], row["source"], row["source_row"], row["position"], row["user_id"]) for row in rows] == [
-        ("event_type is unknown", "a.jsonl", 1, 1, 7),
-        ("user_id is null", "a.jsonl", 2, 2, None),
-    ]
 
 
 def test_a_sequence_is_a_store_for_servers(catalog: Catalog, tmp_path: Path):
