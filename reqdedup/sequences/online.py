@@ -5,6 +5,7 @@
     folder/CURRENT         name of the view that is served
     folder/view-<n>/       views, see `view`
     folder/delivered.wal   what was put since, see `speed`
+    folder/taken           position up to which all was put when users were deleted, whose events may have been the last
     folder/open.lock       shared by processes that have it open; who deletes users from outside needs it alone
 
 One process writes, from any of its threads; a read is of one moment. `naive.sequence_at` is the definition of what
@@ -34,7 +35,7 @@ from reqdedup.sequences.timeline_builder import TimelineBuilder
 from reqdedup.sequences.view import BatchView, build_view
 from reqdedup.sequences.windows import window_limits
 
-CURRENT, WAL, LOCK = "CURRENT", "delivered.wal", "open.lock"
+CURRENT, WAL, TAKEN, LOCK = "CURRENT", "delivered.wal", "taken", "open.lock"
 
 
 class OnlineStore:
@@ -56,6 +57,8 @@ class OnlineStore:
         speed = SpeedView(builder, view.ends, view.recent(), position=view.state.position, version=view.state.version)
         for events in self._wal.batches():
             speed.put(events)
+        if (self._folder / TAKEN).exists():
+            speed.position = max(speed.position, int((self._folder / TAKEN).read_text()))
         self.view, self.speed = view, speed
         self._definitions = {one.name: one for one in definitions}
 
@@ -189,10 +192,9 @@ class OnlineStore:
         """Forget users who were deleted from the tables: their events in the view and in what was put."""
         gone = pl.Series(list(user_ids), dtype=pl.Int64).implode()
         with self._refreshing, self._guard:
-            position = self.speed.position
+            _write_whole(self._folder / TAKEN, str(self.speed.position))  # what was put of the users is known too
             self._wal.keep(events.filter(~pl.col(USER).is_in(gone)) for events in list(self._wal.batches()))
             self.refresh()
-            self.speed.position = max(position, self.speed.position)  # what was put is known, that of the users too
 
     def close(self) -> None:
         self._wal.close()
@@ -252,10 +254,14 @@ def _built(catalog: Catalog, namespace: str, folder: Path, number: int, horizon_
     place = folder / f"view-{number}"
     shutil.rmtree(place, ignore_errors=True)  # of a build that was killed
     view = build_view(catalog, namespace, place, horizon_us=horizon_us)
-    unfinished = folder / f"{CURRENT}.unfinished"
-    unfinished.write_text(place.name)
-    unfinished.replace(folder / CURRENT)
+    _write_whole(folder / CURRENT, place.name)
     return view
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def _members(ranks: np.ndarray, before: int) -> np.ndarray | None:

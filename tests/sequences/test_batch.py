@@ -264,6 +264,23 @@ def test_threads_that_refresh_an_online_store_at_once_leave_one_view(catalog: Ca
     store.close()
 
 
+def test_what_was_put_of_a_deleted_user_is_not_taken_again_by_a_store_that_was_opened_since(
+    catalog: Catalog, tmp_path: Path
+):
+    deliver(catalog, [event(1, START_US)])
+    advance(catalog, "lake", [ENGAGED])
+    store = open_online(tmp_path / "online", catalog, "lake")
+    events = [event(2, START_US + 1), event(3, START_US + 2, user_id=8)]
+    put = number_events(LOG, frame_of(events), delivered_of(load_raw(catalog, "lake")), NOW_US).events
+    assert store.put(put) == 2
+    store.delete_users([8])
+    store.close()
+    store = open_online(tmp_path / "online", catalog, "lake")
+    assert (store.position, store.put(put)) == (3, 0)
+    assert [len(store.fetch(user, "engaged")["item_id"]) for user in (7, 8)] == [2, 0]
+    store.close()
+
+
 def test_a_version_that_was_not_finished_is_not_published(catalog: Catalog):
     deliver(catalog, [event(1, START_US)])
     advance(catalog, "lake", [ENGAGED])
