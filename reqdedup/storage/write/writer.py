@@ -282,7 +282,7 @@ def write_files(files: StagedFiles, spill: Spill, layout: Layout, *, seed: int, 
         _decide(files, first, renew=renew)
         if lead == 0:  # not made twice; iter: what is written is let go
             groups = chain(iter(first), leading, _row_groups(spill, layout, settings, partitions[1:]))
-        del first
+        del first, leading  # which holds the rows of its partition
     for num_rows, num_bytes in _write_groups(files, groups):
         rows_done += num_rows
         yield rows_done

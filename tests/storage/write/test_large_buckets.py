@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from reqdedup.storage import (
     write,
 )
 from reqdedup.storage.maintenance.live import by_partition, is_compact, live_files
-from reqdedup.storage.write import arrange
+from reqdedup.storage.write import arrange, writer
 from tests.distributed.faulty import Faulty
 from tests.storage.feature_tables import COUNT, of_request
 from tests.storage.small_log import log_schema, make_log, make_request, to_batches
@@ -158,3 +159,32 @@ def test_millions_of_rows_in_one_bucket_need_memory_for_a_stretch(catalog, tmp_p
     assert done[2**19].stdout.split() == [str(num_rows)], done[2**19].stderr
     assert "MemoryError" in done[2**40].stderr
     assert TableSource(catalog.load_table(f"test.held_{2**40}")).num_rows == 0
+
+
+def test_rows_by_which_forms_are_chosen_are_let_go_before_the_files_are_written(catalog, monkeypatch):
+    """Where the first day has too few rows to choose by, another is arranged for it, and once more to be written."""
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+    row_groups, write_groups = writer._row_groups, writer._write_groups
+
+    def kept_in_view(*args):
+        found = row_groups(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    def counted(files, groups):
+        for written in write_groups(files, groups):
+            alive.append(sum(one() is not None for one in made))
+            yield written
+
+    monkeypatch.setattr(writer, "_row_groups", kept_in_view)
+    monkeypatch.setattr(writer, "_write_groups", counted)
+    rng, no_events = np.random.default_rng(0), np.zeros((0, 3), np.int64)
+    requests = [
+        make_request(rng, day, day, fan_out=fan_out, events=no_events, day=day)
+        for day, fan_out in enumerate([2, writer.ENOUGH_ROWS])
+    ]
+    table = create_table(catalog, "test.days", log_schema(), Layout.ARRIVAL)
+    assert write(table, to_batches(requests, size=1)).rows == writer.ENOUGH_ROWS + 2
+    assert len(made) == 2
+    assert set(alive) == {1}
