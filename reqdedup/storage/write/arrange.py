@@ -57,8 +57,10 @@ def in_request_order(
     position_of_request = by_key[starts]
     _check_parts_agree(spill, requests, by_key, starts)
 
-    batches = spill.row_batches(partition)
-    request_of_row = [_of_part(requests, batch, request_of_part.astype(np.int32)) for batch in batches]
+    part, batches = _numbers(requests, PART), spill.row_batches(partition)
+    request_of_part = request_of_part.astype(np.int32)
+    request_of_row = [_of_part(part, batch, request_of_part) for batch in batches]
+    del part
     rows_per_request = _per_request(request_of_row, len(starts))
     column_bytes = _blob_bytes(requests, spill.schema)
     limits = [(max_rows, rows_per_request)]
@@ -302,15 +304,17 @@ def _numbers(batches: Sequence[pa.RecordBatch], name: str) -> np.ndarray:
 
 def _part_positions(requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch) -> np.ndarray:
     """Position of each row's part among the partition's parts, [N] int64."""
-    return _of_part(requests, rows, np.arange(sum(batch.num_rows for batch in requests)))
+    part = _numbers(requests, PART)
+    return _of_part(part, rows, np.arange(len(part)))
 
 
-def _of_part(requests: Sequence[pa.RecordBatch], rows: pa.RecordBatch, values: np.ndarray) -> np.ndarray:
-    """Of each row the value of its part, [N]. values: of the partition's parts, whose numbers rise as they arrived."""
-    part = rows.column(PART).to_numpy()
-    starts = run_starts([part])  # far fewer than rows, as those of a request are neighbours
-    of_run = values[np.searchsorted(_numbers(requests, PART), part[starts])]
-    return np.repeat(of_run, np.diff(np.append(starts, len(part))))
+def _of_part(part: np.ndarray, rows: pa.RecordBatch, values: np.ndarray) -> np.ndarray:
+    """Of each row the value of its part, [N]. part: numbers of the partition's parts, [P] int64, which rise as they
+    arrived.  values: of the parts, [P]."""
+    part_of_row = rows.column(PART).to_numpy()
+    starts = run_starts([part_of_row])  # far fewer than rows, as those of a request are neighbours
+    of_run = values[np.searchsorted(part, part_of_row[starts])]
+    return np.repeat(of_run, np.diff(np.append(starts, len(part_of_row))))
 
 
 def _blob_bytes(requests: Sequence[pa.RecordBatch], schema: EngagementSchema) -> list[np.ndarray]:

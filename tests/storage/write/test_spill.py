@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reqdedup.arrays.ranges import greedy_ranges
 from reqdedup.dedup.encoding import expand_to_lists, lists_from_blobs
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
-from reqdedup.storage.write import form
+from reqdedup.storage.write import arrange, form
 from reqdedup.storage.write import spill as spill_module
 from reqdedup.storage.write.arrange import (
     NUM_SHUFFLE_PARTITIONS,
@@ -207,3 +207,20 @@ def test_long_lists_are_laid_down_a_few_times_only():
     lists = form._repeated_lists(pa.DictionaryArray.from_arrays(pa.array([0] * 5_000, pa.int32()), values), column)
     assert len(lists) == 5_000
     assert pa.total_allocated_bytes() - before < 2_000_000, "400 MB of rows"
+
+
+def test_numbers_of_parts_are_put_together_once_however_many_batches_a_bucket_has(monkeypatch):
+    monkeypatch.setattr(spill_module, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(spill_module, "SMALL_ROWS", 1)
+    calls: list[str] = []
+    numbers = arrange._numbers
+    monkeypatch.setattr(arrange, "_numbers", lambda batches, name: calls.append(name) or numbers(batches, name))
+    requests = make_log(num_users=10)
+    with Spill(log_schema(), lambda users, request_ts: np.zeros(len(users), np.int64)) as spill:
+        for request in requests:
+            spill.add(to_batch([request]))
+        spill.finish()
+        assert len(spill.row_batches(0)) == len(requests) > 10
+        rows = sum(one.num_rows for one in in_request_order(spill, 0, max_rows=2**20, max_column_bytes=2**20))
+    assert rows == sum(len(request["items"]) for request in requests)
+    assert calls == [spill_module.PART]
