@@ -42,7 +42,7 @@ class Rewritten:
 def delete_rows(
     table: Table, is_gone: Callable[[pa.Table], np.ndarray], *, row_filter: str | BooleanExpression = ALL_ROWS
 ) -> Rewritten:
-    """Delete rows in one commit; nothing if there are none. Memory is that of the rows that stay in the files.
+    """Delete rows in one commit; nothing if there are none. Memory is that of one file's rows, twice where some go.
 
     is_gone: of rows of the table's schema, which go, [N] bool.  row_filter: true for these at least, so that files
     which cannot hold any are not read. Raises ConflictError if others change the table all the time.
