@@ -226,9 +226,9 @@ def _lists_of_candidates(sample: Sample) -> list[str]:
             lists.setdefault(column.leaf.list_id, []).append(name)
     notes = []
     for names in lists.values():
-        column, mean = names[0].rpartition(".")[0], sample.columns[names[0]].slots.mean()
+        outer, mean = names[0].rpartition(".")[0], sample.columns[names[0]].slots.mean()
         notes.append(
-            f"if {column} has the candidates of the request, {mean:.3g} a row, convert --item with their id makes "
+            f"if {outer} has the candidates of the request, {mean:.3g} a row, convert --item with their id makes "
             f"each a row ({', '.join(names)}); the estimates here are of rows as they are"
         )
     return notes
