@@ -181,8 +181,9 @@ def test_a_shadow_scores_the_items_of_slates_too(ask, table_requests):
     assert len(ask("/v1/recommend", {"user_id": user_id, "length": 3})[1]["items"]) == 3
     assert ask("/v1/recommend", {"user_id": user_id, "filter": {"allow": []}})[1]["items"] == []
     ask.scheduler.submit(Work(group="behind", run=list, request=None, rows=0, deferred=True)).result(5)
-    report = {"requests": 1, "equal": 1, "failed": 0, "max_difference": 0.0, "last_error": ""}
-    assert ask("/v1/models")[1]["shadow"] == report
+    report = ask("/v1/models")[1]["shadow"]
+    assert (report["requests"], report["failed"], report["last_error"]) == (1, 0, "")
+    assert report["max_difference"] < 1e-6, "up to rounding: they were ranked among more candidates"
 
 
 @pytest.mark.parametrize(("path", "num_steps"), [("/v1/rank", 1), ("/v1/retrieve", 5), ("/v1/recommend", 5)])
