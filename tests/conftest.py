@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from pyiceberg.catalog import Catalog, load_catalog
 
 # Tensors of tests are tiny: a second thread of torch spins on a core that another test would use, in a busy machine for
@@ -26,7 +26,7 @@ os.environ.pop("COLUMNS", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example takes as long as the machine is busy; what is slow shows in --durations.
-settings.register_profile("no deadline", deadline=None)
+settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no deadline")
 
 
