@@ -236,8 +236,10 @@ class Models:
             self._scheduler.submit(work)
 
     def compare_slate(self, request: RecommendRequest, answered: Recommended) -> None:
-        """Let the shadow score the items of a slate, with its own bundle's columns of them. Among fewer candidates their
-        last bits may be others."""
+        """Let the shadow score the items of a slate, with its own bundle's columns of them.
+
+        Among fewer candidates their last bits may be others.
+        """
         if self.shadow is None or not answered.logits:
             return
         window = {one.name: getattr(answered, one.name) for one in fields(OfWindow)}
