@@ -118,7 +118,7 @@ notebooks: setup ## run the notebooks against the embedded warehouse, into noteb
 	  echo "$$notebook"; \
 	done
 
-study: setup ## quality beside IID, every fix alone and together (20 minutes on 2 cores), into docs/study.md
+study: setup ## the library's models beside IID, every fix alone and together, 4 ranks, into docs/study.md
 	@$(ACTIVATED) python -m benchmarks.study $(if $(MOVIELENS),--movielens '$(MOVIELENS)')
 
 bench-storage: setup ## measure every claim about storage (45 minutes on 2 free cores), into benchmarks/results/storage_*.jsonl and urls.jsonl

@@ -38,7 +38,7 @@ HEADLINES = (
     "a log like a real one of news",
     "bucket join of {t[sizes][rows]:,} rows with as many, histories",
     "ranking end to end, ",
-    "ranking, AUC against IID at equal rows, {a[sizes][ranks]} ranks",
+    "ranking (DCAT), AUC against IID",
     "ranking over HTTP, L 512, 100 candidates",
 )
 """Beginnings of the texts of the claims that stand in README.md too; the first claim that begins so."""

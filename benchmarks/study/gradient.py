@@ -1,7 +1,7 @@
 """Bias and noise of the gradient: why an arm loses.
 
-At one common state of a model (trained on IID for a quarter of a run, so that it still learns) the gradient of every
-arm is computed over many steps. For a group of parameters, the network's or the item table's, and steps k of an arm:
+At one common state of a model (trained on IID for a quarter of a run) the gradient of every arm is computed over many
+steps of its own loader, by the library's step over all ranks, and no weight moves. Of all parameters but the tables:
 
     noise     trace of the covariance of g_k; beside IID's it gives the effective batch, rows * noise(IID) / noise(arm)
     bias      |mean g - mean g(IID)| / |mean g(IID)|, less what noise alone would give (so it may come out as 0)
@@ -9,32 +9,34 @@ arm is computed over many steps. For a group of parameters, the network's or the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.study.arms import Arm, Steps, Tuned
-from benchmarks.study.batching import step_rows
-from benchmarks.study.log import StudyLog
-from benchmarks.study.models import ItemTable, StepBatch, TorchLog, set_norms
-from benchmarks.study.train import State, StudyTask, train
+from reqdedup.training import TrainingConfig
+from reqdedup.training.plan import Source
+from reqdedup.training.rank_run import RankRun
+from reqdedup.training.ranks import in_lockstep
 
-TRAINED_SHARE = 0.25
-GROUPS = ("network", "items")
+TRAINED_SHARE, USED_SHARE = 0.25, 0.9
+"""Of a run; and of an epoch, whose last steps are smaller."""
 
 
 class Moments:
-    """Running mean and noise of one group's gradients (Welford)."""
+    """Running mean and noise of gradients (Welford)."""
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps = self.rows = 0
         self.mean_G = torch.zeros(())
         self._squares = 0.0
 
-    def add(self, g_G: torch.Tensor) -> None:
-        self.steps += 1
+    def add(self, g_G: torch.Tensor, rows: int = 0) -> None:
+        self.steps, self.rows = self.steps + 1, self.rows + rows
         change_G = g_G - self.mean_G
         self.mean_G = self.mean_G + change_G / self.steps
         self._squares += float(change_G @ (g_G - self.mean_G))
@@ -52,74 +54,65 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientFigures:
-    """bias: in lengths of the reference's mean gradient.  noise_ratio: noise beside the reference's."""
+    """bias: in lengths of the reference's mean gradient.  noise_ratio: noise beside the reference's.
+    effective_rows: what the noise leaves of a reference's step."""
 
     arm: str
-    group: str
     bias: float
     noise_ratio: float
     effective_rows: float
 
 
 def compare_gradients(
-    task: StudyTask,
-    log: StudyLog,
-    arms: Sequence[Arm],
-    *,
-    reference: Arm,
-    steps: Steps,
-    tuned: Tuned,
-    seed: int,
-    num_steps: int,
+    source: Source, arms: Mapping[str, TrainingConfig], reference: str, num_steps: int
 ) -> list[GradientFigures]:
-    """Figures of every arm and group. The reference is drawn twice, so that its own row shows the method's error."""
-    rows = log.rows(held_out=False, clicks_only=task.clicks_only)
-    total = steps.count(len(rows), steps.rows)
-    state, _ = train(task, log, reference, steps, tuned, seed, stop_after=max(1, int(TRAINED_SHARE * total)))
-    wanted = _moments(task, state, log, reference, steps, seed + 1_000, 2 * num_steps)
+    """Figures of every arm, on this rank as on all others. The reference is drawn twice, so that its own row shows the
+    method's error."""
+    first = RankRun(_quiet, arms[reference], source, Path(), None)
+    short = replace(arms[reference], num_steps=max(1, int(TRAINED_SHARE * first.num_steps)), eval_requests=0)
+    with tempfile.TemporaryDirectory(prefix="study-") as folder:
+        run = RankRun(_quiet, short, source, Path(folder), None)
+        run.run(resume=False)
+    weights = run.model.state_dict()
+    wanted = moments(arms[reference], source, weights, num_steps=2 * num_steps, epoch=1)
     found = []
-    for arm in arms:
-        seen = _moments(task, state, log, arm, steps, seed, num_steps)
-        for group in GROUPS:
-            ours, theirs = seen[group], wanted[group]
-            length = float(theirs.mean_G.square().sum()) - theirs.squared_error
-            distance = float((ours.mean_G - theirs.mean_G).square().sum()) - ours.squared_error - theirs.squared_error
-            found.append(
-                GradientFigures(
-                    arm=arm.name,
-                    group=group,
-                    bias=float(np.sqrt(max(distance, 0.0) / length)) if length > 0 else float("nan"),
-                    noise_ratio=ours.noise / theirs.noise,
-                    effective_rows=steps.world_size * steps.rows * theirs.noise / ours.noise,
-                )
+    for name, config in arms.items():
+        seen = moments(config, source, weights, num_steps=num_steps, epoch=0)
+        length = float(wanted.mean_G.square().sum()) - wanted.squared_error
+        distance = float((seen.mean_G - wanted.mean_G).square().sum()) - seen.squared_error - wanted.squared_error
+        found.append(
+            GradientFigures(
+                arm=name,
+                bias=float(np.sqrt(max(distance, 0.0) / length)) if length > 0 else float("nan"),
+                noise_ratio=seen.noise / wanted.noise,
+                effective_rows=wanted.rows / wanted.steps * wanted.noise / seen.noise,
             )
+        )
     return found
 
 
-def _moments(
-    task: StudyTask, state: State, log: StudyLog, arm: Arm, steps: Steps, seed: int, num_steps: int
-) -> dict[str, Moments]:
-    """Over `num_steps` steps spread evenly over an epoch of the arm's order; the state stays as it is."""
-    rows = log.rows(held_out=False, clicks_only=task.clicks_only)
-    epoch_SWb = step_rows(log, rows, arm, replace(steps, num_steps=None), np.random.default_rng([seed, 19]))
-    model = task.model(log)
-    model.load_state_dict(state.model.state_dict())
-    set_norms(model, num_ranks=1 if arm.sync else steps.world_size, norm=True)
-    model.train()
-    data, found = TorchLog(log), {group: Moments() for group in GROUPS}
-    for step in np.unique(np.linspace(0, len(epoch_SWb) - 1, num_steps).astype(int)):
-        batch = data.batch(torch.from_numpy(epoch_SWb[step]))
-        for group, gradient_G in zip(GROUPS, _gradients(task, model, state.table, batch, arm, steps.world_size)):
-            found[group].add(gradient_G)
+def moments(
+    config: TrainingConfig, source: Source, weights: Mapping[str, torch.Tensor], *, num_steps: int, epoch: int
+) -> Moments:
+    """Over `num_steps` steps spread evenly over an epoch of the arm's batches; a collective."""
+    run = RankRun(_quiet, config, source, Path(), None)
+    run.model.load_state_dict(weights)
+    run.loader.set_epoch(epoch)
+    chosen = set(np.linspace(0, USED_SHARE * run.num_steps, num_steps).astype(int).tolist())
+    found = Moments()
+    for step, (batch, rows) in enumerate(in_lockstep(run.loader)):
+        if step in chosen and rows >= 2:
+            run.stepper.compute_gradients(batch, step)
+            found.add(gradient_of(run), rows)
     return found
 
 
-def _gradients(
-    task: StudyTask, model: torch.nn.Module, table: ItemTable, batch: StepBatch, arm: Arm, ranks: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    item_UD = table.rows(batch.item_U)
-    loss = task.loss(model, batch, item_UD, arm, ranks)
-    *network, item_gradient_UD = torch.autograd.grad(loss, [*model.parameters(), item_UD], materialize_grads=True)
-    table_VD = torch.zeros_like(table.weight_VD)
-    table_VD[batch.item_U[:-1]] = item_gradient_UD[:-1]
-    return torch.cat([gradient.flatten() for gradient in network]), table_VD.flatten()
+def gradient_of(run: RankRun) -> torch.Tensor:
+    """The step's gradient of everything but tables, the mean over all ranks' terms."""
+    tables = set(run.optimizer.tables)
+    named = [(name, parameter) for name, parameter in run.model.named_parameters() if name not in tables]
+    return torch.cat([p.grad.flatten() for _, p in named if p.grad is not None])
+
+
+def _quiet(progress: Any) -> None:
+    pass

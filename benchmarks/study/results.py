@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.arms import Block
 from benchmarks.study.gradient import GradientFigures
-from benchmarks.study.run import GradientRun, Outcome
+from benchmarks.study.plan import Sizes
+from benchmarks.study.run import FIGURES, GradientRun, Outcome
 from benchmarks.study.statistics import paired
 
-MAIN = {"ranking": "auc", "retrieval": "log_rank"}
-RELATIVE = {"auc", "log_loss", "recall_at_10", "recall_at_50", "recall_at_100"}
-"""Differences in % of the reference; log rank's in nats."""
-RISES = {"auc", "recall_at_10", "recall_at_50", "recall_at_100"}
+MAIN = {task: names[0] for task, names in FIGURES.items()}
+IN_NATS = "mean_log_rank"
+"""Its differences are in nats, all others in % of the reference; and the least is the best."""
 
 
-def result_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def best_of(task: str, values: Mapping[Any, float]) -> Any:
+    """The name with the best main figure."""
+    return (min if MAIN[task] == IN_NATS else max)(values, key=lambda name: values[name])
+
+
+def result_rows(outcomes: Iterable[Outcome], sizes: Sizes) -> list[dict[str, Any]]:
     """Rows for `write_results`, every arm over the seeds that it shares with the block's references."""
     by_block: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         by_block.setdefault((outcome.run.block.log, outcome.run.block.name), []).append(outcome)
-    return [row for found in by_block.values() for row in _block_rows(found[0].run.block, found)]
+    return [row for found in by_block.values() for row in _block_rows(found[0].run.block, found, sizes)]
 
 
-def _block_rows(block: Block, outcomes: list[Outcome]) -> list[dict[str, Any]]:
+def _block_rows(block: Block, outcomes: list[Outcome], sizes: Sizes) -> list[dict[str, Any]]:
     cells = {(outcome.run.arm.name, outcome.run.seed): outcome for outcome in outcomes}
     shared = [s for s in sorted({seed for _, seed in cells}) if all((name, s) in cells for name in block.references)]
     if not shared:
         return []
     main = MAIN[block.task]
     means = {name: sum(cells[name, seed].figures[main] for seed in shared) / len(shared) for name in block.references}
-    reference = (max if main in RISES else min)(means, key=lambda name: means[name])
+    reference = best_of(block.task, means)
     rows = []
     for arm in block.arms:
         seeds = [seed for seed in shared if (arm.name, seed) in cells]
@@ -42,9 +47,8 @@ def _block_rows(block: Block, outcomes: list[Outcome]) -> list[dict[str, Any]]:
         beside = [cells[reference, seed] for seed in seeds]
         differences = {}
         for name in found[0].figures:
-            base = name.removesuffix("_norms")
             difference = paired(
-                [o.figures[name] for o in found], [o.figures[base] for o in beside], relative=base in RELATIVE
+                [o.figures[name] for o in found], [o.figures[name] for o in beside], relative=name != IN_NATS
             )
             differences[name] = {
                 "mean": _rounded(difference.mean),
@@ -56,7 +60,7 @@ def _block_rows(block: Block, outcomes: list[Outcome]) -> list[dict[str, Any]]:
                 "claim": f"{block.log}: {block.name}",
                 "variant": arm.name,
                 "value": differences[main]["mean"],
-                "unit": f"{'% of' if main in RELATIVE else 'nats against'} {main} of `{reference}`",
+                "unit": f"{'nats against' if main == IN_NATS else '% of'} {main} of `{reference}`",
                 "target": None,
                 "spread": differences[main]["ci95"],
                 "runs": len(seeds),
@@ -66,31 +70,27 @@ def _block_rows(block: Block, outcomes: list[Outcome]) -> list[dict[str, Any]]:
                 "differences": differences,
                 "figures": {name: [round(o.figures[name], 5) for o in found] for name in found[0].figures},
                 "meters": {name: round(sum(o.meters[name] for o in found) / len(found), 5) for name in found[0].meters},
-                "sizes": {
-                    "ranks": block.steps.world_size,
-                    "rows_per_step": found[0].rows_per_step,
-                    "steps": found[0].num_steps,
-                    "users": found[0].run.sizes.num_users,
-                    "items": found[0].run.sizes.num_items,
-                },
+                "false_negatives": round(sum(o.false_negatives for o in found) / len(found), 5),
+                "steps": round(sum(o.num_steps for o in found) / len(found)),
+                "sizes": {"ranks": sizes.ranks, "users": sizes.num_users, "items": sizes.num_items},
                 "seconds": round(sum(o.seconds for o in found) / len(found), 1),
             }
         )
     return rows
 
 
-def gradient_rows(runs: Sequence[GradientRun], figures: Sequence[Sequence[GradientFigures]]) -> list[dict[str, Any]]:
-    """Rows for `write_results`: per block, arm and group of parameters the means over the seeds."""
-    found: dict[tuple[str, str, str, str], list[GradientFigures]] = {}
-    for run, of_run in zip(runs, figures, strict=True):
+def gradient_rows(compared: Iterable[tuple[GradientRun, Sequence[GradientFigures]]]) -> list[dict[str, Any]]:
+    """Rows for `write_results`: per block and arm the means over the seeds."""
+    found: dict[tuple[str, str, str], list[GradientFigures]] = {}
+    for run, of_run in compared:
         for one in of_run:
-            found.setdefault((run.block.log, run.block.name, one.arm, one.group), []).append(one)
+            found.setdefault((run.block.log, run.block.name, one.arm), []).append(one)
     rows = []
-    for (log, block, arm, group), ones in found.items():
+    for (log, block, arm), ones in found.items():
         ratios, biases = [one.noise_ratio for one in ones], [one.bias for one in ones]
         rows.append(
             {
-                "claim": f"{log}: {block}: gradient of the {group}",
+                "claim": f"{log}: {block}: gradient",
                 "variant": arm,
                 "value": round(sum(ratios) / len(ratios), 3),
                 "unit": "x the noise of IID",
@@ -100,10 +100,8 @@ def gradient_rows(runs: Sequence[GradientRun], figures: Sequence[Sequence[Gradie
                 "bias": round(sum(biases) / len(biases), 3),
                 "bias_spread": [round(min(biases), 3), round(max(biases), 3)],
                 "effective_rows": round(sum(one.effective_rows for one in ones) / len(ones)),
-                "group": group,
                 "log": log,
                 "task": block.partition(",")[0],
-                "sizes": {"steps": runs[0].sizes.gradient_steps},
             }
         )
     return rows

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from benchmarks.record import write_results
+from benchmarks.study.log import table_of
 from benchmarks.study.statistics import paired
 from reqdedup.logs import SyntheticLogConfig, read_log, synthesize, synthetic_schema
 from reqdedup.models import DCATConfig, TwoTowerConfig
-from reqdedup.storage import Layout, TableSource, create_table, open_catalog, write
+from reqdedup.storage import TableSource
 from reqdedup.training import TrainingConfig
 from reqdedup.training.rank_run import run_rank
 
@@ -75,27 +76,20 @@ def figures_of(run: Run) -> dict[tuple[str, str], float]:
 
 
 def _table(run: Run, folder: Path) -> TableSource:
-    catalog = open_catalog(
-        properties={"type": "sql", "uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}"}
-    )
     if run.movielens is not None:
         log = read_log(run.movielens, preset="movielens", max_history=STORED_HISTORY)
-        schema, batches = log.schema, iter(log)
-    else:
-        config = SyntheticLogConfig(
-            seed=run.seed,
-            num_users=run.num_users,
-            num_items=2_000,
-            mean_requests_per_user=4,
-            mean_fan_out=12,
-            max_fan_out=48,
-            history_scale=1 / 20,
-            max_history=STORED_HISTORY,
-        )
-        schema, batches = synthetic_schema(config), synthesize(config)
-    table = create_table(catalog, "study.log", schema, Layout.BY_REQUEST, num_buckets=2)
-    write(table, batches)
-    return TableSource(table)
+        return table_of(folder, log.schema, iter(log))
+    config = SyntheticLogConfig(
+        seed=run.seed,
+        num_users=run.num_users,
+        num_items=2_000,
+        mean_requests_per_user=4,
+        mean_fan_out=12,
+        max_fan_out=48,
+        history_scale=1 / 20,
+        max_history=STORED_HISTORY,
+    )
+    return table_of(folder, synthetic_schema(config), synthesize(config))
 
 
 def _train(run: Run, task: str, arm: Arm, source: TableSource, out_dir: Path) -> float:
