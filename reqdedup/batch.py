@@ -44,12 +44,7 @@ class ContextGroups:
 
     def history(self, batch: RequestBatch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The groups' histories, packed, and their offsets [G + 1]: each event once."""
-        length_G = batch.history_offsets_R1.diff()[self.longest_G]
-        offsets_G1 = torch.cat([length_G.new_zeros(1), length_G.cumsum(0)])
-        shift_G = batch.history_offsets_R1[self.longest_G] - offsets_G1[:-1]
-        token = torch.repeat_interleave(shift_G, length_G)
-        token += torch.arange(len(token), device=token.device)
-        return {name: x_T[token] for name, x_T in batch.history.items()}, offsets_G1
+        return batch.histories_of(self.longest_G)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -139,6 +134,15 @@ class RequestBatch:
         longest_G = torch.full_like(longest_G, num_requests).scatter_reduce(0, group_of_R, candidate_R, "amin")
         request_offsets_G1 = torch.cat([first_G, first_G.new_full((1,), num_requests)])
         return ContextGroups(Prefixes(request_offsets_G1, length_R), longest_G)
+
+    def histories_of(self, request_G: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Histories of some requests, packed, and their offsets [G + 1]. request_G: [G] int64, in any order."""
+        length_G = self.history_offsets_R1.diff()[request_G]
+        offsets_G1 = torch.cat([length_G.new_zeros(1), length_G.cumsum(0)])
+        shift_G = self.history_offsets_R1[request_G] - offsets_G1[:-1]
+        token = torch.repeat_interleave(shift_G, length_G)
+        token += torch.arange(len(token), device=token.device)
+        return {name: x_T[token] for name, x_T in self.history.items()}, offsets_G1
 
     def cut(self, num_pieces: int) -> list[RequestBatch]:
         """The batch in so many pieces of equally many neighbouring requests, as views; some empty if it has fewer."""

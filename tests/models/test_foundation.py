@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reqdedup.models import DCAT, Foundation, FoundationConfig, TwoTower, naive
 from reqdedup.models.foundation.beginning import TAKEN, fill_from_foundation
 from reqdedup.models.foundation.pairs import pairs_of
+from reqdedup.models.foundation.timelines import covering, timelines_of
 from reqdedup.models.registry import config_to_dict
 from tests.models.batches import INPUTS, SHAPES, dcat_config, random_batch, two_tower_config
 from tests.models.twins import TOLERANCE, assert_same, twins
@@ -58,6 +61,40 @@ def test_requests_of_a_user_ask_each_event_once():
     assert once.item_id_P.tolist() == whole.history["item_id"][1:].tolist()
     assert len(twice.item_id_P) == 8 + 4
     assert set(once.user_id_P.tolist()) == {7}
+
+
+def test_windows_of_a_timeline_that_overlap_are_read_once():
+    timeline, spans = torch.arange(100, 112), [(0, 4), (2, 6), (2, 7), (4, 8), (4, 5), (10, 12), (11, 12)]
+    batch = random_batch([end - start for start, end in spans], [1] * len(spans))
+    history = {name: torch.zeros_like(x) for name, x in batch.history.items()}
+    history["item_id"] = torch.cat([timeline[start:end] for start, end in spans])
+    batch = replace(batch, history=history, user_id_R=torch.full((len(spans),), 7))
+    ends = torch.tensor([end for _, end in spans])
+    batch.request.update(history_end=ends, timeline_version=torch.zeros_like(ends))
+    of = config(share_context="user", window=1, future=0)
+    histories, user_G = timelines_of(batch, of)
+    assert histories.tokens["item_id"].tolist() == [*range(100, 108), 110, 111]
+    assert user_G.tolist() == [7, 7, 7]
+    assert pairs_of(batch, of).item_id_P.tolist() == [101, 102, 103, 105, 106, 107, 111]
+    ours, duplicated = twins(Foundation(of), naive.Foundation(of))
+    found, expected = (model(batch, pairs_of(batch, of)) for model in (ours, duplicated))
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-1, 1), st.integers(-1, 6), st.integers(0, 4)), max_size=6))
+def test_the_chosen_windows_hold_every_event_and_are_as_few_as_can_be(drawn):
+    spans = [[user, version, start, start + length] for user, version, start, length in drawn]
+
+    def events(numbers):
+        return {(*spans[i][:2], event) for i in numbers for event in range(*spans[i][2:])}
+
+    placed = [i for i, (_, version, start, _) in enumerate(spans) if version >= 0 and start >= 0]
+    found = list(covering(spans))
+    assert sorted(set(range(len(spans))) - set(placed)) == sorted(set(found) - set(placed))
+    chosen = [i for i in found if i in placed]
+    assert events(chosen) == events(placed)
+    fewest = min(n for n in range(7) if any(events(c) == events(placed) for c in itertools.combinations(placed, n)))
+    assert len(chosen) == fewest
 
 
 @pytest.mark.parametrize("layer", ["softmax", "hstu"])

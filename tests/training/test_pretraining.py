@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from reqdedup.models import DCATConfig
 from reqdedup.models.checkpoint import load_checkpoint
 from reqdedup.models.foundation.beginning import TAKEN
 from reqdedup.training import TrainingConfig
+from reqdedup.training.foundations import finished_foundation
 from reqdedup.training.loss import info_nce_naive
 from reqdedup.training.rank_run import RankRun, run_rank
 from reqdedup.training.written import config_for
@@ -72,6 +76,36 @@ def test_a_ranking_model_begins_with_it_frozen_or_at_a_rate_of_its_own(log, pret
     before, after = load_checkpoint(checkpoint)["model"], load_checkpoint(tmp_path / "checkpoint.pt")["model"]
     moved = [name for name in after if name.startswith(TAKEN) and not torch.equal(after[name], before[name])]
     assert bool(moved) == bool(factor)
+
+
+def test_requests_without_a_positive_row_are_read_too(log, tmp_path):
+    run = RankRun(lambda _: None, pretraining(log.schema, held_out=0.0), log, tmp_path, None)
+    options = {"columns": (), "requests": 64, "shuffle": "none"}
+    loaders = (run.loader, run.make_loader(**options), run.make_loader(**options, positive_label="click"))
+    read, there, positive = (sum(batch.num_requests for batch in loader) for loader in loaders)
+    assert read == there == run.task.num_requests > positive
+
+
+def test_a_model_begins_with_a_finished_pre_training_of_its_own_sizes_table_and_split(log, pretrained):
+    folder, result = pretrained
+    config = TrainingConfig(
+        model=DCATConfig.from_schema(log.schema, **SIZES), num_steps=1, requests_per_step=16, learning_rate=0.02
+    )
+    with pytest.raises(ValueError, match="a finished pre-training required, found none"):
+        finished_foundation(folder, config, None)
+    (folder / "result.json").write_text(json.dumps({"steps": result.steps}))
+    assert finished_foundation(folder, config, None) == folder / "checkpoint.pt"
+    wide = replace(config, model=replace(config.model, width=16))
+    for other, snapshot_id, said in (
+        (config, 3, "snapshot_id required, 3, found None"),
+        (wide, None, "width required, 16, found 8"),
+        (replace(config, split_by="time"), None, "split_by required, 'time', found 'user'"),
+    ):
+        with pytest.raises(ValueError, match=f"a pre-training of the same {said}"):
+            finished_foundation(folder, other, snapshot_id)
+    (folder / "result.json").write_text(json.dumps({"steps": result.steps + 1}))
+    with pytest.raises(ValueError, match=f"found one that ended at step {result.steps}"):
+        finished_foundation(folder, config, None)
 
 
 def test_a_softmax_over_the_catalogue_is_refused(log, tmp_path):

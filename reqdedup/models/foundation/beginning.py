@@ -14,10 +14,11 @@ from reqdedup.models.registry import config_from_dict
 TAKEN = ("embedding.item.", "embedding.of_event.", "transformer.")
 """Beginnings of the names of what is taken over."""
 
-_EQUAL = (
+EQUAL = (
     *("width", "num_heads", "num_layers", "ffn_width", "layer", "positions", "positions_from", "max_history"),
     *("history_categories", "item_table_rows", "category_table_rows"),
 )
+"""Fields of the model's configuration that a foundation and a model that begins with it have in common."""
 
 
 def fill_from_foundation(model: nn.Module, path: Path | str) -> None:
@@ -31,7 +32,7 @@ def fill_from_foundation(model: nn.Module, path: Path | str) -> None:
     if values.get("kind") != "foundation":
         raise ValueError(f"{path}: the checkpoint of a foundation model required, found {values.get('kind')}")
     then = config_from_dict(values)
-    for name in _EQUAL:
+    for name in EQUAL:
         if getattr(then, name) != getattr(config, name):
             raise ValueError(
                 f"{path}: a foundation of the same {name} required, {getattr(config, name)!r}, found "

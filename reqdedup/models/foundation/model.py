@@ -19,6 +19,7 @@ from torch import nn
 from reqdedup.batch import RequestBatch
 from reqdedup.models.foundation.config import FoundationConfig
 from reqdedup.models.foundation.pairs import Pairs
+from reqdedup.models.foundation.timelines import timelines_of
 from reqdedup.models.histories import Histories, last_of_history
 from reqdedup.models.inputs import ItemEmbedding
 from reqdedup.models.transformer import HistoryTransformer
@@ -42,7 +43,7 @@ class Foundation(nn.Module):
 
     def forward(self, batch: RequestBatch, pairs: Pairs | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """See the head of this module."""
-        histories = Histories.of(batch, self.config)
+        histories = timelines_of(batch, self.config)[0] if pairs is not None else Histories.of(batch, self.config)
         x_TD, _ = self.transformer(self.embedding.events(histories.tokens), histories.offsets_G1)
         if pairs is not None:
             return self.of_events(x_TD[pairs.anchor_P]), self.encode_items(pairs.item_id_P, {})

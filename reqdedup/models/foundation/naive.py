@@ -8,7 +8,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models.duplicated import duplicate, pad_histories, transformer_pass
 from reqdedup.models.foundation import model
 from reqdedup.models.foundation.pairs import Pairs
-from reqdedup.models.histories import Histories
+from reqdedup.models.foundation.timelines import timelines_of
 
 
 class Foundation(model.Foundation):
@@ -20,7 +20,7 @@ class Foundation(model.Foundation):
             tokens, offsets_B1 = rows.history, rows.history_offsets_R1
             last_BD = self._last(tokens, offsets_B1)
             return self.of_events(last_BD), self.encode_items(batch.item_id_B, batch.row)
-        histories = Histories.of(batch, self.config)
+        histories, _ = timelines_of(batch, self.config)
         seen = []
         for anchor in pairs.anchor_P.tolist():  # the history up to the event, read at its end
             start = int(histories.offsets_G1[histories.offsets_G1 <= anchor][-1])

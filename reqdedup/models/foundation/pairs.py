@@ -15,7 +15,7 @@ import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.foundation.config import FoundationConfig
-from reqdedup.models.histories import Histories
+from reqdedup.models.foundation.timelines import timelines_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Pairs:
 
 def pairs_of(batch: RequestBatch, config: FoundationConfig) -> Pairs:
     """All pairs of a batch, those of `window` before those of `future`."""
-    histories = Histories.of(batch, config)
+    histories, user_G = timelines_of(batch, config)
     offsets_G1, item_id_T = histories.offsets_G1, histories.tokens["item_id"]
     length_G, num_tokens = offsets_G1.diff(), len(item_id_T)
     token_T = torch.arange(num_tokens, device=item_id_T.device)
@@ -55,8 +55,5 @@ def pairs_of(batch: RequestBatch, config: FoundationConfig) -> Pairs:
         values = torch.tensor(config.positive_values, device=item_id_T.device)
         is_positive_P = torch.isin(histories.tokens[config.positive_category].long()[target_P], values)
         anchor_P, target_P = anchor_P[is_positive_P], target_P[is_positive_P]
-    user_G = batch.user_id_R
-    if histories.prefixes is not None:
-        user_G = user_G[histories.prefixes.request_offsets_G1[:-1]]
     user_T = torch.repeat_interleave(user_G, length_G, output_size=num_tokens)
     return Pairs(anchor_P, item_id_T[target_P], user_T[anchor_P])

@@ -17,7 +17,10 @@ from reqdedup.training.tasks.retrieval import Retrieval
 
 
 class Pretraining(Retrieval):
-    """Judged as a retrieval model: where the last event ranks what was engaged with next."""
+    """Learns from every request's history, whatever its labels. Judged as a retrieval model: where the last event ranks
+    what was engaged with next."""
+
+    learns_from_labels = False
 
     def __init__(
         self, config: TrainingConfig, catalogue: Catalogue, device: torch.device, num_requests: int = 0
@@ -25,6 +28,7 @@ class Pretraining(Retrieval):
         if config.negatives != "batch":
             raise ValueError(f"training: negatives='batch' required in pre-training, found {config.negatives!r}")
         super().__init__(config, catalogue, device, num_requests)
+        self.positive_label = None
 
     def inputs(self, batch: RequestBatch) -> tuple[Pairs]:
         """Events and what they are asked, drawn by torch's generator."""

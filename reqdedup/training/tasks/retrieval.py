@@ -50,7 +50,12 @@ class _Items:
 
 
 class Retrieval:
-    """A model of two towers; it says the rank of held-out positives in a catalogue."""
+    """A model of two towers; it says the rank of held-out positives in a catalogue.
+
+    learns_from_labels: from the rows alone whose label is positive.
+    """
+
+    learns_from_labels = True
 
     def __init__(
         self, config: TrainingConfig, catalogue: Catalogue, device: torch.device, num_requests: int = 0
@@ -98,6 +103,8 @@ class Retrieval:
             )
         label, items = config.positive_label, config.model.item_columns
         labels: tuple[str, ...] = (label,) if label else ()
+        if not cls.learns_from_labels:
+            label = None
         if config.conversion_loss is not None:  # reads all rows of a request
             label, labels = None, config.conversion_loss.labels
         survey = Survey.of(config.model, train, positive_label=label, chunk_rows=config.chunk_rows)
