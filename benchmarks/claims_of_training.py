@@ -170,7 +170,12 @@ CLAIMS = (
         "recovered by the user mask",
     ),
     study(
-        {"a": ("large catalogue: retrieval, 64 passes per step", "default: sync + mask + shuffle + gather, rates x 10")},
+        {
+            "a": (
+                "large catalogue: retrieval, 64 passes per step",
+                "default: sync + mask + shuffle + gather, rates x 10",
+            )
+        },
         "the same at equal user-tower passes, the default, both at the best of three rates",
         "{a[value]:+.2f} ({a[spread][0]:+.2f} to {a[spread][1]:+.2f})",
     ),
