@@ -4,12 +4,12 @@
 
 conversions: recall@100 of purchases, which are 2% of the clicks and follow from whose items (advertiser) a user likes,
 while clicks follow from their category: purchases alone, with clicks by their duration, with a loss over advertisers,
-with both, with the request's own negatives; then cross layers, the hidden layer so wide that all have as many numbers
-(tables apart). context: recall@100 of clicks in requests that are about one category, half of them about none that the
-user likes: without the context, with it in training and none, another request's or its own in evaluation, and the same
-with the context of each positive in training. int8: a DCAT that began with a foundation model, with its tables of
-items and events rounded; the error of its logits as a share of their deviation, and the AUC that it loses. --try: a
-tenth of it, nothing recorded.
+with both, with the request's own negatives; then a user head for each label, and cross layers, the hidden layer so wide
+that all have as many numbers (tables apart). context: recall@100 of clicks in requests that are about one category,
+half of them about none that the user likes: without the context, with it in training and none, another request's or its
+own in evaluation, and the same with the context of each positive in training. int8: a DCAT that began with a foundation
+model, with its tables of items and events rounded; the error of its logits as a share of their deviation, and the AUC
+that it loses. --try: a tenth of it, nothing recorded.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the training, o
     "with both and own negatives": (
         {"positives": (BUY, CLICK), "coarse_column": "advertiser", "hard_negative_weight": 0.5},
         {},
+    ),
+    "with clicks, a head each": ({"positives": (BUY, CLICK)}, {"heads": ("buy", "click")}),
+    "with both, a head each": (
+        {"positives": (BUY, CLICK), "coarse_column": "advertiser"},
+        {"heads": ("buy", "click")},
     ),
     "with both, stacked": ({"positives": (BUY, CLICK), "coarse_column": "advertiser"}, {"tower": "stacked"}),
     "with both, parallel": ({"positives": (BUY, CLICK), "coarse_column": "advertiser"}, {"tower": "parallel"}),

@@ -12,7 +12,7 @@ import reqdedup as rd
 
 def main(steps: int) -> None:
     table = source()
-    model = rd.TwoTowerConfig.from_schema(table.schema, width=32, max_history=64)
+    model = rd.TwoTowerConfig.from_schema(table.schema, width=32, max_history=64)  # heads=("buy", "click"): one each
     config = rd.TrainingConfig(
         model=model,
         num_steps=steps,

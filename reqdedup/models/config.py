@@ -42,6 +42,7 @@ LATER_FIELDS: dict[str, Any] = {
     "context_dropout": 0.5,
     "context_from": "logged",
     "fusion": "concat",
+    "heads": (),
     "item_numbers": (),
     "item_vector_width": 0,
     "derived_request": (),

@@ -66,9 +66,10 @@ class TrainingConfig:
     label_maturity_s: by label, its attribution window [s]: rows of requests that are younger, counted from the log's
         newest request, have no such label yet: they are left out, in evaluation too, and are not negative.
     positives: of retrieval; (label, weight, duration column, cap [s]) of each label that makes a row worth learning, in
-        place of positive_label, by which the model is judged.  hard_negative_weight: of the rows of the same request
-        without any of them; 0: they are no negatives.  coarse_column: column of the rows that groups items; ""
-        for none.  coarse_weight: of the loss over groups. See `reqdedup.training.conversions`.
+        place of positive_label, by which the model is judged; one user head scores them all, or one each if the model
+        has `heads`.  hard_negative_weight: of the rows of the same request without any of them; 0: they are no
+        negatives.  coarse_column: column of the rows that groups items; "" for none.  coarse_weight: of the loss over
+        groups. See `reqdedup.training.conversions`.
     negatives: of retrieval; batch: items of other users' rows in the batch (masked InfoNCE), or catalogue: a softmax
         over all items but those of the history.  negatives_per_step: at most so many items of the catalogue, drawn anew
         each step.  temperature: of the retrieval scores (cosines).  mask_same_user, same_user_share, log_q: see
@@ -240,6 +241,13 @@ class TrainingConfig:
                 "training: hard_negative_weight and coarse_weight of at least 0 required, found "
                 f"{self.hard_negative_weight} and {self.coarse_weight}"
             )
+        heads, labels = getattr(self.model, "heads", ()), [label for label, *_ in self.positives]
+        if heads and (sorted(heads) != sorted(labels) or heads[0] != self.positive_label):
+            raise ValueError(
+                "training: a head of the model for each label of positives, that of positive_label first, required, "
+                f"found heads {', '.join(heads)} with positives {', '.join(labels) or 'none'} and positive_label "
+                f"{self.positive_label}"
+            )
         if self.conversion_loss is None:
             return
         if self.task != "retrieval" or self.negatives != "batch":
@@ -260,6 +268,7 @@ class TrainingConfig:
             )
         return ConversionLoss(
             positives=positives,
+            heads=getattr(self.model, "heads", ()),
             hard_negative_weight=self.hard_negative_weight,
             coarse_column=self.coarse_column,
             coarse_weight=self.coarse_weight,

@@ -52,6 +52,7 @@ def test_kept_item_vectors_give_the_same_logits():
             {"context_categories": (("subject", "", "item_category"),), "context_from": "positive"},
             "context_from='logged' required",
         ),
+        ({"heads": ("click", "save")}, "no heads required, found click, save"),
     ],
 )
 def test_what_fits_not_together_is_refused(changes, found):

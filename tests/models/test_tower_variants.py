@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from reqdedup.models import TwoTower, naive
 from reqdedup.models.cross import CrossLayers
@@ -27,6 +28,8 @@ VARIANTS = {
     "context": CONTEXT,
     "context weighs the state": {**CONTEXT, "fusion": "attention", "pooling": "both"},
     "context of the positive": {**CONTEXT, "context_from": "positive"},
+    "a head each": {"heads": ("buy", "click", "save"), "pooling": "both"},
+    "a head each, parallel, with context": {**CONTEXT, "tower": "parallel", "heads": ("buy", "click")},
     "all of it": {**CONTEXT, "tower": "parallel", "context_from": "positive", "fusion": "attention", "pooling": "both"},
 }
 
@@ -75,10 +78,29 @@ def test_a_variant_equals_the_tower_computed_once_per_row(variant, shape, traini
         user = batch.expand(user)
     torch.testing.assert_close(user, user_BD, rtol=TOLERANCE, atol=TOLERANCE)
     torch.testing.assert_close(item_BD, expected_item_BD, rtol=TOLERANCE, atol=TOLERANCE)
-    weight = torch.randn(batch.num_rows, 5)
+    if training and config.heads:
+        assert user.shape == (batch.num_rows, len(config.heads), 5)
+        item_BD, expected_item_BD = item_BD[:, None], expected_item_BD[:, None]
+    weight = torch.randn(user.shape)
     (user * item_BD * weight).sum().backward()
     (user_BD * expected_item_BD * weight).sum().backward()
+    if config.heads and not training:  # then the first head alone is asked
+        ours.user_further, duplicated.user_further = nn.ModuleList(), nn.ModuleList()
     assert_same(ours, duplicated)
+
+
+def test_of_several_heads_the_first_answers_as_a_model_without_the_others():
+    tower, batch = model(heads=("buy", "click")), batch_of([7, 0, 12, 3], [2, 0, 1, 4])
+    plain = TwoTower(replace(tower.config, heads=())).eval()
+    further = {name for name in tower.state_dict() if name.startswith("user_further.0.")}
+    plain.load_state_dict({name: x for name, x in tower.state_dict().items() if name not in further})
+    assert len(further) == len([name for name in plain.state_dict() if name.startswith("user_")])
+    for ours, theirs in zip(tower(batch), plain(batch), strict=True):
+        assert torch.equal(ours, theirs)
+    both = tower.train()(batch)[0]
+    assert both.shape == (4, 2, 5)
+    assert not torch.equal(both[:, 0], both[:, 1])
+    assert isinstance(user_head(tower.eval().float()), UserHead)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -159,6 +181,8 @@ def test_a_plain_tower_keeps_its_folded_head_and_its_weights_names():
         ({"context_categories": (("subject", "", "brand"),)}, "found brand; they have item_category"),
         ({"context_from": "positive"}, "context_categories with an item column, found none"),
         ({**CONTEXT, "fusion": "attention"}, "a context and pooling='both' required, found pooling='mean'"),
+        ({"heads": ("buy", "click", "buy")}, "heads: each label once required, found buy, click, buy"),
+        ({**CONTEXT, "context_from": "positive", "heads": ("buy",)}, "context_from='logged' required with heads"),
         ({"fusion": "attention", "pooling": "both"}, "found pooling='both' and 0 columns"),
     ],
 )

@@ -21,13 +21,16 @@ for loss in ("pairwise", "listwise"):
 CASES["ranking", "uneven, focal"] = case_of("ranking", SIZES["uneven"], focal_gamma=2.0, positive_weight=4.0)
 CASES["retrieval", "uneven, same-user share"] = case_of("retrieval", SIZES["uneven"], same_user_share=0.1)
 
-CASES["retrieval", "uneven, conversions"] = case_of(
-    "retrieval",
-    SIZES["uneven"],
-    positives=(("click", 1.0, "price", 1.0), ("is_new", 0.5, "", 0.0)),
-    hard_negative_weight=0.5,
-    coarse_column="position",
-)
+CONVERSIONS = {
+    "positives": (("click", 1.0, "price", 1.0), ("is_new", 0.5, "", 0.0)),
+    "hard_negative_weight": 0.5,
+    "coarse_column": "position",
+}
+CASES["retrieval", "uneven, conversions"] = case_of("retrieval", SIZES["uneven"], **CONVERSIONS)
+for name in ("uneven", "second empty"):
+    CASES["retrieval", f"{name}, a head each"] = case_of(
+        "retrieval", SIZES[name], of_model={"heads": ("click", "is_new")}, **CONVERSIONS
+    )
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,11 @@ class EarlyRankerConfig(TwoTowerConfig):
                 "EarlyRankerConfig: context_from='logged' required, found 'positive': a candidate's own item would say "
                 "how it is labelled"
             )
+        if self.heads:
+            raise ValueError(
+                f"EarlyRankerConfig: no heads required, found {', '.join(self.heads)}: one user vector serves all of "
+                "its labels"
+            )
 
     @classmethod
     def from_schema(

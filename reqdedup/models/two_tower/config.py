@@ -32,6 +32,11 @@ class TwoTowerConfig(ModelConfig):
     context_from: in training the context is the logged one, or made from each positive's own item.
     fusion: how context and state meet: side by side (concat), or the context weighs the parts of the state
         (attention; needs pooling="both").
+    heads: labels of TrainingConfig.positives that have a user head each, with which the loss of the label is computed:
+        its own first Linear, MLP and cross layers. History, features, context and items are read by the same weights,
+        so there is one index of item vectors. Where one user vector is asked for (evaluation, `user_state` and
+        `user_head`, a bundle, a server) it is that of the first, by whose label the model is judged. Empty: one head
+        for all.
     """
 
     output_width: int = 64
@@ -44,6 +49,7 @@ class TwoTowerConfig(ModelConfig):
     context_dropout: float = 0.5
     context_from: ContextFrom = "logged"
     fusion: Fusion = "concat"
+    heads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +69,10 @@ class TwoTowerConfig(ModelConfig):
                 f"{self.cross_layers} and {self.cross_rank}"
             )
         self._check_context()
+        if len({*self.heads}) != len(self.heads):
+            raise ValueError(f"TwoTowerConfig: heads: each label once required, found {', '.join(self.heads)}")
+        if self.heads and self.has_row_heads:
+            raise ValueError("TwoTowerConfig: context_from='logged' required with heads, found 'positive'")
 
     def _check_context(self) -> None:
         if not 0 <= self.context_dropout < 1:

@@ -14,7 +14,8 @@ light half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +32,22 @@ from reqdedup.models.two_tower.context import ContextFusion, ContextLayer
 from reqdedup.ops.prefixes import Prefixes
 
 
+class FurtherHead(nn.Module):
+    """What makes user vectors for a label of its own from the light half's input; the first label's is the model's."""
+
+    def __init__(self, config: TwoTowerConfig, user_width: int) -> None:
+        super().__init__()
+        self.user_in = nn.Linear(user_width, config.hidden_widths[0])
+        self.user_mlp = NormedMLP(config.hidden_widths, config.output_width)
+        sizes = {"num_layers": config.cross_layers, "rank": config.cross_rank}
+        self.user_cross = Crossing(config.tower, user_width, config.output_width, **sizes)
+
+
 class TwoTower(nn.Module):
     """User vectors [R, output_width] and item vectors [B, output_width], both of length 1.
 
-    If config.has_row_heads, training makes user vectors of the rows, [B, output_width].
+    If config.has_row_heads, training makes user vectors of the rows, [B, output_width]; if config.heads, one of each of
+    the L labels, [R, L, output_width].
     """
 
     def __init__(self, config: TwoTowerConfig) -> None:
@@ -53,6 +66,7 @@ class TwoTower(nn.Module):
         self.user_cross = Crossing(config.tower, user_width, config.output_width, **sizes)
         self.item_cross = Crossing(config.tower, config.width, config.output_width, **sizes)
         self.context, self.fusion = ContextLayer(config), ContextFusion(config)
+        self.user_further = nn.ModuleList(FurtherHead(config, user_width) for _ in config.heads[1:])
 
     def user_tower(self, batch: RequestBatch) -> torch.Tensor:
         """User vectors, one per request: [R, output_width]; see the class for training."""
@@ -67,13 +81,13 @@ class TwoTower(nn.Module):
         x_BD = self.fusion(state_BD, self.context.of_items(batch.row, state_BD.dtype))
         if self.features.width:
             x_BD = torch.cat([x_BD, batch.expand(self.features(batch.request, state_BD.dtype))], dim=1)
-        return self._of_input(x_BD, self.user_mlp(self.user_in(self.user_cross.before(x_BD))))
+        return _of_input(self, x_BD)
 
     def user_vectors(self, state_RD: torch.Tensor, batch: RequestBatch) -> torch.Tensor:
-        """User vectors of the batch's requests in one call, [R, output_width]; in training statistics weigh rows."""
+        """User vectors of the batch's requests in one call, [R, output_width]; in training statistics weigh rows, and
+        there may be several, see the class."""
         x_RD = self._head_in(state_RD, batch.request)
-        hidden_RD = self.user_in(self.user_cross.before(x_RD))
-        return self._of_input(x_RD, self.user_mlp.on_requests(hidden_RD, batch.row_offsets_R1, batch.num_rows))
+        return self._of_heads(lambda head: _of_input(head, x_RD, batch))
 
     @torch.no_grad()
     def user_state(self, history: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -98,7 +112,7 @@ class TwoTower(nn.Module):
         users = [state_RD.new_zeros(0, self.config.output_width)]
         for r in range(len(state_RD)):
             x_1D = self._head_in(state_RD[r : r + 1], {name: x_R[r : r + 1] for name, x_R in request.items()})
-            users.append(self._of_input(x_1D, self.user_mlp(self.user_in(self.user_cross.before(x_1D)))))
+            users.append(_of_input(self, x_1D))
         return torch.cat(users)
 
     def check_evaluates(self) -> None:
@@ -128,9 +142,12 @@ class TwoTower(nn.Module):
             x_RD = torch.cat([x_RD, self.features(request, x_RD.dtype)], dim=1)
         return x_RD
 
-    def _of_input(self, x_ND: torch.Tensor, out_NO: torch.Tensor) -> torch.Tensor:
-        """User vectors from the light half's input and what the MLP made of it."""
-        return F.normalize(self.user_cross.beside(out_NO, x_ND), dim=1)
+    def _of_heads(self, make: Callable[[TwoTower | FurtherHead], torch.Tensor]) -> torch.Tensor:
+        """What is made with the first head, [N, output_width]; training with config.heads: with each, [N, L, ...]."""
+        if not (self.training and self.config.heads):
+            return make(self)
+        heads: tuple[TwoTower | FurtherHead, ...] = (self, *cast(list[FurtherHead], list(self.user_further)))
+        return torch.stack([make(head) for head in heads], dim=1)
 
     def item_tower(self, batch: RequestBatch) -> torch.Tensor:
         """Item vectors, one per row: [B, output_width]."""
@@ -150,3 +167,14 @@ class TwoTower(nn.Module):
         catalogue: ids and columns of items whose vectors are wanted in place of the rows', [C, output_width].
         """
         return self.user_tower(batch), self.item_tower(batch) if catalogue is None else self.encode_items(*catalogue)
+
+
+def _of_input(head: TwoTower | FurtherHead, x_ND: torch.Tensor, batch: RequestBatch | None = None) -> torch.Tensor:
+    """User vectors of the light half's input, [N, output_width]. batch: whose requests N are, and whose rows weigh
+    statistics in training."""
+    hidden_NH = head.user_in(head.user_cross.before(x_ND))
+    if batch is None:
+        out_NO = head.user_mlp(hidden_NH)
+    else:
+        out_NO = head.user_mlp.on_requests(hidden_NH, batch.row_offsets_R1, batch.num_rows)
+    return F.normalize(head.user_cross.beside(out_NO, x_ND), dim=1)

@@ -15,7 +15,7 @@ class TwoTower(model.TwoTower):
     """`reqdedup.models.TwoTower` by its definition: the user tower on each of the B rows."""
 
     def user_tower(self, batch: RequestBatch) -> torch.Tensor:
-        """User vectors, one per row: [B, output_width]."""
+        """User vectors, one per row: [B, output_width], or [B, L, output_width] where it has several."""
         rows = duplicate(batch)
         length_B = rows.history_offsets_R1.diff()
         longest = int(length_B.max()) if batch.num_rows else 0
@@ -35,5 +35,9 @@ class TwoTower(model.TwoTower):
             pooled_BD = self.fusion(pooled_BD, of(values, pooled_BD.dtype))
         if self.features.width:
             pooled_BD = torch.cat([pooled_BD, self.features(rows.request, pooled_BD.dtype)], dim=1)
-        out_BO = self.user_mlp(self.user_in(self.user_cross.before(pooled_BD)))
-        return F.normalize(self.user_cross.beside(out_BO, pooled_BD), dim=1)
+
+        def make(head: model.TwoTower | model.FurtherHead) -> torch.Tensor:
+            out_BO = head.user_mlp(head.user_in(head.user_cross.before(pooled_BD)))
+            return F.normalize(head.user_cross.beside(out_BO, pooled_BD), dim=1)
+
+        return self._of_heads(make)
