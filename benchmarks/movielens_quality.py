@@ -5,17 +5,21 @@
 
 Every rating is a request whose history is what the user rated in an earlier second: half of the ratings share their
 second with the one before, which they do not see. Held out are the last 20% by time, or a fifth of the users; 10% more
-are for validation: baselines choose their parameters on it, the models' were chosen on it, and everything is then
-fitted on training and validation together. All get the same histories, items and ratings, and no genres. Figures of
+are for validation: baselines choose their parameters on it, and of which ratings of histories they are given, the
+models' were chosen on it, and everything is then fitted on training and validation together. All get the same
+histories, items and ratings, and no genres. Figures of
 retrieval leave out items of the history. Intervals are over users, 200 bootstraps. Ranking has kNN on residuals beside
 it and, with the --python of an environment that has scikit-learn, a GBM on everything that the others know
 (`benchmarks.residual_rivals`). --try: nothing is recorded. --keep: what each seed gave is written into the folder and
-taken from there by a later call with the same epochs, so that an interrupted run goes on and more seeds may follow.
+taken from there by a later call with the same configuration, so that an interrupted run goes on and more seeds may
+follow.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import pickle
 import tempfile
 import tomllib
@@ -29,7 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks import residual_rivals
-from benchmarks.record import write_results
+from benchmarks.record import commit, write_results
 from reqdedup.logs import presets, read_log
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.baselines import Ease, ImplicitFactors, ItemNeighbours, LastItem, Popularity
@@ -69,15 +73,19 @@ TRAINING: dict[str, dict[str, Any]] = {
 }
 EPOCHS = {"ranking": 24, "retrieval": 30}
 """Passes over the ratings; ranking sees them in another order in each."""
+LEAST_RATINGS = ("", "fair", "click")
+"""Which ratings of histories the baselines are given, by their label: all, of 3 and more, of 4 and more."""
 METHODS: dict[str, list[Callable[..., Any]]] = {
     "popularity": [Popularity],
     "last item": [LastItem],
     "item-kNN": [
         partial(ItemNeighbours, neighbours=k, shrinkage=s) for k in (20, 100, 400, 1_600) for s in (0.0, 10.0, 100.0)
     ],
-    "EASE": [partial(Ease, l2=l2) for l2 in (100.0, 300.0, 1000.0)],
+    "EASE": [partial(Ease, l2=l2) for l2 in (100.0, 300.0, 1000.0, 3000.0)],
     "EASE with decay": [
-        partial(Ease, l2=l2, decay=decay) for l2 in (100.0, 300.0, 1000.0, 3000.0) for decay in (0.7, 0.8, 0.9, 0.96)
+        partial(Ease, l2=l2, decay=decay)
+        for l2 in (100.0, 300.0, 1000.0, 3000.0, 6000.0)
+        for decay in (0.7, 0.8, 0.9, 0.96)
     ],
     "iALS": [
         partial(ImplicitFactors, factors=f, l2=l2, alpha=a)
@@ -146,14 +154,34 @@ def tuned(config: TrainingConfig, source: TableSource, folder: Path, test: Ranke
     with torch.no_grad():
         looked_at = run.evaluate(run.splits.validation)
     assert isinstance(looked_at, Ranked)
-    best: dict[str, Callable[..., Any]] = {}
-    for name, variants in METHODS.items():
-        numbered = {str(number): variant for number, variant in enumerate(variants)}
-        found = retrieval_baselines(watched, source, looked_at, run.splits.train, methods=numbered)
-        best[name] = numbered[max(found, key=lambda number: figure(found[number], CHOSEN_BY["retrieval"]))]
-        print(f"  {name}: {getattr(best[name], 'keywords', '')}", flush=True)
-    alone = RankRun(lambda _: None, config, source, folder, None)
-    return retrieval_baselines(config, source, test, alone.splits.train, methods=best)
+    best: dict[str, tuple[float, str, Callable[..., Any]]] = {}
+    for least in LEAST_RATINGS:
+        # iALS has the largest grid and takes its parameters from all ratings, the others anew
+        methods = {
+            f"{name} {number}": variant
+            for name, variants in METHODS.items()
+            for number, variant in enumerate(variants if least == "" or name != "iALS" else [best[name][2]])
+        }
+        found = retrieval_baselines(watched, source, looked_at, run.splits.train, methods, **given(source, least))
+        for numbered, ranked in found.items():
+            name, candidate = numbered.rpartition(" ")[0], figure(ranked, CHOSEN_BY["retrieval"])
+            if name not in best or candidate > best[name][0]:
+                best[name] = candidate, least, methods[numbered]
+    train = splits_of(config, source).train
+    fitted: dict[str, Outcomes] = {}
+    for name, (_, least, method) in best.items():
+        print(f"  {name}: {getattr(method, 'keywords', '')}, ratings: {least or 'all'}", flush=True)
+        fitted |= retrieval_baselines(config, source, test, train, {name: method}, **given(source, least))
+    return fitted
+
+
+def given(source: TableSource, least: str) -> dict[str, Any]:
+    """What `retrieval_baselines` is told of the ratings with this label; "" for all."""
+    names = [label.name for label in source.schema.labels]
+    if not least:
+        return {}
+    values = [value for value in range(2 ** len(names)) if value >> names.index(least) & 1]
+    return {"positive_category": "action", "positive_values": values}
 
 
 def figure(outcomes: Outcomes, metric: str) -> float:
@@ -213,23 +241,27 @@ def measure(
     found: list[Outcomes] = []
     rivals: dict[str, Outcomes] = {}
     for seed in range(seeds):
-        config, name = configuration(source, task, by, seed), f"{task}-{by}-{seed}"
-        outcomes = kept(keep and keep / f"{name}.pickle", partial(of_model, config, source, lake / name))
+        config = configuration(source, task, by, seed)
+        name = (
+            f"{task}-{by}-{seed}-{hashlib.sha256(json.dumps(config.to_dict(), default=str).encode()).hexdigest()[:8]}"
+        )
+        model_commit, outcomes = kept(keep and keep / f"{name}.pickle", partial(of_model, config, source, lake / name))
         if not seed or by == "user":  # each seed has its own users
-            rivals = kept(
+            _, rivals = kept(
                 keep and keep / f"{name}-rivals.pickle", partial(rivals_of, config, source, lake, outcomes, python)
             )
         found.append(outcomes)
-        yield from rows_of(task, by, f"seed {seed}", outcomes, rivals)
+        for row in rows_of(task, by, f"seed {seed}", outcomes, rivals):
+            yield {**row, "model_commit": model_commit}
     if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
         yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)
 
 
-def kept(path: Path | None, made: Callable[[], Any]) -> Any:
-    """What the file holds; without one, what is made, which the file then holds."""
+def kept(path: Path | None, made: Callable[[], Any]) -> tuple[str, Any]:
+    """(commit that made it, what the file holds); without a file, what is made, which the file then holds."""
     if path and path.exists():
         return pickle.loads(path.read_bytes())
-    value = made()
+    value = commit(), made()
     if path:
         path.write_bytes(pickle.dumps(value))
     return value
@@ -262,7 +294,8 @@ def main() -> None:
                     print(f"{row['claim']}: {row['variant']} {row['unit']} {row['value']:.4f} ({low} to {high})")
                     print(f"  {row['baselines']}\n  gain {row['gain']}", flush=True)
     if not options.is_trial:
-        print(write_results("movielens_quality", rows))
+        measured = {row["claim"].rpartition(", ")[0] for row in rows}
+        print(write_results("movielens_quality", rows, replaced=tuple(f"{claim}, " for claim in measured)))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ candidate anywhere in the table are not known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,15 @@ def retrieval_baselines(
     model: Ranked,
     train: Split,
     methods: Mapping[str, Callable[[Interactions], Any]] = METHODS,
+    *,
+    positive_category: str = "",
+    positive_values: Collection[int] = (),
 ) -> dict[str, Outcomes]:
-    """By name; iALS only if its package is installed."""
+    """By name; iALS only if its package is installed.
+
+    positive_category, positive_values: column of histories and its values at the events that the methods are given, as
+        in `FoundationConfig`; "" for all events. What a request has seen are all of them in any case.
+    """
 
     def loader(columns: tuple[str, ...], users: Split | None, positive_label: str | None = None) -> RequestLoader:
         return RequestLoader(
@@ -63,12 +71,14 @@ def retrieval_baselines(
     rows = loader((label,) if label else (), None)
     catalogue = Catalogue.read([rows.empty_batch(), *rows], (), counted=train, labels=(label,) if label else ())
     numbering = _Numbering(catalogue)
-    sequences = _sequences(
-        loader((HISTORY_ITEM_ID,), train), loader((label,) if label else (), train, positive_label=label)
-    )
+    shown = (HISTORY_ITEM_ID, *((f"history_{positive_category}",) if positive_category else ()))
+    given = partial(_given, positive_category, positive_values)
+    sequences = _sequences(loader(shown, train), loader((label,) if label else (), train, positive_label=label), given)
     interactions = Interactions(numbering.histories(sequences), numbering.count_V)
     keys, request_of_row_B = np.unique(np.stack([model.user_id_B, model.request_id_B]), axis=1, return_inverse=True)
-    histories = numbering.histories(_histories_of(loader((HISTORY_ITEM_ID,), TheseUsers(np.unique(keys[0]))), keys))
+    asked = TheseUsers(np.unique(keys[0]))
+    seen = numbering.histories(_histories_of(loader(shown, asked), keys))
+    histories = numbering.histories(_histories_of(loader(shown, asked), keys, given)) if positive_category else seen
     candidate_id_C = catalogue.sample(config.catalogue_items, config.seed)[0].numpy()
     places = _Places(
         candidate_C=numbering.of(candidate_id_C),
@@ -78,7 +88,7 @@ def retrieval_baselines(
     )
     is_there = rules.ImplicitFactors.is_installed()
     return {
-        name: _ranked(fit(interactions), len(catalogue.item_id_V), histories, places, model)
+        name: _ranked(fit(interactions), len(catalogue.item_id_V), histories, seen, places, model)
         for name, fit in methods.items()
         if is_there or fit is not rules.ImplicitFactors
     }
@@ -103,10 +113,23 @@ class _Numbering:
         return Histories(self.of(items), offsets)
 
 
-def _sequences(with_histories: RequestLoader, positives: RequestLoader) -> list[np.ndarray]:
+Kept = Callable[[RequestBatch, slice], np.ndarray]
+"""Of a batch and the place of one of its histories: the items of the events that count."""
+
+
+def _items(batch: RequestBatch, place: slice) -> np.ndarray:
+    return batch.history["item_id"][place].numpy()
+
+
+def _given(category: str, values: Collection[int], batch: RequestBatch, place: slice) -> np.ndarray:
+    items = _items(batch, place)
+    return items[np.isin(batch.history[category][place].numpy(), list(values))] if category else items
+
+
+def _sequences(with_histories: RequestLoader, positives: RequestLoader, given: Kept) -> list[np.ndarray]:
     """Item ids of each training user, in order; see the head of this module."""
     latest: dict[int, tuple[int, np.ndarray]] = {}
-    for batch, r, history in _requests(with_histories):
+    for batch, r, history in _requests(with_histories, given):
         user, time = int(batch.user_id_R[r]), int(batch.request[REQUEST_TS][r])
         if user not in latest or time >= latest[user][0]:
             latest[user] = time, history.copy()
@@ -129,23 +152,23 @@ def _sequences(with_histories: RequestLoader, positives: RequestLoader) -> list[
     return lists
 
 
-def _histories_of(loader: RequestLoader, keys_2R: np.ndarray) -> list[np.ndarray]:
+def _histories_of(loader: RequestLoader, keys_2R: np.ndarray, kept: Kept = _items) -> list[np.ndarray]:
     """The histories of these requests, (user, request id) each, in their order."""
     at = {(user, request): r for r, (user, request) in enumerate(keys_2R.T.tolist())}
     found = [np.zeros(0, np.int64)] * len(at)
-    for batch, r, history in _requests(loader):
+    for batch, r, history in _requests(loader, kept):
         key = int(batch.user_id_R[r]), int(batch.request[REQUEST_ID][r])
         if key in at:
             found[at[key]] = history.copy()
     return found
 
 
-def _requests(loader: RequestLoader) -> Iterator[tuple[RequestBatch, int, np.ndarray]]:
+def _requests(loader: RequestLoader, kept: Kept) -> Iterator[tuple[RequestBatch, int, np.ndarray]]:
     """(batch, number in it, items of the history) of every request."""
     for batch in loader:
-        offsets, items = batch.history_offsets_R1.tolist(), batch.history["item_id"].numpy()
+        offsets = batch.history_offsets_R1.tolist()
         for r in range(batch.num_requests):
-            yield batch, r, items[offsets[r] : offsets[r + 1]]
+            yield batch, r, kept(batch, slice(offsets[r], offsets[r + 1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +185,8 @@ class _Places:
     request_of_row_B: np.ndarray
 
 
-def _ranked(rule: Any, num_items: int, histories: Histories, places: _Places, model: Ranked) -> Ranked:
-    """The model's rows as the rule ranks them."""
+def _ranked(rule: Any, num_items: int, histories: Histories, seen: Histories, places: _Places, model: Ranked) -> Ranked:
+    """The model's rows as the rule ranks them by `histories`, each beside what its request has `seen`."""
     rank_B, unseen_rank_B, top_BK = np.zeros(len(model)), np.zeros(len(model)), np.zeros_like(model.top_BK)
     by_request = np.argsort(places.request_of_row_B, kind="stable")
     request_sorted = places.request_of_row_B[by_request]
@@ -171,7 +194,8 @@ def _ranked(rule: Any, num_items: int, histories: Histories, places: _Places, mo
     place_of_V[places.candidate_C] = np.arange(len(places.candidate_C))
     together = max(1, _SCORES_TOGETHER // max(num_items, 1))
     for first in range(0, len(histories), together):
-        part = histories.part(first, min(first + together, len(histories)))
+        end_of_part = min(first + together, len(histories))
+        part, seen_part = histories.part(first, end_of_part), seen.part(first, end_of_part)
         begin, end = np.searchsorted(request_sorted, (first, first + len(part)))
         rows = by_request[begin:end]
         request_b, score_RV = places.request_of_row_B[rows] - first, rule.scores(part)
@@ -181,7 +205,7 @@ def _ranked(rule: Any, num_items: int, histories: Histories, places: _Places, mo
             score_RV[request_b, places.own_B[rows]],
             request_of_row_B=request_b,
             place_B=places.own_place_B[rows],
-            is_seen_RC=seen_places(place_of_V[part.item_T], part.offsets_R1, len(places.candidate_C)),
+            is_seen_RC=seen_places(place_of_V[seen_part.item_T], seen_part.offsets_R1, len(places.candidate_C)),
         )
         top_BK[rows] = best_places(score_RC, top_BK.shape[1])[request_b]
     unseen_rank_B = np.where(np.isnan(model.unseen_rank_B), np.nan, unseen_rank_B)

@@ -11,11 +11,13 @@ from pyiceberg.catalog import load_catalog
 
 from reqdedup.logs import SyntheticLogConfig, synthesize, synthetic_schema
 from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.models.baselines import Histories
 from reqdedup.models.baselines.means import PRIOR_ROWS, USER_PRIOR_ROWS
 from reqdedup.storage import Layout, TableSource, create_table, write
 from reqdedup.training import TrainingConfig
 from reqdedup.training.judgement.baselines import baselines_of, splits_of
 from reqdedup.training.judgement.judge import flat, judge
+from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.rank_run import RankRun
 
@@ -35,10 +37,9 @@ def source(tmp_path_factory) -> TableSource:
     return TableSource(table)
 
 
-def judged(source, model, by, tmp_path):
-    """(configuration, outcomes of an untrained model, baselines, training rows, held-out rows)."""
+def configuration(model, by: str) -> TrainingConfig:
     positive = "click" if isinstance(model, TwoTowerConfig) else None
-    config = TrainingConfig(
+    return TrainingConfig(
         model=model,
         held_out=0.3,
         split_by=by,
@@ -48,6 +49,11 @@ def judged(source, model, by, tmp_path):
         learning_rate=0.1,
         world_size=1,
     )
+
+
+def judged(source, model, by, tmp_path):
+    """(outcomes of an untrained model, baselines, training rows, held-out rows)."""
+    config = configuration(model, by)
     run = RankRun(lambda _: None, config, source, tmp_path, None)
     with torch.no_grad():
         outcomes = run.evaluate(run.splits.test)
@@ -132,3 +138,33 @@ def histories(source) -> dict[tuple[int, int], list[int]]:
         for r, (user, request) in enumerate(zip(batch.user_id_R.tolist(), batch.request["request_id"].tolist())):
             found[user, request] = items[offsets[r] : offsets[r + 1]]
     return found
+
+
+def test_rules_are_given_the_events_of_a_category_alone_and_rank_beside_all_that_was_seen(source, tmp_path):
+    model = TwoTowerConfig.from_schema(source.schema, output_width=4, **SIZES)
+    config = configuration(model, "user")
+    run = RankRun(lambda _: None, config, source, tmp_path, None)
+    with torch.no_grad():
+        outcomes = run.evaluate(run.splits.test)
+    given: list[Histories] = []
+
+    class Given:
+        def __init__(self, interactions):
+            self.num_items = interactions.num_items
+
+        def scores(self, histories):
+            given.append(histories)
+            return histories.weights(self.num_items)
+
+    def ranked(**events):
+        train = splits_of(config, source).train
+        return retrieval_baselines(config, source, outcomes, train, {"given": Given}, **events)["given"]
+
+    every, none = ranked(), ranked(positive_category="action", positive_values=())
+    clicked = ranked(positive_category="action", positive_values=[1, 3])
+    lengths = [len(one.item_T) for one in given]
+    assert lengths[0] > lengths[2] > lengths[1] == 0
+    # nothing scores above another, so that what was not seen shares the places
+    assert len(set(none.rank_B)) == 1
+    assert np.array_equal(np.isnan(none.unseen_rank_B), np.isnan(every.unseen_rank_B))
+    assert not np.array_equal(clicked.rank_B, every.rank_B)
