@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from reqdedup.dedup.encoding import deduplicated_schema
+from reqdedup.schema import EngagementSchema
+from reqdedup.storage import Activity, sample_users
 from reqdedup.training import RequestLoader, UserSplit
 from reqdedup.training.split import LastSplit, Splits, TimeSplit, leaks
-from tests.training.logs import random_log
+from tests.training.logs import SCHEMA, RandomLog, random_log
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +109,20 @@ def test_a_loader_of_a_part_says_what_it_depends_on(log):
     assert loader.state_dict()["order"]["users"] == {"place": None, "parts": 2, "users": 28}
     with pytest.raises(ValueError, match="part one of train, validation, eval and shares from 0 to 1 required"):
         UserSplit(held_out=0.7, validation=0.4, part="train")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, {"requests <= 1": 1.0, "*": 0.1}])
+def test_a_sample_of_users_is_split_as_the_whole_table_is(rate, tmp_path):
+    users = np.arange(40_000)
+    user_R = np.sort(np.concatenate([users, users[::2]]))  # every other one has two requests
+    columns = EngagementSchema(SCHEMA.columns[:4])
+    row_R = np.arange(len(user_R))
+    arrays = [pa.array(x) for x in (user_R, row_R, row_R)] + [pa.array(row_R, pa.timestamp("us", tz="UTC"))]
+    rows = pa.RecordBatch.from_arrays(arrays, schema=deduplicated_schema(columns))
+    source = RandomLog([rows], {}, columns).write(tmp_path / "log.parquet")
+    sampled = sample_users(source, rate=rate, strata=Activity(bounds=(1,))).user_ids.to_numpy()
+    splits = Splits.by_user(0.1, 0.1, seed=0)
+    for few in (sampled[sampled % 2 == 0], sampled[sampled % 2 == 1]):
+        for part, share in ((splits.train, 0.8), (splits.validation, 0.1), (splits.test, 0.1)):
+            sigma = (share * (1 - share) / len(few)) ** 0.5
+            assert part.contains(few, few).mean() == pytest.approx(share, abs=5 * sigma)

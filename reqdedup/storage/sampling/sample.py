@@ -3,7 +3,9 @@
 Training and evaluation want users, not rows: a user's requests share history, so a sample of rows keeps nearly every
 history and thins every user. `sample_users` reads the keys once to count, decides, and is then itself a source: its
 batches stream from the original with the sampled users alone, files without any of them unread. Users are drawn by
-`stable_hash(user_id, seed)`, so a user of the 1% sample is in the 10% sample at the same seed, on any day's table.
+`stable_hash(user_id, seed ^ USER_STREAM)`, so a user of the 1% sample is in the 10% sample at the same seed, on any
+day's table; and whoever splits the users of a sample by `stable_hash(user_id, seed)`, as training does, splits them as
+those of the whole table.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ from reqdedup.storage.tasks.write import write
 from reqdedup.storage.write.writer import WriteReport
 
 KEEP_BY_HASH, KEEP_LATEST = "hash", "latest"
+USER_STREAM = 0x6A09E667F3BCC908
+"""Users are drawn by another seed than the held-out ones of a training: else a sample would lose its training users
+first. The fraction of the square root of 2, which no seed is by chance."""
 _REQUEST_STREAM = 0x5EED  # requests are drawn by another seed than users: else the first users' requests would lead
 
 
@@ -217,7 +222,7 @@ def _check_settings(
 
 def _draw(tally: UserTally, division: Division, settings: dict[str, list], seed: int) -> np.ndarray:
     """True for each user that is drawn, [U] bool."""
-    hashes = stable_hash(tally.user_id, seed)
+    hashes = stable_hash(tally.user_id, seed ^ USER_STREAM)
     rates = np.array([1.0 if rate is None else rate for rate in settings["rate"]])
     drawn = below_rate(hashes, rates[division.stratum_of_user])
     for stratum, limits in enumerate(zip(settings["target"], settings["cap"])):

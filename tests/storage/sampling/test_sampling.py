@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reqdedup.arrays.hashing import below_rate, mix, stable_hash
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage.sampling.report import gini, top_share
-from reqdedup.storage.sampling.sample import UserSample, sample_users
+from reqdedup.storage.sampling.sample import USER_STREAM, UserSample, sample_users
 from reqdedup.storage.sampling.strata import Activity
 
 SCHEMA = EngagementSchema(
@@ -357,9 +357,9 @@ def test_a_sample_follows_a_plain_loop_whatever_the_order_of_files_and_batches(
         MemorySource(table, whole=False, batch_rows=5), **settings_, seed=seed, max_requests_per_user=limit
     )
 
-    drawn = sorted({user for user, _ in keys}, key=lambda user: python_hash(user, seed))
+    drawn = sorted({user for user, _ in keys}, key=lambda user: python_hash(user, seed ^ USER_STREAM))
     if how == "rate":
-        drawn = [user for user in drawn if python_hash(user, seed) >> 11 < amount / 4 * 2**53]
+        drawn = [user for user in drawn if python_hash(user, seed ^ USER_STREAM) >> 11 < amount / 4 * 2**53]
     else:
         drawn = drawn[:amount]
     assert sample.user_ids.to_pylist() == sorted(drawn)
