@@ -13,9 +13,9 @@ from reqdedup.training.tasks import Retrieval
 from tests.models.batches import random_batch, two_tower_config
 
 
-@pytest.mark.parametrize("num_all", [None, 90])
+@pytest.mark.parametrize("items_per_negative", [1.0, 7.5])
 @pytest.mark.parametrize("rows", [[3, 1, 0, 5], [1]])
-def test_losses_equal_a_loop(rows, num_all):
+def test_losses_equal_a_loop(rows, items_per_negative):
     torch.manual_seed(0)
     num_rows, items = sum(rows), 9
     user = torch.randn(len(rows), 4, dtype=torch.float64, requires_grad=True)
@@ -23,7 +23,8 @@ def test_losses_equal_a_loop(rows, num_all):
     request = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows))
     own, is_out = torch.randint(0, items, (num_rows,)), torch.rand(len(rows), items) < 0.4
     is_out[request, own] = True
-    options = {"request_of_row_B": request, "own_B": own, "is_out_RC": is_out, "temperature": 0.3, "num_all": num_all}
+    options = {"request_of_row_B": request, "own_B": own, "is_out_RC": is_out, "temperature": 0.3}
+    options["items_per_negative"] = items_per_negative
     found, wanted = catalogue_losses(user, item, **options), catalogue_loss_naive(user, item, **options)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     weight = torch.randn(num_rows, dtype=torch.float64)
@@ -40,20 +41,24 @@ def test_a_request_that_had_everything_has_nothing_to_lose():
     assert torch.autograd.grad(loss.sum(), user)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("most", [100, 5])
-def test_the_task_leaves_out_what_the_user_has(most):
-    batch = random_batch([3, 0, 6], [2, 3, 1])
-    items = torch.cat([batch.item_id_B, batch.history["item_id"]]).unique()
-    category = (items % 7).int().numpy()
+def task_over(items: torch.Tensor, most: int) -> Retrieval:
+    """items: ids, rising.  most: that are drawn in a step."""
     model = two_tower_config()
-    columns = dict.fromkeys(model.item_categories, category)
+    columns = dict.fromkeys(model.item_categories, (items % 7).int().numpy())
     catalogue = Catalogue(item_id_V=items.numpy(), count_V=(items * 0 + 1).numpy(), columns=columns)
     config = TrainingConfig(
         model=model, num_steps=1, requests_per_step=3, learning_rate=0.1, world_size=1, negatives="catalogue",
         negatives_per_step=most, temperature=0.5,
     )  # fmt: skip
-    task = Retrieval(config, catalogue, torch.device("cpu"), num_requests=3)
-    tower = TwoTower(model).eval()
+    return Retrieval(config, catalogue, torch.device("cpu"), num_requests=3)
+
+
+@pytest.mark.parametrize("most", [100, 5])
+def test_the_task_leaves_out_what_the_user_has(most):
+    batch = random_batch([3, 0, 6], [2, 3, 1])
+    items = torch.cat([batch.item_id_B, batch.history["item_id"]]).unique()
+    task = task_over(items, most)
+    tower = TwoTower(two_tower_config()).eval()
     (drawn,) = task.inputs(batch)
     assert len(drawn[0]) == len(items) if most == 100 else len(drawn[0]) <= 5 + batch.num_rows
     user, vectors = tower(batch, drawn)
@@ -68,6 +73,10 @@ def test_the_task_leaves_out_what_the_user_has(most):
                 is_out[r, place[item]] = True
     own = torch.tensor([place[item] for item in batch.item_id_B.tolist()])
     is_out[batch.request_of_row_B, own] = True
+    worth = 1.0
+    if drawn[2] is not None:
+        is_out[:, ~drawn[2]] = True
+        worth = len(items) / drawn[2].sum().item()
     wanted = catalogue_loss_naive(
         user,
         vectors,
@@ -75,6 +84,28 @@ def test_the_task_leaves_out_what_the_user_has(most):
         own_B=own,
         is_out_RC=is_out,
         temperature=0.5,
-        num_all=None if most == 100 else len(items),
+        items_per_negative=worth,
     ).sum()
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_over_drawn_items_is_that_over_all_in_the_mean():
+    """Though the batch's own items, whose logits are high, are in every draw."""
+    batch = random_batch([3, 0, 6], [20, 30, 10])
+    items = torch.cat([batch.item_id_B, torch.arange(10_000, 10_600)]).unique()
+    generator = torch.Generator().manual_seed(0)
+    user = torch.nn.functional.normalize(torch.randn(3, 4, generator=generator), dim=1)
+    vectors = 0.3 * torch.randn(len(items), 4, generator=generator)
+    vectors[torch.searchsorted(items, batch.item_id_B)] += user[batch.request_of_row_B]
+
+    def loss(most: int) -> float:
+        task = task_over(items, most)
+        (drawn,) = task.inputs(batch)
+        found, terms = task.loss((user, vectors[torch.searchsorted(items, drawn[0])]), batch, drawn)
+        return float(found) / terms
+
+    torch.manual_seed(1)
+    losses = torch.tensor([loss(300) for _ in range(60)])
+    error = losses.std() / len(losses) ** 0.5
+    assert abs(losses.mean() - loss(len(items))) < 2.5 * error
+    assert error < 0.02

@@ -15,7 +15,7 @@ light half.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -160,13 +160,15 @@ class TwoTower(nn.Module):
         return F.normalize(self.item_cross.beside(out_NO, x_ND), dim=1)
 
     def forward(
-        self, batch: RequestBatch, catalogue: tuple[torch.Tensor, Mapping[str, torch.Tensor]] | None = None
+        self, batch: RequestBatch, catalogue: tuple[torch.Tensor, Mapping[str, torch.Tensor], Any] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(user_RD, item_BD); the score of row b is user_RD[request_of_row_B[b]] @ item_BD[b].
 
-        catalogue: ids and columns of items whose vectors are wanted in place of the rows', [C, output_width].
+        catalogue: ids and columns of items whose vectors are wanted in place of the rows', [C, output_width]; and what
+            the loss alone reads.
         """
-        return self.user_tower(batch), self.item_tower(batch) if catalogue is None else self.encode_items(*catalogue)
+        user_RD = self.user_tower(batch)
+        return user_RD, self.item_tower(batch) if catalogue is None else self.encode_items(*catalogue[:2])
 
 
 def _of_input(head: TwoTower | FurtherHead, x_ND: torch.Tensor, batch: RequestBatch | None = None) -> torch.Tensor:

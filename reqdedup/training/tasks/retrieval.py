@@ -40,13 +40,17 @@ class _Items:
         columns = {name: torch.from_numpy(x_V).to(device) for name, x_V in catalogue.columns.items()}
         return cls(torch.from_numpy(catalogue.item_id_V).to(device), columns)
 
-    def drawn(self, most: int, own_id_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """All items, or `most` of them drawn by torch's generator, and those of `own_id_B`."""
+    def drawn(
+        self, most: int, own_id_B: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]:
+        """Ids (rising) and columns of all items, or of at most `most` drawn by torch's generator and of `own_id_B`; and
+        which of them were drawn, [C] bool, None if all items are there."""
         if len(self.item_id_V) <= most:
-            return self.item_id_V, self.columns
-        place = torch.randint(len(self.item_id_V), (most,), device=self.item_id_V.device)
-        place = torch.cat([place, torch.searchsorted(self.item_id_V, own_id_B)]).unique()
-        return self.item_id_V[place], {name: x_V[place] for name, x_V in self.columns.items()}
+            return self.item_id_V, self.columns, None
+        drawn = torch.randint(len(self.item_id_V), (most,), device=self.item_id_V.device)
+        place = torch.cat([drawn, torch.searchsorted(self.item_id_V, own_id_B)]).unique()
+        columns = {name: x_V[place] for name, x_V in self.columns.items()}
+        return self.item_id_V[place], columns, torch.isin(place, drawn)
 
 
 class Retrieval:
@@ -121,7 +125,7 @@ class Retrieval:
         return task
 
     def inputs(self, batch: RequestBatch) -> tuple[Any, ...]:
-        """Ids and columns of the items that a softmax runs over: all, or as many as are drawn with the batch's own."""
+        """The items that a softmax runs over: all, or some that are drawn, and the batch's own. See `_Items.drawn`."""
         if self.items is None:
             return ()
         return (self.items.drawn(self.config.negatives_per_step, batch.item_id_B),)
@@ -131,7 +135,7 @@ class Retrieval:
     ) -> tuple[torch.Tensor, int]:
         user_RD, item_BD = outputs
         if inputs:
-            return self._catalogue_loss(user_RD, item_BD, batch, inputs[0][0])
+            return self._catalogue_loss(user_RD, item_BD, batch, *inputs[0])
         if self.conversions is not None:
             return self.conversions(user_RD, item_BD, batch, self._log_q(batch.item_id_B))
         columns = Columns(
@@ -157,7 +161,13 @@ class Retrieval:
         return losses.loss_B.sum() + 0.0 * (user_RD.sum() + item_BD.sum()), int(losses.is_legal_B.sum())
 
     def _catalogue_loss(
-        self, user_RD: torch.Tensor, item_CD: torch.Tensor, batch: RequestBatch, item_id_C: torch.Tensor
+        self,
+        user_RD: torch.Tensor,
+        item_CD: torch.Tensor,
+        batch: RequestBatch,
+        item_id_C: torch.Tensor,
+        _: Mapping[str, torch.Tensor],
+        is_drawn_C: torch.Tensor | None,
     ) -> tuple[torch.Tensor, int]:
         own_B = torch.searchsorted(item_id_C, batch.item_id_B)
         is_out_RC = torch.zeros(len(user_RD), len(item_id_C), dtype=torch.bool, device=user_RD.device)
@@ -168,7 +178,11 @@ class Retrieval:
         request_T = torch.repeat_interleave(request_R, batch.history_offsets_R1.diff(), output_size=len(seen_T))
         is_there_T = item_id_C[place_T] == seen_T
         is_out_RC[request_T[is_there_T], place_T[is_there_T]] = True
-        assert self.items is not None
+        items_per_negative = 1.0
+        if is_drawn_C is not None:
+            assert self.items is not None
+            is_out_RC |= ~is_drawn_C
+            items_per_negative = len(self.items.item_id_V) / int(is_drawn_C.sum())
         losses_B = catalogue_losses(
             user_RD,
             item_CD,
@@ -176,7 +190,7 @@ class Retrieval:
             own_B=own_B,
             is_out_RC=is_out_RC,
             temperature=self.config.temperature,
-            num_all=None if len(item_id_C) == len(self.items.item_id_V) else len(self.items.item_id_V),
+            items_per_negative=items_per_negative,
         )
         return losses_B.sum() + 0.0 * (user_RD.sum() + item_CD.sum()), len(losses_B)
 
