@@ -20,7 +20,14 @@ from reqdedup.training.catalogue_loss import catalogue_losses
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency, StreamingFrequency
 from reqdedup.training.gather import gather_columns
-from reqdedup.training.judgement.catalogue_ranks import best_places, holds, places_in, ranks_of_rows, seen_places
+from reqdedup.training.judgement.catalogue_ranks import (
+    ROUNDING_OF_COSINES,
+    best_places,
+    holds,
+    places_in,
+    ranks_of_rows,
+    seen_places,
+)
 from reqdedup.training.judgement.outcomes import Ranked, rows_of
 from reqdedup.training.loss import Columns, row_losses
 from reqdedup.training.plan import Split
@@ -234,6 +241,7 @@ class Retrieval:
             request_of_row_B=request_of_row_B,
             place_B=places_in(item_id_B, candidate_id_C),
             is_seen_RC=seen_places(places_in(seen_id_T, candidate_id_C), offsets_R1, len(candidate_id_C)),
+            rounding=ROUNDING_OF_COSINES,
         )
         is_seen_B = holds(seen_id_T, offsets_R1, request_of_row_B, item_id_B)
         return rank_B, np.where(is_seen_B, np.nan, unseen_rank_B), best_places(score_RC)[request_of_row_B]
