@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,9 @@ from reqdedup.training.optimizers import TableOptimizer
 from reqdedup.training.ranking_loss import RankingLoss, Within
 from reqdedup.training.split import SplitBy, Splits
 
+_FILES = ("foundation", "item_vectors", "teacher", "warm_start")
+"""Fields that are paths: what a run begins with, and the teacher that it learns from."""
+
 LogQ = Literal["exact", "streaming", "none"]
 Negatives = Literal["batch", "catalogue"]
 
@@ -30,7 +33,8 @@ class TrainingConfig:
     model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking:
         `ranking_loss` over its labels, missing ones left out).
     foundation: checkpoint of a foundation model whose tables of items and events and whose transformer the model begins
-        with (`reqdedup.models.foundation.beginning`); empty: none.
+        with (`reqdedup.models.foundation.beginning`); empty: none. Of the paths here, a run that is resumed needs
+        the teacher's alone, and one that is evaluated none.
     teacher: checkpoint of a trained ranking model whose probabilities are mixed into the labels with the weight
         `teacher_weight` (`reqdedup.training.teacher`); empty: none.
     item_vectors: bundle of a retrieval model of the same log whose item vectors the model reads beside its own tables
@@ -310,6 +314,12 @@ class TrainingConfig:
         warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
         return warmup * max(0.0, 1 - step / num_steps)
 
+    def with_absolute_paths(self) -> TrainingConfig:
+        """The same files, wherever they are read from later; an address (s3://...) stays as it is."""
+        paths = {name: getattr(self, name) for name in _FILES}
+        here = {name: str(Path(path).absolute()) for name, path in paths.items() if path and "://" not in path}
+        return replace(self, **here)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` is the inverse."""
         return {**asdict(self), "model": config_to_dict(self.model)}
@@ -329,8 +339,11 @@ class TrainingConfig:
 
 def check_same_run(path: Path, state: Mapping[str, Any], config: TrainingConfig, snapshot_id: int | None) -> None:
     """Raises ValueError unless the checkpoint `state` at `path` is of this configuration and snapshot."""
-    then = {**_flat(TrainingConfig.from_dict(state["config"])), "snapshot_id": state["snapshot_id"]}
-    now = {**_flat(config), "snapshot_id": snapshot_id}
+    then = {
+        **_flat(TrainingConfig.from_dict(state["config"]).with_absolute_paths()),
+        "snapshot_id": state["snapshot_id"],
+    }
+    now = {**_flat(config.with_absolute_paths()), "snapshot_id": snapshot_id}
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             raise ValueError(

@@ -49,8 +49,8 @@ def evaluate_run(
             f"{run_dir}: a run with held-out users required, found held_out = {config.held_out} and eval_requests = "
             f"{config.eval_requests}; train with held_out = 0.1"
         )
-    alone = replace(config, world_size=1)
-    run = RankRun(progress or (lambda _: None), alone, source or files, run_dir, trained_on)
+    alone = replace(config, world_size=1, teacher="")
+    run = RankRun(progress or (lambda _: None), alone, source or files, run_dir, trained_on, from_checkpoint=True)
     run.model.load_state_dict(state["model"])
     run.task.load_state_dict(state["log_q"])
     run.result.steps = state["step"]

@@ -1,17 +1,28 @@
-"""Whether a model can begin with what a folder holds of a pre-training, and may be judged after it."""
+"""What a model begins with: vectors of items, and a pre-training, if it may be judged after that."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from torch import nn
+
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from reqdedup.models.foundation.beginning import EQUAL
+from reqdedup.models.foundation.beginning import EQUAL, fill_from_foundation
+from reqdedup.models.known_vectors import fill_known_vectors
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.report import RESULT_NAME
 
 SAME_PART = ("split_by", "held_out", "validation", "seed")
 """Fields that say which requests are held out."""
+
+
+def begin(model: nn.Module, config: TrainingConfig) -> None:
+    """The vectors and weights of the configuration's item_vectors and foundation into a new model."""
+    if config.item_vectors:
+        fill_known_vectors(model, config.item_vectors)
+    if config.foundation:
+        fill_from_foundation(model, config.foundation)
 
 
 def finished_foundation(out_dir: Path | str, config: TrainingConfig, snapshot_id: int | None) -> Path:

@@ -121,7 +121,7 @@ def train(
     Raises RankError with the error of the rank that failed first: a loss that is not finite, a rank that died or hung,
     a full disk. The last checkpoint stays usable.
     """
-    started = time.monotonic()
+    started, config = time.monotonic(), config.with_absolute_paths()
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     snapshot_id = snapshot_id_of(source) or snapshot_id
@@ -233,7 +233,7 @@ def read_run(path: Path) -> tuple[TrainingConfig, Source, Path, int | None]:
     try:
         run: dict[str, Any] = json.loads(path.read_text())
         check_format(str(path), run, RUN_FORMAT)
-        config = TrainingConfig.from_dict(run["training"])
+        config = TrainingConfig.from_dict(run["training"]).with_absolute_paths()
         return config, source_from_dict(run), Path(run["out_dir"]), run.get("snapshot_id")
     except FileNotFoundError:
         raise ValueError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -121,7 +122,7 @@ def source_to_dict(source: Source) -> dict[str, Any] | None:
     if not isinstance(source, FileSource):
         return None
     return {
-        "paths": source.paths,
+        "paths": [path if urlparse(path).scheme else os.path.abspath(path) for path in source.paths],
         "schema": json.loads(source.schema.to_json()),
         **source.reading(),
         "store": store_properties(source.io),

@@ -18,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_NAME, load_checkpoint, save_checkpoint
-from reqdedup.models.foundation.beginning import fill_from_foundation
-from reqdedup.models.known_vectors import fill_known_vectors
 from reqdedup.models.registry import build_model
 from reqdedup.models.transformer import HistoryTransformer
 from reqdedup.training.config import TrainingConfig, check_same_run
@@ -30,6 +28,7 @@ from reqdedup.training.devices import (
     peak_device_memory_bytes,
     peak_memory_bytes,
 )
+from reqdedup.training.foundations import begin
 from reqdedup.training.judgement.judge import flat, judge
 from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
@@ -88,11 +87,13 @@ def run_rank(
     credentials: of the store of the source's files, which it lost on its way here; None if they are the environment's.
     Raises FloatingPointError on every rank when the loss is not finite, before it reaches the weights.
     """
-    return RankRun(report, config, with_credentials(source, credentials or {}), Path(out_dir), snapshot_id).run(resume)
+    source = with_credentials(source, credentials or {})
+    return RankRun(report, config, source, Path(out_dir), snapshot_id, from_checkpoint=resume).run(resume)
 
 
 class RankRun:
-    """One rank of a run: its model, task and loader; `run` trains, `evaluate` only measures."""
+    """One rank of a run: its model, task and loader; `run` trains, `evaluate` only measures.
+    from_checkpoint: its weights come from there, so what it once began with is not read."""
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class RankRun:
         source: Source,
         out_dir: Path,
         snapshot_id: int | None,
+        from_checkpoint: bool = False,
     ) -> None:
         self.report, self.config, self.source = report, config, source
         self.out_dir, self.snapshot_id = out_dir, snapshot_id
@@ -112,10 +114,8 @@ class RankRun:
         torch.manual_seed(config.seed)
         self.model = self.new_model().to(self.device)
         self.shards = Shards(self.model)
-        if config.item_vectors:
-            fill_known_vectors(self.model, config.item_vectors)
-        if config.foundation:
-            fill_from_foundation(self.model, config.foundation)
+        if not from_checkpoint:
+            begin(self.model, config)
         self.splits = config.splits(self.table_loader(()))
         warm = WarmStart.load(config) if config.warm_start else None
         if warm is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,17 +67,20 @@ def test_it_learns_what_comes_next(pretrained):
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])
 def test_a_ranking_model_begins_with_it_frozen_or_at_a_rate_of_its_own(log, pretrained, factor, tmp_path):
-    checkpoint = pretrained[0] / "checkpoint.pt"
+    checkpoint = Path(shutil.copy(pretrained[0] / "checkpoint.pt", tmp_path / "foundation.pt"))
     config = TrainingConfig(
         model=DCATConfig.from_schema(log.schema, **SIZES, hidden_widths=(8,)),
         foundation=str(checkpoint),
         rate_factors={"transformer": factor, "embedding.item": factor, "embedding.of_event": factor},
         num_steps=4, max_epochs=0, requests_per_step=16, learning_rate=0.02, world_size=1, held_out=0.2,
     )  # fmt: skip
-    run_rank(lambda _: None, config, log, str(tmp_path))
+    result = run_rank(lambda _: None, config, log, str(tmp_path))
     before, after = load_checkpoint(checkpoint)["model"], load_checkpoint(tmp_path / "checkpoint.pt")["model"]
     moved = [name for name in after if name.startswith(TAKEN) and not torch.equal(after[name], before[name])]
     assert bool(moved) == bool(factor)
+    checkpoint.unlink()
+    again = run_rank(lambda _: None, config, log, str(tmp_path), resume=True)
+    assert again.metrics == result.metrics, "resumed without what it began with"
 
 
 def test_requests_without_a_positive_row_are_read_too(log, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ import torch
 from reqdedup.models import DCATConfig, EarlyRankerConfig
 from reqdedup.models.checkpoint import load_model
 from reqdedup.serving import Bundle, Ranker
-from reqdedup.training import TrainingConfig
-from reqdedup.training.export import export_checkpoint
+from reqdedup.training import TrainingConfig, evaluate_run, train
+from reqdedup.training.loop import read_run
 from reqdedup.training.rank_run import RankRun, run_rank
 from reqdedup.training.teacher import Teacher
 from reqdedup.training.written import config_for
@@ -57,11 +58,18 @@ def test_the_loss_is_the_cross_entropy_against_mixed_targets(source, teacher, tm
     assert float(loss_sum.detach()) == pytest.approx(sum(terms), rel=1e-4)
 
 
-def test_a_student_trains_and_no_server_takes_it_for_a_dcat(source, teacher, tmp_path):
-    result = run_rank(lambda _: None, student(source.schema, teacher), source, str(tmp_path))
+def test_a_student_trains_is_no_dcat_to_a_server_and_needs_no_teacher_to_be_judged(
+    source, teacher, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(teacher, "teacher.pt")
+    result = train(student(source.schema, "teacher.pt", baselines=False), source, out_dir=tmp_path)
     assert sum(result.losses[-3:]) < sum(result.losses[:3])
     assert 0 <= result.metrics["auc_click"] <= 1
-    export_checkpoint(tmp_path / "checkpoint.pt", source, tmp_path / "bundle")
+    assert read_run(tmp_path / "run.json")[0].teacher == str(tmp_path / "teacher.pt"), "a folder's name of that day"
+    (tmp_path / "teacher.pt").unlink()
+    monkeypatch.chdir("/")
+    assert evaluate_run(tmp_path).metrics == pytest.approx(result.metrics)
     assert json.loads((tmp_path / "bundle" / "config.json").read_text())["kind"] == "early_ranker"
     with pytest.raises(ValueError, match=r"whose contexts can be kept required \(dcat\), found early_ranker"):
         Ranker.of(Bundle.load(tmp_path / "bundle"))
