@@ -27,6 +27,9 @@ from reqdedup.training.plan import Source, Split, UserSplit
 from reqdedup.training.split import TheseUsers
 
 MOST_USERS = 20_000
+_USER_STREAM = 0xBB67AE8584CAA73B
+"""Users are drawn by another seed than a run's held-out ones: else all of a share, or none, could be among them. The
+fraction of the square root of 3, which no seed is by chance."""
 _SCORES_TOGETHER = 4_000_000
 _BATCH_REQUESTS = 1024
 
@@ -73,7 +76,8 @@ def retrieval_baselines(
     numbering = _Numbering(catalogue)
     shown = (HISTORY_ITEM_ID, *((f"history_{positive_category}",) if positive_category else ()))
     given = partial(_given, positive_category, positive_values)
-    sequences = _sequences(loader(shown, train), loader((label,) if label else (), train, positive_label=label), given)
+    positives = loader((label,) if label else (), train, positive_label=label)
+    sequences = _sequences(loader(shown, train), positives, given, config.seed)
     interactions = Interactions(numbering.histories(sequences), numbering.count_V)
     keys, request_of_row_B = np.unique(np.stack([model.user_id_B, model.request_id_B]), axis=1, return_inverse=True)
     asked = TheseUsers(np.unique(keys[0]))
@@ -126,17 +130,22 @@ def _given(category: str, values: Collection[int], batch: RequestBatch, place: s
     return items[np.isin(batch.history[category][place].numpy(), list(values))] if category else items
 
 
-def _sequences(with_histories: RequestLoader, positives: RequestLoader, given: Kept) -> list[np.ndarray]:
+def fitted_users(user_id_U: np.ndarray, seed: int) -> np.ndarray:
+    """Those of a run's training users that baselines are fitted on: about MOST_USERS of more. seed: of the run."""
+    if len(user_id_U) <= MOST_USERS:
+        return user_id_U
+    share = UserSplit(held_out=MOST_USERS / len(user_id_U), part="eval", seed=seed ^ _USER_STREAM)
+    return user_id_U[share.contains(user_id_U)]
+
+
+def _sequences(with_histories: RequestLoader, positives: RequestLoader, given: Kept, seed: int) -> list[np.ndarray]:
     """Item ids of each training user, in order; see the head of this module."""
     latest: dict[int, tuple[int, np.ndarray]] = {}
     for batch, r, history in _requests(with_histories, given):
         user, time = int(batch.user_id_R[r]), int(batch.request[REQUEST_TS][r])
         if user not in latest or time >= latest[user][0]:
             latest[user] = time, history.copy()
-    if len(latest) > MOST_USERS:
-        share = UserSplit(held_out=MOST_USERS / len(latest), part="eval", seed=1)
-        users = np.array(list(latest), np.int64)
-        latest = {user: latest[user] for user in users[share.contains(users)].tolist()}
+    latest = {user: latest[user] for user in fitted_users(np.array(list(latest), np.int64), seed).tolist()}
     later: dict[int, list[tuple[int, int]]] = {}
     for batch in positives:
         user_B, time_B = (x_R[batch.request_of_row_B] for x_R in (batch.user_id_R, batch.request[REQUEST_TS]))

@@ -17,9 +17,10 @@ from reqdedup.storage import Layout, TableSource, create_table, write
 from reqdedup.training import TrainingConfig
 from reqdedup.training.judgement.baselines import baselines_of, splits_of
 from reqdedup.training.judgement.judge import flat, judge
-from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
+from reqdedup.training.judgement.retrieval_baselines import MOST_USERS, fitted_users, retrieval_baselines
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.rank_run import RankRun
+from reqdedup.training.split import Splits
 
 pytestmark = pytest.mark.slow
 
@@ -168,3 +169,12 @@ def test_rules_are_given_the_events_of_a_category_alone_and_rank_beside_all_that
     assert len(set(none.rank_B)) == 1
     assert np.array_equal(np.isnan(none.unseen_rank_B), np.isnan(every.unseen_rank_B))
     assert not np.array_equal(clicked.rank_B, every.rank_B)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_retrieval_baselines_are_fitted_on_so_many_training_users_whatever_the_seed_of_a_run(seed):
+    users = np.arange(200_000)
+    train = Splits.by_user(0.1, 0.1, seed).train
+    found = fitted_users(users[train.contains(users, users)], seed)
+    assert len(found) == pytest.approx(MOST_USERS, abs=5 * MOST_USERS**0.5)
+    assert len(fitted_users(users[:MOST_USERS], seed)) == MOST_USERS
