@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -11,8 +12,10 @@ import numpy as np
 from assets import pictures
 from assets.metadata import CHART, GLANCE, PICTURE
 from reqdedup import plots
+from reqdedup.models.bundle import fingerprint_of, read_manifest
 from reqdedup.training import TrainingConfig, TrainingResult, read_metrics
 from reqdedup.training.judgement.judge import UNSEEN, is_less_better
+from reqdedup.training.loop import BUNDLE_NAME
 
 BESIDE, CALIBRATION, FALSE_NEGATIVES = "beside the best baseline", "calibration", "false negatives"
 HEADLINES = ("mean_log_rank", "recall_at_", "ndcg_at_", "auc_", "user_auc_", "log_loss_")
@@ -118,6 +121,8 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         **figures,
         CHART: pictures.chart(plots.steps({"": metrics}, STEP_PANELS)),
         **({f"{CHART} of calibration": pictures.chart(plots.calibration(calibration))} if calibration else {}),
+        **({"begins_with": begins_with(config)} if config.foundation else {}),
+        "fingerprint": fingerprint_of(read_manifest(result.checkpoint.parent / BUNDLE_NAME)),
         "task": config.task,
         "ranks": config.world_size,
         "steps": result.steps,
@@ -138,6 +143,12 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         **{name: float(value) for name, value in result.metrics.items()},
         **{f"{row['metric']}_baseline": row["baseline"] for row in held_out if row["baseline"] is not None},
     }
+
+
+def begins_with(config: TrainingConfig) -> str:
+    """The foundation model by the name of its asset and its fingerprint, which its own page shows."""
+    folder = Path(config.foundation).parent
+    return f"{folder.name} {fingerprint_of(read_manifest(folder / BUNDLE_NAME))}"
 
 
 def judged_metadata(rows: Sequence[Mapping[str, Any]]) -> dict[str, dg.MetadataValue]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from reqdedup.logs import SyntheticLogConfig
 from reqdedup.logs.synthetic_events import SyntheticEventsConfig
-from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.models import DCATConfig, FoundationConfig, TwoTowerConfig
+from reqdedup.models.config import ModelConfig
 from reqdedup.schema import EngagementSchema
 from reqdedup.storage import Activity
 from reqdedup.training import TrainingConfig
@@ -85,7 +86,7 @@ class TrainRecipe:
             **self.options,
         }
 
-    def training(self, model: TwoTowerConfig | DCATConfig, *, label: str) -> TrainingConfig:
+    def training(self, model: ModelConfig, *, label: str) -> TrainingConfig:
         return TrainingConfig(
             model=model,
             num_steps=self.num_steps,
@@ -107,6 +108,8 @@ class Recipe:
     max_history: S, longest history built from a log of the user's own [events].
     histories: sequence over the synthetic stream of events that gives the requests their histories; empty: the
         synthetic log's own.
+    foundation: model that is pre-trained on the sample's histories alone, with which both models begin, and so of their
+        sizes; None: they begin without.
     latency_budget_ms: longest time that scoring a request may take, its context computed anew, one thread [ms].
     """
 
@@ -117,6 +120,7 @@ class Recipe:
     histories: str = ""
     latency_budget_ms: float = 100.0
     sample: SampleRecipe = field(default_factory=SampleRecipe)
+    foundation: TrainRecipe | None = None
     retrieval: TrainRecipe
     ranking: TrainRecipe
 
@@ -148,25 +152,42 @@ class Recipe:
         num_buckets: int | None = None,
         sample_rate: float | None = None,
         max_requests_per_user: int | None = None,
+        foundation: bool | None = None,
         training: Mapping[str, Any] | None = None,
         retrieval: Mapping[str, Any] | None = None,
         ranking: Mapping[str, Any] | None = None,
     ) -> Recipe:
         """The same with everything that is not None in its place. seed: of log, sample and training alike.
 
-        training: of both models; retrieval, ranking: of one (`TrainRecipe.changed`).
+        foundation: whether there is one; of a recipe without, by that of retrieval.  training: of every model;
+        retrieval, ranking: of one (`TrainRecipe.changed`).
         """
         trained = {**(training or {}), "seed": seed}
+        pretrained = self.foundation
+        if foundation is not None:
+            pretrained = (self.foundation or self.retrieval) if foundation else None
         return replace(
             self,
             log=replace(self.log, **_given(seed=seed)),
             sample=replace(
                 self.sample, **_given(rate=sample_rate, max_requests_per_user=max_requests_per_user, seed=seed)
             ),
+            foundation=pretrained and pretrained.changed(trained),
             retrieval=self.retrieval.changed({**trained, **(retrieval or {})}),
             ranking=self.ranking.changed({**trained, **(ranking or {})}),
             **_given(num_buckets=num_buckets),
         )
+
+    def pretraining(self, schema: EngagementSchema) -> TrainingConfig | None:
+        """A foundation model on the log's histories, each user's requests side by side; None if there is none.
+
+        Its users are judged by the first label, as retrieval is, but beside chance alone: baselines are shown there.
+        """
+        if self.foundation is None:
+            return None
+        model = FoundationConfig.from_schema(schema, **self.foundation.sizes())
+        together = {"shuffle": "users", "baselines": False, **self.foundation.of_training}
+        return replace(self.foundation, of_training=together).training(model, label=_first_label(schema))
 
     def retrieval_training(self, schema: EngagementSchema) -> TrainingConfig:
         """Two-tower on everything the log has, its first label the positive one."""
@@ -210,6 +231,9 @@ def smoke(end_ts: datetime | None = None) -> Recipe:
         ),
         num_buckets=4,
         max_history=64,
+        foundation=TrainRecipe(
+            num_steps=40, requests_per_step=32, max_history=64, num_ranks=1, options={"pairs_per_step": 256}
+        ),
         retrieval=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64),
         ranking=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64, num_ranks=1),  # a start less
     )

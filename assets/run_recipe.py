@@ -145,6 +145,11 @@ class RunRecipe(dg.ConfigurableResource):
     max_requests_per_user: int | None = Field(
         default=None, ge=1, description="Requests kept of a very active user in the sample. Empty: the recipe's."
     )
+    foundation: bool | None = Field(
+        default=None,
+        description="Pre-train a foundation model on the sample's histories, each event once for all requests of its "
+        "user, and begin both models with it. Empty: the recipe's, which only smoke does.",
+    )
     training_steps: int | None = Field(
         default=None, ge=1, description="Optimiser steps of each model. Empty: the recipe's."
     )
@@ -198,6 +203,7 @@ class RunRecipe(dg.ConfigurableResource):
             num_buckets=self.num_buckets,
             sample_rate=self.sample_rate,
             max_requests_per_user=self.max_requests_per_user,
+            foundation=self.foundation,
             training={
                 "num_steps": self.training_steps,
                 "max_epochs": self.max_epochs,

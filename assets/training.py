@@ -1,5 +1,7 @@
-"""Stage 6: two models trained on deduplicated batches by real ranks, and the report over both."""
+"""Stage 6: a model pre-trained on histories, two that begin with it, trained on deduplicated batches by real ranks, and
+the report over these."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -11,12 +13,30 @@ from assets.resources import RunRecipe, Warehouse, progress_log
 from assets.stages import MODEL, REPORT, TRAINING, WHEN_INPUTS_CHANGE, stage
 from reqdedup import training
 from reqdedup.storage import TableSource
+from reqdedup.training import TrainingConfig
+from reqdedup.training.foundations import finished_foundation
 from reqdedup.training.report import no_better
 
-MODELS = ("retrieval_model", "ranking_model")
+FOUNDATION, MODELS = "foundation_model", ("retrieval_model", "ranking_model")
+NO_FOUNDATION = "no foundation model: both models of this recipe begin without one; run_recipe.foundation asks for it"
 
 
 @stage(**TRAINING, deps=["training_sample"], tags=MODEL, kinds={"torch"})
+def foundation_model(
+    context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe
+) -> dg.MaterializeResult:
+    """What the histories say before any label: a transformer that learns what comes next, and both models begin with.
+
+    Requests of a user share their windows of the timeline, so that a step reads each event once, not once per request.
+    It is no model to serve. Look at: whether the loss still falls at the end, and recall beside chance, of the last
+    event alone; what it gives is seen at the models. A recipe without one leaves a note.
+    """
+    source = TableSource(store.table("training_sample"))
+    config = run_recipe.get().pretraining(source.schema)
+    return store.result(note=NO_FOUNDATION) if config is None else trained(context, store, FOUNDATION, config, source)
+
+
+@stage(**TRAINING, deps=["training_sample", FOUNDATION], tags=MODEL, kinds={"torch"})
 def retrieval_model(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """Which items to fetch for a request: a two-tower model, its user tower computed once per request.
 
@@ -25,12 +45,11 @@ def retrieval_model(context: dg.AssetExecutionContext, store: Warehouse, run_rec
     recall beside chance on held-out users.
     """
     source = TableSource(store.table("training_sample"))
-    config = run_recipe.get().retrieval_training(source.schema)
-    result = training.train(config, source, out_dir=store.model_dir("retrieval_model"), progress=progress_log(context))
-    return store.result(**training_metadata(config, result))
+    config = begun(run_recipe.get().retrieval_training(source.schema), store, run_recipe)
+    return trained(context, store, "retrieval_model", config, source)
 
 
-@stage(**TRAINING, deps=["training_sample"], tags=MODEL, kinds={"torch"})
+@stage(**TRAINING, deps=["training_sample", FOUNDATION], tags=MODEL, kinds={"torch"})
 def ranking_model(context: dg.AssetExecutionContext, store: Warehouse, run_recipe: RunRecipe) -> dg.MaterializeResult:
     """In which order to show the fetched items: DCAT, which encodes the history once per request for all candidates.
 
@@ -38,8 +57,30 @@ def ranking_model(context: dg.AssetExecutionContext, store: Warehouse, run_recip
     row. Look at: whether the loss still falls at the end, and AUC beside chance on held-out users.
     """
     source = TableSource(store.table("training_sample"))
-    config = run_recipe.get().ranking_training(source.schema)
-    result = training.train(config, source, out_dir=store.model_dir("ranking_model"), progress=progress_log(context))
+    config = begun(run_recipe.get().ranking_training(source.schema), store, run_recipe)
+    return trained(context, store, "ranking_model", config, source)
+
+
+def begun(config: TrainingConfig, store: Warehouse, run_recipe: RunRecipe) -> TrainingConfig:
+    """The same, to begin with the namespace's foundation model if the recipe has one.
+
+    Raises ValueError that names foundation_model unless it is a finished one of this sample, of the model's sizes.
+    """
+    if run_recipe.get().foundation is None:
+        return config
+    snapshot = store.table("training_sample").current_snapshot()
+    try:
+        path = finished_foundation(store.model_dir(FOUNDATION), config, snapshot.snapshot_id if snapshot else None)
+    except ValueError as error:
+        raise ValueError(f"{error}; materialize {FOUNDATION} first, with this configuration of the run") from None
+    return replace(config, foundation=str(path))
+
+
+def trained(
+    context: dg.AssetExecutionContext, store: Warehouse, name: str, config: TrainingConfig, source: TableSource
+) -> dg.MaterializeResult:
+    """The result of the asset `name`: its model, trained into its folder."""
+    result = training.train(config, source, out_dir=store.model_dir(name), progress=progress_log(context))
     return store.result(**training_metadata(config, result))
 
 

@@ -59,7 +59,7 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, run
         lines.append(
             f"  sample     {sample['users']:,} users, {sample['requests']:,} requests, {sample['dagster/row_count']:,} rows"
         )
-    for model in ("retrieval_model", "ranking_model"):
+    for model in ("foundation_model", "retrieval_model", "ranking_model"):
         lines += _model_lines(model, made(model))
     return [
         *lines,
@@ -98,7 +98,7 @@ def _layout_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
-    if not figures:
+    if "steps" not in figures:  # not made, or a recipe without it
         return []
     metrics = [
         f"{name} {value:.3f} (chance {figures[name + '_chance']:.3f}"
@@ -110,7 +110,8 @@ def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
     ]
     return [
         f"  {model.removesuffix('_model'):<10} {counted(figures['ranks'], 'rank')}, {figures['steps']} steps, "
-        f"{figures['rows_per_s']:,} rows/s, loss {figures['loss_first_tenth']} -> {figures['loss_last_tenth']}",
+        f"{figures['rows_per_s']:,} rows/s, loss {figures['loss_first_tenth']} -> {figures['loss_last_tenth']}"
+        + (f", begins with {figures['begins_with'].split()[0]}" if "begins_with" in figures else ""),
         *(f"             held out: {', '.join(metrics[i : i + 2])}" for i in range(0, len(metrics), 2)),
     ]
 

@@ -5,9 +5,11 @@ import pytest
 
 from assets.metadata import GLANCE
 from assets.recipes import smoke
+from assets.training import MODELS
 from pipelines.definitions import build_definitions
 from pipelines.environment import Environment
 from pipelines.summary import asset_metadata
+from reqdedup.models.checkpoint import load_checkpoint
 from tests.pipelines.running import GRAPH, command, content, run_graph, run_here
 from warehouse import embedded_catalog, load_table, open_catalog
 
@@ -24,6 +26,7 @@ CHECKS = {
         "no_future_events",
     },
     "training_sample": {"requests_whole", "sort_order_true", "buckets_right", "of_one_moment"},
+    "foundation_model": {"loss_finite_and_falling"},
     "retrieval_model": {"loss_finite_and_falling"},
     "ranking_model": {"loss_finite_and_falling"},
     "serving_bundle": {"parity_with_training", "latency_within_budget"},
@@ -75,8 +78,10 @@ def test_whole_graph_runs_shows_progress_and_sums_up(smoke_run):
         "store-once limit",
         "join",
         "sample",
+        "foundation",
         "retrieval",
         "ranking",
+        "begins with foundation_model",
         "make serve NAMESPACE=",
         "make ui",
     ):
@@ -115,6 +120,43 @@ def test_models_learn(smoke_run):
     assert figures["ranking_model", "auc_click"]["value"] > 0.5
     rank = figures["retrieval_model", "mean_log_rank"]
     assert rank["value"] < rank["chance"]
+
+
+@pytest.mark.slow
+def test_both_models_begin_with_the_foundation_model_and_with_no_other(smoke_run, capfd):
+    folder, _ = smoke_run
+    models = folder / "data" / "models" / "smoke"
+    before = load_checkpoint(models / "foundation_model" / "checkpoint.pt")
+    with dg.DagsterInstance.from_config(str(folder / "dagster")) as instance:
+        made = {name: asset_metadata(instance, name, "smoke") for name in ("foundation_model", *MODELS)}
+    for name in MODELS:
+        assert made[name]["begins_with"] == f"foundation_model {made['foundation_model']['fingerprint']}"
+        assert load_checkpoint(models / name / "checkpoint.pt")["snapshot_id"] == before["snapshot_id"]
+    (models / "foundation_model").rename(models / "away")
+    try:
+        done = run_here("--recipe", "smoke", "--select", "ranking_model", folder=folder, capfd=capfd)
+        (models / "foundation_model").rmdir()
+    finally:
+        (models / "away").rename(models / "foundation_model")
+    assert done.returncode == 1
+    said = "a finished pre-training required, found none; materialize foundation_model first"
+    assert said in done.stderr.partition("run failed: ranking_model: ValueError: ")[2]
+
+
+@pytest.mark.slow
+def test_a_recipe_without_a_foundation_model_leaves_a_note(smoke_run):
+    folder, _ = smoke_run
+    job = build_definitions(Environment(recipe="smoke", data_dir=folder / "data")).resolve_job_def("everything")
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = job.execute_in_process(
+            {"resources": {"run_recipe": {"config": {"foundation": False}}}},
+            instance=instance,
+            asset_selection=[dg.AssetKey("foundation_model")],
+        )
+        assert (
+            "both models of this recipe begin without" in asset_metadata(instance, "foundation_model", "smoke")["note"]
+        )
+    assert [check.passed for check in done.get_asset_check_evaluations()] == [True]
 
 
 @pytest.mark.slow

@@ -32,8 +32,10 @@ from reqdedup.logs import synthetic_schema
 from reqdedup.logs.presets import Preset
 from reqdedup.models.config import LayerKind
 from reqdedup.models.cross import TowerKind
+from reqdedup.models.foundation.beginning import EQUAL
 from reqdedup.models.two_tower.config import Pooling
 from reqdedup.training.config import Negatives
+from reqdedup.training.foundations import SAME_PART
 from reqdedup.training.ranking_loss import RankingLoss
 from reqdedup.training.split import SplitBy
 from warehouse import embedded_catalog, load_table, open_catalog
@@ -155,6 +157,7 @@ def test_a_field_that_is_given_is_the_only_one_that_changes():
         num_buckets=2,
         log=replace(plain.log, seed=4),
         sample=replace(plain.sample, rate=0.5, seed=4),
+        foundation=replace(plain.foundation, num_steps=7, seed=4),
         retrieval=replace(plain.retrieval, num_steps=7, seed=4),
         ranking=replace(plain.ranking, num_steps=7, seed=4),
     )
@@ -176,6 +179,21 @@ def test_kinds_and_options_of_training_reach_the_models_that_they_are_of():
     assert (ranking.ranking_loss, retrieval.ranking_loss) == ("listwise", "cross_entropy")
     with pytest.raises(ValueError, match="ranks"):
         RunRecipe(recipe=Size.smoke, ranks=0)
+
+
+@pytest.mark.parametrize("size", [size for size in Size if size is not Size.full])
+def test_a_foundation_model_is_of_the_sizes_of_both_models_and_judged_on_the_same_part(size):
+    given = RunRecipe(
+        recipe=size, seed=5, foundation=True, layer=Layer.hstu, split_by=HeldOutBy.time, pooling=Pooled.both,
+        negatives=NegativeItems.catalogue,
+    ).get()  # fmt: skip
+    schema = synthetic_schema(given.log)
+    found = given.pretraining(schema)
+    for one in (given.retrieval_training(schema), given.ranking_training(schema)):
+        assert all(getattr(found, name) == getattr(one, name) for name in SAME_PART)
+        assert all(getattr(found.model, name) == getattr(one.model, name) for name in EQUAL)
+    assert (found.shuffle, found.model.share_context) == ("users", "user")
+    assert RunRecipe(recipe=size, foundation=False).get().pretraining(schema) is None
 
 
 def test_a_failed_run_ends_with_its_reason_whatever_job_it_is_of(tmp_path, capfd):
