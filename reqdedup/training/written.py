@@ -15,7 +15,7 @@ import json
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -102,6 +102,10 @@ def _fits(value: Any, wanted: Any) -> bool:
         return any(_fits(value, one) for one in get_args(wanted))
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
+    if get_origin(wanted) is Mapping:
+        return isinstance(value, Mapping) and all(_fits(one, get_args(wanted)[1]) for one in value.values())
+    if is_dataclass(wanted):
+        return _fits_table(value, wanted)
     if get_origin(wanted) is tuple:
         if not isinstance(value, (list, tuple)):
             return False
@@ -115,8 +119,22 @@ def _fits(value: Any, wanted: Any) -> bool:
     return isinstance(value, wanted) if isinstance(wanted, type) else True
 
 
+def _fits_table(value: Any, wanted: Any) -> bool:
+    """Whether a table of a file has the fields of a dataclass, those without a default among them."""
+    if not isinstance(value, Mapping):
+        return isinstance(value, wanted)
+    hints = get_type_hints(wanted)
+    needed = {field.name for field in fields(wanted) if field.default is MISSING}
+    return needed <= value.keys() <= hints.keys() and all(_fits(one, hints[name]) for name, one in value.items())
+
+
 def _named(wanted: Any) -> str:
     """The kind of a value, in words."""
+    if is_dataclass(wanted):
+        hints = get_type_hints(wanted)
+        return f"a table with {', '.join(f'{name} ({_named(hint)})' for name, hint in hints.items())}"
+    if get_origin(wanted) is Mapping:
+        return f"a table of which each value is {_named(get_args(wanted)[1])}"
     if get_origin(wanted) in (Union, types.UnionType):
         return " or ".join(_named(one) for one in get_args(wanted))
     if get_origin(wanted) is Literal:

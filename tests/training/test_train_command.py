@@ -10,11 +10,11 @@ import pytest
 
 from reqdedup import cli
 from reqdedup.convert import ColumnMapping, convert_table
-from reqdedup.models import DCATConfig, TwoTowerConfig
+from reqdedup.models import DCATConfig, Derived, TwoTowerConfig
 from reqdedup.storage import TableSource, open_catalog
 from reqdedup.training import TrainingConfig
 from reqdedup.training.loop import read_run
-from reqdedup.training.written import DEFAULTS, config_for
+from reqdedup.training.written import DEFAULTS, config_for, read_values
 
 TRAIN = ["train", "lake.t", "--task", "ranking"]
 SMALL = ["--requests-per-step", "8", "--ranks", "1", "--width", "8", "--layers", "1", "--max-history", "8"]
@@ -68,6 +68,15 @@ def test_what_is_not_said_comes_from_the_table_and_the_defaults(lake):
     assert retrieval == TrainingConfig(model=TwoTowerConfig.from_schema(schema), **DEFAULTS)
 
 
+def test_a_derived_feature_is_written_as_a_table(lake, tmp_path):
+    (tmp_path / "run.toml").write_text(
+        "[[model.derived_request]]\nname = 'hour'\nop = 'cyclic'\ncolumns = ['request_ts']\nvalues = [3600000000]"
+    )
+    config = config_for("ranking", schema_of(lake), read_values(tmp_path / "run.toml"), said_in="x")
+    hour = Derived(name="hour", op="cyclic", columns=("request_ts",), values=(3_600_000_000,))
+    assert config.model.derived_request == (hour,)
+
+
 @pytest.mark.parametrize(
     ("file", "said"),
     [
@@ -81,6 +90,10 @@ def test_what_is_not_said_comes_from_the_table_and_the_defaults(lake):
         ("[model]\nlabels = [1]", "model.labels: a list of which each is a text required, found [1]"),
         ("[model]\nlabels = ['like']", "labels ['like'] are not in the log; it has ['click', 'buy']"),
         ("[model]\nexclude = ['clik']", "model.exclude: columns of the table required, found clik; it has"),
+        ("[[model.derived_request]]\nname = 'x'\nop = 'hash'", "model.derived_request: a list of which each is a table"),
+        ("[[model.derived_request]]\nname = 'x'\nop = 'hsh'\ncolumns = ['a']", "op (one of vocabulary, buckets,"),
+        ("rate_factors = {transformer = 'a'}", "rate_factors: a table of which each value is a number required, found"),
+        ("label_maturity_s = {click = '1d'}", "label_maturity_s: a table of which each value is a number required,"),
         ("model = 3", "and a table `model` of such, required"),
         ("num_steps", "TOML (or JSON in a file that ends with .json) required"),
     ],
