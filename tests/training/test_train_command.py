@@ -90,7 +90,10 @@ def test_a_derived_feature_is_written_as_a_table(lake, tmp_path):
         ("[model]\nlabels = [1]", "model.labels: a list of which each is a text required, found [1]"),
         ("[model]\nlabels = ['like']", "labels ['like'] are not in the log; it has ['click', 'buy']"),
         ("[model]\nexclude = ['clik']", "model.exclude: columns of the table required, found clik; it has"),
-        ("[[model.derived_request]]\nname = 'x'\nop = 'hash'", "model.derived_request: a list of which each is a table"),
+        (
+            "[[model.derived_request]]\nname = 'x'\nop = 'hash'",
+            "model.derived_request: a list of which each is a table",
+        ),
         ("[[model.derived_request]]\nname = 'x'\nop = 'hsh'\ncolumns = ['a']", "op (one of vocabulary, buckets,"),
         ("rate_factors = {transformer = 'a'}", "rate_factors: a table of which each value is a number required, found"),
         ("label_maturity_s = {click = '1d'}", "label_maturity_s: a table of which each value is a number required,"),
