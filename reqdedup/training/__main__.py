@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from reqdedup.environment import variables
 from reqdedup.models.checkpoint import CHECKPOINT_NAME
+from reqdedup.training.columns import check_columns
 from reqdedup.training.devices import backend_of
 from reqdedup.training.export import export_checkpoint
 from reqdedup.training.launch import RankError
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config, source, out_dir, snapshot_id = read_run(options.run)
+        check_columns(config, source.schema)
         if dist.is_torchelastic_launched():
             torch.set_num_threads(1)
             dist.init_process_group(backend_of(config.device), timeout=timedelta(seconds=config.collective_timeout_s))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,16 @@ _FILES = ("foundation", "item_vectors", "teacher", "warm_start")
 
 LogQ = Literal["exact", "streaming", "none"]
 Negatives = Literal["batch", "catalogue"]
+LEAST: dict[str, int] = {
+    **dict.fromkeys(
+        ("max_epochs", "patience", "clip_norm", "hide_events", "negatives_per_step", "shard_tables_from"), 0
+    ),
+    **dict.fromkeys(("eval_requests", "history_stride", "prefetch_batches", "warmup_steps", "weight_decay"), 0),
+    **dict.fromkeys(("label_maturity_s", "rate_factors"), 0),
+    **dict.fromkeys(("buffer_requests", "checkpoint_every", "chunk_rows", "pieces", "validate_every"), 1),
+    "catalogue_items": 2,
+}
+"""Of numbers, and of each number of a table, the least that means something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,27 +168,12 @@ class TrainingConfig:
                 "training: num_steps and world_size of at least 1 and a request per rank and step required, found "
                 f"{self.num_steps} steps, {self.world_size} ranks, {self.requests_per_step} requests per step"
             )
-        for name in (
-            *("max_epochs", "validate_every", "patience", "clip_norm", "hide_events", "negatives_per_step"),
-            "shard_tables_from",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"training: {name} of at least 0 required, found {getattr(self, name)}")
-        if self.pieces < 1 or any(factor < 0 for factor in self.rate_factors.values()):
-            raise ValueError(
-                "training: pieces of at least 1 and rate_factors of at least 0 required, found "
-                f"{self.pieces} and {dict(self.rate_factors)}"
-            )
-        if self.hide_events >= 1 or self.table_learning_rate <= 0 or self.validate_every < 1:
-            raise ValueError(
-                "training: hide_events below 1, table_learning_rate above 0 and validate_every of at least 1 required, "
-                f"found {self.hide_events}, {self.table_learning_rate} and {self.validate_every}"
-            )
-        if self.learning_rate <= 0 or self.temperature <= 0 or self.checkpoint_every < 1:
-            raise ValueError(
-                "training: learning_rate, temperature and checkpoint_every must be positive, found "
-                f"{self.learning_rate}, {self.temperature}, {self.checkpoint_every}"
-            )
+        self._check_numbers()
+        if self.hide_events >= 1:
+            raise ValueError(f"training: hide_events below 1 required, found {self.hide_events}")
+        for name in ("learning_rate", "table_learning_rate", "temperature", "collective_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"training: {name} above 0 required, found {getattr(self, name)}")
         if not 0 <= self.held_out <= self.held_out + self.validation < 1:
             raise ValueError(
                 "training: held_out and validation from 0, together below 1, required, found "
@@ -209,6 +205,18 @@ class TrainingConfig:
             )
         self._check_ranking()
         self._check_conversions()
+
+    def _check_numbers(self) -> None:
+        for name, value in vars(self).items():
+            of_table = isinstance(value, Mapping)
+            for one in value.values() if of_table else (value,):
+                if (of_table and not isinstance(one, (int, float))) or (isinstance(one, float) and not isfinite(one)):
+                    raise ValueError(f"training: {name}: a finite number required, found {one!r}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            for one in value.values() if isinstance(value, Mapping) else (value,):
+                if one is not None and one < least:
+                    raise ValueError(f"training: {name} of at least {least} required, found {one}")
 
     def _check_ranking(self) -> None:
         if 0 < self.focal_gamma < 1 or self.focal_gamma < 0:
@@ -288,7 +296,8 @@ class TrainingConfig:
         return kind_of(self.model).task
 
     def splits(self, batches: Iterable[RequestBatch]) -> Splits:
-        """The parts of a table. batches: this rank's share of it, keys and times; a collective unless split by user."""
+        """The parts of a table. batches: this rank's share of it, keys and times; a collective unless split by user
+        without a validation part."""
         return Splits.of(self.split_by, batches, held_out=self.held_out, validation=self.validation, seed=self.seed)
 
     @property

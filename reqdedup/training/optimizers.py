@@ -8,7 +8,7 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -56,6 +56,15 @@ def _touched(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return row_U, gradient[row_U]
 
 
+def check_rate_factors(names: Collection[str], factors: Mapping[str, float]) -> None:
+    """Raises ValueError for a factor of parameters that the model lacks. names: of all its parameters."""
+    if unknown := [begin for begin in factors if not any(name.startswith(begin) for name in names)]:
+        raise ValueError(
+            f"training: beginnings of names of the model's parameters required in rate_factors, found {unknown[0]};"
+            f" it has {', '.join(sorted({name.split('.')[0] for name in names}))}"
+        )
+
+
 class Optimizers:
     """Those of a model, used as one: tables by `table_optimizer` at a rate of their own, all else by AdamW.
 
@@ -84,11 +93,7 @@ class Optimizers:
         self._clip_norm = clip_norm
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         factors = rate_factors or {}
-        if unknown := [begin for begin in factors if not any(name.startswith(begin) for name in names.values())]:
-            raise ValueError(
-                f"training: beginnings of names of the model's parameters required in rate_factors, found {unknown[0]};"
-                f" it has {', '.join(sorted({name.split('.')[0] for name in names.values()}))}"
-            )
+        check_rate_factors(names.values(), factors)
         self._rates: dict[str, list[float]] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         dense, rates = _grouped(self._dense, names, factors, learning_rate)

@@ -107,7 +107,7 @@ def test_each_label_teaches_its_own_head_with_its_own_weight():
 def test_a_run_learns_from_several_labels_and_is_judged_by_one(tmp_path):
     log = with_signal(random_log())
     model = TwoTowerConfig.from_schema(
-        log.schema, output_width=8, width=8, num_layers=1, item_table_rows=64, hidden_widths=(8,)
+        log.schema, output_width=8, width=8, num_layers=1, item_table_rows=64, hidden_widths=(8,), exclude=("price",)
     )
     config = TrainingConfig(
         model=model, num_steps=10, max_epochs=0, requests_per_step=16, learning_rate=0.02, world_size=1, held_out=0.2,
@@ -129,7 +129,7 @@ def test_a_run_learns_from_several_labels_and_is_judged_by_one(tmp_path):
 def test_a_run_of_a_head_each_is_resumed_exported_and_served_by_its_first_head(tmp_path):
     log = with_signal(random_log())
     model = TwoTowerConfig.from_schema(
-        log.schema, output_width=8, width=8, num_layers=1, item_table_rows=64, hidden_widths=(8,), exclude=("is_new",),
+        log.schema, output_width=8, width=8, num_layers=1, item_table_rows=64, hidden_widths=(8,), exclude=("is_new", "price"),
         heads=("click", "is_new"),
     )  # fmt: skip
     config = TrainingConfig(
