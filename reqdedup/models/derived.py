@@ -56,8 +56,10 @@ class Derived:
         ):
             wanted = _NUM_VALUES.get(self.op, "at least one")
             raise ValueError(f"{where}: {wanted} values required for {self.op}, found {len(values)}")
-        if not all(math.isfinite(value) for value in values):
-            raise ValueError(f"{where}: finite values required, found {values}")
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            raise ValueError(f"{where}: finite numbers required as values, found {values}")
+        if self.op == "vocabulary" and len({*values}) < len(values):
+            raise ValueError(f"{where}: each value once required, found {values}")
         if self.op in ("buckets", "clip") and any(a >= b for a, b in pairwise(values)):
             raise ValueError(f"{where}: rising values required, found {values}")
         if (self.op == "normalise" and values[1] <= 0) or (self.op == "cyclic" and values[0] <= 0):

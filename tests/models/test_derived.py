@@ -124,7 +124,9 @@ def test_they_are_part_of_the_configuration_and_say_what_is_read():
         ({"op": "buckets", "values": (2.0, 1.0)}, "rising values required"),
         ({"op": "cyclic", "values": (0.0,)}, "above 0 required"),
         ({"op": "vocabulary", "values": (1.5,)}, "whole numbers required"),
-        ({"op": "buckets", "values": (math.nan,)}, "finite values required"),
+        ({"op": "buckets", "values": (math.nan,)}, "finite numbers required"),
+        ({"op": "vocabulary", "values": ("a",)}, "finite numbers required as values, found"),
+        ({"op": "vocabulary", "values": (2, 1, 2)}, "each value once required"),
     ],
 )
 def test_what_means_nothing_is_refused(options, words):
