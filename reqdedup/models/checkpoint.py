@@ -14,6 +14,7 @@ model (SyncBatchNorm has BatchNorm's), so serving builds it without training.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path}: a checkpoint required, found no file; train the model first") from None
     except Exception as error:
+        found = error if zipfile.is_zipfile(path) else "no file of torch.save"  # of which torch would speak as of mmap
         raise ValueError(
-            f"{path}: a checkpoint of reqdedup.training required, found something else: {error}"
+            f"{path}: a checkpoint of reqdedup.training required, found something else: {found}"
         ) from error
     check_format(str(path), state, CHECKPOINT_FORMAT)
     return state

@@ -142,6 +142,9 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path):
     with pytest.raises(ValueError, match="required, found something else: Weights only"):
         load_model(path)
     assert not Unpickled.calls
+    path.write_text("a text")
+    with pytest.raises(ValueError, match=r"required, found something else: no file of torch\.save"):
+        load_model(path)
 
 
 class Unpickled:
