@@ -7,7 +7,7 @@ run is refused, or warned of, in the same words on any number of ranks.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -39,10 +39,12 @@ class Survey:
 
     numbers, vectors: names of the request's inputs, whose values must be finite.  labels: names of
         what must be in 0..1.
+    maturity_s: by label, its attribution window [s].
     counted: requests whose rows the model learns from.  positive_label: label that is positive in
         these rows (None: all rows).
 
     faults, num_faults: first fault and number of them, by column.  num_known, sum_known: labels of counted users.
+    oldest_known_us: by label, time of the oldest request of counted users that knows it.
     num_requests: counted requests with a row that is learned from, or chunks of `chunk_rows` of such rows.
     num_rows: rows of counted users.  lowest_user, highest_user: among them, of rows that are learned from.
     """
@@ -51,12 +53,14 @@ class Survey:
     vectors: tuple[str, ...]
     counted: Split
     labels: tuple[str, ...] = ()
+    maturity_s: Mapping[str, float] = field(default_factory=dict)
     positive_label: str | None = None
     chunk_rows: int | None = None
     faults: dict[str, Fault] = field(default_factory=dict)
     num_faults: dict[str, int] = field(default_factory=dict)
     num_known: dict[str, int] = field(default_factory=dict)
     sum_known: dict[str, float] = field(default_factory=dict)
+    oldest_known_us: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     num_requests: int = 0
     lowest_user: int = 2**63 - 1
@@ -90,6 +94,8 @@ class Survey:
             for name in ("num_faults", "num_known", "sum_known"):
                 mine, theirs = getattr(total, name), getattr(other, name)
                 mine.update({key: mine.get(key, 0) + value for key, value in theirs.items()})
+            for name, time_us in other.oldest_known_us.items():
+                total.oldest_known_us[name] = min(time_us, total.oldest_known_us.get(name, time_us))
             total.num_rows += other.num_rows
             total.num_requests += other.num_requests
             total.lowest_user = min(total.lowest_user, other.lowest_user)
@@ -119,7 +125,8 @@ class Survey:
             self._refuse(names, required, "correct the log, or leave the column out of the model")
 
     def check_labels(self) -> None:
-        """Raises ValueError for labels outside 0..1 and if no label has a value; warns of one that says nothing."""
+        """Raises ValueError for labels outside 0..1 and if no label has a value, or a mature one; warns of one that says
+        nothing."""
         advice = "map it to 0 and 1 (a threshold, say), or leave it out of the model's labels"
         self._refuse(self.labels, "labels from 0 to 1 (or missing ones)", advice)
         known = {name: self.num_known.get(name, 0) for name in self.labels}
@@ -128,8 +135,19 @@ class Survey:
                 f"training: a value of one of the labels {', '.join(self.labels)} required, found none in the "
                 f"{self.num_rows:,} rows of the training users; choose other labels"
             )
+        young = [name for name, count in known.items() if count and not self._is_mature(name)]
+        if len(young) == sum(count > 0 for count in known.values()):
+            newest = f"{datetime.fromtimestamp(self.newest_us / 1e6, UTC):%Y-%m-%d %H:%M}"
+            windows = ", ".join(f"{name} {self.maturity_s[name]:g} s" for name in young)
+            raise ValueError(
+                f"training: a label at least as old as its label_maturity_s ({windows}) required, found none in the "
+                f"{self.num_rows:,} rows of the training users beside the log's newest request, {newest}; shorten the "
+                "windows, or use more of the log"
+            )
         for name, count in known.items():
-            if not count:
+            if name in young:
+                _warn(f"label {name} is nowhere as old as its label_maturity_s: its logit learns nothing")
+            elif not count:
                 _warn(
                     f"label {name} is missing in all {self.num_rows:,} rows of the training users: its logit learns "
                     "nothing"
@@ -139,6 +157,11 @@ class Survey:
                     f"label {name} is {int(self.sum_known[name] > 0)} in all {count:,} rows that have it: nothing to "
                     "tell apart"
                 )
+
+    def _is_mature(self, name: str) -> bool:
+        """Whether a known label is as old as its window."""
+        window_us = 1_000_000 * self.maturity_s.get(name, 0.0)
+        return self.newest_us - self.oldest_known_us[name] >= window_us
 
     def check_contrast(self, num_items: int, *, mask_same_user: bool) -> None:
         """Raises ValueError if no row can have a negative. num_items: distinct items of the rows
@@ -185,7 +208,11 @@ class Survey:
             x_B, request_of_row_B = batch.row[name], batch.request_of_row_B
             user_id_B, request_id_B = batch.user_id_R[request_of_row_B], batch.request[REQUEST_ID][request_of_row_B]
             self._note(name, x_B, (x_B < 0) | (x_B > 1), user_id_B, request_id_B)
-            known = x_B[is_counted_B & ~x_B.isnan()]
+            is_known_B = is_counted_B & ~x_B.isnan()
+            known = x_B[is_known_B]
+            if len(known):
+                oldest_us = int(time_R[request_of_row_B[is_known_B]].min())
+                self.oldest_known_us[name] = min(oldest_us, self.oldest_known_us.get(name, oldest_us))
             self.num_known[name] = self.num_known.get(name, 0) + len(known)
             self.sum_known[name] = self.sum_known.get(name, 0.0) + float(known.double().sum())
         if self.positive_label:

@@ -139,6 +139,13 @@ def test_what_teaches_nothing_of_one_label_is_warned_of(tmp_path):
         run(log, tmp_path)
 
 
+def test_labels_that_are_all_younger_than_their_window_are_refused(tmp_path):
+    log = with_signal(random_log())
+    with pytest.raises(ValueError, match=r"as old as its label_maturity_s \(click 2e\+09 s\) required, found none in"):
+        run(log, tmp_path, label_maturity_s={"click": 2e9})
+    assert not (tmp_path / METRICS_NAME).exists()
+
+
 @pytest.mark.slow
 def test_soft_labels_missing_ones_and_large_numbers_are_learned_from(tmp_path):
     log = log_with(

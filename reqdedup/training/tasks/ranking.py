@@ -42,7 +42,13 @@ class Ranking:
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
         """Raises ValueError for a log that nothing can be learned from; see `Survey`."""
         task = cls(config, device)
-        survey = Survey.of(config.model, train, labels=task.labels, chunk_rows=config.chunk_rows)
+        survey = Survey.of(
+            config.model,
+            train,
+            labels=task.labels,
+            maturity_s=config.label_maturity_s,
+            chunk_rows=config.chunk_rows,
+        )
         for _ in survey.passing(loader_of(survey.columns)):
             pass
         survey = survey.over_ranks()
