@@ -117,12 +117,12 @@ class Splits:
     def of(
         cls, by: SplitBy, batches: Iterable[RequestBatch], *, held_out: float, validation: float, seed: int
     ) -> Splits:
-        """Of a table. batches: this rank's share, keys and times of all requests; only read if they must be, and then
-        a collective.
+        """Of a table. batches: this rank's share, keys and times of all requests; only read if they must be (not by user
+        without a validation part), and then a collective.
 
         Raises ValueError if a part that was asked for would be empty.
         """
-        if by == "user":
+        if by == "user" and not validation:
             return cls.by_user(held_out, validation, seed)
         parts = [(batch.user_id_R.numpy(), batch.request[REQUEST_TS].numpy()) for batch in batches]
         none = np.zeros(0, np.int64)
@@ -130,13 +130,16 @@ class Splits:
             tuple(np.concatenate([none, *values]) for values in zip(*parts)) if parts else (none, none)
         )
         user_id_R, request_ts_R = (np.concatenate(values) for values in zip(*shares))
-        make = _by_time if by == "time" else _by_last
-        splits = make(user_id_R, request_ts_R, held_out, validation)
-        for name, part, share in (("test", splits.test, held_out), ("validation", splits.validation, validation)):
+        if by == "user":
+            splits = cls.by_user(held_out, validation, seed)
+        else:
+            splits = (_by_time if by == "time" else _by_last)(user_id_R, request_ts_R, held_out, validation)
+        of_test = 0.0 if by == "user" else held_out  # without held-out users there are no figures, which is said then
+        for name, part, share in (("test", splits.test, of_test), ("validation", splits.validation, validation)):
             if share and not part.contains(user_id_R, request_ts_R).any():
                 raise ValueError(
                     f"training: requests to hold out for {name} required, split by {by}, found none among "
-                    f"{len(user_id_R):,}; use more of the log, or split by user"
+                    f"{len(user_id_R):,}; use more of the log, or hold out more"
                 )
         if leak := leaks(splits, user_id_R, request_ts_R, by=by):
             raise ValueError(f"training: parts that share nothing required, found {'; '.join(leak)}")

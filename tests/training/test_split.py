@@ -75,6 +75,8 @@ def test_a_part_that_would_be_empty_is_refused(log):
     one = random_log(num_groups=1, requests_per_group=2)
     with pytest.raises(ValueError, match="requests to hold out for test required, split by last, found none"):
         parts_of("last", one)
+    with pytest.raises(ValueError, match="requests to hold out for validation required, split by user, found none"):
+        parts_of("user", one, validation=0.0001)
 
 
 def test_leaks_are_found():
