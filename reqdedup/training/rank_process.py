@@ -12,6 +12,7 @@ import pickle
 import socket
 import sys
 import traceback
+import warnings
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +22,7 @@ from reqdedup.training.launch import RankMessage, RankSettings
 
 def main(file_descriptor: int) -> None:
     connection = Connection(file_descriptor, readable=False)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # as the command says them
     try:
         settings: RankSettings = pickle.load(sys.stdin.buffer)
         payload = (

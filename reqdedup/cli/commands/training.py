@@ -225,10 +225,13 @@ def _options(names: list[str]) -> str:
 def _kept(out: Path, saved: int | None) -> str:
     """What is in the folder of a run that did not end. saved: time of the checkpoint before it [ns]."""
     from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint
+    from reqdedup.training.metrics_file import METRICS_NAME
 
     checkpoint = out / CHECKPOINT_NAME
     if not checkpoint.exists():
-        return f"no checkpoint was written yet, {out} has metrics of the steps alone; train again"
+        has_steps = (out / METRICS_NAME).exists()
+        found = f"{out} has metrics of the steps alone" if has_steps else "no step was taken"
+        return f"no checkpoint was written yet, {found}; train again"
     step = load_checkpoint(checkpoint)["step"]
     if checkpoint.stat().st_mtime_ns == saved:
         return f"no new checkpoint was written; that of step {step:,} in {checkpoint} is as it was"
