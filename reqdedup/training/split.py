@@ -117,8 +117,8 @@ class Splits:
     def of(
         cls, by: SplitBy, batches: Iterable[RequestBatch], *, held_out: float, validation: float, seed: int
     ) -> Splits:
-        """Of a table. batches: this rank's share, keys and times of all requests; only read if they must be (not by user
-        without a validation part), and then a collective.
+        """Of a table. batches: this rank's share, keys and times of all requests; only read if they must be (not by
+        user without a validation part), and then a collective.
 
         Raises ValueError if a part that was asked for would be empty.
         """

@@ -125,8 +125,8 @@ class Survey:
             self._refuse(names, required, "correct the log, or leave the column out of the model")
 
     def check_labels(self) -> None:
-        """Raises ValueError for labels outside 0..1 and if no label has a value, or a mature one; warns of one that says
-        nothing."""
+        """Raises ValueError for labels outside 0..1 and if no label has a value, or a mature one; warns of one that
+        says nothing."""
         advice = "map it to 0 and 1 (a threshold, say), or leave it out of the model's labels"
         self._refuse(self.labels, "labels from 0 to 1 (or missing ones)", advice)
         known = {name: self.num_known.get(name, 0) for name in self.labels}
