@@ -10,7 +10,7 @@ worth its training. One process reads them: scalar columns, and for retrieval hi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from reqdedup.models.baselines import ItemMean, ItemUserMean
 from reqdedup.schema import REQUEST_ID, REQUEST_TS
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.judgement.judge import judge
-from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
+from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored, mature_labels
 from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.plan import Source, Split
@@ -37,7 +37,7 @@ def baselines_of(config: TrainingConfig, source: Source, model: Outcomes) -> dic
         return {}
     splits = splits_of(config, source)
     if isinstance(model, Scored):
-        return ranking_baselines(source, model, splits.train)
+        return ranking_baselines(config, source, model, splits.train)
     assert isinstance(model, Ranked)
     return retrieval_baselines(config, source, model, splits.train)
 
@@ -61,11 +61,11 @@ def splits_of(config: TrainingConfig, source: Source) -> Splits:
     return config.splits(loader)
 
 
-def ranking_baselines(source: Source, model: Scored, train: Split) -> dict[str, Outcomes]:
-    """Item mean, and item + user mean."""
+def ranking_baselines(config: TrainingConfig, source: Source, model: Scored, train: Split) -> dict[str, Outcomes]:
+    """Item mean, and item + user mean; they know the labels that the model may know."""
     labels = model.labels
 
-    def loader(users: Split) -> RequestLoader:
+    def loader(users: Split | None) -> RequestLoader:
         return RequestLoader(
             source,
             requests_per_batch=BATCH_REQUESTS,
@@ -75,10 +75,18 @@ def ranking_baselines(source: Source, model: Scored, train: Split) -> dict[str, 
             prefetch_batches=0,
         )
 
-    item_id_V, sum_VL, count_VL = _label_sums(loader(train), labels)
+    newest_us = 0
+    if config.label_maturity_s:
+        newest_us = max(int(batch.request[REQUEST_TS].max()) for batch in loader(None))
+
+    def labels_of(batch: RequestBatch) -> np.ndarray:
+        mature_BL = mature_labels(batch, labels, maturity_s=config.label_maturity_s, newest_us=newest_us)
+        return mature_BL.double().numpy()
+
+    item_id_V, sum_VL, count_VL = _label_sums(loader(train), labels_of, len(labels))
     own = list(loader(TheseUsers(np.unique(model.user_id_B))))
     user_N, time_N, item_N, request_N = (np.concatenate(values) for values in zip(*(_keys(batch) for batch in own)))
-    label_NL = np.concatenate([_labels(batch, labels) for batch in own])
+    label_NL = np.concatenate([labels_of(batch) for batch in own])
     place_B = _find((user_N, request_N, item_N), (model.user_id_B, model.request_id_B, model.item_id_B))
     found: dict[str, list[np.ndarray]] = {"item mean": [], "item + user mean": []}
     for column in range(len(labels)):
@@ -89,12 +97,14 @@ def ranking_baselines(source: Source, model: Scored, train: Split) -> dict[str, 
     return {name: replace(model, logit_BL=_logits(np.stack(columns, axis=1))) for name, columns in found.items()}
 
 
-def _label_sums(loader: RequestLoader, labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _label_sums(
+    loader: RequestLoader, labels_of: Callable[[RequestBatch], np.ndarray], num_labels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Items [V], and of each label sum and number of those that are known, [V, labels]."""
     item_id_V = np.zeros(0, np.int64)
-    sum_VL, count_VL = (np.zeros((0, len(labels))) for _ in range(2))
+    sum_VL, count_VL = (np.zeros((0, num_labels)) for _ in range(2))
     for batch in loader:
-        label_BL = _labels(batch, labels)
+        label_BL = labels_of(batch)
         known_BL = ~np.isnan(label_BL)
         item_id_V, number = np.unique(np.concatenate([item_id_V, batch.item_id_B.numpy()]), return_inverse=True)
         sum_VL, count_VL = (
@@ -124,10 +134,6 @@ def _find(keys_N: tuple[np.ndarray, ...], wanted_B: tuple[np.ndarray, ...]) -> n
     place = np.empty(number.max(initial=-1) + 1, np.int64)
     place[number[:num_keys]] = np.arange(num_keys)
     return place[number[num_keys:]]
-
-
-def _labels(batch: RequestBatch, labels: tuple[str, ...]) -> np.ndarray:
-    return np.stack([batch.row[label].double().numpy() for label in labels], axis=1)
 
 
 def _logits(mean: np.ndarray) -> np.ndarray:

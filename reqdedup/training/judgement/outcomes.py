@@ -5,11 +5,12 @@ Every rank evaluates its share; `Outcomes.concatenate` puts the shares together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.schema import REQUEST_ID, REQUEST_TS
@@ -115,3 +116,19 @@ def rows_of(batches: Sequence[RequestBatch], slice_by: Sequence[str] = ()) -> di
             slices[name].append(batch.request[name][batch.request_of_row_B].cpu().numpy())
     joined = {name: np.concatenate(values) for name, values in facts.items()}
     return {**joined, "slice_B": {name: np.concatenate(values) for name, values in slices.items()}}
+
+
+def mature_labels(
+    batch: RequestBatch, labels: Sequence[str], *, maturity_s: Mapping[str, float], newest_us: int
+) -> torch.Tensor:
+    """[B, labels], NaN if it is missing or may still become another: the attribution window is not over.
+
+    maturity_s: by label, its window [s].  newest_us: time of the newest request of the log, from which it counts back.
+    """
+    label_BL = torch.stack([batch.row[label] for label in labels], dim=1)
+    if not maturity_s:
+        return label_BL
+    window_us_L = [1_000_000 * maturity_s.get(label, 0.0) for label in labels]
+    age_us_B = (newest_us - batch.request[REQUEST_TS])[batch.request_of_row_B]
+    is_young_BL = age_us_B[:, None] < torch.tensor(window_us_L, device=label_BL.device)
+    return label_BL.masked_fill(is_young_BL, torch.nan)

@@ -10,9 +10,8 @@ from torch import nn
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig
-from reqdedup.schema import REQUEST_TS
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.judgement.outcomes import Scored, rows_of
+from reqdedup.training.judgement.outcomes import Scored, mature_labels, rows_of
 from reqdedup.training.plan import Split
 from reqdedup.training.ranking_loss import cross_entropy_losses, listwise_losses, pairwise_losses
 from reqdedup.training.survey import Survey
@@ -100,11 +99,6 @@ class Ranking:
         pass
 
     def labels_of(self, batch: RequestBatch) -> torch.Tensor:
-        """[B, labels], NaN if it is missing or may still become another: the attribution window is not over."""
-        label_BL = torch.stack([batch.row[label] for label in self.labels], dim=1)
-        if not self.config.label_maturity_s:
-            return label_BL
-        window_us_L = [1_000_000 * self.config.label_maturity_s.get(label, 0.0) for label in self.labels]
-        age_us_B = (self.newest_us - batch.request[REQUEST_TS])[batch.request_of_row_B]
-        is_young_BL = age_us_B[:, None] < torch.tensor(window_us_L, device=label_BL.device)
-        return label_BL.masked_fill(is_young_BL, torch.nan)
+        """[B, labels]; see `mature_labels`."""
+        maturity_s = self.config.label_maturity_s
+        return mature_labels(batch, self.labels, maturity_s=maturity_s, newest_us=self.newest_us)

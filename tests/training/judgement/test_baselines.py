@@ -38,7 +38,7 @@ def source(tmp_path_factory) -> TableSource:
     return TableSource(table)
 
 
-def configuration(model, by: str) -> TrainingConfig:
+def configuration(model, by: str, label_maturity_s=()) -> TrainingConfig:
     positive = "click" if isinstance(model, TwoTowerConfig) else None
     return TrainingConfig(
         model=model,
@@ -49,12 +49,13 @@ def configuration(model, by: str) -> TrainingConfig:
         requests_per_step=4,
         learning_rate=0.1,
         world_size=1,
+        label_maturity_s=dict(label_maturity_s),
     )
 
 
-def judged(source, model, by, tmp_path):
+def judged(source, model, by, tmp_path, label_maturity_s=()):
     """(outcomes of an untrained model, baselines, training rows, held-out rows)."""
-    config = configuration(model, by)
+    config = configuration(model, by, label_maturity_s)
     run = RankRun(lambda _: None, config, source, tmp_path, None)
     with torch.no_grad():
         outcomes = run.evaluate(run.splits.test)
@@ -64,17 +65,23 @@ def judged(source, model, by, tmp_path):
     is_held = test.contains(np.array([row["user_id"] for row in rows]), times)
     for row, time in zip(rows, times.tolist()):
         row["ts"] = time
+        if label_maturity_s and times.max() - time < 1e6 * label_maturity_s["click"]:
+            row["click"] = None
     train, held = ([row for row, out in zip(rows, is_held) if out == held] for held in (False, True))
     return outcomes, baselines_of(config, source, outcomes), train, held
 
 
-@pytest.mark.parametrize("by", ["user", "time"])
-def test_item_and_user_means_know_the_training_rows_and_the_users_earlier_ones(source, tmp_path, by):
+@pytest.mark.parametrize(("by", "maturity_s"), [("user", 0), ("time", 0), ("user", 4 * 86400)])
+def test_item_and_user_means_know_the_training_rows_and_the_users_earlier_ones(source, tmp_path, by, maturity_s):
     model = DCATConfig.from_schema(source.schema, labels=("click",), **SIZES)
-    outcomes, baselines, train, held = judged(source, model, by, tmp_path)
-    mean = sum(row["click"] for row in train) / len(train)
+    window = {"click": maturity_s} if maturity_s else {}
+    outcomes, baselines, train, held = judged(source, model, by, tmp_path, window)
+    known = [row for row in train if row["click"] is not None]
+    assert len(known) > 0
+    assert (len(known) < len(train)) == bool(maturity_s)
+    mean = sum(row["click"] for row in known) / len(known)
     of_item = defaultdict(list)
-    for row in train:
+    for row in known:
         of_item[row["item_id"]].append(row["click"])
 
     def base_of(item: int) -> float:
@@ -84,12 +91,13 @@ def test_item_and_user_means_know_the_training_rows_and_the_users_earlier_ones(s
     wanted = {}
     for row in held:
         earlier = [r for r in train + held if r["user_id"] == row["user_id"] and r["ts"] < row["ts"]]
+        earlier = [r for r in earlier if r["click"] is not None]
         own = sum(r["click"] - base[r["item_id"]] for r in earlier) / (len(earlier) + USER_PRIOR_ROWS)
         key = row["user_id"], row["request_id"], row["item_id"]
-        wanted[key] = base[row["item_id"]], base[row["item_id"]] + own, row["click"]
+        wanted[key] = base[row["item_id"]], base[row["item_id"]] + own, np.nan if row["click"] is None else row["click"]
     keys = list(zip(outcomes.user_id_B.tolist(), outcomes.request_id_B.tolist(), outcomes.item_id_B.tolist()))
     assert len(keys) == len(held)
-    assert outcomes.label_BL[:, 0].tolist() == [wanted[key][2] for key in keys]
+    assert np.array_equal(outcomes.label_BL[:, 0], [wanted[key][2] for key in keys], equal_nan=True)
     for name, place in (("item mean", 0), ("item + user mean", 1)):
         predicted = np.array([wanted[key][place] for key in keys])
         inside = predicted.clip(0.01, 0.99)
