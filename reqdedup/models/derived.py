@@ -9,7 +9,8 @@
     normalise   a number            (number - mean) / deviation
     cyclic      a time or a number  sine and cosine of where it stands in a period: an hour of the day, a weekday
 
-Categories enter through a hashed table of their own, numbers as they are, a missing one as 0. Of a request they are
+Categories enter through a hashed table of their own, numbers as they are, a missing one (NaN, or -1 of whole numbers)
+as 0. Of a request they are
 computed on its R values, of candidates on theirs; a cross of both levels is none. Times are microseconds since 1970.
 """
 
@@ -22,6 +23,8 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
+
+from reqdedup.values import NULL_INTEGER
 
 Op = Literal["vocabulary", "buckets", "cross", "hash", "clip", "normalise", "cyclic"]
 _MIX = 0xBF58476D1CE4E5B9 - 2**64
@@ -84,10 +87,11 @@ class Derived:
             return _crossed([columns[name].long() for name in self.columns])
         if self.op == "hash":
             return _crossed([x_N.long(), torch.full_like(x_N, int(self.values[0]), dtype=torch.int64)])
+        is_missing_N = x_N.isnan() if x_N.is_floating_point() else x_N == NULL_INTEGER
         if self.op == "buckets":
             edges = torch.tensor(self.values, dtype=torch.float64, device=x_N.device)
-            return torch.where(x_N.isnan(), 0, torch.searchsorted(edges, x_N.double(), right=True))
-        wide_N = x_N.double()
+            return torch.where(is_missing_N, 0, torch.searchsorted(edges, x_N.double(), right=True))
+        wide_N = x_N.double().masked_fill(is_missing_N, torch.nan)
         if self.op == "clip":
             parts = [wide_N.clamp(*self.values)]
         elif self.op == "normalise":

@@ -61,6 +61,9 @@ def test_each_op_equals_plain_python():
         [0.0, 0.0] if math.isnan(v) else [f(2 * math.pi * (v % 24) / 24) for f in (math.sin, math.cos)] for v in x
     ]
     torch.testing.assert_close(found("cyclic", values=(24.0,)), torch.tensor(turned).double(), rtol=1e-9, atol=1e-6)
+    of_ids = torch.tensor([[0.0 if i == -1 else (i - 40) / 10] for i in ids])
+    torch.testing.assert_close(found("normalise", "id", (40.0, 10.0)), of_ids)
+    assert found("buckets", "id", (-5.0, 5.0)).tolist() == [0 if i == -1 else bisect_right((-5, 5), i) for i in ids]
     crossed = found("cross", columns=("id", "other"))
     assert len(set(crossed.tolist())) == len(set(zip(ids, range(7), strict=True)))
     assert not torch.equal(crossed, found("cross", columns=("other", "id"))), "which column a value is of matters"
