@@ -24,12 +24,14 @@ def hide_events(batch: RequestBatch, share: float) -> RequestBatch:
     if not share or not batch.num_history_tokens:
         return batch
     is_hidden_T = torch.rand(batch.num_history_tokens, device=batch.item_id_B.device) < share
-    history = {
-        name: torch.where(is_hidden_T, x_T.new_full((), HIDDEN if x_T.dtype == torch.int64 else -1), x_T)
-        for name, x_T in batch.history.items()
-        if not x_T.is_floating_point() and x_T.dtype != torch.bool
-    }
-    return replace(batch, history={**batch.history, **history})
+    history = {}
+    for name, x_T in batch.history.items():
+        if x_T.dtype == torch.bool:
+            x_T = x_T.to(torch.int8)  # which has a value beside both
+        if not x_T.is_floating_point():
+            x_T = torch.where(is_hidden_T, HIDDEN if x_T.dtype == torch.int64 else -1, x_T)
+        history[name] = x_T
+    return replace(batch, history=history)
 
 
 def permute_judgements(batch: RequestBatch, labels: Sequence[str]) -> RequestBatch:

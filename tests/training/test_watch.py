@@ -47,14 +47,16 @@ def test_labels_are_averaged_and_what_is_not_known_is_no_figure():
 def test_hidden_events_keep_their_place_and_the_batch_its_values():
     torch.manual_seed(0)
     batch = random_batch([200, 0, 100], [1, 2, 3])
+    batch.history["is_long"] = torch.rand(300) < 0.5
     before = {name: x.clone() for name, x in batch.history.items()}
     hidden = hide_events(batch, 0.3)
     is_hidden = hidden.history["item_id"] == HIDDEN
     assert 60 < int(is_hidden.sum()) < 120
     assert (hidden.history["action"][is_hidden] == -1).all()
+    assert (hidden.history["is_long"][is_hidden] == -1).all()
     for name, x in before.items():
         assert torch.equal(batch.history[name], x)
-        assert torch.equal(hidden.history[name][~is_hidden], x[~is_hidden])
+        assert torch.equal(hidden.history[name][~is_hidden].to(x.dtype), x[~is_hidden])
     assert hide_events(batch, 0.0) is batch
     empty = replace(batch, history={name: x[:0] for name, x in batch.history.items()})
     assert hide_events(empty, 0.5) is empty
