@@ -164,6 +164,16 @@ def test_context_is_taken_away_or_that_of_another_request():
     assert torch.equal(shuffled.request["device"], batch.request["device"])
 
 
+@pytest.mark.parametrize("users", [[0, 0, 0, 1, 1, 2], [0, 1], [5, 5, 5, 2, 2, 2, 9, 9], [3], []], ids=str)
+def test_another_context_is_that_of_another_user(users):
+    batch = replace(batch_of([1] * len(users), [1] * len(users)), user_id_R=torch.tensor(users, dtype=torch.int64))
+    batch.request["subject"] = batch.user_id_R.int()
+    for seed in range(5):
+        found = with_shuffled_context(batch, model(**CONTEXT).config, seed=seed).request["subject"].tolist()
+        assert sorted(found) == sorted(users)
+        assert len(set(users)) < 2 or not any(map(int.__eq__, found, users))
+
+
 def test_a_plain_tower_keeps_its_folded_head_and_its_weights_names():
     assert isinstance(user_head(model().float()), UserHead)
     names = set(model().state_dict())

@@ -105,8 +105,15 @@ def without_context(batch: RequestBatch, config: TwoTowerConfig) -> RequestBatch
 
 
 def with_shuffled_context(batch: RequestBatch, config: TwoTowerConfig, *, seed: int = 0) -> RequestBatch:
-    """The batch in which each request has the context of another, drawn by chance."""
+    """The batch in which each request has the context of another user's, drawn by chance; where one user has more than
+    half of the requests, some keep one of their own user's."""
     generator = torch.Generator().manual_seed(seed)
-    other_R = torch.randperm(batch.num_requests, generator=generator).to(batch.user_id_R.device)
+    _, user_R, counts = batch.user_id_R.cpu().unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(batch.num_requests, generator=generator)
+    place_U = torch.randperm(len(counts), generator=generator)
+    order = order[place_U[user_R[order]].argsort(stable=True)]  # users in any order, and each one's requests together
+    other_R = torch.empty_like(order)
+    other_R[order] = order.roll(int(counts.max()) if len(counts) else 0)
+    other_R = other_R.to(batch.user_id_R.device)
     shuffled = {name: batch.request[name][other_R] for name in config.context_columns}
     return replace(batch, request={**batch.request, **shuffled})
