@@ -154,7 +154,7 @@ def _scored_figures(outcomes: Scored, keep_B: np.ndarray, weights: UserWeights) 
         figures[f"auc_{label}"] = measures.auc(logit_B, label_B, drawn), 0.5
         figures[f"user_auc_{label}"] = measures.auc_within(logit_B, label_B, user_B, drawn), 0.5
         figures[f"request_auc_{label}"] = measures.auc_within(logit_B, label_B, request_B.ravel(), drawn), 0.5
-        figures[f"log_loss_{label}"] = loss_N, float(base_N[0])
+        figures[f"log_loss_{label}"] = loss_N, _known(base_N[0])
         figures[f"normalised_entropy_{label}"] = relative_N, 1.0
         figures[f"calibration_error_{label}"] = measures.calibration_error(probability_B, label_B, drawn), None
     return figures

@@ -96,9 +96,9 @@ def log_losses(logit_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
 
 
 def entropy(rate: np.ndarray) -> np.ndarray:
-    """Entropy [nats] of a coin; 0 at both ends."""
+    """Entropy [nats] of a coin; 0 at both ends, NaN of one that is not known."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = [np.where(p > 0, -p * np.log(p), 0.0) for p in (rate, 1 - rate)]
+        terms = [np.where(p == 0, 0.0, -p * np.log(p)) for p in (rate, 1 - rate)]
     return terms[0] + terms[1]
 
 

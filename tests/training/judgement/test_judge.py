@@ -93,6 +93,9 @@ def test_what_cannot_be_known_is_none(scored):
     assert rows["auc_click"]["value"] is None
     assert rows["normalised_entropy_click"]["value"] is None
     assert math.isnan(flat(judge(one_class, replicates=0))["auc_click"])
+    none = replace(scored, label_BL=np.full_like(scored.label_BL, np.nan))
+    rows = {row["metric"]: row for row in judge(none, replicates=3)["figures"] if row["slice"] == "all"}
+    assert rows["log_loss_click"]["chance"] is None
 
 
 def test_coverage_and_popularity_describe_what_is_shown(scored):

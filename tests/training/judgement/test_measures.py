@@ -82,6 +82,7 @@ def test_means_and_log_loss_are_weighted_over_rows(rows):
         w = drawn(weights, n)
         assert found == pytest.approx(sum(x * y for x, y in zip(w, losses)) / sum(w))
     assert measures.entropy(np.array([0.0, 0.25, 1.0])) == pytest.approx([0, 0.5623351446188083, 0])
+    assert np.isnan(measures.entropy(np.array([np.nan]))).all()
 
 
 def test_deciles_hold_a_tenth_of_the_rows_and_what_came_true_of_them(rows):
