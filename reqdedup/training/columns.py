@@ -1,18 +1,24 @@
-"""What a configuration asks of a log that its columns cannot give: refused before anything is written or a rank starts.
+"""What a configuration asks of a log that its columns, or the files that it names, cannot give: refused before anything
+is written or a rank starts.
 
 Names, levels and types alone are looked at, no value; what only the rows show is `Survey`'s.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from reqdedup.models.checkpoint import load_checkpoint
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.derived import Derived
+from reqdedup.models.foundation.beginning import read_foundation
 from reqdedup.models.registry import build_model
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.optimizers import check_rate_factors
+from reqdedup.training.warm_start import WarmStart
 
 WHOLE = ("bool", "int32", "int64")
 _OF_CATEGORIES = ("vocabulary", "cross", "hash")
@@ -43,6 +49,16 @@ def check_columns(config: TrainingConfig, schema: EngagementSchema) -> None:
     if config.rate_factors:
         with torch.device("meta"):
             check_rate_factors([name for name, _ in build_model(config.model).named_parameters()], config.rate_factors)
+
+
+def check_files(config: TrainingConfig) -> None:
+    """Raises ValueError for a file that the run begins with or learns from and that is not what it must be."""
+    if config.foundation:
+        read_foundation(Path(config.foundation), config.model)
+    if config.teacher:
+        load_checkpoint(Path(config.teacher))
+    if config.warm_start:
+        WarmStart.load(config)
 
 
 def _check_model(model: ModelConfig, schema: EngagementSchema) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, check_format, load_checkpoint
-from reqdedup.training.columns import check_columns
+from reqdedup.training.columns import check_columns, check_files
 from reqdedup.training.config import TrainingConfig, check_same_run
 from reqdedup.training.devices import backend_of
 from reqdedup.training.export import export_checkpoint
@@ -119,13 +119,14 @@ def train(
     resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption; if it
         is of another configuration or snapshot, ValueError is raised and the folder stays as it is.
     snapshot_id: of the table that a FileSource's files belong to; a TableSource says its own.
-    Raises ValueError for what the log's columns cannot give (`reqdedup.training.columns`), before anything is written,
-    and RankError with the error of the rank that failed first: a loss that is not finite, a rank that died or hung, a
-    full disk. The last checkpoint stays usable.
+    Raises ValueError for what the log's columns or the files named cannot give (`reqdedup.training.columns`), before
+    anything is written, and RankError with the error of the rank that failed first: a loss that is not finite, a rank
+    that died or hung, a full disk. The last checkpoint stays usable.
     """
     started, config = time.monotonic(), config.with_absolute_paths()
     if not resume:
         check_columns(config, source.schema)
+        check_files(config)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     snapshot_id = snapshot_id_of(source) or snapshot_id

@@ -8,13 +8,14 @@ were not yet mature then, from where their windows began.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
+from reqdedup.models.registry import name_of
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.split import Later, Splits
@@ -40,14 +41,13 @@ class WarmStart:
                 f"{path}: a checkpoint that says until when it has learned required for a warm start, found one of an "
                 "earlier version; train anew"
             )
-        then = TrainingConfig.from_dict(state["config"])
-        for name, wanted, found in (
-            ("model", config.model, then.model),
-            ("table_optimizer", config.table_optimizer, then.table_optimizer),
-            ("rate_factors", dict(config.rate_factors), dict(then.rate_factors)),
-        ):
-            if wanted != found:
-                raise ValueError(f"{path}: a warm start needs the same {name}, {wanted} required, found {found}")
+        wanted, found = _must_be_same(config), _must_be_same(TrainingConfig.from_dict(state["config"]))
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise ValueError(
+                    f"{path}: a warm start needs the same {name}, {wanted.get(name)!r} required, found "
+                    f"{found.get(name)!r}"
+                )
         return cls(state)
 
     def splits(self, splits: Splits) -> Splits:
@@ -58,3 +58,13 @@ class WarmStart:
         model.load_state_dict(self.state["model"])
         optimizer.load_state_dict(self.state["optimizer"])
         task.load_state_dict(self.state["log_q"])
+
+
+def _must_be_same(config: TrainingConfig) -> dict[str, Any]:
+    """Fields by name, those of the model as model.NAME."""
+    model = {"kind": name_of(config.model), **asdict(config.model)}
+    return {
+        "table_optimizer": config.table_optimizer,
+        "rate_factors": dict(config.rate_factors),
+        **{f"model.{name}": value for name, value in model.items()},
+    }

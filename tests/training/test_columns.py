@@ -67,9 +67,19 @@ def test_what_the_columns_give_is_not(changes):
     check_columns(config(**changes), SCHEMA)
 
 
-def test_nothing_is_written_and_no_rank_starts(tmp_path):
-    with pytest.raises(ValueError, match="one of the log's labels required, found 'clik'"):
-        train(config(positive_label="clik"), random_log(), out_dir=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positive_label": "clik"}, "one of the log's labels required, found 'clik'"),
+        ({"foundation": "nowhere.pt"}, r"nowhere\.pt: a checkpoint required, found no file"),
+        ({"warm_start": "nowhere.pt"}, r"nowhere\.pt: a checkpoint required, found no file"),
+        ({"model": RANKING, "teacher": "nowhere.pt"}, r"nowhere\.pt: a checkpoint required, found no file"),
+    ],
+    ids=str,
+)
+def test_nothing_is_written_and_no_rank_starts(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(config(**changes), random_log(), out_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -70,8 +70,8 @@ def test_a_resumed_warm_start_is_the_same(source, first, tmp_path):
 def test_what_cannot_go_on_is_refused(source, first, tmp_path):
     for options, words in (
         ({"held_out": 0.4}, r"requests to learn from later than \d{4}-\d\d-\d\d \d\d:\d\d required, found none"),
-        ({"table_optimizer": "adamw"}, "needs the same table_optimizer, adamw required, found adagrad"),
-        ({"model": replace(config().model, width=4)}, "needs the same model"),
+        ({"table_optimizer": "adamw"}, "needs the same table_optimizer, 'adamw' required, found 'adagrad'"),
+        ({"model": replace(config().model, width=4)}, r"needs the same model\.width, 4 required, found 8$"),
     ):
         with pytest.raises(ValueError, match=words):
             run_rank(silent, config(warm_start=str(first), **options), source, str(tmp_path))

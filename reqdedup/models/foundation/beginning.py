@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -26,7 +26,13 @@ def fill_from_foundation(model: nn.Module, path: Path | str) -> None:
 
     Raises ValueError for a checkpoint of another kind of model, and for another configuration, naming what differs.
     """
-    path, config = Path(path), cast(ModelConfig, model.config)
+    state = read_foundation(Path(path), cast(ModelConfig, model.config))
+    taken = {name: weight for name, weight in state["model"].items() if name.startswith(TAKEN)}
+    model.load_state_dict({**model.state_dict(), **taken})
+
+
+def read_foundation(path: Path, config: ModelConfig) -> dict[str, Any]:
+    """The checkpoint of a foundation that a model of this configuration can begin with; ValueError as above."""
     state = load_checkpoint(path)
     values = state["config"]["model"]
     if values.get("kind") != "foundation":
@@ -38,5 +44,4 @@ def fill_from_foundation(model: nn.Module, path: Path | str) -> None:
                 f"{path}: a foundation of the same {name} required, {getattr(config, name)!r}, found "
                 f"{getattr(then, name)!r}"
             )
-    taken = {name: weight for name, weight in state["model"].items() if name.startswith(TAKEN)}
-    model.load_state_dict({**model.state_dict(), **taken})
+    return state
