@@ -29,6 +29,7 @@ from reqdedup.training.loop import BUNDLE_NAME, read_run, train
 from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.rank_run import run_rank
 from reqdedup.training.ranks import sum_over_ranks
+from reqdedup.training.replacing import resumed_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint of the run's out_dir")
     options = parser.parse_args(arguments)
     try:
-        config, source, out_dir, snapshot_id = read_run(options.run)
+        folder, is_torchrun = options.run.parent, dist.is_torchelastic_launched()
+        if options.resume and not is_torchrun:  # whose ranks write into out_dir itself
+            folder = resumed_folder(folder)
+        config, source, out_dir, snapshot_id = read_run(folder / options.run.name)
         check_columns(config, source.schema)
-        if dist.is_torchelastic_launched():
+        if is_torchrun:
             torch.set_num_threads(1)
             dist.init_process_group(backend_of(config.device), timeout=timedelta(seconds=config.collective_timeout_s))
             resume = options.resume or (_is_restarted() and (out_dir / CHECKPOINT_NAME).exists())

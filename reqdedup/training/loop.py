@@ -6,15 +6,16 @@
     out_dir/checkpoint.pt    weights, optimiser, loader positions, snapshot id; `resume=True` continues exactly there
     out_dir/bundle           what a server loads, written when it has ended (`reqdedup.models.bundle`)
 
+A run that replaces another lies in out_dir/unfinished until it has ended (`reqdedup.training.replacing`).
 The ranks open the snapshot's own files; no catalog, no data and no weights pass through this process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,16 @@ from reqdedup.training.plan import (
 )
 from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.rank_run import RankResult, run_rank
+from reqdedup.training.replacing import (
+    BUNDLE_NAME,
+    RUN_NAME,
+    new_folder,
+    put_in_place,
+    resumed_folder,
+    write_whole,
+)
 from reqdedup.training.report import RESULT_FORMAT, RESULT_NAME
 
-RUN_NAME = "run.json"
-BUNDLE_NAME = "bundle"
 RUN_FORMAT = 1
 """Version 0.1.0 wrote none, and its files are read."""
 
@@ -131,16 +138,18 @@ def train(
     out_dir.mkdir(parents=True, exist_ok=True)
     snapshot_id = snapshot_id_of(source) or snapshot_id
     readable = source_for_ranks(source)
+    folder = resumed_folder(out_dir) if resume else new_folder(out_dir)
+    checkpoint = folder / CHECKPOINT_NAME
     if resume:
-        checkpoint = out_dir / CHECKPOINT_NAME
         check_same_run(checkpoint, load_checkpoint(checkpoint), config, snapshot_id)
-    with _run_of_the_checkpoint(out_dir):
-        _write_run(out_dir / RUN_NAME, config, readable, snapshot_id)
+    folder.mkdir(exist_ok=True)
+    _write_run(folder / RUN_NAME, config, readable, snapshot_id, out_dir)
+    try:
         results: list[RankResult] = run_ranks(
             run_rank,
             config,
             readable,
-            str(out_dir),
+            str(folder),
             snapshot_id,
             resume,
             credentials_of(readable),
@@ -149,6 +158,10 @@ def train(
             collective_timeout_s=config.collective_timeout_s,
             on_event=progress,
         )
+    except BaseException:
+        if folder != out_dir and not checkpoint.exists():
+            shutil.rmtree(folder)  # nothing in it can be resumed
+        raise
     first = results[0]
     judgement = judge_run(config, source, first.outcomes, first.rivals)
     result = TrainingResult(
@@ -173,8 +186,9 @@ def train(
         peak_memory_bytes=max(rank.peak_memory_bytes for rank in results),
         peak_device_memory_bytes=max(rank.peak_device_memory_bytes for rank in results),
     )
-    (out_dir / RESULT_NAME).write_text(json.dumps(_figures(result, snapshot_id), indent=2))
-    export_checkpoint(result.checkpoint, source, out_dir / BUNDLE_NAME)
+    write_whole(folder / RESULT_NAME, json.dumps(_figures(result, snapshot_id), indent=2))
+    export_checkpoint(checkpoint, source, folder / BUNDLE_NAME)
+    put_in_place(folder, out_dir)
     return result
 
 
@@ -204,21 +218,7 @@ def _figures(result: TrainingResult, snapshot_id: int | None) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _run_of_the_checkpoint(out_dir: Path) -> Iterator[None]:
-    """A training that fails before its first checkpoint leaves the run.json of the model that is still there."""
-    run, checkpoint = out_dir / RUN_NAME, out_dir / CHECKPOINT_NAME
-    before = run.read_bytes() if run.exists() and checkpoint.exists() else None
-    saved_ns = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-    try:
-        yield
-    except BaseException:
-        if before is not None and checkpoint.exists() and checkpoint.stat().st_mtime_ns == saved_ns:
-            run.write_bytes(before)
-        raise
-
-
-def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: int | None) -> None:
+def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: int | None, out_dir: Path) -> None:
     """The run as a file, if its source is files; without credentials, which remote files take from the environment."""
     files = source_to_dict(source)
     if files is None:
@@ -228,9 +228,9 @@ def _write_run(path: Path, config: TrainingConfig, source: Source, snapshot_id: 
         "training": config.to_dict(),
         **files,
         "snapshot_id": snapshot_id,
-        "out_dir": str(path.parent.resolve()),
+        "out_dir": str(out_dir.resolve()),
     }
-    path.write_text(json.dumps(run, indent=2))
+    write_whole(path, json.dumps(run, indent=2))
 
 
 def read_run(path: Path) -> tuple[TrainingConfig, Source, Path, int | None]:

@@ -11,6 +11,7 @@ import pytest
 from reqdedup import cli
 from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.models import DCATConfig, Derived, TwoTowerConfig
+from reqdedup.models.checkpoint import load_checkpoint
 from reqdedup.storage import TableSource, open_catalog
 from reqdedup.training import TrainingConfig
 from reqdedup.training.loop import read_run
@@ -153,13 +154,32 @@ def test_a_run_is_trained_evaluated_resumed_and_not_overwritten(here, capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_which_checkpoint_is_kept(here, capsys, monkeypatch):
-    (here / "run.toml").write_text("num_steps = 100000\nmax_epochs = 0\ncheckpoint_every = 1\n")
+def test_ctrl_c_says_which_checkpoint_is_kept_and_a_run_that_is_replaced_stays_until_then(here, capsys, monkeypatch):
+    (here / "run.toml").write_text("num_steps = 20\nmax_epochs = 0\ncheckpoint_every = 1\nbaselines = false\n")
+    out = here / "runs" / "y"
 
     def stop(line, progress, *arguments):
         if getattr(progress, "stage", "") == "training" and progress.step > 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("reqdedup.cli.output.ProgressLine.__call__", stop)
-    assert cli.main([*TRAIN, "--out", "runs/y", "--config", "run.toml", *SMALL]) == 130
+    def files():
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "unfinished" not in path.parts}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reqdedup.cli.output.ProgressLine.__call__", stop)
+        assert cli.main([*TRAIN, "--out", "runs/y", "--config", "run.toml", *SMALL]) == 130
     assert "is kept in runs/y/checkpoint.pt; --resume goes on there" in capsys.readouterr().err
+    assert cli.main(["train", "lake.t", "--out", "runs/y", "--resume"]) == 0
+    before = files()
+    again = [*TRAIN, "--out", "runs/y", "--config", "run.toml", "--seed", "5", *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr("reqdedup.cli.output.ProgressLine.__call__", stop)
+        assert cli.main([*again, "--replace"]) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is kept in runs/y/unfinished/checkpoint.pt; --resume goes on there; the run in runs/y is as it was" in said
+    assert files() == before
+    assert cli.main(again) == 2, "no word of --resume or --replace"
+    assert cli.main(["train", "lake.t", "--out", "runs/y", "--resume"]) == 0
+    assert read_run(out / "run.json")[0].seed == load_checkpoint(out / "checkpoint.pt")["config"]["seed"] == 5
+    assert not (out / "unfinished").exists()
+    assert (out / "bundle").is_dir()

@@ -46,7 +46,7 @@ OF_MODEL = {"layers": "num_layers", **{name: name for name in ("labels", "exclud
 @option(
     "--resume", is_flag=True, help="go on from the checkpoint in DIR, with the configuration and files in its run.json"
 )
-@option("--replace", is_flag=True, help="train anew where DIR holds a run")
+@option("--replace", is_flag=True, help="train anew where DIR holds a run, which stays until the new one has ended")
 @option("--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or JSON if it ends with .json")
 @option("--steps", type=POSITIVE, metavar="N", help="optimiser steps (default: 1000)")
 @option("--requests-per-step", type=POSITIVE, metavar="N", help="over all ranks (default: 256)")
@@ -66,16 +66,17 @@ OF_MODEL = {"layers": "num_layers", **{name: name for name in ("labels", "exclud
 def train(arguments: Options) -> int:
     """Train, then say what came out."""
     from reqdedup import training
-    from reqdedup.training.loop import CHECKPOINT_NAME, RUN_NAME, read_run
+    from reqdedup.training.loop import CHECKPOINT_NAME, RUN_NAME, read_run, resumed_folder
 
-    out, checkpoint = Path(arguments.out), Path(arguments.out) / CHECKPOINT_NAME
+    out = Path(arguments.out)
+    checkpoint = resumed_folder(out) / CHECKPOINT_NAME
     snapshot_id = None
     source: Source
     if arguments.resume:
         said = [name for name in ("task", "config", *OF_RUN, *OF_MODEL) if getattr(arguments, name) not in (None, ())]
         if said:
             raise ValueError(f"--resume takes the configuration of {out / RUN_NAME}: leave out {_options(said)}")
-        config, source, _, snapshot_id = read_run(out / RUN_NAME)
+        config, source, _, snapshot_id = read_run(checkpoint.with_name(RUN_NAME))
         if not checkpoint.exists():
             raise ValueError(f"{checkpoint}: a checkpoint to resume from required, found none; train without --resume")
     else:
@@ -90,7 +91,7 @@ def train(arguments: Options) -> int:
 
         source = TableSource(load_table(open_catalog(arguments), arguments.table))
         config = _configuration(arguments, source)
-    saved = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+    saved = _time_of(checkpoint)
     inputs = ", ".join(config.model.columns)
     others = [one.name for one in source.schema.at(Level.REQUEST, Level.ITEM) if one.name not in config.model.columns]
     left_out = f"; left out: {', '.join(others)}" if others else ""
@@ -225,17 +226,23 @@ def _options(names: list[str]) -> str:
 def _kept(out: Path, saved: int | None) -> str:
     """What is in the folder of a run that did not end. saved: time of the checkpoint before it [ns]."""
     from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint
-    from reqdedup.training.metrics_file import METRICS_NAME
+    from reqdedup.training.loop import METRICS_NAME, resumed_folder
 
-    checkpoint = out / CHECKPOINT_NAME
+    checkpoint = resumed_folder(out) / CHECKPOINT_NAME
     if not checkpoint.exists():
         has_steps = (out / METRICS_NAME).exists()
         found = f"{out} has metrics of the steps alone" if has_steps else "no step was taken"
         return f"no checkpoint was written yet, {found}; train again"
     step = load_checkpoint(checkpoint)["step"]
-    if checkpoint.stat().st_mtime_ns == saved:
+    if _time_of(checkpoint) == saved:
         return f"no new checkpoint was written; that of step {step:,} in {checkpoint} is as it was"
-    return f"the checkpoint of step {step:,} is kept in {checkpoint}; --resume goes on there"
+    replaces = "" if checkpoint.parent == out else f"; the run in {out} is as it was"
+    return f"the checkpoint of step {step:,} is kept in {checkpoint}; --resume goes on there{replaces}"
+
+
+def _time_of(path: Path) -> int | None:
+    """When a file was last written [ns]; None if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _figures(judgement: dict[str, Any] | None) -> str:
