@@ -7,7 +7,6 @@ and run.json. Items are read from scalar columns alone; memory is that of the di
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from reqdedup.models.items import Items
 from reqdedup.models.signature import Signature
 from reqdedup.schema import ITEM_ID, NUMBER_WIDTH_BYTES, REQUEST_TS, Column
 from reqdedup.training.blocks import column_values
+from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.plan import KeyedSource, RowGroupSource, Source
 
@@ -97,78 +97,31 @@ def read_items(source: Source, config: ModelConfig, *, impressions_too: bool = F
     columns = [source.schema[name] for name in config.item_columns]
     has_keys = ITEM_KEY in source.schema
     names = [ITEM_ID, REQUEST_TS, *config.item_columns, *([ITEM_KEY] if has_keys else [])]
-    parts: list[_Part] = []
+    parts: list[Catalogue] = []
     for batch in _batches(source, names):
         parts.append(_part(batch, [source.schema[ITEM_ID], source.schema[REQUEST_TS], *columns], has_keys))
         if len(parts) >= _MERGED_TOGETHER:
-            parts = [_merged(parts)]
+            parts = [Catalogue.merged(parts)]
     if not parts:
         raise ValueError("export: rows to take items from required, found none in the source")
-    whole = _merged(parts)
-    found = whole.items
-    kept = {name: x for name, x in found.columns.items() if impressions_too or name not in whole.varying}
-    if isinstance(source, KeyedSource) and (keys := source.item_keys(found.item_id_V)) is not None:
-        found = replace(found, keys=tuple(keys.tolist()))
-    return replace(found, columns=kept)
+    found = Catalogue.merged(parts)
+    keys = None if found.keys is None else tuple("" if key is None else key for key in found.keys)
+    if isinstance(source, KeyedSource) and (known := source.item_keys(found.item_id_V)) is not None:
+        keys = tuple(known.tolist())
+    return Items(
+        item_id_V=found.item_id_V,
+        count_V=found.count_V,
+        first_seen_V=found.first_seen_V,
+        columns={name: x for name, x in found.columns.items() if impressions_too or name not in found.varying},
+        keys=keys,
+    )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The items of some rows; varying: columns that differ between rows of one item."""
-
-    items: Items
-    varying: frozenset[str]
-
-
-def _part(batch: pa.RecordBatch, columns: Sequence[Column], has_keys: bool) -> _Part:
-    item_id, first_seen, *rest = [column_values(batch.column(column.name), column) for column in columns]
-    keys: Any = np.array(batch.column(ITEM_KEY).to_pylist(), object) if has_keys else None
+def _part(batch: pa.RecordBatch, columns: Sequence[Column], has_keys: bool) -> Catalogue:
+    item_id, time, *rest = [column_values(batch.column(column.name), column) for column in columns]
     values = {column.name: x for column, x in zip(columns[2:], rest, strict=True)}
-    return _distinct(item_id, np.ones(len(item_id), np.int64), first_seen, values, keys, frozenset())
-
-
-def _merged(parts: Sequence[_Part]) -> _Part:
-    items = [part.items for part in parts]
-    keys: Any = None if items[0].keys is None else np.concatenate([np.array(one.keys, object) for one in items])
-    return _distinct(
-        np.concatenate([one.item_id_V for one in items]),
-        np.concatenate([one.count_V for one in items]),
-        np.concatenate([one.first_seen_V for one in items]),
-        {name: np.concatenate([one.columns[name] for one in items]) for name in items[0].columns},
-        keys,
-        frozenset().union(*(part.varying for part in parts)),
-    )
-
-
-def _distinct(
-    item_id: np.ndarray,
-    count: np.ndarray,
-    first_seen: np.ndarray,
-    values: dict[str, np.ndarray],
-    keys: np.ndarray | None,
-    varying: frozenset[str],
-) -> _Part:
-    """One entry per item: counts added up, everything else from its earliest."""
-    order = np.lexsort((first_seen, item_id))
-    item_id, count, first_seen = item_id[order], count[order], first_seen[order]
-    is_first = np.diff(item_id, prepend=item_id[:1]) != 0
-    is_first[:1] = True
-    first, of_item = np.flatnonzero(is_first), np.cumsum(is_first) - 1
-    columns, differing = {}, set(varying)
-    for name, x in values.items():
-        x = x[order]
-        columns[name] = x[first]
-        first_of_row = columns[name][of_item]
-        if ((x != first_of_row) & ((x == x) | (first_of_row == first_of_row))).any():  # two NaN are one value
-            differing.add(name)
-    items = Items(
-        item_id_V=item_id[first],
-        count_V=np.add.reduceat(count, first) if len(first) else count,
-        first_seen_V=first_seen[first],
-        columns=columns,
-        keys=None if keys is None else tuple("" if key is None else key for key in keys[order][first]),
-    )
-    return _Part(items, frozenset(differing))
+    keys: Any = np.array(batch.column(ITEM_KEY).to_pylist(), object) if has_keys else None
+    return Catalogue.of_rows(item_id, np.ones(len(item_id), np.int64), time, values, keys)
 
 
 def _batches(source: Source, names: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -124,6 +124,15 @@ class Survey:
         ):
             self._refuse(names, required, "correct the log, or leave the column out of the model")
 
+    def warn_of_impressions(self, varying: Iterable[str]) -> None:
+        """varying: item columns of a retrieval model that differ between rows of one item."""
+        if names := ", ".join(sorted(varying)):
+            _warn(
+                f"a retrieval model knows one value of each item, and {names} differ between rows of one item: they "
+                "are of an impression. Vectors of items are served, and judged, with those of an item's earliest row; "
+                "leave the columns out of the model (exclude) unless they change slowly, as a price does"
+            )
+
     def check_labels(self) -> None:
         """Raises ValueError for labels outside 0..1 and if no label has a value, or a mature one; warns of one that
         says nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,7 +46,7 @@ def task_over(items: torch.Tensor, most: int) -> Retrieval:
     """items: ids, rising.  most: that are drawn in a step."""
     model = two_tower_config()
     columns = dict.fromkeys(model.item_categories, (items % 7).int().numpy())
-    catalogue = Catalogue(item_id_V=items.numpy(), count_V=(items * 0 + 1).numpy(), columns=columns)
+    catalogue = Catalogue.of_rows(items.numpy(), np.ones(len(items)), np.zeros(len(items)), columns)
     config = TrainingConfig(
         model=model, num_steps=1, requests_per_step=3, learning_rate=0.1, world_size=1, negatives="catalogue",
         negatives_per_step=most, temperature=0.5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ def ranked(model: TwoTower, batch, *, num_items: int, catalogue_items: int):
     batch = replace(batch, item_id_B=batch.item_id_B % num_items, request={**batch.request, **times})
     item_id_V = torch.arange(num_items)
     columns = dict.fromkeys(model.config.item_categories, (item_id_V % 7).int().numpy())
-    catalogue = Catalogue(item_id_V=item_id_V.numpy(), count_V=(item_id_V * 0 + 1).numpy(), columns=columns)
+    catalogue = Catalogue.of_rows(item_id_V.numpy(), np.ones(num_items), np.zeros(num_items), columns)
     config = TrainingConfig(
         model=model.config, num_steps=1, requests_per_step=3, learning_rate=0.1, world_size=1,
         catalogue_items=catalogue_items,

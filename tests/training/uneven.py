@@ -42,6 +42,6 @@ def case_of(task_name, sizes, of_model=None, **options):
         **options,
     )
     items = torch.cat([batch.item_id_B for batch in batches]).numpy()
-    catalogue = Catalogue.of_rows(items, np.ones(len(items)), {})
+    catalogue = Catalogue.of_rows(items, np.ones(len(items)), np.zeros(len(items)), {})
     task = Ranking(config) if task_name == "ranking" else Retrieval(config, catalogue, torch.device("cpu"))
     return task, build_model(config.model).double(), batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Self, cast
@@ -125,6 +125,7 @@ class Retrieval:
         survey = survey.over_ranks()
         survey.check_rows()
         survey.check_inputs()
+        survey.warn_of_impressions(catalogue.varying)
         num_items = int((catalogue.count_V > 0).sum())
         survey.check_contrast(num_items, mask_same_user=config.mask_same_user and config.negatives == "batch")
         task = cls(config, catalogue, device, survey.num_requests)
@@ -214,6 +215,8 @@ class Retrieval:
         item_id_C, columns = self.catalogue
         catalogue_CD = cast(TwoTower, model).encode_items(item_id_C, columns)  # or any other with this method
         candidate_id_C = item_id_C.cpu().numpy()
+        if self.counts.varying:  # a server has one value of each item, and not that of the impression
+            batches = [replace(batch, row={**batch.row, **self.counts.columns_of(batch)}) for batch in batches]
         parts = [self._ranks(model, batch, catalogue_CD, candidate_id_C) for batch in batches]
         rank_B, unseen_rank_B, top_BK = (np.concatenate(values) for values in zip(*parts))
         rows = rows_of(batches, self.config.slice_by)
