@@ -97,8 +97,7 @@ class Stepper:
 
     def _loss(self, batch: RequestBatch) -> tuple[torch.Tensor, int]:
         """Sum of this rank's loss terms, and their number; some events are hidden from the model."""
-        seen = hide_events(batch, self.config.hide_events)
-        inputs = self.task.inputs(seen)
+        seen, inputs = hide_events(batch, self.config.hide_events), self.task.inputs(batch)
         with autocast(self.device, self.config.precision):
             outputs = self.trained(seen, *inputs)
         return self.task.loss(in_float32(outputs), batch, *inputs)

@@ -14,6 +14,7 @@ from reqdedup.models import DCATConfig
 from reqdedup.models.checkpoint import load_checkpoint
 from reqdedup.models.foundation.beginning import TAKEN
 from reqdedup.training import TrainingConfig
+from reqdedup.training.augment import HIDDEN
 from reqdedup.training.foundations import finished_foundation
 from reqdedup.training.loss import info_nce_naive
 from reqdedup.training.rank_run import RankRun, run_rank
@@ -56,6 +57,21 @@ def test_the_loss_is_the_double_loop_over_pairs(log, tmp_path):
         temperature=run.config.temperature,
     )
     torch.testing.assert_close(loss_sum / num_terms, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_events_are_asked_for_by_their_items(log, tmp_path):
+    run = RankRun(lambda _: None, pretraining(log.schema, hide_events=0.5), log, tmp_path, None)
+    asked = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, batch, pairs):
+            asked.append((batch, pairs))
+            return run.model(batch, pairs)
+
+    replace(run.stepper, trained=Watched()).compute_gradients(next(iter(run.loader)), 0)
+    ((seen, pairs),) = asked
+    assert (seen.history["item_id"] == HIDDEN).any()
+    assert not (pairs.item_id_P == HIDDEN).any()
 
 
 def test_it_learns_what_comes_next(pretrained):
