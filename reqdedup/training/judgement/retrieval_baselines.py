@@ -1,8 +1,8 @@
 """The baselines of retrieval on a run's held-out positives: fitted on what the training users engaged with.
 
-A training user is the history of the latest request, and after it the positives of the training rows that it does not
-hold, by time. Of more than MOST_USERS training users so many are taken, by hash. Items of histories that are no
-candidate anywhere in the table are not known.
+A training user is the history of the latest request, and the positives of the training rows that it does not hold, by
+time: those of earlier requests before it, since it may be cut, the others after it. Of more than MOST_USERS
+training users so many are taken, by hash. Items of histories that are no candidate anywhere in the table are not known.
 """
 
 from __future__ import annotations
@@ -146,18 +146,19 @@ def _sequences(with_histories: RequestLoader, positives: RequestLoader, given: K
         if user not in latest or time >= latest[user][0]:
             latest[user] = time, history.copy()
     latest = {user: latest[user] for user in fitted_users(np.array(list(latest), np.int64), seed).tolist()}
-    later: dict[int, list[tuple[int, int]]] = {}
+    more_of: dict[int, list[tuple[int, int]]] = {}
     for batch in positives:
         user_B, time_B = (x_R[batch.request_of_row_B] for x_R in (batch.user_id_R, batch.request[REQUEST_TS]))
         for user, time, item in zip(user_B.tolist(), time_B.tolist(), batch.item_id_B.tolist()):
             if user in latest:
-                later.setdefault(user, []).append((time, item))
+                more_of.setdefault(user, []).append((time, item))
     lists = []
-    for user, (_, history) in latest.items():
-        events = history.tolist()
-        more = dict.fromkeys(item for _, item in sorted(later.get(user, [])))
-        known = set(events)
-        lists.append(np.array([*events, *(item for item in more if item not in known)], np.int64))
+    for user, (latest_time, history) in latest.items():
+        known = set(history.tolist())
+        more = [(time, item) for time, item in sorted(more_of.get(user, [])) if item not in known]
+        earlier = dict.fromkeys(item for time, item in more if time < latest_time)
+        later = dict.fromkeys(item for time, item in more if time >= latest_time and item not in earlier)
+        lists.append(np.array([*earlier, *history.tolist(), *later], np.int64))
     return lists
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +18,17 @@ from reqdedup.storage import Layout, TableSource, create_table, write
 from reqdedup.training import TrainingConfig
 from reqdedup.training.judgement.baselines import baselines_of, splits_of
 from reqdedup.training.judgement.judge import flat, judge
-from reqdedup.training.judgement.retrieval_baselines import MOST_USERS, fitted_users, retrieval_baselines
+from reqdedup.training.judgement.retrieval_baselines import (
+    MOST_USERS,
+    _items,
+    _sequences,
+    fitted_users,
+    retrieval_baselines,
+)
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.rank_run import RankRun
 from reqdedup.training.split import Splits
+from tests.models.batches import random_batch
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +155,19 @@ def histories(source) -> dict[tuple[int, int], list[int]]:
         for r, (user, request) in enumerate(zip(batch.user_id_R.tolist(), batch.request["request_id"].tolist())):
             found[user, request] = items[offsets[r] : offsets[r + 1]]
     return found
+
+
+def test_a_training_user_is_in_order_of_time_though_histories_are_cut():
+    times = torch.arange(10)
+    batch = replace(
+        random_batch([min(t, 3) for t in range(10)], [1] * 10),
+        user_id_R=torch.full((10,), 7),
+        item_id_B=100 + times,
+        request={"request_ts": times, "request_id": times},
+        history={"item_id": torch.tensor([100 + event for t in range(10) for event in range(max(0, t - 3), t)])},
+    )
+    (found,) = _sequences([batch], [batch], _items, 0)
+    assert found.tolist() == list(range(100, 110))
 
 
 def test_rules_are_given_the_events_of_a_category_alone_and_rank_beside_all_that_was_seen(source, tmp_path):
