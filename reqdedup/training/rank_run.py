@@ -224,7 +224,7 @@ class RankRun:
                 "no legal negative): their loss is 0 and taught nothing; shuffle, or take more requests per step",
                 stacklevel=2,
             )
-        self.result.epochs = self.loader.epoch
+        self.result.epochs = min(from_all_ranks(self.loader.epoch))
         if self.config.validation:
             self.look()
             self.result.validations, self.result.best_step = self.watch.history, self.watch.best_step
@@ -246,10 +246,11 @@ class RankRun:
     def batches(self) -> Iterator[RequestBatch]:
         """Batches over as many epochs as the steps need; steps without two rows over all ranks are left out."""
         while self.result.steps < self.config.num_steps and not self.watch.is_over:
-            if self.config.max_epochs and self.loader.epoch >= self.config.max_epochs:
+            epoch = min(from_all_ranks(self.loader.epoch))  # one that was resumed may be through with its share
+            if self.config.max_epochs and epoch >= self.config.max_epochs:
                 self.result.stopped_by = "epochs"
                 return
-            steps_before, barren_before = self.result.steps, self.num_barren_steps
+            steps_before = self.result.steps
             for batch, num_rows in in_lockstep(self.loader):
                 if num_rows < 2:  # BatchNorm has no variance to divide by
                     continue
@@ -258,14 +259,11 @@ class RankRun:
                     self.result.stopped_by = "patience"
                 if self.result.steps >= self.config.num_steps or self.watch.is_over:
                     return
-            if (
-                self.result.steps > steps_before
-                and self.result.steps - steps_before == self.num_barren_steps - barren_before
-            ):
+            if steps_before < self.result.steps == self.num_barren_steps:
                 raise ValueError(
-                    f"training: a loss term in at least one of the {self.result.steps - steps_before} steps of an "
-                    "epoch required, found none (no known label, or no legal negative in any batch); shuffle, or take "
-                    "more requests per step"
+                    f"training: a loss term in at least one of the {self.result.steps} steps of an epoch required, "
+                    "found none (no known label, or no legal negative in any batch); shuffle, or take more requests "
+                    "per step"
                 )
             if self.result.steps == steps_before and self.loader.epoch > 1:
                 raise ValueError(

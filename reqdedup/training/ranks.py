@@ -47,8 +47,7 @@ def in_lockstep(loader: RequestLoader) -> Iterator[tuple[RequestBatch, int]]:
     Ranks get unequal numbers of batches; one that has no more computes on empty batches until all are through, so that
     collectives match. A rank whose loader was resumed in the next epoch already waits for the others in the same way.
     """
-    epochs = from_all_ranks(loader.epoch)
-    is_ahead = loader.epoch > min(epochs)
+    is_ahead = loader.epoch > min(from_all_ranks(loader.epoch))
     batches: Iterator[RequestBatch] = iter(()) if is_ahead else iter(loader)
     while True:
         batch = next(batches, None)

@@ -174,6 +174,19 @@ def stop_and_resume(report: Any, config: TrainingConfig, source: Any, folder: st
     return [whole.losses, resumed.losses]
 
 
+def one_ahead(report: Any, config: TrainingConfig, source: Any, folder: str) -> tuple[int, int, str]:
+    """(steps, epochs, what stopped it) of a run whose rank 1 is resumed behind its share, and rank 0 is not."""
+    run = rank_run.RankRun(report, config, source, Path(folder), None)
+    run.loader.set_epoch(run.rank)
+    result = run.run(resume=False)
+    return result.steps, result.epochs, result.stopped_by
+
+
+def steps_and_runs(report: Any, cases: Any, *runs: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    """One start of ranks for steps of cases and for (function, arguments) of this module."""
+    return gradients_of_steps(report, cases), [run(report, *args) for run, *args in runs]
+
+
 def steps_of_tables(report: Any, steps: tuple[Any, ...], means: tuple[Any, ...]) -> list[Any]:
     """One start of ranks for what is asked of tables in parts and of whole ones."""
     return [steps_of_shards(report, *steps), sparse_means(report, *means)]

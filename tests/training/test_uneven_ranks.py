@@ -1,4 +1,8 @@
-"""W ranks with uneven and empty batches take the step that one process takes on the whole batch."""
+"""W ranks with uneven and empty batches take the step that one process takes on the whole batch, and runs of them end
+and go on together.
+
+One start of two ranks for all of it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import pytest
 import torch
 
 from reqdedup.batch import RequestBatch
+from reqdedup.training import TrainingConfig
 from reqdedup.training.launch import run_ranks
 from tests.training import ranks
-from tests.training.uneven import case_of
+from tests.training.logs import random_log, with_signal
+from tests.training.uneven import case_of, model_config
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +40,27 @@ for name in ("uneven", "second empty"):
 
 
 @pytest.fixture(scope="module")
-def results():
-    per_rank = run_ranks(ranks.gradients_of_steps, [copy.deepcopy(case) for case in CASES.values()], world_size=2)
-    return dict(zip(CASES, zip(*per_rank)))
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    log = with_signal(random_log(num_groups=4, requests_per_group=10)).write(folder / "log.parquet")
+    ahead = TrainingConfig(
+        model=model_config("ranking"), num_steps=50, requests_per_step=4, learning_rate=0.01, held_out=0.0
+    )
+    return run_ranks(
+        ranks.steps_and_runs,
+        [copy.deepcopy(case) for case in CASES.values()],
+        (ranks.one_ahead, ahead, log, str(folder / "ahead")),
+        world_size=2,
+    )
+
+
+@pytest.fixture
+def results(found):
+    return dict(zip(CASES, zip(*(of_rank[0] for of_rank in found))))
+
+
+def test_a_rank_that_is_resumed_behind_its_share_waits_for_the_others(found):
+    assert [of_rank[1][0] for of_rank in found] == [(9, 1, "epochs")] * 2
 
 
 @pytest.mark.parametrize("key", CASES, ids=" ".join)
