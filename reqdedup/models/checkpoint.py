@@ -3,7 +3,7 @@
     format        number of this list of keys         model       weights and buffers
     config        TrainingConfig as plain values      optimizer   its state
     snapshot_id   of the table, or None               loaders     position of each rank's loader
-    step, rows    done                                log_q       item frequencies (retrieval)
+    step, rows    done                                tasks       what each rank's loss has counted
     losses        of every step                       metrics     held-out metrics, once evaluated
     watch         validation figures, best weights
 
@@ -25,8 +25,9 @@ from torch import nn
 from reqdedup.models.registry import build_model, config_from_dict
 
 CHECKPOINT_NAME = "checkpoint.pt"
-CHECKPOINT_FORMAT = 2
-"""Version 0.1.0 wrote none, and format 1 had another optimiser: their models can be loaded, their runs not resumed."""
+CHECKPOINT_FORMAT = 3
+"""Version 0.1.0 wrote none, format 1 had another optimiser, and format 2 what rank 0 alone had counted, as `log_q`:
+their models can be loaded, their runs not resumed."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

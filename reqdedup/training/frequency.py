@@ -71,13 +71,6 @@ class ItemFrequency:
     def to(self, device: torch.device | str) -> ItemFrequency:
         return ItemFrequency(self.item_id_V.to(device), self.log_p_V.to(device), self.unseen_log_p)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"item_id_V": self.item_id_V, "log_p_V": self.log_p_V, "unseen_log_p": self.unseen_log_p}
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> ItemFrequency:
-        return cls(state["item_id_V"], state["log_p_V"], state["unseen_log_p"])
-
 
 NUM_HASHES = 2
 """Hash functions of a StreamingFrequency."""

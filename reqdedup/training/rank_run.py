@@ -333,6 +333,7 @@ class RankRun:
 
     def checkpoint(self) -> None:
         loaders, watch = from_all_ranks(self.loader.state_dict()), self.watch.state_dict()
+        tasks = from_all_ranks(self.task.state_dict())
         tables = (self.model.state_dict(), self.watch.weights, self.optimizer.squares)
         with self.shards.whole(*tables) as (weights, best, squares):
             if self.rank == 0:
@@ -347,7 +348,7 @@ class RankRun:
                     "model": weights,
                     "optimizer": self.optimizer.state_dict(squares),
                     "loaders": loaders,
-                    "log_q": self.task.state_dict(),
+                    "tasks": tasks,
                     LEARNED_UNTIL: self.task.learned_until_us,
                     "watch": {**watch, "weights": best},
                 }
@@ -361,13 +362,13 @@ class RankRun:
         if state.get("format", 0) < CHECKPOINT_FORMAT:
             raise ValueError(
                 f"{path}: a checkpoint of format {CHECKPOINT_FORMAT} required to resume, found "
-                f"{state.get('format', 0)}, whose optimiser was another; train anew"
+                f"{state.get('format', 0)}, of an earlier version; train anew"
             )
         self.loader.load_state_dict(state["loaders"][self.rank])
         self.watch.load_state_dict({**state["watch"], "weights": self.shards.own(state["watch"]["weights"])})
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.task.load_state_dict(state["log_q"])
+        self.task.load_state_dict(state["tasks"][self.rank])
         self.result.steps, self.result.rows, self.result.losses = state["step"], state["rows"], list(state["losses"])
 
     def last_checkpoint(self) -> str:

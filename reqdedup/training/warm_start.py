@@ -14,13 +14,16 @@ from typing import Any
 
 from torch import nn
 
-from reqdedup.models.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
+from reqdedup.models.checkpoint import load_checkpoint
 from reqdedup.models.registry import name_of
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.optimizers import Optimizers
+from reqdedup.training.ranks import rank_and_world_size
 from reqdedup.training.split import Later, Splits
 from reqdedup.training.tasks import Task
 
+OLDEST_FORMAT = 2
+"""Of a checkpoint to begin with; those before had another optimiser."""
 LEARNED_UNTIL = "learned_until_us"
 """In a checkpoint: time of the newest request that was learned from [microseconds since 1970, UTC]."""
 
@@ -36,7 +39,7 @@ class WarmStart:
         """Raises ValueError for a checkpoint of another model or of an earlier version."""
         path = Path(config.warm_start)
         state = load_checkpoint(path)
-        if state.get("format", 0) < CHECKPOINT_FORMAT or LEARNED_UNTIL not in state:
+        if state.get("format", 0) < OLDEST_FORMAT or LEARNED_UNTIL not in state:
             raise ValueError(
                 f"{path}: a checkpoint that says until when it has learned required for a warm start, found one of an "
                 "earlier version; train anew"
@@ -57,7 +60,8 @@ class WarmStart:
     def fill(self, model: nn.Module, optimizer: Optimizers, task: Task) -> None:
         model.load_state_dict(self.state["model"])
         optimizer.load_state_dict(self.state["optimizer"])
-        task.load_state_dict(self.state["log_q"])
+        of_ranks = self.state["tasks"] if "tasks" in self.state else [self.state["log_q"]]
+        task.load_state_dict(of_ranks[rank_and_world_size()[0] % len(of_ranks)])
 
 
 def _must_be_same(config: TrainingConfig) -> dict[str, Any]:

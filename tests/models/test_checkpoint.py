@@ -89,10 +89,10 @@ def test_a_checkpoint_has_these_keys(tmp_path):
     run_rank(lambda progress: None, config, with_signal(random_log()), str(tmp_path))
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert sorted(state) == [
-        "config", "format", "learned_until_us", "loaders", "log_q", "losses", "metrics", "model", "optimizer", "rows",
-        "snapshot_id", "step", "watch",
+        "config", "format", "learned_until_us", "loaders", "losses", "metrics", "model", "optimizer", "rows",
+        "snapshot_id", "step", "tasks", "watch",
     ]  # fmt: skip
-    assert state["format"] == CHECKPOINT_FORMAT == 2
+    assert state["format"] == CHECKPOINT_FORMAT == 3
     assert json.loads(json.dumps(state["config"])) == json.loads(config.to_json())
     assert sorted(state["loaders"][0]) == ["format", "order", "position"]
     assert sorted(state["loaders"][0]["order"]) == [
@@ -113,14 +113,14 @@ def test_a_model_of_0_1_0_is_loaded_and_its_run_not_resumed(kind, tmp_path):
     assert isinstance(model, model_class)
     assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
     with pytest.raises(
-        ValueError, match="a checkpoint of format 2 required to resume, found 0, whose optimiser was another"
+        ValueError, match="a checkpoint of format 3 required to resume, found 0, of an earlier version; train anew"
     ):
         run_rank(lambda progress: None, config, with_signal(random_log()), str(tmp_path), None, True)
 
 
 def test_a_newer_format_is_refused_by_name(tmp_path):
-    save_checkpoint(tmp_path / "c.pt", {"format": 3, "config": {}, "model": {}, "step": 0})
-    with pytest.raises(ValueError, match=r"c\.pt: format 2 or older required, found 3; read it with a newer reqdedup"):
+    save_checkpoint(tmp_path / "c.pt", {"format": 4, "config": {}, "model": {}, "step": 0})
+    with pytest.raises(ValueError, match=r"c\.pt: format 3 or older required, found 4; read it with a newer reqdedup"):
         load_checkpoint(tmp_path / "c.pt")
     run = {"format": 2, "training": FORMAT_1["dcat"], "paths": [], "schema": [], "out_dir": "x"}
     (tmp_path / "run.json").write_text(json.dumps(run))

@@ -151,7 +151,6 @@ def test_retrieval_learns_under_torchrun_from_a_run_file(source, tmp_path):
     assert losses[-6:].mean() < losses[:6].mean()
     assert metrics["mean_log_rank"] < metrics["mean_log_rank_chance"] - 0.1
     state = load_checkpoint(tmp_path / CHECKPOINT_NAME)
-    assert state["log_q"]["item_id_V"].numel() > 5
     bundle = Bundle.load(tmp_path / BUNDLE_NAME)
     assert all(torch.equal(x, state["model"][name]) for name, x in bundle.model.state_dict().items())
     assert bundle.item_vectors.shape == (len(bundle.items), 8)

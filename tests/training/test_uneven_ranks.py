@@ -46,10 +46,15 @@ def found(tmp_path_factory):
     ahead = TrainingConfig(
         model=model_config("ranking"), num_steps=50, requests_per_step=4, learning_rate=0.01, held_out=0.0
     )
+    streaming = TrainingConfig(
+        model=model_config("retrieval"), num_steps=4, requests_per_step=4, learning_rate=0.01, held_out=0.0,
+        log_q="streaming", checkpoint_every=2,
+    )  # fmt: skip
     return run_ranks(
         ranks.steps_and_runs,
         [copy.deepcopy(case) for case in CASES.values()],
         (ranks.one_ahead, ahead, log, str(folder / "ahead")),
+        (ranks.stop_and_resume, streaming, log, str(folder), 3),
         world_size=2,
     )
 
@@ -61,6 +66,12 @@ def results(found):
 
 def test_a_rank_that_is_resumed_behind_its_share_waits_for_the_others(found):
     assert [of_rank[1][0] for of_rank in found] == [(9, 1, "epochs")] * 2
+
+
+def test_each_rank_goes_on_with_what_it_had_counted(found):
+    for _, (_, (whole, resumed)) in found:
+        assert len(whole) == 4
+        assert whole == resumed
 
 
 @pytest.mark.parametrize("key", CASES, ids=" ".join)

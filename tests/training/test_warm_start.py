@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reqdedup.models import DCATConfig
-from reqdedup.models.checkpoint import load_checkpoint
+from reqdedup.models.checkpoint import load_checkpoint, save_checkpoint
 from reqdedup.training import TrainingConfig
 from reqdedup.training.rank_run import RankRun, run_rank
 from reqdedup.training.split import Later, TimeSplit
@@ -65,6 +65,14 @@ def test_a_resumed_warm_start_is_the_same(source, first, tmp_path):
     resumed = run_rank(silent, again, source, str(tmp_path / "halves"), resume=True)
     assert resumed.losses == whole.losses
     assert len(whole.losses) >= 2
+
+
+def test_it_begins_with_a_checkpoint_of_format_2_too(source, first, tmp_path):
+    state = load_checkpoint(first)
+    old = {**{name: x for name, x in state.items() if name != "tasks"}, "format": 2, "log_q": {}}
+    save_checkpoint(tmp_path / "old.pt", old)
+    run = RankRun(silent, config(warm_start=str(tmp_path / "old.pt"), held_out=0.1), source, tmp_path, None)
+    assert all(torch.equal(x, state["model"][name]) for name, x in run.model.state_dict().items())
 
 
 def test_what_cannot_go_on_is_refused(source, first, tmp_path):

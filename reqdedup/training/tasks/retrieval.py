@@ -261,8 +261,9 @@ class Retrieval:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.frequency is None else self.frequency.state_dict()
+        """Exact counts are counted again from the same snapshot."""
+        return self.frequency.state_dict() if isinstance(self.frequency, StreamingFrequency) else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if isinstance(self.frequency, StreamingFrequency):  # exact counts are counted again from the same snapshot
+        if isinstance(self.frequency, StreamingFrequency):
             self.frequency.load_state_dict(state)
