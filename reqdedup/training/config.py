@@ -311,7 +311,8 @@ class TrainingConfig:
         return self.requests_per_step // self.world_size
 
     def steps_of(self, num_requests: int) -> int:
-        """Steps to plan for with so many training requests: num_steps, or fewer if max_epochs ends before."""
+        """Steps of training with so many requests, of which ranks get equally many, to one (`reqdedup.training.plan`):
+        num_steps, or fewer if max_epochs ends before."""
         if not self.max_epochs:
             return self.num_steps
         per_epoch = -(-num_requests // (self.requests_per_rank * self.world_size))

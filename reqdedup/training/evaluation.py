@@ -52,7 +52,7 @@ def evaluate_run(
     alone = replace(config, world_size=1, teacher="")
     run = RankRun(progress or (lambda _: None), alone, source or files, run_dir, trained_on, from_checkpoint=True)
     run.model.load_state_dict(state["model"])
-    run.result.steps = state["step"]
+    run.result.steps = run.num_steps = state["step"]
     run.tell("evaluating")
     outcomes = run.evaluate(run.splits.test)
     judgement = judge_run(config, source or files, outcomes, run.rivals(run.splits.test))

@@ -10,7 +10,7 @@ exact. Memory: one window, the queue of ready batches, and while a window is mad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -24,17 +24,19 @@ from reqdedup.training.blocks import HistoryCut, RequestBlock, empty_batch
 from reqdedup.training.devices import Sent, Transfer
 from reqdedup.training.plan import (
     RowGroupSource,
+    Share,
     Source,
     Split,
     UnitSource,
+    Wanted,
+    by_number,
     epoch_order,
     generator,
     num_units_of,
     read_dealt,
-    read_shares,
+    read_row_groups,
     read_units,
     shares_of_rank,
-    unit_shares,
 )
 from reqdedup.training.prefetch import prefetched
 
@@ -81,6 +83,9 @@ class RequestLoader:
     prefetch_batches: ready batches that a background thread holds; 0 means no thread.
     device: where the batches lie. On a GPU the background thread copies them from page-locked
         memory while the batch before is computed on.
+    num_wanted: how many requests, or chunks, the loaders of all ranks together give of each row group or bucket, by its
+        number in the source; ranks then get equally many, to one. None: equal shares of the rows.
+    on_block: called, in the background thread if there is one, with such a number and what of it was read.
     """
 
     def __init__(
@@ -102,6 +107,8 @@ class RequestLoader:
         cut: HistoryCut | None = None,
         prefetch_batches: int = 2,
         device: torch.device | str = "cpu",
+        num_wanted: Mapping[int, int] | None = None,
+        on_block: Callable[[int, RequestBlock], None] | None = None,
     ) -> None:
         if (requests_per_batch is None) == (rows_per_batch is None):
             raise ValueError("exactly one of requests_per_batch and rows_per_batch required")
@@ -125,7 +132,8 @@ class RequestLoader:
         self.rank, self.world_size = rank, world_size
         if chunk_rows is not None and chunk_rows < 1:
             raise ValueError(f"chunk_rows of at least 1 required, found {chunk_rows}")
-        self.positive_label, self.users, self.cut, self.chunk_rows = positive_label, users, cut, chunk_rows
+        self.wanted = Wanted(users=users, positive_label=positive_label, chunk_rows=chunk_rows)
+        self.cut, self.num_wanted, self.on_block = cut, num_wanted, on_block
         self.prefetch_batches = prefetch_batches
         self._transfer = Transfer(torch.device(device))
         self._position = Position()
@@ -200,9 +208,10 @@ class RequestLoader:
             "rank": self.rank,
             "world_size": self.world_size,
             "columns": list(self.schema.names),
-            "positive_label": self.positive_label,
-            "chunk_rows": self.chunk_rows,
-            "users": self.users.state() if self.users else None,
+            "positive_label": self.wanted.positive_label,
+            "chunk_rows": self.wanted.chunk_rows,
+            "users": self.wanted.users.state() if self.wanted.users else None,
+            **({} if self.num_wanted is None else {"num_wanted": sum(self.num_wanted.values())}),
             "cut": {"max_events": self.cut.max_events, "stride": self.cut.step} if self.cut else None,
             "source": _fingerprint(self.source),
         }
@@ -270,28 +279,42 @@ class RequestLoader:
 
     def _blocks(self, start: Position) -> Iterator[tuple[int, RequestBlock]]:
         """(number, requests) of this rank's blocks from start.block on."""
+        for number, unit, block in self._own_blocks(start):
+            if number >= start.block:
+                if self.on_block is not None:
+                    self.on_block(unit, block)
+                yield number, block
+
+    def _own_blocks(self, start: Position) -> Iterator[tuple[int, int, RequestBlock]]:
+        """(number, row group or bucket, requests that are wanted and this rank's)."""
         if isinstance(self.source, RowGroupSource):
-            rng = None if self.shuffle == "none" else generator(self.seed, "row groups", start.epoch)
-            order = epoch_order(self.source.row_groups(), rng)
-            shares = shares_of_rank(order, rank=self.rank, world_size=self.world_size)[start.block :]
-            blocks = read_shares(self.source, shares, self.schema, first_number=start.block)
+            groups = self.source.row_groups()
+            shares = self._shares("row groups", [group.num_rows for group in groups], start.epoch)
+            blocks = read_row_groups(self.source, groups, shares, self.schema, first_number=start.block)
         elif (num_units := num_units_of(self.source)) is not None:
             assert isinstance(self.source, UnitSource)
-            rng = None if self.shuffle == "none" else generator(self.seed, "units", start.epoch)
-            units = epoch_order(range(num_units), rng)
-            of_rank = unit_shares(self.source.weights(num_units), units, rank=self.rank, world_size=self.world_size)
-            blocks = read_units(self.source, num_units, of_rank, self.schema, first_number=start.block)
+            shares = self._shares("units", self.source.weights(num_units).tolist(), start.epoch)
+            blocks = read_units(self.source, num_units, shares, self.schema, first_number=start.block)
         else:
-            dealt = read_dealt(self.source, self.schema, rank=self.rank, world_size=self.world_size)
-            blocks = ((number, block) for number, block in dealt if number >= start.block)
-        for number, block in blocks:
-            if self.users is not None:
-                block = block.where_requests(self.users.contains(block.user_ids(), block.request_times()))
-            if self.positive_label is not None:
-                block = block.where_label(self.positive_label)
-            if self.chunk_rows is not None:
-                block = block.in_chunks(self.chunk_rows)
-            yield number, block
+            before, after = (Wanted(), self.wanted) if self.num_wanted is None else (self.wanted, Wanted())
+            dealt = read_dealt(self.source, self.schema, before, rank=self.rank, world_size=self.world_size)
+            yield from ((number, 0, after.of(block)) for number, block in dealt)
+            return
+        if self.num_wanted is not None:
+            yield from ((number, share.number, block) for number, share, block in by_number(blocks, self.wanted))
+            return
+        is_mine = Share.by_rows if isinstance(self.source, RowGroupSource) else Share.by_hash
+        for number, share, block in blocks:
+            if (share.first, share.end) != (0, share.size):
+                block = block.where_requests(is_mine(share, block))
+            yield number, share.number, self.wanted.of(block)
+
+    def _shares(self, kind: str, sizes: Sequence[int], epoch: int) -> list[Share]:
+        """What this rank reads of row groups or units of these sizes, if it is not counted what is wanted of them."""
+        rng = None if self.shuffle == "none" else generator(self.seed, kind, epoch)
+        if self.num_wanted is not None:
+            sizes = [self.num_wanted.get(number, 0) for number in range(len(sizes))]
+        return shares_of_rank(sizes, epoch_order(len(sizes), rng), rank=self.rank, world_size=self.world_size)
 
 
 def _read_schema(

@@ -1,12 +1,14 @@
-"""Which rank reads which requests of a table in an epoch, and in which order: decided from row counts alone.
+"""Which rank reads which requests of a table in an epoch, and in which order: decided from counts alone.
 
     row groups, in the epoch's order     |  A  |   B    |  C  |    D    |
-    ranks, equal shares of the rows      |   rank 0   |    rank 1       |
+    ranks, equal shares                  |   rank 0   |    rank 1       |
 
-A request belongs to the rank in whose share its first row lies. So every request is read exactly once, the ranks' rows
-differ by less than one request each, and a rank opens its own row groups and at most two that it shares. All ranks
-compute the same plan; none talks to another. A join, or a sample of what lies in buckets, has its buckets for row
-groups: how many rows come out of one nobody knows before, so shares are of the rows, or users, that go in, and of a
+Where it is known how many requests of each row group are wanted, as a training has counted before its first step,
+shares are of those: ranks get equally many, to one, wherever in the table they lie, and a row group without any is not
+read. Else shares are of the rows, and a request belongs to the rank in whose share its first row lies. Either way every
+request is read exactly once, and a rank opens its own row groups and at most two that it shares. All ranks compute the
+same plan; none talks to another. A join, or a sample of what lies in buckets, has its buckets for row groups: how many
+rows come out of one nobody knows before, so shares that are not counted are of the rows, or users, that go in, and of a
 bucket that two ranks share each request is dealt by a hash of its keys.
 """
 
@@ -17,8 +19,8 @@ import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlparse
 
 import numpy as np
@@ -27,13 +29,11 @@ import pyarrow as pa
 from reqdedup.arrays.hashing import below_rate, mix, stable_hash
 from reqdedup.dedup.source import BatchSource
 from reqdedup.dedup.streams import REQUEST_KEY
-from reqdedup.schema import EngagementSchema
+from reqdedup.schema import REQUEST_TS, EngagementSchema
 from reqdedup.storage.iceberg.reference import check_keys, open_store, store_properties
 from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.training.blocks import RequestBlock
-
-Item = TypeVar("Item")
 
 
 @runtime_checkable
@@ -192,46 +192,98 @@ class UserSplit:
         return values
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a loader gives of the requests that it reads; see its options."""
+
+    users: Split | None = None
+    positive_label: str | None = None
+    chunk_rows: int | None = None
+
+    def of(self, block: RequestBlock) -> RequestBlock:
+        if self.users is not None:
+            block = block.where_requests(self.users.contains(block.user_ids(), block.request_times()))
+        if self.positive_label is not None:
+            block = block.where_label(self.positive_label)
+        return block if self.chunk_rows is None else block.in_chunks(self.chunk_rows)
+
+    def number_of(self, block: RequestBlock) -> int:
+        """How many requests, or chunks of them, `of` leaves."""
+        label = [] if self.positive_label is None else [self.positive_label]
+        return self.of(replace(block, rows=block.rows.select([*REQUEST_KEY, REQUEST_TS, *label]))).num_requests
+
+
 @dataclass(frozen=True)
 class Share:
-    """Part of one row group: the requests whose first row lies in [first_row, end_row)."""
+    """Part [first, end) of a row group, or a unit, with this number in the source.
 
-    group: RowGroup
-    first_row: int
-    end_row: int
+    size: what shares are measured by: its rows, or the requests that are wanted of it.
+    """
+
+    number: int
+    first: int
+    end: int
+    size: int
+
+    def by_rows(self, block: RequestBlock) -> np.ndarray:
+        """Of a whole row group the requests whose first row lies in the share, [R] bool."""
+        first_row_R = block.row_offsets[:-1]
+        return (first_row_R >= self.first) & (first_row_R < self.end)
+
+    def by_hash(self, block: RequestBlock) -> np.ndarray:
+        """Of a block of a unit, [R] bool."""
+        first = pa.array(block.row_offsets[:-1])
+        user, request = (block.rows.column(name).take(first).to_numpy().view(np.uint64) for name in REQUEST_KEY)
+        hash_R = mix(mix(user) ^ request)
+        low, high = (2**64 * at // self.size for at in (self.first, self.end))
+        return (hash_R >= np.uint64(low)) & (hash_R <= np.uint64(high - 1))
 
 
-def shares_of_rank(groups: Sequence[RowGroup], *, rank: int, world_size: int) -> list[Share]:
-    """What a rank reads of row groups in this order."""
-    total = sum(group.num_rows for group in groups)
-    first, end = total * rank // world_size, total * (rank + 1) // world_size
+Read = Iterator[tuple[int, Share, RequestBlock]]
+"""(number of the block, share that it is of, all its requests)."""
+
+
+def shares_of_rank(sizes: Sequence[int], order: Sequence[int], *, rank: int, world_size: int) -> list[Share]:
+    """What a rank reads of row groups, or units, of these sizes in this order; of those of size 0 nothing."""
+    total = int(sum(sizes))
+    begin, end = total * rank // world_size, total * (rank + 1) // world_size
     shares, position = [], 0
-    for group in groups:
-        low, high = max(first - position, 0), min(end - position, group.num_rows)
+    for number in order:
+        size = int(sizes[number])
+        low, high = max(begin - position, 0), min(end - position, size)
         if low < high:
-            shares.append(Share(group, low, high))
-        position += group.num_rows
+            shares.append(Share(number, low, high, size))
+        position += size
     return shares
+
+
+def by_number(blocks: Read, wanted: Wanted) -> Read:
+    """Of each share the wanted requests number `first` to `end` of its row group or unit, all of whose blocks come.
+
+    Raises ValueError if there are not as many as its size says.
+    """
+    share, before = None, 0
+    for number, of_share, block in blocks:
+        if of_share is not share:
+            _check_size(share, before)
+            share, before = of_share, 0
+        block = wanted.of(block)
+        number_R = before + np.arange(block.num_requests)
+        before += block.num_requests
+        yield number, of_share, block.where_requests((number_R >= of_share.first) & (number_R < of_share.end))
+    _check_size(share, before)
+
+
+def _check_size(share: Share | None, found: int) -> None:
+    if share is not None and found != share.size:
+        raise ValueError(
+            f"training: {share.size:,} requests to learn from in row group or bucket {share.number} required, as they "
+            f"were counted, found {found:,}; the source changed: begin anew"
+        )
 
 
 UNIT_BLOCKS = 2**32
 """Blocks are numbered anew in each unit, from the number of the unit in the rank's order times this."""
-
-
-@dataclass(frozen=True)
-class UnitShare:
-    """Part of one unit: the requests whose hash lies in [low, high) of 2^64."""
-
-    unit: int
-    low: int
-    high: int
-
-    def contains(self, block: RequestBlock) -> np.ndarray:
-        """[R] bool."""
-        first = pa.array(block.row_offsets[:-1])
-        user, request = (block.rows.column(name).take(first).to_numpy().view(np.uint64) for name in REQUEST_KEY)
-        hash_R = mix(mix(user) ^ request)
-        return (hash_R >= np.uint64(self.low)) & (hash_R <= np.uint64(self.high - 1))
 
 
 def num_units_of(source: Source) -> int | None:
@@ -241,36 +293,20 @@ def num_units_of(source: Source) -> int | None:
     return source.num_buckets
 
 
-def unit_shares(weights: np.ndarray, order: Sequence[int], *, rank: int, world_size: int) -> list[UnitShare]:
-    """What a rank reads of units in this order. weights: of each unit, [N], what its share is measured by."""
-    total = int(sum(weights))
-    first, end = total * rank // world_size, total * (rank + 1) // world_size
-    shares, position = [], 0
-    for unit in order:
-        weight = int(weights[unit])
-        low, high = max(first - position, 0), min(end - position, weight)
-        if low < high:
-            shares.append(UnitShare(unit, 2**64 * low // weight, 2**64 * high // weight))
-        position += weight
-    return shares
-
-
 def read_units(
-    source: UnitSource, num_units: int, shares: Sequence[UnitShare], schema: EngagementSchema, *, first_number: int = 0
-) -> Iterator[tuple[int, RequestBlock]]:
-    """(number, block) of each share in order, from block `first_number` on; units before its own are not read."""
+    source: UnitSource, num_units: int, shares: Sequence[Share], schema: EngagementSchema, *, first_number: int = 0
+) -> Read:
+    """Of each share in order, from the unit of block `first_number` on."""
     for own in range(first_number // UNIT_BLOCKS, len(shares)):
         share = shares[own]
-        batches = _whole_requests(source.of_unit(share.unit, num_units, [], schema.names), schema)
+        batches = _whole_requests(source.of_unit(share.number, num_units, [], schema.names), schema)
         for number, rows in enumerate(batches, start=own * UNIT_BLOCKS):
-            if number >= first_number:
-                block = RequestBlock.of(rows, schema)
-                yield number, block.where_requests(share.contains(block))
+            yield number, share, RequestBlock.of(rows, schema)
 
 
-def epoch_order(groups: Sequence[Item], rng: np.random.Generator | None) -> list[Item]:
-    """The row groups, or units, in an epoch's order: shuffled, or as the table has them if `rng` is None."""
-    return list(groups) if rng is None else [groups[i] for i in rng.permutation(len(groups))]
+def epoch_order(count: int, rng: np.random.Generator | None) -> list[int]:
+    """Numbers of the row groups, or units, in an epoch's order: shuffled, or as the table has them if `rng` is None."""
+    return list(range(count)) if rng is None else rng.permutation(count).tolist()
 
 
 def generator(seed: int, *path: Any) -> np.random.Generator:
@@ -279,28 +315,30 @@ def generator(seed: int, *path: Any) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
 
 
-def read_shares(
-    source: RowGroupSource, shares: Sequence[Share], schema: EngagementSchema, *, first_number: int = 0
-) -> Iterator[tuple[int, RequestBlock]]:
-    """(number, block) of each share in order; the blocks hold exactly the shares' requests."""
-    for number, share in enumerate(shares, start=first_number):
-        block = RequestBlock.of(source.read_row_group(share.group, schema.names), schema)
-        if share.first_row > 0 or share.end_row < share.group.num_rows:
-            first_row_R = block.row_offsets[:-1]
-            block = block.where_requests((first_row_R >= share.first_row) & (first_row_R < share.end_row))
-        yield number, block
+def read_row_groups(
+    source: RowGroupSource,
+    groups: Sequence[RowGroup],
+    shares: Sequence[Share],
+    schema: EngagementSchema,
+    *,
+    first_number: int = 0,
+) -> Read:
+    """Of each share in order, from block `first_number` on; a row group is one block."""
+    for number, share in enumerate(shares[first_number:], start=first_number):
+        yield number, share, RequestBlock.of(source.read_row_group(groups[share.number], schema.names), schema)
 
 
 def read_dealt(
-    source: BatchSource, schema: EngagementSchema, *, rank: int, world_size: int
+    source: BatchSource, schema: EngagementSchema, wanted: Wanted, *, rank: int, world_size: int
 ) -> Iterator[tuple[int, RequestBlock]]:
-    """(number, block) of a source with neither row groups nor units: every rank reads all and keeps its turn.
+    """(number, block) of a source with neither row groups nor units: every rank reads all and keeps its turn of what is
+    wanted.
 
     Requests that a source cuts between two batches are put together again.
     """
     turn = 0
     for number, rows in enumerate(_whole_requests(source.batches(schema.names), schema)):
-        block = RequestBlock.of(rows, schema)
+        block = wanted.of(RequestBlock.of(rows, schema))
         is_mine = (np.arange(block.num_requests) + turn) % world_size == rank
         turn += block.num_requests
         yield number, block.where_requests(is_mine)

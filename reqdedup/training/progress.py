@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class TrainingProgress:
     """Where a run stands: `stage` is reading, training or evaluating; loss [nats], rows per second since the last.
 
-    num_steps: planned, or taken if these are more: a plan counts epochs as if ranks had equally many requests.
+    num_steps: planned, later taken: fewer if patience ends the training, or if steps without two rows are left out.
     """
 
     stage: str
@@ -18,9 +18,6 @@ class TrainingProgress:
     num_steps: int
     loss: float = math.nan
     rows_per_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "num_steps", max(self.num_steps, self.step))
 
     @property
     def phase(self) -> str:

@@ -123,14 +123,15 @@ class RankRun:
         self.task = prepare_task(config, self.table_loader, self.device, self.splits.train)
         self.loader = self.make_loader(
             columns=self.task.columns,
-            requests=max(1, config.requests_per_step // self.world_size),
+            requests=config.requests_per_rank,
             shuffle=config.shuffle,
             positive_label=self.task.positive_label,
             chunk_rows=config.chunk_rows,
+            num_wanted=self.task.num_requests,
             users=self.splits.train,
             device=self.device,
         )
-        self.num_steps = config.steps_of(self.task.num_requests)
+        self.num_steps = config.steps_of(sum(self.task.num_requests.values()))
         self.watch = Watch(config.task, config.patience)
         self.optimizer = Optimizers(
             self.model,
@@ -176,8 +177,8 @@ class RankRun:
             **options,
         )
 
-    def table_loader(self, columns: tuple[str, ...]) -> RequestLoader:
-        return self.make_loader(columns=columns, requests=4096, shuffle="none")
+    def table_loader(self, columns: tuple[str, ...], on_block: Any = None) -> RequestLoader:
+        return self.make_loader(columns=columns, requests=4096, shuffle="none", on_block=on_block)
 
     def distributed_model(self) -> nn.Module:
         """The model whose backward averages gradients over the ranks; `self.model` shares its parameters."""

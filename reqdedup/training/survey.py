@@ -17,7 +17,8 @@ import torch
 from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
 from reqdedup.schema import REQUEST_ID, REQUEST_TS
-from reqdedup.training.plan import Split
+from reqdedup.training.blocks import RequestBlock
+from reqdedup.training.plan import Split, Wanted
 from reqdedup.training.ranks import from_all_ranks, rank_and_world_size
 
 LARGEST_IN_VECTOR = 1e18
@@ -45,7 +46,8 @@ class Survey:
 
     faults, num_faults: first fault and number of them, by column.  num_known, sum_known: labels of counted users.
     oldest_known_us: by label, time of the oldest request of counted users that knows it.
-    num_requests: counted requests with a row that is learned from, or chunks of `chunk_rows` of such rows.
+    num_requests: counted requests with a row that is learned from, or chunks of `chunk_rows` of such rows, in each row
+        group or bucket of the source, by its number.
     num_rows: rows of counted users.  lowest_user, highest_user: among them, of rows that are learned from.
     """
 
@@ -62,7 +64,7 @@ class Survey:
     sum_known: dict[str, float] = field(default_factory=dict)
     oldest_known_us: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
-    num_requests: int = 0
+    num_requests: dict[int, int] = field(default_factory=dict)
     lowest_user: int = 2**63 - 1
     highest_user: int = -(2**63)
     newest_us: int = 0
@@ -85,19 +87,23 @@ class Survey:
             self._look(batch)
             yield batch
 
+    def count(self, number: int, block: RequestBlock) -> None:
+        """What a loader tells of its blocks (`on_block`)."""
+        wanted = Wanted(users=self.counted, positive_label=self.positive_label, chunk_rows=self.chunk_rows)
+        self.num_requests[number] = self.num_requests.get(number, 0) + wanted.number_of(block)
+
     def over_ranks(self) -> Survey:
         """The surveys of all ranks as one, the same on each; a collective."""
         total, *others = from_all_ranks(self)
         for other in others:
             for name, fault in other.faults.items():
                 total.faults[name] = min(fault, total.faults.get(name, fault))
-            for name in ("num_faults", "num_known", "sum_known"):
+            for name in ("num_faults", "num_known", "sum_known", "num_requests"):
                 mine, theirs = getattr(total, name), getattr(other, name)
                 mine.update({key: mine.get(key, 0) + value for key, value in theirs.items()})
             for name, time_us in other.oldest_known_us.items():
                 total.oldest_known_us[name] = min(time_us, total.oldest_known_us.get(name, time_us))
             total.num_rows += other.num_rows
-            total.num_requests += other.num_requests
             total.lowest_user = min(total.lowest_user, other.lowest_user)
             total.highest_user = max(total.highest_user, other.highest_user)
             total.newest_us = max(total.newest_us, other.newest_us)
@@ -226,10 +232,6 @@ class Survey:
             self.sum_known[name] = self.sum_known.get(name, 0.0) + float(known.double().sum())
         if self.positive_label:
             is_counted_B &= batch.row[self.positive_label] > 0
-        learned = batch.request_of_row_B[is_counted_B].bincount()
-        self.num_requests += int(
-            (learned > 0).sum() if self.chunk_rows is None else (-(-learned // self.chunk_rows)).sum()
-        )
         users = batch.user_id_R[batch.request_of_row_B[is_counted_B]]
         if len(users):
             self.lowest_user = min(self.lowest_user, int(users.min()))

@@ -96,7 +96,7 @@ def test_a_checkpoint_has_these_keys(tmp_path):
     assert json.loads(json.dumps(state["config"])) == json.loads(config.to_json())
     assert sorted(state["loaders"][0]) == ["format", "order", "position"]
     assert sorted(state["loaders"][0]["order"]) == [
-        "buffer_bytes", "buffer_requests", "chunk_rows", "columns", "cut", "positive_label", "rank", "requests_per_batch",
+        "buffer_bytes", "buffer_requests", "chunk_rows", "columns", "cut", "num_wanted", "positive_label", "rank", "requests_per_batch",
         "rows_per_batch", "seed", "shuffle", "source", "users", "world_size",
     ]  # fmt: skip
 

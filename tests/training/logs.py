@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 from reqdedup.dedup.encoding import deduplicated_schema
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.storage.read.reader import FileSource, RowGroup
+from reqdedup.training.loader import RequestLoader
+from reqdedup.training.plan import Wanted
 
 SCHEMA = EngagementSchema((
     Column(name="user_id", dtype="int64", level=Level.KEY),
@@ -78,6 +81,29 @@ class BatchesOnly:
         for group in self.log.groups:
             for start in range(0, group.num_rows, self.rows):
                 yield group.slice(start, self.rows).select(list(columns))
+
+
+def in_days(log: RandomLog) -> RandomLog:
+    """The same log with a day for each row group, as a table that grows every day."""
+    day_us, groups = 86_400_000_000, []
+    for number, group in enumerate(log.groups):
+        at = group.schema.get_field_index("request_ts")
+        times = pa.array(np.arange(group.num_rows) + number * day_us).cast(group.schema.field(at).type)
+        groups.append(group.set_column(at, group.schema.field(at), times))
+    return RandomLog(groups, {}, log.schema)
+
+
+def number_wanted(source: Any, wanted: Wanted, world_size: int = 1) -> dict[int, int]:
+    """What a training counts before its first step, by all ranks."""
+    found: Counter[int] = Counter()
+    for rank in range(world_size):
+        loader = RequestLoader(
+            source, requests_per_batch=100, shuffle="none", columns=["click"], rank=rank, world_size=world_size,
+            on_block=lambda number, block: found.update({number: wanted.number_of(block)}),
+        )  # fmt: skip
+        for _ in loader:
+            pass
+    return dict(found)
 
 
 def random_log(num_groups=5, requests_per_group=13, largest_fan_out=6, largest_history=9, seed=0) -> RandomLog:

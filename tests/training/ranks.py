@@ -182,6 +182,14 @@ def one_ahead(report: Any, config: TrainingConfig, source: Any, folder: str) -> 
     return result.steps, result.epochs, result.stopped_by
 
 
+def steps_of_run(report: Any, config: TrainingConfig, source: Any, folder: str) -> tuple[int, list[float]]:
+    """(steps that were planned, learning rate of each that was taken, as a share)."""
+    run = rank_run.RankRun(report, config, source, Path(folder), None)
+    planned = run.num_steps
+    result = run.run(resume=False)
+    return planned, [config.rate_at(step, planned) for step in range(result.steps)]
+
+
 def steps_and_runs(report: Any, cases: Any, *runs: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     """One start of ranks for steps of cases and for (function, arguments) of this module."""
     return gradients_of_steps(report, cases), [run(report, *args) for run, *args in runs]

@@ -23,8 +23,9 @@ from reqdedup.storage import (
 )
 from reqdedup.training import RequestLoader, TrainingConfig, train
 from reqdedup.training.launch import RankError, run_ranks
-from reqdedup.training.plan import source_for_ranks
+from reqdedup.training.plan import UserSplit, Wanted, source_for_ranks
 from tests.training import ranks
+from tests.training.logs import number_wanted
 
 LOG = SyntheticLogConfig(seed=5, num_users=40, mean_fan_out=5, max_fan_out=20, max_history=32, history_scale=1 / 100)
 
@@ -72,6 +73,29 @@ def test_a_join_or_sample_is_resumed_exactly_and_no_other_in_its_place(joined):
     ):
         with pytest.raises(ValueError, match=f"source, {named}"):
             RequestLoader(source, requests_per_batch=8, columns=["click"]).load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_ranks_get_equally_many_of_the_counted_requests_of_a_join_and_go_on_anywhere(joined):
+    wanted = Wanted(users=UserSplit(held_out=0.6, part="train"))
+    for source in (joined[2], sample_users(joined[2], rate=0.8)):
+        counts = number_wanted(source, wanted, world_size=2)
+        assert len(counts) > 1
+        options = {"requests_per_batch": 4, "users": wanted.users, "columns": ["click"], "num_wanted": counts}
+        found = []
+        for rank in range(3):
+            loader = RequestLoader(source, **options, rank=rank, world_size=3)
+            whole = [batch.request["request_id"].tolist() for batch in loader]
+            found.append([request for batch in whole for request in batch])
+            loader.set_epoch(0)
+            next(iter(loader))
+            other = RequestLoader(source, **options, rank=rank, world_size=3)
+            other.load_state_dict(loader.state_dict())
+            assert [batch.request["request_id"].tolist() for batch in other] == whole[1:]
+        wanted_ids = [r for batch in RequestLoader(source, **options) for r in batch.request["request_id"].tolist()]
+        assert sorted(request for of_rank in found for request in of_rank) == sorted(wanted_ids)
+        assert len(set(wanted_ids)) == len(wanted_ids) == sum(counts.values())
+        assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_requests_without_a_positive_row_are_read_too(log, tmp_path):
     options = {"columns": (), "requests": 64, "shuffle": "none"}
     loaders = (run.loader, run.make_loader(**options), run.make_loader(**options, positive_label="click"))
     read, there, positive = (sum(batch.num_requests for batch in loader) for loader in loaders)
-    assert read == there == run.task.num_requests > positive
+    assert read == there == sum(run.task.num_requests.values()) > positive
 
 
 def test_a_model_begins_with_a_finished_pre_training_of_its_own_sizes_table_and_split(log, pretrained):

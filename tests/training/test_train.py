@@ -48,11 +48,16 @@ def source(tmp_path_factory):
     return log.write(tmp_path_factory.mktemp("log") / "log.parquet")
 
 
+def _ranking(source):
+    """After so few steps the AUC of seeds 0 to 5 lies between 0.54 and 0.79."""
+    return _config("ranking", source.schema, seed=3)
+
+
 @pytest.fixture(scope="module")
 def ranking(source, tmp_path_factory):
     """(out_dir, result, progress) of a finished run of two ranks."""
     out_dir, progress = tmp_path_factory.mktemp("ranking"), []
-    config = _config("ranking", source.schema)
+    config = _ranking(source)
     return out_dir, train(config, source, out_dir=out_dir, progress=progress.append), progress
 
 
@@ -88,13 +93,13 @@ def test_ranking_learns_and_leaves_everything_behind(ranking, source):
     assert (run["format"], run["training"]["model"]["kind"]) == (1, "dcat")
     assert json.loads((out_dir / "result.json").read_text())["format"] == 1
     config, files, directory, _ = read_run(out_dir / RUN_NAME)
-    assert config == _config("ranking", source.schema)
+    assert config == _ranking(source)
     assert (files.paths, files.schema, directory) == (source.paths, source.schema, out_dir.resolve())
 
 
 def test_a_killed_run_says_so_and_resumes_with_the_same_losses_bit_for_bit(ranking, source, tmp_path):
     _, uninterrupted, _ = ranking
-    config = _config("ranking", source.schema)
+    config = _ranking(source)
     started = time.monotonic()
     with pytest.raises(RankError, match="rank 1 of 2 failed:\nit was killed by SIGKILL") as raised:
         run_ranks(ranks.train_and_die, config, source, tmp_path, 27, world_size=2)

@@ -7,6 +7,7 @@ One start of two ranks for all of it.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.training import TrainingConfig
 from reqdedup.training.launch import run_ranks
 from tests.training import ranks
-from tests.training.logs import random_log, with_signal
+from tests.training.logs import in_days, random_log, with_signal
 from tests.training.uneven import case_of, model_config
 
 pytestmark = pytest.mark.slow
@@ -42,7 +43,8 @@ for name in ("uneven", "second empty"):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    log = with_signal(random_log(num_groups=4, requests_per_group=10)).write(folder / "log.parquet")
+    log_in_memory = with_signal(random_log(num_groups=4, requests_per_group=10))
+    log = log_in_memory.write(folder / "log.parquet")
     ahead = TrainingConfig(
         model=model_config("ranking"), num_steps=50, requests_per_step=4, learning_rate=0.01, held_out=0.0
     )
@@ -50,11 +52,14 @@ def found(tmp_path_factory):
         model=model_config("retrieval"), num_steps=4, requests_per_step=4, learning_rate=0.01, held_out=0.0,
         log_q="streaming", checkpoint_every=2,
     )  # fmt: skip
+    days = in_days(log_in_memory).write(folder / "days.parquet")
+    one_day = replace(ahead, split_by="time", held_out=0.75, eval_requests=0, warmup_steps=1)
     return run_ranks(
         ranks.steps_and_runs,
         [copy.deepcopy(case) for case in CASES.values()],
         (ranks.one_ahead, ahead, log, str(folder / "ahead")),
         (ranks.stop_and_resume, streaming, log, str(folder), 3),
+        (ranks.steps_of_run, one_day, days, str(folder / "days")),
         world_size=2,
     )
 
@@ -65,13 +70,19 @@ def results(found):
 
 
 def test_a_rank_that_is_resumed_behind_its_share_waits_for_the_others(found):
-    assert [of_rank[1][0] for of_rank in found] == [(9, 1, "epochs")] * 2
+    assert [of_rank[1][0] for of_rank in found] == [(10, 1, "epochs")] * 2
 
 
 def test_each_rank_goes_on_with_what_it_had_counted(found):
-    for _, (_, (whole, resumed)) in found:
+    for _, (_, (whole, resumed), _) in found:
         assert len(whole) == 4
         assert whole == resumed
+
+
+def test_all_ranks_learn_from_the_one_row_group_with_training_requests_and_no_step_has_a_rate_of_zero(found):
+    for _, (*_, (planned, rates)) in found:
+        assert planned == 3, "ten requests, four a step"
+        assert rates == pytest.approx([1, 2 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize("key", CASES, ids=" ".join)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,11 @@ class Pretraining(Retrieval):
     learns_from_labels = False
 
     def __init__(
-        self, config: TrainingConfig, catalogue: Catalogue, device: torch.device, num_requests: int = 0
+        self,
+        config: TrainingConfig,
+        catalogue: Catalogue,
+        device: torch.device,
+        num_requests: Mapping[int, int] | None = None,
     ) -> None:
         if config.negatives != "batch":
             raise ValueError(f"training: negatives='batch' required in pre-training, found {config.negatives!r}")

@@ -35,7 +35,8 @@ class Ranking:
         self.columns = (*dict.fromkeys((*model.columns, *taught)), *model.labels)
         self.positive_label = self.judged_label = None
         self.slice_by = config.slice_by
-        self.num_requests = self.learned_until_us = 0
+        self.num_requests: Mapping[int, int] = {}
+        self.learned_until_us = 0
 
     @classmethod
     def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
@@ -48,7 +49,7 @@ class Ranking:
             maturity_s=config.label_maturity_s,
             chunk_rows=config.chunk_rows,
         )
-        for _ in survey.passing(loader_of(survey.columns)):
+        for _ in survey.passing(loader_of(survey.columns, survey.count)):
             pass
         survey = survey.over_ranks()
         survey.check_rows()

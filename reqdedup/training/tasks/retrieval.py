@@ -69,7 +69,11 @@ class Retrieval:
     learns_from_labels = True
 
     def __init__(
-        self, config: TrainingConfig, catalogue: Catalogue, device: torch.device, num_requests: int = 0
+        self,
+        config: TrainingConfig,
+        catalogue: Catalogue,
+        device: torch.device,
+        num_requests: Mapping[int, int] | None = None,
     ) -> None:
         model = config.model
         self.has_row_heads = getattr(model, "has_row_heads", False)
@@ -78,7 +82,7 @@ class Retrieval:
                 "training: negatives='batch' required with context_from='positive', whose user vectors are of rows, "
                 "found 'catalogue'"
             )
-        self.num_requests, self.learned_until_us = num_requests, 0
+        self.num_requests, self.learned_until_us = num_requests or {}, 0
         self.config = config
         self.conversions = config.conversion_loss
         if self.conversions is not None and self.has_row_heads:
@@ -119,7 +123,7 @@ class Retrieval:
         if config.conversion_loss is not None:  # reads all rows of a request
             label, labels = None, config.conversion_loss.labels
         survey = Survey.of(config.model, train, positive_label=label, chunk_rows=config.chunk_rows)
-        loader = loader_of(tuple(dict.fromkeys((*items, *survey.columns, *labels))))
+        loader = loader_of(tuple(dict.fromkeys((*items, *survey.columns, *labels))), survey.count)
         batches = survey.passing(chain([loader.empty_batch()], loader))
         catalogue = Catalogue.read(batches, items, counted=train, labels=labels)
         survey = survey.over_ranks()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
+from reqdedup.training.blocks import RequestBlock
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
@@ -20,9 +21,12 @@ from reqdedup.training.plan import Split
 
 
 class LoaderOf(Protocol):
-    """Makes this rank's loader over the users of both sides of the split, in the order of the table."""
+    """Makes this rank's loader over the users of both sides of the split, in the order of the table. on_block: of the
+    loader."""
 
-    def __call__(self, columns: tuple[str, ...]) -> RequestLoader: ...
+    def __call__(
+        self, columns: tuple[str, ...], on_block: Callable[[int, RequestBlock], None] | None = None
+    ) -> RequestLoader: ...
 
 
 class Task(Protocol):
@@ -49,8 +53,8 @@ class Task(Protocol):
         ...
 
     @property
-    def num_requests(self) -> int:
-        """Requests, or chunks of them, that an epoch of all ranks holds."""
+    def num_requests(self) -> Mapping[int, int]:
+        """Requests, or chunks of them, that an epoch of all ranks holds, in each row group or bucket of the source."""
         ...
 
     @property
