@@ -41,8 +41,9 @@ LEAST: dict[str, int] = {
 class TrainingConfig:
     """How one model is trained; the model's configuration decides the task.
 
-    model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives) or DCATConfig (ranking:
-        `ranking_loss` over its labels, missing ones left out).
+    model: TwoTowerConfig (retrieval: masked InfoNCE over in-batch negatives, or a softmax over the catalogue),
+        DCATConfig or EarlyRankerConfig (ranking: `ranking_loss` over its labels, missing ones left out), or
+        FoundationConfig (pre-training: InfoNCE of events and those that come after them).
     foundation: checkpoint of a foundation model whose tables of items and events and whose transformer the model begins
         with (`reqdedup.models.foundation.beginning`); empty: none. Of the paths here, a run that is resumed needs
         the teacher's alone, and one that is evaluated none.
@@ -292,7 +293,7 @@ class TrainingConfig:
 
     @property
     def task(self) -> str:
-        """What the model is trained for: `retrieval` or `ranking`."""
+        """What the model is trained for: `retrieval`, `ranking` or `pretraining`."""
         return kind_of(self.model).task
 
     def splits(self, batches: Iterable[RequestBatch]) -> Splits:
