@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +37,7 @@ from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.plan import Source, Split, with_credentials
 from reqdedup.training.progress import TrainingProgress
-from reqdedup.training.ranks import from_all_ranks, in_lockstep, is_distributed, rank_and_world_size
+from reqdedup.training.ranks import from_all_ranks, group_for, in_lockstep, is_distributed, rank_and_world_size
 from reqdedup.training.sharded import Shards, build_sharded
 from reqdedup.training.step import Stepper
 from reqdedup.training.tasks import prepare_task
@@ -185,8 +184,7 @@ class RankRun:
         if not is_distributed():
             return self.model
         if self.config.sync_batchnorm:
-            # A group of its own, so that its collectives and the gradients' need no common order.
-            self.model = convert_sync_batchnorm(self.model, dist.new_group())
+            self.model = convert_sync_batchnorm(self.model, group_for("batch norm"))
         # Synchronised statistics are equal already. torch 2.13 renamed the option; the old name goes with torch < 2.13.
         options = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"

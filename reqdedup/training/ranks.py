@@ -6,6 +6,7 @@ Without a process group everything here is the same with one rank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +22,17 @@ def is_distributed() -> bool:
 
 def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+
+
+def group_for(purpose: str) -> dist.ProcessGroup:
+    """A group of all ranks whose collectives need no common order with those of another; the same one for all runs that
+    a process takes, since a group has sockets and threads of its own. A collective."""
+    return _group(dist.group.WORLD, purpose)
+
+
+@lru_cache(maxsize=4)
+def _group(world: dist.ProcessGroup, purpose: str) -> dist.ProcessGroup:
+    return dist.new_group()
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:

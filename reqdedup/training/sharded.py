@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from reqdedup.models.config import ModelConfig
 from reqdedup.models.inputs import HashedEmbedding, hashed_row
 from reqdedup.models.registry import build_model
+from reqdedup.training.ranks import group_for
 
 _TABLE_ROWS = ("item_table_rows", "category_table_rows")
 
@@ -107,7 +108,7 @@ def build_sharded(config: ModelConfig, *, tables_from: int, seed: int) -> nn.Mod
 
     seed: of the initial rows, which differ from those of `build_model`; all else is drawn alike on every rank.
     """
-    group = dist.new_group()
+    group = group_for("tables")
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     with torch.device("meta"):
         whole = {name: x for name, x in build_model(config).named_modules() if isinstance(x, HashedEmbedding)}
