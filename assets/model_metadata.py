@@ -16,6 +16,7 @@ from reqdedup.models.bundle import fingerprint_of, read_manifest
 from reqdedup.training import TrainingConfig, TrainingResult, read_metrics
 from reqdedup.training.judgement.judge import UNSEEN, is_less_better
 from reqdedup.training.loop import BUNDLE_NAME
+from reqdedup.training.report import verdict
 
 BESIDE, CALIBRATION, FALSE_NEGATIVES = "beside the best baseline", "calibration", "false negatives"
 HEADLINES = ("mean_log_rank", "recall_at_", "ndcg_at_", "auc_", "user_auc_", "log_loss_")
@@ -122,6 +123,7 @@ def training_metadata(config: TrainingConfig, result: TrainingResult) -> dict[st
         CHART: pictures.chart(plots.steps({"": metrics}, STEP_PANELS)),
         **({f"{CHART} of calibration": pictures.chart(plots.calibration(calibration))} if calibration else {}),
         **({"begins_with": begins_with(config)} if config.foundation else {}),
+        **({"verdict": verdict(result.judgement)} if result.judgement else {}),
         "fingerprint": fingerprint_of(read_manifest(result.checkpoint.parent / BUNDLE_NAME)),
         "task": config.task,
         "ranks": config.world_size,

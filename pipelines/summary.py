@@ -113,6 +113,7 @@ def _model_lines(model: str, figures: dict[str, Any]) -> list[str]:
         f"{figures['rows_per_s']:,} rows/s, loss {figures['loss_first_tenth']} -> {figures['loss_last_tenth']}"
         + (f", begins with {figures['begins_with'].split()[0]}" if "begins_with" in figures else ""),
         *(f"             held out: {', '.join(metrics[i : i + 2])}" for i in range(0, len(metrics), 2)),
+        *([f"             {figures['verdict']}"] if "verdict" in figures else []),
     ]
 
 

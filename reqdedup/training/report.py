@@ -89,14 +89,42 @@ def no_better(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     are judged; recall at few items is too noisy. A figure that is not known, as an AUC of one class, is not judged.
     """
     found = []
-    for row in rows:
+    for row in filter(_is_judged, rows):
         metric, value, sign = row["metric"], row["value"], -1 if is_less_better(row["metric"]) else 1
-        if not metric.startswith(JUDGED) or metric.endswith(UNSEEN) or math.isnan(value):
-            continue
         for name, rival in (("chance", row["chance"]), (row["best_baseline"], row["baseline"])):
             if rival is not None and not math.isnan(rival) and sign * (value - rival) <= 0:
-                found.append(f"{row['model']}: {metric} {value:.4g}, {name} {rival:.4g}")
+                of_model = f"{row['model']}: " if "model" in row else ""
+                found.append(f"{of_model}{metric} {value:.4g}, {name} {rival:.4g}")
     return found
+
+
+def verdict(judgement: Mapping[str, Any]) -> str:
+    """One sentence on a judgement: what `no_better` says against the model, or that it is better."""
+    rows = [row for row in overall(judgement) if _is_judged(row)]
+    if not rows:
+        return "no verdict: none of its main figures is known, as of labels of one class"
+    if worse := no_better(rows):
+        return f"NO better than chance or the best simple rule: {'; '.join(worse)}"
+    beside = "chance and the best simple rule" if any(row["best_baseline"] for row in rows) else "chance"
+    return f"better than {beside}: {', '.join(row['metric'] for row in rows)}"
+
+
+def overall(judgement: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures over all rows, each with the best baseline's as `baseline`; a value that is not known is NaN."""
+    return [
+        {
+            **row,
+            "value": math.nan if row["value"] is None else row["value"],
+            "baseline": row["baselines"].get(row["best_baseline"]),
+        }
+        for row in judgement["figures"]
+        if row["slice"] == "all"
+    ]
+
+
+def _is_judged(row: Mapping[str, Any]) -> bool:
+    metric = row["metric"]
+    return metric.startswith(JUDGED) and not metric.endswith(UNSEEN) and not math.isnan(row["value"])
 
 
 def trained_on(out_dir: Path | str) -> int | None:

@@ -246,7 +246,10 @@ def _time_of(path: Path) -> int | None:
 
 
 def _figures(judgement: dict[str, Any] | None) -> str:
-    """Each figure with its interval, beside chance and the best baseline; then the main ones of every slice."""
+    """Each figure with its interval, beside chance and the best baseline; then the main ones of every slice, and
+    whether the model is any better."""
+    from reqdedup.training.report import verdict
+
     if judgement is None:
         return "  no users were held out"
     rows = judgement["figures"]
@@ -257,7 +260,8 @@ def _figures(judgement: dict[str, Any] | None) -> str:
         if row["slice"] != "all" and row["metric"].startswith(_OF_SLICES) and not row["metric"].endswith("_unseen")
     ]
     name = f"held out: {counted(judgement['users'], 'user')}, {counted(judgement['rows'], 'row')}"
-    return format_table([name, "value", "95%", "chance", "best baseline", ""], [*table, *slices])
+    head = [name, "value", "95%", "chance", "best baseline", ""]
+    return f"{format_table(head, [*table, *slices])}\n  {verdict(judgement)}"
 
 
 _OF_SLICES = ("auc_", "mean_log_rank", "recall_at_10")

@@ -9,7 +9,7 @@ import pytest
 
 from reqdedup.training.judgement.judge import flat, is_clearly_better, judge
 from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
-from reqdedup.training.report import no_better
+from reqdedup.training.report import no_better, verdict
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +146,20 @@ def test_a_model_that_is_no_better_is_named_with_what_is_as_good():
         "ranking_model: auc_save 0.49, chance 0.5",
         "ranking_model: user_auc_click 0.53, popularity 0.54",
     ]
+
+
+def test_a_judgement_says_in_one_sentence_whether_the_model_is_better(scored):
+    noise = replace(scored, logit_BL=np.random.default_rng(1).standard_normal((400, 2)))
+    figures = ", ".join(f"{kind}auc_{label}" for label in ("click", "save") for kind in ("", "user_", "request_"))
+    assert (
+        verdict(judge(scored, {"noise": noise}, replicates=2))
+        == f"better than chance and the best simple rule: {figures}"
+    )
+    assert verdict(judge(scored, replicates=2)) == f"better than chance: {figures}"
+    worse = replace(scored, logit_BL=scored.logit_BL * [1, -1])
+    said = verdict(judge(worse, {"a rule": scored}, replicates=2))
+    assert said.startswith("NO better than chance or the best simple rule: auc_click ")
+    assert "; auc_save 0." in said
+    assert ", chance 0.5; " in said
+    unknown = replace(scored, label_BL=np.full_like(scored.label_BL, np.nan))
+    assert verdict(judge(unknown, replicates=2)).startswith("no verdict: ")
