@@ -45,7 +45,7 @@ class WarmStart:
                 "earlier version; train anew"
             )
         wanted, found = _must_be_same(config), _must_be_same(TrainingConfig.from_dict(state["config"]))
-        for name in sorted(wanted.keys() | found.keys()):
+        for name in sorted(wanted.keys() | found.keys(), key=lambda name: (name != "model.kind", name)):
             if wanted.get(name) != found.get(name):
                 raise ValueError(
                     f"{path}: a warm start needs the same {name}, {wanted.get(name)!r} required, found "

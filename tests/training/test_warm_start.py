@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reqdedup.models import DCATConfig
+from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.checkpoint import load_checkpoint, save_checkpoint
 from reqdedup.training import TrainingConfig
 from reqdedup.training.rank_run import RankRun, run_rank
@@ -79,6 +79,10 @@ def test_what_cannot_go_on_is_refused(source, first, tmp_path):
     for options, words in (
         ({"held_out": 0.4}, r"requests to learn from later than \d{4}-\d\d-\d\d \d\d:\d\d required, found none"),
         ({"table_optimizer": "adamw"}, "needs the same table_optimizer, 'adamw' required, found 'adagrad'"),
+        (
+            {"model": TwoTowerConfig.from_schema(SCHEMA)},
+            "needs the same model.kind, 'two_tower' required, found 'dcat'",
+        ),
         ({"model": replace(config().model, width=4)}, r"needs the same model\.width, 4 required, found 8$"),
     ):
         with pytest.raises(ValueError, match=words):
