@@ -5,7 +5,7 @@ python examples/models/foundation.py 200
 
 import sys
 
-from shop import source
+from shop import KNOWN_LATER, show, source
 
 import reqdedup as rd
 from reqdedup.models import FoundationConfig
@@ -19,11 +19,13 @@ def main(steps: int) -> None:
     pretrained = rd.train(rd.TrainingConfig(model=foundation, **run), table, out_dir="runs/foundation")
     print(f"pre-training: loss {pretrained.first_loss:.3f} to {pretrained.last_loss:.3f}")
 
-    model = rd.DCATConfig.from_schema(table.schema, labels=["click"], random_candidates=0.1, **sizes)
+    model = rd.DCATConfig.from_schema(
+        table.schema, labels=["click"], exclude=KNOWN_LATER, random_candidates=0.1, **sizes
+    )
     slowly = {"transformer": 0.1, "embedding": 0.1}  # 0: frozen
     config = rd.TrainingConfig(model=model, foundation=str(pretrained.checkpoint), rate_factors=slowly, **run)
     result = rd.train(config, table, out_dir="runs/fine_tuned")
-    print(f"fine-tuned: AUC {result.metrics['auc_click']:.3f}")
+    show(result, "auc_click")
 
 
 if __name__ == "__main__":
