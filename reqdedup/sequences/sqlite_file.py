@@ -152,18 +152,33 @@ class SqliteFile:
 
     @contextmanager
     def only_fill(self) -> Iterator[None]:
-        """Hold the right to fill; a killed process gives it back."""
-        with Path(f"{self.path}.filling").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"store {self.path}: one fill at a time required, found another running; wait"
-                ) from None
-            yield
+        """Hold the right to fill, an empty file beside the store; a killed process gives it back."""
+        lock, is_mine = Path(f"{self.path}.filling"), False
+        while not is_mine:
+            with lock.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ValueError(
+                        f"store {self.path}: one fill at a time required, found another running; wait"
+                    ) from None
+                # not the one that a fill which ended in between has removed
+                is_mine = _is_of(lock, file.fileno())
+                if is_mine:
+                    try:
+                        yield
+                    finally:
+                        lock.unlink(missing_ok=True)
 
 
 _OF_PARENTS: list[list[sqlite3.Connection]] = []
+
+
+def _is_of(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +202,26 @@ def test_a_second_fill_at_once_is_refused(store):
 
     store.fill(users(), source={"snapshot": 1})
     assert store.filled_from() == {"snapshot": 1}
+    assert not list(store.path.parent.glob("*.filling"))
+
+
+def test_the_right_to_fill_is_not_that_of_a_file_which_an_ended_fill_took_away(store, monkeypatch):
+    lock, real = Path(f"{store.path}.filling"), fcntl.flock
+    ended = iter([True])
+
+    def flock(file, how):  # the other fill ends between our opening of its file and our lock
+        if next(ended, False):
+            lock.unlink()
+        real(file, how)
+
+    def users():
+        with pytest.raises(ValueError, match="one fill at a time required"):
+            SqliteStore(store.path).fill([], source={})
+        yield record(1, range(3))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    store.fill(users(), source={"snapshot": 1})
+    assert not lock.exists()
 
 
 def test_a_file_that_is_not_this_store_is_refused(store, tmp_path):
