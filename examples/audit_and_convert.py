@@ -2,7 +2,7 @@
 
 python examples/audit_and_convert.py impressions
 
-The folder holds Parquet files with the columns named below; put yours in their place.
+The folder holds Parquet files with the columns named below; impressions.py makes one up, put yours in their place.
 """
 
 import sys
