@@ -33,8 +33,8 @@ HISTORIES = {"history under 5": (0, 5), "history 5 to 49": (5, 50), "history fro
 MOST_SLICES = 20
 """Values of a column that become slices of their own, the most frequent ones."""
 
-Figures = dict[str, tuple[np.ndarray, float | None]]
-"""Name -> ([N] for each weighting of the users, what chance gives)."""
+Figures = dict[str, tuple[np.ndarray, float | None, np.ndarray]]
+"""Name -> ([N] for each weighting of the users, what chance gives, which rows it is of: those whose label is known)."""
 
 
 def judge(
@@ -102,7 +102,7 @@ def _of_slice(
     figures = _figures(model, keep_B, weights)
     rivals = {rule: _figures(outcomes, keep_B, weights) for rule, outcomes in baselines.items()}
     rows = []
-    for metric, (value_N, chance) in figures.items():
+    for metric, (value_N, chance, at) in figures.items():
         low, high = measures.interval(value_N)
         others = {rule: found[metric][0] for rule, found in rivals.items()}
         known = {rule: x_N for rule, x_N in others.items() if np.isfinite(x_N[0])}
@@ -116,8 +116,8 @@ def _of_slice(
             {
                 "metric": metric,
                 "slice": name,
-                "rows": int(keep_B.sum()),
-                "users": len(np.unique(weights.user_B[keep_B])),
+                "rows": len(at),
+                "users": len(np.unique(weights.user_B[at])),
                 "value": _known(value_N[0]),
                 "low": low,
                 "high": high,
@@ -151,12 +151,12 @@ def _scored_figures(outcomes: Scored, keep_B: np.ndarray, weights: UserWeights) 
         with np.errstate(invalid="ignore", divide="ignore"):
             relative_N = np.where(base_N > 0, loss_N / base_N, np.nan)
         probability_B = 1 / (1 + np.exp(-logit_B))
-        figures[f"auc_{label}"] = measures.auc(logit_B, label_B, drawn), 0.5
-        figures[f"user_auc_{label}"] = measures.auc_within(logit_B, label_B, user_B, drawn), 0.5
-        figures[f"request_auc_{label}"] = measures.auc_within(logit_B, label_B, request_B.ravel(), drawn), 0.5
-        figures[f"log_loss_{label}"] = loss_N, _known(base_N[0])
-        figures[f"normalised_entropy_{label}"] = relative_N, 1.0
-        figures[f"calibration_error_{label}"] = measures.calibration_error(probability_B, label_B, drawn), None
+        figures[f"auc_{label}"] = measures.auc(logit_B, label_B, drawn), 0.5, at
+        figures[f"user_auc_{label}"] = measures.auc_within(logit_B, label_B, user_B, drawn), 0.5, at
+        figures[f"request_auc_{label}"] = measures.auc_within(logit_B, label_B, request_B.ravel(), drawn), 0.5, at
+        figures[f"log_loss_{label}"] = loss_N, _known(base_N[0]), at
+        figures[f"normalised_entropy_{label}"] = relative_N, 1.0, at
+        figures[f"calibration_error_{label}"] = measures.calibration_error(probability_B, label_B, drawn), None, at
     return figures
 
 
@@ -166,22 +166,22 @@ def _ranked_figures(outcomes: Ranked, keep_B: np.ndarray, weights: UserWeights) 
         at = np.flatnonzero(keep_B & ~np.isnan(rank_all_B))
         rank_B, drawn = rank_all_B[at], weights.of_rows(at)
         chance = chance_log_rank(outcomes.num_items) if not suffix else None
-        figures["mean_log_rank" + suffix] = drawn.mean(np.log(rank_B)), chance
+        figures["mean_log_rank" + suffix] = drawn.mean(np.log(rank_B)), chance, at
         for k in RANKS_AT:
             chances = measures.chance_gains(outcomes.num_items, k)
             for metric, gain_B in measures.gains(rank_B, k).items():
                 if k != FEW and not metric.startswith("recall"):
                     continue  # of many items only whether the right one is among them
-                figures[metric + suffix] = drawn.mean(gain_B), chances[metric] if not suffix else None
+                figures[metric + suffix] = drawn.mean(gain_B), chances[metric] if not suffix else None, at
     at = np.flatnonzero(keep_B)
     top_BK, k = outcomes.top_BK[at], outcomes.top_BK.shape[1]
     nothing = np.full(1, np.nan)
     shown = len(np.unique(top_BK)) / max(outcomes.num_items, 1)
-    figures[f"coverage_at_{k}"] = (np.full(1, shown) if len(at) else nothing), None
+    figures[f"coverage_at_{k}"] = (np.full(1, shown) if len(at) else nothing), None, at
     wanted = _mean(outcomes.own_count_B[at])
     recommended = _mean(outcomes.count_C[top_BK]) if top_BK.size else math.nan
     ratio = recommended / wanted if wanted else math.nan
-    figures[f"popularity_ratio_at_{k}"] = np.full(1, ratio), None
+    figures[f"popularity_ratio_at_{k}"] = np.full(1, ratio), None, at
     return figures
 
 
