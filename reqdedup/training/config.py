@@ -328,7 +328,9 @@ class TrainingConfig:
     def with_absolute_paths(self) -> TrainingConfig:
         """The same files, wherever they are read from later; an address (s3://...) stays as it is."""
         paths = {name: getattr(self, name) for name in _FILES}
-        here = {name: str(Path(path).absolute()) for name, path in paths.items() if path and "://" not in path}
+        here: dict[str, Any] = {
+            name: str(Path(path).absolute()) for name, path in paths.items() if path and "://" not in path
+        }
         return replace(self, **here)
 
     def to_dict(self) -> dict[str, Any]:
