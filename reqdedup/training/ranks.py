@@ -56,8 +56,9 @@ def from_all_ranks(value: Any) -> list[Any]:
 def in_lockstep(loader: RequestLoader) -> Iterator[tuple[RequestBatch, int]]:
     """One epoch as (this rank's batch, rows of all ranks), equally often on every rank.
 
-    Ranks get unequal numbers of batches; one that has no more computes on empty batches until all are through, so that
-    collectives match. A rank whose loader was resumed in the next epoch already waits for the others in the same way.
+    Ranks may get unequal numbers of batches; one that has no more computes on empty batches until all are through, so
+    that collectives match. A rank whose loader was resumed in the next epoch already waits for the others in the same
+    way.
     """
     is_ahead = loader.epoch > min(from_all_ranks(loader.epoch))
     batches: Iterator[RequestBatch] = iter(()) if is_ahead else iter(loader)

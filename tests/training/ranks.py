@@ -19,7 +19,7 @@ from reqdedup.training import rank_run
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.gather import means_over_ranks
 from reqdedup.training.loss import scale_for_mean_over_ranks
-from reqdedup.training.norm import convert_sync_batchnorm
+from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
 from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.ranks import sum_over_ranks
 from reqdedup.training.sharded import Shards, build_sharded
@@ -182,12 +182,14 @@ def one_ahead(report: Any, config: TrainingConfig, source: Any, folder: str) -> 
     return result.steps, result.epochs, result.stopped_by
 
 
-def steps_of_run(report: Any, config: TrainingConfig, source: Any, folder: str) -> tuple[int, list[float]]:
-    """(steps that were planned, learning rate of each that was taken, as a share)."""
-    run = rank_run.RankRun(report, config, source, Path(folder), None)
+def steps_of_run(report: Any, config: TrainingConfig, source: Any, folder: str) -> tuple[int, list[float], int]:
+    """(steps that were planned, learning rate of each that was taken, as a share; groups of norms of two such runs)."""
+    run, other = (rank_run.RankRun(report, config, source, Path(folder), None) for _ in range(2))
+    norms = [x for one in (run, other) for x in one.model.modules() if isinstance(x, SyncBatchNorm1d)]
     planned = run.num_steps
     result = run.run(resume=False)
-    return planned, [config.rate_at(step, planned) for step in range(result.steps)]
+    rates = [config.rate_at(step, planned) for step in range(result.steps)]
+    return planned, rates, len({id(norm.process_group) for norm in norms})
 
 
 def steps_and_runs(report: Any, cases: Any, *runs: tuple[Any, ...]) -> tuple[Any, list[Any]]:

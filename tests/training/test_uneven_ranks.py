@@ -80,9 +80,13 @@ def test_each_rank_goes_on_with_what_it_had_counted(found):
 
 
 def test_all_ranks_learn_from_the_one_row_group_with_training_requests_and_no_step_has_a_rate_of_zero(found):
-    for _, (*_, (planned, rates)) in found:
+    for _, (*_, (planned, rates, _)) in found:
         assert planned == 3, "ten requests, four a step"
         assert rates == pytest.approx([1, 2 / 3, 1 / 3])
+
+
+def test_runs_in_one_process_have_one_group_for_their_norms(found):
+    assert [of_rank[1][-1][-1] for of_rank in found] == [1, 1]
 
 
 @pytest.mark.parametrize("key", CASES, ids=" ".join)
