@@ -232,10 +232,10 @@ def context(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[di
 def int8(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[dict[str, Any]]:
     source = source_of(folder, log(num_users, 0))
     begun = FoundationConfig.from_schema(source.schema, **SIZES)
-    run_rank(quiet, training(begun, steps, 0), source, str(folder / "foundation"))
     model = DCATConfig.from_schema(source.schema, labels=("click",), exclude=("dwell_s",), **SIZES)
-    foundation = str(folder / "foundation" / "checkpoint.pt")
-    for seed in range(seeds):
+    for seed in range(seeds):  # one of another seed has read the held-out users
+        run_rank(quiet, training(begun, steps, seed), source, str(folder / f"foundation-{seed}"))
+        foundation = str(folder / f"foundation-{seed}" / "checkpoint.pt")
         config = training(model, steps, seed, foundation=foundation, eval_requests=100_000)
         place = folder / f"dcat-{seed}"
         run_rank(quiet, config, source, str(place))

@@ -53,7 +53,8 @@ class TrainingConfig:
         (`reqdedup.models.known_vectors`); needs the model's item_vector_width; empty: none.
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     warm_start: a checkpoint of the same model to go on from, with the requests that are later than those it learned
-        from (`reqdedup.training.warm_start`); empty: none.
+        from (`reqdedup.training.warm_start`); empty: none. It, the foundation and the teacher must not have learned from
+        what the run is judged by (`reqdedup.training.held_out`).
     max_epochs: passes over the training requests, after which training ends whatever num_steps says; 0: no limit. A
         second pass over a log is known to hurt models with embeddings of ids.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.

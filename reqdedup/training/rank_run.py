@@ -115,10 +115,9 @@ class RankRun:
         self.shards = Shards(self.model)
         if not from_checkpoint:
             begin(self.model, config)
-        self.splits = config.splits(self.table_loader(()))
-        warm = WarmStart.load(config) if config.warm_start else None
-        if warm is not None:
-            self.splits = warm.splits(self.splits)
+        splits = config.splits(self.table_loader(()))
+        self.warm_start = WarmStart.of_run(out_dir) if from_checkpoint else WarmStart.of(config, splits)
+        self.splits = self.warm_start.splits(splits)
         self.task = prepare_task(config, self.table_loader, self.device, self.splits.train)
         self.loader = self.make_loader(
             columns=self.task.columns,
@@ -141,8 +140,7 @@ class RankRun:
             clip_norm=config.clip_norm,
             rate_factors=config.rate_factors,
         )
-        if warm is not None:
-            warm.fill(self.model, self.optimizer, self.task)
+        self.warm_start.fill(self.model, self.optimizer, self.task)
         for module in self.model.modules():
             if isinstance(module, HistoryTransformer):
                 module.recomputes = config.recompute_layers
@@ -237,13 +235,14 @@ class RankRun:
             rivals = self.rivals(self.splits.test)
             self.result.outcomes, self.result.rivals = (outcomes, rivals) if self.rank == 0 else (None, {})
         self.result.evaluation_s = time.monotonic() - started - self.result.training_s
-        self.checkpoint()
+        self.checkpoint(self.watch.epochs_before(self.result.steps))
         self.result.peak_memory_bytes = peak_memory_bytes()
         self.result.peak_device_memory_bytes = peak_device_memory_bytes(self.device)
         return self.result
 
     def batches(self) -> Iterator[RequestBatch]:
-        """Batches over as many epochs as the steps need; steps without two rows over all ranks are left out."""
+        """Batches over as many epochs as the steps need; steps without two rows over all ranks are left out. One more
+        is read than is used, so that the loader knows whether the epoch is over."""
         while self.result.steps < self.config.num_steps and not self.watch.is_over:
             epoch = min(from_all_ranks(self.loader.epoch))  # one that was resumed may be through with its share
             if self.config.max_epochs and epoch >= self.config.max_epochs:
@@ -253,11 +252,11 @@ class RankRun:
             for batch, num_rows in in_lockstep(self.loader):
                 if num_rows < 2:  # BatchNorm has no variance to divide by
                     continue
+                if self.result.steps >= self.config.num_steps or self.watch.is_over:
+                    return
                 yield batch
                 if self.watch.is_over:
                     self.result.stopped_by = "patience"
-                if self.result.steps >= self.config.num_steps or self.watch.is_over:
-                    return
             if steps_before < self.result.steps == self.num_barren_steps:
                 raise ValueError(
                     f"training: a loss term in at least one of the {self.result.steps} steps of an epoch required, "
@@ -328,9 +327,10 @@ class RankRun:
             return
         outcomes = self.evaluate(self.splits.validation)
         figures = flat(judge(outcomes, replicates=0)) if outcomes is not None else {}
-        self.watch.take(self.result.steps, figures, self.model)
+        self.watch.take(self.result.steps, figures, self.model, epochs=min(from_all_ranks(self.loader.epoch)))
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, epochs: int | None = None) -> None:
+        """epochs: whole ones that the weights have been through; None: as many as the loaders."""
         loaders, watch = from_all_ranks(self.loader.state_dict()), self.watch.state_dict()
         tasks = from_all_ranks(self.task.state_dict())
         tables = (self.model.state_dict(), self.watch.weights, self.optimizer.squares)
@@ -348,7 +348,7 @@ class RankRun:
                     "optimizer": self.optimizer.state_dict(squares),
                     "loaders": loaders,
                     "tasks": tasks,
-                    LEARNED_UNTIL: self.task.learned_until_us,
+                    LEARNED_UNTIL: self.warm_start.learned_until(self.task, loaders, epochs),
                     "watch": {**watch, "weights": best},
                 }
                 save_checkpoint(self.out_dir / CHECKPOINT_NAME, state)

@@ -88,8 +88,10 @@ def test_a_ranking_model_begins_with_it_frozen_or_at_a_rate_of_its_own(log, pret
         model=DCATConfig.from_schema(log.schema, **SIZES, hidden_widths=(8,)),
         foundation=str(checkpoint),
         rate_factors={"transformer": factor, "embedding.item": factor, "embedding.of_event": factor},
-        num_steps=4, max_epochs=0, requests_per_step=16, learning_rate=0.02, world_size=1, held_out=0.2,
+        num_steps=4, max_epochs=0, requests_per_step=16, learning_rate=0.02, world_size=1,
     )  # fmt: skip
+    with pytest.raises(ValueError, match=r"judged by required, .* with seed = 0 and 0\.1 held out"):
+        run_rank(lambda _: None, replace(config, seed=1), log, str(tmp_path))
     result = run_rank(lambda _: None, config, log, str(tmp_path))
     before, after = load_checkpoint(checkpoint)["model"], load_checkpoint(tmp_path / "checkpoint.pt")["model"]
     moved = [name for name in after if name.startswith(TAKEN) and not torch.equal(after[name], before[name])]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +14,9 @@ import torch
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.checkpoint import load_checkpoint, save_checkpoint
 from reqdedup.training import TrainingConfig
+from reqdedup.training.held_out import check_held_out
 from reqdedup.training.rank_run import RankRun, run_rank
-from reqdedup.training.split import Later, TimeSplit
+from reqdedup.training.split import Later, Splits, TimeSplit
 from reqdedup.training.warm_start import LEARNED_UNTIL
 from tests.training.logs import SCHEMA, random_log, with_signal
 
@@ -42,7 +46,7 @@ def source():
 @pytest.fixture(scope="module")
 def first(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
-    run_rank(silent, config(), source, str(folder))
+    run_rank(silent, config(num_steps=9), source, str(folder))
     return folder / "checkpoint.pt"
 
 
@@ -84,9 +88,18 @@ def test_what_cannot_go_on_is_refused(source, first, tmp_path):
             "needs the same model.kind, 'two_tower' required, found 'dcat'",
         ),
         ({"model": replace(config().model, width=4)}, r"needs the same model\.width, 4 required, found 8$"),
+        (
+            {"split_by": "user"},
+            "required, split by user, with seed = 0 and at least 0.4 held out, found one split by time",
+        ),
+        (
+            {"held_out": 0.5},
+            r"which ended at [-\dT:.]+ or before, found one split by time, which ended at [-\dT:.]+; train",
+        ),
+        ({"warm_start": "", "teacher": str(first), "held_out": 0.5}, "did not read what this run is judged by"),
     ):
         with pytest.raises(ValueError, match=words):
-            run_rank(silent, config(warm_start=str(first), **options), source, str(tmp_path))
+            run_rank(silent, config(**{"warm_start": str(first), **options}), source, str(tmp_path))
 
 
 def test_immature_labels_are_learned_from_later(source, tmp_path):
@@ -99,3 +112,73 @@ def test_later_is_the_part_after_a_time():
     later = Later(TimeSplit(end_us=30), 10)
     assert later.contains(np.zeros(4, np.int64), np.array([5, 10, 11, 30])).tolist() == [False, False, True, False]
     assert later.state() == {"part": {"begin_us": None, "end_us": 30}, "after_us": 10}
+
+
+def test_what_a_run_began_with_is_not_read_again(source, first, tmp_path):
+    until_us = load_checkpoint(first)[LEARNED_UNTIL]
+    monday = Path(shutil.copy(first, tmp_path / "checkpoint.pt"))
+    tuesday = config(warm_start=str(monday), held_out=0.1, num_steps=9)
+    whole = run_rank(silent, tuesday, source, str(tmp_path))  # into the same folder
+    assert load_checkpoint(monday)[LEARNED_UNTIL] > until_us
+    run = RankRun(silent, tuesday, source, tmp_path, None, from_checkpoint=True)
+    assert run.splits.train.state()["after_us"] == until_us, "and not that of its own end"
+    gone = replace(tuesday, warm_start=str(tmp_path / "gone.pt"), checkpoint_every=1)
+    shutil.copy(first, gone.warm_start)
+    run_rank(silent, gone, source, str(tmp_path / "other"))
+    Path(gone.warm_start).unlink()
+    assert run_rank(silent, gone, source, str(tmp_path / "other"), resume=True).losses == whole.losses
+
+
+def test_an_epoch_that_was_not_over_is_learned_again(source, first, tmp_path):
+    until_us = load_checkpoint(first)[LEARNED_UNTIL]
+    for number, (options, wanted_us) in enumerate((
+        ({"num_steps": 6}, until_us),  # 48 requests
+        ({"num_steps": 5}, None),
+        ({"num_steps": 2, "held_out": 0.1, "warm_start": str(first)}, until_us),
+        ({"num_steps": 3, "held_out": 0.1, "warm_start": str(first)}, TIMES[round(0.9 * len(TIMES)) - 1]),
+    )):  # fmt: skip
+        run_rank(silent, config(**options), source, str(tmp_path / str(number)))
+        assert load_checkpoint(tmp_path / str(number) / "checkpoint.pt")[LEARNED_UNTIL] == wanted_us
+    again = config(warm_start=str(tmp_path / "1" / "checkpoint.pt"), held_out=0.1)
+    run = RankRun(silent, again, source, tmp_path, None)
+    assert run.splits.train.state()["end_us"] == TIMES[round(0.9 * len(TIMES))], "and begins with the first request"
+
+
+@pytest.mark.parametrize(
+    ("by", "then", "now", "is_refused"),
+    [
+        ("user", {}, {"held_out": 0.2, "validation": 0.2}, False),
+        ("user", {"held_out": 0.2, "validation": 0.2}, {}, False),
+        ("user", {}, {"seed": 1}, True),
+        ("user", {}, {"validation": 0.1}, True),
+        ("user", {"held_out": 0.0}, {}, True),
+        ("user", {"seed": 1}, {"held_out": 0.0}, False),
+        ("last", {}, {"held_out": 0.1, "seed": 1}, False),
+        ("last", {}, {"validation": 0.1}, True),
+        ("last", {"validation": 0.1}, {}, False),
+        ("time", {"seed": 1}, {"held_out": 0.2, "validation": 0.2}, False),
+        ("time", {}, {"held_out": 0.2, "validation": 0.3}, True),
+        ("time", {"held_out": 0.2, "validation": 0.2}, {"held_out": 0.3}, False),
+    ],
+)
+def test_a_checkpoint_that_has_read_what_a_run_is_judged_by_is_refused(by, then, now, is_refused):
+    user_R, time_R = np.arange(60).repeat(3), np.arange(180)
+    keys = [SimpleNamespace(user_id_R=torch.tensor(user_R), request={"request_ts": torch.tensor(time_R)})]
+    first, second = (config(split_by=by, **options) for options in (then, now))
+    users = first.splits(keys).train.state()
+    state = {"config": first.to_dict(), "loaders": [{"order": {"users": users}}]}
+    later = {**state, "loaders": [{"order": {"users": {"part": users, "after_us": 0}}}]}
+    for one in (state, later):
+        if is_refused:
+            with pytest.raises(ValueError, match="a training that did not read what this run is judged by required"):
+                check_held_out("monday.pt", one, second, second.splits(keys), and_validation=True)
+        else:
+            check_held_out("monday.pt", one, second, second.splits(keys), and_validation=True)
+
+
+def test_a_teacher_may_have_read_what_chooses_the_weights_but_not_the_test_part():
+    first, second = config(split_by="user", held_out=0.2), config(split_by="user", held_out=0.2, validation=0.2)
+    state = {"config": first.to_dict()}
+    check_held_out("teacher.pt", state, second, Splits.by_user(0.2, 0.2, 0))
+    with pytest.raises(ValueError, match=r"seed = 0 and at least 0\.4 held out, found .* seed = 0 and 0\.2 held"):
+        check_held_out("monday.pt", state, second, Splits.by_user(0.2, 0.2, 0), and_validation=True)

@@ -1,0 +1,61 @@
+"""Whether a checkpoint that a run begins with, or is taught by, has learned from what the run is judged by.
+
+Its weights then know their answers, and held-out figures are too good. A warm start has seen labels and histories. A
+foundation reads no label, but a history says what its user chose from earlier requests. A teacher's probability of an
+item is an average of what users did with it, held-out ones among them, and by time of what they did later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from reqdedup.training.config import TrainingConfig
+from reqdedup.training.split import Splits, TimeSplit
+
+
+def check_held_out(
+    path: Path | str, state: Mapping[str, Any], config: TrainingConfig, splits: Splits, *, and_validation: bool = False
+) -> None:
+    """Raises ValueError if the run of the checkpoint `state` at `path` may have learned from the test part of `splits`.
+
+    By user it must have held out at least as much with the same seed, by last as many requests of a user, and by time
+    have ended its training no later than the test part begins: a log that has grown may be split at a later time.
+    splits: of a run of this configuration.  and_validation: nor from the validation part, which chooses the weights.
+    """
+    if not (config.held_out or (and_validation and config.validation)):
+        return
+    then = TrainingConfig.from_dict(state["config"])
+    shares = [(one.held_out, one.validation) for one in (config, then)]
+    if not and_validation:
+        shares[0] = (config.held_out, 0.0)
+    wanted, found = f"split by {config.split_by}", f"split by {then.split_by}"
+    is_known = then.split_by != config.split_by
+    if config.split_by == "time" and not is_known:
+        part = cast(TimeSplit, splits.train if and_validation or not config.validation else splits.validation)
+        learned = learned_part(state)
+        ends_us = [part.end_us, learned.get("part", learned).get("end_us")]
+        is_known = None in ends_us or ends_us[1] > ends_us[0]
+        now, before = ("no time" if us is None else np.datetime64(us, "us") for us in ends_us)
+        wanted, found = f"{wanted}, which ended at {now} or before", f"{found}, which ended at {before}"
+    elif config.split_by == "user":
+        is_known |= then.seed != config.seed or sum(shares[1]) + 1e-9 < sum(shares[0])
+        wanted += f", with seed = {config.seed} and at least {sum(shares[0]):g} held out"
+        found += f", with seed = {then.seed} and {sum(shares[1]):g} held out"
+    elif config.split_by == "last":
+        requests, those = (sum(share > 0 for share in pair) for pair in shares)
+        is_known |= those < requests
+        wanted, found = f"{wanted}, at least {requests} held out", f"{found}, {those} held out"
+    if is_known:
+        raise ValueError(
+            f"{path}: a training that did not read what this run is judged by required, {wanted}, found one {found}; "
+            "train it with the split_by, held_out, validation and seed of this run"
+        )
+
+
+def learned_part(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a log that the run of a checkpoint learned from, as its split says it; empty if it says none."""
+    return state["loaders"][0].get("order", {}).get("users") or {}
