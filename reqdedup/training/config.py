@@ -53,8 +53,8 @@ class TrainingConfig:
         (`reqdedup.models.known_vectors`); needs the model's item_vector_width; empty: none.
     num_steps: optimiser steps.  requests_per_step: over all ranks, each takes its equal part.
     warm_start: a checkpoint of the same model to go on from, with the requests that are later than those it learned
-        from (`reqdedup.training.warm_start`); empty: none. It, the foundation and the teacher must not have learned from
-        what the run is judged by (`reqdedup.training.held_out`).
+        from (`reqdedup.training.warm_start`); empty: none. It, the foundation and the teacher must not have read what
+        the run is judged by (`reqdedup.training.held_out`).
     max_epochs: passes over the training requests, after which training ends whatever num_steps says; 0: no limit. A
         second pass over a log is known to hurt models with embeddings of ids.
     learning_rate: at its highest, after `warmup_steps`; from there it decays linearly to zero.  weight_decay: of AdamW.
@@ -69,7 +69,7 @@ class TrainingConfig:
     clip_norm: largest norm of the gradient of all but adagrad's tables; 0: as it is.
     hide_events: share of the events of the histories that training hides in each step.  permute_judgements: each user's
         rows of a batch in a new order in each step, and histories that follow (`reqdedup.training.augment`); for logs
-        whose order says little, as ratings.
+        whose order says little, as ratings. Of ranking, with shuffle="users", which has a user's rows in one batch.
     device: cpu, or cuda with a GPU for each rank.  precision: of the matrix products, float32 or bfloat16 (autocast).
     world_size: ranks W, processes on this machine.  seed: of weights, order of requests, and the held-out users.
     sync_batchnorm: statistics over all ranks; off only to see what sorting costs without it.
@@ -234,6 +234,11 @@ class TrainingConfig:
                 f"{self.ranking_loss}; leave them out"
             )
         labels = getattr(self.model, "labels", ())
+        if self.permute_judgements and (self.task != "ranking" or self.shuffle != "users"):
+            raise ValueError(
+                "training: permute_judgements makes histories of a user's rows in a batch: a ranking model and "
+                f"shuffle='users' required, found {self.task} and {self.shuffle!r}"
+            )
         if not 0 <= self.teacher_weight <= 1:
             raise ValueError(f"training: teacher_weight in [0, 1] required, found {self.teacher_weight}")
         if self.teacher and (not labels or self.ranking_loss != "cross_entropy"):

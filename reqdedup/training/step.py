@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from reqdedup.training.loss import scale_for_mean_over_ranks
 from reqdedup.training.meters import BatchMeters
 from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.ranks import sum_over_ranks
-from reqdedup.training.tasks import Task
+from reqdedup.training.tasks import Ranking, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ class Stepper:
         torch.manual_seed(self.config.seed * 1_000_003 + step * self.world_size + self.rank)
         self.trained.train()
         if self.config.permute_judgements:
-            batch = permute_judgements(batch, getattr(self.config.model, "labels", ()))
+            labels = cast(Ranking, self.task).labels_of_log
+            batch = permute_judgements(batch, labels, self.config.history_cut)
         meters = vars(BatchMeters.of(batch))
         pieces = self._pieces(batch)
         self.optimizer.zero_grad()

@@ -4,13 +4,23 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
 
+from reqdedup.arrays.windows import HistoryCut
+from reqdedup.dedup.encoding import deduplicated_schema
+from reqdedup.models import DCATConfig
+from reqdedup.schema import Column, EngagementSchema, Level
+from reqdedup.training import TrainingConfig
+from reqdedup.training import step as step_of_training
 from reqdedup.training.augment import HIDDEN, hide_events, permute_judgements
+from reqdedup.training.rank_run import run_rank
 from reqdedup.training.watch import Watch
-from tests.models.batches import random_batch
+from tests.models.batches import dcat_config, random_batch, two_tower_config
+from tests.training.logs import SCHEMA, RandomLog, random_log
 
 
 def weighing(value: float) -> nn.Linear:
@@ -69,7 +79,8 @@ def test_permuted_judgements_are_the_users_rows_in_another_order():
     row = {**batch.row, "click": torch.tensor([1.0, 0, 1, 0, 1, 0, 1]), "save": torch.tensor([0.0, 0, 1, 1, 0, 0, 1])}
     batch = replace(batch, user_id_R=torch.tensor([5, 8, 5, 5, 8, 2, 5]), row=row)
     history = {"item_id": batch.history["item_id"], "action": batch.history["action"]}
-    found = permute_judgements(replace(batch, history=history), labels)
+    plain = replace(batch, history=history)
+    found = permute_judgements(plain, labels, HistoryCut(max_events=9))
     offsets = found.history_offsets_R1.tolist()
     events = list(zip(found.history["item_id"].tolist(), found.history["action"].tolist()))
     for user in (2, 5, 8):
@@ -82,4 +93,40 @@ def test_permuted_judgements_are_the_users_rows_in_another_order():
         for r in mine:
             assert int(batch.item_id_B[r]) not in [item for item, _ in events[offsets[r] : offsets[r + 1]]]
     with pytest.raises(ValueError, match="requests of one row"):
-        permute_judgements(random_batch([2], [3]), labels)
+        permute_judgements(random_batch([2], [3]), labels, HistoryCut(max_events=9))
+    torch.manual_seed(3)
+    cut = permute_judgements(plain, labels, HistoryCut(max_events=2, stride=1))
+    assert cut.history_offsets_R1.diff().max() == 2 < found.history_offsets_R1.diff().max()
+
+
+def test_permuted_histories_number_the_labels_as_the_log_does_and_are_no_longer_than_its_own(tmp_path, monkeypatch):
+    plain = random_log(largest_fan_out=1, largest_history=3)
+    schema = EngagementSchema((*SCHEMA.columns, Column(name="save", dtype="int32", level=Level.LABEL, nullable=True)))
+    groups = []
+    for group in plain.groups:
+        save = pa.array(np.arange(group.num_rows) % 3 == 0).cast(pa.int32())
+        groups.append(pa.RecordBatch.from_arrays([*group.columns, save], schema=deduplicated_schema(schema)))
+    model = DCATConfig.from_schema(schema, labels=("save",), width=8, num_layers=1, max_history=2, positions="learned")
+    config = TrainingConfig(
+        model=model, permute_judgements=True, shuffle="users", num_steps=2, requests_per_step=16, learning_rate=0.1,
+        world_size=1, held_out=0.0,
+    )  # fmt: skip
+    steps = []
+    monkeypatch.setattr(step_of_training, "hide_events", lambda batch, share: steps.append(batch) or batch)
+    run_rank(lambda _: None, config, RandomLog(groups, {}, schema), str(tmp_path))
+    longest = 0
+    for batch in steps:
+        click_B, save_B = (torch.nan_to_num(batch.row[name]).int() for name in ("click", "save"))
+        action = dict(zip(batch.item_id_B.tolist(), (click_B + 2 * save_B).tolist()))
+        events = list(zip(batch.history["item_id"].tolist(), batch.history["action"].tolist()))
+        assert events
+        assert set(events) <= set(action.items())
+        longest = max(longest, int(batch.history_offsets_R1.diff().max()))
+    assert longest == 2
+
+
+@pytest.mark.parametrize("changes", [{"shuffle": "requests"}, {"model": two_tower_config()}])
+def test_judgements_are_permuted_of_ranking_and_of_users_together_alone(changes):
+    values = {"model": dcat_config(), "shuffle": "users", "num_steps": 1, "requests_per_step": 4, "learning_rate": 0.1}
+    with pytest.raises(ValueError, match="a ranking model and shuffle='users' required, found"):
+        TrainingConfig(permute_judgements=True, **{**values, **changes})

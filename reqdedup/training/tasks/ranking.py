@@ -24,12 +24,13 @@ class Ranking:
 
     teacher: what the labels are mixed with; None: nothing.
     newest_us: time of the newest request of the log, from which label_maturity_s counts back.
+    labels_of_log: all of the log in its order, in which its histories number them; read if judgements are permuted.
     """
 
     def __init__(self, config: TrainingConfig, device: torch.device | str = "cpu") -> None:
         model = cast(DCATConfig, config.model)  # or any other with labels
         self.config, self.labels = config, model.labels
-        self.newest_us = 0
+        self.newest_us, self.labels_of_log = 0, model.labels
         self.teacher = Teacher(config.teacher, model, device) if config.teacher else None
         taught = self.teacher.columns if self.teacher is not None else ()
         self.columns = (*dict.fromkeys((*model.columns, *taught)), *model.labels)
@@ -49,7 +50,11 @@ class Ranking:
             maturity_s=config.label_maturity_s,
             chunk_rows=config.chunk_rows,
         )
-        for _ in survey.passing(loader_of(survey.columns, survey.count)):
+        loader = loader_of(survey.columns, survey.count)
+        if config.permute_judgements:
+            task.labels_of_log = tuple(label.name for label in loader.source.schema.labels)
+            task.columns = tuple(dict.fromkeys((*task.columns, *task.labels_of_log)))
+        for _ in survey.passing(loader):
             pass
         survey = survey.over_ranks()
         survey.check_rows()
