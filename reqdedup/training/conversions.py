@@ -4,7 +4,8 @@
     w(t)       log(1 + min(t, cap)) / log(1 + cap), of a duration t: 0 at 0, 1 from the cap on
     loss_i     InfoNCE of row i; the rows of its own request without any positive are further, weighed negatives
     coarse_i   the same against groups of items (their advertiser, say): a group is the mean of its items' vectors
-    total      sum of weight_i * (loss_i + coarse_weight * coarse_i) over the rows with a positive, over their number
+    total      sum of weight_i * (loss_i + coarse_weight * coarse_i) over the rows with a positive, over the number of
+               those that have a negative
 
 With `heads` there is such a sum for each label: of the rows that are positive by it, with its weight alone, scored by
 the user vector of its own head; the total is theirs together, over the number of terms. Negatives stay the same, items
@@ -12,7 +13,7 @@ of rows with any of the positives: a rare label then has as many as a frequent o
 
 A duration without a value, or below 0, is 0. A row whose label is missing is neither positive nor negative. Hard
 negatives are of the same user, so they pass by the user mask by name; an item that its request has as a positive too is
-none. In the coarse loss groups carry no logQ correction, and rows without a group (null) no term.
+none. In the coarse loss groups carry no logQ correction, and rows without a group (null) are not there.
 `conversion_loss_naive` is the definition, plain loops.
 """
 
@@ -106,12 +107,14 @@ class ConversionLoss:
             total = total + (weight_N * losses.loss_B).sum()
             num_terms += int((losses.is_legal_B & (weight_N > 0)).sum())
         if self.coarse_column:
+            has_group_N = batch.row[self.coarse_column][row] != NULL_INTEGER
+            row, request_of_row = row[has_group_N], request_of_row[has_group_N]
             group = batch.row[self.coarse_column][row].long()
             columns = self._columns(item_BD[row], group, user_id_R[request_of_row], torch.zeros_like(log_q_B[row]))
-            columns, has_group = _of_groups(columns), group != NULL_INTEGER
+            columns, options = _of_groups(columns), {**options, "request_of_row_B": request_of_row}
             for user_RD, weight_N in heads:
                 coarse = row_losses(user_RD, columns, item_id_B=group, **options)
-                total = total + (self.coarse_weight * weight_N * has_group * coarse.loss_B).sum()
+                total = total + (self.coarse_weight * weight_N[has_group_N] * coarse.loss_B).sum()
         return total, num_terms
 
     def _columns(
@@ -199,10 +202,10 @@ def conversion_loss_naive(
             total = total + weight_of(i, counted) * (torch.logsumexp(torch.stack([own, *terms]), 0) - own)
             num_terms += 1
         if loss.coarse_column and groups[i] != NULL_INTEGER:
-            members = {g: [b for b in positive if groups[b] == g] for g in set(groups)}
+            members = {g: [b for b in positive if groups[b] == g] for g in set(groups) - {NULL_INTEGER}}
             mean = {g: item_BD[of].mean(0) for g, of in members.items() if of}
             own = score(user_D, mean[groups[i]], 0.0)
-            apart = [k for k in positive if groups[k] != groups[i] and users[k] != users[i]]
+            apart = [k for k in positive if groups[k] not in (groups[i], NULL_INTEGER) and users[k] != users[i]]
             if terms := [score(user_D, mean[groups[k]], 0.0) for k in apart]:
                 coarse = torch.logsumexp(torch.stack([own, *terms]), 0) - own
                 total = total + loss.coarse_weight * weight_of(i, counted) * coarse

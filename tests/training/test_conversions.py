@@ -18,6 +18,7 @@ from reqdedup.training import TrainingConfig
 from reqdedup.training.conversions import ConversionLoss, conversion_loss_naive
 from reqdedup.training.export import export_checkpoint
 from reqdedup.training.rank_run import RankRun, run_rank
+from reqdedup.values import NULL_INTEGER
 from tests.models.batches import dcat_config, random_batch, two_tower_config
 from tests.training.logs import random_log, with_signal
 
@@ -74,6 +75,26 @@ def test_the_loss_is_the_loops_over_rows(case, rows):
     grads = [torch.autograd.grad(x, (user, item_BD)) for x in (found, wanted)]
     for ours, law in zip(*grads, strict=True):
         torch.testing.assert_close(ours, law, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_without_a_group_are_no_group():
+    """The part of the loss that groups make is what it is without these rows."""
+    batch, generator = batch_of([3, 5, 4, 6]), torch.Generator().manual_seed(1)
+    user_RD, item_BD = (torch.randn(size, 4, generator=generator, dtype=torch.float64) for size in (4, 18))
+
+    def of_groups(batch):
+        losses = [
+            ConversionLoss(**CASES["one label"], coarse_column="brand", coarse_weight=weight)(
+                user_RD, item_BD, batch, torch.zeros(18)
+            )[0]
+            for weight in (1.0, 0.0)
+        ]
+        return losses[0] - losses[1]
+
+    is_null = batch.row["brand"] == NULL_INTEGER
+    assert (is_null & (batch.row["buy"] > 0)).any()
+    without = replace(batch, row={**batch.row, "buy": batch.row["buy"].masked_fill(is_null, 0.0)})
+    torch.testing.assert_close(of_groups(batch), of_groups(without), rtol=1e-12, atol=1e-12)
 
 
 def test_a_duration_weighs_from_nothing_to_all():
