@@ -83,7 +83,8 @@ def training_report(runs: Mapping[str, Path | str]) -> pa.Table:
 
 
 def no_better(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What a training report says against its models: figures that are no better than chance or the best baseline.
+    """What a training report says against its models: figures that are not clearly better than chance or the best
+    baseline, which is at the low end of the interval too; without an interval the figure itself counts.
 
     rows: of a training report. Mean log-rank (less is better) and AUC, over all rows and within users and requests,
     are judged; recall at few items is too noisy. A figure that is not known, as an AUC of one class, is not judged.
@@ -91,22 +92,30 @@ def no_better(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     found = []
     for row in filter(_is_judged, rows):
         metric, value, sign = row["metric"], row["value"], -1 if is_less_better(row["metric"]) else 1
-        for name, rival in (("chance", row["chance"]), (row["best_baseline"], row["baseline"])):
-            if rival is not None and not math.isnan(rival) and sign * (value - rival) <= 0:
-                of_model = f"{row['model']}: " if "model" in row else ""
-                found.append(f"{of_model}{metric} {value:.4g}, {name} {rival:.4g}")
+        worst, chance = row["low"] if sign > 0 else row["high"], row["chance"]
+        over_chance = None if chance is None or worst is None else sign * (worst - chance)
+        of_model = f"{row['model']}: " if "model" in row else ""
+        rivals = (("chance", chance, over_chance), (row["best_baseline"], row["baseline"], row["gain_low"]))
+        for name, rival, gain_low in rivals:
+            if rival is None or math.isnan(rival):
+                continue
+            gain, said = sign * (value - rival), f"{of_model}{metric} {value:.4g}, {name} {rival:.4g}"
+            if gain <= 0:
+                found.append(said)
+            elif gain_low is not None and gain_low <= 0:
+                found.append(f"{said} (better by {gain:.2g}, which may be chance: 95% interval from {gain_low:.2g})")
     return found
 
 
 def verdict(judgement: Mapping[str, Any]) -> str:
-    """One sentence on a judgement: what `no_better` says against the model, or that it is better."""
+    """One sentence on a judgement: what `no_better` says against the model, or that it is clearly better."""
     rows = [row for row in overall(judgement) if _is_judged(row)]
     if not rows:
         return "no verdict: none of its main figures is known, as of labels of one class"
     if worse := no_better(rows):
-        return f"NO better than chance or the best simple rule: {'; '.join(worse)}"
+        return f"NOT clearly better than chance or the best simple rule: {'; '.join(worse)}"
     beside = "chance and the best simple rule" if any(row["best_baseline"] for row in rows) else "chance"
-    return f"better than {beside}: {', '.join(row['metric'] for row in rows)}"
+    return f"clearly better than {beside}: {', '.join(row['metric'] for row in rows)}"
 
 
 def overall(judgement: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -77,13 +77,6 @@ def is_less_better(metric: str) -> bool:
     return metric.startswith(LESS_IS_BETTER)
 
 
-def is_clearly_better(row: Mapping[str, Any]) -> bool | None:
-    """Whether the model's figure is better than the best baseline's, even at the low end of the interval; None if
-    there is no baseline."""
-    gain = row["gain"] if row["gain_low"] is None else row["gain_low"]
-    return None if gain is None else gain > 0
-
-
 def _slices(model: Outcomes) -> Iterable[tuple[str, np.ndarray]]:
     yield "all", np.ones(len(model), bool)
     for name, (least, end) in HISTORIES.items():
