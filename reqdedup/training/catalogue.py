@@ -92,12 +92,17 @@ class Catalogue:
 
         batches: this rank's, over all users, at least one (an empty one, say); a collective, every rank must call it.
         """
-        parts: list[Catalogue] = []
-        for batch in batches:
-            parts.append(_part(batch, columns, counted, labels))
-            if len(parts) >= _MERGED_TOGETHER:
-                parts = [cls.merged(parts)]
-        return cls.merged(from_all_ranks(cls.merged(parts)))
+        return cls.of_all_ranks(_part(batch, columns, counted, labels) for batch in batches)
+
+    @classmethod
+    def of_all_ranks(cls, parts: Iterable[Catalogue]) -> Catalogue:
+        """This rank's parts, at least one, and those of the others as one; a collective."""
+        held: list[Catalogue] = []
+        for part in parts:
+            held.append(part)
+            if len(held) >= _MERGED_TOGETHER:
+                held = [cls.merged(held)]
+        return cls.merged(from_all_ranks(cls.merged(held)))
 
     def counts_of(self, item_id_N: np.ndarray) -> np.ndarray:
         """[N] int64 counts, 0 for an item that is not there."""

@@ -174,8 +174,8 @@ class RankRun:
             **options,
         )
 
-    def table_loader(self, columns: tuple[str, ...], on_block: Any = None) -> RequestLoader:
-        return self.make_loader(columns=columns, requests=4096, shuffle="none", on_block=on_block)
+    def table_loader(self, columns: tuple[str, ...], **options: Any) -> RequestLoader:
+        return self.make_loader(columns=columns, shuffle="none", **{"requests": 4096, **options})
 
     def distributed_model(self) -> nn.Module:
         """The model whose backward averages gradients over the ranks; `self.model` shares its parameters."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from reqdedup.training import TrainingConfig
 from reqdedup.training.augment import HIDDEN
 from reqdedup.training.foundations import finished_foundation
 from reqdedup.training.loss import info_nce_naive
+from reqdedup.training.plan import UserSplit
 from reqdedup.training.rank_run import RankRun, run_rank
 from reqdedup.training.written import config_for
 from tests.training.logs import random_log, with_signal
@@ -57,6 +60,24 @@ def test_the_loss_is_the_double_loop_over_pairs(log, tmp_path):
         temperature=run.config.temperature,
     )
     torch.testing.assert_close(loss_sum / num_terms, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_exact_frequencies_are_those_of_the_events_of_training_histories(log, tmp_path):
+    task = RankRun(lambda _: None, pretraining(log.schema, held_out=0.3, split_by="user"), log, tmp_path, None).task
+    histories = {}
+    for group in log.groups:
+        rows = group.select(["user_id", "request_id", "history_item_id"]).to_pylist()
+        histories |= {
+            (row["user_id"], row["request_id"]): np.frombuffer(row["history_item_id"], np.int64) for row in rows
+        }
+    users = np.array(sorted({user for user, _ in histories}))
+    known = set(users[UserSplit(held_out=0.3, part="train", seed=task.config.seed).contains(users)].tolist())
+    assert 0 < len(known) < len(users)
+    counts = Counter(item for (user, _), items in histories.items() if user in known for item in items.tolist())
+    item_id = torch.tensor([*counts, 10**6])
+    total = sum(counts.values()) + len(counts) + 1
+    wanted = torch.tensor([*((count + 1) / total for count in counts.values()), 1 / total]).log()
+    torch.testing.assert_close(task._log_q(item_id), wanted)
 
 
 def test_hidden_events_are_asked_for_by_their_items(log, tmp_path):

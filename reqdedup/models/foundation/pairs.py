@@ -9,6 +9,7 @@ Source: PinFM (arXiv 2507.12704), its losses on the next token, on a window of p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +53,15 @@ def pairs_of(batch: RequestBatch, config: FoundationConfig) -> Pairs:
         targets.append(cut_G + ahead)
     anchor_P, target_P = torch.cat(anchors), torch.cat(targets)
     if config.positive_category:
-        values = torch.tensor(config.positive_values, device=item_id_T.device)
-        is_positive_P = torch.isin(histories.tokens[config.positive_category].long()[target_P], values)
-        anchor_P, target_P = anchor_P[is_positive_P], target_P[is_positive_P]
+        is_asked_P = is_asked(histories.tokens, config)[target_P]
+        anchor_P, target_P = anchor_P[is_asked_P], target_P[is_asked_P]
     user_T = torch.repeat_interleave(user_G, length_G, output_size=num_tokens)
     return Pairs(anchor_P, item_id_T[target_P], user_T[anchor_P])
+
+
+def is_asked(tokens: Mapping[str, torch.Tensor], config: FoundationConfig) -> torch.Tensor:
+    """[T] bool: whether an event is one to predict."""
+    if not config.positive_category:
+        return torch.ones_like(tokens["item_id"], dtype=torch.bool)
+    values = torch.tensor(config.positive_values, device=tokens["item_id"].device)
+    return torch.isin(tokens[config.positive_category].long(), values)

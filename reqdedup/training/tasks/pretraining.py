@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from itertools import chain
+from typing import Any, Self, cast
 
+import numpy as np
 import torch
 
 from reqdedup.batch import RequestBatch
 from reqdedup.models import FoundationConfig
-from reqdedup.models.foundation.pairs import Pairs, pairs_of
+from reqdedup.models.foundation.pairs import Pairs, is_asked, pairs_of
+from reqdedup.models.foundation.timelines import timelines_of
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.frequency import ItemFrequency
 from reqdedup.training.gather import gather_columns
 from reqdedup.training.loss import Columns, row_losses
+from reqdedup.training.plan import Split
 from reqdedup.training.tasks.retrieval import Retrieval
+from reqdedup.training.tasks.task import LoaderOf
+
+_HISTORIES_TOGETHER = 256
 
 
 class Pretraining(Retrieval):
@@ -34,6 +42,17 @@ class Pretraining(Retrieval):
             raise ValueError(f"training: negatives='batch' required in pre-training, found {config.negatives!r}")
         super().__init__(config, catalogue, device, num_requests)
         self.positive_label = None
+
+    @classmethod
+    def prepare(cls, config: TrainingConfig, loader_of: LoaderOf, device: torch.device, train: Split) -> Self:
+        """Counts for logQ the events that may be asked for; see `Retrieval.prepare`."""
+        task = super().prepare(config, loader_of, device, train)
+        if config.log_q == "exact":
+            model = cast(FoundationConfig, config.model)
+            loader = loader_of(model.columns, users=train, requests=_HISTORIES_TOGETHER)
+            events = Catalogue.of_all_ranks(_events(batch, model) for batch in chain([loader.empty_batch()], loader))
+            task.frequency = ItemFrequency.from_counts(events.item_id_V, events.count_V).to(device)
+        return task
 
     def inputs(self, batch: RequestBatch) -> tuple[Pairs]:
         """Events and what they are asked, drawn by torch's generator."""
@@ -63,3 +82,10 @@ class Pretraining(Retrieval):
             same_user_share=self.config.same_user_share,
         )
         return losses.loss_B.sum() + 0.0 * (event_PD.sum() + item_PD.sum()), int(losses.is_legal_B.sum())
+
+
+def _events(batch: RequestBatch, model: FoundationConfig) -> Catalogue:
+    """Items of the events that a batch may ask for, with how often it has each."""
+    tokens = timelines_of(batch, model)[0].tokens
+    item_id_T = tokens["item_id"][is_asked(tokens, model)].numpy()
+    return Catalogue.of_rows(item_id_T, np.ones(len(item_id_T)), np.zeros(len(item_id_T), np.int64), {})

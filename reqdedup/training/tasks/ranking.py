@@ -50,7 +50,7 @@ class Ranking:
             maturity_s=config.label_maturity_s,
             chunk_rows=config.chunk_rows,
         )
-        loader = loader_of(survey.columns, survey.count)
+        loader = loader_of(survey.columns, on_block=survey.count)
         if config.permute_judgements:
             task.labels_of_log = tuple(label.name for label in loader.source.schema.labels)
             task.columns = tuple(dict.fromkeys((*task.columns, *task.labels_of_log)))

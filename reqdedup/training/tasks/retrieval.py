@@ -123,7 +123,7 @@ class Retrieval:
         if config.conversion_loss is not None:  # reads all rows of a request
             label, labels = None, config.conversion_loss.labels
         survey = Survey.of(config.model, train, positive_label=label, chunk_rows=config.chunk_rows)
-        loader = loader_of(tuple(dict.fromkeys((*items, *survey.columns, *labels))), survey.count)
+        loader = loader_of(tuple(dict.fromkeys((*items, *survey.columns, *labels))), on_block=survey.count)
         batches = survey.passing(chain([loader.empty_batch()], loader))
         catalogue = Catalogue.read(batches, items, counted=train, labels=labels)
         survey = survey.over_ranks()

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from reqdedup.batch import RequestBatch
-from reqdedup.training.blocks import RequestBlock
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
@@ -21,12 +20,12 @@ from reqdedup.training.plan import Split
 
 
 class LoaderOf(Protocol):
-    """Makes this rank's loader over the users of both sides of the split, in the order of the table. on_block: of the
-    loader."""
+    """Makes this rank's loader over the users of both sides of the split, in the order of the table.
 
-    def __call__(
-        self, columns: tuple[str, ...], on_block: Callable[[int, RequestBlock], None] | None = None
-    ) -> RequestLoader: ...
+    options: of `RequestLoader`, as `users` and `on_block`; and `requests` of a batch.
+    """
+
+    def __call__(self, columns: tuple[str, ...], **options: Any) -> RequestLoader: ...
 
 
 class Task(Protocol):
