@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from reqdedup import cli
+from reqdedup.cli.commands.training import _kept
 from reqdedup.convert import ColumnMapping, convert_table
 from reqdedup.models import DCATConfig, Derived, TwoTowerConfig
 from reqdedup.models.checkpoint import load_checkpoint
 from reqdedup.storage import TableSource, open_catalog
 from reqdedup.training import TrainingConfig
 from reqdedup.training.loop import read_run
+from reqdedup.training.metrics_file import METRICS_NAME
 from reqdedup.training.written import DEFAULTS, config_for, read_values
 
 TRAIN = ["train", "lake.t", "--task", "ranking"]
@@ -183,3 +185,9 @@ def test_ctrl_c_says_which_checkpoint_is_kept_and_a_run_that_is_replaced_stays_u
     assert read_run(out / "run.json")[0].seed == load_checkpoint(out / "checkpoint.pt")["config"]["seed"] == 5
     assert not (out / "unfinished").exists()
     assert (out / "bundle").is_dir()
+
+
+def test_what_is_left_of_a_run_without_checkpoint_is_said(tmp_path):
+    assert "no step was taken; train again" in _kept(tmp_path, None)
+    (tmp_path / METRICS_NAME).write_text("step,loss\n")
+    assert f"{tmp_path} has metrics of the steps alone; train again" in _kept(tmp_path, None)
