@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from reqdedup.models.config import ModelConfig
 from reqdedup.ops.attention import SOFTMAX, Attention
 from reqdedup.ops.pointwise_attention import NUM_BUCKETS, Pointwise
+from reqdedup.ops.prefixes import Prefixes
 from reqdedup.ops.ragged import Padding
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -205,6 +206,36 @@ class HistoryTransformer(nn.Module):
                 x_TD, key, value = one(x_TD)
             keys_values.append((key, value))
         return x_TD, keys_values
+
+    def last_events(
+        self, x_TD: torch.Tensor, history_offsets_G1: torch.Tensor, prefixes: Prefixes | None = None
+    ) -> torch.Tensor:
+        """The last layer's output at the last event that each request sees: [R, D], anything where it sees none; of at
+        least one event.
+
+        As `forward` gives it there, but that layer's attention and FFN are computed at these events alone: as many
+        queries as requests, each crossing the events before its own.
+        """
+        x_TD, keys_values = self.forward(x_TD, history_offsets_G1, keys_values_only=True)
+        layer, (key_THK, value_THK) = cast(Layer, self.layers[-1]), keys_values[-1]
+        if prefixes is None:
+            request_offsets_G1 = torch.arange(len(history_offsets_G1), device=history_offsets_G1.device)
+            prefixes = Prefixes(request_offsets_G1, history_offsets_G1.diff())
+        at_R = (prefixes.begin(history_offsets_G1) + prefixes.prefix_length_R - 1).clamp(min=0)
+        position_R = self.positions.of_events(history_offsets_G1, num_tokens=len(x_TD))[at_R]
+        x_RD = x_TD[at_R]
+        query_RHK = layer.queries(layer.attention_norm(x_RD), self.positions.rotation(position_R, x_RD.dtype))
+        attended_RHK = layer.attention.crossing(
+            query_RHK,
+            key_THK[at_R],
+            value_THK[at_R],
+            key_THK,
+            value_THK,
+            history_offsets_G1,
+            torch.arange(len(at_R) + 1, device=at_R.device),
+            prefixes=Prefixes(prefixes.request_offsets_G1, (prefixes.prefix_length_R - 1).clamp(min=0)),
+        )
+        return layer.finish(x_RD, attended_RHK)
 
     def _layer(
         self,

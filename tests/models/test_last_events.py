@@ -1,0 +1,61 @@
+"""The last layer at the last events alone, beside the last layer at all events."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reqdedup.models import TwoTower
+from reqdedup.models.histories import last_of_history
+from reqdedup.models.transformer import HistoryTransformer
+from reqdedup.models.two_tower import model as two_tower
+from reqdedup.ops.prefixes import Prefixes
+from tests.models.batches import SHAPES, offsets, random_batch, two_tower_config
+
+ABOUT = [
+    {"positions": "learned"},
+    {"positions": "learned", "positions_from": "end", "history_attention": "bidirectional"},
+    {"positions": "rope", "num_layers": 1},
+    {"positions": "rope", "layer": "hstu"},
+]
+
+
+@pytest.mark.parametrize("changes", ABOUT, ids=str)
+@pytest.mark.parametrize("prefix_lengths", [None, [[2, 5, 0], [], [63, 1], [], [1]]], ids=["own", "shared"])
+def test_it_is_the_last_layer_at_these_events(changes, prefix_lengths):
+    if prefix_lengths and "history_attention" in changes:
+        pytest.skip("a prefix of a history that attends to what comes later is none")
+    torch.manual_seed(0)
+    transformer = HistoryTransformer(two_tower_config(**changes)).double()
+    offsets_G1 = offsets([5, 0, 63, 2, 1])
+    prefixes = prefix_lengths and Prefixes(
+        offsets([len(one) for one in prefix_lengths]), torch.tensor([x for one in prefix_lengths for x in one])
+    )
+    x_TD = torch.randn(71, 8, dtype=torch.float64, requires_grad=True)
+    found_RD = transformer.last_events(x_TD, offsets_G1, prefixes)
+    wanted_RD = last_of_history(transformer(x_TD, offsets_G1)[0], offsets_G1, prefixes)
+    length_R = prefixes.prefix_length_R if prefixes else offsets_G1.diff()
+    weight_RD = torch.randn_like(wanted_RD) * (length_R > 0)[:, None]
+    torch.testing.assert_close(found_RD * weight_RD, wanted_RD * weight_RD)
+    inputs = [x_TD, *transformer.parameters()]
+    found, wanted = (
+        torch.autograd.grad((out_RD * weight_RD).sum(), inputs, allow_unused=True) for out_RD in (found_RD, wanted_RD)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_tower_is_the_same_whichever_way_it_reads_the_last_event(shape, monkeypatch):
+    batch = random_batch(*SHAPES[shape])
+    torch.manual_seed(0)
+    model = TwoTower(two_tower_config(pooling="last")).double().eval()  # a batch of one request has no variance
+    outputs, gradients = [], []
+    for events in (1, 10**9):
+        monkeypatch.setattr(two_tower, "EVENTS_A_READER", events)
+        user_RD = model.user_tower(batch)
+        outputs.append(user_RD)
+        (user_RD * torch.linspace(-1, 1, user_RD.numel()).view_as(user_RD)).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad(set_to_none=True)
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
