@@ -41,7 +41,8 @@ class SampleRecipe:
 class TrainRecipe:
     """How long and how wide a model is trained; what it reads comes from the log's schema.
 
-    num_steps: optimiser steps. max_epochs: passes over the sample, after which training ends whatever num_steps says.
+    num_steps: optimiser steps. max_epochs: passes over the sample, after which training ends whatever num_steps says;
+        ranking takes two, for with four the logits are worse than guessing (log loss) though their order is not.
         requests_per_step: over all ranks. learning_rate: decays to zero.
     width: D.  num_layers: of the history transformer.  max_history: S, tokens read of a history.
     options: any other fields of the model's configuration, a variant of docs/models.md for example.  of_training: any
@@ -235,7 +236,9 @@ def smoke(end_ts: datetime | None = None) -> Recipe:
             num_steps=40, requests_per_step=32, max_history=64, num_ranks=1, options={"pairs_per_step": 256}
         ),
         retrieval=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64),
-        ranking=TrainRecipe(num_steps=40, requests_per_step=32, max_history=64, num_ranks=1),  # a start less
+        ranking=TrainRecipe(
+            max_epochs=2, num_steps=40, requests_per_step=32, max_history=64, num_ranks=1
+        ),  # a start less
     )
 
 
@@ -256,7 +259,7 @@ def laptop(end_ts: datetime | None = None) -> Recipe:
         num_buckets=8,
         max_history=256,
         retrieval=TrainRecipe(num_steps=300, requests_per_step=64, max_history=256),
-        ranking=TrainRecipe(num_steps=300, requests_per_step=64, max_history=256),
+        ranking=TrainRecipe(max_epochs=2, num_steps=300, requests_per_step=64, max_history=256),
     )
 
 
@@ -280,7 +283,13 @@ def full(end_ts: datetime | None = None) -> Recipe:
             num_steps=300, requests_per_step=16, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
         ),
         ranking=TrainRecipe(
-            num_steps=300, requests_per_step=16, max_history=16_384, learning_rate=1e-3, width=64, num_layers=2
+            max_epochs=2,
+            num_steps=300,
+            requests_per_step=16,
+            max_history=16_384,
+            learning_rate=1e-3,
+            width=64,
+            num_layers=2,
         ),
     )
 
@@ -300,8 +309,8 @@ def events(end_ts: datetime | None = None) -> Recipe:
         num_buckets=4,
         max_history=200,
         histories="engaged",
-        retrieval=TrainRecipe(num_steps=300, requests_per_step=64, max_history=200),
-        ranking=TrainRecipe(num_steps=300, requests_per_step=64, max_history=200),
+        retrieval=TrainRecipe(num_steps=300, requests_per_step=64, max_history=200, options={"pooling": "both"}),
+        ranking=TrainRecipe(max_epochs=2, num_steps=300, requests_per_step=64, max_history=200),
     )
 
 
