@@ -76,6 +76,11 @@ class TrainRecipe:
             self, **own, of_training={**self.of_training, **of_training}, options={**self.options, **options}
         )
 
+    def of_histories(self) -> TrainRecipe:
+        """The same without the options that a foundation model does not have."""
+        fields = FoundationConfig.__dataclass_fields__
+        return replace(self, options={name: value for name, value in self.options.items() if name in fields})
+
     def sizes(self) -> dict[str, Any]:
         """Of the model."""
         return {
@@ -166,7 +171,7 @@ class Recipe:
         trained = {**(training or {}), "seed": seed}
         pretrained = self.foundation
         if foundation is not None:
-            pretrained = (self.foundation or self.retrieval) if foundation else None
+            pretrained = (self.foundation or self.retrieval.of_histories()) if foundation else None
         return replace(
             self,
             log=replace(self.log, **_given(seed=seed)),
