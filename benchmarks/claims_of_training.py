@@ -226,6 +226,17 @@ CLAIMS = (
         ours="{a[value]:.3f}; {b[value]:.3f}; {c[value]:.3f}; {d[value]:.3f}",
         command=".venv/bin/python -m benchmarks.model_variants --only context --seeds 1 --users 2000 --steps 300",
     ),
+    Claim(
+        file="model_variants_int8",
+        rows={
+            name: ("tables of items and events in 8 bits, seed 0", variant)
+            for name, variant in (("a", "error of a logit"), ("b", "AUC that is lost"), ("c", "bytes of the tables"))
+        },
+        text="DCAT that began with a foundation model, its tables of items and events in 8 bits: error of a logit in its "
+        "standard deviations; AUC that is lost; bytes of the tables in those of float32",
+        ours="{a[value]:.4f}; {b[value]:.5f}; {c[value]:.2f}",
+        command=".venv/bin/python -m benchmarks.model_variants --only int8 --seeds 1",
+    ),
     *(
         movielens("retrieval", by, metric, words, "item-kNN", "EASE", "iALS", "EASE with decay")
         for by in ("time", "user")
