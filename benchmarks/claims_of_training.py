@@ -226,6 +226,29 @@ CLAIMS = (
         ours="{a[value]:.3f}; {b[value]:.3f}; {c[value]:.3f}; {d[value]:.3f}",
         command=".venv/bin/python -m benchmarks.model_variants --only context --seeds 1 --users 2000 --steps 300",
     ),
+    *(
+        Claim(
+            file="model_variants_conversions",
+            rows={
+                name: (f"purchases of held-out users, seed {seed}: recall@100 among 2,000 items", variant)
+                for name, variant in (
+                    ("a", "purchases alone"),
+                    ("b", "with clicks"),
+                    ("c", "with clicks, a head each"),
+                    ("d", "with advertisers"),
+                    ("e", "with both"),
+                    ("f", "with both and own negatives"),
+                    ("g", "with both, parallel"),
+                )
+            },
+            text=f"purchases, 2% of the clicks, synthetic, seed {seed}, recall at 100 of 2,000 items, equal parameters: "
+            "purchases alone; with clicks by duration; those with a head each; a loss over advertisers; both; with the "
+            "request's own negatives; with cross layers",
+            ours="; ".join(f"{{{name}[value]:.3f}}" for name in "abcdefg"),
+            command=".venv/bin/python -m benchmarks.model_variants --only conversions",
+        )
+        for seed in range(2)
+    ),
     Claim(
         file="model_variants_int8",
         rows={
