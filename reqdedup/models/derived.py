@@ -10,8 +10,8 @@
     cyclic      a time or a number  sine and cosine of where it stands in a period: an hour of the day, a weekday
 
 Categories enter through a hashed table of their own, numbers as they are, a missing one (NaN, or -1 of whole numbers)
-as 0. Of a request they are
-computed on its R values, of candidates on theirs; a cross of both levels is none. Times are microseconds since 1970.
+as 0. Of a request they are computed on its R values, of candidates on theirs; a cross of both levels is none. Times are
+microseconds since 1970.
 """
 
 from __future__ import annotations

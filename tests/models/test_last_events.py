@@ -12,19 +12,28 @@ from reqdedup.models.two_tower import model as two_tower
 from reqdedup.ops.prefixes import Prefixes
 from tests.models.batches import SHAPES, offsets, random_batch, two_tower_config
 
-ABOUT = [
-    {"positions": "learned"},
-    {"positions": "learned", "positions_from": "end", "history_attention": "bidirectional"},
-    {"positions": "rope", "num_layers": 1},
-    {"positions": "rope", "layer": "hstu"},
-]
+OWN, SHARED = None, [[2, 5, 0], [], [63, 1], [], [1]]
+"""Lengths of the prefixes that the requests of each history see; OWN: one request that sees all of it."""
 
 
-@pytest.mark.parametrize("changes", ABOUT, ids=str)
-@pytest.mark.parametrize("prefix_lengths", [None, [[2, 5, 0], [], [63, 1], [], [1]]], ids=["own", "shared"])
+@pytest.mark.parametrize(
+    ("changes", "prefix_lengths"),
+    [
+        *(
+            (changes, lengths)
+            for changes in (
+                {"positions": "learned"},
+                {"positions": "rope", "num_layers": 1},
+                {"positions": "rope", "layer": "hstu"},
+            )
+            for lengths in (OWN, SHARED)
+        ),
+        # a history that attends to what comes later has no prefixes to share
+        ({"positions": "learned", "positions_from": "end", "history_attention": "bidirectional"}, OWN),
+    ],
+    ids=str,
+)
 def test_it_is_the_last_layer_at_these_events(changes, prefix_lengths):
-    if prefix_lengths and "history_attention" in changes:
-        pytest.skip("a prefix of a history that attends to what comes later is none")
     torch.manual_seed(0)
     transformer = HistoryTransformer(two_tower_config(**changes)).double()
     offsets_G1 = offsets([5, 0, 63, 2, 1])
