@@ -95,14 +95,19 @@ class Catalogue:
         return cls.of_all_ranks(_part(batch, columns, counted, labels) for batch in batches)
 
     @classmethod
-    def of_all_ranks(cls, parts: Iterable[Catalogue]) -> Catalogue:
-        """This rank's parts, at least one, and those of the others as one; a collective."""
+    def of_parts(cls, parts: Iterable[Catalogue]) -> Catalogue:
+        """The parts, at least one, as one; few are held at once."""
         held: list[Catalogue] = []
         for part in parts:
             held.append(part)
             if len(held) >= _MERGED_TOGETHER:
                 held = [cls.merged(held)]
-        return cls.merged(from_all_ranks(cls.merged(held)))
+        return cls.merged(held)
+
+    @classmethod
+    def of_all_ranks(cls, parts: Iterable[Catalogue]) -> Catalogue:
+        """This rank's parts, at least one, and those of the others as one; a collective."""
+        return cls.merged(from_all_ranks(cls.of_parts(parts)))
 
     def counts_of(self, item_id_N: np.ndarray) -> np.ndarray:
         """[N] int64 counts, 0 for an item that is not there."""

@@ -7,6 +7,7 @@ and run.json. Items are read from scalar columns alone; memory is that of the di
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,6 @@ ITEM_KEY = "item_key"
 """The column with the log's own item ids, if they are texts and no vocabulary has them."""
 
 VECTORS_TOGETHER = 4096
-_MERGED_TOGETHER = 16
 
 
 def export_checkpoint(checkpoint: Path, source: Source, out: Path | str, *, int8_tables: bool = False) -> Path:
@@ -97,14 +97,10 @@ def read_items(source: Source, config: ModelConfig, *, impressions_too: bool = F
     columns = [source.schema[name] for name in config.item_columns]
     has_keys = ITEM_KEY in source.schema
     names = [ITEM_ID, REQUEST_TS, *config.item_columns, *([ITEM_KEY] if has_keys else [])]
-    parts: list[Catalogue] = []
-    for batch in _batches(source, names):
-        parts.append(_part(batch, [source.schema[ITEM_ID], source.schema[REQUEST_TS], *columns], has_keys))
-        if len(parts) >= _MERGED_TOGETHER:
-            parts = [Catalogue.merged(parts)]
-    if not parts:
+    read, batches = [source.schema[ITEM_ID], source.schema[REQUEST_TS], *columns], _batches(source, names)
+    if (first := next(batches, None)) is None:
         raise ValueError("export: rows to take items from required, found none in the source")
-    found = Catalogue.merged(parts)
+    found = Catalogue.of_parts(_part(batch, read, has_keys) for batch in chain([first], batches))
     keys = None if found.keys is None else tuple("" if key is None else key for key in found.keys)
     if isinstance(source, KeyedSource) and (known := source.item_keys(found.item_id_V)) is not None:
         keys = tuple(known.tolist())
