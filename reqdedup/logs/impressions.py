@@ -2,7 +2,7 @@
 
 Knows nothing of other rows: sessions, duplicates and histories come later (`requests`, `sequences`). Columns of the
 result: user_id, item_id, request_id (int64; item_id only if items are integers, request_id only if the log has one),
-user_key, item_key, request_key (strings, if the ids were strings), ts_us, the labels (int32), mapped columns under
+user_key, item_key, request_key (strings, if the ids were strings), ts_us, the labels, mapped columns under
 their own names, history and history_times (packed text, if the log has its own), position, file and line.
 """
 
@@ -19,6 +19,7 @@ from reqdedup.logs.ids import ItemKeys, hash_strings
 from reqdedup.logs.mapping import ARRIVAL, ARRIVED_US, MAX_ORDER, FeatureRule, IdRule, LogMapping
 from reqdedup.logs.urls.items import UrlItems
 from reqdedup.logs.values import (
+    EXACT_BELOW,
     FAR_FUTURE_US,
     INTEGER_ID,
     LIST_MARK,
@@ -301,7 +302,7 @@ class ImpressionParser:
                 columns.append(pl.lit(label.value, pl.Int32).alias(label.name))
                 continue
             if name not in frame.columns:
-                columns.append(pl.lit(None, pl.Int32).alias(label.name))
+                columns.append(pl.lit(None, pl.Int64 if label.dtype == "int64" else pl.Int32).alias(label.name))
                 continue
             if label.one_of:
                 said = read_feature(pl.col(name), schema[name], FeatureRule(name=name, columns=(), dtype="string"))
@@ -313,7 +314,8 @@ class ImpressionParser:
             no_number = number.is_null() & value.is_not_null()
             within = f"{label.lowest:.15g} to {label.highest:.15g}"
             if label.at_least is None:
-                within = f"{max(label.lowest, -(2**31)):.15g} to {min(label.highest, 2**31 - 1):.15g}"
+                bound = EXACT_BELOW if label.dtype == "int64" else 2**31
+                within = f"{max(label.lowest, 1 - bound):.16g} to {min(label.highest, bound - 1):.16g}"
             within = f"a {'whole ' if label.at_least is None else ''}number from {within}"
             shown = (pl.lit(label.name), value.cast(pl.String))
             checks += [

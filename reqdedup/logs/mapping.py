@@ -145,6 +145,13 @@ class LabelRule:
         if sum((self.at_least is not None, self.value is not None, bool(self.one_of), self.listed)) > 1:
             raise ValueError(f"mapping: label {self.name}: one of at_least, value, one_of and listed_in, found several")
 
+    @property
+    def dtype(self) -> str:
+        """int32; int64 for numbers that are kept as they are and whose range int32 does not hold."""
+        is_kept = bool(self.columns) and self.at_least is None and not (self.one_of or self.listed)
+        is_narrow = self.lowest >= -(2**31) and self.highest < 2**31
+        return "int64" if is_kept and not is_narrow else "int32"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRule:

@@ -80,8 +80,14 @@ def log_schema(mapping: LogMapping, ids: IdTypes, vocabulary: str = "") -> Engag
     if mapping.candidates and mapping.candidates.position:
         columns.append(Column(name="position", dtype="int32", level=Level.ITEM, doc="place in the list, from 0"))
     columns += [
-        Column(name=name, dtype="int32", level=Level.LABEL, nullable=True, doc=f"label {name}, null where unknown")
-        for name in mapping.label_names
+        Column(
+            name=label.name,
+            dtype=label.dtype,
+            level=Level.LABEL,
+            nullable=True,
+            doc=f"label {label.name}, null where unknown",
+        )
+        for label in mapping.labels
     ]
     return EngagementSchema(tuple(columns))
 

@@ -25,7 +25,7 @@ INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})(\.0)?$"
 FAR_FUTURE_US = 253_402_300_799 * 1_000_000
 """The end of the year 9999: what lies beyond it is absurd and printed as this."""
 
-_EXACT_BELOW = 2**53
+EXACT_BELOW = 2**53
 _EXACT_CHARACTERS = 16  # 15 digits and a point: a fraction is never rounded away
 _ISO_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
@@ -143,11 +143,11 @@ def read_float(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 
 def read_label(number: pl.Expr, rule: LabelRule) -> pl.Expr:
-    """A label of a number within its range, int32: the number, or whether it is at least `at_least`."""
+    """A label of a number within its range, in its type: the number, or whether it is at least `at_least`."""
     within = pl.when(number.is_between(rule.lowest, rule.highest))
     if rule.at_least is not None:
         return within.then(number >= rule.at_least).cast(pl.Int32)
-    return within.then(_whole_float(number)).cast(pl.Int32, strict=False)
+    return within.then(_whole_float(number)).cast(pl.Int64 if rule.dtype == "int64" else pl.Int32, strict=False)
 
 
 def read_feature(value: pl.Expr, dtype: pl.DataType, rule: FeatureRule) -> pl.Expr:
@@ -168,7 +168,7 @@ def read_feature(value: pl.Expr, dtype: pl.DataType, rule: FeatureRule) -> pl.Ex
 
 
 def _whole_float(value: pl.Expr) -> pl.Expr:
-    exact = (value == value.floor()) & (value.abs() < _EXACT_BELOW)
+    exact = (value == value.floor()) & (value.abs() < EXACT_BELOW)
     return pl.when(exact).then(value).cast(pl.Int64, strict=False)
 
 

@@ -85,8 +85,12 @@ def test_a_number_of_a_column_is_exact_or_rejected(suffix, tmp_path, read):
 
 
 LABELS = [
-    ({"range": [0, 1e13]}, 3_000_000_000, "label"),
+    ({"range": [0, 1e13]}, 3_000_000_000, 3_000_000_000),
     ({"range": [0, 1e13]}, 5, 5),
+    ({"range": [0, 1e20]}, 2**53 - 1, 2**53 - 1),
+    ({"range": [0, 1e20]}, 2**53, "label"),
+    ({"range": [-1e20, 0]}, -3_000_000_000, -3_000_000_000),
+    ({"range": [0, 2**31 - 1]}, 2**31, "label"),
     ({"range": [0, 10]}, 2.5, "label"),
     ({"range": [0, 10]}, 11, "label"),
     ({"range": [0, 10]}, float("inf"), "label"),
