@@ -1,4 +1,5 @@
-"""Steps on batches in memory: retrieval, ranking, scoring with a kept context, the break-even curve, shared contexts.
+"""Steps on batches in memory: retrieval, ranking, scoring with a kept context, the break-even curve, shared contexts,
+the last event of histories.
 
 Against the duplicated twin, the sensible one: batched attention, padded once, last layer at the last position only. All
 histories of a step have one length unless a row says ragged, so that the twin pays for no padding.
@@ -6,7 +7,7 @@ histories of a step have one length unless a row says ragged, so that the twin p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,9 @@ from benchmarks import operations
 from benchmarks.interleaved import Run, interleaved, ratio_row
 from benchmarks.workloads import Trainer, batch_of, check_equal, dcat_config, twins, two_tower_config, user_batch
 from reqdedup.batch import RequestBatch
-from reqdedup.models import DCAT, DCATConfig, TwoTowerConfig, naive
+from reqdedup.models import DCAT, DCATConfig, TwoTower, TwoTowerConfig, naive
+from reqdedup.models.histories import last_of_history
+from reqdedup.ops.prefixes import Prefixes
 
 Row = dict[str, Any]
 FAN_OUTS = (1, 2, 5, 10, 40, 256, 1000)
@@ -198,6 +201,49 @@ def _shared_context(requests_per_user: int, target: float | None) -> Iterator[Ro
         baseline="step, a pass per request",
         sizes=sizes,
     )
+
+
+class LastOfAll(TwoTower):
+    """The tower that reads the last event from a last layer computed at all events, as it is written at first."""
+
+    def _states(
+        self, tokens: Mapping[str, torch.Tensor], offsets_G1: torch.Tensor, prefixes: Prefixes | None = None
+    ) -> torch.Tensor:
+        x_TD, _ = self.transformer(self.embedding.events(tokens), offsets_G1)
+        return last_of_history(self.final_norm(x_TD), offsets_G1, prefixes)
+
+
+def last_event() -> Iterator[Row]:
+    """User tower with pooling="last", forward and backward: the last layer at the events that are read, or at all."""
+    for layers, num_requests, length in ((1, 128, 64), (1, 16, 512), (2, 128, 64), (2, 16, 512)):
+        batch = batch_of([length] * num_requests, [8] * num_requests)
+        yield _last_event(batch, f"{layers} layers, {num_requests} histories of {length}", num_layers=layers)
+    for per_user in (8, 32):
+        batch = user_batch(num_users=8, requests_per_user=per_user, rows=4, max_history=256, new_events=4)
+        said = f"2 layers, {per_user} requests a history"
+        yield _last_event(batch, said, num_layers=2, share_context="user")
+
+
+def _last_event(batch: RequestBatch, said: str, **changes: Any) -> Row:
+    config = two_tower_config(width=64, max_history=512, pooling="last", **changes)
+    torch.manual_seed(0)
+    ours, at_all = TwoTower(config), LastOfAll(config)
+    at_all.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours.user_tower(batch), at_all.user_tower(batch), rtol=1e-4, atol=1e-5)
+    timings = interleaved(
+        {"reqdedup": lambda: user_pass(ours, batch), "at all events": lambda: user_pass(at_all, batch)},
+        rounds=5,
+        repeats={"reqdedup": 3, "at all events": 3},
+    )
+    sizes = _sizes(config, requests=batch.num_requests, tokens=batch.num_history_tokens)
+    return ratio_row(f"last layer at the last event, {said}", timings, baseline="at all events", sizes=sizes)
+
+
+def user_pass(model: TwoTower, batch: RequestBatch) -> None:
+    """Forward and backward of the user tower alone."""
+    user_RD = model.user_tower(batch)
+    (user_RD * torch.linspace(-1, 1, user_RD.numel()).view_as(user_RD)).sum().backward()
+    model.zero_grad()
 
 
 def steps(ours: Trainer, duplicated: Trainer, batch: RequestBatch) -> dict[str, Run]:

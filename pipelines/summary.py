@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from assets.model_metadata import HEADLINES
+from assets.training import FOUNDATION, MODELS
 from pipelines.environment import Environment
 from reqdedup.display import counted, format_bytes
 from reqdedup.storage.iceberg.catalogs import shown_uri
@@ -59,7 +60,7 @@ def summary_lines(instance: dg.DagsterInstance, environment: Environment, *, run
         lines.append(
             f"  sample     {sample['users']:,} users, {sample['requests']:,} requests, {sample['dagster/row_count']:,} rows"
         )
-    for model in ("foundation_model", "retrieval_model", "ranking_model"):
+    for model in (FOUNDATION, *MODELS):
         lines += _model_lines(model, made(model))
     return [
         *lines,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import operations, training
+from benchmarks import operations, record, training
 from benchmarks.training_end_to_end import check_same_training, config_of, loader_of, log_of, row_wise_batches
 from benchmarks.workloads import (
     batch_of,
@@ -86,11 +88,14 @@ def test_predicted_operations_are_those_that_torch_counts():
         assert counter.get_total_flops() == count + left_out
 
 
-def test_some_claims_can_be_measured_alone_and_are_not_recorded(monkeypatch, capsys):
-    def one_row():
-        yield {"claim": "small", "value": 2.0, "unit": "x", "target": 1.0}
+def test_some_claims_can_be_measured_alone_and_the_others_keep_their_rows(monkeypatch, tmp_path, capsys):
+    def row_of(claim):
+        return lambda: iter([{"claim": claim, "value": 2.0, "unit": "x", "target": 1.0}])
 
-    monkeypatch.setattr(training, "CLAIMS", {"small": one_row, "other": one_row})
-    monkeypatch.setattr(training, "write_results", lambda *_: pytest.fail("recorded"))
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    (tmp_path / "training.jsonl").write_text('{"claim": "small", "value": 1.0}\n{"claim": "other", "value": 1.0}\n')
+    monkeypatch.setattr(training, "CLAIMS", {"small": row_of("small"), "other": row_of("other")})
     assert training.main(["--only", "small"]) == 0
     assert capsys.readouterr().out.count("small") == 1
+    rows = map(json.loads, (tmp_path / "training.jsonl").read_text().splitlines())
+    assert {row["claim"]: row["value"] for row in rows} == {"small": 2.0, "other": 1.0}
