@@ -147,6 +147,19 @@ CLAIMS = (
         '`share_context="user"`, context pass against one per request: 5 requests a user; 20; the whole step at 20',
         "{a[value]:.2g}x; {b[value]:.2g}x; {c[value]:.2g}x less CPU",
     ),
+    training(
+        "last_event",
+        {
+            "a": ("last layer at the last event, 1 layers, 128 histories of 64", "reqdedup"),
+            "b": ("last layer at the last event, 1 layers, 16 histories of 512", "reqdedup"),
+            "c": ("last layer at the last event, 2 layers, 128 histories of 64", "reqdedup"),
+            "d": ("last layer at the last event, 2 layers, 16 histories of 512", "reqdedup"),
+            "e": ("last layer at the last event, 2 layers, 32 requests a history", "reqdedup"),
+        },
+        'user tower with `pooling = "last"`, its last layer at these events, against at all of them: one layer, '
+        "histories of 64 events; of 512; two layers; of 512; 32 requests that share a history",
+        "{a[value]:.2f}x; {b[value]:.2f}x; {c[value]:.2f}x; {d[value]:.2f}x; {e[value]:.2f}x less CPU",
+    ),
     study(
         {
             "a": (RANKING, "sorted"),

@@ -31,9 +31,9 @@ from reqdedup.models.two_tower.config import TwoTowerConfig
 from reqdedup.models.two_tower.context import ContextFusion, ContextLayer
 from reqdedup.ops.prefixes import Prefixes
 
-EVENTS_A_READER = 16
-"""Of the histories for each request that reads its last event: from so many on the last layer is computed at these
-events alone, for its work on all of them is more than that of as many separate queries (measured on a CPU)."""
+EVENTS_A_READER = 32
+"""Of shared histories, for each request that reads a last event: from so many on the last layer is computed at these
+events alone, since its work on all of them is more than that of as many separate queries (decision 140)."""
 
 
 class FurtherHead(nn.Module):
@@ -132,7 +132,8 @@ class TwoTower(nn.Module):
     ) -> torch.Tensor:
         x_TD, pooling = self.embedding.events(tokens), self.config.pooling
         length_R = offsets_G1.diff() if prefixes is None else prefixes.prefix_length_R
-        if pooling == "last" and len(x_TD) >= max(1, EVENTS_A_READER * len(length_R)):
+        are_few = prefixes is None or len(x_TD) >= EVENTS_A_READER * len(length_R)
+        if pooling == "last" and len(x_TD) and are_few:
             x_RD = self.final_norm(self.transformer.last_events(x_TD, offsets_G1, prefixes))
             return torch.where((length_R > 0)[:, None], x_RD, 0.0)
         x_TD = self.final_norm(self.transformer(x_TD, offsets_G1)[0])
