@@ -2,7 +2,8 @@
 
 Reads a line of JSON from stdin for each question, answers with one on stdout; arrays lie in npz files.
 
-    {"fit": file with item_T, offsets_R1; "epochs": 20, ...}     -> {"cpu_s": CPU seconds of the training, all threads}
+    {"fit": file with item_T, offsets_R1; "seed": 0, "learning_rate": 0.001}   -> {}
+    {"epochs": 20}  train on it for so many, going on           -> {"cpu_s": CPU seconds of these, all threads}
     {"score": file with histories; "out": file; "num_items": V}  -> {}  score_RV in `out`, lowest for unknown items
 
 No module of this project is imported: its environment has none.
@@ -41,20 +42,15 @@ def dataset(path: str) -> tuple[Any, np.ndarray]:
     return Dataset.construct(table), np.unique(user_T[known])
 
 
-def fitted(question: dict[str, Any]) -> tuple[Any, Any, float]:
+def new_model(question: dict[str, Any]) -> Any:
     torch.manual_seed(question["seed"])
-    data, _ = dataset(question["fit"])
-    model = SASRecModel(
-        **SIZES,
-        epochs=question["epochs"],
-        lr=question["learning_rate"],
-        batch_size=128,
-        loss="softmax",
-        verbose=0,
-    )
+    return SASRecModel(**SIZES, lr=question["learning_rate"], batch_size=128, loss="softmax", verbose=0)
+
+
+def trained_cpu_s(model: Any, data: Any, epochs: int) -> float:
     before = time.process_time()
-    model.fit(data)
-    return model, data, time.process_time() - before
+    model.fit_partial(data, min_epochs=epochs, max_epochs=epochs)
+    return time.process_time() - before
 
 
 def scores(model: Any, trained: Any, question: dict[str, Any]) -> np.ndarray:
@@ -80,8 +76,9 @@ def main() -> None:
     for line in sys.stdin:
         question, answer = json.loads(line), {}
         if "fit" in question:
-            model, trained, cpu_s = fitted(question)
-            answer = {"cpu_s": cpu_s}
+            model, (trained, _) = new_model(question), dataset(question["fit"])
+        elif "epochs" in question:
+            answer = {"cpu_s": trained_cpu_s(model, trained, question["epochs"])}
         else:
             np.savez(question["out"], score_RV=scores(model, trained, question))
         print(json.dumps(answer), file=answers, flush=True)
