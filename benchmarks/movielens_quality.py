@@ -34,6 +34,7 @@ import torch
 
 from benchmarks import residual_rivals
 from benchmarks.record import commit, write_results
+from benchmarks.side_by_side import judged_together
 from reqdedup.logs import presets, read_log
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.baselines import Ease, ImplicitFactors, ItemNeighbours, LastItem, Popularity
@@ -239,13 +240,15 @@ def measure(
     source: TableSource, task: str, by: SplitBy, seeds: int, lake: Path, python: Path | None, keep: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     found: list[Outcomes] = []
+    folders: list[Path] = []
     rivals: dict[str, Outcomes] = {}
     for seed in range(seeds):
         config = configuration(source, task, by, seed)
         name = (
             f"{task}-{by}-{seed}-{hashlib.sha256(json.dumps(config.to_dict(), default=str).encode()).hexdigest()[:8]}"
         )
-        model_commit, outcomes = kept(keep and keep / f"{name}.pickle", partial(of_model, config, source, lake / name))
+        folders.append((keep or lake) / name)
+        model_commit, outcomes = kept(keep and keep / f"{name}.pickle", partial(of_model, config, source, folders[-1]))
         if not seed or by == "user":  # each seed has its own users
             _, rivals = kept(
                 keep and keep / f"{name}-rivals.pickle", partial(rivals_of, config, source, lake, outcomes, python)
@@ -253,8 +256,12 @@ def measure(
         found.append(outcomes)
         for row in rows_of(task, by, f"seed {seed}", outcomes, rivals):
             yield {**row, "model_commit": model_commit}
-    if task == "ranking" and seeds > 1 and by == "time":  # by user each seed has its own users
-        yield from rows_of(task, by, f"mean of {seeds} seeds", mean_of(found), rivals)
+    if seeds > 1 and by == "time":  # by user each seed has its own users
+        if task == "ranking":
+            together = mean_of(found)
+        else:
+            together = judged_together(config, source, folders).in_order_of(found[0])
+        yield from rows_of(task, by, f"mean of {seeds} seeds", together, rivals)
 
 
 def kept(path: Path | None, made: Callable[[], Any]) -> tuple[str, Any]:
