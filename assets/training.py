@@ -15,7 +15,7 @@ from reqdedup import training
 from reqdedup.storage import TableSource
 from reqdedup.training import TrainingConfig
 from reqdedup.training.foundations import finished_foundation
-from reqdedup.training.report import no_better
+from reqdedup.training.report import no_better, poor_probabilities
 
 FOUNDATION, MODELS = "foundation_model", ("retrieval_model", "ranking_model")
 NO_FOUNDATION = "no foundation model: both models of this recipe begin without one; run_recipe.foundation asks for it"
@@ -107,8 +107,11 @@ def training_report(store: Warehouse) -> dg.MaterializeResult:
 def better_than_simple_rules(store: Warehouse) -> dg.AssetCheckResult:
     rows = store.table("training_report").scan().to_arrow().to_pylist()
     worse = no_better(rows)
-    text = "; ".join(worse) or "every model is clearly better"
-    return dg.AssetCheckResult(passed=not worse, severity=dg.AssetCheckSeverity.WARN, metadata={"detail": text})
+    said = {
+        "detail": "; ".join(worse) or "every model is clearly better",
+        "probabilities": "; ".join(poor_probabilities(rows)) or "clearly better than the rate of each label alone",
+    }
+    return dg.AssetCheckResult(passed=not worse, severity=dg.AssetCheckSeverity.WARN, metadata=said)
 
 
 def check_one_sample(models: dict[str, Path], sample: Table) -> None:

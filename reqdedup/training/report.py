@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,33 +89,44 @@ def no_better(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     rows: of a training report. Mean log-rank (less is better) and AUC, over all rows and within users and requests,
     are judged; recall at few items is too noisy. A figure that is not known, as an AUC of one class, is not judged.
     """
-    found = []
-    for row in filter(_is_judged, rows):
-        metric, value, sign = row["metric"], row["value"], -1 if is_less_better(row["metric"]) else 1
-        worst, chance = row["low"] if sign > 0 else row["high"], row["chance"]
-        over_chance = None if chance is None or worst is None else sign * (worst - chance)
-        of_model = f"{row['model']}: " if "model" in row else ""
-        rivals = (("chance", chance, over_chance), (row["best_baseline"], row["baseline"], row["gain_low"]))
-        for name, rival, gain_low in rivals:
-            if rival is None or math.isnan(rival):
-                continue
-            gain, said = sign * (value - rival), f"{of_model}{metric} {value:.4g}, {name} {rival:.4g}"
-            if gain <= 0:
-                found.append(said)
-            elif gain_low is not None and gain_low <= 0:
-                found.append(f"{said} (better by {gain:.2g}, which may be chance: 95% interval from {gain_low:.2g})")
-    return found
+    return [said for row in rows if _is_known(row, JUDGED) for said in _against(row, ("chance", "baseline"))]
+
+
+def poor_probabilities(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Log losses that are not clearly better than that of the rate of each label alone, said as `no_better` does."""
+    return [said for row in rows if _is_known(row, ("log_loss_",)) for said in _against(row, ("chance",))]
+
+
+def _against(row: Mapping[str, Any], rivals: Collection[str]) -> Iterator[str]:
+    metric, value, sign = row["metric"], row["value"], -1 if is_less_better(row["metric"]) else 1
+    worst, chance = row["low"] if sign > 0 else row["high"], row["chance"]
+    over_chance = None if chance is None or worst is None else sign * (worst - chance)
+    of_model = f"{row['model']}: " if "model" in row else ""
+    gains = {"chance": ("chance", over_chance), "baseline": (row["best_baseline"], row["gain_low"])}
+    for kind in rivals:
+        (name, gain_low), rival = gains[kind], row[kind]
+        if rival is None or math.isnan(rival):
+            continue
+        gain, said = sign * (value - rival), f"{of_model}{metric} {value:.4g}, {name} {rival:.4g}"
+        if gain <= 0:
+            yield said
+        elif gain_low is not None and gain_low <= 0:
+            yield f"{said} (better by {gain:.2g}, which may be chance: 95% interval from {gain_low:.2g})"
 
 
 def verdict(judgement: Mapping[str, Any]) -> str:
-    """One sentence on a judgement: what `no_better` says against the model, or that it is clearly better."""
-    rows = [row for row in overall(judgement) if _is_judged(row)]
-    if not rows:
+    """One sentence on a judgement: what `no_better` says against the model, or that it is clearly better; and what
+    `poor_probabilities` says, which matters where more than the order of items is used."""
+    rows = overall(judgement)
+    judged = [row for row in rows if _is_known(row, JUDGED)]
+    if not judged:
         return "no verdict: none of its main figures is known, as of labels of one class"
+    poor = "; ".join(poor_probabilities(rows))
+    probabilities = f". Probabilities NOT clearly better than the rate of the label alone: {poor}" if poor else ""
     if worse := no_better(rows):
-        return f"NOT clearly better than chance or the best simple rule: {'; '.join(worse)}"
-    beside = "chance and the best simple rule" if any(row["best_baseline"] for row in rows) else "chance"
-    return f"clearly better than {beside}: {', '.join(row['metric'] for row in rows)}"
+        return f"NOT clearly better than chance or the best simple rule: {'; '.join(worse)}{probabilities}"
+    beside = "chance and the best simple rule" if any(row["best_baseline"] for row in judged) else "chance"
+    return f"clearly better than {beside}: {', '.join(row['metric'] for row in judged)}{probabilities}"
 
 
 def overall(judgement: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -131,9 +142,9 @@ def overall(judgement: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _is_judged(row: Mapping[str, Any]) -> bool:
+def _is_known(row: Mapping[str, Any], metrics: tuple[str, ...]) -> bool:
     metric = row["metric"]
-    return metric.startswith(JUDGED) and not metric.endswith(UNSEEN) and not math.isnan(row["value"])
+    return metric.startswith(metrics) and not metric.endswith(UNSEEN) and not math.isnan(row["value"])
 
 
 def trained_on(out_dir: Path | str) -> int | None:
