@@ -51,6 +51,13 @@ _COLUMN = "column."
 T = TypeVar("T")
 
 
+def read_signature(folder: Path | str) -> Signature:
+    """Of a bundle, without its arrays. Raises ValueError as `Bundle.load` does."""
+    folder = Path(folder)
+    data = _checked(folder, SIGNATURE, read_manifest(folder)["files"][SIGNATURE])
+    return _parsed(folder, SIGNATURE, lambda: Signature.from_dict(json.loads(data)))
+
+
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """A loaded bundle; `model` is in evaluation mode and has no gradients.

@@ -47,6 +47,7 @@ class Signature:
     positive_label: a retrieval model learned from the rows where it is positive; None means all.
     schema: fingerprint of the training table's columns.  snapshot_id: of that table, None if its source had none.
     user_keys: whether the log's users are texts, of which user_id is the hash.
+    learned: what its training held out (`reqdedup.training.held_out.Learned`); None of a bundle that does not say it.
     """
 
     transforms: Transforms
@@ -56,6 +57,7 @@ class Signature:
     schema: str
     snapshot_id: int | None
     user_keys: bool = False
+    learned: Mapping[str, Any] | None = None
 
     @classmethod
     def of(
@@ -67,6 +69,7 @@ class Signature:
         positive_label: str | None = None,
         snapshot_id: int | None = None,
         longest_history: int | None = None,
+        learned: Mapping[str, Any] | None = None,
     ) -> Signature:
         """Of a model trained on a table of this schema. stride: of the history cut, 0 means its default.
         longest_history: as of `Transforms.of`.
@@ -82,6 +85,7 @@ class Signature:
             schema=schema_fingerprint(schema),
             snapshot_id=snapshot_id,
             user_keys=USER_KEY in schema,
+            learned=learned,
         )
 
     def check(self, config: ModelConfig) -> None:
@@ -111,6 +115,7 @@ class Signature:
             "vocabulary": {ITEM_ID: "items", **({USER_ID: USER_KEY} if self.user_keys else {})},
             "schema": self.schema,
             "snapshot_id": self.snapshot_id,
+            **({} if self.learned is None else {"learned": dict(self.learned)}),
         }
 
     def _input(self, column: Column, config: ModelConfig) -> dict[str, Any]:
@@ -162,6 +167,7 @@ class Signature:
             schema=values["schema"],
             snapshot_id=values["snapshot_id"],
             user_keys=USER_ID in values["vocabulary"],
+            learned=values.get("learned"),
         )
 
 

@@ -27,6 +27,7 @@ from reqdedup.schema import ITEM_ID, NUMBER_WIDTH_BYTES, REQUEST_TS, Column
 from reqdedup.training.blocks import column_values
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.held_out import Learned
 from reqdedup.training.plan import KeyedSource, RowGroupSource, Source
 
 ITEM_KEY = "item_key"
@@ -52,6 +53,7 @@ def export_checkpoint(checkpoint: Path, source: Source, out: Path | str, *, int8
         stride=training.history_stride,
         positive_label=training.positive_label if is_retrieval else None,
         snapshot_id=state["snapshot_id"],
+        learned=Learned.of_checkpoint(state).to_dict(),
         longest_history=longest_history(source)
         if any(source.schema[name].computed for name in config.columns)
         else None,

@@ -1,26 +1,67 @@
-"""Whether a checkpoint that a run begins with, or is taught by, has learned from what the run is judged by.
+"""Whether a model that a run begins with, or is taught by, has learned from what the run is judged by.
 
 Its weights then know their answers, and held-out figures are too good. A warm start has seen labels and histories. A
 foundation reads no label, but a history says what its user chose from earlier requests. A teacher's probability of an
-item is an average of what users did with it, held-out ones among them, and by time of what they did later.
+item is an average of what users did with it, held-out ones among them, and by time of what they did later; the vector
+of an item likewise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
+from reqdedup.models.bundle import read_signature
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.split import Splits, TimeSplit
+from reqdedup.training.split import SplitBy, Splits, TimeSplit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What a training held out; see `TrainingConfig`. end_us: by time, it learned from requests before [microseconds
+    since 1970, UTC]; None: that is not known."""
+
+    split_by: SplitBy
+    held_out: float
+    validation: float
+    seed: int
+    end_us: int | None
+
+    @classmethod
+    def of_checkpoint(cls, state: Mapping[str, Any]) -> Self:
+        then = TrainingConfig.from_dict(state["config"])
+        part = learned_part(state) if then.split_by == "time" else {}
+        return cls(
+            split_by=then.split_by,
+            held_out=then.held_out,
+            validation=then.validation,
+            seed=then.seed,
+            end_us=part.get("part", part).get("end_us"),
+        )
+
+    @classmethod
+    def of_bundle(cls, folder: Path | str) -> Self:
+        """Raises ValueError for one that does not say it."""
+        learned = read_signature(folder).learned
+        if learned is None:
+            raise ValueError(
+                f"{folder}: a bundle that says what its training held out required, found one of an earlier version; "
+                "export it again from its checkpoint"
+            )
+        return cls(**learned)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def check_held_out(
-    path: Path | str, state: Mapping[str, Any], config: TrainingConfig, splits: Splits, *, and_validation: bool = False
+    path: Path | str, then: Learned, config: TrainingConfig, splits: Splits, *, and_validation: bool = False
 ) -> None:
-    """Raises ValueError if the run of the checkpoint `state` at `path` may have learned from the test part of `splits`.
+    """Raises ValueError if the run whose model is at `path` may have learned from the test part of `splits`.
 
     By user it must have held out at least as much with the same seed, by last as many requests of a user, and by time
     have ended its training no later than the test part begins: a log that has grown may be split at a later time.
@@ -28,7 +69,6 @@ def check_held_out(
     """
     if not (config.held_out or (and_validation and config.validation)):
         return
-    then = TrainingConfig.from_dict(state["config"])
     shares = [(one.held_out, one.validation) for one in (config, then)]
     if not and_validation:
         shares[0] = (config.held_out, 0.0)
@@ -36,8 +76,7 @@ def check_held_out(
     is_known = then.split_by != config.split_by
     if config.split_by == "time" and not is_known:
         part = cast(TimeSplit, splits.train if and_validation or not config.validation else splits.validation)
-        learned = learned_part(state)
-        ends_us = [part.end_us, learned.get("part", learned).get("end_us")]
+        ends_us = [part.end_us, then.end_us]
         is_known = None in ends_us or ends_us[1] > ends_us[0]
         now, before = ("no time" if us is None else np.datetime64(us, "us") for us in ends_us)
         wanted, found = f"{wanted}, which ended at {now} or before", f"{found}, which ended at {before}"

@@ -21,7 +21,7 @@ from torch import nn
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from reqdedup.models.registry import name_of
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.held_out import check_held_out, learned_part
+from reqdedup.training.held_out import Learned, check_held_out, learned_part
 from reqdedup.training.optimizers import Optimizers
 from reqdedup.training.ranks import rank_and_world_size
 from reqdedup.training.split import Later, Splits
@@ -46,14 +46,17 @@ class WarmStart:
 
     @classmethod
     def of(cls, config: TrainingConfig, splits: Splits) -> WarmStart:
-        """splits: of the run. Raises ValueError for a checkpoint that cannot be gone on from, and for one, a foundation
-        or a teacher that has read what the run is judged by."""
+        """splits: of the run. Raises ValueError for a checkpoint that cannot be gone on from, and for one, a foundation,
+        a teacher or vectors of items that have read what the run is judged by."""
         for other in filter(None, (config.foundation, config.teacher)):
-            check_held_out(other, load_checkpoint(Path(other)), config, splits)
+            check_held_out(other, Learned.of_checkpoint(load_checkpoint(Path(other))), config, splits)
+        if config.item_vectors and config.held_out:
+            check_held_out(config.item_vectors, Learned.of_bundle(config.item_vectors), config, splits)
         if not config.warm_start:
             return cls()
         warm = cls.load(config)
-        check_held_out(config.warm_start, warm.state or {}, config, splits, and_validation=True)
+        learned = Learned.of_checkpoint(warm.state or {})
+        check_held_out(config.warm_start, learned, config, splits, and_validation=True)
         return warm
 
     @classmethod

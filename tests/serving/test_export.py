@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -157,6 +158,9 @@ def test_a_model_reads_the_vectors_of_another_s_items_and_takes_them_to_its_serv
     assert np.array_equal(known.item_id_V.numpy(), given.items.item_id_V)
     assert np.array_equal(known.vector_VW.numpy(), given.item_vectors)
     assert self_test(Ranker.of(bundle)).holds
+    others = replace(config, seed=1)
+    with pytest.raises(ValueError, match=r"retrieval: a training that did not read .*seed = 1.*found.*seed = 0"):
+        run_rank(lambda _: None, others, source, str(tmp_path / "others"))
     with pytest.raises(ValueError, match="a bundle with vectors of its items"):
         fill_known_vectors(bundle.model, trained_bundles.ranking)
     with pytest.raises(ValueError, match="item_vectors and the model's item_vector_width required together"):

@@ -14,7 +14,7 @@ import torch
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.checkpoint import load_checkpoint, save_checkpoint
 from reqdedup.training import TrainingConfig
-from reqdedup.training.held_out import check_held_out
+from reqdedup.training.held_out import Learned, check_held_out
 from reqdedup.training.rank_run import RankRun, run_rank
 from reqdedup.training.split import Later, Splits, TimeSplit
 from reqdedup.training.warm_start import LEARNED_UNTIL
@@ -171,14 +171,22 @@ def test_a_checkpoint_that_has_read_what_a_run_is_judged_by_is_refused(by, then,
     for one in (state, later):
         if is_refused:
             with pytest.raises(ValueError, match="a training that did not read what this run is judged by required"):
-                check_held_out("monday.pt", one, second, second.splits(keys), and_validation=True)
+                check_held_out(
+                    "monday.pt", Learned.of_checkpoint(one), second, second.splits(keys), and_validation=True
+                )
         else:
-            check_held_out("monday.pt", one, second, second.splits(keys), and_validation=True)
+            check_held_out("monday.pt", Learned.of_checkpoint(one), second, second.splits(keys), and_validation=True)
 
 
 def test_a_teacher_may_have_read_what_chooses_the_weights_but_not_the_test_part():
     first, second = config(split_by="user", held_out=0.2), config(split_by="user", held_out=0.2, validation=0.2)
-    state = {"config": first.to_dict()}
-    check_held_out("teacher.pt", state, second, Splits.by_user(0.2, 0.2, 0))
+    then = Learned(split_by="user", held_out=first.held_out, validation=0.0, seed=0, end_us=None)
+    check_held_out("teacher.pt", then, second, Splits.by_user(0.2, 0.2, 0))
     with pytest.raises(ValueError, match=r"seed = 0 and at least 0\.4 held out, found .* seed = 0 and 0\.2 held"):
-        check_held_out("monday.pt", state, second, Splits.by_user(0.2, 0.2, 0), and_validation=True)
+        check_held_out("monday.pt", then, second, Splits.by_user(0.2, 0.2, 0), and_validation=True)
+
+
+def test_vectors_of_items_whose_bundle_does_not_say_what_was_held_out_are_refused():
+    bundle = Path(__file__).parents[1] / "models" / "bundle_format_1"
+    with pytest.raises(ValueError, match=r"bundle_format_1: a bundle that says .*earlier version; export it again"):
+        Learned.of_bundle(bundle)
