@@ -29,7 +29,7 @@ from reqdedup.storage import TableSource
 from reqdedup.training import RequestLoader
 from reqdedup.training.judgement.metrics import auc
 from reqdedup.training.judgement.outcomes import Outcomes, Scored
-from reqdedup.training.plan import Split
+from reqdedup.training.split import Split
 
 SHRINKAGES, DAMPINGS = (20.0, 100.0), (1.0, 4.0)
 FOLDS = 5

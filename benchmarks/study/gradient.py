@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from reqdedup.training import TrainingConfig
+from reqdedup.training.lockstep import in_lockstep
 from reqdedup.training.plan import Source
 from reqdedup.training.rank_run import RankRun
-from reqdedup.training.ranks import in_lockstep
 
 TRAINED_SHARE, USED_SHARE = 0.25, 0.9
 """Of a run; and of an epoch, whose last steps are smaller."""

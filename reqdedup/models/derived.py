@@ -24,6 +24,7 @@ from typing import Literal, get_args
 
 import torch
 
+from reqdedup.ops.places import places_of
 from reqdedup.values import NULL_INTEGER
 
 Op = Literal["vocabulary", "buckets", "cross", "hash", "clip", "normalise", "cyclic"]
@@ -81,8 +82,8 @@ class Derived:
         if self.op == "vocabulary":
             values = x_N.new_tensor([int(value) for value in self.values], dtype=torch.int64)
             rising, number = values.sort()
-            place_N = torch.searchsorted(rising, x_N.long()).clamp(max=len(rising) - 1)
-            return torch.where(rising[place_N] == x_N.long(), number[place_N] + 1, 0)
+            place_N = places_of(x_N.long(), rising)
+            return torch.where(place_N >= 0, number[place_N] + 1, 0)
         if self.op == "cross":
             return _crossed([columns[name].long() for name in self.columns])
         if self.op == "hash":

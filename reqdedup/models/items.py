@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from reqdedup.arrays.places import places_in
+
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Items:
@@ -45,10 +47,7 @@ class Items:
 
     def positions(self, item_id_N: np.ndarray) -> np.ndarray:
         """[N] int64: where each item stands in the arrays, -1 for an item that is not there."""
-        if not len(self):
-            return np.full(len(item_id_N), -1)
-        at_N = np.searchsorted(self.item_id_V, item_id_N).clip(max=len(self) - 1)
-        return np.where(self.item_id_V[at_N] == item_id_N, at_N, -1)
+        return places_in(item_id_N, self.item_id_V)
 
     def ids_of(self, keys: Sequence[str]) -> np.ndarray:
         """[N] int64 ids of the log's own ids. Raises ValueError for one that is not there or if there are none."""

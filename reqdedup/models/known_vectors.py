@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from reqdedup.ops.places import places_of
+
 
 class KnownVectors(nn.Module):
     """[N, D] of ids. item_id_V: [V] int64, rising.  vector_VW: [V, width]."""
@@ -36,8 +38,8 @@ class KnownVectors(nn.Module):
         """Rows of `vector_VW`, which stand as the items do, of these ids; zeros of items that are not there."""
         if not len(self.item_id_V):
             return vector_VW.new_zeros(*ids.shape, vector_VW.shape[1])
-        place = torch.searchsorted(self.item_id_V, ids.long()).clamp(max=len(self.item_id_V) - 1)
-        return torch.where((self.item_id_V[place] == ids)[..., None], vector_VW[place], 0.0)
+        place = places_of(ids.long(), self.item_id_V)
+        return torch.where((place >= 0)[..., None], vector_VW[place], 0.0)
 
     def take(self, item_id_V: np.ndarray, vector_VW: np.ndarray) -> None:
         """These vectors from now on. item_id_V: rising. Raises ValueError for another width."""

@@ -8,9 +8,9 @@ from reqdedup.training.loader import RequestLoader
 from reqdedup.training.loop import TrainingResult, export_run, train
 from reqdedup.training.loss import info_nce
 from reqdedup.training.norm import SyncBatchNorm1d, convert_sync_batchnorm
-from reqdedup.training.plan import UserSplit
 from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.report import read_losses, read_metrics, trained_on, training_report
+from reqdedup.training.split import UserSplit
 
 __all__ = [
     "Evaluation",

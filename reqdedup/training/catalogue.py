@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from reqdedup.arrays.places import places_in
 from reqdedup.batch import RequestBatch
 from reqdedup.schema import REQUEST_TS
-from reqdedup.training.judgement.catalogue_ranks import places_in
-from reqdedup.training.plan import Split
 from reqdedup.training.ranks import from_all_ranks
+from reqdedup.training.split import Split
 
 _MERGED_TOGETHER = 16
 """Parts held before they become one: memory is that of the distinct items."""

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from reqdedup.ops.places import places_of
+
 DEFAULT_SMOOTHING = 1.0
 
 
@@ -65,8 +67,8 @@ class ItemFrequency:
         """Log-probability of each row's item, [B] float32."""
         if len(self.item_id_V) == 0:
             return torch.full(item_id_B.shape, self.unseen_log_p, device=item_id_B.device)
-        place_B = torch.searchsorted(self.item_id_V, item_id_B).clamp(max=len(self.item_id_V) - 1)
-        return torch.where(self.item_id_V[place_B] == item_id_B, self.log_p_V[place_B], self.unseen_log_p)
+        place_B = places_of(item_id_B, self.item_id_V)
+        return torch.where(place_B >= 0, self.log_p_V[place_B], self.unseen_log_p)
 
     def to(self, device: torch.device | str) -> ItemFrequency:
         return ItemFrequency(self.item_id_V.to(device), self.log_p_V.to(device), self.unseen_log_p)

@@ -26,7 +26,6 @@ from reqdedup.training.plan import (
     RowGroupSource,
     Share,
     Source,
-    Split,
     UnitSource,
     Wanted,
     by_number,
@@ -39,6 +38,7 @@ from reqdedup.training.plan import (
     shares_of_rank,
 )
 from reqdedup.training.prefetch import prefetched
+from reqdedup.training.split import Split
 
 Shuffle = Literal["requests", "users", "none"]
 SHUFFLES = get_args(Shuffle)

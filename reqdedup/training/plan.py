@@ -19,14 +19,14 @@ import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow as pa
 
-from reqdedup.arrays.hashing import below_rate, mix, stable_hash
+from reqdedup.arrays.hashing import mix
 from reqdedup.dedup.source import BatchSource
 from reqdedup.dedup.streams import REQUEST_KEY
 from reqdedup.schema import REQUEST_TS, EngagementSchema
@@ -34,6 +34,7 @@ from reqdedup.storage.iceberg.reference import check_keys, open_store, store_pro
 from reqdedup.storage.read.reader import FileSource, RowGroup
 from reqdedup.storage.read.table_source import TableSource
 from reqdedup.training.blocks import RequestBlock
+from reqdedup.training.split import Split
 
 
 @runtime_checkable
@@ -139,57 +140,6 @@ def source_from_dict(values: Mapping[str, Any]) -> FileSource:
     is_local = all(urlparse(path).scheme in ("", "file") for path in paths)
     io = None if is_local else open_store(values.get("store", {}), paths[0])
     return FileSource(paths, schema, io=io, **reading)
-
-
-PARTS = ("train", "validation", "eval")
-
-
-class Split(Protocol):
-    """One part of the requests of a table; see `reqdedup.training.split` for the kinds."""
-
-    def contains(self, user_id_R: np.ndarray, request_ts_R: np.ndarray) -> np.ndarray:
-        """[R] bool."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What the part follows from, ready for JSON."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserSplit:
-    """A share of the users by a stable hash of their id: the same users in every run, table and process.
-
-    held_out: share of the users in the evaluation part.  validation: share of those in the validation part.
-    part: `train`, `validation` or `eval`.  seed: another seed, other users.
-    """
-
-    held_out: float
-    part: str
-    seed: int = 0
-    validation: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.part not in PARTS or not 0 <= self.held_out <= self.held_out + self.validation <= 1:
-            raise ValueError(
-                f"user split: part one of {', '.join(PARTS)} and shares from 0 to 1 required, found {self.part!r}, "
-                f"{self.held_out} held out and {self.validation} for validation"
-            )
-
-    def contains(self, user_id_R: np.ndarray, request_ts_R: np.ndarray | None = None) -> np.ndarray:
-        """[R] bool."""
-        hash_R = stable_hash(user_id_R, self.seed)
-        is_held_out_R = below_rate(hash_R, self.held_out)
-        if self.part == "eval":
-            return is_held_out_R
-        is_out_R = below_rate(hash_R, self.held_out + self.validation)
-        return ~is_out_R if self.part == "train" else is_out_R & ~is_held_out_R
-
-    def state(self) -> dict[str, Any]:
-        values = asdict(self)
-        if not self.validation:
-            del values["validation"]  # as loaders of earlier versions say it
-        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,14 +31,16 @@ from reqdedup.training.foundations import begin
 from reqdedup.training.judgement.judge import flat, judge
 from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
+from reqdedup.training.lockstep import in_lockstep
 from reqdedup.training.meters import BatchMeters, CoreTimes
 from reqdedup.training.metrics_file import METRICS_NAME, MetricsFile
 from reqdedup.training.norm import convert_sync_batchnorm
 from reqdedup.training.optimizers import Optimizers
-from reqdedup.training.plan import Source, Split, with_credentials
+from reqdedup.training.plan import Source, with_credentials
 from reqdedup.training.progress import TrainingProgress
-from reqdedup.training.ranks import from_all_ranks, group_for, in_lockstep, is_distributed, rank_and_world_size
+from reqdedup.training.ranks import from_all_ranks, group_for, is_distributed, rank_and_world_size
 from reqdedup.training.sharded import Shards, build_sharded
+from reqdedup.training.split import Split
 from reqdedup.training.step import Stepper
 from reqdedup.training.tasks import prepare_task
 from reqdedup.training.warm_start import LEARNED_UNTIL, WarmStart

@@ -1,19 +1,16 @@
-"""What ranks do together beside gradients: batches in lockstep, sums, and lists gathered on all of them.
+"""What ranks do together beside gradients: sums, and lists gathered on all of them.
 
 Without a process group everything here is the same with one rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from reqdedup.batch import RequestBatch
-from reqdedup.training.loader import RequestLoader
 
 
 def is_distributed() -> bool:
@@ -51,20 +48,3 @@ def from_all_ranks(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def in_lockstep(loader: RequestLoader) -> Iterator[tuple[RequestBatch, int]]:
-    """One epoch as (this rank's batch, rows of all ranks), equally often on every rank.
-
-    Ranks may get unequal numbers of batches; one that has no more computes on empty batches until all are through, so
-    that collectives match. A rank whose loader was resumed in the next epoch already waits for the others in the same
-    way.
-    """
-    is_ahead = loader.epoch > min(from_all_ranks(loader.epoch))
-    batches: Iterator[RequestBatch] = iter(()) if is_ahead else iter(loader)
-    while True:
-        batch = next(batches, None)
-        have_batch, rows = sum_over_ranks([batch is not None, batch.num_rows if batch is not None else 0])
-        if not have_batch:
-            return
-        yield (loader.empty_batch() if batch is None else batch), int(rows)

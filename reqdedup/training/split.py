@@ -12,16 +12,66 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from reqdedup.arrays.hashing import below_rate, stable_hash
+from reqdedup.arrays.places import places_in
 from reqdedup.batch import RequestBatch
 from reqdedup.schema import REQUEST_TS
-from reqdedup.training.plan import PARTS, Split, UserSplit
 from reqdedup.training.ranks import from_all_ranks
 
 SplitBy = Literal["user", "time", "last"]
+PARTS = ("train", "validation", "test")
+
+
+class Split(Protocol):
+    """One part of the requests of a table."""
+
+    def contains(self, user_id_R: np.ndarray, request_ts_R: np.ndarray) -> np.ndarray:
+        """[R] bool."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What the part follows from, ready for JSON."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSplit:
+    """A share of the users by a stable hash of their id: the same users in every run, table and process.
+
+    held_out: share of the users in the test part.  validation: share of those in the validation part.
+    part: `train`, `validation` or `test`.  seed: another seed, other users.
+    """
+
+    held_out: float
+    part: str
+    seed: int = 0
+    validation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS or not 0 <= self.held_out <= self.held_out + self.validation <= 1:
+            raise ValueError(
+                f"user split: part one of {', '.join(PARTS)} and shares from 0 to 1 required, found {self.part!r}, "
+                f"{self.held_out} held out and {self.validation} for validation"
+            )
+
+    def contains(self, user_id_R: np.ndarray, request_ts_R: np.ndarray | None = None) -> np.ndarray:
+        """[R] bool."""
+        hash_R = stable_hash(user_id_R, self.seed)
+        is_held_out_R = below_rate(hash_R, self.held_out)
+        if self.part == "test":
+            return is_held_out_R
+        is_out_R = below_rate(hash_R, self.held_out + self.validation)
+        return ~is_out_R if self.part == "train" else is_out_R & ~is_held_out_R
+
+    def state(self) -> dict[str, Any]:
+        values = asdict(self)
+        if not self.validation:
+            del values["validation"]  # as loaders of earlier versions say it
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +111,8 @@ class LastSplit:
         """[R] bool."""
         if not len(self.user_id_U):
             return np.full(len(user_id_R), self.place is None)
-        at_R = np.searchsorted(self.user_id_U, user_id_R).clip(max=len(self.user_id_U) - 1)
-        last_RN = self.last_us_UN[at_R]
-        is_known_R = self.user_id_U[at_R] == user_id_R
+        at_R = places_in(user_id_R, self.user_id_U)
+        last_RN, is_known_R = self.last_us_UN[at_R], at_R >= 0
         if self.place is not None:
             return is_known_R & (request_ts_R == last_RN[:, self.place])
         return ~is_known_R | (request_ts_R < last_RN.min(1))
@@ -203,7 +252,7 @@ def _by_time(user_id_R: np.ndarray, request_ts_R: np.ndarray, held_out: float, v
 
 def _by_last(user_id_R: np.ndarray, request_ts_R: np.ndarray, held_out: float, validation: float) -> Splits:
     """The shares say only which parts there are."""
-    wanted = [name for name, share in (("eval", held_out), ("validation", validation)) if share]
+    wanted = [name for name, share in (("test", held_out), ("validation", validation)) if share]
     pairs = np.unique(np.stack([user_id_R, request_ts_R]), axis=1)
     users, count_U = np.unique(pairs[0], return_counts=True)
     end_U = np.cumsum(count_U)
@@ -218,4 +267,4 @@ def _by_last(user_id_R: np.ndarray, request_ts_R: np.ndarray, held_out: float, v
         return LastSplit(users, last_UN, wanted.index(name))
 
     train: Split = LastSplit(users, last_UN, None) if wanted else TimeSplit()
-    return Splits(train, part("validation"), part("eval"))
+    return Splits(train, part("validation"), part("test"))

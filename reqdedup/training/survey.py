@@ -18,8 +18,9 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models.config import ModelConfig
 from reqdedup.schema import REQUEST_ID, REQUEST_TS
 from reqdedup.training.blocks import RequestBlock
-from reqdedup.training.plan import Split, Wanted
+from reqdedup.training.plan import Wanted
 from reqdedup.training.ranks import from_all_ranks, rank_and_world_size
+from reqdedup.training.split import Split
 
 LARGEST_IN_VECTOR = 1e18
 """Above it the squares of a BatchNorm overflow float32, and every output becomes the same."""

@@ -12,7 +12,7 @@ import torch
 
 from reqdedup.training.blocks import HistoryCut, RequestBlock
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.plan import UserSplit
+from reqdedup.training.split import UserSplit
 from tests.training.logs import SCHEMA, random_log
 
 
@@ -270,12 +270,12 @@ def test_a_split_by_user_is_a_partition_and_stable():
         part: _requests(
             RequestLoader(log, requests_per_batch=7, users=UserSplit(held_out=0.3, part=part), prefetch_batches=0)
         )
-        for part in ("train", "eval")
+        for part in ("train", "test")
     }
     users = {part: {user for user, _ in requests} for part, requests in parts.items()}
-    assert not users["train"] & users["eval"]
-    _assert_same({**parts["train"], **parts["eval"]}, _expected(log))
-    assert 0.2 < len(users["eval"]) / 150 < 0.4
+    assert not users["train"] & users["test"]
+    _assert_same({**parts["train"], **parts["test"]}, _expected(log))
+    assert 0.2 < len(users["test"]) / 150 < 0.4
 
 
 def test_positive_rows_only_keeps_requests_that_have_one():

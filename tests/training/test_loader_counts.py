@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.plan import UserSplit, Wanted
-from reqdedup.training.split import Later, TimeSplit
+from reqdedup.training.plan import Wanted
+from reqdedup.training.split import Later, TimeSplit, UserSplit
 from tests.training.logs import in_days, number_wanted, random_log
 
 WANTED = [

@@ -23,7 +23,8 @@ from reqdedup.storage import (
 )
 from reqdedup.training import RequestLoader, TrainingConfig, train
 from reqdedup.training.launch import RankError, run_ranks
-from reqdedup.training.plan import UserSplit, Wanted, source_for_ranks
+from reqdedup.training.plan import Wanted, source_for_ranks
+from reqdedup.training.split import UserSplit
 from tests.training import ranks
 from tests.training.logs import number_wanted
 

@@ -19,8 +19,8 @@ from reqdedup.training import TrainingConfig
 from reqdedup.training.augment import HIDDEN
 from reqdedup.training.foundations import finished_foundation
 from reqdedup.training.loss import info_nce_naive
-from reqdedup.training.plan import UserSplit
 from reqdedup.training.rank_run import RankRun, run_rank
+from reqdedup.training.split import UserSplit
 from reqdedup.training.written import config_for
 from tests.training.logs import random_log, with_signal
 

@@ -109,7 +109,7 @@ def test_a_loader_of_a_part_says_what_it_depends_on(log):
     assert isinstance(splits.test, LastSplit)
     loader = RequestLoader(log, requests_per_batch=7, columns=(), users=splits.train)
     assert loader.state_dict()["order"]["users"] == {"place": None, "parts": 2, "users": 28}
-    with pytest.raises(ValueError, match="part one of train, validation, eval and shares from 0 to 1 required"):
+    with pytest.raises(ValueError, match="part one of train, validation, test and shares from 0 to 1 required"):
         UserSplit(held_out=0.7, validation=0.4, part="train")
 
 

@@ -16,8 +16,8 @@ from reqdedup.training import survey as survey_module
 from reqdedup.training.launch import RankError
 from reqdedup.training.loader import RequestLoader
 from reqdedup.training.metrics_file import METRICS_NAME
-from reqdedup.training.plan import UserSplit
 from reqdedup.training.rank_run import run_rank
+from reqdedup.training.split import UserSplit
 from reqdedup.training.survey import Survey
 from tests.training.logs import SCHEMA, RandomLog, random_log, with_signal
 

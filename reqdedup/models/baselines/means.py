@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from reqdedup.arrays.places import places_in
+
 PRIOR_ROWS = 10.0
 """Rows of the mean over all items that each item's mean is drawn to."""
 USER_PRIOR_ROWS = 10.0
@@ -26,8 +28,8 @@ class ItemMean:
         """[B] float64 in [0, 1]; an item that was not there gets the mean over all rows."""
         if not len(self._item_id_V):
             return np.full(len(item_id_B), self.mean)
-        at_B = np.searchsorted(self._item_id_V, item_id_B).clip(max=len(self._item_id_V) - 1)
-        return np.where(self._item_id_V[at_B] == item_id_B, self._mean_V[at_B], self.mean)
+        at_B = places_in(item_id_B, self._item_id_V)
+        return np.where(at_B >= 0, self._mean_V[at_B], self.mean)
 
 
 class ItemUserMean:

@@ -24,8 +24,8 @@ from reqdedup.training.judgement.judge import judge
 from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored, mature_labels
 from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.plan import Source, Split
-from reqdedup.training.split import Splits, TheseUsers
+from reqdedup.training.plan import Source
+from reqdedup.training.split import Split, Splits, TheseUsers
 
 BATCH_REQUESTS = 1024
 SMALLEST_PROBABILITY = 0.01

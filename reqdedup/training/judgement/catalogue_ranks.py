@@ -51,14 +51,6 @@ def best_places(score_RC: np.ndarray, k: int = TOP) -> np.ndarray:
     return np.argpartition(-score_RC, k - 1, axis=1)[:, :k] if k else np.zeros((len(score_RC), 0), np.int64)
 
 
-def places_in(item_id_N: np.ndarray, item_id_V: np.ndarray) -> np.ndarray:
-    """[N] int64: where each item stands among rising ids, -1 if it does not."""
-    if not len(item_id_V):
-        return np.full(len(item_id_N), -1)
-    at_N = np.searchsorted(item_id_V, item_id_N).clip(max=len(item_id_V) - 1)
-    return np.where(item_id_V[at_N] == item_id_N, at_N, -1)
-
-
 def seen_places(place_T: np.ndarray, offsets_R1: np.ndarray, num_items: int) -> np.ndarray:
     """[R, num_items] bool: which places the packed histories hold. place_T: -1 for what has none."""
     is_seen_RC = np.zeros((len(offsets_R1) - 1, num_items), bool)

@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from reqdedup.arrays.places import places_in
 from reqdedup.batch import RequestBatch
 from reqdedup.models import baselines as rules
 from reqdedup.models.baselines import Histories, Interactions
 from reqdedup.schema import HISTORY_ITEM_ID, REQUEST_ID, REQUEST_TS
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.judgement.catalogue_ranks import best_places, places_in, ranks_of_rows, seen_places
+from reqdedup.training.judgement.catalogue_ranks import best_places, ranks_of_rows, seen_places
 from reqdedup.training.judgement.outcomes import Outcomes, Ranked
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.plan import Source, Split, UserSplit
-from reqdedup.training.split import TheseUsers
+from reqdedup.training.plan import Source
+from reqdedup.training.split import Split, TheseUsers, UserSplit
 
 MOST_USERS = 20_000
 _USER_STREAM = 0xBB67AE8584CAA73B
@@ -134,7 +135,7 @@ def fitted_users(user_id_U: np.ndarray, seed: int) -> np.ndarray:
     """Those of a run's training users that baselines are fitted on: about MOST_USERS of more. seed: of the run."""
     if len(user_id_U) <= MOST_USERS:
         return user_id_U
-    share = UserSplit(held_out=MOST_USERS / len(user_id_U), part="eval", seed=seed ^ _USER_STREAM)
+    share = UserSplit(held_out=MOST_USERS / len(user_id_U), part="test", seed=seed ^ _USER_STREAM)
     return user_id_U[share.contains(user_id_U)]
 
 

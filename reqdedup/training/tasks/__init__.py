@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from reqdedup.training.config import TrainingConfig
-from reqdedup.training.plan import Split
+from reqdedup.training.split import Split
 from reqdedup.training.tasks.pretraining import Pretraining
 from reqdedup.training.tasks.ranking import Ranking
 from reqdedup.training.tasks.retrieval import Retrieval

@@ -18,7 +18,7 @@ from reqdedup.training.config import TrainingConfig
 from reqdedup.training.frequency import ItemFrequency
 from reqdedup.training.gather import gather_columns
 from reqdedup.training.loss import Columns, row_losses
-from reqdedup.training.plan import Split
+from reqdedup.training.split import Split
 from reqdedup.training.tasks.retrieval import Retrieval
 from reqdedup.training.tasks.task import LoaderOf
 

@@ -12,8 +12,8 @@ from reqdedup.batch import RequestBatch
 from reqdedup.models import DCATConfig
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.judgement.outcomes import Scored, mature_labels, rows_of
-from reqdedup.training.plan import Split
 from reqdedup.training.ranking_loss import cross_entropy_losses, listwise_losses, pairwise_losses
+from reqdedup.training.split import Split
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 from reqdedup.training.teacher import Teacher

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from reqdedup.arrays.places import places_in
 from reqdedup.batch import RequestBatch
 from reqdedup.models import TwoTower, TwoTowerConfig
 from reqdedup.models.two_tower.context import with_shuffled_context, without_context
+from reqdedup.ops.places import places_of
 from reqdedup.training.catalogue import Catalogue
 from reqdedup.training.catalogue_loss import catalogue_losses
 from reqdedup.training.config import TrainingConfig
@@ -24,13 +26,12 @@ from reqdedup.training.judgement.catalogue_ranks import (
     ROUNDING_OF_COSINES,
     best_places,
     holds,
-    places_in,
     ranks_of_rows,
     seen_places,
 )
 from reqdedup.training.judgement.outcomes import Ranked, rows_of
 from reqdedup.training.loss import Columns, row_losses
-from reqdedup.training.plan import Split
+from reqdedup.training.split import Split
 from reqdedup.training.survey import Survey
 from reqdedup.training.tasks.task import LoaderOf
 
@@ -185,10 +186,10 @@ class Retrieval:
         is_out_RC = torch.zeros(len(user_RD), len(item_id_C), dtype=torch.bool, device=user_RD.device)
         is_out_RC[batch.request_of_row_B, own_B] = True
         seen_T = batch.history["item_id"]
-        place_T = torch.searchsorted(item_id_C, seen_T).clamp(max=len(item_id_C) - 1)
+        place_T = places_of(seen_T, item_id_C)
         request_R = torch.arange(len(user_RD), device=user_RD.device)
         request_T = torch.repeat_interleave(request_R, batch.history_offsets_R1.diff(), output_size=len(seen_T))
-        is_there_T = item_id_C[place_T] == seen_T
+        is_there_T = place_T >= 0
         is_out_RC[request_T[is_there_T], place_T[is_there_T]] = True
         items_per_negative = 1.0
         if is_drawn_C is not None:

@@ -16,7 +16,7 @@ from reqdedup.batch import RequestBatch
 from reqdedup.training.config import TrainingConfig
 from reqdedup.training.judgement.outcomes import Outcomes
 from reqdedup.training.loader import RequestLoader
-from reqdedup.training.plan import Split
+from reqdedup.training.split import Split
 
 
 class LoaderOf(Protocol):
