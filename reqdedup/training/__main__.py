@@ -20,14 +20,10 @@ import torch
 import torch.distributed as dist
 
 from reqdedup.environment import variables
-from reqdedup.models.checkpoint import CHECKPOINT_NAME
-from reqdedup.training.columns import check_columns
 from reqdedup.training.devices import backend_of
-from reqdedup.training.export import export_checkpoint
 from reqdedup.training.launch import RankError
-from reqdedup.training.loop import BUNDLE_NAME, read_run, train
+from reqdedup.training.loop import TrainingResult, read_run, train, train_as_rank
 from reqdedup.training.progress import TrainingProgress
-from reqdedup.training.rank_run import run_rank
 from reqdedup.training.ranks import sum_over_ranks
 from reqdedup.training.replacing import resumed_folder
 
@@ -37,21 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run as JSON, as train() writes it: run.json")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint of the run's out_dir")
     options = parser.parse_args(arguments)
+    result: TrainingResult | None
     try:
-        folder, is_torchrun = options.run.parent, dist.is_torchelastic_launched()
-        if options.resume and not is_torchrun:  # whose ranks write into out_dir itself
-            folder = resumed_folder(folder)
+        folder = resumed_folder(options.run.parent) if options.resume else options.run.parent
         config, source, out_dir, snapshot_id = read_run(folder / options.run.name)
-        check_columns(config, source.schema)
-        if is_torchrun:
+        if dist.is_torchelastic_launched():
             torch.set_num_threads(1)
             dist.init_process_group(backend_of(config.device), timeout=timedelta(seconds=config.collective_timeout_s))
-            resume = options.resume or (_is_restarted() and (out_dir / CHECKPOINT_NAME).exists())
-            metrics = run_rank(_print_progress, config, source, str(out_dir), snapshot_id, resume).metrics
-            is_first = dist.get_rank() == 0
+            end = train_as_rank(
+                config,
+                source,
+                out_dir=out_dir,
+                progress=_print_progress,
+                resume=options.resume,
+                is_restarted=_is_restarted(),
+                snapshot_id=snapshot_id,
+            )
             dist.destroy_process_group()
-            if is_first:
-                export_checkpoint(out_dir / CHECKPOINT_NAME, source, out_dir / BUNDLE_NAME)
+            result = end() if end is not None else None
         else:
             result = train(
                 config,
@@ -61,12 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 resume=options.resume,
                 snapshot_id=snapshot_id,
             )
-            metrics, is_first = result.metrics, True
     except (ValueError, RankError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if is_first:
-        print(json.dumps(metrics, indent=2))
+    if result is not None:
+        print(json.dumps(result.metrics, indent=2))
     return 0
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ from reqdedup.training.plan import (
 )
 from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.rank_run import RankResult, run_rank
+from reqdedup.training.ranks import from_all_ranks, rank_and_world_size
 from reqdedup.training.replacing import (
     BUNDLE_NAME,
     RUN_NAME,
+    begun_folder,
     new_folder,
     put_in_place,
     resumed_folder,
@@ -121,7 +124,7 @@ def train(
 
     source: a TableSource or FileSource, a join or a sample, which nobody need write; another BatchSource must survive
         pickling and is read in full by every rank. Only a table or files leave a run.json; under torchrun call
-        `run_rank` with a join.
+        `train_as_rank` with a join.
     progress: called in this process a few times a second.
     resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption; if it
         is of another configuration or snapshot, ValueError is raised and the folder stays as it is.
@@ -131,19 +134,9 @@ def train(
     that died or hung, a full disk. The last checkpoint stays usable.
     """
     started, config = time.monotonic(), config.with_absolute_paths()
-    if not resume:
-        check_columns(config, source.schema)
-        check_files(config)
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    snapshot_id = snapshot_id_of(source) or snapshot_id
+    out_dir, snapshot_id = Path(out_dir), snapshot_id_of(source) or snapshot_id
     readable = source_for_ranks(source)
-    folder = resumed_folder(out_dir) if resume else new_folder(out_dir)
-    checkpoint = folder / CHECKPOINT_NAME
-    if resume:
-        check_same_run(checkpoint, load_checkpoint(checkpoint), config, snapshot_id)
-    folder.mkdir(exist_ok=True)
-    _write_run(folder / RUN_NAME, config, readable, snapshot_id, out_dir)
+    folder = _begun(config, readable, out_dir, snapshot_id, resume)
     try:
         results: list[RankResult] = run_ranks(
             run_rank,
@@ -159,9 +152,70 @@ def train(
             on_event=progress,
         )
     except BaseException:
-        if folder != out_dir and not checkpoint.exists():
+        if folder != out_dir and not (folder / CHECKPOINT_NAME).exists():
             shutil.rmtree(folder)  # nothing in it can be resumed
         raise
+    return _ended(config, source, folder, out_dir, snapshot_id, results, started)
+
+
+def train_as_rank(
+    config: TrainingConfig,
+    source: Source,
+    *,
+    out_dir: Path | str,
+    progress: Callable[[TrainingProgress], None],
+    resume: bool = False,
+    is_restarted: bool = False,
+    snapshot_id: int | None = None,
+) -> Callable[[], TrainingResult] | None:
+    """`train` as one rank of the initialised process group, as torchrun's; every rank must see out_dir.
+
+    is_restarted: the same run was begun before, and is resumed if it left a checkpoint.
+    Returns on rank 0 what ends the run (baselines, result, bundle) and needs no other rank any more; else None.
+    """
+    started, out_dir, is_first = time.monotonic(), Path(out_dir), rank_and_world_size()[0] == 0
+    if is_restarted and not resume:
+        resume = (begun_folder(out_dir) / CHECKPOINT_NAME).exists()
+    resume = from_all_ranks(resume)[0]
+    begun: Path | Exception | None = None
+    if is_first:
+        try:
+            begun = _begun(config, source, out_dir, snapshot_id, resume)
+        except (ValueError, OSError) as error:
+            begun = error
+    begun = from_all_ranks(begun)[0]
+    if isinstance(begun, Exception):
+        raise begun
+    assert begun is not None
+    results = from_all_ranks(run_rank(progress, config, source, str(begun), snapshot_id, resume))
+    return partial(_ended, config, source, begun, out_dir, snapshot_id, results, started) if is_first else None
+
+
+def _begun(config: TrainingConfig, source: Source, out_dir: Path, snapshot_id: int | None, resume: bool) -> Path:
+    """The folder in which the run is trained, with its run.json."""
+    if not resume:
+        check_columns(config, source.schema)
+        check_files(config)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    folder = resumed_folder(out_dir) if resume else new_folder(out_dir)
+    if resume:
+        checkpoint = folder / CHECKPOINT_NAME
+        check_same_run(checkpoint, load_checkpoint(checkpoint), config, snapshot_id)
+    folder.mkdir(exist_ok=True)
+    _write_run(folder / RUN_NAME, config, source, snapshot_id, out_dir)
+    return folder
+
+
+def _ended(
+    config: TrainingConfig,
+    source: Source,
+    folder: Path,
+    out_dir: Path,
+    snapshot_id: int | None,
+    results: Sequence[RankResult],
+    started: float,
+) -> TrainingResult:
+    """Judge the run in `folder`, write its result and bundle, and put it in place as that of `out_dir`."""
     first = results[0]
     judgement = judge_run(config, source, first.outcomes, first.rivals)
     result = TrainingResult(
@@ -187,7 +241,7 @@ def train(
         peak_device_memory_bytes=max(rank.peak_device_memory_bytes for rank in results),
     )
     write_whole(folder / RESULT_NAME, json.dumps(_figures(result, snapshot_id), indent=2))
-    export_checkpoint(checkpoint, source, folder / BUNDLE_NAME)
+    export_checkpoint(folder / CHECKPOINT_NAME, source, folder / BUNDLE_NAME)
     put_in_place(folder, out_dir)
     return result
 

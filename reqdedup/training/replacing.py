@@ -36,6 +36,12 @@ def resumed_folder(out_dir: Path) -> Path:
     return unfinished if (unfinished / CHECKPOINT_NAME).exists() else out_dir
 
 
+def begun_folder(out_dir: Path) -> Path:
+    """Where a run lies that was begun and has not ended."""
+    unfinished = out_dir / UNFINISHED_NAME
+    return unfinished if unfinished.exists() else out_dir
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is the old or the new one, whatever happens in between."""
     unfinished = path.with_name(f".{path.name}.unfinished")

@@ -160,6 +160,18 @@ def test_retrieval_learns_under_torchrun_from_a_run_file(source, tmp_path):
     bundle = Bundle.load(tmp_path / BUNDLE_NAME)
     assert all(torch.equal(x, state["model"][name]) for name, x in bundle.model.state_dict().items())
     assert bundle.item_vectors.shape == (len(bundle.items), 8)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {name: result[name] for name in metrics} == metrics
+    assert result["judgement"]["figures"][0]["baselines"]
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    bad = {**run, "training": {**run["training"], "num_steps": 4, "learning_rate": 1e38}}
+    (tmp_path / "bad.json").write_text(json.dumps(bad))
+    done = subprocess.run(
+        [*torchrun, "-m", "reqdedup.training", str(tmp_path / "bad.json")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode
+    assert "the loss became" in done.stderr
+    assert {path: path.read_bytes() for path in kept} == kept, "a run that failed replaces nothing"
 
 
 def test_matrix_products_in_bfloat16_train_as_well_and_keep_float32_weights(source, tmp_path):
