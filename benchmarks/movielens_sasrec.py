@@ -135,8 +135,8 @@ def measure(
         methods = {str(number): partial(rule.fit_until, number) for number in sorted(epochs)}
         found = retrieval_baselines(config, source, ours, train, methods, **given(source, least))
         rule.end()
-        for number, spent in rule.cpu_s.items():
-            yield from rows_of(by, f"SASRec, {of}, {number} epochs", found[str(number)], spent, number)
+        for number, cpu_s in rule.cpu_s.items():
+            yield from rows_of(by, f"SASRec, {of}, {number} epochs", found[str(number)], cpu_s, number)
 
 
 def main() -> None:

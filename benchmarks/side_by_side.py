@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -29,12 +30,15 @@ class SideBySide(nn.Module):
 
     def forward(self, batch: RequestBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """[R, sum of widths] of users, [B, sum of widths] of items, of length 1."""
-        user, item = zip(*(tower(batch) for tower in self.towers))
+        user, item = zip(*(tower(batch) for tower in self._all()))
         return self._joined(user), self._joined(item)
 
     def encode_items(self, item_id_N: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[N, sum of widths]."""
-        return self._joined([tower.encode_items(item_id_N, columns) for tower in self.towers])
+        return self._joined([tower.encode_items(item_id_N, columns) for tower in self._all()])
+
+    def _all(self) -> list[TwoTower]:
+        return [cast(TwoTower, tower) for tower in self.towers]
 
     def _joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat(list(parts), dim=1) / len(self.towers) ** 0.5
@@ -47,7 +51,7 @@ def judged_together(config: TrainingConfig, source: Source, runs: Sequence[Path]
     for folder in runs:
         tower = run.new_model()
         tower.load_state_dict(load_checkpoint(folder / CHECKPOINT_NAME)["model"])
-        towers.append(tower)
+        towers.append(cast(TwoTower, tower))
     run.model = SideBySide(towers)
     found = run.evaluate(run.splits.test)
     assert isinstance(found, Ranked)

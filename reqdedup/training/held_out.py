@@ -76,8 +76,8 @@ def check_held_out(
     is_known = then.split_by != config.split_by
     if config.split_by == "time" and not is_known:
         part = cast(TimeSplit, splits.train if and_validation or not config.validation else splits.validation)
-        ends_us = [part.end_us, then.end_us]
-        is_known = None in ends_us or ends_us[1] > ends_us[0]
+        ends_us = (part.end_us, then.end_us)
+        is_known = part.end_us is None or then.end_us is None or then.end_us > part.end_us
         now, before = ("no time" if us is None else np.datetime64(us, "us") for us in ends_us)
         wanted, found = f"{wanted}, which ended at {now} or before", f"{found}, which ended at {before}"
     elif config.split_by == "user":
