@@ -8,8 +8,9 @@
 SASRec sees each training user's sequence once an epoch and predicts every next item by a softmax over all, from all
 ratings or from those of 3 and more; requests whose history is empty it cannot answer, and there popularity ranks. Its
 learning rate and sizes are its package's and the two-tower's, not tuned; epochs are shown, not chosen: one training is
-judged on its way. A two-tower is trained anew for each number, since its rate falls to the end. CPU is that of training,
-one thread each, without judging; ours includes reading the table. --try: one epoch of either, nothing is recorded.
+judged on its way. A two-tower is trained anew for each number, since its rate falls to the end. CPU is that of
+training, one thread each, without judging; ours includes reading the table. --try: one epoch of either, nothing is
+recorded.
 """
 
 from __future__ import annotations

@@ -6,7 +6,10 @@ import numpy as np
 
 
 def places_in(value_N: np.ndarray, rising_V: np.ndarray) -> np.ndarray:
-    """[N] int64: where each value stands, -1 if it does not. rising_V: distinct; `reqdedup.ops.places.places_of` does it with tensors."""
+    """[N] int64: where each value stands, -1 if it does not. rising_V: distinct.
+
+    `reqdedup.ops.places.places_of` does it with tensors.
+    """
     if not len(rising_V):
         return np.full(len(value_N), -1)
     at_N = np.searchsorted(rising_V, value_N).clip(max=len(rising_V) - 1)

@@ -46,8 +46,8 @@ class WarmStart:
 
     @classmethod
     def of(cls, config: TrainingConfig, splits: Splits) -> WarmStart:
-        """splits: of the run. Raises ValueError for a checkpoint that cannot be gone on from, and for one, a foundation,
-        a teacher or vectors of items that have read what the run is judged by."""
+        """splits: of the run. Raises ValueError for a checkpoint that cannot be gone on from, and for one, a
+        foundation, a teacher or vectors of items that have read what the run is judged by."""
         for other in filter(None, (config.foundation, config.teacher)):
             check_held_out(other, Learned.of_checkpoint(load_checkpoint(Path(other))), config, splits)
         if config.item_vectors and config.held_out:
