@@ -36,7 +36,7 @@ from reqdedup.models.int8_tables import with_int8_tables
 from reqdedup.models.registry import build_model
 from reqdedup.storage import TableSource, open_catalog
 from reqdedup.training import TrainingConfig
-from reqdedup.training.judgement.judge import judge
+from reqdedup.training.judgement.judge import flat, judge
 from reqdedup.training.judgement.outcomes import Outcomes, Scored
 from reqdedup.training.rank_run import RankRun, run_rank
 
@@ -164,12 +164,6 @@ def training(model: Any, steps: int, seed: int, **changes: Any) -> TrainingConfi
     return TrainingConfig(model=model, world_size=1, seed=seed, held_out=0.25, **{**values, **changes})
 
 
-def figure(outcomes: Outcomes, metric: str) -> tuple[float, int]:
-    found = judge(outcomes, replicates=0)
-    (row,) = [row for row in found["figures"] if (row["metric"], row["slice"]) == (metric, "all")]
-    return row["value"], found["rows"]
-
-
 def quiet(_: Any) -> None:
     pass
 
@@ -188,15 +182,15 @@ def conversions(folder: Path, num_users: int, steps: int, seeds: int) -> Iterato
             config = training(model, steps, seed, positive_label="buy", eval_requests=100_000, **of_training)
             result = run_rank(quiet, config, source, str(place / name))
             assert result.outcomes is not None
-            value, rows = figure(result.outcomes, "recall_at_100_unseen")
+            figures = flat(judge(result.outcomes, replicates=0))
             yield {
                 "claim": f"purchases of held-out users, seed {seed}: recall@100 among {NUM_ITEMS:,} items",
                 "variant": name,
-                "value": value,
+                "value": figures["recall_at_100_unseen"],
                 "unit": "recall_at_100_unseen",
                 "target": None,
                 "parameters": num_numbers(model),
-                "sizes": {"rows": rows, "users": num_users, "steps": steps},
+                "sizes": {"rows": figures["eval_rows"], "users": num_users, "steps": steps},
             }
 
 
@@ -218,14 +212,14 @@ def context(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[di
             found[name] = result.outcomes
             found |= {f"{name}, {rival}": one for rival, one in result.rivals.items()}
         for name, outcomes in found.items():
-            value, rows = figure(outcomes, "recall_at_100")
+            figures = flat(judge(outcomes, replicates=0))
             yield {
                 "claim": f"clicks of requests about a category, seed {seed}: recall@100 among {NUM_ITEMS:,} items",
                 "variant": name,
-                "value": value,
+                "value": figures["recall_at_100"],
                 "unit": "recall_at_100",
                 "target": None,
-                "sizes": {"rows": rows, "users": num_users, "steps": steps},
+                "sizes": {"rows": figures["eval_rows"], "users": num_users, "steps": steps},
             }
 
 
@@ -250,7 +244,7 @@ def int8(folder: Path, num_users: int, steps: int, seeds: int) -> Iterator[dict[
             scored.append(found)
             num_bytes.append(sum(x.nbytes for name, x in one.state_dict().items() if name.startswith("embedding.")))
         error = (scored[1].logit_BL - scored[0].logit_BL).std() / scored[0].logit_BL.std()
-        aucs = [figure(one, "auc_click")[0] for one in scored]
+        aucs = [flat(judge(one, replicates=0))["auc_click"] for one in scored]
         for name, value, unit in (
             ("error of a logit", error, "of its standard deviation"),
             ("AUC that is lost", aucs[0] - aucs[1], f"of {aucs[0]:.4f}"),

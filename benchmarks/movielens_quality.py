@@ -41,7 +41,7 @@ from reqdedup.models.baselines import Ease, ImplicitFactors, ItemNeighbours, Las
 from reqdedup.storage import Layout, TableSource, create_table, open_catalog, write
 from reqdedup.training import TrainingConfig
 from reqdedup.training.judgement.baselines import baselines_of, splits_of
-from reqdedup.training.judgement.judge import judge
+from reqdedup.training.judgement.judge import flat, judge
 from reqdedup.training.judgement.outcomes import Outcomes, Ranked, Scored
 from reqdedup.training.judgement.retrieval_baselines import retrieval_baselines
 from reqdedup.training.rank_run import RankRun, run_rank
@@ -165,7 +165,8 @@ def tuned(config: TrainingConfig, source: TableSource, folder: Path, test: Ranke
         }
         found = retrieval_baselines(watched, source, looked_at, run.splits.train, methods, **given(source, least))
         for numbered, ranked in found.items():
-            name, candidate = numbered.rpartition(" ")[0], figure(ranked, CHOSEN_BY["retrieval"])
+            name = numbered.rpartition(" ")[0]
+            candidate = flat(judge(ranked, replicates=0))[CHOSEN_BY["retrieval"]]
             if name not in best or candidate > best[name][0]:
                 best[name] = candidate, least, methods[numbered]
     train = splits_of(config, source).train
@@ -183,15 +184,6 @@ def given(source: TableSource, least: str) -> dict[str, Any]:
         return {}
     values = [value for value in range(2 ** len(names)) if value >> names.index(least) & 1]
     return {"positive_category": "action", "positive_values": values}
-
-
-def figure(outcomes: Outcomes, metric: str) -> float:
-    (found,) = [
-        row["value"]
-        for row in judge(outcomes, replicates=0)["figures"]
-        if (row["metric"], row["slice"]) == (metric, "all")
-    ]
-    return found
 
 
 def mean_of(seeds: list[Outcomes]) -> Outcomes:
