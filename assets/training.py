@@ -109,7 +109,7 @@ def better_than_simple_rules(store: Warehouse) -> dg.AssetCheckResult:
     worse = no_better(rows)
     said = {
         "detail": "; ".join(worse) or "every model is clearly better",
-        "probabilities": "; ".join(poor_probabilities(rows)) or "clearly better than the rate of each label alone",
+        "probabilities": "; ".join(poor_probabilities(rows)) or "none is worse than the rate of its label alone",
     }
     return dg.AssetCheckResult(passed=not worse, severity=dg.AssetCheckSeverity.WARN, metadata=said)
 

@@ -38,6 +38,7 @@ from benchmarks.side_by_side import judged_together
 from reqdedup.logs import presets, read_log
 from reqdedup.models import DCATConfig, TwoTowerConfig
 from reqdedup.models.baselines import Ease, ImplicitFactors, ItemNeighbours, LastItem, Popularity
+from reqdedup.models.checkpoint import CHECKPOINT_NAME
 from reqdedup.storage import Layout, TableSource, create_table, open_catalog, write
 from reqdedup.training import TrainingConfig
 from reqdedup.training.judgement.baselines import baselines_of, splits_of
@@ -240,6 +241,8 @@ def measure(
             f"{task}-{by}-{seed}-{hashlib.sha256(json.dumps(config.to_dict(), default=str).encode()).hexdigest()[:8]}"
         )
         folders.append((keep or lake) / name)
+        if keep and task == "retrieval" and not (folders[-1] / CHECKPOINT_NAME).exists():
+            (keep / f"{name}.pickle").unlink(missing_ok=True)  # by time the weights are asked for as well
         model_commit, outcomes = kept(keep and keep / f"{name}.pickle", partial(of_model, config, source, folders[-1]))
         if not seed or by == "user":  # each seed has its own users
             _, rivals = kept(

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reqdedup.arrays.hashing import below_rate, stable_hash
+from reqdedup.arrays.places import places_in
 from reqdedup.audit.footers import RowGroupRef, TableFacts
 from reqdedup.audit.scan import BATCH_ROWS, KeyColumns, RequestIndex, read_keys
 from reqdedup.audit.values import SampleColumn
@@ -176,8 +177,7 @@ def _choose(file: DataFile, group: RowGroupRef, keys: KeyColumns, plan: SamplePl
             requests.append(request)
             masks.append(missing)
     user, request, missing = (np.concatenate(part) for part in (users, requests, masks))
-    position = np.minimum(np.searchsorted(plan.users, user), len(plan.users) - 1)
-    in_users = (plan.users[position] == user) & ~missing
+    in_users = (places_in(user, plan.users) >= 0) & ~missing
     row_hash = stable_hash(np.arange(len(user)), group.file * 1_000_003 + group.index)
     in_single = below_rate(row_hash, plan.row_rate) & ~missing & in_users.any()
     return user, request, in_users, in_single, missing

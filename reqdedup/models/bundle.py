@@ -62,7 +62,7 @@ def read_signature(folder: Path | str) -> Signature:
 class Bundle:
     """A loaded bundle; `model` is in evaluation mode and has no gradients.
 
-    fingerprint: 128 bits, hexadecimal: equal for bundles that answer alike.
+    fingerprint: 128 bits, hexadecimal: equal for the same configuration, weights, signature and items.
     item_vectors: [V, D] float32, rows as `items`; None for a model that has none.
     artifacts: sha256 of each, by name.
     """

@@ -47,7 +47,8 @@ class Signature:
     positive_label: a retrieval model learned from the rows where it is positive; None means all.
     schema: fingerprint of the training table's columns.  snapshot_id: of that table, None if its source had none.
     user_keys: whether the log's users are texts, of which user_id is the hash.
-    learned: what its training held out (`reqdedup.training.held_out.Learned`); None of a bundle that does not say it.
+    learned: what its training held out (`reqdedup.training.held_out.Learned`); {} if it read nothing of the log, None
+        if that is not known.
     """
 
     transforms: Transforms

@@ -23,6 +23,7 @@ from numpy.lib.format import open_memmap
 from pyiceberg.catalog import Catalog
 
 from reqdedup.arrays.keys import run_starts
+from reqdedup.arrays.places import places_in
 from reqdedup.sequences.columns import PLAIN_TEXT, numbers_of
 from reqdedup.sequences.definition import USER, EventLog
 from reqdedup.sequences.delivered import DeliveredRange
@@ -83,8 +84,8 @@ class BatchView:
     def ends(self, users: pl.Series, rank_columns: Sequence[str]) -> pl.DataFrame:
         """Where the timelines of these users stand, as `Standing.ends` says it."""
         wanted = users.to_numpy()
-        place = np.minimum(np.searchsorted(self._user_U, wanted), max(0, len(self._user_U) - 1))
-        has = self._user_U[place] == wanted if len(self._user_U) else np.zeros(len(wanted), bool)
+        place = places_in(wanted, self._user_U)
+        has = place >= 0
         place = place[has]
         last = self._start_U[place] + self._length_U[place] - 1
         made = {USER: wanted[has], "end": self._length_U[place]}

@@ -13,19 +13,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from reqdedup.environment import variables
-from reqdedup.training.devices import backend_of
 from reqdedup.training.launch import RankError
-from reqdedup.training.loop import TrainingResult, read_run, train, train_as_rank
+from reqdedup.training.loop import TrainingResult, read_run, train
 from reqdedup.training.progress import TrainingProgress
-from reqdedup.training.ranks import sum_over_ranks
 from reqdedup.training.replacing import resumed_folder
+from reqdedup.training.torchrun import train_as_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,19 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = resumed_folder(options.run.parent) if options.resume else options.run.parent
         config, source, out_dir, snapshot_id = read_run(folder / options.run.name)
         if dist.is_torchelastic_launched():
-            torch.set_num_threads(1)
-            dist.init_process_group(backend_of(config.device), timeout=timedelta(seconds=config.collective_timeout_s))
-            end = train_as_rank(
+            result = train_as_rank(
                 config,
                 source,
                 out_dir=out_dir,
                 progress=_print_progress,
                 resume=options.resume,
-                is_restarted=_is_restarted(),
                 snapshot_id=snapshot_id,
             )
-            dist.destroy_process_group()
-            result = end() if end is not None else None
         else:
             result = train(
                 config,
@@ -66,11 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result is not None:
         print(json.dumps(result.metrics, indent=2))
     return 0
-
-
-def _is_restarted() -> bool:
-    """Whether torchrun has started the ranks before; only the agent whose rank failed counts it, so all are asked."""
-    return sum_over_ranks([int(variables().get("TORCHELASTIC_RESTART_COUNT", 0))])[0] > 0
 
 
 def _print_progress(progress: TrainingProgress) -> None:

@@ -44,15 +44,16 @@ class Learned:
         )
 
     @classmethod
-    def of_bundle(cls, folder: Path | str) -> Self:
-        """Raises ValueError for one that does not say it."""
+    def of_bundle(cls, folder: Path | str) -> Self | None:
+        """None if its model read nothing of a log. Raises ValueError for a bundle that does not say what it held out."""
         learned = read_signature(folder).learned
         if learned is None:
             raise ValueError(
-                f"{folder}: a bundle that says what its training held out required, found one of an earlier version; "
-                "export it again from its checkpoint"
+                f"{folder}: a bundle that says what its training held out required, found one that does not; export it "
+                "again from its checkpoint or, if it is not of a training on this log, write it with learned = {} in "
+                "its signature"
             )
-        return cls(**learned)
+        return cls(**{name: learned[name] for name in cls.__dataclass_fields__}) if learned else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,22 +74,22 @@ def check_held_out(
     if not and_validation:
         shares[0] = (config.held_out, 0.0)
     wanted, found = f"split by {config.split_by}", f"split by {then.split_by}"
-    is_known = then.split_by != config.split_by
-    if config.split_by == "time" and not is_known:
+    has_read = then.split_by != config.split_by
+    if config.split_by == "time" and not has_read:
         part = cast(TimeSplit, splits.train if and_validation or not config.validation else splits.validation)
         ends_us = (part.end_us, then.end_us)
-        is_known = part.end_us is None or then.end_us is None or then.end_us > part.end_us
+        has_read = part.end_us is None or then.end_us is None or then.end_us > part.end_us
         now, before = ("no time" if us is None else np.datetime64(us, "us") for us in ends_us)
         wanted, found = f"{wanted}, which ended at {now} or before", f"{found}, which ended at {before}"
     elif config.split_by == "user":
-        is_known |= then.seed != config.seed or sum(shares[1]) + 1e-9 < sum(shares[0])
+        has_read |= then.seed != config.seed or sum(shares[1]) + 1e-9 < sum(shares[0])
         wanted += f", with seed = {config.seed} and at least {sum(shares[0]):g} held out"
         found += f", with seed = {then.seed} and {sum(shares[1]):g} held out"
     elif config.split_by == "last":
         requests, those = (sum(share > 0 for share in pair) for pair in shares)
-        is_known |= those < requests
+        has_read |= those < requests
         wanted, found = f"{wanted}, at least {requests} held out", f"{found}, {those} held out"
-    if is_known:
+    if has_read:
         raise ValueError(
             f"{path}: a training that did not read what this run is judged by required, {wanted}, found one {found}; "
             "train it with the split_by, held_out, validation and seed of this run"

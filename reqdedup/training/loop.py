@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,9 @@ from reqdedup.training.plan import (
 )
 from reqdedup.training.progress import TrainingProgress
 from reqdedup.training.rank_run import RankResult, run_rank
-from reqdedup.training.ranks import from_all_ranks, rank_and_world_size
 from reqdedup.training.replacing import (
     BUNDLE_NAME,
     RUN_NAME,
-    begun_folder,
     new_folder,
     put_in_place,
     resumed_folder,
@@ -124,7 +121,7 @@ def train(
 
     source: a TableSource or FileSource, a join or a sample, which nobody need write; another BatchSource must survive
         pickling and is read in full by every rank. Only a table or files leave a run.json; under torchrun call
-        `train_as_rank` with a join.
+        `reqdedup.training.torchrun.train_as_rank` with a join.
     progress: called in this process a few times a second.
     resume: continue from the checkpoint in out_dir, with the same batches and losses as without the interruption; if it
         is of another configuration or snapshot, ValueError is raised and the folder stays as it is.
@@ -133,10 +130,9 @@ def train(
     anything is written, and RankError with the error of the rank that failed first: a loss that is not finite, a rank
     that died or hung, a full disk. The last checkpoint stays usable.
     """
-    started, config = time.monotonic(), config.with_absolute_paths()
-    out_dir, snapshot_id = Path(out_dir), snapshot_id_of(source) or snapshot_id
-    readable = source_for_ranks(source)
-    folder = _begun(config, readable, out_dir, snapshot_id, resume)
+    started, config, out_dir = time.monotonic(), config.with_absolute_paths(), Path(out_dir)
+    readable, snapshot_id = source_for_ranks(source), snapshot_id_of(source) or snapshot_id
+    folder = begun_run(config, readable, out_dir, snapshot_id, resume)
     try:
         results: list[RankResult] = run_ranks(
             run_rank,
@@ -155,43 +151,10 @@ def train(
         if folder != out_dir and not (folder / CHECKPOINT_NAME).exists():
             shutil.rmtree(folder)  # nothing in it can be resumed
         raise
-    return _ended(config, source, folder, out_dir, snapshot_id, results, started)
+    return ended_run(config, source, folder, out_dir, snapshot_id, results, started)
 
 
-def train_as_rank(
-    config: TrainingConfig,
-    source: Source,
-    *,
-    out_dir: Path | str,
-    progress: Callable[[TrainingProgress], None],
-    resume: bool = False,
-    is_restarted: bool = False,
-    snapshot_id: int | None = None,
-) -> Callable[[], TrainingResult] | None:
-    """`train` as one rank of the initialised process group, as torchrun's; every rank must see out_dir.
-
-    is_restarted: the same run was begun before, and is resumed if it left a checkpoint.
-    Returns on rank 0 what ends the run (baselines, result, bundle) and needs no other rank any more; else None.
-    """
-    started, out_dir, is_first = time.monotonic(), Path(out_dir), rank_and_world_size()[0] == 0
-    if is_restarted and not resume:
-        resume = (begun_folder(out_dir) / CHECKPOINT_NAME).exists()
-    resume = from_all_ranks(resume)[0]
-    begun: Path | Exception | None = None
-    if is_first:
-        try:
-            begun = _begun(config, source, out_dir, snapshot_id, resume)
-        except (ValueError, OSError) as error:
-            begun = error
-    begun = from_all_ranks(begun)[0]
-    if isinstance(begun, Exception):
-        raise begun
-    assert begun is not None
-    results = from_all_ranks(run_rank(progress, config, source, str(begun), snapshot_id, resume))
-    return partial(_ended, config, source, begun, out_dir, snapshot_id, results, started) if is_first else None
-
-
-def _begun(config: TrainingConfig, source: Source, out_dir: Path, snapshot_id: int | None, resume: bool) -> Path:
+def begun_run(config: TrainingConfig, source: Source, out_dir: Path, snapshot_id: int | None, resume: bool) -> Path:
     """The folder in which the run is trained, with its run.json."""
     if not resume:
         check_columns(config, source.schema)
@@ -206,7 +169,7 @@ def _begun(config: TrainingConfig, source: Source, out_dir: Path, snapshot_id: i
     return folder
 
 
-def _ended(
+def ended_run(
     config: TrainingConfig,
     source: Source,
     folder: Path,

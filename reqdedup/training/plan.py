@@ -82,6 +82,11 @@ def snapshot_id_of(source: Source) -> int | None:
     return source.snapshot_id if isinstance(source, TableSource) else None
 
 
+def opened(source: Source) -> Source:
+    """The same rows; of a table its snapshot's files, without table and catalog."""
+    return source.files() if isinstance(source, TableSource) else source
+
+
 def source_for_ranks(source: Source) -> Source:
     """The same rows from something that another process can open: a snapshot's files, without table and catalog.
 
@@ -89,7 +94,7 @@ def source_for_ranks(source: Source) -> Source:
     process has.
     """
     if isinstance(source, TableSource):
-        return source.files()
+        return opened(source)
     for files in getattr(source, "file_sources", ()):
         if files.paths and files.io is not None:
             check_keys(repr(source), files.paths[0], files.io)

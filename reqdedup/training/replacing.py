@@ -3,6 +3,8 @@
     out_dir/run.json, checkpoint.pt, ..., bundle/                of the earlier run
     out_dir/unfinished/run.json, checkpoint.pt, ..., bundle/     of the one that replaces it; a resumed run goes on here
 
+A run that failed before its first checkpoint leaves nothing there; under torchrun an empty one, which the next replaces.
+
 Then what was made on top of the earlier checkpoint goes first, and the new run comes in the order in which it was made:
 out_dir is of one run at every moment, which for an instant looks like a stopped one.
 """
@@ -19,7 +21,9 @@ from reqdedup.training.report import RESULT_NAME
 
 RUN_NAME = "run.json"
 BUNDLE_NAME = "bundle"
-UNFINISHED_NAME = "unfinished"
+UNFINISHED_NAME, REPLACED_NAME = "unfinished", "replaced"
+LAUNCH_NAME = ".launch"
+"""Beside a run's checkpoint: which start of torchrun began it, until it has ended."""
 
 
 def new_folder(out_dir: Path) -> Path:
@@ -36,10 +40,15 @@ def resumed_folder(out_dir: Path) -> Path:
     return unfinished if (unfinished / CHECKPOINT_NAME).exists() else out_dir
 
 
-def begun_folder(out_dir: Path) -> Path:
-    """Where a run lies that was begun and has not ended."""
+def is_left_by(launch: str, out_dir: Path) -> bool:
+    """Whether the checkpoint of `resumed_folder` is of a run that this launch began; see LAUNCH_NAME."""
     unfinished = out_dir / UNFINISHED_NAME
-    return unfinished if unfinished.exists() else out_dir
+    begun = unfinished if unfinished.exists() else out_dir
+    said = begun / LAUNCH_NAME
+    if not said.exists() or said.read_text() != launch:
+        return False
+    is_being_put_in_place = (unfinished / REPLACED_NAME).exists()  # its checkpoint may be in either folder
+    return (begun / CHECKPOINT_NAME).exists() or (is_being_put_in_place and (out_dir / CHECKPOINT_NAME).exists())
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -52,7 +61,7 @@ def write_whole(path: Path, text: str) -> None:
 def put_in_place(folder: Path, out_dir: Path) -> None:
     """The finished run of `folder`, which may be `out_dir`, as that of `out_dir`."""
     if folder != out_dir:
-        replaced = folder / "replaced"
+        replaced = folder / REPLACED_NAME
         replaced.mkdir(exist_ok=True)
         for name in (RESULT_NAME, BUNDLE_NAME, METRICS_NAME, CHECKPOINT_NAME):
             if (out_dir / name).exists():
@@ -66,3 +75,4 @@ def put_in_place(folder: Path, out_dir: Path) -> None:
             if (folder / name).exists():
                 os.replace(folder / name, out_dir / name)
     shutil.rmtree(out_dir / UNFINISHED_NAME, ignore_errors=True)
+    (out_dir / LAUNCH_NAME).unlink(missing_ok=True)

@@ -98,6 +98,7 @@ def poor_probabilities(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _against(row: Mapping[str, Any], rivals: Collection[str]) -> Iterator[str]:
+    """What a figure is not clearly better than. rivals: of `chance` and `baseline`, the row's names of them."""
     metric, value, sign = row["metric"], row["value"], -1 if is_less_better(row["metric"]) else 1
     worst, chance = row["low"] if sign > 0 else row["high"], row["chance"]
     over_chance = None if chance is None or worst is None else sign * (worst - chance)

@@ -50,17 +50,16 @@ class WarmStart:
         foundation, a teacher or vectors of items that have read what the run is judged by."""
         for other in filter(None, (config.foundation, config.teacher)):
             check_held_out(other, Learned.of_checkpoint(load_checkpoint(Path(other))), config, splits)
-        if config.item_vectors and config.held_out:
-            check_held_out(config.item_vectors, Learned.of_bundle(config.item_vectors), config, splits)
+        if config.item_vectors and config.held_out and (learned := Learned.of_bundle(config.item_vectors)):
+            check_held_out(config.item_vectors, learned, config, splits)
         if not config.warm_start:
             return cls()
-        warm = cls.load(config)
-        learned = Learned.of_checkpoint(warm.state or {})
-        check_held_out(config.warm_start, learned, config, splits, and_validation=True)
-        return warm
+        state = cls.load(config)
+        check_held_out(config.warm_start, Learned.of_checkpoint(state), config, splits, and_validation=True)
+        return cls(state, state[LEARNED_UNTIL])
 
     @classmethod
-    def load(cls, config: TrainingConfig) -> WarmStart:
+    def load(cls, config: TrainingConfig) -> Mapping[str, Any]:
         """Raises ValueError for a checkpoint of another model or of an earlier version."""
         path = Path(config.warm_start)
         state = load_checkpoint(path)
@@ -76,7 +75,7 @@ class WarmStart:
                     f"{path}: a warm start needs the same {name}, {wanted.get(name)!r} required, found "
                     f"{found.get(name)!r}"
                 )
-        return cls(state, state[LEARNED_UNTIL])
+        return state
 
     @classmethod
     def of_run(cls, out_dir: Path) -> WarmStart:

@@ -12,7 +12,7 @@ import torch
 
 import reqdedup.models.bundle as bundle_module
 from reqdedup.models import Bundle, DCATConfig, TwoTowerConfig
-from reqdedup.models.bundle import MANIFEST, add_artifacts, write_bundle
+from reqdedup.models.bundle import MANIFEST, add_artifacts, read_signature, write_bundle
 from reqdedup.models.items import Items
 from reqdedup.models.registry import build_model
 from reqdedup.models.signature import Signature, schema_fingerprint
@@ -52,8 +52,8 @@ def _weights(config, seed=0):
     }
 
 
-def _write(folder, config=TINY, *, seed=0, items=ITEMS, user_keys=True, **options):
-    signature = Signature.of(config, SCHEMA, positive_label="click", snapshot_id=42)
+def _write(folder, config=TINY, *, seed=0, items=ITEMS, user_keys=True, learned=None, **options):
+    signature = Signature.of(config, SCHEMA, positive_label="click", snapshot_id=42, learned=learned)
     assert signature.user_keys  # the schema has user_key
     signature = replace(signature, user_keys=user_keys)
     return write_bundle(
@@ -127,6 +127,14 @@ def test_format_1_is_written_and_read_as_it_always_was(tmp_path):
     )
     found = bundle.model.predict(batch)[:, 0]
     torch.testing.assert_close(found, torch.tensor([10.1195822, 9.9063482]))
+
+
+@pytest.mark.parametrize("learned", [None, {}, {"split_by": "time", "held_out": 0.1, "end_us": 10**15}])
+def test_the_signature_says_what_training_held_out_and_is_read_without_the_arrays(tmp_path, learned):
+    folder = _write(tmp_path / "bundle", learned=learned)
+    assert Bundle.load(folder).signature.learned == learned
+    (folder / "weights.safetensors").unlink()
+    assert read_signature(folder).learned == learned
 
 
 def test_a_bundle_is_replaced_whole_and_other_folders_are_left_alone(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reqdedup.training.replacing import new_folder, put_in_place, resumed_folder
+from reqdedup.training.replacing import is_left_by, new_folder, put_in_place, resumed_folder
 
 FILES = ("run.json", "metrics.csv", "checkpoint.pt", "result.json", "bundle/manifest.json")
 
@@ -73,3 +73,33 @@ def test_a_first_run_is_trained_in_its_own_folder(tmp_path):
     assert new_folder(tmp_path) == resumed_folder(tmp_path) == tmp_path
     put_in_place(tmp_path, tmp_path)
     assert contents(tmp_path) == {"run.json": "by hand"}
+
+
+OLD = ("result.json", "checkpoint.pt")
+"""Of a finished run."""
+
+
+@pytest.mark.parametrize(
+    ("files", "folder"),
+    [
+        ((), None),
+        (OLD, None),
+        ((".launch",), None),
+        ((".launch", "checkpoint.pt"), "."),
+        ((*OLD, "unfinished/.launch"), None),  # it failed before its first checkpoint
+        ((*OLD, "unfinished/.launch", "unfinished/checkpoint.pt"), "unfinished"),
+        (("unfinished/replaced/checkpoint.pt", "unfinished/.launch", "unfinished/checkpoint.pt"), "unfinished"),
+        (("checkpoint.pt", "unfinished/replaced/checkpoint.pt", "unfinished/.launch"), "."),  # being put in place
+    ],
+)
+def test_a_launch_goes_on_from_no_checkpoint_but_that_of_the_run_it_began(tmp_path: Path, files, folder):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("this" if name.endswith(".launch") else "")
+    assert is_left_by("this", tmp_path) == (folder is not None)
+    assert not is_left_by("another", tmp_path)
+    if folder:
+        assert resumed_folder(tmp_path) == tmp_path / folder
+        put_in_place(tmp_path / folder, tmp_path)
+        assert (tmp_path / "checkpoint.pt").exists()
+        assert not is_left_by("this", tmp_path)

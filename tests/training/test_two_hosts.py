@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.ray_cluster import Hosts, why_not
-from reqdedup.models import DCATConfig
+from reqdedup.models import Bundle, DCATConfig
 from reqdedup.models.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from reqdedup.training import TrainingConfig, TrainingResult, train
-from reqdedup.training.loop import RUN_NAME
+from reqdedup.training.replacing import BUNDLE_NAME, LAUNCH_NAME, RUN_NAME, UNFINISHED_NAME
 from tests.training.logs import random_log, with_signal
 
 pytestmark = pytest.mark.soak
@@ -103,12 +104,14 @@ def test_losses_of_two_hosts_are_those_of_one_bit_for_bit_after_a_rank_was_kille
 
 
 def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint_bit_for_bit(run, wanted):
+    shutil.copytree(wanted.checkpoint.parent, run.parent, dirs_exist_ok=True)  # the run replaces a finished one
+    unfinished = run.parent / UNFINISHED_NAME
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "1", "-m", "reqdedup.training", str(run)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else ranks read the addresses of those before them
     agent = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own_store}, **pipes)
-    while not (run.parent / CHECKPOINT_NAME).exists() and agent.poll() is None:
+    while not (unfinished / CHECKPOINT_NAME).exists() and agent.poll() is None:
         time.sleep(0.01)
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     killed = training(map(int, children))[:1]
@@ -116,3 +119,9 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint_bit_for_bit(
     said = agent.communicate(timeout=240)[0]
     assert agent.returncode == 0, said
     assert is_wanted(said, run, wanted)
+    assert not unfinished.exists()
+    assert not (run.parent / LAUNCH_NAME).exists()
+    assert (
+        Bundle.load(run.parent / BUNDLE_NAME).fingerprint
+        == Bundle.load(wanted.checkpoint.parent / BUNDLE_NAME).fingerprint
+    )

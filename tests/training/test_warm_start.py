@@ -188,5 +188,5 @@ def test_a_teacher_may_have_read_what_chooses_the_weights_but_not_the_test_part(
 
 def test_vectors_of_items_whose_bundle_does_not_say_what_was_held_out_are_refused():
     bundle = Path(__file__).parents[1] / "models" / "bundle_format_1"
-    with pytest.raises(ValueError, match=r"bundle_format_1: a bundle that says .*earlier version; export it again"):
+    with pytest.raises(ValueError, match=r"bundle_format_1: a bundle that says .* one that does not; export it again"):
         Learned.of_bundle(bundle)

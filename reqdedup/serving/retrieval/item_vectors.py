@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from reqdedup.arrays.places import places_in
 from reqdedup.models.bundle import Bundle
 from reqdedup.serving.requests import ItemFilter, RequestError
 
@@ -82,8 +83,8 @@ class ItemVectors:
     def rows_of(self, item_id: np.ndarray) -> np.ndarray:
         """Rows of those of these ids that are here, ascending, each once."""
         wanted = np.unique(np.asarray(item_id, np.int64))
-        row = np.searchsorted(self.item_id, wanted)
-        return row[self.item_id[np.minimum(row, len(self) - 1)] == wanted] if len(self) else row[:0]
+        row = places_in(wanted, self.item_id)
+        return row[row >= 0]
 
     def kept(self, filter: ItemFilter) -> np.ndarray | None:
         """Rows that allow list and categories leave, ascending; None if the filter has neither.
