@@ -267,12 +267,15 @@ class TrainingConfig:
                 f"found heads {', '.join(heads)} with positives {', '.join(labels) or 'none'} and positive_label "
                 f"{self.positive_label}"
             )
-        if self.conversion_loss is None:
-            return
-        if self.task != "retrieval" or self.negatives != "batch":
+        if self.conversion_loss is not None and self.task != "retrieval":
             raise ValueError(
-                "training: positives, hard_negative_weight and coarse_column are of retrieval with negatives='batch', "
-                f"found {self.task} with {self.negatives!r}"
+                "training: positives, hard_negative_weight and coarse_column are of retrieval, found a task of "
+                f"{self.task}"
+            )
+        if self.negatives != "batch" and (self.hard_negative_weight or self.coarse_column):
+            raise ValueError(
+                "training: hard_negative_weight and coarse_column are of negatives='batch', found "
+                f"{self.negatives!r}, where the request's other items are negatives anyway"
             )
 
     @property

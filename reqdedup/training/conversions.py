@@ -10,6 +10,7 @@
 With `heads` there is such a sum for each label: of the rows that are positive by it, with its weight alone, scored by
 the user vector of its own head; the total is theirs together, over the number of terms. Negatives stay the same, items
 of rows with any of the positives: a rare label then has as many as a frequent one, and logQ is of one distribution.
+With a softmax over the catalogue (`negatives`) weights and heads are these, and loss_i is of `catalogue_loss`.
 
 A duration without a value, or below 0, is 0. A row whose label is missing is neither positive nor negative. Hard
 negatives are of the same user, so they pass by the user mask by name; an item that its request has as a positive too is

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -42,14 +45,14 @@ def test_a_request_that_had_everything_has_nothing_to_lose():
     assert torch.autograd.grad(loss.sum(), user)[0].isfinite().all()
 
 
-def task_over(items: torch.Tensor, most: int) -> Retrieval:
-    """items: ids, rising.  most: that are drawn in a step."""
-    model = two_tower_config()
+def task_over(items: torch.Tensor, most: int, *, heads: tuple[str, ...] = (), **options: Any) -> Retrieval:
+    """items: ids, rising.  most: that are drawn in a step.  options: further ones of the configuration."""
+    model = replace(two_tower_config(), heads=heads)
     columns = dict.fromkeys(model.item_categories, (items % 7).int().numpy())
     catalogue = Catalogue.of_rows(items.numpy(), np.ones(len(items)), np.zeros(len(items)), columns)
     config = TrainingConfig(
         model=model, num_steps=1, requests_per_step=3, learning_rate=0.1, world_size=1, negatives="catalogue",
-        negatives_per_step=most, temperature=0.5,
+        negatives_per_step=most, temperature=0.5, **options,
     )  # fmt: skip
     return Retrieval(config, catalogue, torch.device("cpu"), num_requests=3)
 
@@ -88,6 +91,43 @@ def test_the_task_leaves_out_what_the_user_has(most):
         items_per_negative=worth,
     ).sum()
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(), ("click", "save")], ids=["one head", "a head each"])
+def test_rows_of_several_positives_are_weighed(heads):
+    batch = random_batch([3, 0, 6, 2], [2, 3, 1, 2])
+    batch.row["click"] = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0]).float()
+    batch.row["save"] = torch.tensor([1, 0, 0, torch.nan, 1, 1, 0, 0])
+    weight_of = {"click": 1.0, "save": 2.5}
+    items = torch.cat([batch.item_id_B, batch.history["item_id"]]).unique()
+    positives = tuple((label, weight, "", 0.0) for label, weight in weight_of.items())
+    task = task_over(items, 100, heads=heads, positives=positives)
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 2, 5) if heads else (4, 5)
+    user = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    vectors = torch.randn(len(items), 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    loss, terms = task.loss((user, vectors), batch, *task.inputs(batch))
+    has = {label: (batch.row[label] > 0).tolist() for label in weight_of}
+    offsets, requests = batch.history_offsets_R1.tolist(), batch.request_of_row_B.tolist()
+    wanted, count = torch.zeros((), dtype=torch.float64), 0
+    for n, counted in enumerate([(label,) for label in heads] or [tuple(weight_of)]):
+        for b, r in enumerate(requests):
+            weight = max(weight_of[label] * has[label][b] for label in counted)
+            if not weight:
+                continue
+            own = {
+                i for k, i in enumerate(batch.item_id_B.tolist()) if requests[k] == r and any(has[x][k] for x in has)
+            }
+            out = own | set(batch.history["item_id"][offsets[r] : offsets[r + 1]].tolist())
+            mine = torch.searchsorted(items, batch.item_id_B[b])
+            logit = vectors @ (user[r, n] if heads else user[r]) / 0.5
+            others = [logit[c] for c, item in enumerate(items.tolist()) if item not in out]
+            wanted = wanted + weight * (torch.logsumexp(torch.stack([logit[mine], *others]), 0) - logit[mine])
+            count += 1
+    assert terms == count
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(x, [user, vectors]) for x in (loss, wanted))):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_the_loss_over_drawn_items_is_that_over_all_in_the_mean():

@@ -104,7 +104,8 @@ def test_losses_of_two_hosts_are_those_of_one_bit_for_bit_after_a_rank_was_kille
 
 
 def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint_bit_for_bit(run, wanted):
-    shutil.copytree(wanted.checkpoint.parent, run.parent, dirs_exist_ok=True)  # the run replaces a finished one
+    finished = wanted.checkpoint.parent  # which the run replaces
+    shutil.copytree(finished, run.parent, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RUN_NAME))
     unfinished = run.parent / UNFINISHED_NAME
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "1", "-m", "reqdedup.training", str(run)]
@@ -121,7 +122,4 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_checkpoint_bit_for_bit(
     assert is_wanted(said, run, wanted)
     assert not unfinished.exists()
     assert not (run.parent / LAUNCH_NAME).exists()
-    assert (
-        Bundle.load(run.parent / BUNDLE_NAME).fingerprint
-        == Bundle.load(wanted.checkpoint.parent / BUNDLE_NAME).fingerprint
-    )
+    assert Bundle.load(run.parent / BUNDLE_NAME).fingerprint == Bundle.load(finished / BUNDLE_NAME).fingerprint

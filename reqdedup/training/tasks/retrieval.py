@@ -146,6 +146,7 @@ class Retrieval:
     def loss(
         self, outputs: tuple[torch.Tensor, torch.Tensor], batch: RequestBatch, *inputs: Any
     ) -> tuple[torch.Tensor, int]:
+        """inputs: see `inputs`; the items of `outputs` are then these."""
         user_RD, item_BD = outputs
         if inputs:
             return self._catalogue_loss(user_RD, item_BD, batch, *inputs[0])
@@ -175,19 +176,22 @@ class Retrieval:
 
     def _catalogue_loss(
         self,
-        user_RD: torch.Tensor,
+        user: torch.Tensor,
         item_CD: torch.Tensor,
         batch: RequestBatch,
         item_id_C: torch.Tensor,
         _: Mapping[str, torch.Tensor],
         is_drawn_C: torch.Tensor | None,
     ) -> tuple[torch.Tensor, int]:
-        own_B = torch.searchsorted(item_id_C, batch.item_id_B)
-        is_out_RC = torch.zeros(len(user_RD), len(item_id_C), dtype=torch.bool, device=user_RD.device)
-        is_out_RC[batch.request_of_row_B, own_B] = True
+        """user: [R, D], or [R, L, D] of L heads; see `ConversionLoss` for their weights."""
+        weight_BL = user.new_ones(batch.num_rows, 1) if self.conversions is None else self.conversions.weights(batch)[0]
+        row = torch.nonzero((weight_BL > 0).any(1)).squeeze(1)
+        request_N, own_N = batch.request_of_row_B[row], torch.searchsorted(item_id_C, batch.item_id_B[row])
+        is_out_RC = torch.zeros(len(user), len(item_id_C), dtype=torch.bool, device=user.device)
+        is_out_RC[request_N, own_N] = True
         seen_T = batch.history["item_id"]
         place_T = places_of(seen_T, item_id_C)
-        request_R = torch.arange(len(user_RD), device=user_RD.device)
+        request_R = torch.arange(len(user), device=user.device)
         request_T = torch.repeat_interleave(request_R, batch.history_offsets_R1.diff(), output_size=len(seen_T))
         is_there_T = place_T >= 0
         is_out_RC[request_T[is_there_T], place_T[is_there_T]] = True
@@ -196,16 +200,22 @@ class Retrieval:
             assert self.items is not None
             is_out_RC |= ~is_drawn_C
             items_per_negative = len(self.items.item_id_V) / int(is_drawn_C.sum())
-        losses_B = catalogue_losses(
-            user_RD,
-            item_CD,
-            request_of_row_B=batch.request_of_row_B,
-            own_B=own_B,
-            is_out_RC=is_out_RC,
-            temperature=self.config.temperature,
-            items_per_negative=items_per_negative,
-        )
-        return losses_B.sum() + 0.0 * (user_RD.sum() + item_CD.sum()), len(losses_B)
+        total, num_terms = 0.0 * (user.sum() + item_CD.sum()), 0
+        user_RLD = user if user.dim() == 3 else user[:, None]
+        for user_RD, weight_N in zip(user_RLD.unbind(1), weight_BL[row].unbind(1), strict=True):
+            of_head = torch.nonzero(weight_N > 0).squeeze(1)
+            losses_M = catalogue_losses(
+                user_RD,
+                item_CD,
+                request_of_row_B=request_N[of_head],
+                own_B=own_N[of_head],
+                is_out_RC=is_out_RC,
+                temperature=self.config.temperature,
+                items_per_negative=items_per_negative,
+            )
+            total = total + (weight_N[of_head].to(losses_M.dtype) * losses_M).sum()
+            num_terms += len(of_head)
+        return total, num_terms
 
     def _log_q(self, item_id_B: torch.Tensor) -> torch.Tensor:
         if self.frequency is None:
