@@ -45,8 +45,8 @@ class SideBySide(nn.Module):
 
 
 def judged_together(config: TrainingConfig, source: Source, runs: Sequence[Path]) -> Ranked:
-    """The held-out rows of trained runs of one configuration but for the seed, all of them and beside the whole catalogue:
-    eval_requests and catalogue_items must not draw by the seed. runs: their folders."""
+    """The held-out rows of trained runs of one configuration but for the seed, all of them and beside the whole
+    catalogue: eval_requests and catalogue_items must not draw by the seed. runs: their folders."""
     run = RankRun(lambda _: None, config, source, runs[0], None)
     towers = []
     for folder in runs:

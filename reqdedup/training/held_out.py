@@ -45,7 +45,7 @@ class Learned:
 
     @classmethod
     def of_bundle(cls, folder: Path | str) -> Self | None:
-        """None if its model read nothing of a log. Raises ValueError for a bundle that does not say what it held out."""
+        """None if its model read nothing of a log. Raises ValueError if it does not say what was held out."""
         learned = read_signature(folder).learned
         if learned is None:
             raise ValueError(

@@ -3,10 +3,9 @@
     out_dir/run.json, checkpoint.pt, ..., bundle/                of the earlier run
     out_dir/unfinished/run.json, checkpoint.pt, ..., bundle/     of the one that replaces it; a resumed run goes on here
 
-A run that failed before its first checkpoint leaves nothing there; under torchrun an empty one, which the next replaces.
-
-Then what was made on top of the earlier checkpoint goes first, and the new run comes in the order in which it was made:
-out_dir is of one run at every moment, which for an instant looks like a stopped one.
+A run that failed before its first checkpoint leaves nothing there; under torchrun an empty one, which the next takes
+away. At the end what was made on top of the earlier checkpoint goes first, and the new run comes in the order in which
+it was made: out_dir is of one run at every moment, which for an instant looks like a stopped one.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def train_as_rank(
     """`train` on all of torchrun's ranks, each of which calls this once, before it has a process group.
 
     out_dir: a folder that every rank sees.
-    Returns the result on rank 0, None on the others. Raises as `train` does, on every rank; a rank that hangs or died is
-    known after `config.collective_timeout_s`.
+    Returns the result on rank 0, None on the others. Raises as `train` does, on every rank; a rank that hangs or died
+    is known after `config.collective_timeout_s`.
     """
     started, config, out_dir = time.monotonic(), config.with_absolute_paths(), Path(out_dir)
     files, snapshot_id = opened(source), snapshot_id_of(source) or snapshot_id
