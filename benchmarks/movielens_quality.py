@@ -66,6 +66,7 @@ SIZES: dict[str, Any] = {
 TRAINING: dict[str, dict[str, Any]] = {
     "ranking": {"learning_rate": 4e-3, "table_learning_rate": 0.08, "hide_events": 0.2, "permute_judgements": True},
     "retrieval": {
+        "positives": (("click", 1.0, "", 0.0), ("fair", 1.0, "", 0.0)),
         "learning_rate": 5e-3,
         "table_learning_rate": 0.1,
         "temperature": 0.1,
@@ -237,17 +238,14 @@ def measure(
     rivals: dict[str, Outcomes] = {}
     for seed in range(seeds):
         config = configuration(source, task, by, seed)
-        name = (
-            f"{task}-{by}-{seed}-{hashlib.sha256(json.dumps(config.to_dict(), default=str).encode()).hexdigest()[:8]}"
-        )
+        name = f"{task}-{by}-{seed}-{key(config.to_dict())}"
         folders.append((keep or lake) / name)
-        if keep and task == "retrieval" and not (folders[-1] / CHECKPOINT_NAME).exists():
-            (keep / f"{name}.pickle").unlink(missing_ok=True)  # by time the weights are asked for as well
+        if keep and (task, by) == ("retrieval", "time") and not (folders[-1] / CHECKPOINT_NAME).exists():
+            (keep / f"{name}.pickle").unlink(missing_ok=True)  # the weights are asked for as well
         model_commit, outcomes = kept(keep and keep / f"{name}.pickle", partial(of_model, config, source, folders[-1]))
         if not seed or by == "user":  # each seed has its own users
-            _, rivals = kept(
-                keep and keep / f"{name}-rivals.pickle", partial(rivals_of, config, source, lake, outcomes, python)
-            )
+            place = keep and keep / f"{task}-{by}-{seed}-rivals-{RIVALS_KEY}.pickle"
+            _, rivals = kept(place, partial(rivals_of, config, source, lake, outcomes, python))
         found.append(outcomes)
         for row in rows_of(task, by, f"seed {seed}", outcomes, rivals):
             yield {**row, "model_commit": model_commit}
@@ -257,6 +255,14 @@ def measure(
         else:
             together = judged_together(config, source, folders).in_order_of(found[0])
         yield from rows_of(task, by, f"mean of {seeds} seeds", together, rivals)
+
+
+def key(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:8]
+
+
+RIVALS_KEY = key([METHODS, LEAST_RATINGS, HELD_OUT, VALIDATION, LONGEST])
+"""Of what rivals follow from, beside the split; the model has no part in it."""
 
 
 def kept(path: Path | None, made: Callable[[], Any]) -> tuple[str, Any]:
