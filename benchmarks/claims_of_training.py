@@ -309,6 +309,20 @@ CLAIMS = (
     ),
     *(sasrec(by) for by in ("time", "user")),
     Claim(
+        file="compiled",
+        rows={
+            f"w{width}": (f"torch.compile of a layer's token-wise half, width {width}", "compiled")
+            for width in (32, 64, 128)
+        },
+        text="the token-wise half of a transformer layer on ragged batches, `torch.compile` against eager, forward and "
+        "backward: width 32; 64; 128",
+        ours="; ".join(
+            f"{{w{width}[value]:.2f}}x less CPU ({{w{width}[spread][0]:.2f}} to {{w{width}[spread][1]:.2f}})"
+            for width in (32, 64, 128)
+        ),
+        command=".venv/bin/python -m benchmarks.compiled",
+    ),
+    Claim(
         file="whole_run_full",
         rows={
             name: ("whole run, recipe full", variant)
