@@ -268,8 +268,8 @@ def laptop(end_ts: datetime | None = None) -> Recipe:
 
 
 def full(end_ts: datetime | None = None) -> Recipe:
-    """Histories of up to 16,384 tokens and a fan-out of 160: some 15 GB of disk for the control tables, and an hour and a
-    half on two cores. For sizes: of 300 users models learn little (`python -m benchmarks.whole_run`)."""
+    """Histories of up to 16,384 tokens and a fan-out of 160: some 15 GB of disk for the control tables, and an hour and
+    a half on two cores. For sizes: of 300 users models learn little (`python -m benchmarks.whole_run`)."""
     return Recipe(
         name="full",
         log=SyntheticLogConfig(
