@@ -1,5 +1,4 @@
-"""`python -m reqdedup.training run.json`: train as the file says, with its own ranks or, under
-torchrun, as one of them.
+"""Train as a run.json says, with ranks of its own or, under torchrun, as one of its ranks.
 
 python -m reqdedup.training out_dir/run.json [--resume]
 torchrun --nproc-per-node 2 -m reqdedup.training out_dir/run.json

@@ -17,6 +17,7 @@ from reqdedup.models.foundation.beginning import read_foundation
 from reqdedup.models.registry import build_model
 from reqdedup.schema import Column, EngagementSchema, Kind, Level
 from reqdedup.training.config import TrainingConfig
+from reqdedup.training.held_out import Learned, check_held_out
 from reqdedup.training.optimizers import check_rate_factors
 from reqdedup.training.warm_start import WarmStart
 
@@ -59,6 +60,8 @@ def check_files(config: TrainingConfig) -> None:
         load_checkpoint(Path(config.teacher))
     if config.warm_start:
         WarmStart.load(config)
+    if config.item_vectors and config.held_out and (learned := Learned.of_bundle(config.item_vectors)):
+        check_held_out(config.item_vectors, learned, config, None)
 
 
 def _check_model(model: ModelConfig, schema: EngagementSchema) -> None:

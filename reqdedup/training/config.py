@@ -26,12 +26,11 @@ _FILES = ("foundation", "item_vectors", "teacher", "warm_start")
 LogQ = Literal["exact", "streaming", "none"]
 Negatives = Literal["batch", "catalogue"]
 LEAST: dict[str, int] = {
-    **dict.fromkeys(
-        ("max_epochs", "patience", "clip_norm", "hide_events", "negatives_per_step", "shard_tables_from"), 0
-    ),
+    **dict.fromkeys(("max_epochs", "patience", "clip_norm", "hide_events", "shard_tables_from"), 0),
     **dict.fromkeys(("eval_requests", "history_stride", "prefetch_batches", "warmup_steps", "weight_decay"), 0),
     **dict.fromkeys(("label_maturity_s", "rate_factors"), 0),
     **dict.fromkeys(("buffer_requests", "checkpoint_every", "chunk_rows", "pieces", "validate_every"), 1),
+    "negatives_per_step": 1,
     "catalogue_items": 2,
 }
 """Of numbers, and of each number of a table, the least that means something."""

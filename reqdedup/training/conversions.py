@@ -221,6 +221,11 @@ def check_positives(positives: Sequence[Positive]) -> None:
                 f"training: positives: a weight above 0, and with a duration a cap above 0 s, required of {label}, "
                 f"found {weight} and {cap_s}"
             )
+        if cap_s and not duration:
+            raise ValueError(
+                f"training: positives: a column with the duration beside a cap required, found a cap of {cap_s} s and "
+                f"none at {label}; name it, or let the cap be 0"
+            )
     for (one, *_), (other, *_) in itertools.pairwise(sorted(positives)):
         if one == other:
             raise ValueError(f"training: positives: each label once required, found {one} twice")

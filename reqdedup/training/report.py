@@ -93,8 +93,9 @@ def no_better(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def poor_probabilities(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Log losses that are not clearly better than that of the rate of each label alone, said as `no_better` does."""
-    return [said for row in rows if _is_known(row, ("log_loss_",)) for said in _against(row, ("chance",))]
+    """Log losses that are not clearly better than that of the rate of each label alone, said as `no_better` does: their
+    ratio, the normalised entropy, whose interval has both of the same users, is to be below 1."""
+    return [said for row in rows if _is_known(row, ("normalised_entropy_",)) for said in _against(row, ("chance",))]
 
 
 def _against(row: Mapping[str, Any], rivals: Collection[str]) -> Iterator[str]:

@@ -180,6 +180,7 @@ def test_a_run_of_a_head_each_is_resumed_exported_and_served_by_its_first_head(t
         ({"positives": (("click", 0.0, "", 0.0),)}, "a weight above 0, .* required of click, found 0.0 and 0.0"),
         ({"positives": (("click", 1.0, "dwell_s", 0.0),)}, "required of click, found 1.0 and 0.0"),
         ({"positives": (("click", 1.0, "", 0.0), ("click", 2.0, "", 0.0))}, "each label once required, found click"),
+        ({"positives": (("click", 1.0, "", 30.0),)}, "a cap of 30.0 s and none at click"),
         ({"hard_negative_weight": -1.0}, "at least 0 required, found -1.0 and 0.5"),
         ({"hard_negative_weight": 1.0, "negatives": "catalogue"}, "are of negatives='batch', found 'catalogue'"),
         ({"coarse_column": "brand", "model": dcat_config()}, "found a task of ranking"),

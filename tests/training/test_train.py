@@ -164,14 +164,18 @@ def test_retrieval_learns_under_torchrun_from_a_run_file(source, tmp_path):
     assert {name: result[name] for name in metrics} == metrics
     assert result["judgement"]["figures"][0]["baselines"]
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
-    bad = {**run, "training": {**run["training"], "num_steps": 4, "learning_rate": 1e38}}
-    (tmp_path / "bad.json").write_text(json.dumps(bad))
-    done = subprocess.run(
-        [*torchrun, "-m", "reqdedup.training", str(tmp_path / "bad.json")], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode
-    assert "the loss became" in done.stderr
-    assert {path: path.read_bytes() for path in kept} == kept, "a run that failed replaces nothing"
+    for name, changes, said in (
+        ("bad.json", {"num_steps": 4, "learning_rate": 1e38}, "the loss became"),
+        ("one.json", {"world_size": 1}, "1 ranks required, the world_size of the run, found 2"),
+    ):
+        (tmp_path / name).write_text(json.dumps({**run, "training": {**run["training"], **changes}}))
+        done = subprocess.run(
+            [*torchrun, "-m", "reqdedup.training", str(tmp_path / name)], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode
+        assert said in done.stderr
+        assert "terminate called" not in done.stderr
+        assert {path: path.read_bytes() for path in kept} == kept, "a run that failed replaces nothing"
 
 
 def test_matrix_products_in_bfloat16_train_as_well_and_keep_float32_weights(source, tmp_path):

@@ -172,7 +172,7 @@ def test_a_judgement_says_in_one_sentence_whether_the_model_is_better(scored):
     sure = replace(scored, logit_BL=scored.logit_BL * 50)  # the same order, and far too sure of it
     said = verdict(judge(sure, replicates=2))
     assert said.startswith(f"clearly better than chance: {figures}. Probabilities NOT clearly better than the rate of ")
-    assert "the label alone: log_loss_click " in said
-    assert "; log_loss_save " in said
+    assert "the label alone: normalised_entropy_click " in said
+    assert "; normalised_entropy_save " in said
     unknown = replace(scored, label_BL=np.full_like(scored.label_BL, np.nan))
     assert verdict(judge(unknown, replicates=2)).startswith("no verdict: ")
