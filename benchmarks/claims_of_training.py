@@ -307,7 +307,7 @@ CLAIMS = (
             ("recall_at_100_unseen", "recall at 100 of the same"),
         )
     ),
-    *(sasrec(by) for by in ("time", "user")),
+    sasrec("time"),
     Claim(
         file="compiled",
         rows={
