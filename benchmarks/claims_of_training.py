@@ -337,8 +337,8 @@ CLAIMS = (
         text="`make run RECIPE=full`, histories of up to 16,384 events, two ranks on two cores: time; CPU; most memory "
         "of all processes together; AUC of a click, beside {auc[best_baseline]}; mean log-rank, beside "
         "{rank[best_baseline]}",
-        ours="{wall[value]:,.0f} s; {cpu[value]:,.0f} s; {memory[value]:,.0f} bytes; {auc[value]:.3f} ({auc[spread][0]:.3f} to "
-        "{auc[spread][1]:.3f}), {auc[baseline]:.3f}; {rank[value]:.2f}, {rank[baseline]:.2f}",
+        ours="{wall[value]:,.0f} s; {cpu[value]:,.0f} s; {memory[value]:,.0f} bytes; {auc[value]:.3f} "
+        "({auc[spread][0]:.3f} to {auc[spread][1]:.3f}), {auc[baseline]:.3f}; {rank[value]:.2f}, {rank[baseline]:.2f}",
         command=".venv/bin/python -m benchmarks.whole_run --folder full",
     ),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -28,28 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the run as JSON, as train() writes it: run.json")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint of the run's out_dir")
     options = parser.parse_args(arguments)
-    result: TrainingResult | None
     try:
         folder = resumed_folder(options.run.parent) if options.resume else options.run.parent
         config, source, out_dir, snapshot_id = read_run(folder / options.run.name)
-        if dist.is_torchelastic_launched():
-            result = train_as_rank(
-                config,
-                source,
-                out_dir=out_dir,
-                progress=_print_progress,
-                resume=options.resume,
-                snapshot_id=snapshot_id,
-            )
-        else:
-            result = train(
-                config,
-                source,
-                out_dir=out_dir,
-                progress=_print_progress,
-                resume=options.resume,
-                snapshot_id=snapshot_id,
-            )
+        run: Callable[..., TrainingResult | None] = train_as_rank if dist.is_torchelastic_launched() else train
+        result = run(
+            config,
+            source,
+            out_dir=out_dir,
+            progress=_print_progress,
+            resume=options.resume,
+            snapshot_id=snapshot_id,
+        )
     except (ValueError, RankError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
